@@ -1,0 +1,256 @@
+"""The experiment: what a YAML file may say, typed, frozen and strict.
+
+    base.yaml <- extends <- experiment.yaml <- --set a.b=c   ->  Config
+
+Every key has its type, its bounds and its default here and nowhere else. Code receives the section it needs
+(`MatchingConfig`), never the tree and never a dict.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are refused, values are never coerced from another type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+class AugmentationConfig(Section):
+    """What happens to an image on the fly; each keeps the precomputed targets valid.
+
+    Brightness and hue are additive (of the value range, of the colour circle); contrast and saturation are
+    factors drawn from [1 - x, 1 + x].
+    """
+
+    flip: bool = True
+    brightness: Fraction = 0.125
+    contrast: Fraction = 0.5
+    saturation: Fraction = 0.5
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
+
+
+class DataConfig(Section):
+    """Where the prepared records are and how they are read and written."""
+
+    dir: str = ""
+    targets: Literal["precomputed", "online"] = "precomputed"
+    views: PositiveInt = 1
+    jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 95
+    cache_dir: str = ""
+    on_corrupt: Literal["fail", "skip"] = "fail"
+    allow_leakage: bool = False
+    augmentation: AugmentationConfig = AugmentationConfig()
+
+
+class AnchorConfig(Section):
+    """Default boxes of SSD (Liu et al. 2016, section 2.2), as fractions of the image side.
+
+    `sizes` holds one more entry than there are levels: the last closes the geometric mean of the last level.
+    `aspect_ratios` lists per level the ratios above 1; each is used upright and turned.
+    """
+
+    sizes: tuple[PositiveFloat, ...] = (0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05)
+    aspect_ratios: tuple[tuple[PositiveFloat, ...], ...] = (
+        (2.0,), (2.0, 3.0), (2.0, 3.0), (2.0, 3.0), (2.0,), (2.0,),
+    )  # fmt: skip
+    center_variance: PositiveFloat = 0.1
+    size_variance: PositiveFloat = 0.2
+
+    @field_validator("sizes", "aspect_ratios", mode="before")
+    @classmethod
+    def _tuples_from_lists(cls, value: Any) -> Any:
+        return _tuples(value)
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> "AnchorConfig":
+        if len(self.aspect_ratios) != 6:
+            raise ValueError(
+                f"anchors.aspect_ratios needs one list for each of 6 levels, got {len(self.aspect_ratios)}"
+            )
+        if len(self.sizes) != 7:
+            raise ValueError(f"anchors.sizes needs 7 entries (6 levels and one to close), got {len(self.sizes)}")
+        return self
+
+
+class MatchingConfig(Section):
+    """IoU matching: positive above one bound, negative below the other, ignored between."""
+
+    policy: Literal["multi", "one_to_one"] = "multi"
+    positive_iou: Fraction = 0.5
+    negative_iou: Fraction = 0.4
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "MatchingConfig":
+        if self.negative_iou > self.positive_iou:
+            raise ValueError(
+                f"matching.negative_iou ({self.negative_iou}) must not exceed matching.positive_iou ({self.positive_iou})"
+            )
+        return self
+
+
+class ModelConfig(Section):
+    """The detector's shape."""
+
+    input_size: Annotated[int, Field(ge=32, le=2048)] = 300
+    width: Annotated[float, Field(ge=0.1, le=4.0)] = 1.0
+    head: Literal["ssd", "ssdlite"] = "ssdlite"
+    batch_norm_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
+
+
+class BackboneConfig(Section):
+    """The MobileNetV2 below the heads. `weights` is `imagenet`, `none` or the path of a Keras weight file."""
+
+    weights: Annotated[str, Field(min_length=1)] = "imagenet"
+    lr_scale: NonNegativeFloat = 1.0
+    freeze_batch_norm: bool = False
+
+
+class LossConfig(Section):
+    """Multibox loss (Liu et al. 2016, equations 1 to 3).
+
+    An image's loss is its summed anchor losses divided by the `normalizer`: the number of positives, of images,
+    or of classified anchors (positives and mined negatives), counted over the whole global batch or, with
+    `normalize_per: image`, over that image alone. `reduction` then sums or averages over the images of the global
+    batch; `none` leaves one loss for each image, whose gradient is that of the sum.
+    """
+
+    beta: PositiveFloat = 1.0
+    normalizer: Literal["positives", "images", "classified"] = "positives"
+    normalize_per: Literal["batch", "image"] = "batch"
+    reduction: Literal["sum", "mean", "none"] = "sum"
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    localization_weight: NonNegativeFloat = 1.0
+
+
+class MiningConfig(Section):
+    """Hard-negative mining: `ratio` negatives for each positive, the hardest first."""
+
+    ratio: NonNegativeFloat = 3.0
+    scope: Literal["image", "global"] = "image"
+    min_negatives_per_image: Count = 0
+
+
+class AmpConfig(Section):
+    """Mixed precision. `loss_scale` is `dynamic` or a fixed factor; `force_fp32` names ops kept in float32."""
+
+    enabled: bool = False
+    policy: Literal["mixed_float16", "mixed_bfloat16"] = "mixed_float16"
+    loss_scale: Literal["dynamic"] | PositiveFloat = "dynamic"
+    force_fp32: tuple[Literal["loss", "iou", "decode", "nms", "mining"], ...] = (
+        "loss", "iou", "decode", "nms", "mining",
+    )  # fmt: skip
+
+    @field_validator("force_fp32", mode="before")
+    @classmethod
+    def _tuple_from_list(cls, value: Any) -> Any:
+        return _tuples(value)
+
+
+class EmaConfig(Section):
+    """Exponential moving average of the weights, the ones evaluated and shipped."""
+
+    enabled: bool = True
+    decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    update_every: PositiveInt = 1
+    warmup_steps: Count = 0
+
+
+class OptimizerConfig(Section):
+    """AdamW or SGD with momentum; `clip_norm: 0` means no clipping."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 1e-4
+    clip_norm: NonNegativeFloat = 10.0
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    nesterov: bool = True
+
+
+class ScheduleConfig(Section):
+    """Linear warm-up to `optimizer.lr`, then a cosine down to `min_lr`."""
+
+    warmup_steps: Count = 100
+    min_lr: NonNegativeFloat = 1e-5
+
+
+class TrainConfig(Section):
+    """How long, how many, how reproducible. `steps` above 0 overrides `epochs`."""
+
+    epochs: PositiveInt = 40
+    steps: Count = 0
+    global_batch_size: PositiveInt = 16
+    seed: Count = 0
+    deterministic: bool = True
+    accumulate_steps: PositiveInt = 1
+    log_every: PositiveInt = 20
+    steps_per_loop: PositiveInt = 10
+    sync_batch_norm: bool = False
+
+
+class EvalConfig(Section):
+    """When to evaluate, on which split, and the metric that decides the best checkpoint."""
+
+    split: Annotated[str, Field(min_length=1)] = "val"
+    every_epochs: Count = 5
+    every_steps: Count = 0
+    metric: Literal["coco/AP", "coco/AP50", "voc07/mAP", "voc/mAP"] = "coco/AP"
+    batch_size: PositiveInt = 16
+    score_threshold: Fraction = 0.01
+    nms_iou: Fraction = 0.5
+    max_detections: PositiveInt = 100
+
+
+class CheckpointConfig(Section):
+    """How often to save (0: once an evaluation and at the end) and how many to keep."""
+
+    every_steps: Count = 500
+    keep: PositiveInt = 3
+
+
+class ClusterConfig(Section):
+    """The machines. `logical_cpus` splits the CPU into that many replicas where there is no GPU."""
+
+    strategy: Literal["auto", "one_device", "mirrored", "multi_worker"] = "auto"
+    logical_cpus: Count = 0
+    health_timeout: PositiveFloat = 15.0
+
+
+class Config(Section):
+    """One experiment, complete."""
+
+    data: DataConfig = DataConfig()
+    anchors: AnchorConfig = AnchorConfig()
+    matching: MatchingConfig = MatchingConfig()
+    model: ModelConfig = ModelConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    loss: LossConfig = LossConfig()
+    mining: MiningConfig = MiningConfig()
+    amp: AmpConfig = AmpConfig()
+    ema: EmaConfig = EmaConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Config":
+        if self.schedule.min_lr > self.optimizer.lr:
+            raise ValueError(
+                f"schedule.min_lr ({self.schedule.min_lr}) must not exceed optimizer.lr ({self.optimizer.lr})"
+            )
+        return self
+
+
+def _tuples(value: Any) -> Any:
+    """Turns YAML's lists into tuples, at any depth; strict validation takes no lists for tuples."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,210 @@
+"""From files and flags to a `Config`, with errors that name the key, the value and the mend.
+
+load_config("configs/x.yaml", ["train.epochs=3"])
+    read x.yaml and what it extends -> merge, nearest file last -> apply --set -> expand ${NAME} -> validate
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ssd_dist.core.config import Config
+from ssd_dist.core.errors import UsageError
+
+_ENVIRONMENT_REFERENCE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(:-(?P<default>[^}]*))?\}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-3 as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+# YAML 1.1 takes 1e-3 for a string; everybody means the number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML experiment and everything it extends, applies `a.b=c` overrides and validates the whole.
+
+    Raises:
+      UsageError: with one line naming file or flag, key, what was given, what is allowed and the nearest key.
+    """
+    tree: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for file, content in _read_chain(Path(path)):
+        _merge(tree, content, str(file), origins)
+    for override in overrides:
+        _merge(tree, _parse_override(override), f"--set {override}", origins)
+    return _validate(_expand_environment(tree), origins, str(path))
+
+
+def dump_config(config: Config) -> str:
+    """The merged config as YAML; `load_config` reads it back to an equal `Config`."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flatten_config(config: BaseModel) -> dict[str, Any]:
+    """Every leaf of the config by its dotted key, in schema order."""
+    return dict(_leaves(config.model_dump(mode="json")))
+
+
+def _read_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The files from the outermost base to `path`, each with its content less `extends`."""
+    chain: list[tuple[Path, dict[str, Any]]] = []
+    seen: set[Path] = set()
+    current: Path | None = path
+    while current is not None:
+        if current.resolve() in seen:
+            raise UsageError(f"{path}: extends goes in a circle through {current}; take one `extends:` out")
+        seen.add(current.resolve())
+        content = _read_yaml(current)
+        base = content.pop("extends", None)
+        if base is not None and not isinstance(base, str):
+            raise UsageError(f"{current}: extends: got {base!r}; allowed: the path of one YAML file")
+        chain.insert(0, (current, content))
+        current = current.parent / base if base else None
+    return chain
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise UsageError(f"config file {path} does not exist{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"config file {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"config file {path} is not valid YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"config file {path} must hold `key: value` sections, got a {type(content).__name__}")
+    return content
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UsageError(f"--set {override}: expected KEY=VALUE with a dotted key, e.g. --set train.epochs=3")
+    try:
+        value: Any = yaml.load(text, Loader=_Loader) if text else ""
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {override}: the value is not valid YAML: {error}") from None
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def _merge(
+    tree: dict[str, Any], content: Mapping[Any, Any], origin: str, origins: dict[str, str], at: str = ""
+) -> None:
+    """Lays `content` over `tree`, section by section, noting for each key who said it last."""
+    for name, value in content.items():
+        key = f"{at}{name}"
+        origins[key] = origin
+        if isinstance(value, Mapping) and isinstance(tree.get(name), dict):
+            _merge(tree[name], value, origin, origins, f"{key}.")
+        elif isinstance(value, Mapping):
+            tree[name] = {}
+            _merge(tree[name], value, origin, origins, f"{key}.")
+        else:
+            tree[name] = value
+
+
+def _expand_environment(value: Any) -> Any:
+    """Replaces ${NAME} and ${NAME:-default} in every string of the tree."""
+    if isinstance(value, dict):
+        return {key: _expand_environment(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand_environment(item) for item in value]
+    if isinstance(value, str):
+        return _ENVIRONMENT_REFERENCE.sub(_environment_value, value)
+    return value
+
+
+def _environment_value(reference: re.Match[str]) -> str:
+    value = os.environ.get(reference["name"], reference["default"])
+    if value is None:
+        raise UsageError(
+            f"the config uses ${{{reference['name']}}}, which is not set; export it or write ${{{reference['name']}:-default}}"
+        )
+    return value
+
+
+def _validate(tree: dict[str, Any], origins: Mapping[str, str], path: str) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        location = [str(part) for part in problem["loc"]]
+        key = ".".join(_schema_path(location))
+        origin = next((origins[k] for k in (key, *_parents(key)) if k in origins), path)
+        if problem["type"] == "extra_forbidden":
+            raise UsageError(f"{origin}: {_explain_unknown_key(key, problem['input'])}") from None
+        if problem["type"] == "value_error":
+            raise UsageError(f"{origin}: {problem['msg'].removeprefix('Value error, ')}") from None
+        if problem["type"] == "model_type":
+            raise UsageError(
+                f"{origin}: {key}: got {problem['input']!r}; allowed: a section of keys, not a value"
+            ) from None
+        messages = dict.fromkeys(p["msg"] for p in error.errors() if _same_key(p["loc"], key))
+        allowed = " or ".join(message.removeprefix("Input should be ") for message in messages)
+        raise UsageError(f"{origin}: {key}: got {problem['input']!r}; allowed: {allowed}") from None
+
+
+def _explain_unknown_key(key: str, given: Any) -> str:
+    known = [k for leaf in flatten_config(Config()) for k in (leaf, *_parents(leaf))]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+    # A right name in the wrong section is nearer to what was meant than a similar spelling.
+    near = next((k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]), near)
+    section = key.rpartition(".")[0]
+    siblings = dict.fromkeys(k.removeprefix(f"{section}.").split(".")[0] for k in known if k.startswith(section))
+    return (
+        f"unknown key {key} (given: {given!r}); allowed in {section or 'a config'}: "
+        f"{', '.join(name for name in siblings if name != section)}; did you mean {near}?"
+    )
+
+
+def _schema_path(location: Sequence[str]) -> Iterator[str]:
+    """The part of a pydantic location that names config keys; what follows are indices and union members."""
+    model: Any = Config
+    for part in location:
+        yield part
+        field = model.model_fields.get(part)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return
+        model = field.annotation
+
+
+def _same_key(location: tuple[int | str, ...], key: str) -> bool:
+    return ".".join(_schema_path([str(part) for part in location])) == key
+
+
+def _parents(key: str) -> Iterator[str]:
+    while "." in key:
+        key = key.rpartition(".")[0]
+        yield key
+
+
+def _leaves(tree: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{at}{name}.")
+        else:
+            yield f"{at}{name}", value

@@ -1,0 +1,47 @@
+"""The failures that are not bugs, and the exit code that each becomes.
+
+Every layer raises one of these with one line that names the thing and the mend; `exit_with_message`, wrapped
+around each command's `main`, is the only place where they turn into an exit code.
+"""
+
+import sys
+from collections.abc import Callable
+
+
+class SsdDistError(Exception):
+    """A failure the user can mend; `str(error)` is the whole message."""
+
+    exit_code = 1
+
+
+class UsageError(SsdDistError):
+    """A wrong flag, config key, type or value."""
+
+    exit_code = 2
+
+
+class DataError(SsdDistError):
+    """A data set, shard or manifest that is missing, broken or does not fit the config."""
+
+    exit_code = 3
+
+
+class CheckpointError(SsdDistError):
+    """A checkpoint or weight file that is missing, broken or of another model."""
+
+    exit_code = 4
+
+
+class RestartError(SsdDistError):
+    """The run was interrupted in good order: start it again and it goes on."""
+
+    exit_code = 75
+
+
+def exit_with_message(main: Callable[[], int | None]) -> int:
+    """Runs `main`; returns its exit code, or that of the `SsdDistError` it raised, told in one line."""
+    try:
+        return main() or 0
+    except SsdDistError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code

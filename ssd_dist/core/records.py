@@ -1,0 +1,136 @@
+"""One record of a shard: the keys of the TF Object Detection API and the sparse anchor targets.
+
+    image + objects + targets  <->  features by key  <->  bytes of a tf.train.Example
+
+Everything that writes or reads a shard outside the training graph goes through `Record`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ssd_dist.core.boxes import FloatArray, IntArray
+from ssd_dist.core.errors import DataError
+from ssd_dist.core.example_proto import Feature, decode_example, encode_example
+from ssd_dist.core.matching import Targets
+
+BOX_KEYS = tuple(f"image/object/bbox/{side}" for side in ("ymin", "xmin", "ymax", "xmax"))
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects of one image.
+
+    Attributes:
+      boxes: float32 [N, 4], normalised.
+      labels: int64 [N], 1-based.
+      names: the class name of each.
+      difficult: bool [N], Pascal VOC's flag: neither hit nor miss in VOC metrics.
+      is_crowd: bool [N], COCO's flag: a region of uncounted objects.
+      area: float32 [N], in pixels of the original image.
+    """
+
+    boxes: FloatArray
+    labels: IntArray
+    names: tuple[str, ...]
+    difficult: npt.NDArray[np.bool_]
+    is_crowd: npt.NDArray[np.bool_]
+    area: FloatArray
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a shard holds of one image: `encoded` is a JPEG of `height` x `width` pixels."""
+
+    encoded: bytes
+    height: int
+    width: int
+    original_height: int
+    original_width: int
+    source_id: str
+    filename: str
+    objects: Objects
+    targets: Targets
+
+    def to_bytes(self) -> bytes:
+        """Serialises the record as a `tf.train.Example`."""
+        objects, targets = self.objects, self.targets
+        features: dict[str, Feature] = {
+            "image/encoded": [self.encoded],
+            "image/format": [b"jpeg"],
+            "image/height": _int64(self.height),
+            "image/width": _int64(self.width),
+            "image/original/height": _int64(self.original_height),
+            "image/original/width": _int64(self.original_width),
+            "image/source_id": [self.source_id.encode()],
+            "image/filename": [self.filename.encode()],
+            **{key: np.ascontiguousarray(objects.boxes[:, side]) for side, key in enumerate(BOX_KEYS)},
+            "image/object/class/label": objects.labels.astype(np.int64),
+            "image/object/class/text": [name.encode() for name in objects.names],
+            "image/object/difficult": objects.difficult.astype(np.int64),
+            "image/object/is_crowd": objects.is_crowd.astype(np.int64),
+            "image/object/area": objects.area.astype(np.float32),
+            "target/positive/anchor": targets.anchors.astype(np.int64),
+            "target/positive/label": targets.labels.astype(np.int64),
+            "target/positive/box": targets.offsets.astype(np.float32).reshape(-1),
+            "target/ignored/anchor": targets.ignored.astype(np.int64),
+        }
+        return encode_example(features)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Record":
+        """Parses one record; `targets.objects`, which is not stored, comes back empty.
+
+        Raises:
+          DataError: if the bytes are no record of ours.
+        """
+        features = decode_example(data)
+        try:
+            return cls(
+                encoded=_blob(features, "image/encoded"),
+                height=_number(features, "image/height"),
+                width=_number(features, "image/width"),
+                original_height=_number(features, "image/original/height"),
+                original_width=_number(features, "image/original/width"),
+                source_id=_blob(features, "image/source_id").decode(),
+                filename=_blob(features, "image/filename").decode(),
+                objects=Objects(
+                    boxes=np.stack([_floats(features, key) for key in BOX_KEYS], axis=-1),
+                    labels=_ints(features, "image/object/class/label"),
+                    names=tuple(bytes(name).decode() for name in features["image/object/class/text"]),
+                    difficult=_ints(features, "image/object/difficult").astype(bool),
+                    is_crowd=_ints(features, "image/object/is_crowd").astype(bool),
+                    area=_floats(features, "image/object/area"),
+                ),
+                targets=Targets(
+                    anchors=_ints(features, "target/positive/anchor"),
+                    labels=_ints(features, "target/positive/label"),
+                    offsets=_floats(features, "target/positive/box").reshape(-1, 4),
+                    ignored=_ints(features, "target/ignored/anchor"),
+                    objects=np.zeros(0, np.int64),
+                ),
+            )
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise DataError(f"not a record written by prepare: {error!r}") from None
+
+
+def _int64(value: int) -> npt.NDArray[np.int64]:
+    return np.array([value], np.int64)
+
+
+def _blob(features: dict[str, Any], key: str) -> bytes:
+    return bytes(features[key][0])
+
+
+def _number(features: dict[str, Any], key: str) -> int:
+    return int(features[key][0])
+
+
+def _ints(features: dict[str, Any], key: str) -> IntArray:
+    return np.asarray(features[key], np.int64)
+
+
+def _floats(features: dict[str, Any], key: str) -> FloatArray:
+    return np.asarray(features[key], np.float32)
