@@ -91,7 +91,8 @@ class MatchingConfig(Section):
     def _check_order(self) -> "MatchingConfig":
         if self.negative_iou > self.positive_iou:
             raise ValueError(
-                f"matching.negative_iou ({self.negative_iou}) must not exceed matching.positive_iou ({self.positive_iou})"
+                f"matching.negative_iou ({self.negative_iou}) must not exceed "
+                f"matching.positive_iou ({self.positive_iou})"
             )
         return self
 

@@ -141,9 +141,8 @@ def _expand_environment(value: Any) -> Any:
 def _environment_value(reference: re.Match[str]) -> str:
     value = os.environ.get(reference["name"], reference["default"])
     if value is None:
-        raise UsageError(
-            f"the config uses ${{{reference['name']}}}, which is not set; export it or write ${{{reference['name']}:-default}}"
-        )
+        name = reference["name"]
+        raise UsageError(f"the config uses ${{{name}}}, which is not set; export it or write ${{{name}:-default}}")
     return value
 
 
