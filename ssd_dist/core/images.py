@@ -60,6 +60,12 @@ def decode_image(data: bytes) -> Image.Image:
         raise ImageError(reason, f"{type(error).__name__}: {error}") from None
 
 
+def stored_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of an image that `decode_image` takes, as it lies in its file, before EXIF turns it."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return image.size[1], image.size[0]
+
+
 def resize_image(image: Image.Image, size: int) -> Image.Image:
     """The whole image as a square of `size` pixels: bilinear with support for shrinking, so without aliasing."""
     return image.resize((size, size), Image.Resampling.BILINEAR)

@@ -1,0 +1,118 @@
+"""The small records that travel between workers: what the annotations say, before any image is opened.
+
+Readers emit elements `(key, value)`. What concerns one image carries the key of its id, so that one grouping brings
+together an image and boxes that came apart from it; what concerns the whole data set carries `SUMMARY_KEY`.
+Keys are integers: cheap to code, and grouped alike by every runner.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import TypeAlias
+
+SUMMARY_KEY = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why something cannot be used: one word to count by, and what a person needs to mend it."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """One annotated object.
+
+    Attributes:
+      category: key of its class in the class table.
+      corners: ymin, xmin, ymax, xmax; pixels of the displayed image, or fractions of it if `normalized`.
+      where: which entry of the annotation this is, for messages.
+      normalized: the unit of `corners`.
+      difficult: Pascal VOC's flag.
+      is_crowd: COCO's flag.
+      area: in pixels of the original, where the annotation gives one (COCO's is that of the segment).
+      problem: set if the entry could not be parsed; the other fields then mean nothing.
+    """
+
+    category: str
+    corners: tuple[float, float, float, float]
+    where: str
+    normalized: bool = False
+    difficult: bool = False
+    is_crowd: bool = False
+    area: float | None = None
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One annotated image.
+
+    Attributes:
+      image_id: unique in the data set; `image/source_id` of the record.
+      file: number of the listing that names it, from 0; listings are ordered by it.
+      row: its place there, counted from 0 without gaps.
+      source: the annotation, for messages.
+      filename: name as the data set has it.
+      paths: where the file may lie; the first that exists counts.
+      size: (height, width) that the annotation claims, if any.
+      boxes: its objects.
+      problem: set if the image is lost already, say by a broken annotation.
+    """
+
+    image_id: str
+    file: int
+    row: int
+    source: str
+    filename: str
+    paths: tuple[str, ...]
+    size: tuple[int, int] | None = None
+    boxes: tuple[Box, ...] = ()
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LooseBox:
+    """A box that comes apart from its image (COCO, CSV)."""
+
+    image_id: str
+    file: int
+    row: int
+    source: str
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """A class met in the annotations; classes are ordered by `order`, then by name."""
+
+    key: str
+    order: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The end of a listing: it named `images` images; `problem` is set if it broke off there."""
+
+    file: int
+    images: int
+    source: str
+    problem: Problem | None = None
+
+
+Element: TypeAlias = tuple[int, Image | LooseBox | Category | Listing]
+
+
+def image_key(image_id: str) -> int:
+    """A 63-bit hash by which to group; whoever groups must still compare ids."""
+    digest = hashlib.blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def keyed(value: Image | LooseBox | Category | Listing) -> Element:
+    """The value with the key under which it is grouped."""
+    if isinstance(value, Image | LooseBox):
+        return image_key(value.image_id), value
+    return SUMMARY_KEY, value

@@ -1,0 +1,195 @@
+"""From what the readers emit to one group of images a shard, without a side input or a global sort.
+
+    elements by image id  -> images with their boxes, duplicate ids found          (grouping 1)
+    images by bucket      -> global index = where the listing starts + row         (grouping 2)
+    images by shard       -> index mod shards                                      (grouping 3)
+
+A bucket is a run of rows of one listing. The listings' lengths and the categories meet in one small group, from which
+every bucket gets its start and every shard the class table: as elements, because side inputs and tagged outputs are
+not kept apart by every runner (Dask's). Only metadata passes here, never an image.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import apache_beam as beam
+
+from pipelines.annotations import SUMMARY_KEY, Category, Image, Listing, LooseBox, Problem
+from pipelines.classes import ClassRules, ClassTable, build_class_table
+
+BUCKET_ROWS = 1024
+# Large sets get shards of about this many images, small ones this many at least.
+IMAGES_A_SHARD = 8192
+FEWEST_IMAGES_A_SHARD = 16
+USUAL_SHARDS = 8
+# Enough pieces for any number of local workers, where the runner takes its parallelism from the input.
+PIECES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An image of a shard with its global index; `orphan` marks boxes whose image no listing names."""
+
+    index: int
+    image: Image
+    orphan: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """What every shard must know of the whole: how many shards there are, and the classes."""
+
+    shards: int
+    classes: ClassTable
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """An image with all its boxes, or boxes alone."""
+
+    image: Image
+    orphan: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    """Where a run of rows starts in the global order; `problem` is set if its listing is broken."""
+
+    start: int
+    shards: int
+    problem: Problem | None
+
+
+def choose_shard_count(images: int, asked: int) -> int:
+    """How many shards hold so many images; `asked` is the flag, 0 for a choice of ours.
+
+    Never more than images: an empty shard would stall whoever reads one record of each. Our choice is a power of
+    two, so that it divides among workers.
+    """
+    if asked:
+        return max(1, min(asked, images))
+    wanted = max(USUAL_SHARDS, images // IMAGES_A_SHARD)
+    wanted = min(wanted, max(1, images // FEWEST_IMAGES_A_SHARD))
+    return 1 << (wanted.bit_length() - 1)
+
+
+class GroupIntoShards(beam.PTransform):
+    """Elements -> (shard, members and one plan); a group without a plan is no shard."""
+
+    def __init__(self, shards: int, rules: ClassRules) -> None:
+        super().__init__()
+        self._shards = shards
+        self._rules = rules
+
+    def expand(self, elements: beam.PCollection) -> beam.PCollection:
+        """Wires the three groupings."""
+        grouped = elements | "Group by image" >> beam.GroupByKey()
+        images = grouped | "Assemble images" >> beam.FlatMap(assemble_images)
+        starts = grouped | "Start buckets" >> beam.FlatMap(start_buckets, self._shards)
+        plans = grouped | "Plan shards" >> beam.FlatMap(plan_shards, self._shards, self._rules)
+        members = (
+            (images, starts)
+            | "Join starts" >> beam.Flatten()
+            | "Group by bucket" >> beam.GroupByKey()
+            | "Number images" >> beam.FlatMap(number_images)
+        )
+        pieces = elements.pipeline | "Pieces" >> beam.Create([(piece, None) for piece in range(PIECES)])
+        return (members, plans, pieces) | "Join plans" >> beam.Flatten() | "Group by shard" >> beam.GroupByKey()
+
+
+def assemble_images(group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, _Listed]]:
+    """(bucket, listed) of one key: an image with the boxes that came apart from it.
+
+    Of several images of one id the first in the listings stays, the others are marked as duplicates.
+    """
+    key, values = group
+    if key == SUMMARY_KEY:
+        return
+    images: dict[str, list[Image]] = {}
+    boxes: dict[str, list[LooseBox]] = {}
+    for value in values:
+        if isinstance(value, Image):
+            images.setdefault(value.image_id, []).append(value)
+        elif isinstance(value, LooseBox):
+            boxes.setdefault(value.image_id, []).append(value)
+    for image_id in sorted({*images, *boxes}):
+        loose = sorted(boxes.get(image_id, []), key=lambda box: (box.file, box.row))
+        found = sorted(images.get(image_id, []), key=lambda image: (image.file, image.row))
+        if not found:
+            yield _orphan(loose)
+            continue
+        first, *others = found
+        yield _in_bucket(replace(first, boxes=(*first.boxes, *(box.box for box in loose))))
+        for other in others:
+            detail = f"image id {image_id!r} is taken by {first.filename} ({first.source}); give each image its own"
+            yield _in_bucket(replace(other, problem=other.problem or Problem("duplicate_id", detail)))
+
+
+def start_buckets(group: tuple[int, Iterable[object]], shards: int) -> Iterator[tuple[int, _Bucket]]:
+    """(bucket, start) for each bucket of each listing."""
+    key, values = group
+    if key != SUMMARY_KEY:
+        return
+    listings = sorted((value for value in values if isinstance(value, Listing)), key=lambda listing: listing.file)
+    count = choose_shard_count(sum(listing.images for listing in listings), shards)
+    start = 0
+    for listing in listings:
+        # A listing of no images still needs a bucket: orphaned boxes may lie in it.
+        for row in range(0, max(1, listing.images), BUCKET_ROWS):
+            yield _bucket_key(listing.file, row), _Bucket(start + row, count, listing.problem)
+        start += listing.images
+
+
+def plan_shards(group: tuple[int, Iterable[object]], shards: int, rules: ClassRules) -> Iterator[tuple[int, ShardPlan]]:
+    """(shard, plan) for each shard."""
+    key, values = group
+    if key != SUMMARY_KEY:
+        return
+    categories, images = set(), 0
+    for value in values:
+        if isinstance(value, Category):
+            categories.add(value)
+        elif isinstance(value, Listing):
+            images += value.images
+    plan = ShardPlan(choose_shard_count(images, shards), build_class_table(categories, rules))
+    for shard in range(plan.shards):
+        yield shard, plan
+
+
+def number_images(group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, Member]]:
+    """(shard, member) for each image of a bucket."""
+    values = list(group[1])
+    bucket = next(value for value in values if isinstance(value, _Bucket))
+    first_row = group[0] % _ROWS_A_FILE * BUCKET_ROWS
+    for value in values:
+        if isinstance(value, _Listed):
+            index = bucket.start + (0 if value.orphan else value.image.row - first_row)
+            image = value.image if bucket.problem is None else replace(value.image, problem=bucket.problem)
+            yield index % bucket.shards, Member(index, image, value.orphan)
+
+
+_ROWS_A_FILE = 1 << 32
+
+
+def _bucket_key(file: int, row: int) -> int:
+    return file * _ROWS_A_FILE + row // BUCKET_ROWS
+
+
+def _in_bucket(image: Image) -> tuple[int, _Listed]:
+    return _bucket_key(image.file, image.row), _Listed(image)
+
+
+def _orphan(loose: list[LooseBox]) -> tuple[int, _Listed]:
+    first = loose[0]
+    detail = f"no image of id {first.image_id!r} is listed"
+    image = Image(
+        image_id=first.image_id,
+        file=first.file,
+        row=0,
+        source=first.source,
+        filename="",
+        paths=(),
+        boxes=tuple(box.box for box in loose),
+        problem=Problem("unknown_image", detail),
+    )
+    return _bucket_key(first.file, 0), _Listed(image, orphan=True)

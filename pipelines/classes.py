@@ -1,0 +1,78 @@
+"""Which class has which label: from the categories met in the data, or as a file or the manifest fixes it."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pipelines.annotations import Category, Problem
+from ssd_dist.core.errors import DataError
+
+
+@dataclass(frozen=True)
+class ClassRules:
+    """What the flags say about classes; `fixed` names come from `--classes` or from an existing manifest."""
+
+    fixed: tuple[str, ...] = ()
+    fixed_by: str = ""
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes in the order of their labels, which count from 1, and the name behind each category key."""
+
+    names: tuple[str, ...]
+    name_by_key: dict[str, str]
+    rules: ClassRules
+
+    def find(self, key: str) -> tuple[int, str] | Problem:
+        """Label and name of a category, or why it has none."""
+        name = self.name_by_key.get(key)
+        if name is None:
+            return Problem("unknown_class", f"the annotation's category {key!r} is not among its categories")
+        if name in self.names:
+            return self.names.index(name) + 1, name
+        if name in self.rules.exclude or (self.rules.include and name not in self.rules.include):
+            return Problem("excluded_class", f"class {name!r} is left out by --include_classes or --exclude_classes")
+        return Problem("unknown_class", f"class {name!r} is not in {self.rules.fixed_by}")
+
+
+def build_class_table(categories: Iterable[Category], rules: ClassRules) -> ClassTable:
+    """Orders the classes met in the data, or takes the fixed order, and applies inclusion and exclusion.
+
+    Raises:
+      DataError: if no class is left or a rule names one that does not exist.
+    """
+    met = sorted(set(categories), key=lambda category: (category.order, category.name, category.key))
+    names = list(rules.fixed or dict.fromkeys(category.name for category in met))
+    for name in (*rules.include, *rules.exclude):
+        if name not in names and not any(category.name == name for category in met):
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the data has {', '.join(names[:20]) or 'none'}"
+            raise DataError(f"--include_classes or --exclude_classes names an unknown class {name!r}; {hint}")
+    if not rules.fixed:
+        names = [n for n in names if n not in rules.exclude and (not rules.include or n in rules.include)]
+    if not names:
+        raise DataError("no class is left: the annotations hold no object of a class to keep")
+    return ClassTable(tuple(names), {category.key: category.name for category in met}, rules)
+
+
+def parse_class_file(text: str, path: str) -> tuple[str, ...]:
+    """Class names, one a line; empty lines do not count.
+
+    Raises:
+      DataError: if a name appears twice or there is none.
+    """
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not names:
+        raise DataError(f"{path} holds no class names; write one a line")
+    twice = first_duplicate(names)
+    if twice is not None:
+        raise DataError(f"{path} names class {twice!r} twice; take one out")
+    return names
+
+
+def first_duplicate(names: Sequence[str]) -> str | None:
+    """The first name that is there already, if any."""
+    return next((name for index, name in enumerate(names) if name in names[:index]), None)

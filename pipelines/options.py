@@ -1,0 +1,132 @@
+"""The flags of prepare, and the job that they describe."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import apache_beam as beam
+from absl import flags  # type: ignore[import-untyped]
+
+from pipelines import files
+from pipelines.classes import ClassRules, parse_class_file
+from pipelines.readers.coco import read_coco
+from pipelines.readers.source import Source, parse_split_by
+from pipelines.readers.voc import read_voc
+from pipelines.readers.yolo import read_yolo
+from pipelines.report import read_manifest
+from ssd_dist.core.commands import config_from_flags, define_config_flags, required_flag
+from ssd_dist.core.config import Config
+from ssd_dist.core.errors import DataError, UsageError
+from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, target_spec
+
+READERS: dict[str, Callable[[Source], beam.PTransform]] = {"coco": read_coco, "voc": read_voc, "yolo": read_yolo}
+
+
+@dataclass(frozen=True)
+class PrepareJob:
+    """One run of prepare.
+
+    Attributes:
+      input_format: key of `READERS`.
+      source: what to read.
+      split: name of the split in the output.
+      output: folder of the manifest.
+      shards: how many, 0 for a choice of ours.
+      rules: which classes, in which order.
+      max_rejected_fraction: of images and of boxes, beyond which the job fails.
+      config: the experiment.
+    """
+
+    input_format: str
+    source: Source
+    split: str
+    output: str
+    shards: int
+    rules: ClassRules
+    max_rejected_fraction: float
+    config: Config
+
+
+def define_flags() -> None:
+    """Defines the flags of prepare."""
+    flags.DEFINE_enum("input_format", None, sorted(READERS), "Format of the annotations.")
+    flags.DEFINE_multi_string("input", [], "Folder, file or pattern of the annotations; may be repeated.")
+    flags.DEFINE_string("image_dir", "", "Folder of the images, where it is not that of the format's layout.")
+    flags.DEFINE_string("split", None, "Name of the split in the output, e.g. train.")
+    flags.DEFINE_string("source_split", "", "Name of the split in the source; that of --split by default.")
+    flags.DEFINE_string("split_by", "", "Splits by a hash of the image id, e.g. train:0.8,val:0.1,test:0.1.")
+    flags.DEFINE_string("output", None, "Folder to write shards and dataset.json to.")
+    flags.DEFINE_integer("shards", 0, "Number of shards; 0 chooses by the number of images.", lower_bound=0)
+    flags.DEFINE_string("classes", "", "File of class names, one a line, that fixes their order.")
+    flags.DEFINE_list("include_classes", [], "Class names to keep; all by default.")
+    flags.DEFINE_list("exclude_classes", [], "Class names to leave out.")
+    flags.DEFINE_float(
+        "max_rejected_fraction", 1.0, "Fails the job if more of the images or boxes are rejected.", 0.0, 1.0
+    )
+    define_config_flags()
+
+
+def job_from_flags() -> PrepareJob:
+    """The job that the flags describe.
+
+    Raises:
+      UsageError: if a flag is missing or wrong.
+      DataError: if the output holds a data set that this one cannot join.
+    """
+    values = flags.FLAGS
+    if not values.input:
+        raise UsageError(f"--input is missing: {values['input'].help}")
+    split = required_flag("split")
+    if files.relative_path(split) != split or "/" in split:
+        raise UsageError(f"--split={split}: expected a plain name, such as train")
+    input_format = required_flag("input_format")
+    output = required_flag("output").rstrip("/")
+    shares = parse_split_by(values.split_by)
+    source = Source(tuple(values.input), values.image_dir, values.source_split, split, shares)
+    if shares and source.split_name not in dict(shares):
+        raise UsageError(f"--split_by={values.split_by} has no share for split {source.split_name!r}; add one")
+    config = config_from_flags()
+    manifest = read_manifest(output)
+    if manifest is not None:
+        check_joins(manifest, config, output)
+    return PrepareJob(
+        input_format=input_format,
+        source=source,
+        split=split,
+        output=output,
+        shards=values.shards,
+        rules=_class_rules(manifest, output),
+        max_rejected_fraction=values.max_rejected_fraction,
+        config=config,
+    )
+
+
+def check_joins(manifest: Manifest, config: Config, output: str) -> None:
+    """Refuses to lay a split beside others that were prepared for other targets.
+
+    Raises:
+      DataError: naming what differs.
+    """
+    wanted = target_spec(config.anchors, config.matching, config.model.input_size)
+    differing = [name for name in wanted if wanted[name] != manifest.spec()[name]]
+    if differing:
+        raise DataError(
+            f"{files.join(output, MANIFEST_NAME)} holds splits prepared with another {' and '.join(differing)} "
+            "than this config's; choose another --output, or remove that folder and prepare every split again"
+        )
+
+
+def _class_rules(manifest: Manifest | None, output: str) -> ClassRules:
+    values = flags.FLAGS
+    fixed: tuple[str, ...] = ()
+    fixed_by = "the classes of this data set"
+    if values.classes:
+        fixed, fixed_by = parse_class_file(files.read_text(values.classes), values.classes), values.classes
+    if manifest is not None:
+        path = files.join(output, MANIFEST_NAME)
+        if fixed and fixed != manifest.classes:
+            raise DataError(
+                f"--classes={values.classes} differs from the classes of {path} ({', '.join(manifest.classes)}); "
+                "leave the flag out, or choose another --output"
+            )
+        fixed, fixed_by = manifest.classes, f"{path} (its classes are those of the first split prepared)"
+    return ClassRules(fixed, fixed_by, tuple(values.include_classes), tuple(values.exclude_classes))

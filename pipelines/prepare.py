@@ -1,0 +1,68 @@
+"""ssd-prepare: raw labelled images -> shards of ready training records and a manifest.
+
+    python -m pipelines.prepare --input_format=voc --input=DIR --split=train --output=OUT --config=configs/x.yaml
+
+`build_pipeline` is the whole job. Every option of Beam may be given beside these flags.
+"""
+
+import logging
+from typing import NoReturn
+
+import apache_beam as beam
+from absl import flags  # type: ignore[import-untyped]
+
+from pipelines.assemble import GroupIntoShards
+from pipelines.options import READERS, PrepareJob, define_flags, job_from_flags
+from pipelines.report import ReportJob, WriteReport, read_manifest
+from pipelines.runners import data_error_within, make_runner, parse_beam_options
+from pipelines.shards import ShardJob, WriteShard
+from pipelines.summary import print_summary
+from pipelines.transcode import Transcoding
+from ssd_dist.core.commands import run_command
+from ssd_dist.core.errors import DataError
+
+
+def run_main() -> NoReturn:
+    """The console script."""
+    define_flags()
+    run_command(main, keep_unknown=True)
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the job that the flags describe; `arguments` are Beam's options."""
+    logging.getLogger("apache_beam").setLevel(logging.WARNING)
+    options = parse_beam_options(arguments, list(flags.FLAGS))
+    job = job_from_flags()
+    pipeline = beam.Pipeline(runner=make_runner(options), options=options)
+    build_pipeline(pipeline, job)
+    try:
+        pipeline.run().wait_until_finish()
+    except Exception as error:
+        told = data_error_within(error)
+        if told is None:
+            raise
+        raise told from None
+    manifest = read_manifest(job.output)
+    if manifest is None:
+        raise DataError(f"the job ended without a manifest in {job.output}; see the runner's log")
+    print_summary(manifest, job.split, job.output)
+
+
+def build_pipeline(pipeline: beam.Pipeline, job: PrepareJob) -> None:
+    """The job: annotations are read, put in order and dealt to shards; each shard is written in one place."""
+    config = job.config
+    transcoding = Transcoding(config.model.input_size, config.data.jpeg_quality)
+    shard_job = ShardJob(job.output, job.split, transcoding, config.anchors, config.matching)
+    report_job = ReportJob(job.output, job.split, config, job.max_rejected_fraction)
+    _ = (
+        pipeline
+        | "Read" >> READERS[job.input_format](job.source)
+        | "Group into shards" >> GroupIntoShards(job.shards, job.rules)
+        | "Write shards" >> beam.ParDo(WriteShard(shard_job))
+        | "Gather reports" >> beam.GroupByKey()
+        | "Write report" >> beam.ParDo(WriteReport(report_job))
+    )
+
+
+if __name__ == "__main__":
+    run_main()

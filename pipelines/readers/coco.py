@@ -1,0 +1,198 @@
+"""COCO: one JSON file of images, annotations and categories, of any size.
+
+The file is read as a stream, once; images and annotations leave it as they come and meet again by image id. Nothing
+of the file stays in memory and no worker holds a copy.
+
+`--input` is the JSON file (or several, or a pattern), or a folder with `annotations/instances_SPLIT.json`.
+"""
+
+import math
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+
+from pipelines import files
+from pipelines.annotations import Box, Category, Element, Image, Listing, LooseBox, Problem, keyed
+from pipelines.json_stream import JsonStreamError, stream_arrays
+from pipelines.readers.source import Source, first_folder, image_paths, require_input
+from ssd_dist.core.errors import DataError
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """One annotation file, its number among the inputs and the folder of its images."""
+
+    number: int
+    path: str
+    images: str
+
+
+def read_coco(source: Source) -> beam.PTransform:
+    """The transform that reads the source; finds the annotation files and the folders of images first.
+
+    Raises:
+      DataError: if one of them is missing.
+    """
+    paths = [path for pattern in source.inputs for path in find_annotations(pattern, source)]
+    return ReadCoco([CocoFile(number, path, find_images(path, source)) for number, path in enumerate(paths)], source)
+
+
+class ReadCoco(beam.PTransform):
+    """COCO annotation files -> elements."""
+
+    def __init__(self, annotation_files: list[CocoFile], source: Source) -> None:
+        super().__init__()
+        self._files = annotation_files
+        self._source = source
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
+        """Streams each file in one place, several files in parallel."""
+        return (
+            begin
+            | "Annotation files" >> beam.Create(self._files)
+            | "Spread files" >> beam.Reshuffle()
+            | "Stream annotations" >> beam.FlatMap(read_file, self._source)
+        )
+
+
+def find_annotations(pattern: str, source: Source) -> list[str]:
+    """The JSON files that an input stands for.
+
+    Raises:
+      DataError: if there are none.
+    """
+    if any(sign in pattern for sign in "*?["):
+        found = files.match_files(pattern)
+        if not found:
+            raise DataError(f"--input={pattern} matches no file; check the pattern")
+        return found
+    require_input(pattern)
+    if pattern.endswith((".json", ".json.gz")):
+        return [pattern]
+    split = source.split_name
+    names = (f"annotations/instances_{split}.json", f"annotations/{split}.json", f"{split}.json", "annotations.json")
+    for name in (*names, f"{split}/_annotations.coco.json"):
+        if files.exists(files.join(pattern, name)):
+            return [files.join(pattern, name)]
+    raise DataError(f"--input={pattern} holds none of {', '.join(names)}; name the JSON file itself")
+
+
+def find_images(path: str, source: Source) -> str:
+    """The folder of the images of an annotation file.
+
+    Raises:
+      DataError: if it cannot be told.
+    """
+    if source.image_dir:
+        return first_folder([source.image_dir], "images", "check --image_dir")
+    here = posixpath.dirname(path)
+    home = posixpath.dirname(here) if posixpath.basename(here) == "annotations" else here
+    split = source.split_name
+    candidates = [files.join(home, name) for name in (split, f"images/{split}", "images")]
+    return first_folder([*candidates, here], "images", "name their folder with --image_dir")
+
+
+def read_file(file: CocoFile, source: Source) -> Iterator[Element]:
+    """Streams one annotation file: categories, images and boxes as they come, then the end of the listing."""
+    rows = 0
+    problem = None
+    try:
+        with files.open_input(file.path) as stream:
+            for array, index, item in stream_arrays(stream, ("categories", "images", "annotations")):
+                if array == "categories":
+                    yield keyed(parse_category(item, index, file))
+                elif array == "images":
+                    image = parse_image(item, index, rows, file)
+                    if source.keeps(image.image_id):
+                        yield keyed(image)
+                        rows += 1
+                else:
+                    box = parse_box(item, index, file)
+                    if source.keeps(box.image_id):
+                        yield keyed(box)
+    except JsonStreamError as error:
+        # What follows is lost, so the images read so far may lack boxes: all of the file's images are refused.
+        problem = Problem("broken_annotation", f"{file.path}: {error}")
+    yield keyed(Listing(file.number, rows, file.path, problem))
+
+
+def parse_category(item: Any, index: int, file: CocoFile) -> Category:
+    """One entry of `categories`; ids are not contiguous, labels follow their order.
+
+    Raises:
+      DataError: if it has no id or no name: nothing could be told apart then.
+    """
+    try:
+        return Category(_category_key(item["id"], file), int(item["id"]), str(item["name"]))
+    except (TypeError, KeyError, ValueError) as error:
+        raise DataError(f"{file.path}: categories[{index}] has no usable id and name ({error!r}): {item!r}") from None
+
+
+def parse_image(item: Any, index: int, row: int, file: CocoFile) -> Image:
+    """One entry of `images`; what is missing or of a wrong type becomes the image's problem."""
+    entry = item if isinstance(item, dict) else {}
+    image_id, filename = entry.get("id"), entry.get("file_name")
+    problem = None
+    paths: tuple[str, ...] = ()
+    if not isinstance(image_id, int | str) or not isinstance(filename, str) or not filename:
+        problem = Problem("broken_annotation", f"images[{index}] needs an id and a file_name: {item!r:.200}")
+    else:
+        found = image_paths(file.images, filename)
+        problem = found if isinstance(found, Problem) else None
+        paths = () if isinstance(found, Problem) else found
+    return Image(
+        image_id=f"images[{index}] of {file.path}" if image_id is None else str(image_id),
+        file=file.number,
+        row=row,
+        source=file.path,
+        filename=str(filename or ""),
+        paths=paths,
+        size=_size(entry.get("height"), entry.get("width")),
+        problem=problem,
+    )
+
+
+def parse_box(item: Any, index: int, file: CocoFile) -> LooseBox:
+    """One entry of `annotations`; `bbox` is x, y, width, height in pixels."""
+    where = f"annotations[{index}]"
+    entry = item if isinstance(item, dict) else {}
+    given = entry.get("bbox")
+    numbers = [_number(value) for value in given] if isinstance(given, list) else []
+    x, y, width, height = numbers if len(numbers) == 4 else (None,) * 4
+    if x is None or y is None or width is None or height is None:
+        problem = Problem("broken_box", f"bbox: expected four numbers, got {given!r:.200}")
+        box = Box("", (0, 0, 0, 0), where, problem=problem)
+    else:
+        area = _number(entry.get("area"))
+        box = Box(
+            _category_key(entry.get("category_id"), file),
+            (y, x, y + height, x + width),
+            where,
+            is_crowd=entry.get("iscrowd") in (1, True),
+            area=area if area is not None and 0 < area < math.inf else None,
+        )
+    return LooseBox(str(entry.get("image_id")), file.number, index, file.path, box)
+
+
+def _category_key(category: Any, file: CocoFile) -> str:
+    return f"{file.number}/{category}"
+
+
+def _number(value: Any) -> float | None:
+    """A JSON number as a float; NaN and infinities, which Python's parser takes, are refused later by name."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _size(height: Any, width: Any) -> tuple[int, int] | None:
+    """(height, width) as claimed; None where they are left out or 0."""
+    if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
+        return height, width
+    return None

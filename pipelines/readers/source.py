@@ -1,0 +1,103 @@
+"""What a reader is told: where the annotations and images are, and which of them belong to the split."""
+
+import hashlib
+from dataclasses import dataclass
+
+from pipelines import files
+from pipelines.annotations import Problem
+from ssd_dist.core.errors import DataError, UsageError
+
+# Tried in this order where the annotation's file name does not exist.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The flags that concern reading.
+
+    Attributes:
+      inputs: folders, files or patterns, as each format has it.
+      image_dir: where the images are, if not where the format keeps them.
+      split: the split of the source to read; empty if none was asked for.
+      fallback_split: its name in the output, tried where `split` is empty.
+      split_by: shares of a split by hash, or empty.
+    """
+
+    inputs: tuple[str, ...]
+    image_dir: str = ""
+    split: str = ""
+    fallback_split: str = ""
+    split_by: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def split_name(self) -> str:
+        """The split to look for."""
+        return self.split or self.fallback_split
+
+    def keeps(self, image_id: str) -> bool:
+        """Whether the image is in this split by its hash; always, without `split_by`."""
+        return not self.split_by or hashed_split(image_id, self.split_by) == self.split_name
+
+
+def hashed_split(image_id: str, shares: tuple[tuple[str, float], ...]) -> str:
+    """The split of an image, by its id alone: it stays there however the data set grows."""
+    digest = hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).digest()
+    point = int.from_bytes(digest[:8], "big") / 2**64
+    bound = 0.0
+    for name, share in shares:
+        bound += share
+        if point < bound:
+            return name
+    return shares[-1][0]
+
+
+def parse_split_by(text: str) -> tuple[tuple[str, float], ...]:
+    """Reads `train:0.8,val:0.1,test:0.1`.
+
+    Raises:
+      UsageError: if it is of another form or the shares do not add up to 1.
+    """
+    shares = []
+    for part in filter(None, text.split(",")):
+        name, _, share = part.partition(":")
+        try:
+            shares.append((name.strip(), float(share)))
+        except ValueError:
+            raise UsageError(f"--split_by={text}: expected NAME:SHARE, got {part!r}; e.g. train:0.8,val:0.2") from None
+    if not all(name and share > 0 for name, share in shares):
+        raise UsageError(f"--split_by={text}: every split needs a name and a share above 0")
+    if shares and abs(sum(share for _, share in shares) - 1) > 1e-6:
+        raise UsageError(f"--split_by={text}: the shares add up to {sum(share for _, share in shares):g}, not to 1")
+    return tuple(shares)
+
+
+def image_paths(folder: str, filename: str, stem: str = "") -> tuple[str, ...] | Problem:
+    """Where an image may lie: under its file name, or under `stem` with the suffix of an image."""
+    clean = files.relative_path(filename)
+    if clean is None:
+        return Problem("path_traversal", f"file name {filename!r} leads out of {folder}")
+    base = clean.rpartition(".")[0] if "." in clean.rpartition("/")[2] else clean
+    names = [clean, *(f"{name}{suffix}" for name in dict.fromkeys((base, stem)) if name for suffix in IMAGE_SUFFIXES)]
+    return tuple(files.join(folder, name) for name in dict.fromkeys(names))
+
+
+def first_folder(candidates: list[str], what: str, mend: str) -> str:
+    """The first of the folders that exists.
+
+    Raises:
+      DataError: naming `what` is missing and where it was looked for.
+    """
+    for candidate in candidates:
+        if files.exists(candidate):
+            return candidate
+    raise DataError(f"no {what} in {' or '.join(dict.fromkeys(candidates))}; {mend}")
+
+
+def require_input(path: str) -> None:
+    """Refuses a path that does not exist.
+
+    Raises:
+      DataError: naming it.
+    """
+    if not files.exists(path):
+        raise DataError(f"--input={path} does not exist or is empty; check the path")

@@ -1,0 +1,194 @@
+"""Pascal VOC: one XML file an image.
+
+    DIR/Annotations/*.xml  DIR/JPEGImages/*  DIR/ImageSets/Main/SPLIT.txt      the devkit's layout
+    DIR/SPLIT/*.xml beside the images                                          one folder a split
+    DIR/*.xml or a pattern of XML files                                        everything is one split
+
+Boxes are taken as xmin / width and so on, without the devkit's shift by one pixel, as the TF Object Detection API does.
+"""
+
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+from xml.etree.ElementTree import Element as XmlElement
+
+import apache_beam as beam
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import ParseError, fromstring
+
+from pipelines import files
+from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, keyed
+from pipelines.readers.source import Source, image_paths, require_input
+from ssd_dist.core.errors import DataError
+
+
+@dataclass(frozen=True)
+class VocLayout:
+    """Where one input keeps its parts; `list_file` is empty where every annotation belongs to the split."""
+
+    annotations: str
+    images: str
+    list_file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VocEntry:
+    """One image to read: the place in the listing, its annotation and the folder of its image."""
+
+    image_id: str
+    row: int
+    annotation: str
+    images: str
+
+
+def read_voc(source: Source) -> beam.PTransform:
+    """The transform that reads the source; finds the layout of each input first.
+
+    Raises:
+      DataError: if an input or its split is missing.
+    """
+    return ReadVoc(tuple(find_layout(path, source) for path in source.inputs), source)
+
+
+class ReadVoc(beam.PTransform):
+    """Pascal VOC annotations -> elements."""
+
+    def __init__(self, layouts: tuple[VocLayout, ...], source: Source) -> None:
+        super().__init__()
+        self._layouts = layouts
+        self._source = source
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
+        """Lists in order, then parses in parallel."""
+        return (
+            begin
+            | "Layouts" >> beam.Create([self._layouts])
+            | "List annotations" >> beam.FlatMap(list_annotations, self._source)
+            | "Spread annotations" >> beam.Reshuffle()
+            | "Parse annotations" >> beam.FlatMap(read_annotation)
+        )
+
+
+def find_layout(path: str, source: Source) -> VocLayout:
+    """Finds annotations, images and the list of the split below an input folder; a pattern of XML files is taken as is.
+
+    Raises:
+      DataError: if there are none, or not this split.
+    """
+    if any(sign in path for sign in "*?["):
+        if not files.match_files(path):
+            raise DataError(f"--input={path} matches no file; check the pattern")
+        return VocLayout(path, source.image_dir)
+    require_input(path)
+    devkit = files.join(path, "Annotations")
+    if files.exists(devkit):
+        images = source.image_dir or files.join(path, "JPEGImages")
+        if not files.exists(images):
+            raise DataError(f"no images in {images}; name their folder with --image_dir")
+        return VocLayout(devkit, images, "" if source.split_by else _find_list(path, source))
+    for folder in (files.join(path, source.split_name), path):
+        if any(name.endswith(".xml") for name in files.list_files(folder)):
+            return VocLayout(folder, source.image_dir or folder)
+    raise DataError(f"--input={path} holds neither Annotations/ nor XML files; is --input_format=voc right?")
+
+
+def _find_list(path: str, source: Source) -> str:
+    lists = files.join(path, "ImageSets", "Main")
+    wanted = files.join(lists, f"{source.split_name}.txt")
+    if files.exists(wanted):
+        return wanted
+    known = [posixpath.basename(name).removesuffix(".txt") for name in files.list_files(lists)]
+    if known or source.split:
+        raise DataError(
+            f"{wanted} does not exist; --source_split takes one of: {', '.join(known) or 'none, there are no lists'}"
+        )
+    return ""
+
+
+def list_annotations(layouts: tuple[VocLayout, ...], source: Source) -> Iterator[VocEntry | Listing]:
+    """The annotations of all inputs in order, then the end of the listing."""
+    row = 0
+    for layout in layouts:
+        for annotation in _annotation_paths(layout):
+            image_id = posixpath.basename(annotation).removesuffix(".xml")
+            if source.keeps(image_id):
+                yield VocEntry(image_id, row, annotation, layout.images or posixpath.dirname(annotation))
+                row += 1
+    yield Listing(0, row, layouts[0].annotations)
+
+
+def _annotation_paths(layout: VocLayout) -> list[str]:
+    if layout.list_file:
+        lines = files.read_text(layout.list_file).splitlines()
+        # The devkit's per-class lists carry a second column; the id is the first.
+        return [files.join(layout.annotations, f"{line.split()[0]}.xml") for line in lines if line.strip()]
+    if any(sign in layout.annotations for sign in "*?["):
+        return files.match_files(layout.annotations)
+    return [path for path in files.list_files(layout.annotations) if path.endswith(".xml")]
+
+
+def read_annotation(entry: VocEntry | Listing) -> Iterator[Element]:
+    """The image that an entry stands for and the classes it shows; a broken annotation is an image with a problem."""
+    if isinstance(entry, Listing):
+        yield keyed(entry)
+        return
+    try:
+        image = parse_annotation(files.read_bytes(entry.annotation), entry)
+    except (FileNotFoundError, IsADirectoryError, ValueError) as error:
+        image = _broken(entry, "missing_annotation", str(error))
+    yield keyed(image)
+    for name in dict.fromkeys(box.category for box in image.boxes if box.problem is None):
+        yield keyed(Category(name, 0, name))
+
+
+def parse_annotation(data: bytes, entry: VocEntry) -> Image:
+    """The image that an XML file describes."""
+    try:
+        root = fromstring(data, forbid_dtd=True)
+    except DefusedXmlException as error:
+        return _broken(entry, "unsafe_annotation", f"DTDs and entities are refused ({type(error).__name__})")
+    except (ParseError, ValueError, LookupError) as error:
+        return _broken(entry, "broken_annotation", str(error))
+    filename = _text(root, "filename") or entry.image_id
+    paths = image_paths(entry.images, filename, entry.image_id)
+    return Image(
+        image_id=entry.image_id,
+        file=0,
+        row=entry.row,
+        source=entry.annotation,
+        filename=filename,
+        paths=() if isinstance(paths, Problem) else paths,
+        size=_size(root),
+        boxes=tuple(_parse_object(node, number) for number, node in enumerate(root.findall("object"))),
+        problem=paths if isinstance(paths, Problem) else None,
+    )
+
+
+def _parse_object(node: XmlElement, number: int) -> Box:
+    where = f"object {number}"
+    name = _text(node, "name")
+    try:
+        corners = [float(_text(node, f"bndbox/{side}")) for side in ("ymin", "xmin", "ymax", "xmax")]
+    except ValueError as error:
+        return Box("", (0, 0, 0, 0), where, problem=Problem("broken_box", f"bndbox: {error}"))
+    if not name:
+        return Box("", (0, 0, 0, 0), where, problem=Problem("broken_box", "the object has no name"))
+    ymin, xmin, ymax, xmax = corners
+    return Box(name, (ymin, xmin, ymax, xmax), where, difficult=_text(node, "difficult") == "1")
+
+
+def _size(root: XmlElement) -> tuple[int, int] | None:
+    """(height, width) as claimed; None where the tool that wrote the file left them out or at 0."""
+    try:
+        height, width = int(float(_text(root, "size/height"))), int(float(_text(root, "size/width")))
+    except (ValueError, OverflowError):
+        return None
+    return (height, width) if height > 0 and width > 0 else None
+
+
+def _text(node: XmlElement, path: str) -> str:
+    return (node.findtext(path) or "").strip()
+
+
+def _broken(entry: VocEntry, reason: str, detail: str) -> Image:
+    return Image(entry.image_id, 0, entry.row, entry.annotation, "", (), problem=Problem(reason, detail))

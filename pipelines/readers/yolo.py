@@ -1,0 +1,197 @@
+"""YOLO: one text file an image, `class x_center y_center width height` a line, normalised; names in data.yaml.
+
+    DIR/data.yaml  DIR/images/SPLIT/*  DIR/labels/SPLIT/*.txt         the usual layout
+    DIR/data.yaml  DIR/SPLIT/images/*  DIR/SPLIT/labels/*.txt         one folder a split
+    DIR/X/any.yaml DIR/images/SPLIT/*  DIR/X/labels/SPLIT/*.txt       labels of one task beside shared images
+
+`--input` is DIR or the YAML file itself. SPLIT is a folder or a key of the YAML (`train`, `val`) that names one.
+"""
+
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import yaml
+
+from pipelines import files
+from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, keyed
+from pipelines.classes import first_duplicate
+from pipelines.readers.source import IMAGE_SUFFIXES, Source, first_folder, require_input
+from ssd_dist.core.errors import DataError
+
+
+@dataclass(frozen=True)
+class YoloLayout:
+    """Where one input keeps its parts; `names` are the classes in order."""
+
+    images: str
+    labels: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class YoloEntry:
+    """One image to read; an empty `image` or `label` is a file that does not exist."""
+
+    image_id: str
+    row: int
+    filename: str
+    image: str
+    label: str
+
+
+def read_yolo(source: Source) -> beam.PTransform:
+    """The transform that reads the source; finds the layout of each input first.
+
+    Raises:
+      DataError: if an input or its split is missing, or the inputs differ in their classes.
+    """
+    layouts = tuple(find_layout(path, source) for path in source.inputs)
+    for path, layout in zip(source.inputs, layouts, strict=True):
+        if layout.names != layouts[0].names:
+            raise DataError(
+                f"--input={path} has other classes than {source.inputs[0]}; prepare them with one data.yaml"
+            )
+    return ReadYolo(layouts, source)
+
+
+class ReadYolo(beam.PTransform):
+    """YOLO labels -> elements."""
+
+    def __init__(self, layouts: tuple[YoloLayout, ...], source: Source) -> None:
+        super().__init__()
+        self._layouts = layouts
+        self._source = source
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
+        """Lists in order, then parses in parallel."""
+        return (
+            begin
+            | "Layouts" >> beam.Create([self._layouts])
+            | "List labels" >> beam.FlatMap(list_labels, self._source)
+            | "Spread labels" >> beam.Reshuffle()
+            | "Parse labels" >> beam.FlatMap(read_label)
+        )
+
+
+def find_layout(path: str, source: Source) -> YoloLayout:
+    """Finds the YAML file, images and labels of the split below an input.
+
+    Raises:
+      DataError: if one of them is missing.
+    """
+    require_input(path)
+    config, content = _find_yaml(path)
+    home = posixpath.dirname(config)
+    root = home if path == config else path
+    split = source.split_name
+    named = content.get(split)
+    below = named if isinstance(named, str) and files.relative_path(named) else f"images/{split}"
+    image_folders = [source.image_dir] if source.image_dir else []
+    image_folders += [files.join(base, below) for base in (home, root)]
+    image_folders += [files.join(base, "images", split) for base in (home, root)]
+    image_folders += [files.join(base, split, "images") for base in (home, root)]
+    images = first_folder(image_folders, f"images of split {split!r}", "--source_split or --image_dir names them")
+    inner = below.replace("images", "labels", 1)
+    label_folders = [_sibling_labels(images)]
+    label_folders += [files.join(base, name) for base in (home, root) for name in (inner, f"labels/{split}")]
+    labels = first_folder(
+        [folder for folder in label_folders if folder != images], f"labels of split {split!r}", "is this a YOLO set?"
+    )
+    return YoloLayout(images, labels, _class_names(content["names"], config))
+
+
+def _sibling_labels(images: str) -> str:
+    head, _, tail = images.rpartition("/images")
+    return f"{head}/labels{tail}" if head else images
+
+
+def _find_yaml(path: str) -> tuple[str, dict[str, Any]]:
+    if path.endswith((".yaml", ".yml")):
+        candidates = [path]
+    else:
+        found = files.match_below(path, "*.y*ml")
+        found += files.match_below(path, "*", "*.y*ml")
+        candidates = sorted(found, key=lambda name: (name.count("/"), posixpath.basename(name) != "data.yaml", name))
+    for candidate in candidates:
+        try:
+            content = yaml.safe_load(files.read_text(candidate))
+        except yaml.YAMLError as error:
+            raise DataError(f"{candidate} is not valid YAML: {error}") from None
+        if isinstance(content, dict) and "names" in content:
+            return candidate, content
+    raise DataError(f"--input={path}: no data.yaml with `names:` in it or in a folder below; add one")
+
+
+def _class_names(names: Any, config: str) -> tuple[str, ...]:
+    if isinstance(names, dict):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise DataError(f"{config}: names: the indices must be 0 to {len(names) - 1}, each once")
+        names = [names[index] for index in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
+        raise DataError(f"{config}: names: expected a list of class names or `index: name`")
+    texts = tuple(str(name) for name in names)
+    twice = first_duplicate(texts)
+    if twice is not None:
+        raise DataError(f"{config}: names: class {twice!r} is there twice; take one out")
+    return texts
+
+
+def list_labels(layouts: tuple[YoloLayout, ...], source: Source) -> Iterator[YoloEntry | Category | Listing]:
+    """The classes, the images of all inputs in order of their names, and the end of the listing.
+
+    Images and labels are matched by stem: an image without a label file shows nothing, a label file without an
+    image is listed too, so that it is reported.
+    """
+    for index, name in enumerate(layouts[0].names):
+        yield Category(str(index), index, name)
+    row = 0
+    for layout in layouts:
+        images = {_stem(path): path for path in files.list_files(layout.images) if path.endswith(IMAGE_SUFFIXES)}
+        labels = {_stem(path): path for path in files.list_files(layout.labels) if path.endswith(".txt")}
+        for stem in sorted({*images, *labels} - {"classes"}):
+            if source.keeps(stem):
+                image = images.get(stem, "")
+                yield YoloEntry(stem, row, posixpath.basename(image), image, labels.get(stem, ""))
+                row += 1
+    yield Listing(0, row, layouts[0].labels)
+
+
+def _stem(path: str) -> str:
+    return posixpath.basename(path).rpartition(".")[0]
+
+
+def read_label(entry: YoloEntry | Category | Listing) -> Iterator[Element]:
+    """The image that an entry stands for, with its boxes."""
+    if not isinstance(entry, YoloEntry):
+        yield keyed(entry)
+        return
+    boxes: tuple[Box, ...] = ()
+    problem = None if entry.image else Problem("missing_image", f"no image has the name of {entry.label}")
+    if entry.label:
+        try:
+            boxes = tuple(parse_label(files.read_bytes(entry.label).decode("utf-8-sig")))
+        except (FileNotFoundError, UnicodeDecodeError) as error:
+            problem = problem or Problem("broken_annotation", str(error))
+    source = entry.label or entry.image
+    paths = (entry.image,) if entry.image else ()
+    yield keyed(Image(entry.image_id, 0, entry.row, source, entry.filename, paths, boxes=boxes, problem=problem))
+
+
+def parse_label(text: str) -> Iterator[Box]:
+    """The boxes of a label file, one a line; a line that is none carries its problem."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield _parse_line(line.split(), f"line {number}")
+
+
+def _parse_line(fields: list[str], where: str) -> Box:
+    try:
+        category = int(fields[0])
+        x_center, y_center, width, height = map(float, fields[1:])
+    except ValueError as error:
+        return Box("", (0, 0, 0, 0), where, problem=Problem("broken_box", f"expected class x y width height: {error}"))
+    corners = (y_center - height / 2, x_center - width / 2, y_center + height / 2, x_center + width / 2)
+    return Box(str(category), corners, where, normalized=True)

@@ -1,0 +1,252 @@
+"""The numbers: counted by each shard, added up at the end, written as manifest, rejections and image hashes.
+
+part reports of all shards -> OUT/train/rejected.jsonl, OUT/train/image_hashes.npy -> OUT/dataset.json, last
+"""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel
+
+from pipelines import files
+from pipelines.assemble import Member
+from pipelines.validate import Rejection
+from ssd_dist.core.config import Config
+from ssd_dist.core.errors import DataError
+from ssd_dist.core.manifest import (
+    MANIFEST_NAME,
+    Leakage,
+    Manifest,
+    PositivesPerObject,
+    Shard,
+    Split,
+    View,
+    fingerprint,
+    target_spec,
+)
+from ssd_dist.core.records import Record
+
+REJECTED_NAME = "rejected.jsonl"
+HASHES_NAME = "image_hashes.npy"
+LEAKAGE_EXAMPLES = 5
+
+
+class Rejected(BaseModel):
+    """A rejection with the global index of its image, by which the lines are ordered."""
+
+    index: int
+    source: str
+    image: str
+    reason: str
+    detail: str
+    where: str
+
+    @classmethod
+    def of(cls, index: int, rejection: Rejection) -> "Rejected":
+        """The rejection at its place."""
+        return cls(index=index, **{name: getattr(rejection, name) for name in cls.model_fields if name != "index"})
+
+
+class ImageReport(BaseModel):
+    """An image that is in the shard, with the first 64 bits of the SHA-256 of its source bytes."""
+
+    name: str
+    digest: str
+
+
+class ViewReport(BaseModel):
+    """What one file of a shard holds."""
+
+    shard: Shard | None = None
+    examples: int = 0
+    objects: dict[str, int] = {}
+    positives: dict[int, int] = {}
+
+    def add(self, record: Record) -> None:
+        """Counts one record."""
+        self.examples += 1
+        counts = np.bincount(record.targets.objects, minlength=len(record.objects.labels))
+        for name, crowd, count in zip(record.objects.names, record.objects.is_crowd, counts, strict=True):
+            self.objects[name] = self.objects.get(name, 0) + 1
+            # A crowd has no positives by its nature.
+            if not crowd:
+                self.positives[int(count)] = self.positives.get(int(count), 0) + 1
+
+
+class ShardReport(BaseModel):
+    """What one shard read, wrote and rejected."""
+
+    classes: tuple[str, ...]
+    images_read: int = 0
+    boxes_read: int = 0
+    boxes: int = 0
+    clipped_boxes: int = 0
+    images: list[ImageReport] = []
+    rejected: list[Rejected] = []
+    views: list[ViewReport] = []
+
+    def count_read(self, member: Member) -> None:
+        """Counts what a member brings; an orphan brings boxes without an image."""
+        self.images_read += not member.orphan
+        self.boxes_read += len(member.image.boxes)
+
+
+@dataclass(frozen=True)
+class ReportJob:
+    """Where the numbers go and what the manifest says besides them."""
+
+    output: str
+    split: str
+    config: Config
+    max_rejected_fraction: float
+
+
+class WriteReport(beam.DoFn):
+    """Adds up the parts of all shards, writes the manifest and yields its path."""
+
+    def __init__(self, job: ReportJob) -> None:
+        super().__init__()
+        self._job = job
+
+    def process(self, group: tuple[int, Iterable[str]]) -> Iterator[str]:
+        """Takes the one group of report paths."""
+        yield write_report(sorted(group[1]), self._job)
+
+
+def write_report(paths: list[str], job: ReportJob) -> str:
+    """Writes rejections, hashes and then the manifest, into which the split is laid; returns the manifest's path.
+
+    Raises:
+      DataError: if nothing usable was found or too much of it was rejected.
+    """
+    parts = [ShardReport.model_validate_json(files.read_bytes(path)) for path in paths]
+    folder = files.join(job.output, job.split)
+    rejected = sorted((line for part in parts for line in part.rejected), key=lambda line: line.index)
+    lines = [json.dumps(line.model_dump(exclude={"index"}), ensure_ascii=False) for line in rejected]
+    files.write_bytes(files.join(folder, REJECTED_NAME), "".join(f"{line}\n" for line in lines).encode())
+    names = {int(image.digest, 16): image.name for part in parts for image in part.images}
+    split = merge_parts(parts, f"{job.split}/{HASHES_NAME}", rejected)
+    check_split(split, job)
+    files.write_bytes(files.join(folder, HASHES_NAME), save_array(np.array(sorted(names), np.uint64)))
+    path = files.join(job.output, MANIFEST_NAME)
+    manifest = add_split(read_manifest(job.output), split, parts[0].classes, names, job)
+    files.write_bytes(path, manifest.to_json().encode())
+    return path
+
+
+def merge_parts(parts: list[ShardReport], hashes: str, rejected: list[Rejected]) -> Split:
+    """The manifest's entry of a split."""
+    images = Counter(line.reason for line in rejected if not line.where)
+    boxes = Counter(line.reason for line in rejected if line.where)
+    return Split(
+        images_read=sum(part.images_read for part in parts),
+        images=sum(len(part.images) for part in parts),
+        boxes_read=sum(part.boxes_read for part in parts),
+        boxes=sum(part.boxes for part in parts),
+        rejected_images=dict(sorted(images.items())),
+        rejected_boxes=dict(sorted(boxes.items())),
+        clipped_boxes=sum(part.clipped_boxes for part in parts),
+        image_hashes=hashes,
+        views=tuple(_merge_views(view, parts[0].classes) for view in zip(*(part.views for part in parts), strict=True)),
+    )
+
+
+def _merge_views(views: tuple[ViewReport, ...], classes: tuple[str, ...]) -> View:
+    objects = sum((Counter(view.objects) for view in views), Counter())
+    positives = sum((Counter(view.positives) for view in views), Counter())
+    count = sum(positives.values())
+    return View(
+        examples=sum(view.examples for view in views),
+        shards=tuple(view.shard for view in views if view.shard is not None),
+        objects_per_class={name: objects.get(name, 0) for name in classes},
+        positives_per_object=PositivesPerObject(
+            mean=sum(number * objects_ for number, objects_ in positives.items()) / max(1, count),
+            minimum=min(positives, default=0),
+            maximum=max(positives, default=0),
+            histogram=dict(sorted(positives.items())),
+        ),
+    )
+
+
+def check_split(split: Split, job: ReportJob) -> None:
+    """Refuses a split that is empty or of which more was rejected than the flag allows.
+
+    Raises:
+      DataError: saying how much and where the reasons are.
+    """
+    where = f"the reasons are in {files.join(job.output, job.split, REJECTED_NAME)}"
+    if not split.images_read:
+        raise DataError(f"split {job.split!r}: the source lists no images; check --input and --source_split")
+    if not split.images:
+        raise DataError(f"split {job.split!r}: all {split.images_read} images were rejected; {where}")
+    for what, rejected, read in (
+        ("images", split.images_read - split.images, split.images_read),
+        ("boxes", split.boxes_read - split.boxes, split.boxes_read),
+    ):
+        if rejected > job.max_rejected_fraction * read:
+            raise DataError(
+                f"split {job.split!r}: {rejected} of {read} {what} were rejected, more than "
+                f"--max_rejected_fraction={job.max_rejected_fraction:g} allows; {where}"
+            )
+
+
+def read_manifest(output: str) -> Manifest | None:
+    """The manifest in a folder, if there is one."""
+    path = files.join(output, MANIFEST_NAME)
+    return Manifest.from_json(files.read_text(path), path) if files.exists(path) else None
+
+
+def add_split(
+    manifest: Manifest | None, split: Split, classes: tuple[str, ...], names: dict[int, str], job: ReportJob
+) -> Manifest:
+    """The manifest with this split in it, new or in place of an older one, and its leakage with the others."""
+    config = job.config
+    spec = target_spec(config.anchors, config.matching, config.model.input_size)
+    others = {} if manifest is None else {name: old for name, old in manifest.splits.items() if name != job.split}
+    kept = () if manifest is None else tuple(leak for leak in manifest.leakage if job.split not in leak.splits)
+    found = (find_leakage(job, name, old, names) for name, old in others.items())
+    return Manifest(
+        classes=classes,
+        image_size=spec["image_size"],
+        anchors=spec["anchors"],
+        matching=spec["matching"],
+        fingerprint=fingerprint(config.anchors, config.matching, config.model.input_size),
+        splits=dict(sorted({**others, job.split: split}.items())),
+        leakage=(*kept, *(leak for leak in found if leak is not None)),
+    )
+
+
+def find_leakage(job: ReportJob, other: str, split: Split, names: dict[int, str]) -> Leakage | None:
+    """The images of this split, `names` by hash, whose bytes are also in another split."""
+    path = files.join(job.output, split.image_hashes)
+    shared = np.intersect1d(load_array(files.read_bytes(path), path), np.array(sorted(names), np.uint64))
+    if not len(shared):
+        return None
+    examples = sorted(names[int(digest)] for digest in shared)[:LEAKAGE_EXAMPLES]
+    first, second = sorted((job.split, other))
+    return Leakage(splits=(first, second), images=len(shared), examples=tuple(examples))
+
+
+def save_array(array: npt.NDArray[np.uint64]) -> bytes:
+    """The array as the bytes of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def load_array(data: bytes, path: str) -> npt.NDArray[np.uint64]:
+    """The array in the bytes of a .npy file.
+
+    Raises:
+      DataError: if it is none.
+    """
+    try:
+        return np.asarray(np.load(io.BytesIO(data), allow_pickle=False), np.uint64)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path} is damaged ({error}); prepare that split again") from None
