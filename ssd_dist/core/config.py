@@ -197,9 +197,9 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
-    """When to evaluate, on which split, and the metric that decides the best checkpoint."""
+    """When to evaluate, on which split (`auto`: val, else test), and the metric that decides the best checkpoint."""
 
-    split: Annotated[str, Field(min_length=1)] = "val"
+    split: Annotated[str, Field(min_length=1)] = "auto"
     every_epochs: Count = 5
     every_steps: Count = 0
     metric: Literal["coco/AP", "coco/AP50", "voc07/mAP", "voc/mAP"] = "coco/AP"

@@ -141,6 +141,17 @@ class Manifest(_Part):
             )
         return self.splits[name]
 
+    def eval_split(self, name: str, path: str) -> str | None:
+        """The split to evaluate on: the one named, or for `auto` val, else test, else none.
+
+        Raises:
+          DataError: if it is named and not there.
+        """
+        if name == "auto":
+            return next((split for split in ("val", "test") if split in self.splits), None)
+        self.split(name, path)
+        return name
+
 
 def target_spec(anchors: AnchorConfig, matching: MatchingConfig, input_size: int) -> dict[str, Any]:
     """All that decides the targets of an image, as plain data."""

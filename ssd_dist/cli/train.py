@@ -1,0 +1,28 @@
+"""Trains a detector, or goes on with a run: python -m ssd_dist.cli.train --config=configs/x.yaml --model_dir=RUN."""
+
+from absl import flags
+
+from ssd_dist.core.commands import config_from_flags, define_config_flags, required_flag, run_command
+
+
+def main(_: list[str]) -> None:
+    """Runs the experiment of the flags."""
+    config = config_from_flags()
+    model_dir = required_flag("model_dir")
+    # TensorFlow takes seconds to load: only once the flags are right.
+    from ssd_dist.training.run import run_training
+
+    best = run_training(config, model_dir)
+    if best is not None:
+        print(f"best {best['metric']} {best['value']:.4f} at step {best['step']}: {model_dir}/best")
+
+
+def run_main() -> None:
+    """Console script `ssd-train`."""
+    define_config_flags()
+    flags.DEFINE_string("model_dir", None, "Folder of the run: checkpoints, metrics, best model.")
+    run_command(main)
+
+
+if __name__ == "__main__":
+    run_main()

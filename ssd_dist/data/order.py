@@ -1,0 +1,108 @@
+"""The training order: a function of (seed, epoch, position) and of nothing else.
+
+    epoch e: permute the shards -> shuffle inside each -> take as many of each as the smallest holds -> interleave
+             position p comes from shard order[p mod S]
+
+Worker w of W reads shards order[w], order[w + W], ...: exactly the positions congruent to w mod W. The global batch of
+a step so holds the same records for any number of workers and replicas, and a run resumes at any step.
+"""
+
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from ssd_dist.core.errors import DataError, UsageError
+
+# Records held in memory for shuffling, over all shards: about 400 MB of 300x300 JPEGs.
+SHUFFLE_RECORDS = 16384
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """How many records and steps an epoch has, and which part this worker reads.
+
+    Attributes:
+      files: shard files [views][shards]; epoch e reads view e mod V.
+      shard_records: records taken from each shard.
+      global_batch_size: records in a step over all workers.
+      seed: `train.seed`.
+      worker: index of this worker; workers: their number.
+    """
+
+    files: tuple[tuple[str, ...], ...]
+    shard_records: int
+    global_batch_size: int
+    seed: int
+    worker: int = 0
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises DataError or UsageError if the shards cannot be read evenly."""
+        if self.steps_per_epoch == 0:
+            raise DataError(
+                f"an epoch has {self.shard_records * self.shards} records ({self.shards} shards, each with at least "
+                f"{self.shard_records}), fewer than train.global_batch_size ({self.global_batch_size}): "
+                "prepare with fewer shards (--shards), or lower the batch size"
+            )
+        for what, number in (("shards", self.shards), ("train.global_batch_size", self.global_batch_size)):
+            if number % self.workers:
+                raise UsageError(f"{number} ({what}) does not divide by {self.workers} workers; change one of them")
+
+    @property
+    def shards(self) -> int:
+        """Number of shards S."""
+        return len(self.files[0])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """floor(smallest shard * S / global batch)."""
+        return self.shard_records * self.shards // self.global_batch_size
+
+
+def read_in_order(plan: EpochPlan, start_step: int = 0) -> tf.data.Dataset:
+    """This worker's endless stream of (serialized record, epoch, position in the global batch), from `start_step` on.
+
+    Records before the start are skipped unparsed.
+    """
+    first_epoch, first_step = divmod(start_step, plan.steps_per_epoch)
+    own_batch = plan.global_batch_size // plan.workers
+    own_records = plan.steps_per_epoch * own_batch
+
+    def read_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        skipped = tf.where(epoch == first_epoch, tf.constant(first_step * own_batch, tf.int64), 0)
+        records = _interleave_shards(plan, epoch).take(own_records).enumerate().skip(skipped)
+        return records.map(lambda index, record: (record, epoch, _position(plan, index)))
+
+    epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
+    return epochs.flat_map(read_epoch)
+
+
+def _interleave_shards(plan: EpochPlan, epoch: tf.Tensor) -> tf.data.Dataset:
+    files = tf.constant(plan.files)[epoch % len(plan.files)]
+    mine = _permute(plan.shards, tf.stack([plan.seed, epoch]))[plan.worker :: plan.workers]
+    block = max(SHUFFLE_RECORDS // plan.shards, 16)
+
+    def read_shard(file: tf.Tensor, shard: tf.Tensor) -> tf.data.Dataset:
+        # Dataset.shuffle draws from TensorFlow's global seed as well; these draws know only seed, epoch and shard.
+        seed = tf.random.fold_in(tf.stack([plan.seed, epoch]), shard + 1)
+
+        def shuffle_block(index: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
+            return tf.gather(records, _permute(tf.size(records), tf.random.fold_in(seed, index)))
+
+        blocks = tf.data.TFRecordDataset(file).batch(block).enumerate()
+        return blocks.map(shuffle_block).unbatch().take(plan.shard_records)
+
+    shards = tf.data.Dataset.from_tensor_slices((tf.gather(files, mine), tf.cast(mine, tf.int64)))
+    return shards.interleave(
+        read_shard, cycle_length=plan.shards // plan.workers, block_length=1, num_parallel_calls=2, deterministic=True
+    )
+
+
+def _permute(count: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """A random order of range(count) from a stateless seed [2]."""
+    return tf.argsort(tf.random.stateless_uniform([count], seed), stable=True)
+
+
+def _position(plan: EpochPlan, index: tf.Tensor) -> tf.Tensor:
+    """Place in the global batch of this worker's record number `index` of the epoch."""
+    return tf.cast((index * plan.workers + plan.worker) % plan.global_batch_size, tf.int32)

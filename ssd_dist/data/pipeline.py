@@ -1,0 +1,133 @@
+"""The input pipelines: shards in, batches of one replica out.
+
+training:   order -> parse, decode, flip, colour map -> padded batches, endless, resumable at any step
+evaluation: every record of a split once -> decode -> batches, filled up with images of index -1
+"""
+
+import math
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from ssd_dist.core.anchors import flip_permutation
+from ssd_dist.core.config import AugmentationConfig, Config
+from ssd_dist.core.errors import DataError
+from ssd_dist.core.manifest import Split
+from ssd_dist.data.batch import PADDING, EvalBatch, SparseTargets, TrainBatch
+from ssd_dist.data.decoding import TRAINING_FEATURES, decode_image, draw_color_map, flip_targets, record_seed
+from ssd_dist.data.order import EpochPlan, read_in_order
+from ssd_dist.data.storage import locate_shards
+
+
+def plan_training(config: Config, split: Split, worker: int = 0, workers: int = 1) -> EpochPlan:
+    """How this worker reads the training split, and how long an epoch is.
+
+    Raises:
+      DataError, UsageError: if views are missing, shards are lost, or shards or batch do not divide over the workers.
+    """
+    views = split.views[: config.data.views]
+    if len(views) < config.data.views:
+        raise DataError(
+            f"data.views is {config.data.views}, but {config.data.dir} was prepared with {len(split.views)}; "
+            "prepare again with this config, or lower data.views"
+        )
+    return EpochPlan(
+        files=tuple(tuple(locate_shards(view.shards, config.data)) for view in views),
+        shard_records=min(shard.examples for view in views for shard in view.shards),
+        global_batch_size=config.train.global_batch_size,
+        seed=config.train.seed,
+        worker=worker,
+        workers=workers,
+    )
+
+
+def training_batches(config: Config, plan: EpochPlan, batch_size: int, start_step: int) -> tf.data.Dataset:
+    """Endless `TrainBatch`es of `batch_size` from global step `start_step` on."""
+    size = config.model.input_size
+    permutation = tf.constant(flip_permutation(config.anchors, size), tf.int32)
+    augmentation = config.data.augmentation
+
+    def load(record: tf.Tensor, epoch: tf.Tensor, position: tf.Tensor) -> TrainBatch:
+        features = tf.io.parse_single_example(record, TRAINING_FEATURES)
+        image = decode_image(features["image/encoded"], size)
+        seed = record_seed(config.train.seed, epoch, features["image/source_id"])
+        image, targets = _maybe_flip(image, _sparse_targets(features), permutation, seed, augmentation)
+        return TrainBatch(image, draw_color_map(tf.random.fold_in(seed, 1), augmentation), targets, position)
+
+    no_length = SparseTargets(anchors=[None], labels=[None], offsets=[None, 4], ignored=[None])
+    shapes = TrainBatch(images=[size, size, 3], color_maps=[3, 4], targets=no_length, positions=[])
+    fill = SparseTargets(PADDING, PADDING, 0.0, PADDING)
+    padding = TrainBatch(tf.constant(0, tf.uint8), 0.0, fill, 0)
+    dataset = read_in_order(plan, start_step).map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.padded_batch(batch_size, padded_shapes=shapes, padding_values=padding, drop_remainder=True)
+    return dataset.prefetch(4)
+
+
+def count_eval_steps(split: Split, batch_size: int, workers: int = 1) -> int:
+    """Steps in which every worker has seen its shards, `batch_size` images a step and worker."""
+    counts = [sum(shard.examples for shard in split.views[0].shards[w::workers]) for w in range(workers)]
+    return math.ceil(max(counts) / batch_size)
+
+
+def eval_batches(
+    config: Config, split: Split, batch_size: int, images_per_worker: int, worker: int = 0, workers: int = 1
+) -> tf.data.Dataset:
+    """Every record of this worker's shards (w, w + W, ...) once, filled up to `images_per_worker` images.
+
+    Args:
+      config: data and input size are used.
+      split: the split, of which view 0 is read.
+      batch_size: images in an `EvalBatch`, for one replica.
+      images_per_worker: a multiple of `batch_size`, equal on all workers.
+      worker: index of this worker.
+      workers: number of workers.
+    """
+    size = config.model.input_size
+    shards = split.views[0].shards
+    files = locate_shards(shards, config.data)
+    first_index = tf.constant(_cumulate([shard.examples for shard in shards]), tf.int64)
+
+    def read_shard(file: tf.Tensor, first: tf.Tensor) -> tf.data.Dataset:
+        return tf.data.TFRecordDataset(file).enumerate(first)
+
+    def load(index: tf.Tensor, record: tf.Tensor) -> EvalBatch:
+        features = tf.io.parse_single_example(record, {"image/encoded": TRAINING_FEATURES["image/encoded"]})
+        return EvalBatch(decode_image(features["image/encoded"], size), index)
+
+    mine = tf.data.Dataset.from_tensor_slices((files, first_index)).shard(workers, worker)
+    dataset = mine.flat_map(read_shard).map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    blank = EvalBatch(tf.zeros([size, size, 3], tf.uint8), tf.constant(PADDING, tf.int64))
+    dataset = dataset.concatenate(tf.data.Dataset.from_tensors(blank).repeat()).take(images_per_worker)
+    return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
+
+
+def _sparse_targets(features: dict[str, tf.Tensor]) -> SparseTargets:
+    return SparseTargets(
+        anchors=tf.cast(features["target/positive/anchor"], tf.int32),
+        labels=tf.cast(features["target/positive/label"], tf.int32),
+        offsets=tf.reshape(features["target/positive/box"], [-1, 4]),
+        ignored=tf.cast(features["target/ignored/anchor"], tf.int32),
+    )
+
+
+def _maybe_flip(
+    image: tf.Tensor, targets: SparseTargets, permutation: tf.Tensor, seed: tf.Tensor, config: AugmentationConfig
+) -> tuple[tf.Tensor, SparseTargets]:
+    if not config.flip:
+        return image, targets
+    flipped = tf.random.stateless_uniform([], seed) < 0.5
+    anchors, offsets, ignored = flip_targets(targets.anchors, targets.offsets, targets.ignored, permutation)
+    return (
+        tf.where(flipped, image[:, ::-1], image),
+        SparseTargets(
+            tf.where(flipped, anchors, targets.anchors),
+            targets.labels,
+            tf.where(flipped, offsets, targets.offsets),
+            tf.where(flipped, ignored, targets.ignored),
+        ),
+    )
+
+
+def _cumulate(counts: Sequence[int]) -> list[int]:
+    """The number of the first record of each shard."""
+    return [sum(counts[:index]) for index in range(len(counts))]

@@ -1,0 +1,99 @@
+"""Where shards and manifest are: local folders, gs:// through TensorFlow, or a local cache filled through gcsfs."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import tensorflow as tf
+
+from ssd_dist.core.config import DataConfig
+from ssd_dist.core.errors import DataError
+from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, Shard
+
+
+def join(directory: str, name: str) -> str:
+    """The path of `name` in a local or gs:// directory."""
+    return f"{directory.rstrip('/')}/{name}"
+
+
+def load_manifest(config: DataConfig) -> Manifest:
+    """The manifest of `data.dir`.
+
+    Raises:
+      DataError: if it is missing or broken.
+    """
+    if not config.dir:
+        raise DataError("data.dir is not set; give the folder that prepare wrote, e.g. --set data.dir=OUT")
+    path = join(config.dir, MANIFEST_NAME)
+    return Manifest.from_json(_read_small_file(path, config).decode(), path)
+
+
+def locate_shards(shards: tuple[Shard, ...], config: DataConfig) -> list[str]:
+    """A readable path for each shard: in `data.dir`, or in `data.cache_dir` where it is copied if not there yet.
+
+    Raises:
+      DataError: naming a shard that is missing or whose size is not the manifest's.
+    """
+    paths = []
+    for shard in shards:
+        path = join(config.dir, shard.file)
+        if config.cache_dir:
+            path = _cache_shard(path, shard, Path(config.cache_dir))
+        else:
+            _check_size(path, shard)
+        paths.append(path)
+    return paths
+
+
+def _check_size(path: str, shard: Shard) -> None:
+    if not tf.io.gfile.exists(path):
+        raise DataError(f"shard {path} is in the manifest but does not exist; prepare the data again")
+    size = tf.io.gfile.stat(path).length
+    if size != shard.bytes:
+        raise DataError(f"shard {path} has {size} bytes, the manifest says {shard.bytes}; prepare the data again")
+
+
+def _cache_shard(path: str, shard: Shard, cache: Path) -> str:
+    """Copies a shard into the cache under its checksum; several workers may do so at once."""
+    target = cache / f"{shard.sha256}.tfrecord"
+    if target.is_file() and target.stat().st_size == shard.bytes:
+        return str(target)
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{os.getpid()}.partial")
+    try:
+        with _open_remote(path) as source, partial.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"shard {path} cannot be copied into data.cache_dir {cache}: {error}") from None
+    with partial.open("rb") as copy:
+        checksum = hashlib.file_digest(copy, "sha256").hexdigest()
+    if checksum != shard.sha256:
+        partial.unlink()
+        raise DataError(f"shard {path} does not have the manifest's checksum; prepare the data again")
+    partial.rename(target)
+    return str(target)
+
+
+def _read_small_file(path: str, config: DataConfig) -> bytes:
+    try:
+        if config.cache_dir:
+            with _open_remote(path) as file:
+                return bytes(file.read())
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return bytes(file.read())
+    except (OSError, tf.errors.OpError) as error:
+        reason = "does not exist" if isinstance(error, (FileNotFoundError, tf.errors.NotFoundError)) else str(error)
+        raise DataError(
+            f"{path} {reason}: prepare the data first (python -m pipelines.prepare), or mend data.dir"
+        ) from None
+
+
+def _open_remote(path: str):
+    """A binary file: fsspec opens gs:// through gcsfs, which, unlike TensorFlow, can be pointed at an emulator."""
+    if "://" not in path:
+        return open(path, "rb")
+    import fsspec
+
+    return fsspec.open(path, "rb").open()

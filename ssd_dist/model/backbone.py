@@ -1,0 +1,71 @@
+"""MobileNetV2 (Sandler et al. 2018) as the body of the detector: three taps at strides 8, 16 and 32.
+
+image [B, S, S, 3] in [-1, 1]
+  -> block_6_expand_relu   stride  8 (38 x 38 at 300)
+  -> block_13_expand_relu  stride 16 (19 x 19)
+  -> out_relu              stride 32 (10 x 10)
+"""
+
+from pathlib import Path
+
+import tf_keras
+from tf_keras import layers
+
+from ssd_dist.core.config import BackboneConfig, ModelConfig
+from ssd_dist.core.errors import CheckpointError
+
+TAPS = ("block_6_expand_relu", "block_13_expand_relu", "out_relu")
+
+
+def build_backbone(config: BackboneConfig, model: ModelConfig, sync_batch_norm: bool = False) -> tf_keras.Model:
+    """The network from an image to its three taps, with the weights that the config names.
+
+    Raises:
+      CheckpointError: if the weight file is missing, is of another width, or cannot be downloaded.
+    """
+    shape = (model.input_size, model.input_size, 3)
+    stock = tf_keras.applications.MobileNetV2(shape, alpha=model.width, include_top=False, weights=None)
+
+    def clone_layer(layer: layers.Layer) -> layers.Layer:
+        # Keras's MobileNetV2 fixes momentum 0.999, with which a short run is judged on ImageNet's statistics.
+        if not isinstance(layer, layers.BatchNormalization):
+            return layer.__class__.from_config(layer.get_config())
+        norm = layers.BatchNormalization.from_config(
+            {**layer.get_config(), "momentum": model.batch_norm_momentum, "synchronized": sync_batch_norm}
+        )
+        norm.trainable = not config.freeze_batch_norm
+        return norm
+
+    network = tf_keras.models.clone_model(stock, clone_function=clone_layer)
+    _load_weights(network, config, model)
+    return tf_keras.Model(network.input, [network.get_layer(name).output for name in TAPS], name="backbone")
+
+
+def _load_weights(network: tf_keras.Model, config: BackboneConfig, model: ModelConfig) -> None:
+    if config.weights == "none":
+        return
+    if config.weights == "imagenet":
+        network.set_weights(_download_imagenet(model))
+        return
+    if not Path(config.weights).is_file():
+        raise CheckpointError(
+            f"backbone.weights: file {config.weights} does not exist; give a Keras weight file, `imagenet` or `none`"
+        )
+    try:
+        network.load_weights(config.weights)
+    except (ValueError, OSError, KeyError) as error:
+        raise CheckpointError(
+            f"backbone.weights: {config.weights} is not a MobileNetV2 without top of width {model.width}: {error}"
+        ) from None
+
+
+def _download_imagenet(model: ModelConfig) -> list:
+    """ImageNet weights through Keras's own download and cache; CheckpointError where they cannot be had."""
+    shape = (model.input_size, model.input_size, 3)
+    try:
+        return tf_keras.applications.MobileNetV2(shape, alpha=model.width, include_top=False).get_weights()
+    except Exception as error:  # Keras raises a bare Exception when a download fails
+        raise CheckpointError(
+            f"backbone.weights: imagenet of width {model.width} cannot be had ({error}); "
+            "set backbone.weights to a weight file on this machine, or to none"
+        ) from None

@@ -1,0 +1,94 @@
+"""The machines: from the config and the environment to a `tf.distribute.Strategy`.
+
+TF_CONFIG with several workers -> MultiWorkerMirroredStrategy (NCCL on GPUs, ring on CPUs)
+several GPUs, or logical CPUs  -> MirroredStrategy
+otherwise                      -> one device
+"""
+
+import json
+import os
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from ssd_dist.core.config import ClusterConfig
+from ssd_dist.core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class WorkerRole:
+    """Which of how many workers this process is."""
+
+    index: int
+    count: int
+
+    @property
+    def is_chief(self) -> bool:
+        """The one worker that writes to shared paths."""
+        return self.index == 0
+
+
+def read_worker_role(environment: dict[str, str] | None = None) -> WorkerRole:
+    """This process's place in TF_CONFIG; (0, 1) without one.
+
+    Raises:
+      UsageError: if TF_CONFIG is not what TensorFlow expects.
+    """
+    text = (os.environ if environment is None else environment).get("TF_CONFIG", "")
+    if not text.strip():
+        return WorkerRole(0, 1)
+    try:
+        tree = json.loads(text)
+        cluster, task = tree["cluster"], tree["task"]
+        chiefs, workers = list(cluster.get("chief", [])), list(cluster.get("worker", []))
+        kind, index = task["type"], int(task["index"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"TF_CONFIG is not valid ({error!r}); it needs cluster.worker and task.type, task.index"
+        ) from None
+    place = {"chief": index, "worker": len(chiefs) + index}.get(kind)
+    count = len(chiefs) + len(workers)
+    if place is None or not 0 <= place < count:
+        raise UsageError(f"TF_CONFIG: task {kind}:{index} is not in its own cluster of {count} workers")
+    return WorkerRole(place, count)
+
+
+def create_strategy(config: ClusterConfig) -> tf.distribute.Strategy:
+    """The strategy that config and environment ask for; call once, before anything touches a device.
+
+    Raises:
+      UsageError: if the config asks for what the environment does not have.
+    """
+    role = read_worker_role()
+    kind = config.strategy
+    if kind == "multi_worker" and role.count == 1:
+        raise UsageError("cluster.strategy: multi_worker needs TF_CONFIG; start it with launch/train_multinode.sh")
+    if kind in ("one_device", "mirrored") and role.count > 1:
+        raise UsageError(
+            f"cluster.strategy: {kind}, but TF_CONFIG names {role.count} workers; use auto or multi_worker"
+        )
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus and config.logical_cpus > 1:
+        _split_cpu(config.logical_cpus)
+    if role.count > 1:
+        communication = tf.distribute.experimental.CommunicationImplementation
+        implementation = communication.NCCL if gpus else communication.RING
+        options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
+        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    devices = [f"GPU:{i}" for i in range(len(gpus))] or [f"CPU:{i}" for i in range(max(config.logical_cpus, 1))]
+    if kind == "one_device" or (kind == "auto" and len(devices) == 1):
+        return tf.distribute.OneDeviceStrategy(devices[0])
+    return tf.distribute.MirroredStrategy(devices)
+
+
+def _split_cpu(wanted: int) -> None:
+    """Makes that many replicas' devices of the one CPU; only a process that has not started TensorFlow can."""
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * wanted)
+    except RuntimeError:
+        have = len(tf.config.list_logical_devices("CPU"))
+        if have < wanted:
+            raise UsageError(
+                f"cluster.logical_cpus: {wanted}, but TensorFlow was started with {have}; start a new process"
+            ) from None

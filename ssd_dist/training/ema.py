@@ -1,0 +1,66 @@
+"""The exponential moving average of the weights: the model that is evaluated and shipped.
+
+Each replica averages its own copy of the weights in place, after each applied step: no communication, and since the
+copies are equal bit by bit, so are the averages. Batch-norm statistics are moving averages already; they are used as
+they are and not averaged twice.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import tensorflow as tf
+
+from ssd_dist.core.config import EmaConfig
+from ssd_dist.training.packing import ParameterGroup
+
+
+def ema_decay(updates: tf.Tensor, decay: float) -> tf.Tensor:
+    """min(decay, (1 + n) / (10 + n)) after n updates: young averages forget their start."""
+    count = tf.cast(updates, tf.float32)
+    return tf.minimum(decay, (1.0 + count) / (10.0 + count))
+
+
+class ExponentialMovingAverage(tf.Module):
+    """Averages of all parameter groups, packed as the groups are. Create it in strategy scope."""
+
+    def __init__(self, groups: Sequence[ParameterGroup], config: EmaConfig) -> None:
+        super().__init__(name="ema")
+        self._groups = tuple(groups)
+        self._config = config
+        self.updates = tf.Variable(0, trainable=False, dtype=tf.int64, name="updates")
+        self.averages = {
+            group.name: tf.Variable(group.pack(), trainable=False, name=f"{group.name}_average")
+            for group in self._groups
+        }
+
+    def update(self, step: tf.Tensor) -> None:
+        """Averages in the weights after applied step number `step`; runs inside an update context."""
+        if self._config.update_every == 1:
+            self._average(step)
+        else:
+            tf.cond(step % self._config.update_every == 0, lambda: self._average(step), lambda: False)
+
+    @contextmanager
+    def eval_context(self) -> Iterator[None]:
+        """The weights are the averages inside, and bit for bit what they were afterwards, whatever happens."""
+        backup = [[tf.identity(variable.read_value()) for variable in group.variables] for group in self._groups]
+        try:
+            for group in self._groups:
+                self._assign(group, group.unpack(self.averages[group.name].read_value()))
+            yield
+        finally:
+            for group, weights in zip(self._groups, backup, strict=True):
+                self._assign(group, weights)
+
+    def _average(self, step: tf.Tensor) -> bool:
+        # Up to warmup_steps the average is the weights themselves.
+        decay = tf.where(step <= self._config.warmup_steps, 0.0, ema_decay(self.updates, self._config.decay))
+        for group in self._groups:
+            average = self.averages[group.name]
+            average.assign_add((1.0 - decay) * (group.pack() - average))
+        self.updates.assign_add(tf.cast(step > self._config.warmup_steps, tf.int64))
+        return True
+
+    def _assign(self, group: ParameterGroup, weights: Sequence[tf.Tensor]) -> None:
+        for variable, value in zip(group.variables, weights, strict=True):
+            variable.assign(value)

@@ -1,0 +1,74 @@
+"""Evaluation during training: judge the averaged weights, write the row, keep the best.
+
+swap in the EMA -> detect over all workers -> metrics on the chief -> broadcast the verdict -> all save -> swap back
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import orbit
+import tensorflow as tf
+
+from ssd_dist.evaluation.detections import GroundTruth
+from ssd_dist.evaluation.evaluator import DetectorEvaluator
+from ssd_dist.evaluation.metrics import evaluate_detections
+from ssd_dist.training.checkpoints import BestModel
+from ssd_dist.training.metrics_log import MetricsLog
+from ssd_dist.training.progress import TrainingProgress
+from ssd_dist.training.state import TrainState
+
+
+class Judge:
+    """Evaluates the present model on request and offers it as the best; `truths` is needed on the chief alone."""
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        evaluator: DetectorEvaluator,
+        state: TrainState,
+        best: BestModel,
+        truths: Sequence[GroundTruth],
+        classes: Sequence[str],
+        metric: str,
+    ) -> None:
+        self.best = best
+        self._strategy = strategy
+        self.evaluator = evaluator
+        self._state = state
+        self._truths = truths
+        self._classes = classes
+        self._metric = metric
+
+    def judge(
+        self, controller: orbit.Controller, step: int, log: MetricsLog | None, progress: TrainingProgress
+    ) -> None:
+        """Evaluates after `step` steps; called on all workers together."""
+        with self._state.ema.eval_context() if self._state.ema else nullcontext():
+            controller.evaluate(self.evaluator.steps)
+            value = float("-inf")
+            if log is not None:
+                metrics = evaluate_detections(self._truths, self.evaluator.detections, self._classes).as_dict()
+                log.write("eval", step, metrics)
+                value = float("-inf") if metrics[self._metric] is None else metrics[self._metric]
+                progress.say(
+                    f"step {step}  "
+                    + "  ".join(f"{name} {_show(metrics[name])}" for name in ("coco/AP", "coco/AP50", "voc/mAP"))
+                )
+            value = broadcast_from_chief(self._strategy, value)
+            if value > float("-inf") and self.best.offer(step, value):
+                progress.say(f"step {step}  best {self._metric} so far")
+
+
+def broadcast_from_chief(strategy: tf.distribute.Strategy, value: float) -> float:
+    """The chief's value, on every worker; collective."""
+
+    def contribute() -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        mine = tf.where(context.replica_id_in_sync_group == 0, tf.constant(value, tf.float64), 0.0)
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
+
+    return float(strategy.experimental_local_results(strategy.run(tf.function(contribute)))[0])
+
+
+def _show(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,129 @@
+"""AdamW and SGD on packed parameter groups; one overflow anywhere skips the step everywhere.
+
+    gradients of this replica -> pack -> all-reduce (sum) -> finite? -> unscale -> clip by global norm -> update -> EMA
+
+The gradients are summed, not averaged: the loss is already divided by the count of the whole global batch. All state
+is mirrored: every replica computes the same update in place, and nothing but the gradients is communicated.
+"""
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from ssd_dist.core.config import OptimizerConfig
+from ssd_dist.training.ema import ExponentialMovingAverage
+from ssd_dist.training.packing import ParameterGroup
+from ssd_dist.training.precision import LossScale
+
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7
+
+
+def adamw_update(
+    gradient: tf.Tensor, first: tf.Tensor, second: tf.Tensor, step: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Adam's direction and its new moments (Kingma and Ba 2015, algorithm 1); `step` counts from 1.
+
+    The direction is m_hat / (sqrt(v_hat) + epsilon); AdamW adds the decay outside (Loshchilov and Hutter 2019).
+    """
+    first = first + (1.0 - BETA_1) * (gradient - first)
+    second = second + (1.0 - BETA_2) * (gradient * gradient - second)
+    count = tf.cast(step, tf.float32)
+    corrected = tf.sqrt(second / (1.0 - tf.pow(BETA_2, count)))
+    return first / (1.0 - tf.pow(BETA_1, count)) / (corrected + EPSILON), first, second
+
+
+def sgd_update(
+    gradient: tf.Tensor, velocity: tf.Tensor, momentum: float, nesterov: bool
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Momentum's direction and its new velocity v = momentum * v + g (Sutskever et al. 2013, with the rate outside)."""
+    velocity = momentum * velocity + gradient
+    return (gradient + momentum * velocity if nesterov else velocity), velocity
+
+
+def clip_by_global_norm(gradients: Sequence[tf.Tensor], clip_norm: float) -> list[tf.Tensor]:
+    """Gradients scaled so that the norm over all of them is at most `clip_norm` (Pascanu et al. 2013)."""
+    norm = tf.linalg.global_norm(gradients)
+    factor = clip_norm / tf.maximum(norm, clip_norm)
+    return [gradient * factor for gradient in gradients]
+
+
+class DistributedOptimizer(tf.Module):
+    """The optimizer's state and its one public step, called in replica context. Create it in strategy scope."""
+
+    def __init__(
+        self,
+        groups: Sequence[ParameterGroup],
+        config: OptimizerConfig,
+        schedule: Callable[[tf.Tensor], tf.Tensor],
+        loss_scale: LossScale,
+        ema: ExponentialMovingAverage | None,
+    ) -> None:
+        super().__init__(name="optimizer")
+        self._groups = tuple(groups)
+        self._config = config
+        self._schedule = schedule
+        self._loss_scale = loss_scale
+        self._ema = ema
+        self.applied_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="applied_steps")
+        slots = {"adamw": ("first", "second"), "sgd": ("velocity",)}[config.name]
+        self.slots = {
+            group.name: [tf.Variable(tf.zeros([group.size]), trainable=False, name=f"{group.name}_{s}") for s in slots]
+            for group in self._groups
+        }
+
+    @property
+    def variables_to_train(self) -> list[tf.Variable]:
+        """The variables whose gradients `apply` takes, in its order."""
+        return [variable for group in self._groups for variable in group.variables]
+
+    def current_learning_rate(self) -> tf.Tensor:
+        """The rate of the next update."""
+        return self._schedule(self.applied_steps)
+
+    def apply(self, gradients: Sequence[tf.Tensor | None]) -> None:
+        """Reduces this replica's scaled gradients over all replicas and updates weights, slots, scale and EMA."""
+        packed = []
+        start = 0
+        for group in self._groups:
+            packed.append(group.pack(gradients[start : start + len(group.variables)]))
+            start += len(group.variables)
+        context = tf.distribute.get_replica_context()
+        reduced = context.all_reduce(tf.distribute.ReduceOp.SUM, packed)
+        context.merge_call(self._update_replicas, args=(reduced,))
+
+    def _update_replicas(self, strategy: tf.distribute.Strategy, reduced: list[tf.Tensor]) -> None:
+        # On each device, with that device's copies of all variables: no communication from here on.
+        strategy.extended.update(self.applied_steps, lambda _, flat: self._update(flat), args=(reduced,), group=True)
+
+    def _update(self, reduced: list[tf.Tensor]) -> tf.Tensor:
+        # A finite sum of squares needs finite terms; overflow of the sum itself is past any use as well.
+        finite = tf.math.is_finite(tf.linalg.global_norm(reduced))
+        inverse_scale = 1.0 / self._loss_scale.scale
+        tf.cond(finite, lambda: self._apply_update([flat * inverse_scale for flat in reduced]), lambda: False)
+        self._loss_scale.update(finite)
+        return finite
+
+    def _apply_update(self, gradients: list[tf.Tensor]) -> bool:
+        if self._config.clip_norm > 0:
+            gradients = clip_by_global_norm(gradients, self._config.clip_norm)
+        rate = self.current_learning_rate()
+        step = self.applied_steps.assign_add(1, read_value=True)
+        for group, gradient in zip(self._groups, gradients, strict=True):
+            direction = self._direction(gradient, self.slots[group.name], step)
+            if group.weight_decay > 0:
+                direction += group.weight_decay * group.pack()
+            for variable, change in zip(group.variables, group.unpack(-rate * group.lr_scale * direction), strict=True):
+                variable.assign_add(change)
+        if self._ema is not None:
+            self._ema.update(step)
+        return True
+
+    def _direction(self, gradient: tf.Tensor, slots: list[tf.Variable], step: tf.Tensor) -> tf.Tensor:
+        if self._config.name == "adamw":
+            direction, first, second = adamw_update(gradient, slots[0], slots[1], step)
+            slots[0].assign(first)
+            slots[1].assign(second)
+            return direction
+        direction, velocity = sgd_update(gradient, slots[0], self._config.momentum, self._config.nesterov)
+        slots[0].assign(velocity)
+        return direction

@@ -1,0 +1,69 @@
+"""Parameter groups: the variables that share a learning rate and a weight decay, seen as one flat vector.
+
+A MobileNetV2-SSD has some 240 variables, most of them tiny. Packed into a few vectors, the optimizer, the EMA, the
+clip and the all-reduce cost a few large operations instead of thousands of small ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from ssd_dist.core.config import BackboneConfig, OptimizerConfig
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Variables with a common scale of the learning rate and a common weight decay."""
+
+    name: str
+    variables: tuple[tf.Variable, ...]
+    lr_scale: float
+    weight_decay: float
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return sum(int(np.prod(variable.shape)) for variable in self.variables)
+
+    def pack(self, tensors: Sequence[tf.Tensor | None] | None = None) -> tf.Tensor:
+        """float32 [size] of tensors shaped as the variables (None is zero), or of the variables themselves."""
+        tensors = self.variables if tensors is None else tensors
+        parts = [
+            tf.zeros([int(np.prod(v.shape))]) if t is None else tf.reshape(tf.cast(t, tf.float32), [-1])
+            for v, t in zip(self.variables, tensors, strict=True)
+        ]
+        return tf.concat(parts, 0)
+
+    def unpack(self, flat: tf.Tensor) -> list[tf.Tensor]:
+        """Tensors shaped as the variables out of a vector [size]."""
+        sizes = [int(np.prod(variable.shape)) for variable in self.variables]
+        return [
+            tf.reshape(part, variable.shape)
+            for part, variable in zip(tf.split(flat, sizes), self.variables, strict=True)
+        ]
+
+
+def group_parameters(
+    model: tf_keras.Model, optimizer: OptimizerConfig, backbone: BackboneConfig
+) -> tuple[ParameterGroup, ...]:
+    """The trainable variables in at most four groups: backbone or not, decayed or not.
+
+    Batch-norm scales and shifts and biases (everything of rank 1) are not decayed (He et al. 2019, section 3.1).
+    A backbone with `lr_scale: 0` is frozen: it is in no group.
+    """
+    in_backbone = {variable.ref() for variable in model.get_layer("backbone").trainable_variables}
+    groups = []
+    for part, lr_scale in (("backbone", backbone.lr_scale), ("head", 1.0)):
+        for kind, weight_decay in (("kernels", optimizer.weight_decay), ("vectors", 0.0)):
+            members = tuple(
+                variable
+                for variable in model.trainable_variables
+                if (variable.ref() in in_backbone) == (part == "backbone")
+                and (len(variable.shape) > 1) == (kind == "kernels")
+            )
+            if members and lr_scale > 0:
+                groups.append(ParameterGroup(f"{part}_{kind}", members, lr_scale, weight_decay))
+    return tuple(groups)

@@ -1,0 +1,65 @@
+"""The folder of a run: its config and the manifest it was trained on, so that later commands need nothing else."""
+
+from pathlib import Path
+
+from ssd_dist.core.config import Config
+from ssd_dist.core.config_files import dump_config, flatten_config, load_config
+from ssd_dist.core.errors import CheckpointError, UsageError
+from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
+
+CONFIG_NAME = "config.yaml"
+
+# What may change between a run and its continuation: nothing here decides what is learned from a step.
+_MAY_CHANGE = (
+    "data.dir", "data.cache_dir", "data.on_corrupt", "train.epochs", "train.steps", "train.log_every",
+    "train.steps_per_loop", "eval.", "checkpoint.", "cluster.",
+)  # fmt: skip
+
+
+def open_run_folder(model_dir: str, config: Config, manifest: Manifest) -> None:
+    """Writes config and manifest into the run's folder, or checks that a run there can be continued with them.
+
+    Raises:
+      UsageError: if a run of another config is there, or the folder cannot be written.
+      CheckpointError: if that run was trained on other classes.
+    """
+    folder = Path(model_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / CONFIG_NAME).exists():
+            _check_same_run(folder, config, manifest)
+        (folder / CONFIG_NAME).write_text(dump_config(config))
+        (folder / MANIFEST_NAME).write_text(manifest.to_json())
+    except OSError as error:
+        raise UsageError(f"--model_dir={model_dir} cannot be written: {error}") from None
+
+
+def read_run_folder(model_dir: str) -> tuple[Config, Manifest]:
+    """Config and manifest of a run.
+
+    Raises:
+      CheckpointError: if there is no run in the folder.
+    """
+    folder = Path(model_dir)
+    for name in (CONFIG_NAME, MANIFEST_NAME):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} is not a run: it has no {name}; give the --model_dir of a training run")
+    manifest_path = folder / MANIFEST_NAME
+    return load_config(folder / CONFIG_NAME), Manifest.from_json(manifest_path.read_text(), str(manifest_path))
+
+
+def _check_same_run(folder: Path, config: Config, manifest: Manifest) -> None:
+    before_config, before_manifest = read_run_folder(str(folder))
+    before, now = flatten_config(before_config), flatten_config(config)
+    changed = [key for key in now if now[key] != before[key] and not key.startswith(_MAY_CHANGE)]
+    if changed:
+        key = changed[0]
+        raise UsageError(
+            f"--model_dir={folder} holds a run with {key}: {before[key]!r}, this config has {now[key]!r}; "
+            "use another --model_dir, or the same config to go on"
+        )
+    if before_manifest.classes != manifest.classes:
+        raise CheckpointError(
+            f"--model_dir={folder} holds a run on classes {', '.join(before_manifest.classes)}; the data has "
+            f"{', '.join(manifest.classes)}; use another --model_dir"
+        )

@@ -1,0 +1,149 @@
+"""The training loop on orbit: what runs in each step on each replica, and what it reports.
+
+train(n):                                  [eager]
+  train_loop_begin
+  for _ in range(n):                       [one traced tf.while_loop]
+    batch = next(iterator)
+    on each replica:
+      count positives and negatives -> all-reduce          labels only, so before the forward pass
+      forward -> mining -> loss / global count
+      backward -> optimizer.apply                          all-reduce, skip, clip, update, EMA
+      add the losses to this replica's own sums            no communication
+  train_loop_end: sum over replicas -> metrics
+"""
+
+import time
+
+import orbit
+import tensorflow as tf
+
+from ssd_dist.core.anchors import generate_anchors
+from ssd_dist.core.config import Config
+from ssd_dist.data.batch import TrainBatch
+from ssd_dist.data.decoding import apply_color_map
+from ssd_dist.model.detector import normalize_image
+from ssd_dist.training.clock import LoopClock
+from ssd_dist.training.losses import Miner, multibox_losses, reduce_losses
+from ssd_dist.training.mining import mine_global, mine_per_image
+from ssd_dist.training.precision import AMPContext
+from ssd_dist.training.state import TrainState
+from ssd_dist.training.targets import TargetCounts, count_rows, count_targets, negative_quota
+
+# What each replica sums up between two reports; each is a sum over the global batch once reduced.
+_SUMS = ("loss", "loss/cls", "loss/loc", "positives", "negatives")
+
+
+class DetectorTrainer(orbit.StandardTrainer):
+    """Trains a detector under any strategy; create it in strategy scope."""
+
+    def __init__(
+        self,
+        config: Config,
+        strategy: tf.distribute.Strategy,
+        state: TrainState,
+        dataset: tf.distribute.DistributedDataset,
+        total_steps: int,
+    ) -> None:
+        super().__init__(dataset, orbit.StandardTrainerOptions(use_tf_while_loop=True))
+        self._config = config
+        self._strategy = strategy
+        self._model = state.model
+        self._optimizer = state.optimizer
+        self._loss_scale = state.loss_scale
+        self._step = state.step
+        self._precision = AMPContext(config.amp).precision
+        self._anchor_count = len(generate_anchors(config.anchors, config.model.input_size))
+        self._sums = tf.Variable(
+            tf.zeros([len(_SUMS)]),
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.SUM,
+            name="sums",
+        )
+        self._clock = LoopClock()
+        self._waited = tf.Variable(0.0, trainable=False, dtype=tf.float64, name="waited")
+        self._total_steps = total_steps
+        self._start_report()
+
+    def train_loop_begin(self) -> None:
+        """Starts the clock of one inner loop."""
+        self._loop_started = time.perf_counter()
+
+    def train_step(self, iterator: tf.distribute.DistributedIterator) -> None:
+        """One step over all replicas; traced once."""
+        asked = self._clock.read()
+        with tf.control_dependencies([asked]):
+            batch = next(iterator)
+        with tf.control_dependencies([self._strategy.experimental_local_results(batch.positions)[0]]):
+            self._waited.assign_add(self._clock.read() - asked)
+        self._strategy.run(self._train_replica, args=(batch,))
+        self._step.assign_add(1)
+
+    def train_loop_end(self) -> dict[str, float]:
+        """The report of the steps since the last one, every `log_every` steps and at the end; empty between.
+
+        Losses and counts are means over steps; rates are over the time spent in inner loops.
+        """
+        self._elapsed += time.perf_counter() - self._loop_started
+        step = int(self._step.numpy())
+        if step % self._config.train.log_every and step != self._total_steps:
+            return {}
+        steps = step - self._reported_step
+        sums = self._sums.read_value().numpy() / steps
+        report = {
+            **dict(zip(_SUMS, sums.tolist(), strict=True)),
+            "lr": float(self._optimizer.current_learning_rate()),
+            "loss_scale": float(self._loss_scale.scale.numpy()),
+            "skipped_steps": int(self._loss_scale.skipped_steps.numpy()),
+            "images_per_second": steps * self._config.train.global_batch_size / self._elapsed,
+            "data_wait": float(self._waited.numpy()) / self._elapsed,
+        }
+        self._start_report()
+        return report
+
+    def _start_report(self) -> None:
+        self._sums.assign(tf.zeros_like(self._sums))
+        self._waited.assign(0.0)
+        self._reported_step = int(self._step.numpy())
+        self._elapsed = 0.0
+
+    def _train_replica(self, batch: TrainBatch) -> None:
+        config = self._config
+        images = config.train.global_batch_size
+        counts = count_targets(batch.targets, self._anchor_count, config.mining)
+        totals = self._sum_counts(counts)
+        pixels = apply_color_map(normalize_image(batch.images), batch.color_maps)
+        with tf.GradientTape() as tape:
+            outputs = self._model(pixels, training=True)
+            losses = multibox_losses(
+                self._precision.cast("loss", outputs["logits"]),
+                self._precision.cast("loss", outputs["offsets"]),
+                batch.targets,
+                config.loss,
+                self._choose_miner(batch, counts, totals),
+            )
+            mined = counts._replace(quota=count_rows(losses.negatives))
+            classification = reduce_losses(losses.classification, mined, totals, images, config.loss)
+            localization = reduce_losses(losses.localization, mined, totals, images, config.loss)
+            loss = classification + config.loss.localization_weight * localization
+            scaled = loss * tf.cast(self._loss_scale.scale, loss.dtype)
+        self._optimizer.apply(tape.gradient(scaled, self._optimizer.variables_to_train))
+        report = (loss, classification, localization, tf.reduce_sum(mined.positives), tf.reduce_sum(mined.quota))
+        self._sums.assign_add(tf.stack([tf.cast(value, tf.float32) for value in report]))
+
+    def _sum_counts(self, counts: TargetCounts) -> TargetCounts:
+        """The counts of the global batch: the one small all-reduce of a step, known from the labels alone."""
+        context = tf.distribute.get_replica_context()
+        positives, candidates, quota = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.SUM, counts.totals()))
+        if self._config.mining.scope == "global":
+            quota = negative_quota(
+                positives, candidates, self._config.mining, images=self._config.train.global_batch_size
+            )
+        return TargetCounts(positives, candidates, quota)
+
+    def _choose_miner(self, batch: TrainBatch, counts: TargetCounts, totals: TargetCounts) -> Miner:
+        if self._config.mining.scope == "image":
+            return lambda losses, candidates: mine_per_image(losses, candidates, counts.quota)
+        return lambda losses, candidates: mine_global(
+            losses, candidates, totals.quota, batch.positions, self._config.train.global_batch_size
+        )

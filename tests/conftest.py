@@ -1,0 +1,30 @@
+"""What all tests share: quiet TensorFlow on four logical CPUs, and where the real data is."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and weights; a test that needs it is skipped where there is none."""
+    folder = Path(os.environ.get("SSD_DIST_SHARED", REPOSITORY.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no real data at {folder}; set SSD_DIST_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def four_cpus() -> list[str]:
+    """Four logical CPU devices, replicas without GPUs."""
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    if tf.config.get_logical_device_configuration(cpu) is None:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
+    return [device.name for device in tf.config.list_logical_devices("CPU")]
