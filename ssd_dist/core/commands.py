@@ -9,11 +9,12 @@ Flags are defined when the command starts, not when its module is imported: two 
 """
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from absl import app, flags  # type: ignore[import-untyped]
+from absl import app, flags, logging  # type: ignore[import-untyped]
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import load_config
@@ -26,9 +27,19 @@ flags.disclaim_key_flags()
 def define_config_flags() -> None:
     """Defines `--config` and `--set`, which every command that reads an experiment takes."""
     flags.DEFINE_string("config", None, "YAML file of the experiment, e.g. configs/bccd.yaml.")
+    define_override_flag()
+
+
+def define_override_flag() -> None:
+    """Defines `--set`."""
     flags.DEFINE_multi_string(
         "set", [], "KEY=VALUE: overrides a key of the config, e.g. --set train.epochs=3; may be repeated."
     )
+
+
+def overrides_from_flags() -> list[str]:
+    """What `--set` was given, in order."""
+    return list(flags.FLAGS["set"].value)
 
 
 def config_from_flags() -> Config:
@@ -37,7 +48,7 @@ def config_from_flags() -> Config:
     Raises:
       UsageError: if `--config` is missing or the config is wrong.
     """
-    return load_config(required_flag("config"), flags.FLAGS["set"].value)
+    return load_config(required_flag("config"), overrides_from_flags())
 
 
 def required_flag(name: str) -> str:
@@ -65,6 +76,9 @@ def run_command(main: Callable[[list[str]], int | None], keep_unknown: bool = Fa
             sys.exit(0)
         return parse_arguments(argv, keep_unknown)
 
+    # The libraries' own chatter; a user who wants it sets these.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.set_verbosity(logging.WARNING)
     sys.exit(exit_with_message(lambda: app.run(main, flags_parser=parse)))
 
 

@@ -7,7 +7,7 @@ from ssd_dist.core.config import Config
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Intervals in steps, counted from step 0 so that a resumed run pauses where an undisturbed one does; 0 is never."""
+    """Intervals in steps, counted from step 0 so that a resumed run pauses where an undisturbed one does; 0: never."""
 
     total: int
     report: int

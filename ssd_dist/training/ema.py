@@ -45,12 +45,16 @@ class ExponentialMovingAverage(tf.Module):
         """The weights are the averages inside, and bit for bit what they were afterwards, whatever happens."""
         backup = [[tf.identity(variable.read_value()) for variable in group.variables] for group in self._groups]
         try:
-            for group in self._groups:
-                self._assign(group, group.unpack(self.averages[group.name].read_value()))
+            self.assign_to_model()
             yield
         finally:
             for group, weights in zip(self._groups, backup, strict=True):
                 self._assign(group, weights)
+
+    def assign_to_model(self) -> None:
+        """Replaces the weights by their averages, for good; training goes through `eval_context`."""
+        for group in self._groups:
+            self._assign(group, group.unpack(self.averages[group.name].read_value()))
 
     def _average(self, step: tf.Tensor) -> bool:
         # Up to warmup_steps the average is the weights themselves.

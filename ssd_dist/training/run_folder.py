@@ -1,5 +1,6 @@
 """The folder of a run: its config and the manifest it was trained on, so that later commands need nothing else."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ssd_dist.core.config import Config
@@ -34,8 +35,8 @@ def open_run_folder(model_dir: str, config: Config, manifest: Manifest) -> None:
         raise UsageError(f"--model_dir={model_dir} cannot be written: {error}") from None
 
 
-def read_run_folder(model_dir: str) -> tuple[Config, Manifest]:
-    """Config and manifest of a run.
+def read_run_folder(model_dir: str, overrides: Sequence[str] = ()) -> tuple[Config, Manifest]:
+    """Config, with `a.b=c` overrides, and manifest of a run.
 
     Raises:
       CheckpointError: if there is no run in the folder.
@@ -45,7 +46,9 @@ def read_run_folder(model_dir: str) -> tuple[Config, Manifest]:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} is not a run: it has no {name}; give the --model_dir of a training run")
     manifest_path = folder / MANIFEST_NAME
-    return load_config(folder / CONFIG_NAME), Manifest.from_json(manifest_path.read_text(), str(manifest_path))
+    return load_config(folder / CONFIG_NAME, overrides), Manifest.from_json(
+        manifest_path.read_text(), str(manifest_path)
+    )
 
 
 def _check_same_run(folder: Path, config: Config, manifest: Manifest) -> None:

@@ -1,0 +1,54 @@
+"""Evaluates a trained model: python -m ssd_dist.cli.evaluate --model_dir=RUN --split=test [--output=FILE.json]."""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from ssd_dist.core.commands import define_override_flag, overrides_from_flags, required_flag, run_command
+from ssd_dist.core.errors import UsageError
+
+
+def main(_: list[str]) -> None:
+    """Evaluates the checkpoint of the flags, prints the table, writes JSON and pictures."""
+    model_dir, split = required_flag("model_dir"), required_flag("split")
+    # TensorFlow takes seconds to load: only once the flags are right.
+    from ssd_dist.evaluation.gallery import draw_gallery
+    from ssd_dist.evaluation.metrics import evaluate_detections
+    from ssd_dist.evaluation.table import print_metrics
+    from ssd_dist.training.inference import evaluate_split
+
+    config, manifest, truths, detections = evaluate_split(
+        model_dir, flags.FLAGS["checkpoint"].value, split, overrides_from_flags()
+    )
+    metrics = evaluate_detections(truths, detections, manifest.classes).as_dict()
+    print_metrics(metrics)
+    if output := flags.FLAGS["output"].value:
+        _prepare_output("output", output).write_text(json.dumps(metrics, indent=1) + "\n")
+    if pictures := flags.FLAGS["pictures"].value:
+        draw_gallery(config, manifest, split, detections, metrics).save(_prepare_output("pictures", pictures))
+
+
+def run_main() -> None:
+    """Console script `ssd-evaluate`."""
+    flags.DEFINE_string("model_dir", None, "Folder of a training run.")
+    flags.DEFINE_string("checkpoint", "best", "best, last, or the path of a checkpoint.")
+    flags.DEFINE_string("split", None, "Split of the prepared data, e.g. test.")
+    flags.DEFINE_string("output", None, "JSON file for the metrics.")
+    flags.DEFINE_string("pictures", None, "PNG file for pictures of predictions beside ground truth.")
+    define_override_flag()
+    run_command(main)
+
+
+def _prepare_output(flag: str, name: str) -> Path:
+    path = Path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise UsageError(f"--{flag}={name} cannot be written: {error}") from None
+    return path
+
+
+if __name__ == "__main__":
+    run_main()

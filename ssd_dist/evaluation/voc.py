@@ -1,0 +1,93 @@
+"""Average precision as Pascal VOC defines it, at IoU 0.5, by both protocols.
+
+    VOC 2007: mean of the highest precision at recalls 0, 0.1, ..., 1 (Everingham et al. 2010, section 4.2)
+    VOC 2010+: area under the precision envelope
+
+Each detection, best first, looks at the object of its class that it overlaps most: a hit if the IoU reaches 0.5 and
+the object is still free, a miss otherwise; a `difficult` object is neither.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssd_dist.core.boxes import iou_matrix
+from ssd_dist.evaluation.detections import Detections, GroundTruth
+
+IOU_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class ClassCurve:
+    """Precision and recall of one class, one entry for each detection that counts, best first.
+
+    Attributes:
+      recall: float64 [D].
+      precision: float64 [D].
+      objects: objects that are not difficult.
+    """
+
+    recall: np.ndarray
+    precision: np.ndarray
+    objects: int
+
+    @property
+    def ap_2007(self) -> float | None:
+        """The 11-point average; None for a class without objects."""
+        if not self.objects:
+            return None
+        points = [self.precision[self.recall >= t - 1e-12].max(initial=0.0) for t in np.linspace(0, 1, 11)]
+        return float(np.mean(points))
+
+    @property
+    def ap(self) -> float | None:
+        """The area under the envelope; None for a class without objects."""
+        if not self.objects:
+            return None
+        envelope = np.maximum.accumulate(self.precision[::-1])[::-1]
+        return float(np.sum(np.diff(self.recall, prepend=0.0) * envelope))
+
+
+def class_curves(truths: Sequence[GroundTruth], detections: Sequence[Detections], class_count: int) -> list[ClassCurve]:
+    """The curve of each class; equal scores keep the order of images and of detections in them."""
+    scores: list[list[np.ndarray]] = [[] for _ in range(class_count)]
+    verdicts: list[list[np.ndarray]] = [[] for _ in range(class_count)]
+    counts = np.zeros(class_count, np.int64)
+    for truth, found in zip(truths, detections, strict=True):
+        objects = truth.objects
+        # Crowds are regions of uncounted objects: what VOC calls difficult.
+        difficult = objects.difficult | objects.is_crowd
+        np.add.at(counts, objects.labels[~difficult] - 1, 1)
+        order = np.argsort(-found.scores, kind="stable")
+        for label in np.unique(found.labels).tolist():
+            mine = order[found.labels[order] == label]
+            theirs = objects.labels == label
+            scores[label - 1].append(found.scores[mine])
+            verdicts[label - 1].append(_judge(found.boxes[mine], objects.boxes[theirs], difficult[theirs]))
+    return [_curve(*parts) for parts in zip(scores, verdicts, counts.tolist(), strict=True)]
+
+
+def _judge(boxes: np.ndarray, objects: np.ndarray, difficult: np.ndarray) -> np.ndarray:
+    """int8 [D]: 1 hit, -1 miss, 0 neither, for the detections of one class in one image, best first."""
+    verdict = np.full(len(boxes), -1, np.int8)
+    if not len(objects):
+        return verdict
+    iou = iou_matrix(boxes, objects)
+    nearest = iou.argmax(axis=1)
+    reached = iou.max(axis=1) >= IOU_THRESHOLD
+    verdict[reached & difficult[nearest]] = 0
+    counted = np.flatnonzero(reached & ~difficult[nearest])
+    # The first, and so best, detection that reaches an object has it; the rest are duplicates.
+    _, first = np.unique(nearest[counted], return_index=True)
+    verdict[counted[first]] = 1
+    return verdict
+
+
+def _curve(scores: list[np.ndarray], verdicts: list[np.ndarray], objects: int) -> ClassCurve:
+    score = np.concatenate([np.zeros(0, np.float32), *scores])
+    verdict = np.concatenate([np.zeros(0, np.int8), *verdicts])[np.argsort(-score, kind="stable")]
+    verdict = verdict[verdict != 0]
+    hits = np.cumsum(verdict == 1)
+    seen = np.arange(1, len(verdict) + 1)
+    return ClassCurve(recall=hits / max(objects, 1), precision=hits / seen, objects=objects)
