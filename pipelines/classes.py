@@ -31,15 +31,17 @@ class ClassTable:
         name = self.name_by_key.get(key)
         if name is None:
             return Problem("unknown_class", f"the annotation's category {key!r} is not among its categories")
-        if name in self.names:
-            return self.names.index(name) + 1, name
         if name in self.rules.exclude or (self.rules.include and name not in self.rules.include):
             return Problem("excluded_class", f"class {name!r} is left out by --include_classes or --exclude_classes")
+        if name in self.names:
+            return self.names.index(name) + 1, name
         return Problem("unknown_class", f"class {name!r} is not in {self.rules.fixed_by}")
 
 
 def build_class_table(categories: Iterable[Category], rules: ClassRules) -> ClassTable:
     """Orders the classes met in the data, or takes the fixed order, and applies inclusion and exclusion.
+
+    A fixed order keeps its labels whatever is left out.
 
     Raises:
       DataError: if no class is left or a rule names one that does not exist.

@@ -4,10 +4,10 @@ Nothing is ever visible half written: a file gets a temporary name of its own an
 """
 
 import posixpath
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from glob import escape as escape_pattern
 from typing import BinaryIO
 
 from apache_beam.io.filesystem import CompressionTypes
@@ -25,22 +25,30 @@ def join(folder: str, *names: str) -> str:
 
 def exists(path: str) -> bool:
     """Whether a file, or a folder that holds something, is there."""
-    return bool(FileSystems.exists(path)) or bool(list_files(path, limit=1))
+    return bool(FileSystems.exists(path)) or bool(list_files(path))
 
 
-def list_files(folder: str, limit: int | None = None) -> list[str]:
+def is_pattern(path: str) -> bool:
+    """Whether the path has signs of a pattern and is not, as it stands, there."""
+    return any(sign in path for sign in "*?[") and not FileSystems.exists(path)
+
+
+def list_files(folder: str) -> list[str]:
     """Paths of the files directly in `folder`, sorted; empty if there is no such folder."""
-    return match_files(join(escape_pattern(folder.rstrip("/")), "*"), limit)
+    return match_below(folder, "*")
 
 
 def match_below(folder: str, *patterns: str) -> list[str]:
     """Paths below a folder that match, sorted; the folder's own name is no pattern."""
-    return match_files(join(escape_pattern(folder.rstrip("/")), *patterns))
+    folder = folder.rstrip("/")
+    # Beam's patterns know no escape, but any sign matches `?`.
+    wide = re.sub(r"[*?\[]", "?", folder)
+    return [path for path in match_files(join(wide, *patterns)) if path.startswith(folder)]
 
 
-def match_files(pattern: str, limit: int | None = None) -> list[str]:
+def match_files(pattern: str) -> list[str]:
     """Paths that match a glob pattern, sorted."""
-    matched = FileSystems.match([pattern], None if limit is None else [limit])[0].metadata_list
+    matched = FileSystems.match([pattern])[0].metadata_list
     return sorted(file.path for file in matched)
 
 

@@ -100,9 +100,10 @@ class _Text:
                 if len(self._buffer) - self._position > MAX_ENTRY_CHARACTERS or not self._read_on():
                     raise self.error(getattr(error, "msg", str(error))) from None
                 continue
-            # A number at the very end of the buffer may go on.
-            if end < len(self._buffer) or not self._read_on():
-                self._position = end
+            length = end - self._position
+            # A number at the end of the buffer may go on: `1` may be all of `1e-5` that is there.
+            if end + len("e-") < len(self._buffer) or not self._read_on():
+                self._position += length
                 return value
 
     def _skip_blanks(self) -> None:

@@ -5,21 +5,22 @@
 `build_pipeline` is the whole job. Every option of Beam may be given beside these flags.
 """
 
-import logging
 from typing import NoReturn
 
 import apache_beam as beam
 from absl import flags  # type: ignore[import-untyped]
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.assemble import GroupIntoShards
 from pipelines.options import READERS, PrepareJob, define_flags, job_from_flags
 from pipelines.report import ReportJob, WriteReport, read_manifest
-from pipelines.runners import data_error_within, make_runner, parse_beam_options
+from pipelines.runners import data_error_within, make_runner, parse_beam_options, quiet_logs
 from pipelines.shards import ShardJob, WriteShard
 from pipelines.summary import print_summary
 from pipelines.transcode import Transcoding
 from ssd_dist.core.commands import run_command
 from ssd_dist.core.errors import DataError
+from ssd_dist.core.manifest import Manifest
 
 
 def run_main() -> NoReturn:
@@ -30,9 +31,18 @@ def run_main() -> NoReturn:
 
 def main(arguments: list[str]) -> None:
     """Runs the job that the flags describe; `arguments` are Beam's options."""
-    logging.getLogger("apache_beam").setLevel(logging.WARNING)
+    quiet_logs()
     options = parse_beam_options(arguments, list(flags.FLAGS))
     job = job_from_flags()
+    print_summary(run_job(job, options), job.split, job.output)
+
+
+def run_job(job: PrepareJob, options: PipelineOptions) -> Manifest:
+    """Runs the job to its end and returns the manifest that it wrote.
+
+    Raises:
+      DataError: if the source is missing, empty or too broken.
+    """
     pipeline = beam.Pipeline(runner=make_runner(options), options=options)
     build_pipeline(pipeline, job)
     try:
@@ -45,7 +55,7 @@ def main(arguments: list[str]) -> None:
     manifest = read_manifest(job.output)
     if manifest is None:
         raise DataError(f"the job ended without a manifest in {job.output}; see the runner's log")
-    print_summary(manifest, job.split, job.output)
+    return manifest
 
 
 def build_pipeline(pipeline: beam.Pipeline, job: PrepareJob) -> None:

@@ -6,6 +6,7 @@ FnApiRunner, in this process.
 
 import argparse
 import contextlib
+import logging
 import re
 from typing import NoReturn
 
@@ -65,9 +66,19 @@ def make_runner(options: PipelineOptions) -> PipelineRunner:
 
 
 def data_error_within(error: BaseException) -> DataError | None:
-    """The DataError that a worker raised: runners hand it on as text, inside an exception of their own."""
-    found = re.findall(r"DataError: (.*?)(?: \[while running|\\n|\n|$)", str(error))
+    """The DataError that a worker raised.
+
+    Runners hand it on with a note of the step, or as text inside an exception of their own.
+    """
+    text = f"DataError: {error}" if isinstance(error, DataError) else str(error)
+    found = re.findall(r"DataError: (.*?)(?: \[while running|\\n|\n|$)", text)
     return DataError(found[-1]) if found else None
+
+
+def quiet_logs() -> None:
+    """Leaves only warnings of Beam's, and errors of workers to the exception that carries them here."""
+    logging.getLogger("apache_beam").setLevel(logging.WARNING)
+    logging.getLogger("apache_beam.runners.worker").setLevel(logging.CRITICAL)
 
 
 def _option_classes(base: type[PipelineOptions]) -> list[type[PipelineOptions]]:

@@ -64,7 +64,7 @@ def find_annotations(pattern: str, source: Source) -> list[str]:
     Raises:
       DataError: if there are none.
     """
-    if any(sign in pattern for sign in "*?["):
+    if files.is_pattern(pattern):
         found = files.match_files(pattern)
         if not found:
             raise DataError(f"--input={pattern} matches no file; check the pattern")
@@ -113,7 +113,7 @@ def read_file(file: CocoFile, source: Source) -> Iterator[Element]:
                     box = parse_box(item, index, file)
                     if source.keeps(box.image_id):
                         yield keyed(box)
-    except JsonStreamError as error:
+    except (JsonStreamError, DataError) as error:
         # What follows is lost, so the images read so far may lack boxes: all of the file's images are refused.
         problem = Problem("broken_annotation", f"{file.path}: {error}")
     yield keyed(Listing(file.number, rows, file.path, problem))
@@ -123,12 +123,12 @@ def parse_category(item: Any, index: int, file: CocoFile) -> Category:
     """One entry of `categories`; ids are not contiguous, labels follow their order.
 
     Raises:
-      DataError: if it has no id or no name: nothing could be told apart then.
+      DataError: if it has no id or no name; the order of the labels could not be told then.
     """
     try:
         return Category(_category_key(item["id"], file), int(item["id"]), str(item["name"]))
     except (TypeError, KeyError, ValueError) as error:
-        raise DataError(f"{file.path}: categories[{index}] has no usable id and name ({error!r}): {item!r}") from None
+        raise DataError(f"categories[{index}] has no usable id and name ({error!r}): {item!r:.200}") from None
 
 
 def parse_image(item: Any, index: int, row: int, file: CocoFile) -> Image:

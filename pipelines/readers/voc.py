@@ -75,7 +75,7 @@ def find_layout(path: str, source: Source) -> VocLayout:
     Raises:
       DataError: if there are none, or not this split.
     """
-    if any(sign in path for sign in "*?["):
+    if files.is_pattern(path):
         if not files.match_files(path):
             raise DataError(f"--input={path} matches no file; check the pattern")
         return VocLayout(path, source.image_dir)
@@ -122,7 +122,7 @@ def _annotation_paths(layout: VocLayout) -> list[str]:
         lines = files.read_text(layout.list_file).splitlines()
         # The devkit's per-class lists carry a second column; the id is the first.
         return [files.join(layout.annotations, f"{line.split()[0]}.xml") for line in lines if line.strip()]
-    if any(sign in layout.annotations for sign in "*?["):
+    if files.is_pattern(layout.annotations):
         return files.match_files(layout.annotations)
     return [path for path in files.list_files(layout.annotations) if path.endswith(".xml")]
 

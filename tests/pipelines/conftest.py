@@ -1,0 +1,98 @@
+"""Prepare, run in this process, and its records read back."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipelines.classes import ClassRules
+from pipelines.options import PrepareJob, define_flags
+from pipelines.prepare import main, run_job
+from pipelines.readers.source import Source
+from pipelines.runners import quiet_logs
+from ssd_dist.core.commands import run_command
+from ssd_dist.core.config import Config
+from ssd_dist.core.records import Record
+from ssd_dist.core.tfrecord import read_records
+
+ROOT = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("SSD_DIST_SHARED") or ROOT.parent / "shared")
+
+
+@pytest.fixture(autouse=True)
+def quiet_beam():
+    quiet_logs()
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs the command in this process: command("--split=train", ...) -> (exit code, output, errors)."""
+    before = set(flags.FLAGS)
+    define_flags()
+
+    def run(*arguments):
+        flags.FLAGS.unparse_flags()
+        for name in set(flags.FLAGS) - before:
+            flags.FLAGS[name].unparse()
+        monkeypatch.setattr(sys, "argv", ["ssd-prepare", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run_command(main, keep_unknown=True)
+        return end.value.code or 0, *capsys.readouterr()
+
+    yield run
+    flags.FLAGS.remove_flag_values(set(flags.FLAGS) - before)
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no data in {folder}; set SSD_DIST_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepare():
+    """Runs prepare in this process: prepare("voc", input, output, split="train", ...) -> manifest."""
+
+    def run(input_format, inputs, output, split="train", *, options=(), config=None, rules=None, **rest):
+        inputs = (inputs,) if isinstance(inputs, str | Path) else inputs
+        source_keys = {key: rest.pop(key) for key in ("image_dir", "split_by") if key in rest}
+        source = Source(
+            tuple(map(str, inputs)), split=rest.pop("source_split", ""), fallback_split=split, **source_keys
+        )
+        job = PrepareJob(
+            input_format=input_format,
+            source=source,
+            split=split,
+            output=str(output),
+            shards=rest.pop("shards", 0),
+            rules=rules or ClassRules(fixed_by="the data"),
+            max_rejected_fraction=rest.pop("max_rejected_fraction", 1.0),
+            config=config or Config(),
+            **rest,
+        )
+        return run_job(job, PipelineOptions(list(options)))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def records_of():
+    """The records of a split's view, by source id."""
+
+    def read(output, manifest, split="train", view=0):
+        records = {}
+        for shard in manifest.splits[split].views[view].shards:
+            path = Path(output) / shard.file
+            with path.open("rb") as file:
+                parsed = [Record.from_bytes(data) for data in read_records(file, str(path))]
+            assert len(parsed) == shard.examples
+            records.update((record.source_id, record) for record in parsed)
+        return records
+
+    return read

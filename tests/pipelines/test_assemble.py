@@ -1,0 +1,136 @@
+"""Order and shards: a dense global index, dealt round-robin, whatever order the elements arrive in."""
+
+import random
+
+import apache_beam as beam
+import pytest
+from apache_beam.testing.util import assert_that
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.annotations import SUMMARY_KEY, Box, Category, Image, Listing, LooseBox, Problem, image_key, keyed
+from pipelines.assemble import (
+    BUCKET_ROWS,
+    GroupIntoShards,
+    assemble_images,
+    choose_shard_count,
+    number_images,
+    plan_shards,
+    start_buckets,
+)
+from pipelines.classes import ClassRules
+from pipelines.runners import make_runner
+from pipelines.shards import split_group
+
+
+def image(image_id, file, row, **rest):
+    return Image(str(image_id), file, row, f"list {file}", f"{image_id}.jpg", (f"{image_id}.jpg",), **rest)
+
+
+def loose(image_id, file, row):
+    return LooseBox(str(image_id), file, row, f"list {file}", Box("cat", (0, 0, 1, 1), f"annotation {row}"))
+
+
+def group_by_key(pairs):
+    groups = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return list(groups.items())
+
+
+def deal(elements, shards=0):
+    """What GroupIntoShards does, without Beam."""
+    grouped = group_by_key(elements)
+    buckets = [pair for group in grouped for pair in (*assemble_images(group), *start_buckets(group, shards))]
+    members = [pair for group in group_by_key(buckets) for pair in number_images(group)]
+    plans = [pair for group in grouped for pair in plan_shards(group, shards, ClassRules())]
+    return {shard: split_group(values) for shard, values in group_by_key([*members, *plans])}
+
+
+def data_set(sizes, seed=0):
+    elements = [keyed(Category("cat", 0, "cat"))]
+    for file, size in enumerate(sizes):
+        elements += [keyed(image(f"{file}-{row}", file, row)) for row in range(size)]
+        elements += [keyed(loose(f"{file}-{row}", file, row)) for row in range(0, size, 3)]
+        elements.append(keyed(Listing(file, size, f"list {file}")))
+    random.Random(seed).shuffle(elements)
+    return elements
+
+
+@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=5), asked=st.integers(0, 12), seed=st.integers(0, 9))
+def test_images_are_dealt_round_robin_in_listing_order(sizes, asked, seed):
+    order = [f"{file}-{row}" for file, size in enumerate(sizes) for row in range(size)]
+    shards = deal(data_set(sizes, seed), asked)
+    count = choose_shard_count(len(order), asked)
+    assert sorted(shards) == list(range(count))
+    for shard, (members, plan) in shards.items():
+        assert plan.shards == count
+        assert [member.image.image_id for member in members] == order[shard::count]
+        assert [member.index for member in members] == list(range(len(order)))[shard::count]
+        assert all(len(member.image.boxes) == (member.image.row % 3 == 0) for member in members)
+
+
+def test_more_rows_than_a_bucket():
+    sizes = [2 * BUCKET_ROWS + 5, 3, BUCKET_ROWS]
+    shards = deal(data_set(sizes), 4)
+    indices = sorted(member.index for members, _ in shards.values() for member in members)
+    assert indices == list(range(sum(sizes)))
+
+
+def test_the_transform_does_the_same():
+    elements = data_set([7, 30, 1])
+    expected = {shard: [m.index for m in members] for shard, (members, _) in deal(elements, 3).items()}
+
+    def check(groups):
+        found = {shard: split_group(values) for shard, values in groups}
+        found = {shard: [m.index for m in members] for shard, (members, plan) in found.items() if plan}
+        assert found == expected
+
+    with beam.Pipeline(runner=make_runner(beam.options.pipeline_options.PipelineOptions())) as pipeline:
+        assert_that(pipeline | beam.Create(elements) | GroupIntoShards(3, ClassRules()), check)
+
+
+@pytest.mark.parametrize(
+    ("images", "asked", "shards"),
+    [(0, 0, 1), (1, 0, 1), (31, 0, 1), (32, 0, 2), (205, 0, 8), (60_000, 0, 8), (10**6, 0, 64), (5, 8, 5), (50, 3, 3)],
+)
+def test_no_shard_is_empty_for_no_reason(images, asked, shards):
+    assert choose_shard_count(images, asked) == shards
+
+
+def test_the_first_of_one_id_stays_and_takes_the_loose_boxes():
+    pairs = [keyed(image("a", 1, 0)), keyed(image("a", 0, 5)), keyed(loose("a", 0, 2)), keyed(loose("a", 0, 1))]
+    listed = [value.image for group in group_by_key(pairs) for _, value in assemble_images(group)]
+    first, second = listed
+    assert (first.file, first.problem) == (0, None)
+    assert [box.where for box in first.boxes] == ["annotation 1", "annotation 2"]
+    assert (second.file, second.problem.reason, second.boxes) == (1, "duplicate_id", ())
+
+
+def test_ids_that_share_a_hash_are_kept_apart():
+    group = (7, [image("a", 0, 0), image("b", 0, 1), loose("b", 0, 0)])
+    assert [(v.image.image_id, len(v.image.boxes)) for _, v in assemble_images(group)] == [("a", 0), ("b", 1)]
+
+
+def test_boxes_without_an_image_are_orphans():
+    elements = [*data_set([3]), keyed(loose("ghost", 0, 0)), keyed(loose("ghost", 0, 1))]
+    members = [member for members, _ in deal(elements).values() for member in members]
+    (orphan,) = [member for member in members if member.orphan]
+    assert orphan.image.problem.reason == "unknown_image"
+    assert len(orphan.image.boxes) == 2
+    assert len(members) == 4
+
+
+def test_a_broken_listing_spoils_its_own_images_only():
+    elements = [pair for pair in data_set([4, 4]) if not (isinstance(pair[1], Listing) and pair[1].file == 1)]
+    elements.append(keyed(Listing(1, 4, "list 1", Problem("broken_annotation", "cut"))))
+    members = [member for members, _ in deal(elements).values() for member in members]
+    assert {m.image.file for m in members if m.image.problem} == {1}
+    assert {m.image.file for m in members if not m.image.problem} == {0}
+
+
+def test_keys_are_stable_and_never_the_summary():
+    # Grouping must agree between processes, so the key may not depend on Python's hash seed.
+    assert image_key("BloodImage_00001") == 884384386756322725
+    assert all(0 <= image_key(str(number)) < 2**63 for number in range(1000))
+    assert keyed(Category("a", 0, "a"))[0] == SUMMARY_KEY

@@ -1,0 +1,78 @@
+"""Labels: contiguous, deterministic, fixed by a file or the manifest, and never guessed."""
+
+import random
+
+import pytest
+
+from pipelines.annotations import Category, Problem
+from pipelines.classes import ClassRules, build_class_table, parse_class_file
+from ssd_dist.core.errors import DataError
+
+NAMED = [Category(name, 0, name) for name in ("dog", "cat", "Bird", "cat")]
+NUMBERED = [Category("0/90", 90, "toothbrush"), Category("0/1", 1, "person"), Category("0/13", 13, "stop sign")]
+
+
+def test_names_are_sorted_and_numbers_ordered_whatever_the_order_of_meeting():
+    for seed in range(5):
+        random.Random(seed).shuffle(NAMED)
+        random.Random(seed).shuffle(NUMBERED)
+        assert build_class_table(NAMED, ClassRules()).names == ("Bird", "cat", "dog")
+        assert build_class_table(NUMBERED, ClassRules()).names == ("person", "stop sign", "toothbrush")
+
+
+def test_labels_count_from_one_without_gaps():
+    table = build_class_table(NUMBERED, ClassRules())
+    assert [table.find(f"0/{number}") for number in (1, 13, 90)] == [
+        (1, "person"), (2, "stop sign"), (3, "toothbrush"),
+    ]  # fmt: skip
+
+
+def test_two_files_may_number_one_class_differently():
+    table = build_class_table([*NUMBERED, Category("1/7", 7, "person")], ClassRules())
+    assert table.find("1/7") == table.find("0/1")
+    assert len(table.names) == 3
+
+
+def test_fixed_order_wins_and_other_classes_are_unknown():
+    table = build_class_table(NAMED, ClassRules(fixed=("dog", "cow", "cat"), fixed_by="names.txt"))
+    assert table.names == ("dog", "cow", "cat")
+    found = table.find("Bird")
+    assert isinstance(found, Problem)
+    assert found.reason == "unknown_class"
+    assert "names.txt" in found.detail
+
+
+def test_inclusion_and_exclusion():
+    included = build_class_table(NAMED, ClassRules(include=("cat", "dog")))
+    assert included.names == ("cat", "dog")
+    assert included.find("Bird").reason == "excluded_class"
+    excluded = build_class_table(NAMED, ClassRules(exclude=("cat",)))
+    assert excluded.names == ("Bird", "dog")
+    assert excluded.find("cat").reason == "excluded_class"
+
+
+def test_a_fixed_order_keeps_its_labels_whatever_is_left_out():
+    table = build_class_table(NAMED, ClassRules(fixed=("dog", "cat"), fixed_by="names.txt", exclude=("dog",)))
+    assert table.find("dog").reason == "excluded_class"
+    assert table.find("cat") == (2, "cat")
+
+
+@pytest.mark.parametrize(
+    ("categories", "rules", "words"),
+    [
+        ([], ClassRules(), "no class is left"),
+        (NAMED, ClassRules(exclude=("cat", "dog", "Bird")), "no class is left"),
+        (NAMED, ClassRules(exclude=("dogs",)), "did you mean 'dog'"),
+        (NAMED, ClassRules(include=("zebra",)), "the data has"),
+    ],
+)
+def test_rules_that_cannot_be_kept_are_refused(categories, rules, words):
+    with pytest.raises(DataError, match=words):
+        build_class_table(categories, rules)
+
+
+def test_class_file():
+    assert parse_class_file("dog\n\n cat \n", "names.txt") == ("dog", "cat")
+    for text in ("", "\n\n", "dog\ndog\n"):
+        with pytest.raises(DataError, match=r"names\.txt"):
+            parse_class_file(text, "names.txt")

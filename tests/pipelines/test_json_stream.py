@@ -1,0 +1,102 @@
+"""Streaming JSON: what json.load reads, wherever the chunks end, and an error where json.load has one."""
+
+import io
+import json
+import tracemalloc
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines import json_stream
+from pipelines.json_stream import JsonStreamError, stream_arrays
+
+scalars = st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False) | st.text()
+values = st.recursive(scalars, lambda v: st.lists(v) | st.dictionaries(st.text(), v), max_leaves=8)
+objects = st.dictionaries(st.sampled_from(["images", "annotations", "info", "", "é"]), values | st.lists(values))
+
+
+class Trickle(io.BytesIO):
+    """A file that gives a few bytes at a time."""
+
+    def __init__(self, data: bytes, step: int) -> None:
+        super().__init__(data)
+        self.step = step
+
+    def read(self, size=-1):
+        return super().read(self.step)
+
+
+def read_all(data: bytes, names=("images", "annotations"), step=1 << 20):
+    return list(stream_arrays(Trickle(data, step), names))
+
+
+@settings(deadline=None)
+@given(content=objects, step=st.integers(1, 7), indent=st.sampled_from([None, 1]), ascii=st.booleans())
+def test_equals_json_load_for_any_chunks(content, step, indent, ascii):
+    data = json.dumps(content, indent=indent, ensure_ascii=ascii).encode("utf-8", "surrogatepass")
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return
+    expected = [
+        (name, index, item)
+        for name, array in content.items()
+        if name in ("images", "annotations") and isinstance(array, list)
+        for index, item in enumerate(array)
+    ]
+    assert read_all(data, step=step) == expected
+
+
+@settings(deadline=None)
+@given(content=objects, data=st.data())
+def test_broken_text_never_reads_as_whole(content, data):
+    text = json.dumps({**content, "images": [1, 2]})
+    cut = data.draw(st.integers(0, len(text) - 1))
+    with pytest.raises(JsonStreamError):
+        read_all(text[:cut].encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "",
+        "{",
+        '{"images": [1 2]}',
+        '{"images": [1,]}',
+        '{"images": [{"id": 1]}',
+        "{images: []}",
+        '{"images": []} trailing',
+        '{"images": [' + "[" * 100_000,
+        '{"images": [' + "9" * 5000 + "]}",  # beyond Python's limit of digits
+        '{"images": ["\ud800'.encode("utf-8", "surrogatepass") + b'"]}',
+    ],
+)
+def test_broken_json_names_the_place(text):
+    with pytest.raises(JsonStreamError, match="character"):
+        read_all(text if isinstance(text, bytes) else text.encode())
+
+
+def test_entries_before_the_break_come_first():
+    found = []
+    entries = stream_arrays(io.BytesIO(b'{"images": [1, 2, oops'), ("images",))
+    with pytest.raises(JsonStreamError):
+        found.extend(entries)
+    assert found == [("images", 0, 1), ("images", 1, 2)]
+
+
+def test_memory_is_that_of_one_entry(tmp_path):
+    path = tmp_path / "big.json"
+    with path.open("w") as file:
+        file.write('{"annotations": [')
+        file.write(",".join(json.dumps({"id": number, "bbox": [1.5, 2.5, 3.5, 4.5]}) for number in range(200_000)))
+        file.write("]}")
+    tracemalloc.start()
+    with path.open("rb") as file:
+        count = sum(1 for _ in stream_arrays(file, ("annotations",)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 200_000
+    assert path.stat().st_size > 8e6
+    assert peak < 6 * json_stream.CHUNK_BYTES

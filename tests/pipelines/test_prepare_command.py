@@ -1,0 +1,150 @@
+"""The command: what it prints, and every mistake as one line with its exit code."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from raw_sets import make_coco, make_voc
+
+IMAGES = {f"i{number}": [("cat", 5, 5, 30, 40), ("dog", 1, 2, 3, 9)] for number in range(6)}
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """A data set, an output folder and a config, by the names used in the commands."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_text("model: {input_size: 96}\n")
+    make_voc(tmp_path / "voc", IMAGES)
+    (tmp_path / "empty/Annotations").mkdir(parents=True)
+    (tmp_path / "empty/JPEGImages").mkdir()
+    (tmp_path / "empty/Annotations/README").write_text("none yet")
+    (tmp_path / "empty/JPEGImages/README").write_text("none yet")
+    return tmp_path
+
+
+@pytest.fixture
+def run(places, command):
+    """The command with all it needs, but for the flags left out and those given instead."""
+    usual = {"--input_format": "voc", "--input": "voc", "--split": "train", "--output": "out", "--config": "x.yaml"}
+
+    def call(*arguments, without=()):
+        return command(*(f"{flag}={value}" for flag, value in usual.items() if flag not in without), *arguments)
+
+    return call
+
+
+def test_every_number_is_printed_at_the_end(places, run):
+    (places / "voc/JPEGImages/i3.jpg").write_bytes(b"broken")
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    lines = [line.strip() for line in out.splitlines()]
+    for line in (
+        "images read: 6", "images in shards: 5", "images rejected, unreadable: 1",
+        "boxes read: 12", "boxes in shards: 10", "boxes rejected, image_rejected: 2", "boxes clipped: 0",
+        "objects of cat: 5", "objects of dog: 5",
+    ):  # fmt: skip
+        assert line in lines
+    assert any(line.startswith("positives per object: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "without", "code", "words"),
+    [
+        ([], ["--input"], 2, ["--input is missing"]),
+        ([], ["--split"], 2, ["--split is missing"]),
+        ([], ["--output"], 2, ["--output is missing"]),
+        ([], ["--config"], 2, ["--config is missing"]),
+        ([], ["--input_format"], 2, ["--input_format is missing"]),
+        (["--input_format=vco"], ["--input_format"], 2, ["vco", "voc"]),
+        (["--inptu=voc"], ["--input"], 2, ["--inptu", "--input"]),
+        (["--runnr=DirectRunner"], [], 2, ["--runnr", "--runner"]),
+        (["--job_nam=x"], [], 2, ["--job_nam", "--job_name"]),
+        (["--runner=NoSuchRunner"], [], 2, ["NoSuchRunner", "DataflowRunner"]),
+        (["--direct_num_workers=many"], [], 2, ["direct_num_workers", "many"]),
+        (["--shards=-1"], [], 2, ["shards"]),
+        (["--shards=few"], [], 2, ["shards", "few"]),
+        (["stray"], [], 2, ["stray"]),
+        (["--split=a/b"], ["--split"], 2, ["a/b", "plain name"]),
+        (["--set", "model.input_siz=5"], [], 2, ["model.input_siz", "model.input_size"]),
+        (["--split_by=train:0.5"], [], 2, ["add up"]),
+        (["--split_by=train-1"], [], 2, ["train-1"]),
+        (["--split_by=a:0.5,b:0.5"], [], 2, ["train"]),
+        (["--input=nowhere"], ["--input"], 3, ["nowhere", "does not exist"]),
+        (["--input=empty"], ["--input"], 3, ["no class"]),
+        (["--input=empty", "--classes=x.yaml"], ["--input"], 3, ["no images"]),
+        (["--source_split=val"], [], 3, ["val.txt", "train"]),
+        (["--image_dir=nowhere"], [], 3, ["nowhere"]),
+        (["--classes=nowhere.txt"], [], 3, ["nowhere.txt"]),
+        (["--exclude_classes=cats"], [], 3, ["cats", "did you mean 'cat'"]),
+        (["--exclude_classes=cat", "--max_rejected_fraction=0.4"], [], 3, ["6 of 12 boxes", "rejected.jsonl"]),
+    ],
+)
+def test_mistakes_end_in_one_line(places, run, arguments, without, code, words):
+    found, out, err = run(*arguments, without=without)
+    assert (found, out) == (code, ""), err
+    assert len(err.splitlines()) == 1, err
+    assert all(word in err for word in words), err
+    assert "[while" not in err
+    assert not (places / "out/dataset.json").exists()
+
+
+def test_a_second_split_must_fit_the_first(places, run):
+    assert run()[0] == 0
+    before = (places / "out/dataset.json").read_bytes()
+    (places / "names.txt").write_text("dog\ncat\n")
+    for arguments, words in (
+        (["--set", "anchors.sizes=[0.1,0.2,0.3,0.5,0.7,0.9,1.0]"], ["anchors", "--output"]),
+        (["--set", "matching.policy=one_to_one"], ["matching", "--output"]),
+        (["--set", "model.input_size=64"], ["image_size", "--output"]),
+        (["--classes=names.txt"], ["names.txt", "cat, dog"]),
+    ):
+        code, _, err = run("--split=val", "--source_split=train", *arguments, without=["--split"])
+        assert code == 3
+        assert len(err.splitlines()) == 1
+        assert all(word in err for word in words), err
+    assert (places / "out/dataset.json").read_bytes() == before
+
+
+def test_a_second_split_takes_the_classes_of_the_first(places, run):
+    make_voc(places / "more", {"a": [("dog", 5, 5, 30, 40), ("cow", 1, 2, 3, 9)]})
+    assert run()[0] == 0
+    assert run("--input=more", "--split=val", "--source_split=train", without=["--input", "--split"])[0] == 0
+    manifest = json.loads((places / "out/dataset.json").read_text())
+    assert manifest["classes"] == ["cat", "dog"]
+    assert manifest["splits"]["val"]["views"][0]["objects_per_class"] == {"cat": 0, "dog": 1}
+    assert manifest["splits"]["val"]["rejected_boxes"] == {"unknown_class": 1}
+
+
+def test_coco_from_the_command_line(places, run):
+    make_coco(places / "coco", {"a.jpg": [(7, 5, 5, 30, 40)], "b.jpg": []}, {7: "z", 9: "a"})
+    assert run("--input_format=coco", "--input=coco", without=["--input_format", "--input"])[0] == 0
+    manifest = json.loads((places / "out/dataset.json").read_text())
+    assert manifest["classes"] == ["z", "a"]
+    assert manifest["splits"]["train"]["images"] == 2
+
+
+def test_a_wrong_image_dir_is_told_from_a_few_missing_images(places, run):
+    (places / "other").mkdir()
+    (places / "other/readme.txt").write_text("no images here")
+    code, _, err = run("--image_dir=other")
+    assert code == 3
+    assert "all 6 images were rejected" in err
+    lines = [json.loads(line) for line in (places / "out/train/rejected.jsonl").read_text().splitlines()]
+    assert [line["reason"] for line in lines].count("missing_image") == 6
+
+
+def test_a_process_of_its_own_prints_the_same(places):
+    def start(*arguments):
+        command = [sys.executable, "-m", "pipelines.prepare", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    usual = ["--input_format=voc", "--input=voc", "--split=train", "--output=out", "--config=x.yaml"]
+    done = start(*usual)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "images in shards: 6" in done.stdout
+    done = start(*usual, "--exclude_classes=cat", "--max_rejected_fraction=0.4")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (3, "", 1)

@@ -1,0 +1,108 @@
+"""The COCO reader: gaps in the ids, flags, and entries that are broken one by one or all at once."""
+
+import gzip
+import json
+import math
+
+import pytest
+from raw_sets import make_coco
+
+from pipelines.annotations import Category, Image, Listing, LooseBox
+from pipelines.readers.coco import CocoFile, find_annotations, find_images, parse_box, parse_image, read_file
+from pipelines.readers.source import Source
+from ssd_dist.core.errors import DataError
+
+FILE = CocoFile(2, "/d/a.json", "/d/images")
+SOURCE = Source(("x",), fallback_split="train")
+
+
+def values_of(path, source=SOURCE):
+    return [value for _, value in read_file(CocoFile(0, str(path), "/d"), source)]
+
+
+def test_a_file_gives_categories_images_boxes_and_its_length(tmp_path):
+    make_coco(tmp_path, {"a.jpg": [(90, 1, 2, 3, 4)], "b.jpg": []}, {90: "toothbrush", 1: "person"})
+    values = values_of(tmp_path / "annotations/instances_train.json")
+    assert [v for v in values if isinstance(v, Category)] == [
+        Category("0/90", 90, "toothbrush"), Category("0/1", 1, "person"),
+    ]  # fmt: skip
+    assert [(v.image_id, v.row, v.filename, v.size) for v in values if isinstance(v, Image)] == [
+        ("1", 0, "a.jpg", (48, 64)), ("2", 1, "b.jpg", (48, 64)),
+    ]  # fmt: skip
+    (box,) = [v for v in values if isinstance(v, LooseBox)]
+    assert (box.image_id, box.box.category, box.box.corners, box.box.area) == ("1", "0/90", (1, 2, 3, 4), 4.0)
+    assert values[-1] == Listing(0, 2, str(tmp_path / "annotations/instances_train.json"))
+
+
+def test_compressed_files_are_read(tmp_path):
+    make_coco(tmp_path, {"a.jpg": []}, {1: "x"})
+    plain = tmp_path / "annotations/instances_train.json"
+    packed = tmp_path / "a.json.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert values_of(packed)[:-1] == [
+        v if not isinstance(v, Image) else Image(**{f: getattr(v, f) for f in v.__slots__} | {"source": str(packed)})
+        for v in values_of(plain)[:-1]
+    ]
+
+
+def test_flags_and_area():
+    entry = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 10, 20], "area": 55.5, "iscrowd": 1}
+    box = parse_box(entry, 0, FILE).box
+    assert (box.category, box.corners, box.area, box.is_crowd) == ("2/3", (2, 1, 22, 11), 55.5, True)
+    for area in (0, -1, None, "big", math.nan):
+        assert parse_box({**entry, "area": area}, 0, FILE).box.area is None
+
+
+@pytest.mark.parametrize(
+    "bbox", [None, [], [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, None], ["1", 2, 3, 4], [True, 2, 3, 4], {"x": 1}, "1234"]
+)
+def test_a_broken_box_has_a_problem(bbox):
+    loose = parse_box({"image_id": 7, "category_id": 1, "bbox": bbox}, 5, FILE)
+    assert (loose.image_id, loose.box.problem.reason, loose.box.where) == ("7", "broken_box", "annotations[5]")
+
+
+def test_huge_and_missing_numbers_pass_on_to_validation():
+    box = parse_box({"image_id": 7, "category_id": 1, "bbox": [math.nan, 10**400, 1, 1]}, 0, FILE).box
+    assert box.problem is None
+    assert math.isinf(box.corners[0])
+
+
+@pytest.mark.parametrize("item", [None, 3, [], {}, {"id": 3}, {"file_name": "a.jpg"}, {"id": 1, "file_name": ""}])
+def test_a_broken_image_has_a_problem(item):
+    assert parse_image(item, 4, 2, FILE).problem.reason == "broken_annotation"
+
+
+def test_an_image_outside_the_folder_is_refused():
+    assert parse_image({"id": 1, "file_name": "../x.jpg"}, 0, 0, FILE).problem.reason == "path_traversal"
+    inside = parse_image({"id": 1, "file_name": "sub/./x.jpg"}, 0, 0, FILE)
+    assert (inside.problem, inside.paths[0]) == (None, "/d/images/sub/x.jpg")
+
+
+@pytest.mark.parametrize("cut", [0.2, 0.5, 0.9])
+def test_a_file_cut_short_spoils_its_listing(tmp_path, cut):
+    make_coco(tmp_path, {f"{n}.jpg": [(1, 1, 2, 3, 4)] for n in range(9)}, {1: "x"})
+    path = tmp_path / "annotations/instances_train.json"
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * cut)])
+    values = values_of(path)
+    assert values[-1].problem.reason == "broken_annotation"
+    assert values[-1].images == sum(isinstance(value, Image) for value in values)
+
+
+@pytest.mark.parametrize("category", [{"id": "x", "name": "a"}, {"name": "a"}, 3])
+def test_a_broken_category_spoils_the_listing(tmp_path, category):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": [category]}))
+    assert "categories[0]" in values_of(path)[-1].problem.detail
+
+
+def test_files_and_folders_are_found(tmp_path):
+    make_coco(tmp_path, {"a.jpg": []}, {1: "x"})
+    (path,) = find_annotations(str(tmp_path), SOURCE)
+    assert path == str(tmp_path / "annotations/instances_train.json")
+    assert find_images(path, SOURCE) == str(tmp_path / "train")
+    assert find_annotations(str(tmp_path / "annotations/*.json"), SOURCE) == [path]
+    for wrong in (tmp_path / "none.json", tmp_path / "train", tmp_path / "*.nothing"):
+        with pytest.raises(DataError, match=wrong.name.replace("*", r"\*")):
+            find_annotations(str(wrong), SOURCE)
+    with pytest.raises(DataError, match="--image_dir"):
+        find_images(path, Source(("x",), image_dir=str(tmp_path / "nowhere")))

@@ -1,0 +1,145 @@
+"""The VOC reader: layouts, what an annotation says, and annotations that lie, break or attack."""
+
+import pytest
+from raw_sets import make_voc, voc_xml
+
+from pipelines.annotations import Category, Image, Listing
+from pipelines.readers.source import Source
+from pipelines.readers.voc import VocEntry, find_layout, list_annotations, parse_annotation, read_annotation
+from ssd_dist.core.errors import DataError
+
+ENTRY = VocEntry("a", 4, "/d/Annotations/a.xml", "/d/JPEGImages")
+
+
+def parse(text):
+    return parse_annotation(text.encode() if isinstance(text, str) else text, ENTRY)
+
+
+def test_an_annotation_is_read_as_it_is():
+    xml = voc_xml("a.jpg", [("cat", 1, 2, 30, 40), ("dog", 5.5, 6, 7, 8)]).replace("<difficult>0", "<difficult>1", 1)
+    image = parse(xml)
+    assert (image.image_id, image.row, image.filename, image.size) == ("a", 4, "a.jpg", (48, 64))
+    assert image.paths[0] == "/d/JPEGImages/a.jpg"
+    assert [(b.category, b.corners, b.difficult, b.where) for b in image.boxes] == [
+        ("cat", (1, 2, 30, 40), True, "object 0"), ("dog", (5.5, 6, 7, 8), False, "object 1"),
+    ]  # fmt: skip
+
+
+def test_a_file_name_of_another_suffix_falls_back_to_the_id():
+    paths = parse(voc_xml("scan_17.bmp", [])).paths
+    assert paths[0].endswith("/scan_17.bmp")
+    assert "/d/JPEGImages/scan_17.png" in paths
+    assert "/d/JPEGImages/a.jpg" in paths
+
+
+BILLION_LAUGHS = (
+    '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]><annotation><filename>&b;</filename></annotation>'
+)
+EXTERNAL = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><annotation><filename>&a;</filename></annotation>'
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "broken_annotation"),
+        ("<annotation>", "broken_annotation"),
+        (b"\xff\xfe\x00", "broken_annotation"),
+        (b'<?xml version="1.0" encoding="no-such"?><a/>', "broken_annotation"),
+        (voc_xml("a.jpg", [])[:-5], "broken_annotation"),
+        (BILLION_LAUGHS, "unsafe_annotation"),
+        (EXTERNAL, "unsafe_annotation"),
+        (voc_xml("../../etc/passwd", []), "path_traversal"),
+        (voc_xml("..\\..\\secret.jpg", []), "path_traversal"),
+        (voc_xml("/etc/passwd", []), "path_traversal"),
+        (voc_xml("C:\\a.jpg", []), "path_traversal"),
+    ],
+)
+def test_bad_annotations_are_images_with_a_problem(text, reason):
+    image = parse(text)
+    assert image.problem.reason == reason
+    assert (image.image_id, image.row, image.source) == ("a", 4, ENTRY.annotation)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ("<xmin>2</xmin>", ""),
+        ("<xmin>2</xmin>", "<xmin>two</xmin>"),
+        ("<name>cat</name>", ""),
+        ("<name>cat", "<name> "),
+    ],
+)
+def test_broken_objects_are_boxes_with_a_problem(fault):
+    image = parse(voc_xml("a.jpg", [("cat", 1, 2, 3, 4), ("dog", 1, 9, 3, 14)]).replace(*fault))
+    assert image.problem is None
+    assert [box.problem and box.problem.reason for box in image.boxes] == ["broken_box", None]
+
+
+@pytest.mark.parametrize("size", [None, (0, 0)])
+def test_a_size_left_out_is_no_claim(size):
+    assert parse(voc_xml("a.jpg", [], size)).size is None
+
+
+def test_reading_an_entry_gives_image_and_classes(tmp_path):
+    folder = make_voc(tmp_path, {"a": [("cat", 1, 2, 3, 4), ("cat", 1, 2, 5, 6), ("dog", 1, 2, 3, 4)]})
+    entry = VocEntry("a", 0, str(folder / "Annotations/a.xml"), str(folder / "JPEGImages"))
+    values = [value for _, value in read_annotation(entry)]
+    assert isinstance(values[0], Image)
+    assert values[1:] == [Category("cat", 0, "cat"), Category("dog", 0, "dog")]
+    missing = VocEntry("b", 0, str(folder / "Annotations/b.xml"), str(folder / "JPEGImages"))
+    ((_, image),) = read_annotation(missing)
+    assert image.problem.reason == "missing_annotation"
+
+
+def listed(folder, wanted, **rest):
+    source = Source((str(folder),), fallback_split=wanted, **rest)
+    *entries, end = list_annotations((find_layout(str(folder), source),), source)
+    assert isinstance(end, Listing)
+    assert end.images == len(entries)
+    assert [entry.row for entry in entries] == list(range(len(entries)))
+    return [entry.image_id for entry in entries]
+
+
+def test_the_list_file_decides_order_and_members(tmp_path):
+    make_voc(
+        tmp_path, {name: [] for name in "abcd"}, {"train": ["c", "a"], "val": ["b"], "cat_train": ["c  1", "a -1"]}
+    )
+    assert listed(tmp_path, "train") == ["c", "a"]
+    assert listed(tmp_path, "val") == ["b"]
+    assert listed(tmp_path, "cat_train") == ["c", "a"]
+    with pytest.raises(DataError, match="cat_train, train, val"):
+        listed(tmp_path, "test")
+
+
+def test_without_lists_all_annotations_count(tmp_path):
+    make_voc(tmp_path, {name: [] for name in "bca"}, {})
+    assert listed(tmp_path, "train") == ["a", "b", "c"]
+    with pytest.raises(DataError, match="there are no lists"):
+        listed(tmp_path, "train", split="test")
+
+
+def test_one_folder_a_split(tmp_path):
+    for split, name in (("train", "a"), ("val", "b")):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / f"{name}.xml").write_text(voc_xml(f"{name}.jpg", []))
+    assert listed(tmp_path, "train") == ["a"]
+    assert listed(tmp_path, "val") == ["b"]
+
+
+def test_a_pattern_of_files(tmp_path):
+    make_voc(tmp_path, {name: [] for name in ("x1", "x2", "y1")}, {})
+    assert listed(tmp_path / "Annotations/x*.xml", "train") == ["x1", "x2"]
+    with pytest.raises(DataError, match="matches no file"):
+        listed(tmp_path / "Annotations/z*.xml", "train")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_missing_inputs_are_refused(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=name):
+        listed(tmp_path / name, "train")
+
+
+def test_folders_with_pattern_signs_in_their_names(tmp_path):
+    folder = make_voc(tmp_path / "set [1]", {"a": []}, {})
+    assert listed(folder, "train") == ["a"]

@@ -1,0 +1,122 @@
+"""The YOLO reader: layouts, label lines, and what has no partner."""
+
+import pytest
+import yaml
+from raw_sets import jpeg, make_yolo
+
+from pipelines.annotations import Category, Image, Listing
+from pipelines.readers.source import Source
+from pipelines.readers.yolo import find_layout, list_labels, parse_label, read_label
+from ssd_dist.core.errors import DataError
+
+
+def elements_of(folder, split="train", **rest):
+    source = Source((str(folder),), fallback_split=split, **rest)
+    entries = list(list_labels((find_layout(str(folder), source),), source))
+    return [value for entry in entries for _, value in read_label(entry)]
+
+
+def images_of(folder, split="train", **rest):
+    return {value.image_id: value for value in elements_of(folder, split, **rest) if isinstance(value, Image)}
+
+
+def test_lines_become_normalised_corners():
+    (box,) = parse_label("3 0.5 0.25 0.2 0.1\n\n")
+    assert (box.category, box.where, box.normalized) == ("3", "line 1", True)
+    assert box.corners == pytest.approx((0.2, 0.4, 0.3, 0.6))
+
+
+@pytest.mark.parametrize(
+    "line", ["1 0.5 0.5 0.1", "x 0.5 0.5 0.1 0.1", "1 0.5 0.5 0.1 0.1 0.9", "1 a b c d", "1.5 0 0 1 1", "1"]
+)
+def test_a_line_that_is_none_has_a_problem(line):
+    good, bad = parse_label(f"0 0.5 0.5 0.1 0.1\n{line}")
+    assert good.problem is None
+    assert bad.problem.reason == "broken_box"
+    assert bad.where == "line 2"
+
+
+def test_numbers_that_are_none_pass_on_to_validation():
+    (box,) = parse_label("0 nan 0.5 0.1 inf")
+    assert box.problem is None
+
+
+def test_classes_keep_the_order_of_the_yaml(tmp_path):
+    make_yolo(tmp_path, {"a": ["1 0.5 0.5 0.1 0.1"]}, ["zebra", "ant"])
+    values = elements_of(tmp_path)
+    assert values[:2] == [Category("0", 0, "zebra"), Category("1", 1, "ant")]
+    assert values[-1].images == 1
+
+
+def test_images_and_labels_meet_by_stem(tmp_path):
+    make_yolo(tmp_path, {"b": ["0 0.5 0.5 0.1 0.1"], "a": None, "c": []}, ["x"])
+    (tmp_path / "labels/train/ghost.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (tmp_path / "labels/train/broken.txt").write_bytes(b"\xff\xfe\xff")
+    (tmp_path / "images/train/broken.png").write_bytes(jpeg())
+    (tmp_path / "images/train/notes.md").write_text("not an image")
+    images = images_of(tmp_path)
+    assert list(images) == ["a", "b", "broken", "c", "ghost"]
+    assert [len(images[name].boxes) for name in images] == [0, 1, 0, 0, 1]
+    problems = {name: image.problem.reason for name, image in images.items() if image.problem}
+    assert problems == {"broken": "broken_annotation", "ghost": "missing_image"}
+    assert [image.row for image in images.values()] == list(range(5))
+
+
+def layout(root, images, labels, config, content):
+    (root / images).mkdir(parents=True)
+    (root / labels).mkdir(parents=True)
+    (root / images / "a.jpg").write_bytes(jpeg())
+    (root / labels / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (root / config).write_text(yaml.safe_dump({"names": {0: "x"}, **content}))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "config", "content", "split"),
+    [
+        ("images/train", "labels/train", "data.yaml", {}, "train"),
+        ("images/train2017", "labels/train2017", "data.yaml", {"train": "images/train2017"}, "train"),
+        ("train/images", "train/labels", "data.yaml", {"train": "../train/images"}, "train"),
+        ("images/train", "task/labels/train", "task/config.yaml", {"train": "images/train"}, "train"),
+        ("images/t17", "task/labels/t17", "task/config.yaml", {"train": "images/t17"}, "t17"),
+    ],
+)
+def test_layouts(tmp_path, images, labels, config, content, split):
+    layout(tmp_path, images, labels, config, content)
+    for given in (tmp_path, tmp_path / config):
+        if given != tmp_path and config != "data.yaml":
+            continue
+        found = images_of(given, split)
+        assert [len(image.boxes) for image in found.values()] == [1]
+        assert found["a"].paths == (str(tmp_path / images / "a.jpg"),)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"names": ["a", "a"]}, "twice"),
+        ({"names": {0: "a", 2: "b"}}, "indices"),
+        ({"names": "a"}, "list of class names"),
+        ({"nc": 3}, "names"),
+    ],
+)
+def test_bad_yaml_is_refused(tmp_path, content, words):
+    make_yolo(tmp_path, {"a": []}, ["x"])
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(DataError, match=words):
+        elements_of(tmp_path)
+
+
+def test_missing_splits_are_refused(tmp_path):
+    make_yolo(tmp_path, {"a": []}, ["x"])
+    with pytest.raises(DataError, match="'val'"):
+        elements_of(tmp_path, "val")
+    (tmp_path / "data.yaml").write_text("names: [x")
+    with pytest.raises(DataError, match="not valid YAML"):
+        elements_of(tmp_path)
+
+
+def test_the_listing_ends_with_its_length(tmp_path):
+    make_yolo(tmp_path, {"a": [], "b": []}, ["x"])
+    end = elements_of(tmp_path)[-1]
+    assert isinstance(end, Listing)
+    assert end.images == 2
