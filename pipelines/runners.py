@@ -78,7 +78,8 @@ def data_error_within(error: BaseException) -> DataError | None:
 def quiet_logs() -> None:
     """Leaves only warnings of Beam's, and errors of workers to the exception that carries them here."""
     logging.getLogger("apache_beam").setLevel(logging.WARNING)
-    logging.getLogger("apache_beam.runners.worker").setLevel(logging.CRITICAL)
+    for name in ("apache_beam.runners.common", "apache_beam.runners.worker"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _option_classes(base: type[PipelineOptions]) -> list[type[PipelineOptions]]:
