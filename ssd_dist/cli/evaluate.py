@@ -15,18 +15,21 @@ def main(_: list[str]) -> None:
     # TensorFlow takes seconds to load: only once the flags are right.
     from ssd_dist.evaluation.gallery import draw_gallery
     from ssd_dist.evaluation.metrics import evaluate_detections
-    from ssd_dist.evaluation.table import print_metrics
+    from ssd_dist.evaluation.table import format_value, print_metrics
     from ssd_dist.training.inference import evaluate_split
 
     config, manifest, truths, detections = evaluate_split(
         model_dir, flags.FLAGS["checkpoint"].value, split, overrides_from_flags()
     )
     metrics = evaluate_detections(truths, detections, manifest.classes).as_dict()
-    print_metrics(metrics)
+    title = f"{model_dir}, split {split}, {len(truths)} images"
+    print_metrics(metrics, title)
     if output := flags.FLAGS["output"].value:
         _prepare_output("output", output).write_text(json.dumps(metrics, indent=1) + "\n")
     if pictures := flags.FLAGS["pictures"].value:
-        draw_gallery(config, manifest, split, detections, metrics).save(_prepare_output("pictures", pictures))
+        subtitle = f"mAP@0.5 {format_value(metrics['coco/AP50'])}, COCO AP {format_value(metrics['coco/AP'])}"
+        gallery = draw_gallery(config, manifest.splits[split], detections, manifest.classes, title, subtitle)
+        gallery.save(_prepare_output("pictures", pictures), "PNG")
 
 
 def run_main() -> None:

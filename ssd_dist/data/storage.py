@@ -3,13 +3,16 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
 
 from ssd_dist.core.config import DataConfig
 from ssd_dist.core.errors import DataError
-from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, Shard
+from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, Shard, Split
+from ssd_dist.core.records import Record
+from ssd_dist.core.tfrecord import read_records
 
 
 def join(directory: str, name: str) -> str:
@@ -44,6 +47,18 @@ def locate_shards(shards: tuple[Shard, ...], config: DataConfig) -> list[str]:
             _check_size(path, shard)
         paths.append(path)
     return paths
+
+
+def read_split(config: DataConfig, split: Split) -> Iterator[Record]:
+    """The records of a split's plain view, shard by shard.
+
+    Raises:
+      DataError: naming shard and record if one is damaged.
+    """
+    for path in locate_shards(split.views[0].shards, config):
+        with tf.io.gfile.GFile(path, "rb") as file:
+            for data in read_records(file, path):
+                yield Record.from_bytes(data)
 
 
 def _check_size(path: str, shard: Shard) -> None:

@@ -37,9 +37,10 @@ class GroundTruth:
     objects: Objects
 
 
-def to_pixels(boxes: FloatArray, height: int, width: int) -> np.ndarray:
-    """float64 [N, 4] boxes in original pixels."""
-    return boxes.astype(np.float64) * np.array([height, width, height, width])
+def coco_boxes(boxes: FloatArray, height: int, width: int) -> list[list[float]]:
+    """COCO's [x, y, width, height] in pixels of an image, of normalised boxes [N, 4]."""
+    ymin, xmin, ymax, xmax = (boxes.astype(np.float64) * np.array([height, width, height, width])).T
+    return np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1).tolist()
 
 
 def coco_results(
@@ -58,8 +59,7 @@ def coco_results(
     """
     results = []
     for image_id, found, truth in zip(image_ids, detections, truths, strict=True):
-        ymin, xmin, ymax, xmax = to_pixels(found.boxes, truth.height, truth.width).T
-        boxes = np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1).tolist()
+        boxes = coco_boxes(found.boxes, truth.height, truth.width)
         for box, label, score in zip(boxes, found.labels.tolist(), found.scores.tolist(), strict=True):
             results.append({"image_id": image_id, "category_id": category_ids[label - 1], "bbox": box, "score": score})
     return results

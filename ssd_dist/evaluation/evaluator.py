@@ -10,11 +10,9 @@ import tf_keras
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import Split
-from ssd_dist.core.records import Record
-from ssd_dist.core.tfrecord import read_records
 from ssd_dist.data.batch import EvalBatch
 from ssd_dist.data.pipeline import count_eval_steps, eval_batches
-from ssd_dist.data.storage import locate_shards
+from ssd_dist.data.storage import read_split
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.model.postprocessing import DetectionBatch, anchor_tensor, detect
@@ -22,15 +20,10 @@ from ssd_dist.model.postprocessing import DetectionBatch, anchor_tensor, detect
 
 def read_ground_truth(config: Config, split: Split) -> list[GroundTruth]:
     """The annotations of a split in the order of its records, sizes in pixels of the original images."""
-    truths = []
-    for path in locate_shards(split.views[0].shards, config.data):
-        with tf.io.gfile.GFile(path, "rb") as file:
-            for data in read_records(file, path):
-                record = Record.from_bytes(data)
-                truths.append(
-                    GroundTruth(record.source_id, record.original_height, record.original_width, record.objects)
-                )
-    return truths
+    return [
+        GroundTruth(record.source_id, record.original_height, record.original_width, record.objects)
+        for record in read_split(config.data, split)
+    ]
 
 
 class DetectorEvaluator(orbit.StandardEvaluator):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from ssd_dist.evaluation.detections import Detections, GroundTruth, coco_results, to_pixels
+from ssd_dist.evaluation.detections import Detections, GroundTruth, coco_boxes, coco_results
 from ssd_dist.evaluation.voc import class_curves
 
 # The order of the twelve numbers of COCO's summary.
@@ -23,7 +23,7 @@ _COCO_NAMES = (
 
 @dataclass(frozen=True)
 class Metrics:
-    """`scalars` by name (`coco/AP`, `voc07/mAP`, ...) and the same of each class; None where there is nothing to find."""
+    """`scalars` by name (`coco/AP`, `voc07/mAP`, ...) and the same of each class; None: nothing to find."""
 
     scalars: dict[str, float | None]
     per_class: dict[str, dict[str, float | int | None]]
@@ -81,8 +81,7 @@ def _coco_annotations(truths: Sequence[GroundTruth]) -> list[dict[str, Any]]:
     annotations: list[dict[str, Any]] = []
     for image_id, truth in enumerate(truths, start=1):
         objects = truth.objects
-        ymin, xmin, ymax, xmax = to_pixels(objects.boxes, truth.height, truth.width).T
-        boxes = np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1).tolist()
+        boxes = coco_boxes(objects.boxes, truth.height, truth.width)
         rows = zip(boxes, objects.labels.tolist(), objects.area.tolist(), objects.is_crowd.tolist(), strict=True)
         for box, label, area, crowd in rows:
             annotations.append(
