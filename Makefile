@@ -3,8 +3,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO := demo
+SHARED := $${SSD_DIST_SHARED:-../shared}
 
-.PHONY: setup demo test test-quick lint bench lock clean
+.PHONY: setup demo test test-quick lint bench bccd lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -21,3 +23,51 @@ $(READY): requirements.lock pyproject.toml
 	  && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .; \
 	fi
 	touch $@
+
+# Generated data -> shards -> two replicas -> metrics and pictures; nothing is downloaded.
+demo: $(READY)
+	rm -rf $(DEMO)
+	$(BIN)/python -m pipelines.sample --output=$(DEMO)/raw
+	for split in train val; do \
+	  $(BIN)/python -m pipelines.prepare --input_format=coco --input=$(DEMO)/raw --split=$$split \
+	    --output=$(DEMO)/data --config=configs/demo.yaml || exit; \
+	done
+	$(BIN)/python -m ssd_dist.cli.train --config=configs/demo.yaml --model_dir=$(DEMO)/run
+	$(BIN)/python -m ssd_dist.cli.evaluate --model_dir=$(DEMO)/run --split=val \
+	  --output=$(DEMO)/metrics.json --pictures=$(DEMO)/predictions.png
+
+# Blood cells, the real data set of the README's figures.
+bccd: $(READY)
+	for split in train:trainval test:test; do \
+	  $(BIN)/python -m pipelines.prepare --input_format=voc --input=$(SHARED)/data/bccd/BCCD \
+	    --split=$${split%:*} --source_split=$${split#*:} --output=runs/bccd/data --config=configs/bccd.yaml || exit; \
+	done
+	$(BIN)/python -m ssd_dist.cli.train --config=configs/bccd.yaml --model_dir=runs/bccd/run
+	$(BIN)/python -m ssd_dist.cli.evaluate --model_dir=runs/bccd/run --split=test \
+	  --output=runs/bccd/metrics.json --pictures=runs/bccd/predictions.png
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-quick: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.training
+
+bench-prepare: $(READY)
+	$(BIN)/python -m benchmarks.prepare
+
+# Pins every version anew; needs uv.
+lock:
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --extra pipelines --extra train --extra dev \
+	  --no-header --no-annotate pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) $(DEMO) runs *.egg-info
