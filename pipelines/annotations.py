@@ -12,7 +12,7 @@ from typing import TypeAlias
 SUMMARY_KEY = -1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Problem:
     """Why something cannot be used: one word to count by, and what a person needs to mend it."""
 
@@ -20,7 +20,7 @@ class Problem:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Box:
     """One annotated object.
 
@@ -45,7 +45,7 @@ class Box:
     problem: Problem | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Image:
     """One annotated image.
 
@@ -58,6 +58,7 @@ class Image:
       paths: where the file may lie; the first that exists counts.
       size: (height, width) that the annotation claims, if any.
       boxes: its objects.
+      span: (offset, length) of the record that holds the image, where the paths are TFRecord files.
       problem: set if the image is lost already, say by a broken annotation.
     """
 
@@ -69,10 +70,11 @@ class Image:
     paths: tuple[str, ...]
     size: tuple[int, int] | None = None
     boxes: tuple[Box, ...] = ()
+    span: tuple[int, int] | None = None
     problem: Problem | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LooseBox:
     """A box that comes apart from its image (COCO, CSV)."""
 
@@ -83,7 +85,7 @@ class LooseBox:
     box: Box
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Category:
     """A class met in the annotations; classes are ordered by `order`, then by name."""
 
@@ -92,7 +94,7 @@ class Category:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Listing:
     """The end of a listing: it named `images` images; `problem` is set if it broke off there."""
 

@@ -26,7 +26,7 @@ USUAL_SHARDS = 8
 PIECES = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Member:
     """An image of a shard with its global index; `orphan` marks boxes whose image no listing names."""
 
@@ -35,7 +35,7 @@ class Member:
     orphan: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ShardPlan:
     """What every shard must know of the whole: how many shards there are, and the classes."""
 
@@ -43,7 +43,7 @@ class ShardPlan:
     classes: ClassTable
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Listed:
     """An image with all its boxes, or boxes alone."""
 
@@ -51,7 +51,7 @@ class _Listed:
     orphan: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Bucket:
     """Where a run of rows starts in the global order; `problem` is set if its listing is broken."""
 

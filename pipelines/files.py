@@ -3,6 +3,7 @@
 Nothing is ever visible half written: a file gets a temporary name of its own and is renamed when it is complete.
 """
 
+import os
 import posixpath
 import re
 import uuid
@@ -12,6 +13,7 @@ from typing import BinaryIO
 
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.io.localfilesystem import LocalFileSystem
 
 from ssd_dist.core.errors import DataError
 
@@ -24,8 +26,15 @@ def join(folder: str, *names: str) -> str:
 
 
 def exists(path: str) -> bool:
-    """Whether a file, or a folder that holds something, is there."""
-    return bool(FileSystems.exists(path)) or bool(list_files(path))
+    """Whether a file or folder is there; on an object store a folder is what its files' names begin with."""
+    return bool(FileSystems.exists(path)) or bool(_match(join(_as_pattern(path), "**"), 1))
+
+
+def is_file(path: str) -> bool:
+    """Whether there is a file, rather than a folder or nothing."""
+    if isinstance(FileSystems.get_filesystem(path), LocalFileSystem):
+        return os.path.isfile(path)
+    return bool(FileSystems.exists(path))
 
 
 def is_pattern(path: str) -> bool:
@@ -40,16 +49,13 @@ def list_files(folder: str) -> list[str]:
 
 def match_below(folder: str, *patterns: str) -> list[str]:
     """Paths below a folder that match, sorted; the folder's own name is no pattern."""
-    folder = folder.rstrip("/")
-    # Beam's patterns know no escape, but any sign matches `?`.
-    wide = re.sub(r"[*?\[]", "?", folder)
-    return [path for path in match_files(join(wide, *patterns)) if path.startswith(folder)]
+    found = match_files(join(_as_pattern(folder), *patterns))
+    return [path for path in found if path.startswith(folder.rstrip("/"))]
 
 
 def match_files(pattern: str) -> list[str]:
     """Paths that match a glob pattern, sorted."""
-    matched = FileSystems.match([pattern])[0].metadata_list
-    return sorted(file.path for file in matched)
+    return sorted(_match(pattern))
 
 
 def open_input(path: str) -> BinaryIO:
@@ -62,6 +68,19 @@ def read_bytes(path: str) -> bytes:
     """The whole of a file as it is."""
     with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
         return bytes(file.read())
+
+
+def read_span(path: str, offset: int, length: int) -> bytes:
+    """A part of a file."""
+    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        file.seek(offset)
+        return bytes(file.read(length))
+
+
+def size(path: str) -> int:
+    """Bytes of a file; -1 if there is none."""
+    found = FileSystems.match([path])[0].metadata_list if FileSystems.exists(path) else []
+    return int(found[0].size_in_bytes) if found else -1
 
 
 def read_text(path: str) -> str:
@@ -111,3 +130,13 @@ def relative_path(name: str) -> str | None:
     clean = posixpath.normpath(name.replace("\\", "/"))
     outside = clean in (".", "..") or clean.startswith(("/", "../")) or "\0" in clean or clean[1:3] == ":/"
     return None if outside else clean
+
+
+def _match(pattern: str, limit: int | None = None) -> list[str]:
+    matched = FileSystems.match([pattern], None if limit is None else [limit])[0].metadata_list
+    return [file.path for file in matched]
+
+
+def _as_pattern(folder: str) -> str:
+    """A pattern that the folder's name matches: Beam's patterns know no escape, but any sign matches `?`."""
+    return re.sub(r"[*?\[]", "?", folder.rstrip("/"))

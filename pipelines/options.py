@@ -9,7 +9,9 @@ from absl import flags  # type: ignore[import-untyped]
 from pipelines import files
 from pipelines.classes import ClassRules, parse_class_file
 from pipelines.readers.coco import read_coco
+from pipelines.readers.csv import read_csv
 from pipelines.readers.source import Source, parse_split_by
+from pipelines.readers.tfrecord import read_tfrecord
 from pipelines.readers.voc import read_voc
 from pipelines.readers.yolo import read_yolo
 from pipelines.report import read_manifest
@@ -18,7 +20,13 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, target_spec
 
-READERS: dict[str, Callable[[Source], beam.PTransform]] = {"coco": read_coco, "voc": read_voc, "yolo": read_yolo}
+READERS: dict[str, Callable[[Source], beam.PTransform]] = {
+    "coco": read_coco,
+    "csv": read_csv,
+    "tfrecord": read_tfrecord,
+    "voc": read_voc,
+    "yolo": read_yolo,
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class PrepareJob:
       rules: which classes, in which order.
       max_rejected_fraction: of images and of boxes, beyond which the job fails.
       config: the experiment.
+      resume: whether finished shards of an earlier run are kept.
     """
 
     input_format: str
@@ -44,6 +53,7 @@ class PrepareJob:
     rules: ClassRules
     max_rejected_fraction: float
     config: Config
+    resume: bool = False
 
 
 def define_flags() -> None:
@@ -62,6 +72,7 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "max_rejected_fraction", 1.0, "Fails the job if more of the images or boxes are rejected.", 0.0, 1.0
     )
+    flags.DEFINE_bool("resume", False, "Keeps the finished shards of an earlier run with the same flags.")
     define_config_flags()
 
 
@@ -97,6 +108,7 @@ def job_from_flags() -> PrepareJob:
         rules=_class_rules(manifest, output),
         max_rejected_fraction=values.max_rejected_fraction,
         config=config,
+        resume=values.resume,
     )
 
 

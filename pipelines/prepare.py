@@ -12,12 +12,12 @@ from absl import flags  # type: ignore[import-untyped]
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.assemble import GroupIntoShards
+from pipelines.images import Preparation
 from pipelines.options import READERS, PrepareJob, define_flags, job_from_flags
 from pipelines.report import ReportJob, WriteReport, read_manifest
 from pipelines.runners import data_error_within, make_runner, parse_beam_options, quiet_logs
 from pipelines.shards import ShardJob, WriteShard
 from pipelines.summary import print_summary
-from pipelines.transcode import Transcoding
 from ssd_dist.core.commands import run_command
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import Manifest
@@ -60,10 +60,8 @@ def run_job(job: PrepareJob, options: PipelineOptions) -> Manifest:
 
 def build_pipeline(pipeline: beam.Pipeline, job: PrepareJob) -> None:
     """The job: annotations are read, put in order and dealt to shards; each shard is written in one place."""
-    config = job.config
-    transcoding = Transcoding(config.model.input_size, config.data.jpeg_quality)
-    shard_job = ShardJob(job.output, job.split, transcoding, config.anchors, config.matching)
-    report_job = ReportJob(job.output, job.split, config, job.max_rejected_fraction)
+    shard_job = ShardJob(job.output, job.split, Preparation.of(job.config), job.resume)
+    report_job = ReportJob(job.output, job.split, job.config, job.max_rejected_fraction)
     _ = (
         pipeline
         | "Read" >> READERS[job.input_format](job.source)

@@ -32,6 +32,7 @@ from ssd_dist.core.manifest import (
 )
 from ssd_dist.core.records import Record
 
+PARTS_FOLDER = ".parts"
 REJECTED_NAME = "rejected.jsonl"
 HASHES_NAME = "image_hashes.npy"
 LEAKAGE_EXAMPLES = 5
@@ -80,8 +81,9 @@ class ViewReport(BaseModel):
 
 
 class ShardReport(BaseModel):
-    """What one shard read, wrote and rejected."""
+    """What one shard read, wrote and rejected; `key` tells what it was made from."""
 
+    key: str = ""
     classes: tuple[str, ...]
     images_read: int = 0
     boxes_read: int = 0
@@ -95,6 +97,11 @@ class ShardReport(BaseModel):
         """Counts what a member brings; an orphan brings boxes without an image."""
         self.images_read += not member.orphan
         self.boxes_read += len(member.image.boxes)
+
+
+def report_path(folder: str, shard: int, shards: int) -> str:
+    """Where the report of a shard goes, below the split's folder."""
+    return files.join(folder, PARTS_FOLDER, f"{shard:05d}-of-{shards:05d}.json")
 
 
 @dataclass(frozen=True)

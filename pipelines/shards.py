@@ -1,59 +1,45 @@
-"""One shard: read, validate, transcode, match, serialise, write; the only place where image bytes are.
+"""One shard, written in one place: its members in order, a file a view, a report of every number.
 
-    (shard, members and plan) -> OUT/train/view00-00003-of-00008.tfrecord and a part report -> path of the report
+    (shard, members and plan) -> OUT/train/view00-00003-of-00008.tfrecord ... -> OUT/train/.parts/00003-of-00008.json
 
-The report is written after the shard's files: where it is, they are complete.
+The files appear complete or not at all, the report after them: where a report is, the shard is finished. It carries a
+key of all that the shard was made from, so that a later run knows whether it may keep it.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import apache_beam as beam
-import numpy as np
+from pydantic import ValidationError
 
 from pipelines import files
-from pipelines.annotations import Image, Problem
+from pipelines.annotations import Problem
 from pipelines.assemble import Member, ShardPlan
-from pipelines.classes import ClassTable
-from pipelines.report import ImageReport, Rejected, ShardReport, ViewReport
-from pipelines.transcode import Transcoding, encode_image
-from pipelines.validate import CheckedBoxes, check_boxes, check_size, reject_image
-from ssd_dist.core.anchors import generate_anchors
-from ssd_dist.core.config import AnchorConfig, MatchingConfig
-from ssd_dist.core.images import ImageError, decode_image, stored_size
-from ssd_dist.core.manifest import Shard
-from ssd_dist.core.matching import Matcher
+from pipelines.images import ImagePreparer, Preparation
+from pipelines.metrics import Meter
+from pipelines.report import ImageReport, Rejected, ShardReport, ViewReport, report_path
+from pipelines.validate import reject_image
+from ssd_dist.core.manifest import FORMAT_VERSION, Shard
 from ssd_dist.core.records import Record
 from ssd_dist.core.tfrecord import frame_record
-
-# Sixteen hexadecimal digits of a SHA-256: the 64 bits that are compared between splits.
-HASH_DIGITS = 16
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """All that decides the bytes of a shard, besides its members and the plan."""
+    """All that decides the bytes of a shard, besides its members and the plan; and whether to keep finished ones."""
 
     output: str
     split: str
-    transcoding: Transcoding
-    anchors: AnchorConfig
-    matching: MatchingConfig
+    preparation: Preparation
+    resume: bool = False
 
     @property
     def folder(self) -> str:
         """Where the split's files go."""
         return files.join(self.output, self.split)
-
-
-@dataclass(frozen=True)
-class PreparedImage:
-    """The record of one image, the hash of its source bytes and what happened to its boxes."""
-
-    record: Record
-    digest: str
-    checked: CheckedBoxes
 
 
 class WriteShard(beam.DoFn):
@@ -62,23 +48,25 @@ class WriteShard(beam.DoFn):
     def __init__(self, job: ShardJob) -> None:
         super().__init__()
         self._job = job
-        self._matcher: Matcher | None = None
+        self._preparer: ImagePreparer | None = None
 
     def setup(self) -> None:
         """Makes the anchors, once a worker."""
-        anchors = generate_anchors(self._job.anchors, self._job.transcoding.size)
-        self._matcher = Matcher(anchors, self._job.anchors, self._job.matching)
+        self._preparer = ImagePreparer(self._job.preparation, Meter())
 
     def process(self, group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, str]]:
         """Writes one shard; a group without a plan is none."""
-        assert self._matcher is not None
+        assert self._preparer is not None
         shard, values = group
         members, plan = split_group(values)
-        if plan is not None:
-            report = write_shard(shard, members, plan, self._job, self._matcher)
-            path = report_path(self._job.folder, shard, plan.shards)
-            files.write_bytes(path, report.model_dump_json().encode())
-            yield 0, path
+        if plan is None:
+            return
+        path = report_path(self._job.folder, shard, plan.shards)
+        key = shard_key(members, plan, self._job)
+        if not (self._job.resume and is_finished(path, key, self._job.output)):
+            report = write_shard(shard, members, plan, self._job, self._preparer)
+            files.write_bytes(path, report.model_copy(update={"key": key}).model_dump_json().encode())
+        yield 0, path
 
 
 def split_group(values: Iterable[object]) -> tuple[list[Member], ShardPlan | None]:
@@ -92,85 +80,71 @@ def split_group(values: Iterable[object]) -> tuple[list[Member], ShardPlan | Non
     return sorted(members, key=lambda member: (member.index, member.orphan, member.image.image_id)), plan
 
 
-def report_path(folder: str, shard: int, shards: int) -> str:
-    """Where the report of a shard goes."""
-    return files.join(folder, ".parts", f"{shard:05d}-of-{shards:05d}.json")
+def shard_key(members: list[Member], plan: ShardPlan, job: ShardJob) -> str:
+    """A digest of all that the shard's bytes depend on, but for the images themselves, which must not change."""
+    digest = hashlib.sha256(repr((FORMAT_VERSION, job.split, job.preparation, plan)).encode("utf-8", "surrogatepass"))
+    for member in members:
+        digest.update(repr(member).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
-def write_shard(shard: int, members: list[Member], plan: ShardPlan, job: ShardJob, matcher: Matcher) -> ShardReport:
-    """Writes the shard's file and counts what went into it and what did not."""
+def is_finished(path: str, key: str, output: str) -> bool:
+    """Whether the report at `path` is of this very shard and its files are there in full."""
+    try:
+        report = ShardReport.model_validate_json(files.read_bytes(path))
+    except (FileNotFoundError, ValidationError):
+        return False
+    shards = [view.shard for view in report.views if view.shard is not None]
+    return report.key == key and all(files.size(files.join(output, shard.file)) == shard.bytes for shard in shards)
+
+
+def write_shard(
+    shard: int, members: list[Member], plan: ShardPlan, job: ShardJob, preparer: ImagePreparer
+) -> ShardReport:
+    """Writes the shard's files and counts what went into them and what did not."""
     report = ShardReport(classes=plan.classes.names)
-    name = f"view00-{shard:05d}-of-{plan.shards:05d}.tfrecord"
-    path = files.join(job.folder, name)
-    view = ViewReport()
-    digest = hashlib.sha256()
-    size = 0
-    with files.replace_file(path) as file:
+    names = [f"view{view:02d}-{shard:05d}-of-{plan.shards:05d}.tfrecord" for view in range(job.preparation.views)]
+    with ExitStack() as stack:
+        writers = [
+            RecordWriter(f"{job.split}/{name}", stack.enter_context(files.replace_file(files.join(job.folder, name))))
+            for name in names
+        ]
         for member in members:
             report.count_read(member)
-            prepared = prepare_image(member.image, plan.classes, job.transcoding, matcher)
+            prepared = preparer.prepare(member.image, plan.classes)
             if isinstance(prepared, Problem):
                 lines = reject_image(member.image, prepared, is_image=not member.orphan)
                 report.rejected.extend(Rejected.of(member.index, line) for line in lines)
                 continue
-            framed = frame_record(prepared.record.to_bytes())
-            file.write(framed)
-            digest.update(framed)
-            size += len(framed)
+            for writer, record in zip(writers, prepared.records, strict=True):
+                writer.write(record)
             report.rejected.extend(Rejected.of(member.index, line) for line in prepared.checked.rejected)
             report.images.append(ImageReport(name=member.image.filename, digest=prepared.digest))
-            report.boxes += len(prepared.record.objects.labels)
+            report.boxes += len(prepared.checked.objects.labels)
             report.clipped_boxes += prepared.checked.clipped
-            view.add(prepared.record)
-    view.shard = Shard(file=f"{job.split}/{name}", examples=view.examples, bytes=size, sha256=digest.hexdigest())
-    report.views.append(view)
+    report.views.extend(writer.report() for writer in writers)
     return report
 
 
-def prepare_image(image: Image, classes: ClassTable, how: Transcoding, matcher: Matcher) -> PreparedImage | Problem:
-    """The record of one image, or why there is none."""
-    if image.problem is not None:
-        return image.problem
-    data = read_image(image)
-    if isinstance(data, Problem):
-        return data
-    try:
-        decoded = decode_image(data)
-    except ImageError as error:
-        return Problem(error.reason, str(error))
-    width, height = decoded.size
-    problem = check_size(image, height, width, stored_size(data))
-    if problem is not None:
-        return problem
-    checked = check_boxes(image, height, width, classes)
-    objects = checked.objects
-    record = Record(
-        encoded=encode_image(decoded, how),
-        height=how.size,
-        width=how.size,
-        original_height=height,
-        original_width=width,
-        source_id=image.image_id,
-        filename=image.filename,
-        objects=objects,
-        targets=matcher.match(objects.boxes, objects.labels, objects.is_crowd),
-    )
-    return PreparedImage(record, hashlib.sha256(data).hexdigest()[:HASH_DIGITS], checked)
+class RecordWriter:
+    """Appends records to an open file and keeps its checksum and counts."""
 
+    def __init__(self, name: str, file: BinaryIO) -> None:
+        self._name = name
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self._view = ViewReport()
 
-def read_image(image: Image) -> bytes | Problem:
-    """The bytes of the first of the image's paths that exists."""
-    for path in image.paths:
-        try:
-            return files.read_bytes(path)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (IsADirectoryError, PermissionError) as error:
-            return Problem("unreadable", str(error))
-    return Problem("missing_image", f"{image.paths[0] if image.paths else image.filename} does not exist")
+    def write(self, record: Record) -> None:
+        """Appends one record."""
+        framed = frame_record(record.to_bytes())
+        self._file.write(framed)
+        self._digest.update(framed)
+        self._size += len(framed)
+        self._view.add(record)
 
-
-def count_positives(record: Record) -> list[int]:
-    """How many anchors answer for each object that is not a crowd."""
-    counts = np.bincount(record.targets.objects, minlength=len(record.objects.labels))
-    return [int(count) for count in counts[~record.objects.is_crowd]]
+    def report(self) -> ViewReport:
+        """The counts, with the file's size and checksum."""
+        shard = Shard(file=self._name, examples=self._view.examples, bytes=self._size, sha256=self._digest.hexdigest())
+        return self._view.model_copy(update={"shard": shard})

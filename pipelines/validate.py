@@ -36,12 +36,9 @@ class CheckedBoxes:
     rejected: tuple[Rejection, ...]
 
 
-def check_size(image: Image, height: int, width: int, stored: tuple[int, int]) -> Problem | None:
-    """Refuses an image of another size than its annotation claims: the boxes may belong to another picture.
-
-    `stored` is the (height, width) of the file before EXIF turns it; a claim in that frame is a right one too.
-    """
-    if image.size in (None, (height, width), stored):
+def check_size(image: Image, height: int, width: int) -> Problem | None:
+    """Refuses an image of another size than its annotation claims: the boxes may belong to another picture."""
+    if image.size in (None, (height, width)):
         return None
     claimed, found = ("{} x {}".format(*size) for size in (image.size, (height, width)))
     return Problem("size_mismatch", f"the annotation says {claimed} pixels (height x width), the image has {found}")

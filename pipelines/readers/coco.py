@@ -17,7 +17,7 @@ import apache_beam as beam
 from pipelines import files
 from pipelines.annotations import Box, Category, Element, Image, Listing, LooseBox, Problem, keyed
 from pipelines.json_stream import JsonStreamError, stream_arrays
-from pipelines.readers.source import Source, first_folder, image_paths, require_input
+from pipelines.readers.source import Source, find_inputs, first_folder, image_paths
 from ssd_dist.core.errors import DataError
 
 
@@ -36,7 +36,7 @@ def read_coco(source: Source) -> beam.PTransform:
     Raises:
       DataError: if one of them is missing.
     """
-    paths = [path for pattern in source.inputs for path in find_annotations(pattern, source)]
+    paths = [path for pattern in source.inputs for path in find_inputs(pattern, (".json", ".json.gz"), _names(source))]
     return ReadCoco([CocoFile(number, path, find_images(path, source)) for number, path in enumerate(paths)], source)
 
 
@@ -58,26 +58,10 @@ class ReadCoco(beam.PTransform):
         )
 
 
-def find_annotations(pattern: str, source: Source) -> list[str]:
-    """The JSON files that an input stands for.
-
-    Raises:
-      DataError: if there are none.
-    """
-    if files.is_pattern(pattern):
-        found = files.match_files(pattern)
-        if not found:
-            raise DataError(f"--input={pattern} matches no file; check the pattern")
-        return found
-    require_input(pattern)
-    if pattern.endswith((".json", ".json.gz")):
-        return [pattern]
+def _names(source: Source) -> tuple[str, ...]:
     split = source.split_name
-    names = (f"annotations/instances_{split}.json", f"annotations/{split}.json", f"{split}.json", "annotations.json")
-    for name in (*names, f"{split}/_annotations.coco.json"):
-        if files.exists(files.join(pattern, name)):
-            return [files.join(pattern, name)]
-    raise DataError(f"--input={pattern} holds none of {', '.join(names)}; name the JSON file itself")
+    usual = (f"annotations/instances_{split}.json", f"annotations/{split}.json", f"{split}.json", "annotations.json")
+    return (*usual, f"{split}/_annotations.coco.json")
 
 
 def find_images(path: str, source: Source) -> str:

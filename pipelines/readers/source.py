@@ -81,6 +81,27 @@ def image_paths(folder: str, filename: str, stem: str = "") -> tuple[str, ...] |
     return tuple(files.join(folder, name) for name in dict.fromkeys(names))
 
 
+def find_inputs(pattern: str, suffixes: tuple[str, ...], names: tuple[str, ...]) -> list[str]:
+    """The files that an input stands for: itself, those a pattern matches, or in a folder those of the first name.
+
+    Raises:
+      DataError: if there are none.
+    """
+    if files.is_pattern(pattern):
+        found = files.match_files(pattern)
+        if not found:
+            raise DataError(f"--input={pattern} matches no file; check the pattern")
+        return found
+    require_input(pattern)
+    if pattern.endswith(suffixes) or files.is_file(pattern):
+        return [pattern]
+    for name in names:
+        found = files.match_below(pattern, name)
+        if found:
+            return found
+    raise DataError(f"--input={pattern} holds none of {', '.join(names)}; name the files themselves")
+
+
 def first_folder(candidates: list[str], what: str, mend: str) -> str:
     """The first of the folders that exists.
 

@@ -31,7 +31,7 @@ class VocLayout:
     list_file: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class VocEntry:
     """One image to read: the place in the listing, its annotation and the folder of its image."""
 

@@ -31,7 +31,7 @@ class YoloLayout:
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class YoloEntry:
     """One image to read; an empty `image` or `label` is a file that does not exist."""
 

@@ -18,8 +18,7 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.records import Record
 from ssd_dist.core.tfrecord import read_records
 
-ROOT = Path(__file__).parents[2]
-SHARED = Path(os.environ.get("SSD_DIST_SHARED") or ROOT.parent / "shared")
+SHARED = Path(os.environ.get("SSD_DIST_SHARED") or Path(__file__).parents[3] / "shared")
 
 
 @pytest.fixture(autouse=True)

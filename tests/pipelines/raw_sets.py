@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+ROOT = Path(__file__).parents[2]
+
 
 def jpeg(seed: int = 0, height: int = 48, width: int = 64) -> bytes:
     """A small photograph-like image: smooth colours with some noise."""

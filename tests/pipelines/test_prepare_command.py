@@ -6,8 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
-from raw_sets import make_coco, make_voc
+from raw_sets import ROOT, make_coco, make_voc
 
 IMAGES = {f"i{number}": [("cat", 5, 5, 30, 40), ("dog", 1, 2, 3, 9)] for number in range(6)}
 

@@ -3,17 +3,22 @@
 import gzip
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from raw_sets import make_coco
 
 from pipelines.annotations import Category, Image, Listing, LooseBox
-from pipelines.readers.coco import CocoFile, find_annotations, find_images, parse_box, parse_image, read_file
+from pipelines.readers.coco import CocoFile, find_images, parse_box, parse_image, read_coco, read_file
 from pipelines.readers.source import Source
 from ssd_dist.core.errors import DataError
 
 FILE = CocoFile(2, "/d/a.json", "/d/images")
 SOURCE = Source(("x",), fallback_split="train")
+
+
+def find_all(given):
+    return read_coco(Source((str(given),), fallback_split="train"))._files
 
 
 def values_of(path, source=SOURCE):
@@ -40,8 +45,7 @@ def test_compressed_files_are_read(tmp_path):
     packed = tmp_path / "a.json.gz"
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     assert values_of(packed)[:-1] == [
-        v if not isinstance(v, Image) else Image(**{f: getattr(v, f) for f in v.__slots__} | {"source": str(packed)})
-        for v in values_of(plain)[:-1]
+        v if not isinstance(v, Image) else replace(v, source=str(packed)) for v in values_of(plain)[:-1]
     ]
 
 
@@ -97,12 +101,11 @@ def test_a_broken_category_spoils_the_listing(tmp_path, category):
 
 def test_files_and_folders_are_found(tmp_path):
     make_coco(tmp_path, {"a.jpg": []}, {1: "x"})
-    (path,) = find_annotations(str(tmp_path), SOURCE)
-    assert path == str(tmp_path / "annotations/instances_train.json")
-    assert find_images(path, SOURCE) == str(tmp_path / "train")
-    assert find_annotations(str(tmp_path / "annotations/*.json"), SOURCE) == [path]
+    path = str(tmp_path / "annotations/instances_train.json")
+    for given in (tmp_path, path, tmp_path / "annotations/*.json"):
+        assert find_all(given) == [CocoFile(0, path, str(tmp_path / "train"))]
     for wrong in (tmp_path / "none.json", tmp_path / "train", tmp_path / "*.nothing"):
         with pytest.raises(DataError, match=wrong.name.replace("*", r"\*")):
-            find_annotations(str(wrong), SOURCE)
+            find_all(wrong)
     with pytest.raises(DataError, match="--image_dir"):
         find_images(path, Source(("x",), image_dir=str(tmp_path / "nowhere")))

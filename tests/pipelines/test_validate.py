@@ -106,17 +106,10 @@ def test_no_boxes_give_empty_arrays_of_the_right_shape():
 
 
 @pytest.mark.parametrize(
-    ("claimed", "stored", "fits"),
-    [
-        (None, (100, 200), True),
-        ((100, 200), (100, 200), True),
-        ((200, 100), (200, 100), True),  # EXIF turned it; the claim is in the frame of the file
-        ((200, 100), (100, 200), False),
-        ((99, 200), (100, 200), False),
-    ],
+    ("claimed", "fits"), [(None, True), ((100, 200), True), ((200, 100), False), ((99, 200), False)]
 )
-def test_claimed_size(claimed, stored, fits):
-    problem = check_size(image_of(size=claimed), 100, 200, stored)
+def test_claimed_size(claimed, fits):
+    problem = check_size(image_of(size=claimed), 100, 200)
     assert (problem is None) == fits
     assert problem is None or problem.reason == "size_mismatch"
 

@@ -1,0 +1,174 @@
+"""CSV: one box a line under a header `filename,width,height,class,xmin,ymin,xmax,ymax`, in pixels.
+
+Columns are found by name, in any order; others are ignored, width and height may be missing. A line with a file name
+alone is an image without objects. `--input` is a file, a pattern, or a folder with SPLIT.csv or SPLIT_labels.csv.
+"""
+
+import csv
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import apache_beam as beam
+
+from pipelines import files
+from pipelines.annotations import Box, Category, Element, Image, Listing, LooseBox, Problem, image_key, keyed
+from pipelines.readers.source import Source, find_inputs, first_folder, image_paths
+from ssd_dist.core.errors import DataError
+
+CORNERS = ("ymin", "xmin", "ymax", "xmax")
+REQUIRED = ("filename", "class", *CORNERS)
+# Longer lines are taken for a file that is no CSV.
+MAX_LINE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class CsvFile:
+    """One file, its columns by name and the folder of its images."""
+
+    path: str
+    columns: dict[str, int]
+    images: str
+
+
+def read_csv(source: Source) -> beam.PTransform:
+    """The transform that reads the source; finds the files and reads their headers first.
+
+    Raises:
+      DataError: if a file or a column is missing.
+    """
+    split = source.split_name
+    names = (f"{split}.csv", f"{split}_labels.csv", "annotations.csv")
+    paths = [path for pattern in source.inputs for path in find_inputs(pattern, (".csv", ".csv.gz"), names)]
+    return ReadCsv(tuple(CsvFile(path, read_columns(path), find_images(path, source)) for path in paths), source)
+
+
+class ReadCsv(beam.PTransform):
+    """CSV files -> elements."""
+
+    def __init__(self, csv_files: tuple[CsvFile, ...], source: Source) -> None:
+        super().__init__()
+        self._files = csv_files
+        self._source = source
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
+        """Streams all files in one place: an image may have lines in several."""
+        return begin | "Files" >> beam.Create([self._files]) | "Read lines" >> beam.FlatMap(read_files, self._source)
+
+
+def read_columns(path: str) -> dict[str, int]:
+    """The columns of a file by name, from its header.
+
+    Raises:
+      DataError: if one that is needed is missing.
+    """
+    with files.open_input(path) as stream:
+        header = stream.readline(MAX_LINE_BYTES)
+    try:
+        names = [name.strip().lower() for name in _fields(header)]
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{path}: the header cannot be read ({error}); expected {','.join(REQUIRED)}") from None
+    missing = [name for name in REQUIRED if name not in names]
+    if missing:
+        raise DataError(f"{path}: the header lacks {', '.join(missing)}; it has {', '.join(names)}")
+    return {name: names.index(name) for name in (*REQUIRED, "width", "height") if name in names}
+
+
+def find_images(path: str, source: Source) -> str:
+    """The folder of the images of a file.
+
+    Raises:
+      DataError: if it cannot be told.
+    """
+    if source.image_dir:
+        return first_folder([source.image_dir], "images", "check --image_dir")
+    home = posixpath.dirname(path)
+    names = (source.split_name, f"images/{source.split_name}", "images")
+    candidates = [files.join(home, name) for name in names]
+    return first_folder([*candidates, home], "images", "name their folder with --image_dir")
+
+
+def read_files(csv_files: tuple[CsvFile, ...], source: Source) -> Iterator[Element]:
+    """Images at the first line that names them, boxes line by line, classes, and the end of the listing."""
+    seen: set[int] = set()
+    names: set[str] = set()
+    line_number = 0
+    for file in csv_files:
+        with files.open_input(file.path) as stream:
+            stream.readline(MAX_LINE_BYTES)
+            for number, line in enumerate(_lines(stream), start=2):
+                line_number += 1
+                if not line.strip():
+                    continue
+                image, box = parse_line(line, number, file, len(seen), line_number)
+                if not source.keeps(image.image_id):
+                    continue
+                if image_key(image.image_id) not in seen:
+                    yield keyed(image)
+                    seen.add(image_key(image.image_id))
+                if box is not None:
+                    yield keyed(box)
+                    if box.box.problem is None and box.box.category not in names:
+                        names.add(box.box.category)
+                        yield keyed(Category(box.box.category, 0, box.box.category))
+    yield keyed(Listing(0, len(seen), csv_files[0].path))
+
+
+def parse_line(line: bytes, number: int, file: CsvFile, row: int, order: int) -> tuple[Image, LooseBox | None]:
+    """The image that a line names and its box, if it has one; what is wrong becomes the problem of one of them."""
+    where = f"line {number}"
+    try:
+        fields = [field.strip() for field in _fields(line)]
+        values = {name: fields[column] for name, column in file.columns.items()}
+    except (ValueError, IndexError, csv.Error) as error:
+        return _broken(file, row, where, f"the line cannot be read: {error}"), None
+    filename = values["filename"]
+    if not filename:
+        return _broken(file, row, where, "the line has no file name"), None
+    found = image_paths(file.images, filename)
+    image = Image(
+        image_id=filename,
+        file=0,
+        row=row,
+        source=file.path,
+        filename=filename,
+        paths=() if isinstance(found, Problem) else found,
+        size=_size(values.get("height", ""), values.get("width", "")),
+        problem=found if isinstance(found, Problem) else None,
+    )
+    if not any(values[name] for name in ("class", *CORNERS)):
+        return image, None
+    return image, LooseBox(filename, 0, order, file.path, _box(values, where))
+
+
+def _box(values: dict[str, str], where: str) -> Box:
+    try:
+        ymin, xmin, ymax, xmax = (float(values[name]) for name in CORNERS)
+    except ValueError as error:
+        return Box("", (0, 0, 0, 0), where, problem=Problem("broken_box", str(error)))
+    if not values["class"]:
+        return Box("", (0, 0, 0, 0), where, problem=Problem("broken_box", "the line has no class"))
+    return Box(values["class"], (ymin, xmin, ymax, xmax), where)
+
+
+def _size(height: str, width: str) -> tuple[int, int] | None:
+    try:
+        size = int(float(height)), int(float(width))
+    except (ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 else None
+
+
+def _broken(file: CsvFile, row: int, where: str, detail: str) -> Image:
+    problem = Problem("broken_annotation", detail)
+    return Image(f"{where} of {file.path}", 0, row, f"{file.path}, {where}", "", (), problem=problem)
+
+
+def _fields(line: bytes) -> list[str]:
+    return next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")], strict=True), [])
+
+
+def _lines(stream: object) -> Iterator[bytes]:
+    """The lines of a stream; one too long comes in pieces, none of which will parse."""
+    while line := stream.readline(MAX_LINE_BYTES):  # type: ignore[attr-defined]
+        yield bytes(line)
