@@ -115,11 +115,14 @@ class Matcher:
         return np.asarray(cover.max(axis=0) >= self._config.negative_iou - TIE)
 
     def _distances(self, boxes: FloatArray, anchors: IntArray) -> Float64Array:
-        """Squared distances [N, K] of the centres of boxes [N, 4] from those of the given anchors [K]."""
+        """Distances [N, K] of the centres of boxes [N, 4] from those of the given anchors [K].
+
+        Not squared: a tolerance on squares would take anchors for tied that differ by 20 times the float32 error.
+        """
         wide = boxes.astype(np.float64)
         centers = (wide[:, :2] + wide[:, 2:]) / 2
         shift = centers[:, :, None] - self._centers[:, anchors]
-        return np.asarray((shift**2).sum(axis=1))
+        return np.asarray(np.hypot(shift[:, 0], shift[:, 1]))
 
     def _nearest_of_best(self, iou: Float64Array, boxes: FloatArray, anchors: IntArray) -> IntArray:
         """For each of anchors [K] with iou [N, K]: the object it overlaps most, among equals the nearest, the first."""
@@ -137,7 +140,9 @@ class Matcher:
         choices = {index: self._choose(iou[index], boxes[index], taken) for index in range(len(boxes))}
         while choices and len(taken) < len(self._anchors):
             top = max(choice[0] for choice in choices.values())
-            winner = min((choice[1:], index) for index, choice in choices.items() if choice[0] >= top - TIE)[1]
+            rivals = {index: choice[1] for index, choice in choices.items() if choice[0] >= top - TIE}
+            nearest = min(rivals.values())
+            winner = min(index for index, distance in rivals.items() if distance <= nearest + TIE)
             anchor = choices.pop(winner)[2]
             assigned[winner] = anchor
             taken.add(anchor)
@@ -155,4 +160,4 @@ class Matcher:
         tied = np.flatnonzero(iou >= top - TIE)
         distance = self._distances(box[None], tied)[0]
         nearest = int(np.argmax(distance <= distance.min() + TIE))
-        return top, round(float(distance[nearest]) / TIE) * TIE, int(tied[nearest])
+        return top, float(distance[nearest]), int(tied[nearest])

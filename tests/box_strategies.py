@@ -1,0 +1,60 @@
+"""Boxes for property tests: in general position, and of the kinds that break matching."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+GRID = 64
+CELLS = np.array([38, 19, 10, 5, 3, 1])
+
+
+def random_boxes(rng: np.random.Generator, count: int, smallest: float = 0.005, largest: float = 0.9) -> np.ndarray:
+    """float32 [count, 4] in general position, sides spread evenly over the octaves.
+
+    No centre lies within 5e-6 of the middle between two cells of SSD300: there the nearest anchor is not defined.
+    """
+    boxes: list[np.ndarray] = []
+    while len(boxes) < count:
+        sides = np.exp(rng.uniform(np.log(smallest), np.log(largest), 2))
+        corner = rng.uniform(0, 1 - sides)
+        middles = np.outer(corner + sides / 2, CELLS)
+        if (np.abs(middles - np.round(middles)) / CELLS > 5e-6).all():
+            boxes.append(np.concatenate([corner, corner + sides]))
+    return np.array(boxes, np.float32).reshape(-1, 4)
+
+
+@st.composite
+def general_boxes(draw: st.DrawFn, smallest_count: int = 0, largest_count: int = 8) -> np.ndarray:
+    """Boxes in general position."""
+    count = draw(st.integers(smallest_count, largest_count))
+    return random_boxes(np.random.default_rng(draw(st.integers(0, 2**32 - 1))), count)
+
+
+def _grid_box(corners: tuple[int, int, int, int]) -> tuple[float, ...]:
+    y, x, height, width = corners
+    y, x = min(y, GRID - 1), min(x, GRID - 1)
+    return (y / GRID, x / GRID, min(y + height, GRID) / GRID, min(x + width, GRID) / GRID)
+
+
+_ON_GRID = st.tuples(
+    st.integers(0, GRID - 1), st.integers(0, GRID - 1), st.integers(1, GRID), st.integers(1, GRID)
+).map(_grid_box)
+_ODD = st.sampled_from(
+    [
+        (0.0, 0.0, 1.0, 1.0),  # the full image
+        (0.5, 0.5, 0.5001, 0.5001),  # tiny, at the centre
+        (0.0, 0.0, 1e-4, 1e-4),  # tiny, in the corner
+        (0.999, 0.999, 1.0, 1.0),
+        (0.0, 0.3, 1.0, 0.301),  # a sliver, image high
+        (0.9, 0.0, 1.0, 1.0),  # along the lower border
+        (0.25, 0.25, 0.75, 0.75),
+    ]
+)
+
+
+@st.composite
+def adversarial_boxes(draw: st.DrawFn, smallest_count: int = 0, largest_count: int = 6) -> np.ndarray:
+    """Boxes on a coarse grid, odd ones, and copies: ties, shared best anchors, tiny, full-image, on the border."""
+    boxes = draw(st.lists(st.one_of(_ON_GRID, _ODD), min_size=smallest_count, max_size=largest_count))
+    if boxes:
+        boxes += draw(st.lists(st.sampled_from(boxes), max_size=3))
+    return np.array(boxes, np.float32).reshape(-1, 4)
