@@ -24,13 +24,15 @@ class Section(BaseModel):
 
 
 class AugmentationConfig(Section):
-    """What happens to an image on the fly; each keeps the precomputed targets valid.
+    """What happens to an image on the fly. All but `crop` keep the precomputed targets valid.
 
+    `crop` (SSD's random crops and expansions) acts with `data.targets: online`; else prepared views have them.
     Brightness and hue are additive (of the value range, of the colour circle); contrast and saturation are
     factors drawn from [1 - x, 1 + x].
     """
 
     flip: bool = True
+    crop: bool = True
     brightness: Fraction = 0.125
     contrast: Fraction = 0.5
     saturation: Fraction = 0.5

@@ -21,7 +21,14 @@ _ENVIRONMENT_REFERENCE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(:-(?P
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as a number and refuses a key given twice."""
+    """Safe YAML that reads 1e-3 as a number and refuses a key given twice and aliases."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        # An alias may contain itself, or grow a short file beyond memory.
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not taken; write the value out", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
@@ -31,10 +38,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: the string "1e-3" in quotes."""
+
+
 # YAML 1.1 takes 1e-3 for a string; everybody means the number.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+for _handler in (_Loader, _Dumper):
+    _handler.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    )
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
@@ -54,7 +66,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 def dump_config(config: Config) -> str:
     """The merged config as YAML; `load_config` reads it back to an equal `Config`."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return str(yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False))
 
 
 def flatten_config(config: BaseModel) -> dict[str, Any]:
@@ -73,7 +85,7 @@ def _read_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
         seen.add(current.resolve())
         content = _read_yaml(current)
         base = content.pop("extends", None)
-        if base is not None and not isinstance(base, str):
+        if base is not None and not (base and isinstance(base, str)):
             raise UsageError(f"{current}: extends: got {base!r}; allowed: the path of one YAML file")
         chain.insert(0, (current, content))
         current = current.parent / base if base else None
@@ -89,7 +101,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"config file {path} does not exist{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config file {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"config file {path} is not valid YAML: {error}") from None
     if content is None:
         return {}
@@ -104,7 +116,7 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise UsageError(f"--set {override}: expected KEY=VALUE with a dotted key, e.g. --set train.epochs=3")
     try:
         value: Any = yaml.load(text, Loader=_Loader) if text else ""
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"--set {override}: the value is not valid YAML: {error}") from None
     for part in reversed(key.split(".")):
         value = {part: value}
@@ -155,7 +167,7 @@ def _validate(tree: dict[str, Any], origins: Mapping[str, str], path: str) -> Co
         key = ".".join(_schema_path(location))
         origin = next((origins[k] for k in (key, *_parents(key)) if k in origins), path)
         if problem["type"] == "extra_forbidden":
-            raise UsageError(f"{origin}: {_explain_unknown_key(key, problem['input'])}") from None
+            raise UsageError(f"{origin}: {_explain_unknown_key(location, problem['input'])}") from None
         if problem["type"] == "value_error":
             raise UsageError(f"{origin}: {problem['msg'].removeprefix('Value error, ')}") from None
         if problem["type"] == "model_type":
@@ -164,10 +176,15 @@ def _validate(tree: dict[str, Any], origins: Mapping[str, str], path: str) -> Co
             ) from None
         messages = dict.fromkeys(p["msg"] for p in error.errors() if _same_key(p["loc"], key))
         allowed = " or ".join(message.removeprefix("Input should be ") for message in messages)
+        allowed = allowed.replace("a valid tuple", "a list")
         raise UsageError(f"{origin}: {key}: got {problem['input']!r}; allowed: {allowed}") from None
 
 
-def _explain_unknown_key(key: str, given: Any) -> str:
+def _explain_unknown_key(location: Sequence[str], given: Any) -> str:
+    key = ".".join(location)
+    if dotted := next((part for part in location if "." in part), None):
+        nested = ": {".join(dotted.split(".")) + ": ..." + "}" * dotted.count(".")
+        return f"unknown key {key!r} (given: {given!r}): dots are for --set, in a file it is {nested}"
     known = [k for leaf in flatten_config(Config()) for k in (leaf, *_parents(leaf))]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
     # A right name in the wrong section is nearer to what was meant than a similar spelling.

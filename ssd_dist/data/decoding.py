@@ -12,16 +12,18 @@ import tensorflow as tf
 
 from ssd_dist.core.config import AugmentationConfig
 
-_LIST_OF_INTS = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
-_LIST_OF_FLOATS = tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True)
+LIST_OF_INTS = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
+LIST_OF_FLOATS = tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True)
 
-TRAINING_FEATURES: dict[str, Any] = {
+IMAGE_FEATURES: dict[str, Any] = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
     "image/source_id": tf.io.FixedLenFeature([], tf.string),
-    "target/positive/anchor": _LIST_OF_INTS,
-    "target/positive/label": _LIST_OF_INTS,
-    "target/positive/box": _LIST_OF_FLOATS,
-    "target/ignored/anchor": _LIST_OF_INTS,
+}
+TARGET_FEATURES: dict[str, Any] = {
+    "target/positive/anchor": LIST_OF_INTS,
+    "target/positive/label": LIST_OF_INTS,
+    "target/positive/box": LIST_OF_FLOATS,
+    "target/ignored/anchor": LIST_OF_INTS,
 }
 # Luma weights of ITU-R BT.601; hue turns colours around the grey axis.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)

@@ -14,7 +14,7 @@ from ssd_dist.data.batch import SparseTargets
 
 
 class _Choice(NamedTuple):
-    """For each object [N]: the IoU, the squared centre distance and the index of the free anchor that suits it best."""
+    """For each object [N]: the IoU, the centre distance and the index of the free anchor that suits it best."""
 
     iou: tf.Tensor
     distance: tf.Tensor
@@ -71,7 +71,7 @@ class GraphMatcher:
 
     def _distances(self, boxes: tf.Tensor) -> tf.Tensor:
         shift = _centers(boxes)[:, None] - _centers(self._boxes)[None]
-        return tf.reduce_sum(shift * shift, axis=-1)
+        return tf.sqrt(tf.reduce_sum(shift * shift, axis=-1))
 
     def _nearest_of_best(self, iou: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
         """For each anchor: the object it overlaps most, among equals the nearest, the first; the last row is "none"."""
@@ -86,8 +86,7 @@ class GraphMatcher:
         distance = tf.where(free >= top[:, None] - TIE, self._distances(boxes), float("inf"))
         nearest = tf.reduce_min(distance, 1)
         anchor = tf.argmax(tf.cast(distance <= nearest[:, None] + TIE, tf.int32), 1, tf.int32)
-        chosen = tf.gather(distance, anchor, batch_dims=1)
-        return _Choice(top, tf.round(chosen / TIE) * TIE, anchor)
+        return _Choice(top, tf.gather(distance, anchor, batch_dims=1), anchor)
 
     def _force_one_each(self, owner: tf.Tensor, iou: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
         """Gives each object an anchor of its own: greedy bipartite matching on the global maximum."""
@@ -118,13 +117,12 @@ class GraphMatcher:
 
 
 def _pick_winner(choice: _Choice, free: tf.Tensor) -> tf.Tensor:
-    """The free object with the highest IoU; among equals the nearest, then the lower anchor, then the first."""
+    """The free object with the highest IoU; among equals the nearest, then the first."""
     infinity = tf.constant(float("inf"), tf.float64)
     top = tf.reduce_max(tf.where(free, choice.iou, -infinity))
     tied = free & (choice.iou >= top - TIE)
-    tied &= choice.distance == tf.reduce_min(tf.where(tied, choice.distance, infinity))
-    tied &= choice.anchor == tf.reduce_min(tf.where(tied, choice.anchor, tf.int32.max))
-    return tf.argmax(tf.cast(tied, tf.int32), output_type=tf.int32)
+    nearest = tf.reduce_min(tf.where(tied, choice.distance, infinity))
+    return tf.argmax(tf.cast(tied & (choice.distance <= nearest + TIE), tf.int32), output_type=tf.int32)
 
 
 def _areas(boxes: tf.Tensor) -> tf.Tensor:

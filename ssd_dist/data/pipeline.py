@@ -14,7 +14,15 @@ from ssd_dist.core.config import AugmentationConfig, Config
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import Split
 from ssd_dist.data.batch import PADDING, EvalBatch, SparseTargets, TrainBatch
-from ssd_dist.data.decoding import TRAINING_FEATURES, decode_image, draw_color_map, flip_targets, record_seed
+from ssd_dist.data.decoding import (
+    IMAGE_FEATURES,
+    TARGET_FEATURES,
+    decode_image,
+    draw_color_map,
+    flip_targets,
+    record_seed,
+)
+from ssd_dist.data.online import OBJECT_FEATURES, OnlineTargets
 from ssd_dist.data.order import EpochPlan, read_in_order
 from ssd_dist.data.storage import locate_shards
 
@@ -25,8 +33,10 @@ def plan_training(config: Config, split: Split, worker: int = 0, workers: int = 
     Raises:
       DataError, UsageError: if views are missing, shards are lost, or shards or batch do not divide over the workers.
     """
-    views = split.views[: config.data.views]
-    if len(views) < config.data.views:
+    # Online targets are made from the whole image, which is view 0.
+    wanted = 1 if config.data.targets == "online" else config.data.views
+    views = split.views[:wanted]
+    if len(views) < wanted:
         raise DataError(
             f"data.views is {config.data.views}, but {config.data.dir} was prepared with {len(split.views)}; "
             "prepare again with this config, or lower data.views"
@@ -47,11 +57,14 @@ def training_batches(config: Config, plan: EpochPlan, batch_size: int, start_ste
     permutation = tf.constant(flip_permutation(config.anchors, size), tf.int32)
     augmentation = config.data.augmentation
 
+    online = OnlineTargets(config) if config.data.targets == "online" else None
+
     def load(record: tf.Tensor, epoch: tf.Tensor, position: tf.Tensor) -> TrainBatch:
-        features = tf.io.parse_single_example(record, TRAINING_FEATURES)
+        features = tf.io.parse_single_example(record, IMAGE_FEATURES | (OBJECT_FEATURES if online else TARGET_FEATURES))
         image = decode_image(features["image/encoded"], size)
         seed = record_seed(config.train.seed, epoch, features["image/source_id"])
-        image, targets = _maybe_flip(image, _sparse_targets(features), permutation, seed, augmentation)
+        image, targets = online.make(image, features, seed) if online else (image, _sparse_targets(features))
+        image, targets = _maybe_flip(image, targets, permutation, seed, augmentation)
         return TrainBatch(image, draw_color_map(tf.random.fold_in(seed, 1), augmentation), targets, position)
 
     no_length = SparseTargets(anchors=[None], labels=[None], offsets=[None, 4], ignored=[None])
@@ -91,7 +104,7 @@ def eval_batches(
         return tf.data.TFRecordDataset(file).enumerate(first)
 
     def load(index: tf.Tensor, record: tf.Tensor) -> EvalBatch:
-        features = tf.io.parse_single_example(record, {"image/encoded": TRAINING_FEATURES["image/encoded"]})
+        features = tf.io.parse_single_example(record, {"image/encoded": IMAGE_FEATURES["image/encoded"]})
         return EvalBatch(decode_image(features["image/encoded"], size), index)
 
     mine = tf.data.Dataset.from_tensor_slices((files, first_index)).shard(workers, worker)

@@ -1,0 +1,144 @@
+"""Targets made while training, for `data.targets: online`: a new crop or expansion of each image in each epoch.
+
+    plain record -> draw a window (Liu et al. 2016, sections 2.2 and 3.6) -> pixels and boxes of the window -> match
+
+Prepared views are cheaper for each step; this is for trying anchors, matching or more variety without preparing anew.
+The windows follow the rules of `pipelines/views.py`, drawn here from stateless seeds inside the graph.
+"""
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from ssd_dist.core.anchors import generate_anchors
+from ssd_dist.core.config import Config
+from ssd_dist.core.records import BOX_KEYS
+from ssd_dist.data.batch import SparseTargets
+from ssd_dist.data.decoding import LIST_OF_FLOATS, LIST_OF_INTS
+from ssd_dist.data.graph_matching import GraphMatcher
+
+OBJECT_FEATURES: dict[str, Any] = {
+    **dict.fromkeys(BOX_KEYS, LIST_OF_FLOATS),
+    "image/object/class/label": LIST_OF_INTS,
+    "image/object/is_crowd": LIST_OF_INTS,
+}
+
+FILL = (124.0, 116.0, 104.0)
+EXPAND_PROBABILITY = 0.5
+LARGEST_EXPANSION = 4.0
+SMALLEST_SCALE = 0.3
+LARGEST_ASPECT = 2.0
+# -1 stands for "the canvas as it is".
+OVERLAPS = (-1.0, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
+TRIALS = 50
+DRAWS = 8
+
+
+class GraphObjects(NamedTuple):
+    """Boxes float32 [N, 4], labels int64 [N] and crowd flags bool [N] of one image."""
+
+    boxes: tf.Tensor
+    labels: tf.Tensor
+    is_crowd: tf.Tensor
+
+
+class OnlineTargets:
+    """Augments and matches one image after the other inside the input pipeline."""
+
+    def __init__(self, config: Config) -> None:
+        anchors = generate_anchors(config.anchors, config.model.input_size)
+        self._matcher = GraphMatcher(anchors, config.anchors, config.matching)
+        self._crop = config.data.augmentation.crop
+
+    def make(
+        self, image: tf.Tensor, features: dict[str, tf.Tensor], seed: tf.Tensor
+    ) -> tuple[tf.Tensor, SparseTargets]:
+        """The window's pixels uint8 [S, S, 3] and its targets, from a whole image and its parsed objects."""
+        objects = parse_objects(features)
+        if self._crop:
+            window = choose_window(objects.boxes, seed)
+            image, objects = render_window(image, window), see_objects(objects, window)
+        return image, self._matcher.match(objects.boxes, objects.labels, objects.is_crowd)
+
+
+def parse_objects(features: dict[str, tf.Tensor]) -> GraphObjects:
+    """The objects of a record parsed with `OBJECT_FEATURES`."""
+    return GraphObjects(
+        boxes=tf.stack([features[key] for key in BOX_KEYS], axis=-1),
+        labels=features["image/object/class/label"],
+        is_crowd=features["image/object/is_crowd"] != 0,
+    )
+
+
+def choose_window(boxes: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """A window [4] in units of the image: an expansion half the time, then a crop that suits one of boxes [N, 4]."""
+    canvas = _expand(tf.random.fold_in(seed, 11))
+    crops, valid = _draw_crops(canvas, tf.random.fold_in(seed, 12))
+    levels = tf.random.stateless_uniform([DRAWS], tf.random.fold_in(seed, 13), 0, len(OVERLAPS), tf.int32)
+    overlaps = tf.gather(tf.constant(OVERLAPS), levels)[:, None]
+    suits = valid & (_overlap_of_held(crops, boxes) >= tf.maximum(overlaps, 0.0))
+    # Of each draw the first suitable crop, of the draws the first that has one or takes the canvas.
+    as_it_is = overlaps[:, 0] < 0
+    settled = as_it_is | tf.reduce_any(suits, axis=1)
+    draw = tf.argmax(tf.cast(settled, tf.int32))
+    crop = crops[draw, tf.argmax(tf.cast(suits[draw], tf.int32))]
+    return tf.where(tf.reduce_any(settled) & ~as_it_is[draw], crop, canvas)
+
+
+def render_window(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+    """The window of image uint8 [S, S, 3] as uint8 [S, S, 3], bilinear; what lies beyond the image is filled."""
+    size = image.shape[0]
+    low, length = window[:2], window[2:] - window[:2]
+    # Pixel centres lie at (i + 0.5) / S; crop_and_resize counts from corner to corner.
+    first = ((low + 0.5 / size * length) * size - 0.5) / (size - 1)
+    last = ((low + (size - 0.5) / size * length) * size - 0.5) / (size - 1)
+    box = tf.concat([first, last], 0)[None]
+    pixels = tf.image.crop_and_resize(tf.cast(image, tf.float32)[None], box, [0], [size, size], extrapolation_value=-1)
+    pixels = tf.where(pixels[0] < 0, tf.constant(FILL), pixels[0])
+    return tf.cast(tf.round(pixels), tf.uint8)
+
+
+def see_objects(objects: GraphObjects, window: tf.Tensor) -> GraphObjects:
+    """The objects whose centre the window shows, clipped to it, and the crowds that reach into it."""
+    corner, length = tf.tile(window[:2], [2]), tf.tile(window[2:] - window[:2], [2])
+    shifted = (objects.boxes - corner) / length
+    clipped = tf.clip_by_value(shifted, 0.0, 1.0)
+    visible = tf.reduce_all(clipped[:, 2:] > clipped[:, :2], axis=1)
+    centers = (shifted[:, :2] + shifted[:, 2:]) / 2
+    inside = tf.reduce_all((centers > 0) & (centers < 1), axis=1)
+    keep = visible & (inside | objects.is_crowd)
+    return GraphObjects(*(tf.boolean_mask(part, keep) for part in (clipped, objects.labels, objects.is_crowd)))
+
+
+def _expand(seed: tf.Tensor) -> tf.Tensor:
+    coin, ratio, y, x = tf.unstack(tf.random.stateless_uniform([4], seed))
+    ratio = tf.where(coin < EXPAND_PROBABILITY, 1.0 + ratio * (LARGEST_EXPANSION - 1.0), 1.0)
+    corner = -tf.stack([y, x]) * (ratio - 1.0)
+    return tf.concat([corner, corner + ratio], 0)
+
+
+def _draw_crops(canvas: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Random parts [DRAWS, TRIALS, 4] of the canvas and which of them lie within it and show some of the image."""
+    scale, turn, y, x = tf.unstack(tf.random.stateless_uniform([4, DRAWS, TRIALS], seed))
+    scale = SMALLEST_SCALE + scale * (1.0 - SMALLEST_SCALE)
+    aspect = 1.0 + tf.abs(2.0 * turn - 1.0) * (LARGEST_ASPECT - 1.0)
+    aspect = tf.sqrt(tf.where(turn < 0.5, 1.0 / aspect, aspect))
+    sides = tf.stack([scale / aspect, scale * aspect], -1)
+    length = canvas[2:] - canvas[:2]
+    low = canvas[:2] + tf.stack([y, x], -1) * (1.0 - sides) * length
+    high = low + sides * length
+    valid = tf.reduce_all((sides <= 1.0) & (high > 0.0) & (low < 1.0), axis=-1)
+    return tf.concat([low, high], -1), valid
+
+
+def _overlap_of_held(crops: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
+    """The highest IoU [D, T] of each crop with any box, -1 where it holds no centre; 1 if there are no boxes."""
+    low, high = crops[..., None, :2], crops[..., None, 2:]
+    intersection = tf.reduce_prod(
+        tf.maximum(tf.minimum(high, boxes[:, 2:]) - tf.maximum(low, boxes[:, :2]), 0.0), axis=-1
+    )
+    areas = tf.reduce_prod(high - low, axis=-1) + tf.reduce_prod(boxes[:, 2:] - boxes[:, :2], axis=-1)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    held = tf.reduce_any(tf.reduce_all((low < centers) & (centers < high), axis=-1), axis=-1)
+    best = tf.where(held, tf.reduce_max(intersection / (areas - intersection), axis=-1), -1.0)
+    return tf.where(tf.shape(boxes)[0] > 0, best, tf.ones_like(best))
