@@ -79,7 +79,9 @@ def _mask(losses: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
 
 def _sortable_bits(values: tf.Tensor) -> tf.Tensor:
     """int64 keys in [0, 2^32) that order as the float32 values do; -0 and 0 are one."""
-    bits = tf.cast(tf.bitcast(values + 0.0, tf.uint32), tf.int64)
+    # Not `values + 0.0`: the graph optimizer takes that for nothing to do, and -0 keeps its sign.
+    values = tf.where(values == 0.0, tf.zeros_like(values), values)
+    bits = tf.cast(tf.bitcast(values, tf.uint32), tf.int64)
     negative = bits >= 1 << 31
     return tf.where(negative, (1 << 32) - 1 - bits, bits + (1 << 31))
 
