@@ -1,6 +1,7 @@
 """What all tests share: quiet TensorFlow on four logical CPUs, and where the real data is."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -19,12 +20,24 @@ def shared() -> Path:
     return folder
 
 
+def pytest_collection_finish() -> None:
+    """Splits the CPU before any test runs an operation: TensorFlow takes the setting only then."""
+    if "tensorflow" in sys.modules:
+        _split_cpu()
+
+
 @pytest.fixture(scope="session")
 def four_cpus() -> list[str]:
     """Four logical CPU devices, replicas without GPUs."""
     import tensorflow as tf
 
+    _split_cpu()
+    return [device.name for device in tf.config.list_logical_devices("CPU")]
+
+
+def _split_cpu() -> None:
+    import tensorflow as tf
+
     cpu = tf.config.list_physical_devices("CPU")[0]
     if tf.config.get_logical_device_configuration(cpu) is None:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
-    return [device.name for device in tf.config.list_logical_devices("CPU")]
