@@ -5,8 +5,8 @@
 Everything that writes or reads a shard outside the training graph goes through `Record`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -99,7 +99,7 @@ class Record:
                 objects=Objects(
                     boxes=np.stack([_floats(features, key) for key in BOX_KEYS], axis=-1),
                     labels=_ints(features, "image/object/class/label"),
-                    names=tuple(bytes(name).decode() for name in features["image/object/class/text"]),
+                    names=tuple(name.decode() for name in _blobs(features, "image/object/class/text")),
                     difficult=_ints(features, "image/object/difficult").astype(bool),
                     is_crowd=_ints(features, "image/object/is_crowd").astype(bool),
                     area=_floats(features, "image/object/area"),
@@ -120,17 +120,31 @@ def _int64(value: int) -> npt.NDArray[np.int64]:
     return np.array([value], np.int64)
 
 
-def _blob(features: dict[str, Any], key: str) -> bytes:
-    return bytes(features[key][0])
+def _blobs(features: Mapping[str, Feature], key: str) -> list[bytes]:
+    values = features[key]
+    if isinstance(values, np.ndarray):
+        raise TypeError(f"{key} holds {values.dtype}, not bytes")
+    return list(values)
 
 
-def _number(features: dict[str, Any], key: str) -> int:
-    return int(features[key][0])
+def _blob(features: Mapping[str, Feature], key: str) -> bytes:
+    return _blobs(features, key)[0]
 
 
-def _ints(features: dict[str, Any], key: str) -> IntArray:
-    return np.asarray(features[key], np.int64)
+def _number(features: Mapping[str, Feature], key: str) -> int:
+    return int(_ints(features, key)[0])
 
 
-def _floats(features: dict[str, Any], key: str) -> FloatArray:
-    return np.asarray(features[key], np.float32)
+def _ints(features: Mapping[str, Feature], key: str) -> IntArray:
+    return np.asarray(_typed(features, key, np.int64), np.int64)
+
+
+def _floats(features: Mapping[str, Feature], key: str) -> FloatArray:
+    return np.asarray(_typed(features, key, np.float32), np.float32)
+
+
+def _typed(features: Mapping[str, Feature], key: str, dtype: type) -> Feature:
+    values = features[key]
+    if not isinstance(values, np.ndarray) or values.dtype != dtype:
+        raise TypeError(f"{key} holds {getattr(values, 'dtype', 'bytes')}, not {np.dtype(dtype)}")
+    return values
