@@ -6,9 +6,19 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import Config
-from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, PositivesPerObject, Shard, Split, View, fingerprint, target_spec
+from ssd_dist.core.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    PositivesPerObject,
+    Shard,
+    Split,
+    View,
+    fingerprint,
+    target_spec,
+)
 from ssd_dist.core.matching import Matcher
 from ssd_dist.core.records import Objects, Record
 from ssd_dist.core.tfrecord import frame_record
@@ -48,7 +58,9 @@ def draw_record(seed: int, name: str, config: Config, objects: int | None = None
     return Record(jpeg.getvalue(), size, size, size, size, name, f"{name}.jpg", objects_, targets)
 
 
-def write_dataset(folder: Path, config: Config, sizes: dict[str, int], shards: int = 2, objects: int | None = None) -> Manifest:
+def write_dataset(
+    folder: Path, config: Config, sizes: dict[str, int], shards: int = 2, objects: int | None = None
+) -> Manifest:
     """Writes splits of the given sizes, round-robin over shards, and the manifest."""
     splits = {}
     for split_number, (split, size) in enumerate(sizes.items()):
@@ -59,7 +71,14 @@ def write_dataset(folder: Path, config: Config, sizes: dict[str, int], shards: i
             data = b"".join(frame_record(record.to_bytes()) for record in records[shard::shards])
             file = f"{split}/view00-{shard:05d}-of-{shards:05d}.tfrecord"
             (folder / file).write_bytes(data)
-            written.append(Shard(file=file, examples=len(records[shard::shards]), bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
+            written.append(
+                Shard(
+                    file=file,
+                    examples=len(records[shard::shards]),
+                    bytes=len(data),
+                    sha256=hashlib.sha256(data).hexdigest(),
+                )
+            )
         counts = {name: sum(r.objects.names.count(name) for r in records) for name in CLASSES}
         statistics = PositivesPerObject(mean=0.0, minimum=0, maximum=0, histogram={})
         view = View(examples=size, shards=tuple(written), objects_per_class=counts, positives_per_object=statistics)

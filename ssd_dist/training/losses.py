@@ -107,9 +107,9 @@ def cross_entropy(log_partition: tf.Tensor, logit: tf.Tensor, logits: tf.Tensor,
 def smooth_l1(difference: tf.Tensor, beta: float) -> tf.Tensor:
     """d^2 / (2 beta) where |d| < beta, |d| - beta / 2 elsewhere (Girshick 2015, equation 3, with a scale)."""
     size = tf.abs(difference)
-    # The quadratic part sees a clipped input: no overflow, hence no NaN gradient, in the branch not taken.
+    # A product without branches: nothing overflows, and the gradient, inside / beta, is exact for the smallest d.
     inside = tf.minimum(size, beta)
-    return inside * inside * (0.5 / beta) + (size - inside)
+    return inside / beta * (size - 0.5 * inside)
 
 
 def _sum_where(mask: tf.Tensor, values: tf.Tensor) -> tf.Tensor:

@@ -15,21 +15,27 @@ from ssd_dist.training.packing import group_parameters
 from ssd_dist.training.precision import AMPContext, LossScale
 from ssd_dist.training.schedule import learning_rate
 
+# What each replica sums up between two reports; each is of the global batch once summed over replicas.
+REPORTED_SUMS = ("loss", "loss/cls", "loss/loc", "positives", "negatives")
+
 
 @dataclass(frozen=True)
 class TrainState:
-    """The parts of a run's state; `step` counts batches, the optimizer counts applied updates."""
+    """The parts of a run's state; `step` counts batches, the optimizer counts applied updates.
+
+    `report_totals` float64 holds `REPORTED_SUMS` and the number of steps since the last report.
+    """
 
     model: tf_keras.Model
     optimizer: DistributedOptimizer
     ema: ExponentialMovingAverage | None
     loss_scale: LossScale
     step: tf.Variable
+    report_totals: tf.Variable
 
     def checkpoint(self) -> tf.train.Checkpoint:
         """All of it, as one thing to save and restore."""
-        parts = {"model": self.model, "optimizer": self.optimizer, "loss_scale": self.loss_scale, "step": self.step}
-        return tf.train.Checkpoint(**parts, **({} if self.ema is None else {"ema": self.ema}))
+        return tf.train.Checkpoint(**{part: value for part, value in vars(self).items() if value is not None})
 
 
 def create_state(config: Config, class_count: int, total_steps: int) -> TrainState:
@@ -40,4 +46,5 @@ def create_state(config: Config, class_count: int, total_steps: int) -> TrainSta
     loss_scale = AMPContext(config.amp).create_loss_scale()
     schedule = partial(learning_rate, base_lr=config.optimizer.lr, total_steps=total_steps, config=config.schedule)
     optimizer = DistributedOptimizer(groups, config.optimizer, schedule, loss_scale, ema)
-    return TrainState(model, optimizer, ema, loss_scale, orbit.utils.create_global_step())
+    totals = tf.Variable(tf.zeros([len(REPORTED_SUMS) + 1], tf.float64), trainable=False, name="report_totals")
+    return TrainState(model, optimizer, ema, loss_scale, orbit.utils.create_global_step(), totals)

@@ -14,6 +14,7 @@ train(n):                                  [eager]
 
 import time
 
+import numpy as np
 import orbit
 import tensorflow as tf
 
@@ -26,11 +27,8 @@ from ssd_dist.training.clock import LoopClock
 from ssd_dist.training.losses import Miner, multibox_losses, reduce_losses
 from ssd_dist.training.mining import mine_global, mine_per_image
 from ssd_dist.training.precision import AMPContext
-from ssd_dist.training.state import TrainState
+from ssd_dist.training.state import REPORTED_SUMS, TrainState
 from ssd_dist.training.targets import TargetCounts, count_rows, count_targets, negative_quota
-
-# What each replica sums up between two reports; each is a sum over the global batch once reduced.
-_SUMS = ("loss", "loss/cls", "loss/loc", "positives", "negatives")
 
 
 class DetectorTrainer(orbit.StandardTrainer):
@@ -53,8 +51,9 @@ class DetectorTrainer(orbit.StandardTrainer):
         self._step = state.step
         self._precision = AMPContext(config.amp).precision
         self._anchor_count = len(generate_anchors(config.anchors, config.model.input_size))
+        self._totals = state.report_totals
         self._sums = tf.Variable(
-            tf.zeros([len(_SUMS)]),
+            tf.zeros([len(REPORTED_SUMS)], tf.float64),
             trainable=False,
             synchronization=tf.VariableSynchronization.ON_READ,
             aggregation=tf.VariableAggregation.SUM,
@@ -63,11 +62,12 @@ class DetectorTrainer(orbit.StandardTrainer):
         self._clock = LoopClock()
         self._waited = tf.Variable(0.0, trainable=False, dtype=tf.float64, name="waited")
         self._total_steps = total_steps
-        self._start_report()
+        self._elapsed = 0.0
 
     def train_loop_begin(self) -> None:
         """Starts the clock of one inner loop."""
         self._loop_started = time.perf_counter()
+        self._loop_first_step = int(self._step.numpy())
 
     def train_step(self, iterator: tf.distribute.DistributedIterator) -> None:
         """One step over all replicas; traced once."""
@@ -86,26 +86,25 @@ class DetectorTrainer(orbit.StandardTrainer):
         """
         self._elapsed += time.perf_counter() - self._loop_started
         step = int(self._step.numpy())
+        # The totals are part of the checkpoint: a run resumed between two reports reports the same.
+        self._totals.assign_add(tf.concat([self._sums.read_value(), [step - self._loop_first_step]], 0))
+        self._sums.assign(tf.zeros_like(self._sums))
         if step % self._config.train.log_every and step != self._total_steps:
             return {}
-        steps = step - self._reported_step
-        sums = self._sums.read_value().numpy() / steps
+        *sums, steps = self._totals.numpy().tolist()
         report = {
-            **dict(zip(_SUMS, sums.tolist(), strict=True)),
+            # To float32: the order in which float64 sums were added is not to be seen.
+            **{name: float(np.float32(total / steps)) for name, total in zip(REPORTED_SUMS, sums, strict=True)},
             "lr": float(self._optimizer.current_learning_rate()),
             "loss_scale": float(self._loss_scale.scale.numpy()),
             "skipped_steps": int(self._loss_scale.skipped_steps.numpy()),
             "images_per_second": steps * self._config.train.global_batch_size / self._elapsed,
             "data_wait": float(self._waited.numpy()) / self._elapsed,
         }
-        self._start_report()
-        return report
-
-    def _start_report(self) -> None:
-        self._sums.assign(tf.zeros_like(self._sums))
+        self._totals.assign(tf.zeros_like(self._totals))
         self._waited.assign(0.0)
-        self._reported_step = int(self._step.numpy())
         self._elapsed = 0.0
+        return report
 
     def _train_replica(self, batch: TrainBatch) -> None:
         config = self._config
@@ -129,7 +128,7 @@ class DetectorTrainer(orbit.StandardTrainer):
             scaled = loss * tf.cast(self._loss_scale.scale, loss.dtype)
         self._optimizer.apply(tape.gradient(scaled, self._optimizer.variables_to_train))
         report = (loss, classification, localization, tf.reduce_sum(mined.positives), tf.reduce_sum(mined.quota))
-        self._sums.assign_add(tf.stack([tf.cast(value, tf.float32) for value in report]))
+        self._sums.assign_add(tf.stack([tf.cast(value, tf.float64) for value in report]))
 
     def _sum_counts(self, counts: TargetCounts) -> TargetCounts:
         """The counts of the global batch: the one small all-reduce of a step, known from the labels alone."""
