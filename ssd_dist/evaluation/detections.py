@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ssd_dist.core.boxes import FloatArray, IntArray
+from ssd_dist.core.errors import DataError
 from ssd_dist.core.records import Objects
 
 
@@ -35,6 +36,30 @@ class GroundTruth:
     height: int
     width: int
     objects: Objects
+
+
+def align_detections(truths: Sequence[GroundTruth], detections: Sequence[Detections]) -> list[Detections]:
+    """The detections on each image of `truths`, in that order; of several on one image the first counts.
+
+    Padding repeats images, so detections may hold an image twice; a metric must see it once.
+
+    Raises:
+      DataError: if an image has no detections entry, an entry no image, or two images one id.
+    """
+    by_id: dict[str, Detections] = {}
+    for found in detections:
+        by_id.setdefault(found.source_id, found)
+    wanted = dict.fromkeys(truth.source_id for truth in truths)
+    if len(wanted) < len(truths):
+        raise DataError(f"{len(truths) - len(wanted)} images to evaluate share their id with another; prepare again")
+    missing = [name for name in wanted if name not in by_id]
+    strange = [name for name in by_id if name not in wanted]
+    if missing or strange:
+        raise DataError(
+            f"evaluation saw {len(by_id)} images, the split has {len(wanted)}: {len(missing)} were not seen, "
+            f"{len(strange)} are not of the split (e.g. {(missing + strange)[0]!r}); do the shards fit dataset.json?"
+        )
+    return [by_id[name] for name in wanted]
 
 
 def coco_boxes(boxes: FloatArray, height: int, width: int) -> list[list[float]]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from ssd_dist.evaluation.detections import Detections, GroundTruth, coco_boxes, coco_results
+from ssd_dist.evaluation.detections import Detections, GroundTruth, align_detections, coco_boxes, coco_results
 from ssd_dist.evaluation.voc import class_curves
 
 # The order of the twelve numbers of COCO's summary.
@@ -36,7 +36,14 @@ class Metrics:
 def evaluate_detections(
     truths: Sequence[GroundTruth], detections: Sequence[Detections], classes: Sequence[str]
 ) -> Metrics:
-    """Compares detections with annotations of the same images in the same order; classes in label order."""
+    """Compares detections with annotations of the same images, paired by id; `classes` in label order.
+
+    Equal scores go by the order of `truths`, then by that of the detections in the image.
+
+    Raises:
+      DataError: if the images are not the same.
+    """
+    detections = align_detections(truths, detections)
     evaluation = _run_coco(truths, detections, classes)
     curves = class_curves(truths, detections, len(classes))
     scalars = {f"coco/{name}": _number(value) for name, value in zip(_COCO_NAMES, evaluation.stats, strict=False)}
