@@ -13,7 +13,6 @@ class ClassRules:
     """What the flags say about classes; `fixed` names come from `--classes` or from an existing manifest."""
 
     fixed: tuple[str, ...] = ()
-    fixed_by: str = ""
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
@@ -24,18 +23,19 @@ class ClassTable:
 
     names: tuple[str, ...]
     name_by_key: dict[str, str]
-    rules: ClassRules
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
     def find(self, key: str) -> tuple[int, str] | Problem:
         """Label and name of a category, or why it has none."""
         name = self.name_by_key.get(key)
         if name is None:
             return Problem("unknown_class", f"the annotation's category {key!r} is not among its categories")
-        if name in self.rules.exclude or (self.rules.include and name not in self.rules.include):
+        if name in self.exclude or (self.include and name not in self.include):
             return Problem("excluded_class", f"class {name!r} is left out by --include_classes or --exclude_classes")
         if name in self.names:
             return self.names.index(name) + 1, name
-        return Problem("unknown_class", f"class {name!r} is not in {self.rules.fixed_by}")
+        return Problem("unknown_class", f"class {name!r} is none of this data set's ({', '.join(self.names):.200})")
 
 
 def build_class_table(categories: Iterable[Category], rules: ClassRules) -> ClassTable:
@@ -57,7 +57,7 @@ def build_class_table(categories: Iterable[Category], rules: ClassRules) -> Clas
         names = [n for n in names if n not in rules.exclude and (not rules.include or n in rules.include)]
     if not names:
         raise DataError("no class is left: the annotations hold no object of a class to keep")
-    return ClassTable(tuple(names), {category.key: category.name for category in met}, rules)
+    return ClassTable(tuple(names), {category.key: category.name for category in met}, rules.include, rules.exclude)
 
 
 def parse_class_file(text: str, path: str) -> tuple[str, ...]:

@@ -1,7 +1,9 @@
 """The flags of prepare, and the job that they describe."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import apache_beam as beam
 from absl import flags  # type: ignore[import-untyped]
@@ -14,7 +16,7 @@ from pipelines.readers.source import Source, parse_split_by
 from pipelines.readers.tfrecord import read_tfrecord
 from pipelines.readers.voc import read_voc
 from pipelines.readers.yolo import read_yolo
-from pipelines.report import read_manifest
+from pipelines.report import PARTS_FOLDER, read_manifest
 from ssd_dist.core.commands import config_from_flags, define_config_flags, required_flag
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError, UsageError
@@ -42,7 +44,9 @@ class PrepareJob:
       rules: which classes, in which order.
       max_rejected_fraction: of images and of boxes, beyond which the job fails.
       config: the experiment.
+      class_file: names that `--classes` gives, or none.
       resume: whether finished shards of an earlier run are kept.
+      workers: how many worker processes, 0 for the runner's own choice.
     """
 
     input_format: str
@@ -53,7 +57,9 @@ class PrepareJob:
     rules: ClassRules
     max_rejected_fraction: float
     config: Config
+    class_file: tuple[str, ...] = ()
     resume: bool = False
+    workers: int = 0
 
 
 def define_flags() -> None:
@@ -72,6 +78,7 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "max_rejected_fraction", 1.0, "Fails the job if more of the images or boxes are rejected.", 0.0, 1.0
     )
+    flags.DEFINE_integer("workers", 0, "Worker processes; sets the runner's own options.", lower_bound=0)
     flags.DEFINE_bool("resume", False, "Keeps the finished shards of an earlier run with the same flags.")
     define_config_flags()
 
@@ -99,16 +106,19 @@ def job_from_flags() -> PrepareJob:
     manifest = read_manifest(output)
     if manifest is not None:
         check_joins(manifest, config, output)
+    class_file = parse_class_file(files.read_text(values.classes), values.classes) if values.classes else ()
     return PrepareJob(
         input_format=input_format,
         source=source,
         split=split,
         output=output,
         shards=values.shards,
-        rules=_class_rules(manifest, output),
+        rules=_class_rules(class_file, manifest, output),
         max_rejected_fraction=values.max_rejected_fraction,
         config=config,
+        class_file=class_file,
         resume=values.resume,
+        workers=values.workers,
     )
 
 
@@ -127,18 +137,62 @@ def check_joins(manifest: Manifest, config: Config, output: str) -> None:
         )
 
 
-def _class_rules(manifest: Manifest | None, output: str) -> ClassRules:
+def claim_output(job: PrepareJob) -> None:
+    """Notes what the split's folder is made from, or refuses one that was begun from something else.
+
+    Raises:
+      DataError: naming what differs.
+    """
+    path = files.join(job.output, job.split, PARTS_FOLDER, "job.json")
+    wanted = describe_job(job)
+    if files.exists(path):
+        begun = json.loads(files.read_text(path))
+        differing = sorted(name for name in {*wanted, *begun} if wanted.get(name) != begun.get(name))
+        if differing:
+            name = differing[0]
+            raise DataError(
+                f"{files.join(job.output, job.split)} was begun with other flags ({', '.join(differing)}; {name} was "
+                f"{begun.get(name)}, is {wanted.get(name)}): choose another --output, or remove that folder"
+            )
+    files.write_bytes(path, json.dumps(wanted, indent=1).encode())
+
+
+def describe_job(job: PrepareJob) -> dict[str, Any]:
+    """All that decides the output of a job, as plain data under the names of its flags and config sections."""
+    config = job.config
+    return {
+        "input_format": job.input_format,
+        "input": list(job.source.inputs),
+        "image_dir": job.source.image_dir,
+        "source_split": job.source.split_name,
+        "split_by": [list(share) for share in job.source.split_by],
+        "shards": job.shards,
+        "classes": list(job.class_file),
+        "include_classes": list(job.rules.include),
+        "exclude_classes": list(job.rules.exclude),
+        "model.input_size": config.model.input_size,
+        "data.jpeg_quality": config.data.jpeg_quality,
+        "data.views": config.data.views,
+        "train.seed": config.train.seed if config.data.views > 1 else 0,
+        "anchors": config.anchors.model_dump(mode="json"),
+        "matching": config.matching.model_dump(mode="json"),
+    }
+
+
+def _class_rules(class_file: tuple[str, ...], manifest: Manifest | None, output: str) -> ClassRules:
+    """The rules that the flags give; an existing manifest fixes the order of the classes.
+
+    Raises:
+      DataError: if `--classes` gives another order than the manifest.
+    """
     values = flags.FLAGS
-    fixed: tuple[str, ...] = ()
-    fixed_by = "the classes of this data set"
-    if values.classes:
-        fixed, fixed_by = parse_class_file(files.read_text(values.classes), values.classes), values.classes
+    fixed = class_file
     if manifest is not None:
         path = files.join(output, MANIFEST_NAME)
-        if fixed and fixed != manifest.classes:
+        if class_file and class_file != manifest.classes:
             raise DataError(
                 f"--classes={values.classes} differs from the classes of {path} ({', '.join(manifest.classes)}); "
                 "leave the flag out, or choose another --output"
             )
-        fixed, fixed_by = manifest.classes, f"{path} (its classes are those of the first split prepared)"
-    return ClassRules(fixed, fixed_by, tuple(values.include_classes), tuple(values.exclude_classes))
+        fixed = manifest.classes
+    return ClassRules(fixed, tuple(values.include_classes), tuple(values.exclude_classes))

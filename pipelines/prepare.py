@@ -13,9 +13,16 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.assemble import GroupIntoShards
 from pipelines.images import Preparation
-from pipelines.options import READERS, PrepareJob, define_flags, job_from_flags
+from pipelines.options import READERS, PrepareJob, claim_output, define_flags, job_from_flags
 from pipelines.report import ReportJob, WriteReport, read_manifest
-from pipelines.runners import data_error_within, make_runner, parse_beam_options, quiet_logs
+from pipelines.runners import (
+    dask_cluster,
+    make_runner,
+    parse_beam_options,
+    plain_failures,
+    quiet_logs,
+    set_workers,
+)
 from pipelines.shards import ShardJob, WriteShard
 from pipelines.summary import print_summary
 from ssd_dist.core.commands import run_command
@@ -31,8 +38,8 @@ def run_main() -> NoReturn:
 
 def main(arguments: list[str]) -> None:
     """Runs the job that the flags describe; `arguments` are Beam's options."""
-    quiet_logs()
     options = parse_beam_options(arguments, list(flags.FLAGS))
+    quiet_logs(options)
     job = job_from_flags()
     print_summary(run_job(job, options), job.split, job.output)
 
@@ -41,17 +48,16 @@ def run_job(job: PrepareJob, options: PipelineOptions) -> Manifest:
     """Runs the job to its end and returns the manifest that it wrote.
 
     Raises:
-      DataError: if the source is missing, empty or too broken.
+      DataError: if the source is missing, empty or too broken, or the output was begun with other flags.
+      RestartError: if a worker was lost.
     """
-    pipeline = beam.Pipeline(runner=make_runner(options), options=options)
-    build_pipeline(pipeline, job)
-    try:
+    set_workers(options, job.workers)
+    runner = make_runner(options)
+    claim_output(job)
+    with plain_failures(), dask_cluster(options, job.workers):
+        pipeline = beam.Pipeline(runner=runner, options=options)
+        build_pipeline(pipeline, job)
         pipeline.run().wait_until_finish()
-    except Exception as error:
-        told = data_error_within(error)
-        if told is None:
-            raise
-        raise told from None
     manifest = read_manifest(job.output)
     if manifest is None:
         raise DataError(f"the job ended without a manifest in {job.output}; see the runner's log")

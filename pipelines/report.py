@@ -141,6 +141,8 @@ def write_report(paths: list[str], job: ReportJob) -> str:
     split = merge_parts(parts, f"{job.split}/{HASHES_NAME}", rejected)
     check_split(split, job)
     files.write_bytes(files.join(folder, HASHES_NAME), save_array(np.array(sorted(names), np.uint64)))
+    # What killed or repeated attempts left behind.
+    files.delete_files([name for name in files.match_below(folder, "**") if files.TEMPORARY in name])
     path = files.join(job.output, MANIFEST_NAME)
     manifest = add_split(read_manifest(job.output), split, parts[0].classes, names, job)
     files.write_bytes(path, manifest.to_json().encode())

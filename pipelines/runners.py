@@ -6,22 +6,33 @@ FnApiRunner, in this process.
 
 import argparse
 import contextlib
+import importlib
 import logging
 import re
+import threading
+from collections.abc import Iterator
 from typing import NoReturn
 
 from apache_beam.options import pipeline_options
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    FlinkRunnerOptions,
+    PipelineOptions,
+    StandardOptions,
+    WorkerOptions,
+)
 from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
 from apache_beam.runners.runner import PipelineRunner, create_runner
 
 from ssd_dist.core.commands import unknown_flag
-from ssd_dist.core.errors import DataError, UsageError
+from ssd_dist.core.errors import DataError, RestartError, SsdDistError, UsageError
 
-with contextlib.suppress(ImportError):
-    import apache_beam.runners.dask.dask_runner  # noqa: F401  (its options are known once it is imported)
+LOCAL_RUNNERS = ("directrunner", "fnapirunner")
+DASK_MODULE = "apache_beam.runners.dask.dask_runner"
+PIECES_A_WORKER = 4
+SIGNS_OF_A_LOST_WORKER = ("Channel closed prematurely", "Worker subprocess exited", "KilledWorker")
 
 
 def parse_beam_options(arguments: list[str], own_flags: list[str]) -> PipelineOptions:
@@ -33,6 +44,8 @@ def parse_beam_options(arguments: list[str], own_flags: list[str]) -> PipelineOp
       UsageError: for an argument that is not Beam's either, naming the nearest flag, or for a wrong value.
     """
     parser = _Parser(allow_abbrev=False, add_help=False)
+    with contextlib.suppress(ImportError):
+        dask_options()
     for options in _option_classes(PipelineOptions):
         # A class that repeats another's option says the same as that.
         with contextlib.suppress(argparse.ArgumentError):
@@ -47,17 +60,97 @@ def parse_beam_options(arguments: list[str], own_flags: list[str]) -> PipelineOp
     return PipelineOptions(arguments)
 
 
+def set_workers(options: PipelineOptions, workers: int) -> None:
+    """Tells the runner how many workers to use, in its own words; 0 leaves its options as they are.
+
+    Raises:
+      UsageError: for a runner whose number of workers is no option of the job.
+    """
+    name = runner_name(options)
+    if not workers:
+        return
+    if name in LOCAL_RUNNERS:
+        direct = options.view_as(DirectOptions)
+        direct.direct_num_workers = workers
+        direct.direct_running_mode = "multi_processing" if workers > 1 else "in_memory"
+    elif name == "daskrunner":
+        # Several pieces a worker even out what differs between shards.
+        options.view_as(dask_options()).npartitions = PIECES_A_WORKER * workers
+    elif name == "dataflowrunner":
+        options.view_as(WorkerOptions).num_workers = workers
+        options.view_as(WorkerOptions).max_num_workers = workers
+    elif name == "flinkrunner":
+        options.view_as(FlinkRunnerOptions).parallelism = workers
+    else:
+        make_runner(options)
+        raise UsageError(f"--workers does not reach --runner={name}; give that runner its own options")
+
+
+@contextlib.contextmanager
+def dask_cluster(options: PipelineOptions, workers: int) -> Iterator[None]:
+    """For the DaskRunner without an address: worker processes on this machine, as long as the block runs."""
+    if runner_name(options) != "daskrunner":
+        yield
+        return
+    from dask import distributed
+
+    # Dask sets its own levels when it is imported.
+    quiet_logs(options)
+    with contextlib.ExitStack() as stack:
+        dask = options.view_as(dask_options())
+        if not (dask.address or dask.scheduler_file):
+            cluster = distributed.LocalCluster(
+                n_workers=max(1, workers), threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+            )
+            dask.address = stack.enter_context(cluster).scheduler_address
+        # Beam leaves its client open, which would then miss its scheduler.
+        stack.callback(lambda: distributed.default_client().close())
+        yield
+
+
+@contextlib.contextmanager
+def plain_failures() -> Iterator[None]:
+    """Turns a job's exception into the error that it means, and keeps threads that fail with it from telling it too.
+
+    Raises:
+      SsdDistError: for what the user can mend; anything else passes as it is, with what the threads had to say.
+    """
+    told_by_threads: list[threading.ExceptHookArgs] = []
+    hook = threading.excepthook
+    threading.excepthook = told_by_threads.append
+    try:
+        yield
+    except Exception as error:
+        explained = explain_failure(error)
+        if explained is not None:
+            raise explained from None
+        for told in told_by_threads:
+            hook(told)
+        raise
+    finally:
+        threading.excepthook = hook
+
+
+def runner_name(options: PipelineOptions) -> str:
+    """The runner asked for, in small letters, with Beam's short forms made long."""
+    name = (options.view_as(StandardOptions).runner or "DirectRunner").rpartition(".")[2].lower()
+    return name if name.endswith("runner") else f"{name}runner"
+
+
 def make_runner(options: PipelineOptions) -> PipelineRunner:
     """The runner that `--runner` names; without it, or for DirectRunner, one in this process.
 
     Raises:
       UsageError: if there is no such runner.
     """
-    name = options.view_as(StandardOptions).runner or "DirectRunner"
-    if name.lower() in ("direct", "directrunner", "fnapirunner"):
+    if runner_name(options) in LOCAL_RUNNERS:
         encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
         provision = beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded)
         return fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(provision))
+    name = options.view_as(StandardOptions).runner
+    if runner_name(options) == "daskrunner":
+        # Beam does not list it among the runners it knows by a short name.
+        name = f"{DASK_MODULE}.DaskRunner"
     try:
         return create_runner(name)
     except (ImportError, ValueError, AttributeError, RuntimeError) as error:
@@ -65,27 +158,50 @@ def make_runner(options: PipelineOptions) -> PipelineRunner:
         raise UsageError(f"--runner={name}: {str(error).splitlines()[0]}; known: {known}") from None
 
 
-def data_error_within(error: BaseException) -> DataError | None:
-    """The DataError that a worker raised.
+def explain_failure(error: Exception) -> SsdDistError | None:
+    """What a job's exception tells the user, or None if it is a bug.
 
-    Runners hand it on with a note of the step, or as text inside an exception of their own.
+    A worker's DataError comes with a note of the step, or as text inside an exception of the runner's own.
     """
+    if isinstance(error, SsdDistError) and not isinstance(error, DataError):
+        return error
     text = f"DataError: {error}" if isinstance(error, DataError) else str(error)
     found = re.findall(r"DataError: (.*?)(?: \[while running|\\n|\n|$)", text)
-    return DataError(found[-1]) if found else None
+    if found:
+        return DataError(found[-1])
+    if any(sign in f"{type(error).__name__}: {text}" for sign in SIGNS_OF_A_LOST_WORKER):
+        return RestartError(
+            "a worker died (killed, or out of memory); run the same command with --resume, which keeps what is finished"
+        )
+    return None
 
 
-def quiet_logs() -> None:
-    """Leaves only warnings of Beam's, and errors of workers to the exception that carries them here."""
-    logging.getLogger("apache_beam").setLevel(logging.WARNING)
-    for name in ("apache_beam.runners.common", "apache_beam.runners.worker"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+def quiet_logs(options: PipelineOptions) -> None:
+    """Leaves warnings of Beam's and Dask's; what fails on this machine is told by the exception that ends the job.
+
+    A job on Dataflow keeps Beam's account of its progress.
+    """
+    if runner_name(options) == "dataflowrunner":
+        return
+    for name, level in (
+        ("apache_beam", logging.WARNING),
+        ("distributed", logging.WARNING),
+        ("apache_beam.runners", logging.CRITICAL),
+        ("apache_beam.utils", logging.CRITICAL),
+    ):
+        logging.getLogger(name).setLevel(level)
+
+
+def dask_options() -> type[PipelineOptions]:
+    """Beam's options for Dask, which are known once they are imported."""
+    found: type[PipelineOptions] = importlib.import_module(DASK_MODULE).DaskOptions
+    return found
 
 
 def _option_classes(base: type[PipelineOptions]) -> list[type[PipelineOptions]]:
-    found = [cls for cls in vars(pipeline_options).values() if isinstance(cls, type) and issubclass(cls, base)]
-    found += base.__subclasses__()
-    return [cls for cls in dict.fromkeys(found) if cls is not base and "_add_argparse_args" in vars(cls)]
+    found = base.__subclasses__()
+    deeper = [cls for direct in found for cls in _option_classes(direct)]
+    return [*found, *deeper]
 
 
 class _Parser(pipeline_options._BeamArgumentParser):

@@ -23,7 +23,7 @@ SHARED = Path(os.environ.get("SSD_DIST_SHARED") or Path(__file__).parents[3] / "
 
 @pytest.fixture(autouse=True)
 def quiet_beam():
-    quiet_logs()
+    quiet_logs(PipelineOptions([]))
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def prepare():
             split=split,
             output=str(output),
             shards=rest.pop("shards", 0),
-            rules=rules or ClassRules(fixed_by="the data"),
+            rules=rules or ClassRules(),
             max_rejected_fraction=rest.pop("max_rejected_fraction", 1.0),
             config=config or Config(),
             **rest,

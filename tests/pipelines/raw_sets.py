@@ -1,5 +1,6 @@
 """Small data sets in every format."""
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -87,3 +88,21 @@ def make_yolo(folder, images, names, split="train"):
             (folder / "labels" / split / f"{stem}.txt").write_text("".join(f"{line}\n" for line in lines))
     (folder / "data.yaml").write_text(json.dumps({"path": ".", split: f"images/{split}", "names": names}))
     return folder
+
+
+def digests(folder):
+    """SHA-256 of every file below a folder, by relative path."""
+    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def labelled_images(count, seed=0):
+    """Boxes for `make_voc`: a few of each of three classes in each image, some images empty."""
+    rng = np.random.default_rng(seed)
+    images = {}
+    for number in range(count):
+        low = rng.integers(0, [30, 40], (number % 4, 2))
+        high = low + rng.integers(5, [18, 24], (number % 4, 2))
+        corners = np.concatenate([low, high], axis=1).tolist()
+        images[f"image_{number:05d}"] = [("abc"[row % 3], *box) for row, box in enumerate(corners)]
+    return images

@@ -1,0 +1,189 @@
+"""The output is a function of input and flags: the same bytes from every runner, and after any accident."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from raw_sets import ROOT, digests, labelled_images, make_voc
+
+from ssd_dist.core.config import Config
+
+IMAGES = labelled_images(60)
+SMALL = Config.model_validate({"model": {"input_size": 64}, "data": {"views": 2}})
+LARGER = Config.model_validate({"data": {"views": 3}})
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = make_voc(tmp_path_factory.mktemp("runners") / "voc", IMAGES)
+    (folder / "JPEGImages/image_00007.jpg").write_bytes(b"broken")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source, prepare, tmp_path_factory):
+    """The files of a run in this process, by name."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    prepare("voc", source, output, config=SMALL)
+    return digests(output)
+
+
+def test_the_same_again(source, prepare, undisturbed, tmp_path):
+    prepare("voc", source, tmp_path, config=SMALL)
+    assert digests(tmp_path) == undisturbed
+    prepare("voc", source, tmp_path, config=SMALL)
+    assert digests(tmp_path) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 3])
+def test_worker_processes_give_the_same(source, prepare, undisturbed, tmp_path, workers):
+    prepare("voc", source, tmp_path, config=SMALL, workers=workers)
+    assert digests(tmp_path) == undisturbed
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A Dask scheduler and two workers, each a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    file = tmp_path / "scheduler.json"
+    dask = [sys.executable, "-m", "dask"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "cwd": tmp_path}
+    options = ["--scheduler-file", str(file)]
+    processes = [subprocess.Popen([*dask, "scheduler", "--no-dashboard", "--port", "0", *options], **quiet)]
+    worker = [*dask, "worker", "--no-dashboard", "--nthreads", "1", *options]
+    processes += [subprocess.Popen(worker, **quiet) for _ in range(2)]
+    deadline = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    yield json.loads(file.read_text())["address"]
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait(30)
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_gives_the_same(source, prepare, undisturbed, tmp_path, cluster):
+    options = ["--runner=DaskRunner", f"--dask_client_address={cluster}", "--dask_npartitions=8"]
+    prepare("voc", source, tmp_path / "out", config=SMALL, options=options)
+    assert digests(tmp_path / "out") == undisturbed
+
+
+def test_resume_keeps_finished_shards_and_makes_the_others(source, prepare, tmp_path):
+    manifest = prepare("voc", source, tmp_path, config=SMALL, shards=6)
+    undisturbed = digests(tmp_path)
+    shards = [shard.file for view in manifest.splits["train"].views for shard in view.shards]
+    # As a killed run leaves it: no manifest, one shard missing, one cut, one report missing, litter.
+    (tmp_path / "dataset.json").unlink()
+    (tmp_path / shards[0]).unlink()
+    (tmp_path / shards[1]).write_bytes((tmp_path / shards[1]).read_bytes()[:-1])
+    reports = sorted((tmp_path / "train/.parts").glob("*-of-*.json"))
+    reports[2].unlink()
+    (tmp_path / "train/.view00-00000-of-00002.tfrecord.tmp-abc").write_bytes(b"half")
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "train").glob("*00003-of-*.tfrecord")}
+    assert kept
+    prepare("voc", source, tmp_path, config=SMALL, shards=6, resume=True)
+    assert digests(tmp_path) == undisturbed
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_resume_makes_again_what_was_made_from_other_annotations(prepare, tmp_path):
+    changed = make_voc(tmp_path / "voc", {**IMAGES, "image_00001": [("c", 1, 1, 40, 60)]})
+    prepare("voc", changed, tmp_path / "out", config=SMALL)
+    make_voc(tmp_path / "voc", IMAGES)
+    prepare("voc", changed, tmp_path / "out", config=SMALL, resume=True)
+    fresh = prepare("voc", changed, tmp_path / "fresh", config=SMALL)
+    resumed = {name: digest for name, digest in digests(tmp_path / "out").items() if name.endswith(".tfrecord")}
+    assert resumed == {name: digests(tmp_path / "fresh")[name] for name in resumed}
+    assert fresh.splits["train"].boxes > 0
+
+
+def start(source, output, *flags):
+    (output.parent / "x.yaml").write_text("data: {views: 3}\n")
+    command = [
+        sys.executable, "-m", "pipelines.prepare", "--input_format=voc", f"--input={source}", "--split=train",
+        f"--output={output}", f"--config={output.parent / 'x.yaml'}", *flags,
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def children(process):
+    """The worker processes, shells that only wait for them left out."""
+    found = subprocess.run(["ps", "-wwAo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    lines = [line.split(None, 2) for line in found.splitlines()]
+    below = {process.pid}
+    for _ in range(3):
+        below |= {int(pid) for pid, parent, _ in lines if int(parent) in below}
+    return [
+        int(pid) for pid, _, args in lines if int(pid) in below and "sdk_worker_main" in args and "sh -c" not in args
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["worker", "everything"])
+def test_a_killed_job_ends_as_an_undisturbed_one_when_run_again(tmp_path, prepare, victim):
+    images = labelled_images(400)
+    source = make_voc(tmp_path / "voc", images)
+    output = tmp_path / "out"
+    prepare("voc", source, tmp_path / "undisturbed", config=LARGER)
+    job = start(source, output, "--workers=2")
+    deadline = time.monotonic() + 120
+    workers = []
+    while not list(output.glob("train/view00-*.tfrecord")) and time.monotonic() < deadline:
+        workers = workers or children(job)
+        time.sleep(0.02)
+    if victim == "worker":
+        os.kill(workers[-1], signal.SIGKILL)
+        _, errors = job.communicate(timeout=120)
+        assert job.returncode == 75, errors
+        assert "Traceback" not in errors
+        # The shell around the worker says "Killed".
+        assert len(errors.splitlines()) <= 2
+        assert "--resume" in errors
+    else:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.communicate(timeout=120)
+    finished = sorted(path.name for path in (output / "train").glob("*.tfrecord"))
+    assert finished
+    assert not (output / "dataset.json").exists()
+    expected = digests(tmp_path / "undisturbed")
+    assert all(digests(output)[f"train/{name}"] == expected[f"train/{name}"] for name in finished)
+    prepare("voc", source, output, config=LARGER, resume=True)
+    assert digests(output) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--shards=3"], "shards"),
+        (["--set", "matching.policy=one_to_one"], "matching"),
+        (["--set", "data.jpeg_quality=80"], "data.jpeg_quality"),
+        (["--exclude_classes=c"], "exclude_classes"),
+        (["--split_by=train:0.5,val:0.5"], "split_by"),
+    ],
+)
+def test_another_configuration_into_the_same_folder_is_refused(source, command, tmp_path, flags, word):
+    (tmp_path / "x.yaml").write_text("model: {input_size: 64}\n")
+    usual = ["--input_format=voc", f"--input={source}", "--split=train", f"--output={tmp_path / 'out'}"]
+    usual.append(f"--config={tmp_path / 'x.yaml'}")
+    assert command(*usual)[0] == 0
+    (tmp_path / "out/dataset.json").unlink()
+    before = digests(tmp_path / "out")
+    code, _, err = command(*usual, *flags)
+    assert code == 3
+    assert word in err
+    assert "--output" in err
+    assert digests(tmp_path / "out") == before
+    assert command(*usual, "--resume")[0] == 0
