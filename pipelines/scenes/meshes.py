@@ -8,6 +8,7 @@ corners run counter-clockwise seen from outside.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -97,6 +98,11 @@ def revolve(profile: Sequence[tuple[float, float]], material: int, sides: int = 
 
 def sphere(material: int, sides: int = 24, share: float = 1.0) -> Mesh:
     """A unit sphere about the origin; with `share` below 1 its top only, a dome."""
+    return _unit_sphere(material, sides, share)
+
+
+@cache
+def _unit_sphere(material: int, sides: int, share: float) -> Mesh:
     angles = np.linspace(np.pi / 2 - share * np.pi, np.pi / 2, max(5, round(sides * share / 2) + 1))
     return revolve([(float(np.cos(a)), float(np.sin(a))) for a in angles], material, sides)
 
@@ -106,27 +112,36 @@ def box(size: tuple[float, float, float], center: tuple[float, float, float], ma
 
     Long faces are cut in pieces, so that sorting by depth puts them right.
     """
-    half = np.asarray(size, np.float32) / 2
-    cut = [int(np.clip(np.ceil(3 * side / max(size)), 1, 3)) for side in size]
+    cut = tuple(int(np.clip(np.ceil(3 * side / max(size)), 1, 3)) for side in size)
+    cube = _unit_cube(cut, tuple(material >= 0 for material in materials))
+    placed = replace(
+        cube, points=cube.points * np.asarray(size, np.float32), materials=np.take(materials, cube.materials)
+    )
+    return placed.move(*center)
+
+
+@cache
+def _unit_cube(cut: tuple[int, ...], is_there: tuple[bool, ...]) -> Mesh:
+    """A cube of side 1 about the origin; the material of each face is its number."""
     faces = []
     # For each face: its axis and sign, then the axes of u and v, so that u x v points outwards.
     for number, (axis, sign, u, v) in enumerate(
         [(1, -1, 0, 2), (1, 1, 2, 0), (0, -1, 2, 1), (0, 1, 1, 2), (2, -1, 1, 0), (2, 1, 0, 1)]
     ):
-        if materials[number] < 0:
+        if not is_there[number]:
             continue
         grid_v, grid_u = np.meshgrid(np.linspace(0, 1, cut[v] + 1), np.linspace(0, 1, cut[u] + 1), indexing="ij")
         points = np.zeros((grid_u.size, 3), np.float32)
-        points[:, axis] = sign * half[axis]
-        points[:, u] = (grid_u.ravel() * 2 - 1) * half[u]
-        points[:, v] = (grid_v.ravel() * 2 - 1) * half[v]
+        points[:, axis] = sign / 2
+        points[:, u] = grid_u.ravel() - 0.5
+        points[:, v] = grid_v.ravel() - 0.5
         normals = np.zeros_like(points)
         normals[:, axis] = sign
         # Pictures on a face stand upright: v goes with the later axis.
         uv = np.stack([grid_u.ravel(), grid_v.ravel()] if u < v else [grid_v.ravel(), grid_u.ravel()], axis=1)
         quads = grid_quads(cut[v] + 1, cut[u] + 1)
-        faces.append(Mesh(points, normals, uv.astype(np.float32), quads, np.full(len(quads), materials[number])))
-    return join(faces).move(*center)
+        faces.append(Mesh(points, normals, uv.astype(np.float32), quads, np.full(len(quads), number)))
+    return join(faces)
 
 
 def tube(path: npt.NDArray[np.floating], radius: float, material: int, sides: int = 10) -> Mesh:

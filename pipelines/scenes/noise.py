@@ -6,7 +6,6 @@ The fields are the same in every image; which part of them, how large and how tu
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 
 from pipelines.scenes.meshes import Array
 
@@ -26,9 +25,9 @@ def fractal_field(roughness: float) -> Array:
 
 @cache
 def grain_field() -> Array:
-    """Normal noise [SIDE, SIDE, 3] as of a camera's sensor: mostly of brightness, a little of colour."""
+    """Normal noise [3, SIDE, SIDE] as of a camera's sensor: mostly of brightness, a little of colour."""
     rng = np.random.default_rng(1)
-    brightness, color = rng.standard_normal((SIDE, SIDE, 1)), rng.standard_normal((SIDE, SIDE, 3))
+    brightness, color = rng.standard_normal((1, SIDE, SIDE)), rng.standard_normal((3, SIDE, SIDE))
     return (0.8 * brightness + 0.6 * color).astype(np.float32)
 
 
@@ -39,10 +38,7 @@ def look_up(field: Array, x: Array, y: Array) -> Array:
     return np.asarray(field.reshape(-1)[(row * SIDE + column).ravel()].reshape(x.shape))
 
 
-def crop_grain(rng: np.random.Generator, height: int, width: int) -> npt.NDArray[np.float32]:
-    """A piece [height, width, 3] of the camera's noise from a random place."""
-    field = grain_field()
-    row, column = int(rng.integers(SIDE)), int(rng.integers(SIDE))
-    return field.take(np.arange(row, row + height), axis=0, mode="wrap").take(
-        np.arange(column, column + width), axis=1, mode="wrap"
-    )
+def crop_grain(rng: np.random.Generator, height: int, width: int) -> Array:
+    """A piece [3, height, width] of the camera's noise from a random place; at most SIDE high and wide."""
+    row, column = int(rng.integers(SIDE - height + 1)), int(rng.integers(SIDE - width + 1))
+    return grain_field()[:, row : row + height, column : column + width]

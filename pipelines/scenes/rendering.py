@@ -90,15 +90,16 @@ def render(mesh: Mesh, materials: Sequence[Material], camera: Camera, light: Lig
     facing = _facing(corners)
     order = facing[np.argsort(nearness[mesh.quads[facing]].mean(axis=1), kind="stable")]
     numbers = _draw_numbers(corners[order], width * samples, height * samples)
-    y, x = np.nonzero(numbers)
-    hit = numbers[y, x] - 1
+    covered = np.flatnonzero(numbers)
+    y, x = np.divmod(covered, width * samples)
+    hit = numbers.reshape(-1)[covered] - 1
     quads = mesh.quads[order]
     top_height = max(float(mesh.points[:, 2].max()), 1e-6)
     values = np.concatenate([mesh.normals, mesh.uv, mesh.points[:, 2:] / top_height], axis=1)[quads]
     attributes = _interpolate(corners[order], values, hit, x, y)
     color = _shade(attributes, mesh.materials[order][hit], materials, camera, light)
     picture = np.zeros((4, height * samples, width * samples), np.float32)
-    picture.reshape(4, -1)[:3, np.flatnonzero(numbers)] = color
+    picture.reshape(4, -1)[:3, covered] = color
     picture[3] = numbers > 0
     small = _average(picture, samples)
     return Sprite(small[:3], small[3], left, top)

@@ -1,6 +1,6 @@
 """One picture: a place, toys put down in it, light and a camera; and what is where.
 
-place and light -> spots -> toys drawn, nearest first, hidden ones left out -> shadows on the ground -> camera -> `Scene`
+place and light -> spots -> toys drawn, nearest first, hidden ones left out -> shadows on the ground -> camera -> scene
 
 Everything is drawn from one random generator: the same generator gives the same picture.
 """
@@ -74,11 +74,13 @@ class Place:
     Attributes:
       albedo: float32 [3, H, W] of what is behind the toys.
       wall_foot: the row at which the ground begins.
+      ground: the ground's mean colour [3].
       camera, light: how it is seen and lit.
     """
 
     albedo: Array
     wall_foot: int
+    ground: Array
     camera: Camera
     light: Light
 
@@ -130,7 +132,9 @@ def build_place(rng: Rng, width: int, height: int) -> Place:
         wall = walls[rng.integers(len(walls))](across, up, rng)
         albedo = np.concatenate([wall, albedo[:, wall_foot:]], axis=1)
     albedo = _defocus(albedo, wall_foot, float(rng.uniform(1.0, 4.0)))
-    return Place(albedo, wall_foot, Camera(pitch), _pick_light(rng, albedo.mean(axis=(1, 2)), is_outdoor))
+    # Every seventh pixel tells the mean.
+    ground = albedo[:, wall_foot::7, ::7].mean(axis=(1, 2))
+    return Place(albedo, wall_foot, ground, Camera(pitch), _pick_light(rng, ground, is_outdoor))
 
 
 def choose_spots(rng: Rng, place: Place) -> tuple[list[Spot], list[Spot]]:
@@ -159,8 +163,7 @@ def put_down(rng: Rng, spot: Spot, place: Place, in_heap: bool) -> Standing:
     under = place.albedo[
         :, int(np.clip(spot.y, 0, place.albedo.shape[1] - 1)), int(np.clip(spot.x, 0, place.albedo.shape[2] - 1))
     ]
-    ground = place.albedo[:, place.wall_foot :].mean(axis=(1, 2))
-    main = pick_color(rng, [ground, under])
+    main = pick_color(rng, [place.ground, under])
     second = pick_color(rng, [main])
     third = pick_color(rng, [main, second])
     _, build = TOYS[spot.name]
@@ -217,16 +220,15 @@ def photograph(picture: Array, rng: Rng) -> npt.NDArray[np.uint8]:
     _, height, width = picture.shape
     x, y = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)
     vignette = 1 - np.float32(rng.uniform(0, 0.18)) * (x[None, :] ** 2 + y[:, None] ** 2)
-    exposed = picture * (vignette * np.float32(rng.uniform(0.85, 1.2)))
-    # Highlights roll off instead of clipping hard; the table does the root of the display's gamma, too.
-    index = np.clip(exposed * (len(DEVELOPED) / 2.5), 0, len(DEVELOPED) - 1).astype(np.int32)
-    developed = DEVELOPED[index].transpose(1, 2, 0)
-    grain = np.float32(rng.uniform(0.5, 6.0)) * crop_grain(rng, height, width)
+    exposed = picture * (vignette * np.float32(rng.uniform(0.85, 1.2) * len(DEVELOPED) / BRIGHTEST))
+    index = np.minimum(exposed, len(DEVELOPED) - 1, out=exposed).astype(np.uint16)
+    developed = DEVELOPED.take(index)
     blur = float(rng.choice([0.0, rng.uniform(0.3, 1.0)], p=[0.6, 0.4]))
     if blur:
-        soft = Image.fromarray(developed.astype(np.uint8)).filter(ImageFilter.GaussianBlur(blur))
-        developed = np.asarray(soft, np.float32)
-    return np.clip(developed + grain, 0, 255).astype(np.uint8)
+        kernel = ImageFilter.BoxBlur(blur)
+        developed = np.stack([np.asarray(Image.fromarray(channel).filter(kernel)) for channel in developed])
+    noisy = developed + np.float32(rng.uniform(0.5, 6.0)) * crop_grain(rng, height, width)
+    return np.ascontiguousarray(np.clip(noisy, 0, 255, out=noisy).astype(np.uint8).transpose(1, 2, 0))
 
 
 def describe_objects(toys: Sequence[Standing], width: int, height: int) -> tuple[SceneObject, ...]:
@@ -239,13 +241,15 @@ def describe_objects(toys: Sequence[Standing], width: int, height: int) -> tuple
     return tuple(objects)
 
 
-def _develop() -> Array:
-    linear = np.linspace(0, 2.5, 4096, dtype=np.float32)
-    # Straight up to 0.7, then towards 1 without ever reaching it.
+def _develop() -> npt.NDArray[np.uint8]:
+    linear = np.linspace(0, BRIGHTEST, 1 << 14, dtype=np.float32)
+    # Straight up to 0.7, then towards 1 without ever reaching it: highlights keep their colour.
     rolled = np.where(linear < 0.7, linear, 1 - 0.3 * np.exp(-(linear - 0.7) / 0.3))
-    return (255 * rolled ** (1 / 2.2)).astype(np.float32)
+    return np.round(255 * rolled ** (1 / 2.2)).astype(np.uint8)
 
 
+# Linear light that the camera tells apart, and the display's value of each step up to it.
+BRIGHTEST = 2.5
 DEVELOPED = _develop()
 
 
@@ -319,8 +323,10 @@ def _mask(toy: Standing, width: int, height: int) -> npt.NDArray[np.bool_]:
 
 def _defocus(albedo: Array, wall_foot: int, radius: float) -> Array:
     """Blurs the wall, and the ground more and more towards it; it also hides that textures are sampled by points."""
-    _, height, _ = albedo.shape
-    picture = Image.fromarray((np.clip(albedo, 0, 1).transpose(1, 2, 0) * 255).astype(np.uint8))
-    blurred = np.asarray(picture.filter(ImageFilter.BoxBlur(radius)), np.float32).transpose(2, 0, 1) / 255
-    share = np.clip(1 - (np.arange(height, dtype=np.float32) - wall_foot) / (0.5 * height), 0, 1)[:, None]
-    return albedo + share * (blurred - albedo)
+    end = min(wall_foot + albedo.shape[1] // 2, albedo.shape[1])
+    share = np.minimum((end - np.arange(end, dtype=np.float32)) / (end - wall_foot), 1)[:, None]
+    kernel = ImageFilter.BoxBlur(radius)
+    for channel in albedo[:, :end]:
+        blurred = Image.fromarray((np.minimum(channel, 1) * 255).astype(np.uint8)).filter(kernel)
+        channel += share * (np.asarray(blurred, np.float32) / 255 - channel)
+    return albedo
