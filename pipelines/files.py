@@ -64,6 +64,19 @@ def open_input(path: str) -> BinaryIO:
     return file
 
 
+def read_lines(stream: BinaryIO, limit: int) -> Iterator[bytes]:
+    """The lines of an open file without their ends; a line longer than `limit` comes in pieces."""
+    rest = b""
+    while chunk := stream.read(limit):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+        if len(rest) > limit:
+            yield rest
+            rest = b""
+    if rest:
+        yield rest
+
+
 def read_bytes(path: str) -> bytes:
     """The whole of a file as it is."""
     with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:

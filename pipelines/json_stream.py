@@ -7,6 +7,7 @@ The C scanner of `json` decodes each entry from a rolling buffer, so speed is th
 
 import codecs
 import json
+import zlib
 from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
@@ -120,7 +121,7 @@ class _Text:
         try:
             chunk = self._stream.read(CHUNK_BYTES)
             more = self._decode(chunk, final=not chunk)
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise self.error(f"the file cannot be read on: {error}") from None
         self._ended = not chunk
         self._buffer = self._buffer[self._position :] + more

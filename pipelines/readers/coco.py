@@ -82,6 +82,7 @@ def find_images(path: str, source: Source) -> str:
 def read_file(file: CocoFile, source: Source) -> Iterator[Element]:
     """Streams one annotation file: categories, images and boxes as they come, then the end of the listing."""
     rows = 0
+    listed = False
     problem = None
     try:
         with files.open_input(file.path) as stream:
@@ -89,6 +90,7 @@ def read_file(file: CocoFile, source: Source) -> Iterator[Element]:
                 if array == "categories":
                     yield keyed(parse_category(item, index, file))
                 elif array == "images":
+                    listed = True
                     image = parse_image(item, index, rows, file)
                     if source.keeps(image.image_id):
                         yield keyed(image)
@@ -97,9 +99,14 @@ def read_file(file: CocoFile, source: Source) -> Iterator[Element]:
                     box = parse_box(item, index, file)
                     if source.keeps(box.image_id):
                         yield keyed(box)
-    except (JsonStreamError, DataError) as error:
-        # What follows is lost, so the images read so far may lack boxes: all of the file's images are refused.
+        if not listed:
+            raise DataError("the file lists no images")
+    except (JsonStreamError, DataError, OSError) as error:
+        # What follows is lost, so the images read so far may lack boxes: all of the file's images are refused, and
+        # the file itself stands for those that were not reached.
         problem = Problem("broken_annotation", f"{file.path}: {error}")
+        yield keyed(Image(f"the rest of {file.path}", file.number, rows, file.path, "", (), problem=problem))
+        rows += 1
     yield keyed(Listing(file.number, rows, file.path, problem))
 
 

@@ -6,6 +6,7 @@ alone is an image without objects. `--input` is a file, a pattern, or a folder w
 
 import csv
 import posixpath
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ CORNERS = ("ymin", "xmin", "ymax", "xmax")
 REQUIRED = ("filename", "class", *CORNERS)
 # Longer lines are taken for a file that is no CSV.
 MAX_LINE_BYTES = 1 << 16
+# What a damaged compressed file raises.
+UNREADABLE = (OSError, EOFError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,10 @@ def read_columns(path: str) -> dict[str, int]:
     Raises:
       DataError: if one that is needed is missing.
     """
-    with files.open_input(path) as stream:
-        header = stream.readline(MAX_LINE_BYTES)
     try:
-        names = [name.strip().lower() for name in _fields(header)]
-    except (ValueError, csv.Error) as error:
+        with files.open_input(path) as stream:
+            names = [name.strip().lower() for name in _fields(next(files.read_lines(stream, MAX_LINE_BYTES), b""))]
+    except (*UNREADABLE, ValueError, csv.Error) as error:
         raise DataError(f"{path}: the header cannot be read ({error}); expected {','.join(REQUIRED)}") from None
     missing = [name for name in REQUIRED if name not in names]
     if missing:
@@ -94,24 +96,33 @@ def read_files(csv_files: tuple[CsvFile, ...], source: Source) -> Iterator[Eleme
     names: set[str] = set()
     line_number = 0
     for file in csv_files:
-        with files.open_input(file.path) as stream:
-            stream.readline(MAX_LINE_BYTES)
-            for number, line in enumerate(_lines(stream), start=2):
-                line_number += 1
-                if not line.strip():
-                    continue
-                image, box = parse_line(line, number, file, len(seen), line_number)
-                if not source.keeps(image.image_id):
-                    continue
-                if image_key(image.image_id) not in seen:
-                    yield keyed(image)
-                    seen.add(image_key(image.image_id))
-                if box is not None:
-                    yield keyed(box)
-                    if box.box.problem is None and box.box.category not in names:
-                        names.add(box.box.category)
-                        yield keyed(Category(box.box.category, 0, box.box.category))
+        for number, line in _lines(file):
+            line_number += 1
+            image, box = parse_line(line, number, file, len(seen), line_number)
+            if not source.keeps(image.image_id):
+                continue
+            if image_key(image.image_id) not in seen:
+                yield keyed(image)
+                seen.add(image_key(image.image_id))
+            if box is not None:
+                yield keyed(box)
+                if box.box.problem is None and box.box.category not in names:
+                    names.add(box.box.category)
+                    yield keyed(Category(box.box.category, 0, box.box.category))
     yield keyed(Listing(0, len(seen), csv_files[0].path))
+
+
+def _lines(file: CsvFile) -> Iterator[tuple[int, bytes]]:
+    """(number, line) of the lines below the header that are not empty, and one more where the file breaks off."""
+    number = 1
+    try:
+        with files.open_input(file.path) as stream:
+            for number, line in enumerate(files.read_lines(stream, MAX_LINE_BYTES), start=1):
+                if number > 1 and line.strip():
+                    yield number, line
+    except UNREADABLE:
+        # Not UTF-8, so that it is refused.
+        yield number + 1, b"\xff the rest of the file is lost"
 
 
 def parse_line(line: bytes, number: int, file: CsvFile, row: int, order: int) -> tuple[Image, LooseBox | None]:
@@ -165,10 +176,4 @@ def _broken(file: CsvFile, row: int, where: str, detail: str) -> Image:
 
 
 def _fields(line: bytes) -> list[str]:
-    return next(csv.reader([line.decode("utf-8-sig").rstrip("\r\n")], strict=True), [])
-
-
-def _lines(stream: object) -> Iterator[bytes]:
-    """The lines of a stream; one too long comes in pieces, none of which will parse."""
-    while line := stream.readline(MAX_LINE_BYTES):  # type: ignore[attr-defined]
-        yield bytes(line)
+    return next(csv.reader([line.decode("utf-8-sig").rstrip("\r")], strict=True), [])

@@ -1,0 +1,116 @@
+"""The CSV reader: columns by name, images in order of their first line, and lines that are none."""
+
+import gzip
+
+import pytest
+from raw_sets import jpeg
+
+from pipelines.annotations import Category, Image, Listing, LooseBox
+from pipelines.readers.csv import read_columns, read_csv, read_files
+from pipelines.readers.source import Source
+from ssd_dist.core.errors import DataError
+
+HEADER = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
+
+
+def values_of(folder, *texts, **rest):
+    folder.mkdir(exist_ok=True)
+    (folder / "a.jpg").write_bytes(jpeg())
+    for number, text in enumerate(texts):
+        data = text if isinstance(text, bytes) else text.encode()
+        (folder / f"{number}.csv").write_bytes(data)
+    source = Source((str(folder / "*.csv"),), fallback_split="train", **rest)
+    return [value for _, value in read_files(read_csv(source)._files, source)]
+
+
+def of_type(values, kind):
+    return [value for value in values if isinstance(value, kind)]
+
+
+def test_lines_of_one_image_need_not_stand_together(tmp_path):
+    text = HEADER + "b.jpg,64,48,dog,1,2,3,4\na.jpg,64,48,cat,5,6,7,8\nb.jpg,64,48,cat,9,10,11,12\n\nc.jpg,,,,,,,\n"
+    values = values_of(tmp_path, text)
+    images = of_type(values, Image)
+    assert [(i.image_id, i.row, i.size) for i in images] == [
+        ("b.jpg", 0, (48, 64)),
+        ("a.jpg", 1, (48, 64)),
+        ("c.jpg", 2, None),
+    ]
+    assert [(b.image_id, b.box.category, b.box.corners, b.box.where) for b in of_type(values, LooseBox)] == [
+        ("b.jpg", "dog", (2, 1, 4, 3), "line 2"),
+        ("a.jpg", "cat", (6, 5, 8, 7), "line 3"),
+        ("b.jpg", "cat", (10, 9, 12, 11), "line 4"),
+    ]
+    assert of_type(values, Category) == [Category("dog", 0, "dog"), Category("cat", 0, "cat")]
+    assert of_type(values, Listing)[0].images == 3
+
+
+def test_an_image_may_have_lines_in_several_files(tmp_path):
+    line = "a.jpg,64,48,cat,1,2,3,4\n"
+    values = values_of(tmp_path, HEADER + line, HEADER + "z.jpg,64,48,cat,1,2,3,4\n" + line)
+    assert [(image.image_id, image.row) for image in of_type(values, Image)] == [("a.jpg", 0), ("z.jpg", 1)]
+    boxes = of_type(values, LooseBox)
+    assert [box.image_id for box in boxes] == ["a.jpg", "z.jpg", "a.jpg"]
+    assert len({(box.file, box.row) for box in boxes}) == 3
+
+
+def test_columns_are_found_by_name_in_any_order(tmp_path):
+    text = "\ufeffxmax, ymax ,Class,split,filename,xmin,ymin\r\n7,8,cat,train,a.jpg,5,6\r\n"
+    (box,) = of_type(values_of(tmp_path, text), LooseBox)
+    assert (box.image_id, box.box.category, box.box.corners) == ("a.jpg", "cat", (6, 5, 8, 7))
+
+
+def test_quoted_names_may_hold_commas(tmp_path):
+    (box,) = of_type(values_of(tmp_path, HEADER + '"a,b.jpg",64,48,"cat, ""big""",1,2,3,4\n'), LooseBox)
+    assert (box.image_id, box.box.category) == ("a,b.jpg", 'cat, "big"')
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"a.jpg,64,48,cat,1,2,3",
+        b"\xff\xfe,64,48,cat,1,2,3,4",
+        b'"a.jpg,64,48,cat,1,2,3,4',
+        b",64,48,cat,1,2,3,4",
+        b"x" * 70000,
+    ],
+)
+def test_a_line_that_cannot_be_read_is_an_image_with_a_problem(tmp_path, line):
+    values = values_of(tmp_path, HEADER.encode() + b"a.jpg,64,48,cat,1,2,3,4\n" + line + b"\n")
+    good, *bad = of_type(values, Image)
+    assert good.problem is None
+    assert bad
+    assert {image.problem.reason for image in bad} == {"broken_annotation"}
+    assert all("line" in image.source for image in bad)
+    assert of_type(values, Listing)[0].images == 1 + len(bad)
+
+
+@pytest.mark.parametrize("fields", ["cat,1,two,3,4", "cat,1,2,3,", ",1,2,3,4"])
+def test_a_broken_box_has_a_problem(tmp_path, fields):
+    (box,) = of_type(values_of(tmp_path, f"{HEADER}a.jpg,64,48,{fields}\n"), LooseBox)
+    assert box.box.problem.reason == "broken_box"
+
+
+def test_a_name_that_leads_out_is_refused(tmp_path):
+    (image,) = of_type(values_of(tmp_path, HEADER + "../a.jpg,64,48,cat,1,2,3,4\n"), Image)
+    assert image.problem.reason == "path_traversal"
+
+
+@pytest.mark.parametrize("header", ["", "filename,class,xmin,ymin,xmax\n", "a;b;c\n"])
+def test_a_header_without_the_columns_is_refused(tmp_path, header):
+    path = tmp_path / "x.csv"
+    path.write_text(header)
+    with pytest.raises(DataError, match="header"):
+        read_columns(str(path))
+
+
+def test_files_are_found_by_the_split(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_bytes(jpeg())
+    (tmp_path / "train_labels.csv").write_text(HEADER)
+    (tmp_path / "val.csv.gz").write_bytes(gzip.compress(HEADER.encode()))
+    for given, split in ((tmp_path, "train"), (tmp_path / "val.csv.gz", "val")):
+        (file,) = read_csv(Source((str(given),), fallback_split=split))._files
+        assert file.images == str(tmp_path / "images")
+    with pytest.raises(DataError, match=r"test\.csv"):
+        read_csv(Source((str(tmp_path),), fallback_split="test"))

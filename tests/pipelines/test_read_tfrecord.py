@@ -1,0 +1,139 @@
+"""TFRecords of the TF Object Detection API: what TensorFlow wrote is read, and prepare can read its own shards."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+from raw_sets import jpeg, labelled_images, make_voc
+
+from pipelines.annotations import Category, Image, Listing
+from pipelines.images import read_image
+from pipelines.readers.source import Source
+from pipelines.readers.tfrecord import read_file, read_tfrecord
+from ssd_dist.core.config import Config
+from ssd_dist.core.errors import DataError
+from ssd_dist.core.example_proto import encode_example
+from ssd_dist.core.tfrecord import frame_record
+
+SMALL = Config.model_validate({"model": {"input_size": 64}})
+
+
+def features(number=0, **changes):
+    content = {
+        "image/encoded": [jpeg(number)],
+        "image/filename": [f"{number}.jpg".encode()],
+        "image/source_id": [str(number).encode()],
+        "image/height": np.array([48]),
+        "image/width": np.array([64]),
+        "image/object/bbox/ymin": np.array([0.1, 0.5], np.float32),
+        "image/object/bbox/xmin": np.array([0.2, 0.5], np.float32),
+        "image/object/bbox/ymax": np.array([0.3, 0.9], np.float32),
+        "image/object/bbox/xmax": np.array([0.4, 0.9], np.float32),
+        "image/object/class/text": [b"zebra", b"ant"],
+        "image/object/class/label": np.array([1, 2]),
+    }
+    content = {key: value for key, value in {**content, **changes}.items() if value is not None}
+    return encode_example(content)
+
+
+def values_of(path, *records, **rest):
+    path.write_bytes(b"".join(frame_record(record) for record in records))
+    source = Source((str(path),), fallback_split="train", **rest)
+    (file,) = read_tfrecord(source)._files
+    return [value for _, value in read_file(file, source)]
+
+
+def test_records_give_images_where_they_lie_and_classes_by_label(tmp_path):
+    values = values_of(tmp_path / "x.tfrecord", features(0), features(1))
+    images = [value for value in values if isinstance(value, Image)]
+    assert [(image.image_id, image.row, image.size, image.filename) for image in images] == [
+        ("0", 0, (48, 64), "0.jpg"), ("1", 1, (48, 64), "1.jpg"),
+    ]  # fmt: skip
+    assert [value for value in values if isinstance(value, Category)] == [
+        Category("zebra", 1, "zebra"), Category("ant", 2, "ant"),
+    ]  # fmt: skip
+    assert images[0].boxes[0].corners == pytest.approx((0.1, 0.2, 0.3, 0.4))
+    assert images[0].boxes[0].normalized
+    assert [read_image(image) for image in images] == [jpeg(0), jpeg(1)]
+    assert values[-1] == Listing(0, 2, str(tmp_path / "x.tfrecord"))
+
+
+def test_what_tensorflow_writes_is_read(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    example = tf.train.Example()
+    feature = example.features.feature
+    feature["image/encoded"].bytes_list.value.append(jpeg(5))
+    feature["image/source_id"].bytes_list.value.append(b"five")
+    for side, value in zip(("ymin", "xmin", "ymax", "xmax"), (0.25, 0.5, 0.75, 1.0), strict=True):
+        feature[f"image/object/bbox/{side}"].float_list.value.append(value)
+    feature["image/object/class/label"].int64_list.value.append(3)
+    feature["image/object/is_crowd"].int64_list.value.append(1)
+    path = tmp_path / "tf.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(example.SerializeToString())
+    source = Source((str(path),), fallback_split="train")
+    (file,) = read_tfrecord(source)._files
+    image, category, _ = (value for _, value in read_file(file, source))
+    assert (image.image_id, image.filename) == ("five", "tf.tfrecord#0")
+    assert (image.boxes[0].corners, image.boxes[0].is_crowd) == ((0.25, 0.5, 0.75, 1.0), True)
+    assert category.name == "class 3"
+    assert read_image(image) == jpeg(5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image/object/bbox/xmax": np.array([0.4], np.float32)},
+        {"image/object/class/text": [b"zebra"]},
+        {"image/object/difficult": np.array([1])},
+        {"image/source_id": [b"\xff"]},
+    ],
+)
+def test_a_record_whose_lists_disagree_is_an_image_with_a_problem(tmp_path, changes):
+    values = values_of(tmp_path / "x.tfrecord", features(0), features(1, **changes), b"no example at all")
+    images = [value for value in values if isinstance(value, Image)]
+    assert [image.problem and image.problem.reason for image in images] == [None, *["broken_annotation"] * 2]
+    assert values[-1].images == 3
+
+
+def test_a_record_without_an_image_is_told_when_it_is_needed(tmp_path):
+    image = values_of(tmp_path / "x.tfrecord", features(0, **{"image/encoded": None}))[0]
+    assert read_image(image).reason == "unreadable"
+
+
+def test_a_damaged_file_keeps_the_records_before_the_damage(tmp_path):
+    path = tmp_path / "x.tfrecord"
+    values_of(path, features(0), features(1), features(2))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    source = Source((str(path),), fallback_split="train")
+    (file,) = read_tfrecord(source)._files
+    images = [value for _, value in read_file(file, source) if isinstance(value, Image)]
+    assert [image.problem is None for image in images] == [True, False]
+    assert "lost" in images[1].problem.detail
+
+
+def test_prepare_reads_its_own_shards(tmp_path, prepare, records_of):
+    source = make_voc(tmp_path / "voc", labelled_images(20))
+    first = prepare("voc", source, tmp_path / "first", config=SMALL)
+    second = prepare("tfrecord", tmp_path / "first/train/view00-*", tmp_path / "second", config=SMALL)
+    assert second.classes == first.classes
+    old, new = records_of(tmp_path / "first", first), records_of(tmp_path / "second", second)
+    assert sorted(old) == sorted(new)
+    for name, record in old.items():
+        np.testing.assert_array_equal(new[name].objects.boxes, record.objects.boxes)
+        np.testing.assert_array_equal(new[name].targets.anchors, record.targets.anchors)
+        assert new[name].objects.names == record.objects.names
+        pixels = [np.asarray(PillowImage.open(io.BytesIO(r.encoded)), float) for r in (record, new[name])]
+        assert np.abs(pixels[0] - pixels[1]).mean() < 3
+
+
+def test_files_are_found_by_the_split(tmp_path):
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "val-00000-of-00001"):
+        (tmp_path / name).write_bytes(frame_record(features()))
+    found = read_tfrecord(Source((str(tmp_path),), fallback_split="train"))._files
+    assert [file.path.rpartition("/")[2] for file in found] == ["train-00000-of-00002", "train-00001-of-00002"]
+    with pytest.raises(DataError, match="test"):
+        read_tfrecord(Source((str(tmp_path),), fallback_split="test"))
