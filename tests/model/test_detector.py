@@ -1,0 +1,221 @@
+"""The network: its outputs stand in the order of the anchors, for every head, width and input size."""
+
+from functools import cache
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from ssd_dist.core.anchors import feature_sizes, generate_anchors
+from ssd_dist.core.config import AnchorConfig, Config
+from ssd_dist.core.errors import CheckpointError
+from ssd_dist.model.backbone import build_backbone
+from ssd_dist.model.detector import build_detector, normalize_image
+
+CLASSES = 3
+
+
+def config_of(input_size=64, head="ssdlite", width=0.35, sync=False, **backbone) -> Config:
+    return Config.model_validate(
+        {
+            "model": {"input_size": input_size, "head": head, "width": width, "batch_norm_momentum": 0.87},
+            "backbone": {"weights": "none", **backbone},
+            "train": {"sync_batch_norm": sync},
+        }
+    )
+
+
+@cache
+def build_once(head: str) -> tf_keras.Model:
+    return build_detector(config_of(head=head), CLASSES)
+
+
+@pytest.fixture(params=["ssd", "ssdlite"])
+def detector(request) -> tf_keras.Model:
+    return build_once(request.param)
+
+
+def locate_anchors(input_size: int) -> np.ndarray:
+    """(level, row, column, shape) of each anchor, read from where it lies and how large it is."""
+    config = AnchorConfig()
+    places = []
+    anchors = generate_anchors(config, input_size).astype(np.float64)
+    start = 0
+    for level, cells in enumerate(feature_sizes(input_size)):
+        size, following = config.sizes[level], config.sizes[level + 1]
+        shapes = [(size, size), (np.sqrt(size * following),) * 2]
+        for ratio in config.aspect_ratios[level]:
+            shapes += [(size / np.sqrt(ratio), size * np.sqrt(ratio)), (size * np.sqrt(ratio), size / np.sqrt(ratio))]
+        for anchor in anchors[start : start + cells * cells * len(shapes)]:
+            row, column = np.floor((anchor[:2] + anchor[2:]) / 2 * cells).astype(int)
+            shape = np.abs(np.array(shapes) - (anchor[2:] - anchor[:2])).sum(1).argmin()
+            places.append((level, row, column, shape))
+        start += cells * cells * len(shapes)
+    assert start == len(anchors)
+    return np.array(places)
+
+
+@pytest.mark.parametrize(("output", "depth"), [("logits", CLASSES + 1), ("offsets", 4)])
+def test_outputs_stand_in_the_order_of_the_anchors(detector, output, depth):
+    # Trap 9. Each head gets weights with which it says where it is, in digits: level, component, shape, column, row.
+    prefix = {"logits": "class", "offsets": "box"}[output]
+    heads = [detector.get_layer(f"{prefix}_{level}") for level in range(6)]
+    features = []
+    for level, (head, cells) in enumerate(zip(heads, feature_sizes(64), strict=True)):
+        assert head.input.shape[1:3] == (cells, cells)
+        kernel, bias = (np.zeros(weight.shape, np.float32) for weight in head.weights)
+        middle = kernel.shape[0] // 2
+        kernel[middle, middle, 0], kernel[middle, middle, 1] = 1, 100
+        for shape in range(len(bias) // depth):
+            for component in range(depth):
+                bias[shape * depth + component] = 1e6 * level + 1e5 * component + 1e4 * shape
+        head.set_weights([kernel, bias])
+        feature = np.zeros((2, *head.input.shape[1:]), np.float32)
+        feature[:, :, :, 0] = np.arange(cells)[:, None]
+        feature[:, :, :, 1] = np.arange(cells)[None]
+        feature[1] *= 2
+        features.append(feature)
+    network = tf_keras.Model([head.input for head in heads], detector.get_layer(output).output)
+    values = network(features).numpy()
+
+    level, row, column, shape = locate_anchors(64).T
+    for image, factor in enumerate((1, 2)):
+        for component in range(depth):
+            place = 1e6 * level + 1e5 * component + 1e4 * shape + factor * (100 * column + row)
+            np.testing.assert_array_equal(values[image, :, component], place)
+
+
+@pytest.mark.parametrize(("head", "width"), [("ssd", 0.35), ("ssdlite", 1.0)])
+def test_ssd300_has_8732_outputs(head, width):
+    model = build_detector(config_of(300, head, width), class_count=20)
+    assert model.output_shape == {"logits": (None, 8732, 21), "offsets": (None, 8732, 4)}
+
+
+@pytest.mark.parametrize("input_size", [32, 135])
+def test_as_many_outputs_as_anchors_at_any_input_size(input_size):
+    model = build_detector(config_of(input_size), CLASSES)
+    outputs = model(tf.zeros([2, input_size, input_size, 3]))
+    anchors = generate_anchors(AnchorConfig(), input_size)
+    assert outputs["logits"].shape == (2, len(anchors), CLASSES + 1)
+    assert outputs["offsets"].shape == (2, len(anchors), 4)
+
+
+def test_the_number_of_shapes_follows_the_config():
+    ratios = [[2.0, 3.0], [], [2.0], [2.0, 3.0, 4.0], [], [2.0]]
+    config = Config.model_validate({**config_of().model_dump(), "anchors": {"aspect_ratios": ratios}})
+    model = build_detector(config, CLASSES)
+    assert model.output_shape["offsets"][1] == len(generate_anchors(config.anchors, 64))
+
+
+def test_taps_have_the_strides_and_channels_of_mobilenetv2():
+    # Sandler et al. 2018, table 2: six-fold expansions of 32 and 96 channels, and the last 1280.
+    shapes = build_backbone(config_of(width=1.0).backbone, config_of(256, width=1.0).model).output_shape
+    assert shapes == [(None, 32, 32, 192), (None, 16, 16, 576), (None, 8, 8, 1280)]
+
+
+def test_head_styles():
+    ssd, lite = build_once("ssd"), build_once("ssdlite")
+    for level in range(6):
+        for name in ("class", "box"):
+            assert ssd.get_layer(f"{name}_{level}").kernel_size == (3, 3)
+            assert lite.get_layer(f"{name}_{level}").kernel_size == (1, 1)
+            assert lite.get_layer(f"{name}_{level}_depthwise").kernel_size == (3, 3)
+    assert lite.count_params() < ssd.count_params() / 2
+
+
+def test_every_trainable_variable_has_a_gradient(detector):
+    images = tf.constant(np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32))
+    with tf.GradientTape() as tape:
+        outputs = detector(images, training=True)
+        value = tf.reduce_sum(outputs["logits"] ** 2) + tf.reduce_sum(outputs["offsets"] ** 2)
+    for variable, gradient in zip(
+        detector.trainable_variables, tape.gradient(value, detector.trainable_variables), strict=True
+    ):
+        assert gradient is not None, variable.name
+        assert np.isfinite(gradient).all(), variable.name
+
+
+def test_single_equals_batched(detector):
+    images = tf.constant(np.random.default_rng(1).uniform(-1, 1, (3, 64, 64, 3)).astype(np.float32))
+    whole = detector(images, training=False)
+    for index in range(3):
+        alone = detector(images[index : index + 1], training=False)
+        for name in ("logits", "offsets"):
+            np.testing.assert_allclose(alone[name][0], whole[name][index], rtol=1e-4, atol=1e-5)
+
+
+def test_all_norms_have_the_momentum_of_the_config(detector):
+    norms = [layer for layer in _all_layers(detector) if isinstance(layer, tf_keras.layers.BatchNormalization)]
+    assert len(norms) > 50
+    assert {norm.momentum for norm in norms} == {0.87}
+
+
+def test_freezing_the_norms_of_the_backbone_freezes_only_those():
+    model = build_detector(config_of(freeze_batch_norm=True), CLASSES)
+    backbone = model.get_layer("backbone")
+    inside = {layer.name for layer in _all_layers(backbone) if isinstance(layer, tf_keras.layers.BatchNormalization)}
+    for layer in _all_layers(model):
+        if isinstance(layer, tf_keras.layers.BatchNormalization):
+            assert layer.trainable == (layer.name not in inside), layer.name
+    before = [variable.numpy() for variable in backbone.non_trainable_variables]
+    model(tf.random.stateless_uniform([2, 64, 64, 3], [0, 1]), training=True)
+    for variable, value in zip(backbone.non_trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_outputs_are_float32_under_mixed_precision():
+    before = tf_keras.mixed_precision.global_policy()
+    try:
+        tf_keras.mixed_precision.set_global_policy("mixed_float16")
+        model = build_detector(config_of(32), CLASSES)
+    finally:
+        tf_keras.mixed_precision.set_global_policy(before)
+    assert {tensor.dtype for tensor in model.outputs} == {tf.float32}
+    assert model.get_layer("class_0").compute_dtype == "float16"
+
+
+def test_pixels_are_brought_to_the_range_of_the_backbone():
+    pixels = tf.constant([0, 51, 255], tf.uint8)
+    np.testing.assert_allclose(normalize_image(pixels), [-1, -0.6, 1], atol=1e-6)
+
+
+def test_weights_of_the_file_are_in_the_network(shared):
+    path = shared / "weights" / "mobilenet_v2_1.0_imagenet_no_top.h5"
+    config = config_of(width=1.0, weights=str(path))
+    backbone = build_backbone(config.backbone, config.model)
+    expected = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, node: expected.update({name.split("/", 1)[1]: node[()]} if hasattr(node, "shape") else {})
+        )
+    variables = {variable.name: variable.numpy() for variable in backbone.variables}
+    assert set(variables) == set(expected)
+    for name, value in variables.items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("file", "problem"),
+    [
+        ("other_width.h5", r"other_width\.h5 is not a MobileNetV2 without top of width 0\.35"),
+        ("text.h5", r"text\.h5 is not a MobileNetV2"),
+        ("nowhere.h5", r"nowhere\.h5 does not exist"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_refused(tmp_path, file, problem):
+    (tmp_path / "text.h5").write_text("no weights")
+    if file == "other_width.h5":
+        other = tf_keras.applications.MobileNetV2((32, 32, 3), alpha=0.5, include_top=False, weights=None)
+        other.save_weights(tmp_path / file)
+    config = config_of(32, weights=str(tmp_path / file))
+    with pytest.raises(CheckpointError, match=problem):
+        build_backbone(config.backbone, config.model)
+
+
+def _all_layers(model: tf_keras.Model):
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, tf_keras.Model):
+            yield from _all_layers(layer)
