@@ -411,6 +411,62 @@ class SgdReference:
         return self.weights
 
 
+# --- Detection -----------------------------------------------------------------------------------------------------
+
+
+def softmax_reference(logits: Sequence[float]) -> list[float]:
+    """Probabilities of the classes."""
+    logits = [float(v) for v in logits]
+    top = max(logits)
+    exponentials = [math.exp(v - top) for v in logits]
+    return [v / sum(exponentials) for v in exponentials]
+
+
+def suppress_reference(
+    boxes: np.ndarray,
+    labels: Sequence[int],
+    scores: Sequence[float],
+    iou_threshold: float,
+    score_threshold: float,
+    max_detections: int,
+) -> list[int]:
+    """Greedy non-maximum suppression in each class: indices of what is kept, best first, equal scores in their order.
+
+    A detection is kept if its score exceeds `score_threshold` and it overlaps no better one of its class that was
+    kept by more than `iou_threshold`; of those the best `max_detections` over all classes.
+    """
+    kept: list[int] = []
+    for i in sorted(range(len(scores)), key=lambda i: (-float(scores[i]), i)):
+        rivals = [k for k in kept if labels[k] == labels[i]]
+        if scores[i] > score_threshold and all(iou_reference(boxes[i], boxes[k]) <= iou_threshold for k in rivals):
+            kept.append(i)
+    return kept[:max_detections]
+
+
+def detect_reference(
+    logits: np.ndarray,
+    offsets: np.ndarray,
+    anchors: np.ndarray,
+    iou_threshold: float,
+    score_threshold: float,
+    max_detections: int,
+    candidates: int,
+) -> list[tuple[int, float, np.ndarray]]:
+    """(label, score, box) of the detections in one image, from logits [A, K] and offsets [A, 4], best first.
+
+    The `candidates` best pairs of anchor and class go into suppression; boxes are clipped to the image before it.
+    """
+    pairs = []
+    for a in range(len(anchors)):
+        probabilities = softmax_reference(logits[a])
+        box = np.clip(decode_reference(offsets[a], anchors[a], 0.1, 0.2), 0.0, 1.0)
+        pairs += [(label, probabilities[label], box) for label in range(1, len(probabilities))]
+    pairs = sorted(pairs, key=lambda pair: -pair[1])[:candidates]
+    labels, scores, boxes = zip(*pairs, strict=True)
+    kept = suppress_reference(np.array(boxes), labels, scores, iou_threshold, score_threshold, max_detections)
+    return [pairs[k] for k in kept]
+
+
 # --- Pascal VOC ----------------------------------------------------------------------------------------------------
 
 

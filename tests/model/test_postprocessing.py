@@ -1,0 +1,160 @@
+"""Decoding and suppression against plain loops."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from box_strategies import random_boxes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from references import detect_reference, iou_reference, suppress_reference
+
+from ssd_dist.core.boxes import decode_boxes, encode_boxes
+from ssd_dist.core.config import AnchorConfig, EvalConfig
+from ssd_dist.model.postprocessing import CANDIDATES, decode_offsets, detect, suppress
+
+ANCHORS = AnchorConfig()
+# Closer to the threshold than this, float32 may decide otherwise than float64.
+MARGIN = 1e-3
+
+
+def draw_clusters(rng: np.random.Generator, count: int, classes: int, threshold: float):
+    """Boxes [N, 4] in overlapping clusters, labels and scores, best first, no IoU of a class near the threshold."""
+    while True:
+        centers = random_boxes(rng, max(count // 5, 1), smallest=0.1, largest=0.5)
+        boxes = centers[rng.integers(0, len(centers), count)] + rng.normal(0, 0.03, (count, 4)).astype(np.float32)
+        boxes = np.clip(np.concatenate([boxes[:, :2], np.maximum(boxes[:, 2:], boxes[:, :2] + 0.02)], 1), 0, 1)
+        labels = rng.integers(1, classes + 1, count).astype(np.int32)
+        scores = np.sort(rng.uniform(0, 1, count))[::-1].astype(np.float32)
+        near = [
+            abs(iou_reference(boxes[i], boxes[j]) - threshold) < MARGIN
+            for i in range(count)
+            for j in range(i)
+            if labels[i] == labels[j]
+        ]
+        if not any(near):
+            return boxes.astype(np.float32), labels, scores
+
+
+def run_suppress(boxes, labels, scores, config: EvalConfig):
+    batch = suppress(tf.constant(boxes[None]), tf.constant(labels[None]), tf.constant(scores[None]), config)
+    return tuple(part[0].numpy() for part in batch)
+
+
+@pytest.mark.parametrize("classes", [1, 3, 80])
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.75])
+@pytest.mark.parametrize(
+    ("count", "score_threshold", "max_detections"), [(40, 0.01, 100), (40, 0.4, 100), (60, 0.0, 5)]
+)
+def test_suppression_equals_the_reference(classes, threshold, count, score_threshold, max_detections):
+    rng = np.random.default_rng(count + classes)
+    config = EvalConfig(nms_iou=threshold, score_threshold=score_threshold, max_detections=max_detections)
+    boxes, labels, scores = draw_clusters(rng, count, classes, threshold)
+    kept = suppress_reference(boxes, labels, scores, threshold, score_threshold, max_detections)
+    found = run_suppress(boxes, labels, scores, config)
+    for part, expected in zip(found, (boxes[kept], labels[kept], scores[kept]), strict=True):
+        assert len(part) == max_detections
+        np.testing.assert_array_equal(part[: len(kept)], expected)
+        assert not part[len(kept) :].any()
+
+
+@pytest.mark.parametrize("label", [1, 80, 600])
+def test_suppression_of_small_boxes_is_the_same_in_every_class(label):
+    # 6 pixels of 300, at IoUs of 0.52 and 0.48: the arithmetic must not grow coarse with the number of the class.
+    side = 0.02
+    for iou, kept in ((0.48, 2), (0.52, 1)):
+        shift = side * (1 - iou) / (1 + iou)
+        boxes = np.array([[0.9, 0.9, 0.92, 0.92], [0.9, 0.9 + shift, 0.92, 0.92 + shift]], np.float32)
+        _, labels, _ = run_suppress(boxes, np.full(2, label, np.int32), np.array([0.9, 0.8], np.float32), EvalConfig())
+        assert (labels > 0).sum() == kept, iou
+
+
+def test_equal_scores_keep_their_order():
+    boxes = np.tile(np.array([[0.1, 0.1, 0.3, 0.3]], np.float32), (3, 1))
+    labels = np.array([2, 1, 2], np.int32)
+    _, kept, _ = run_suppress(boxes, labels, np.full(3, 0.5, np.float32), EvalConfig(max_detections=4))
+    assert kept.tolist() == [2, 1, 0, 0]
+
+
+def test_nothing_above_the_score_threshold_gives_nothing():
+    boxes = np.array([[0.1, 0.1, 0.3, 0.3]], np.float32)
+    found = run_suppress(boxes, np.array([1], np.int32), np.array([0.3], np.float32), EvalConfig(score_threshold=0.4))
+    assert not any(part.any() for part in found)
+
+
+def draw_outputs(seed: int, images: int, anchors: int, classes: int):
+    rng = np.random.default_rng(seed)
+    return (
+        rng.normal(0, 2, (images, anchors, classes + 1)).astype(np.float32),
+        rng.normal(0, 1, (images, anchors, 4)).astype(np.float32),
+        random_boxes(rng, anchors, smallest=0.1, largest=0.6),
+    )
+
+
+# The second has more pairs of anchor and class than go into suppression.
+@pytest.mark.parametrize(("anchors", "classes"), [(40, 3), (400, 4)])
+@pytest.mark.parametrize("seed", range(3))
+def test_detection_equals_the_reference(anchors, classes, seed):
+    logits, offsets, boxes = draw_outputs(seed, 2, anchors, classes)
+    config = EvalConfig(score_threshold=0.05, nms_iou=0.5, max_detections=1000)
+    found = detect(
+        {"logits": tf.constant(logits), "offsets": tf.constant(offsets)}, tf.constant(boxes), ANCHORS, config
+    )
+    assert (anchors * classes > CANDIDATES) == (anchors == 400)
+    for image in range(2):
+        expected = detect_reference(logits[image], offsets[image], boxes, 0.5, 0.05, 1000, CANDIDATES)
+        count = int((found.scores[image].numpy() > 0).sum())
+        assert count == len(expected)
+        labels, scores, places = zip(*expected, strict=True)
+        np.testing.assert_array_equal(found.labels[image, :count], labels)
+        np.testing.assert_allclose(found.scores[image, :count], scores, rtol=1e-5)
+        np.testing.assert_allclose(found.boxes[image, :count], places, atol=1e-5)
+
+
+def test_properties_of_detections():
+    logits, offsets, anchors = draw_outputs(9, 3, 200, 5)
+    config = EvalConfig(score_threshold=0.02, max_detections=50)
+    outputs = {"logits": tf.constant(logits), "offsets": tf.constant(3 * offsets)}
+    boxes, labels, scores = (part.numpy() for part in detect(outputs, tf.constant(anchors), ANCHORS, config))
+    assert boxes.shape == (3, 50, 4)
+    assert ((boxes >= 0) & (boxes <= 1)).all()
+    assert (np.diff(scores, axis=1) <= 0).all()
+    assert (labels[scores > 0] >= 1).all()
+    assert (labels <= 5).all()
+    assert (scores[scores > 0] > 0.02).all()
+    for image in range(3):
+        alone = detect({k: v[image : image + 1] for k, v in outputs.items()}, tf.constant(anchors), ANCHORS, config)
+        for part, whole in zip(alone, (boxes, labels, scores), strict=True):
+            np.testing.assert_array_equal(part[0], whole[image])
+
+
+def test_detections_of_true_offsets_are_the_objects():
+    # What the targets say, the decoder must read: one sure anchor for each of three objects.
+    rng = np.random.default_rng(10)
+    objects, anchors = random_boxes(rng, 3, smallest=0.2), random_boxes(rng, 30, smallest=0.2)
+    chosen = [4, 11, 25]
+    offsets = np.zeros((1, 30, 4), np.float32)
+    offsets[0, chosen] = encode_boxes(objects, anchors[chosen], 0.1, 0.2)
+    logits = np.zeros((1, 30, 4), np.float32)
+    logits[..., 0] = 20
+    logits[0, chosen, [2, 1, 3]] = [25, 24, 23]
+    found = detect(
+        {"logits": tf.constant(logits), "offsets": tf.constant(offsets)}, tf.constant(anchors), ANCHORS, EvalConfig()
+    )
+    np.testing.assert_array_equal(found.labels[0, :4], [2, 1, 3, 0])
+    np.testing.assert_allclose(found.boxes[0, :3], objects, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32 - 1))
+def test_decoding_equals_the_core(seed):
+    rng = np.random.default_rng(seed)
+    anchors = random_boxes(rng, 6, smallest=0.05)
+    offsets = rng.normal(0, 3, (6, 4)).astype(np.float32)
+    decoded = decode_offsets(tf.constant(offsets), tf.constant(anchors), ANCHORS)
+    np.testing.assert_allclose(decoded, decode_boxes(offsets, anchors, 0.1, 0.2), rtol=1e-5, atol=1e-5)
+
+
+def test_decoding_wild_offsets_stays_finite():
+    anchors = random_boxes(np.random.default_rng(0), 4)
+    offsets = tf.constant([[0, 0, 1e4, -1e4], [1e6, -1e6, 0, 0], [0, 0, 3e38, 3e38], [0, 0, -3e38, -3e38]], tf.float32)
+    assert np.isfinite(decode_offsets(offsets, tf.constant(anchors), ANCHORS)).all()
