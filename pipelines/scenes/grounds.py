@@ -37,13 +37,6 @@ def ground_coordinates(width: int, height: int, pitch: float, horizon_margin: fl
     return across[None, :] * magnification[:, None], np.broadcast_to(away[:, None], (height, width))
 
 
-def growth_at(row: float, width: int, height: int, pitch: float) -> float:
-    """How large things on the ground look in a row, of their size in the middle row."""
-    focal = FOCAL_LENGTH * max(width, height)
-    tangent = np.tan(np.radians(pitch))
-    return float(max((row - height / 2) / (focal * tangent) + 1, 0.12))
-
-
 def wood(x: Array, y: Array, rng: Rng) -> Array:
     """A floor of boards."""
     along, across = _turned(x, y, rng)

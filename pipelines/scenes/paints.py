@@ -95,15 +95,21 @@ def zigzag(first: Array, second: Array, count: int) -> Paint:
 
 
 def clock_face(face: Array, ink: Array, hours: float, minutes: float) -> Paint:
-    """A dial on a disc with v from the centre to the rim: twelve marks and two hands (angles in turns)."""
+    """A dial that fills the unit square of u and v: twelve marks and two hands (angles in turns)."""
     table = np.stack([face, ink], axis=1)
 
     def paint(u: Array, v: Array, z: Array) -> Array:
-        spoke = np.abs((u * 12 + 0.5) % 1.0 - 0.5) * v
-        marked = (v > 0.74) & (v < 0.92) & (spoke < 0.16)
-        for turn, length, width in ((hours, 0.5, 0.075), (minutes, 0.76, 0.055)):
-            angle = 2 * np.pi * (u - np.float32(turn))
-            marked |= (v * np.cos(angle) < length) & (v * np.cos(angle) > -0.08) & (np.abs(v * np.sin(angle)) < width)
+        x, y = 2 * u - 1, 2 * v - 1
+        radius = np.hypot(x, y)
+        turn = np.arctan2(y, x) * np.float32(6 / np.pi)
+        spoke = np.abs(turn - np.round(turn)) * radius
+        marked = (radius > 0.74) & (radius < 0.92) & (spoke < 0.16)
+        for angle, length, width in ((hours, 0.52, 0.075), (minutes, 0.78, 0.05)):
+            cos, sin = np.float32(np.cos(2 * np.pi * angle)), np.float32(np.sin(2 * np.pi * angle))
+            along, aside = x * cos + y * sin, np.abs(x * sin - y * cos)
+            # Hands taper towards their points.
+            marked |= (along > -0.12) & (along < length) & (aside < width * (1.2 - 0.6 * along / length))
+        marked |= radius < 0.11
         return table[:, marked.astype(np.intp)]
 
     return paint

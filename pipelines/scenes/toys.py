@@ -5,7 +5,7 @@ colours come from the caller: no class has a colour of its own.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -34,6 +34,12 @@ class Colors:
     third: Array
 
 
+def stand(mesh: Mesh, *materials: Material) -> Toy:
+    """Puts the mesh on the ground, over the origin."""
+    low, high = mesh.points.min(axis=0), mesh.points.max(axis=0)
+    return Toy(mesh.move(-(low[0] + high[0]) / 2, -(low[1] + high[1]) / 2, -low[2]), materials)
+
+
 def build_ball(rng: Rng, colors: Colors) -> Toy:
     """A beach ball, striped ball, dotted ball or basketball."""
     patterns: list[Paint] = [
@@ -44,7 +50,7 @@ def build_ball(rng: Rng, colors: Colors) -> Toy:
     ]
     material = Material(patterns[rng.integers(len(patterns))], gloss=float(rng.uniform(0.1, 0.6)), sharpness=5)
     spin = rotation("x", rng.uniform(-60, 60)) @ rotation("z", rng.uniform(0, 360))
-    return _stand(sphere(0).turn(spin), material)
+    return stand(sphere(0).turn(spin), material)
 
 
 def build_book(rng: Rng, colors: Colors) -> Toy:
@@ -69,7 +75,7 @@ def build_book(rng: Rng, colors: Colors) -> Toy:
     else:
         # Upright, the cover towards us, leaning back a little.
         pose = rotation("z", rng.uniform(-50, 50)) @ rotation("x", rng.uniform(68, 88))
-    return _stand(book.turn(pose), cover, cloth, pages, spine)
+    return stand(book.turn(pose), cover, cloth, pages, spine)
 
 
 def build_bottle(rng: Rng, colors: Colors) -> Toy:
@@ -85,7 +91,7 @@ def build_bottle(rng: Rng, colors: Colors) -> Toy:
     ])  # fmt: skip
     glass = Material(label, gloss=1.1, sharpness=5)
     top = Material(paints.plain(colors.second), gloss=0.3, sharpness=4)
-    return _stand(join([revolve(body, 0), revolve(cap, 1, 20)]).turn(rotation("z", rng.uniform(0, 360))), glass, top)
+    return stand(join([revolve(body, 0), revolve(cap, 1, 20)]).turn(rotation("z", rng.uniform(0, 360))), glass, top)
 
 
 def build_chair(rng: Rng, colors: Colors) -> Toy:
@@ -105,7 +111,7 @@ def build_chair(rng: Rng, colors: Colors) -> Toy:
     wood = Material(paints.grained(colors.main, rng), 0.2, 4)
     frame = Material(paints.grained(colors.main if rng.random() < 0.6 else colors.second, rng), 0.2, 4)
     turn = float(rng.choice([-1, 1])) * rng.uniform(15, 65)
-    return _stand(join(parts).turn(rotation("z", turn)), wood, frame)
+    return stand(join(parts).turn(rotation("z", turn)), wood, frame)
 
 
 def build_clock(rng: Rng, colors: Colors) -> Toy:
@@ -116,8 +122,8 @@ def build_clock(rng: Rng, colors: Colors) -> Toy:
     )
     rim = revolve([(0.9, 0.1), (0.9, 0.1), (0.86, 0.02)], 0)
     dial = revolve([(0.86, 0.02), (0.0, 0.02)], 1, 40)
-    # The dial's v runs from the rim inwards; a dial is painted from the centre.
-    dial = Mesh(dial.points, dial.normals, np.stack([dial.uv[:, 0], 1 - dial.uv[:, 1]], 1), dial.quads, dial.materials)
+    # A dial is painted on a square around it.
+    dial = replace(dial, uv=dial.points[:, :2] / np.float32(2 * 0.86) + np.float32(0.5))
     head = join([case, rim, dial]).turn(rotation("x", 90))
     parts = [head]
     for side in (-1, 1):
@@ -132,7 +138,7 @@ def build_clock(rng: Rng, colors: Colors) -> Toy:
     paint = Material(paints.clock_face(face, ink, float(rng.random()), float(rng.random())), 0.12, 5)
     metal = Material(paints.plain(colors.second if rng.random() < 0.5 else colors.main), 0.8, 5)
     pose = rotation("z", rng.uniform(-40, 40)) @ rotation("x", rng.uniform(-12, 2))
-    return _stand(join(parts).turn(pose), body, paint, metal)
+    return stand(join(parts).turn(pose), body, paint, metal)
 
 
 def build_fish(rng: Rng, colors: Colors) -> Toy:
@@ -142,12 +148,12 @@ def build_fish(rng: Rng, colors: Colors) -> Toy:
     fork = rng.uniform(0.24, 0.36)
     tail = plate([(0, 0), (-0.42, fork * 1.25), (-0.3, 0.0), (-0.42, -fork * 1.25)][::-1], 0.05, 0.03, 1)
     tail = tail.move(-0.52, 0, 0)
-    dorsal = plate([(0.25, 0), (0.02, 0.3), (-0.28, 0.24), (-0.3, 0)], 0.05, 0.02, 1).move(0, 0, height * 0.82)
+    dorsal = plate([(0.25, 0), (0.02, 0.3), (-0.28, 0.24), (-0.3, 0)], 0.05, 0.02, 1).move(0, 0, height * 0.88)
     belly = plate([(0.12, 0), (-0.18, 0), (-0.16, -0.2)][::-1], 0.05, 0.02, 1).move(0, 0, -height * 0.84)
     parts = [body, tail, dorsal, belly]
     for side in (-1, 1):
-        parts.append(sphere(2, 12).stretch(0.085, 0.05, 0.085).move(0.36, side * width * 0.76, height * 0.22))
-        parts.append(sphere(3, 10).stretch(0.045, 0.04, 0.045).move(0.38, side * (width * 0.76 + 0.03), height * 0.22))
+        parts.append(sphere(2, 12).stretch(0.085, 0.05, 0.085).move(0.36, side * width * 0.8, height * 0.22))
+        parts.append(sphere(3, 10).stretch(0.045, 0.04, 0.045).move(0.38, side * (width * 0.8 + 0.03), height * 0.22))
     patterns: list[Paint] = [
         paints.striped(colors.main, colors.second, int(rng.integers(3, 6)), share=0.4),
         paints.dotted(colors.main, colors.second, 10, 7, 0.34),
@@ -162,14 +168,16 @@ def build_fish(rng: Rng, colors: Colors) -> Toy:
     )
     turn = rng.uniform(-40, 40) + (180 if rng.random() < 0.5 else 0)
     pose = rotation("z", turn) @ rotation("y", rng.uniform(-18, 18))
-    return _stand(join(parts).turn(pose), skin, fins, white, black)
+    return stand(join(parts).turn(pose), skin, fins, white, black)
 
 
 def build_mug(rng: Rng, colors: Colors) -> Toy:
     """A mug with a handle at its side, empty or full."""
     radius, taper, wall = rng.uniform(0.36, 0.46), rng.uniform(0.86, 1.0), 0.045
     inner = radius - wall
-    outside = [(0.0, 0.0), (radius * taper, 0.0), (radius * taper, 0.0), (radius, 1.0), (radius, 1.0), (inner, 1.0)]
+    # In short pieces: a quad as high as the mug would sort behind what is in it.
+    wall_line = [(radius * (taper + (1 - taper) * z), z) for z in (0.0, 0.3, 0.55, 0.75, 0.88, 1.0)]
+    outside = [(0.0, 0.0), wall_line[0], *wall_line, wall_line[-1], (inner, 1.0)]
     inside = [(inner, 1.0), (inner, 1.0), (inner * 0.98, 0.78), (inner * taper, 0.1), (0.0, 0.1)]
     parts = [revolve(outside, 0), revolve(inside, 1)]
     if rng.random() < 0.6:
@@ -196,7 +204,7 @@ def build_mug(rng: Rng, colors: Colors) -> Toy:
     )
     handle = Material(paints.plain(colors.main), 0.55, 5)
     turn = rng.uniform(-55, 55) + (180 if rng.random() < 0.5 else 0)
-    return _stand(join(parts).turn(rotation("z", turn)), clay, lining, drink, handle)
+    return stand(join(parts).turn(rotation("z", turn)), clay, lining, drink, handle)
 
 
 def build_star(rng: Rng, colors: Colors) -> Toy:
@@ -215,7 +223,7 @@ def build_star(rng: Rng, colors: Colors) -> Toy:
     ]
     material = Material(patterns[rng.integers(len(patterns))], float(rng.uniform(0.2, 0.8)), 4)
     pose = rotation("z", rng.uniform(-35, 35)) @ rotation("x", -rng.uniform(5, 55))
-    return _stand(star.turn(pose), material)
+    return stand(star.turn(pose), material)
 
 
 Builder: TypeAlias = Callable[[Rng, Colors], Toy]
@@ -231,9 +239,3 @@ TOYS: dict[str, tuple[int, Builder]] = {
     "book": (84, build_book),
     "clock": (85, build_clock),
 }
-
-
-def _stand(mesh: Mesh, *materials: Material) -> Toy:
-    """Puts the mesh on the ground, over the origin."""
-    low, high = mesh.points.min(axis=0), mesh.points.max(axis=0)
-    return Toy(mesh.move(-(low[0] + high[0]) / 2, -(low[1] + high[1]) / 2, -low[2]), materials)
