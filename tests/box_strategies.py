@@ -38,6 +38,11 @@ def _grid_box(corners: tuple[int, int, int, int]) -> tuple[float, ...]:
 _ON_GRID = st.tuples(
     st.integers(0, GRID - 1), st.integers(0, GRID - 1), st.integers(1, GRID), st.integers(1, GRID)
 ).map(_grid_box)
+# Copies of one size, shifted: of all that lie inside an anchor it has the same IoU with each.
+_SMALL_COPY = st.tuples(st.integers(96, 104), st.integers(96, 104)).map(
+    lambda corner: (corner[0] / 256, corner[1] / 256, (corner[0] + 3) / 256, (corner[1] + 2) / 256)
+)
+_LARGE_COPY = st.tuples(st.integers(4, 12), st.integers(4, 12)).map(lambda corner: _grid_box((*corner, 48, 48)))
 _ODD = st.sampled_from(
     [
         (0.0, 0.0, 1.0, 1.0),  # the full image
@@ -53,8 +58,13 @@ _ODD = st.sampled_from(
 
 @st.composite
 def adversarial_boxes(draw: st.DrawFn, smallest_count: int = 0, largest_count: int = 6) -> np.ndarray:
-    """Boxes on a coarse grid, odd ones, and copies: ties, shared best anchors, tiny, full-image, on the border."""
-    boxes = draw(st.lists(st.one_of(_ON_GRID, _ODD), min_size=smallest_count, max_size=largest_count))
+    """Boxes on a coarse grid, odd ones, shifted and true copies: ties, shared best anchors, tiny, on the border."""
+    boxes = draw(
+        st.one_of(
+            st.lists(st.one_of(_ON_GRID, _ODD), min_size=smallest_count, max_size=largest_count),
+            st.lists(st.one_of(_SMALL_COPY, _LARGE_COPY), min_size=smallest_count, max_size=largest_count),
+        )
+    )
     if boxes:
         boxes += draw(st.lists(st.sampled_from(boxes), max_size=3))
     return np.array(boxes, np.float32).reshape(-1, 4)

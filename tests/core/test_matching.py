@@ -185,6 +185,29 @@ def test_ties_in_iou_go_to_the_nearer_centre_then_to_the_lower_index():
     assert matcher("one_to_one").match(box, np.array([1])).anchors.tolist() == [20 * 4]
 
 
+def test_of_two_objects_tied_for_an_anchor_the_nearer_gets_it():
+    # Two small objects of one size in one cell: the second lies nearer to its centre.
+    y, x = 10.5 / 38, 20.5 / 38
+    boxes = np.array([[y - 0.004, x - 0.001, y + 0.004, x + 0.009], [y - 0.004, x - 0.004, y + 0.004, x + 0.006]])
+    targets = matcher("one_to_one").match(boxes.astype(np.float32), np.array([1, 2]))
+    owner = dict(zip(targets.objects.tolist(), targets.anchors.tolist(), strict=True))
+    assert owner[1] == (10 * 38 + 20) * 4
+    # The first takes the next shape of the same area at the same place.
+    assert owner[0] == (10 * 38 + 20) * 4 + 2
+
+
+def test_an_anchor_between_two_objects_of_one_iou_goes_to_the_nearer():
+    # Both lie wholly inside the largest square anchor; the second shares its centre.
+    boxes = np.array([[0.07, 0.07, 0.81, 0.81], [0.13, 0.13, 0.87, 0.87]], np.float32)
+    anchors = generate_anchors(ANCHORS, 300)
+    square = 8728
+    assert iou_reference(boxes[0], anchors[square]) == pytest.approx(iou_reference(boxes[1], anchors[square]), abs=1e-6)
+    for order in ([0, 1], [1, 0]):
+        targets = matcher("multi").match(boxes[order], np.array([1, 2]))
+        owner = dict(zip(targets.anchors.tolist(), targets.objects.tolist(), strict=True))
+        assert order[owner[square]] == 1
+
+
 def test_a_small_difference_in_distance_still_decides():
     # 2e-5 nearer to the right one of two cells: a mirrored image must choose the mirrored anchor.
     x = 20 / 38 + 1e-5
