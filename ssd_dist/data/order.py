@@ -93,8 +93,9 @@ def _interleave_shards(plan: EpochPlan, epoch: tf.Tensor) -> tf.data.Dataset:
         return blocks.map(shuffle_block).unbatch().take(plan.shard_records)
 
     shards = tf.data.Dataset.from_tensor_slices((tf.gather(files, mine), tf.cast(mine, tf.int64)))
+    own = plan.shards // plan.workers
     return shards.interleave(
-        read_shard, cycle_length=plan.shards // plan.workers, block_length=1, num_parallel_calls=2, deterministic=True
+        read_shard, cycle_length=own, block_length=1, num_parallel_calls=min(own, 2), deterministic=True
     )
 
 
