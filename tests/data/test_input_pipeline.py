@@ -1,0 +1,168 @@
+"""The input pipelines as wholes: what the device gets is what the records say, mirrored or not."""
+
+import io
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic import write_dataset
+
+from ssd_dist.core.anchors import generate_anchors
+from ssd_dist.core.boxes import flip_boxes
+from ssd_dist.core.config import Config
+from ssd_dist.core.errors import DataError
+from ssd_dist.core.matching import Matcher
+from ssd_dist.data.batch import TrainBatch
+from ssd_dist.data.pipeline import count_eval_steps, eval_batches, plan_training, training_batches
+from ssd_dist.data.storage import read_split
+
+SIZE = 64
+BATCH = 6
+
+
+def config_of(folder: Path, **augmentation) -> Config:
+    return Config.model_validate(
+        {
+            "data": {"dir": str(folder), "augmentation": augmentation},
+            "model": {"input_size": SIZE},
+            "train": {"global_batch_size": BATCH, "seed": 5},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "out"
+    manifest = write_dataset(folder, config_of(folder), {"train": 18, "val": 11}, shards=3)
+    return config_of(folder), manifest
+
+
+def read_batches(config: Config, manifest, steps: int, batch_size: int = BATCH, start: int = 0) -> list[TrainBatch]:
+    plan = plan_training(config, manifest.splits["train"])
+    return list(islice(training_batches(config, plan, batch_size, start).as_numpy_iterator(), steps))
+
+
+def decode(record) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(record.encoded)).convert("RGB"))
+
+
+def test_pixels_and_targets_are_mirrored_together(data):
+    config, manifest = data
+    records = list(read_split(config.data, manifest.splits["train"]))
+    images = np.stack([decode(record) for record in records]).astype(int)
+    matcher = Matcher(generate_anchors(config.anchors, SIZE), config.anchors, config.matching)
+    flips, seen = [], []
+    for batch in read_batches(config, manifest, 6):
+        for row in range(BATCH):
+            pixels = batch.images[row].astype(int)
+            errors = np.abs(np.stack([images - pixels, images[:, :, ::-1] - pixels])).mean((2, 3, 4))
+            flipped, index = np.unravel_index(errors.argmin(), errors.shape)
+            assert errors[flipped, index] < 1
+            objects = records[index].objects
+            expected = matcher.match(flip_boxes(objects.boxes) if flipped else objects.boxes, objects.labels)
+            kept = batch.targets.anchors[row] >= 0
+            order = np.argsort(batch.targets.anchors[row][kept])
+            np.testing.assert_array_equal(batch.targets.anchors[row][kept][order], expected.anchors)
+            np.testing.assert_array_equal(batch.targets.labels[row][kept][order], expected.labels)
+            np.testing.assert_allclose(batch.targets.offsets[row][kept][order], expected.offsets, rtol=1e-4, atol=1e-3)
+            ignored = batch.targets.ignored[row]
+            np.testing.assert_array_equal(np.sort(ignored[ignored >= 0]), expected.ignored)
+            flips.append(bool(flipped))
+            seen.append(int(index))
+    # Two epochs of three steps; about half of all are mirrored.
+    assert sorted(seen[:18]) == sorted(seen[18:]) == list(range(18))
+    assert 8 < sum(flips) < 28
+
+
+def test_without_augmentation_an_epoch_is_the_records_as_they_are(data):
+    config, manifest = data
+    config = config_of(Path(config.data.dir), flip=False, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+    images = np.concatenate([batch.images for batch in read_batches(config, manifest, 3)]).astype(int)
+    for record in read_split(config.data, manifest.splits["train"]):
+        assert np.abs(images - decode(record)).mean((1, 2, 3)).min() < 1
+    for batch in read_batches(config, manifest, 1):
+        np.testing.assert_allclose(batch.color_maps, np.tile(np.eye(3, 4), (BATCH, 1, 1)), atol=2e-6)
+
+
+def test_shapes_and_types_of_a_batch(data):
+    batch = read_batches(*data, 1)[0]
+    longest = batch.targets.anchors.shape[1]
+    assert batch.images.shape == (BATCH, SIZE, SIZE, 3)
+    assert batch.color_maps.shape == (BATCH, 3, 4)
+    assert batch.targets.labels.shape == (BATCH, longest)
+    assert batch.targets.offsets.shape == (BATCH, longest, 4)
+    assert [part.dtype.name for part in batch.targets] == ["int32", "int32", "float32", "int32"]
+    assert (batch.images.dtype, batch.positions.dtype) == (np.uint8, np.int32)
+    # Padding is at the end of each row, and the longest row has none.
+    padding = batch.targets.anchors < 0
+    assert (np.diff(padding.astype(int), axis=1) >= 0).all()
+    assert not padding.all(axis=0).any()
+    np.testing.assert_array_equal(batch.targets.labels[padding], -1)
+
+
+def test_smaller_batches_are_the_same_images_in_the_same_order(data):
+    whole, halves = read_batches(*data, 3), read_batches(*data, 6, batch_size=BATCH // 2)
+    for part in ("images", "color_maps", "positions"):
+        np.testing.assert_array_equal(
+            np.concatenate([getattr(batch, part) for batch in whole]),
+            np.concatenate([getattr(batch, part) for batch in halves]),
+        )
+
+
+def test_a_resumed_pipeline_goes_on_bit_for_bit(data):
+    whole = read_batches(*data, 5)
+    for batch, resumed in zip(whole[2:], read_batches(*data, 3, start=2), strict=True):
+        np.testing.assert_array_equal(batch.images, resumed.images)
+        np.testing.assert_array_equal(batch.color_maps, resumed.color_maps)
+        np.testing.assert_array_equal(batch.targets.anchors, resumed.targets.anchors)
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(4, 1), (11, 1), (16, 1), (2, 3)])
+def test_evaluation_sees_every_record_once(data, batch_size, workers):
+    config, manifest = data
+    split = manifest.splits["val"]
+    steps = count_eval_steps(split, batch_size, workers)
+    records = list(read_split(config.data, split))
+    seen = []
+    for worker in range(workers):
+        batches = list(eval_batches(config, split, batch_size, steps * batch_size, worker, workers).as_numpy_iterator())
+        assert len(batches) == steps
+        for batch in batches:
+            assert len(batch.images) == batch_size
+            for image, index in zip(batch.images, batch.indices, strict=True):
+                seen.append(int(index))
+                if index >= 0:
+                    assert np.abs(image.astype(int) - decode(records[index])).mean() < 1
+                else:
+                    assert not image.any()
+    assert sorted(index for index in seen if index >= 0) == list(range(11))
+    assert len(seen) == steps * batch_size * workers
+
+
+def test_more_views_than_were_prepared_are_refused(data):
+    config, manifest = data
+    config = config.model_copy(update={"data": config.data.model_copy(update={"views": 2})})
+    with pytest.raises(DataError, match=r"data\.views is 2, but .* was prepared with 1"):
+        plan_training(config, manifest.splits["train"])
+
+
+def test_a_damaged_shard_is_named_before_training(data, tmp_path):
+    config, manifest = data
+    split = manifest.splits["train"]
+    shard = split.views[0].shards[0]
+    other = config.model_copy(update={"data": config.data.model_copy(update={"dir": str(tmp_path)})})
+    with pytest.raises(DataError, match=f"{shard.file} .*does not exist"):
+        plan_training(other, split)
+    (tmp_path / "train").mkdir()
+    (tmp_path / shard.file).write_bytes(b"short")
+    with pytest.raises(DataError, match=f"{shard.file} has 5 bytes"):
+        plan_training(other, split)
+
+
+def test_the_plan_follows_manifest_and_config(data):
+    config, manifest = data
+    plan = plan_training(config, manifest.splits["train"], worker=1, workers=3)
+    assert (plan.shard_records, plan.shards, plan.steps_per_epoch) == (6, 3, 3)
+    assert (plan.worker, plan.workers, plan.seed) == (1, 3, 5)
