@@ -1,0 +1,87 @@
+"""Online and precomputed matching give the same targets."""
+
+from functools import cache
+from itertools import islice
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from box_strategies import adversarial_boxes, general_boxes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import write_dataset
+
+from ssd_dist.core.anchors import generate_anchors
+from ssd_dist.core.config import AnchorConfig, Config, MatchingConfig
+from ssd_dist.core.matching import Matcher
+from ssd_dist.data.graph_matching import GraphMatcher
+from ssd_dist.data.pipeline import plan_training, training_batches
+
+ANCHORS = AnchorConfig()
+BOXES = st.one_of(general_boxes(), adversarial_boxes())
+
+
+@cache
+def twins(input_size: int, config: MatchingConfig):
+    """The NumPy matcher, and the graph one traced once for any number of boxes."""
+    anchors = generate_anchors(ANCHORS, input_size)
+    signature = [tf.TensorSpec([None, 4]), tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.bool)]
+    graph = tf.function(GraphMatcher(anchors, ANCHORS, config).match, input_signature=signature)
+    return Matcher(anchors, ANCHORS, config), graph
+
+
+def check_equal(input_size: int, config: MatchingConfig, boxes: np.ndarray, is_crowd: np.ndarray) -> None:
+    matcher, graph = twins(input_size, config)
+    labels = np.arange(5, 5 + len(boxes))
+    expected = matcher.match(boxes, labels, is_crowd)
+    targets = graph(boxes, labels, is_crowd)
+    np.testing.assert_array_equal(targets.anchors, expected.anchors)
+    np.testing.assert_array_equal(targets.labels, expected.labels)
+    np.testing.assert_allclose(targets.offsets, expected.offsets, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(targets.ignored, expected.ignored)
+
+
+@pytest.mark.parametrize("policy", ["multi", "one_to_one"])
+@pytest.mark.parametrize("input_size", [64, 300])
+@settings(deadline=None, max_examples=50)
+@given(boxes=BOXES, data=st.data())
+def test_targets_are_those_of_the_core(policy, input_size, boxes, data):
+    is_crowd = np.array(data.draw(st.lists(st.booleans(), min_size=len(boxes), max_size=len(boxes))), bool)
+    check_equal(input_size, MatchingConfig(policy=policy), boxes, is_crowd)
+
+
+@pytest.mark.parametrize("bounds", [(0.3, 0.3), (0.1, 0.9), (0.0, 1.0), (0.0, 0.0)])
+@settings(deadline=None, max_examples=20)
+@given(boxes=BOXES)
+def test_targets_are_those_of_the_core_at_any_bounds(bounds, boxes):
+    config = MatchingConfig(negative_iou=bounds[0], positive_iou=bounds[1])
+    check_equal(64, config, boxes, np.zeros(len(boxes), bool))
+
+
+def test_more_objects_than_anchors():
+    boxes = np.tile(np.array([[0.2, 0.3, 0.7, 0.8], [0.1, 0.1, 0.2, 0.2]], np.float32), (60, 1))
+    for policy in ("multi", "one_to_one"):
+        check_equal(32, MatchingConfig(policy=policy), boxes, np.zeros(120, bool))
+
+
+def test_without_crops_the_online_pipeline_gives_the_prepared_targets(tmp_path):
+    def config_of(targets: str) -> Config:
+        augmentation = {"crop": False}
+        return Config.model_validate(
+            {
+                "data": {"dir": str(tmp_path / "out"), "targets": targets, "augmentation": augmentation},
+                "model": {"input_size": 64},
+                "train": {"global_batch_size": 4},
+            }
+        )
+
+    manifest = write_dataset(tmp_path / "out", config_of("online"), {"train": 12}, shards=2)
+    prepared, online = (
+        islice(training_batches(config, plan_training(config, manifest.splits["train"]), 4, 0), 5)
+        for config in map(config_of, ("precomputed", "online"))
+    )
+    for ours, theirs in zip(prepared, online, strict=True):
+        np.testing.assert_array_equal(ours.images, theirs.images)
+        np.testing.assert_array_equal(ours.color_maps, theirs.color_maps)
+        for part, other in zip(ours.targets, theirs.targets, strict=True):
+            np.testing.assert_allclose(part, other, rtol=1e-5, atol=1e-5)
