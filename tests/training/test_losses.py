@@ -125,12 +125,20 @@ def test_every_reduction_equals_the_reference(normalizer, normalize_per, reducti
     assert value == pytest.approx(np.sum(expected.loss), rel=1e-5)
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
-@pytest.mark.parametrize("scope", ["image", "global"])
-@pytest.mark.parametrize(("normalizer", "normalize_per"), [("positives", "batch"), ("classified", "image")])
-def test_replicas_together_give_the_loss_and_gradient_of_one(replicas, scope, normalizer, normalize_per):
+@pytest.mark.parametrize(
+    ("replicas", "scope", "normalizer", "normalize_per", "reduction"),
+    [
+        (2, "image", "positives", "batch", "mean"),
+        (2, "global", "classified", "batch", "none"),
+        (2, "global", "classified", "image", "sum"),
+        (2, "image", "images", "batch", "mean"),
+        (4, "image", "classified", "batch", "sum"),
+        (4, "global", "positives", "batch", "sum"),
+    ],
+)
+def test_replicas_together_give_the_loss_and_gradient_of_one(replicas, scope, normalizer, normalize_per, reduction):
     # A replica whose images are all empty must not divide by its own count.
-    loss = LossConfig(normalizer=normalizer, normalize_per=normalize_per)
+    loss = LossConfig(normalizer=normalizer, normalize_per=normalize_per, reduction=reduction)
     mining = MiningConfig(scope=scope, min_negatives_per_image=2)
     batch = draw_batch(seed=1, empty_images=2)
     one = run_on(1, *batch, loss, mining)
