@@ -6,6 +6,7 @@ A class has the same colour in every picture. The colours are told apart by the 
 with grey for black, which dark pictures swallow); from the ninth class on they repeat, and the names tell.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TypeAlias
@@ -227,7 +228,9 @@ def _draw_chip(
 ) -> None:
     left, top, right, bottom = chip
     draw.rounded_rectangle((left, top, right - 1, bottom - 1), font.size // 5, color)
-    draw.text(((left + right) / 2, (top + bottom) / 2), text, _ink_on(color), font, anchor="mm")
+    # Whole pixels: letters are sharper, and alike wherever they stand.
+    start = left + (right - left - int(np.ceil(font.getlength(text)))) // 2
+    draw.text((start, (top + bottom) // 2), text, _ink_on(color), font, anchor="lm")
 
 
 def _overlap(first: Rectangle, second: Rectangle) -> int:
@@ -271,10 +274,8 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """The text, cut with an ellipsis to at most `width` pixels; empty where not even that fits."""
     if font.getlength(text) <= width:
         return text
-    for length in range(len(text) - 1, 0, -1):
-        if font.getlength(shortened := text[:length].rstrip() + "…") <= width:
-            return shortened
-    return ""
+    kept = bisect_right(range(1, len(text)), width, key=lambda length: font.getlength(text[:length] + "…"))
+    return text[:kept].rstrip() + "…" if kept else ""
 
 
 def _count_objects(count: int) -> str:
