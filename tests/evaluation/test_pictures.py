@@ -75,10 +75,14 @@ def test_scores_are_written_and_change_the_picture():
 
 
 def test_small_boxes_stay_visible_under_large_ones_whatever_the_order():
-    boxes, labels = boxes_of([0, 0, 1, 1], [0.4, 0.4, 0.6, 0.6]), np.array([1, 2])
+    # They share a part of their left edges.
+    boxes, labels = boxes_of([0, 0, 1, 1], [0.4, 0, 0.6, 0.2]), np.array([1, 2])
     forward = draw_boxes(blank(), boxes, labels, CLASSES)
     backward = draw_boxes(blank(), boxes[::-1], labels[::-1], CLASSES)
     assert forward.tobytes() == backward.tobytes()
+    edge = np.asarray(forward)[70:80, :5].reshape(-1, 3)
+    assert (edge == class_color(2)).all(axis=1).any()
+    assert not (edge == class_color(1)).all(axis=1).any()
 
 
 def test_names_move_aside_for_each_other():
