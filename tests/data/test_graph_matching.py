@@ -58,6 +58,14 @@ def test_targets_are_those_of_the_core_at_any_bounds(bounds, boxes):
     check_equal(64, config, boxes, np.zeros(len(boxes), bool))
 
 
+@pytest.mark.parametrize("shift", [1e-5, -1e-5])
+def test_a_small_difference_in_distance_decides_as_in_the_core(shift):
+    # 2e-5 nearer to one of two cells: within the tolerance if distances were squared.
+    y, x = 0.5 / 38, 20 / 38 + shift
+    box = np.array([[y - 0.004, x - 0.005, y + 0.004, x + 0.005]], np.float32)
+    check_equal(300, MatchingConfig(policy="one_to_one"), box, np.zeros(1, bool))
+
+
 def test_more_objects_than_anchors():
     boxes = np.tile(np.array([[0.2, 0.3, 0.7, 0.8], [0.1, 0.1, 0.2, 0.2]], np.float32), (60, 1))
     for policy in ("multi", "one_to_one"):

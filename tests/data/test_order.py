@@ -76,6 +76,11 @@ def test_records_are_shuffled_inside_each_shard_anew_each_epoch(plan):
     assert tuple(f"0-2-{i}" for i in range(6)) not in seen
 
 
+def test_shards_of_one_size_are_not_shuffled_alike(plan):
+    orders = [[[n[4:] for n in names if n.startswith(f"0-{s}-")] for s in (1, 3)] for names in read_epochs(plan, 3)]
+    assert any(first != second for first, second in orders)
+
+
 def test_what_is_left_over_differs_from_epoch_to_epoch(plan):
     everything = {f"0-{shard}-{i}" for shard, size in enumerate(SIZES) for i in range(size)}
     left = [everything - set(names) for names in read_epochs(plan, 8)]
