@@ -3,12 +3,15 @@
 Nothing is ever visible half written: a file gets a temporary name of its own and is renamed when it is complete.
 """
 
+import errno
 import os
 import posixpath
 import re
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import BinaryIO
 
 from apache_beam.io.filesystem import CompressionTypes
@@ -18,6 +21,16 @@ from apache_beam.io.localfilesystem import LocalFileSystem
 from ssd_dist.core.errors import DataError
 
 TEMPORARY = ".tmp-"
+ATTEMPTS = 4
+PAUSE_SECONDS = 0.5
+# What another attempt would not change. Cloud clients raise errors of their own, which share the code of HTTP.
+LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+IMPOSSIBLE_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
+
+
+def is_remote(path: str) -> bool:
+    """Whether the path is on an object store."""
+    return "://" in path
 
 
 def join(folder: str, *names: str) -> str:
@@ -78,16 +91,26 @@ def read_lines(stream: BinaryIO, limit: int) -> Iterator[bytes]:
 
 
 def read_bytes(path: str) -> bytes:
-    """The whole of a file as it is."""
-    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-        return bytes(file.read())
+    """The whole of a file as it is.
+
+    Raises:
+      FileNotFoundError: if there is none.
+    """
+    return _retry(path, lambda file: bytes(file.read()))
 
 
 def read_span(path: str, offset: int, length: int) -> bytes:
-    """A part of a file."""
-    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+    """A part of a file.
+
+    Raises:
+      FileNotFoundError: if there is no file.
+    """
+
+    def read(file: BinaryIO) -> bytes:
         file.seek(offset)
         return bytes(file.read(length))
+
+    return _retry(path, read)
 
 
 def size(path: str) -> int:
@@ -143,6 +166,26 @@ def relative_path(name: str) -> str | None:
     clean = posixpath.normpath(name.replace("\\", "/"))
     outside = clean in (".", "..") or clean.startswith(("/", "../")) or "\0" in clean or clean[1:3] == ":/"
     return None if outside else clean
+
+
+def _retry(path: str, read: Callable[[BinaryIO], bytes]) -> bytes:
+    """Reads from a file, again after a pause if storage fails; what cannot change is raised at once."""
+    for attempt in range(ATTEMPTS):
+        try:
+            with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+                return read(file)
+        except (*LASTING, ValueError):
+            raise
+        except Exception as error:
+            if (
+                getattr(error, "code", None) == HTTPStatus.NOT_FOUND
+                or getattr(error, "errno", None) in IMPOSSIBLE_NAMES
+            ):
+                raise FileNotFoundError(f"{path:.500} does not exist") from None
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(PAUSE_SECONDS * 2**attempt)
+    raise AssertionError("unreachable")
 
 
 def _match(pattern: str, limit: int | None = None) -> list[str]:

@@ -4,12 +4,10 @@ Image (metadata) -> bytes -> upright RGB -> checked objects -> for each view: pi
 """
 
 import hashlib
-import io
 from dataclasses import dataclass
 
 from PIL import Image as PillowImage
 
-from pipelines import files
 from pipelines.annotations import Image, Problem
 from pipelines.classes import ClassTable
 from pipelines.metrics import Meter
@@ -18,12 +16,9 @@ from pipelines.validate import CheckedBoxes, check_boxes, check_size
 from pipelines.views import choose_window, render_view, see_objects
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import AnchorConfig, Config, MatchingConfig
-from ssd_dist.core.errors import DataError
-from ssd_dist.core.example_proto import decode_example
 from ssd_dist.core.images import ImageError, decode_image, stored_size
 from ssd_dist.core.matching import Matcher
 from ssd_dist.core.records import Record
-from ssd_dist.core.tfrecord import read_records
 
 # Sixteen hexadecimal digits of a SHA-256: the 64 bits that are compared between splits.
 HASH_DIGITS = 16
@@ -80,10 +75,10 @@ class ImagePreparer:
         anchors = generate_anchors(preparation.anchors, preparation.size)
         self._matcher = Matcher(anchors, preparation.anchors, preparation.matching)
 
-    def prepare(self, image: Image, classes: ClassTable) -> PreparedImage | Problem:
-        """The records of one image, or why there are none."""
+    def prepare(self, image: Image, data: bytes | Problem, classes: ClassTable) -> PreparedImage | Problem:
+        """The records of one image and its file's bytes, or why there are none."""
         self._meter.count("images_read")
-        result = self._prepare(image, classes)
+        result = data if isinstance(data, Problem) else self._prepare(image, data, classes)
         if isinstance(result, Problem):
             self._meter.count("images_rejected")
             self._meter.count(f"image_{result.reason}")
@@ -93,10 +88,7 @@ class ImagePreparer:
             self._meter.count("boxes_rejected", len(result.checked.rejected))
         return result
 
-    def _prepare(self, image: Image, classes: ClassTable) -> PreparedImage | Problem:
-        data = image.problem or read_image(image)
-        if isinstance(data, Problem):
-            return data
+    def _prepare(self, image: Image, data: bytes, classes: ClassTable) -> PreparedImage | Problem:
         try:
             with self._meter.time("decode_microseconds"):
                 decoded = decode_image(data)
@@ -129,21 +121,3 @@ class ImagePreparer:
             objects=objects,
             targets=targets,
         )
-
-
-def read_image(image: Image) -> bytes | Problem:
-    """The bytes of the image file: of the first of its paths that exists, or out of a record of the path."""
-    for path in image.paths:
-        try:
-            if image.span is None:
-                return files.read_bytes(path)
-            framed = files.read_span(path, *image.span)
-            (data,) = read_records(io.BytesIO(framed), path)
-            return bytes(decode_example(data)["image/encoded"][0])
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (IsADirectoryError, PermissionError) as error:
-            return Problem("unreadable", str(error))
-        except (DataError, KeyError, IndexError, TypeError, ValueError) as error:
-            return Problem("unreadable", f"{path}: {error}")
-    return Problem("missing_image", f"{image.paths[0] if image.paths else image.filename} does not exist")

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import apache_beam as beam
 from absl import flags  # type: ignore[import-untyped]
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.assemble import GroupIntoShards
@@ -18,10 +19,13 @@ from pipelines.report import ReportJob, WriteReport, read_manifest
 from pipelines.runners import (
     dask_cluster,
     make_runner,
+    only_submits,
     parse_beam_options,
     plain_failures,
     quiet_logs,
+    require_remote,
     set_workers,
+    step_names,
 )
 from pipelines.shards import ShardJob, WriteShard
 from pipelines.summary import print_summary
@@ -40,8 +44,25 @@ def main(arguments: list[str]) -> None:
     """Runs the job that the flags describe; `arguments` are Beam's options."""
     options = parse_beam_options(arguments, list(flags.FLAGS))
     quiet_logs(options)
+    # Credentials and the like, for the files read before there is a pipeline.
+    FileSystems.set_options(options)
     job = job_from_flags()
+    require_remote(options, [*job.source.inputs, job.source.image_dir, job.output])
+    if only_submits(options):
+        steps = submit_job(job, options)
+        print("\n".join(["the job was handed over, not run; its steps:", *(f"  {step}" for step in steps)]))
+        return
     print_summary(run_job(job, options), job.split, job.output)
+
+
+def submit_job(job: PrepareJob, options: PipelineOptions) -> list[str]:
+    """Hands the job to the runner for a dry run or as a template; returns the names of its steps."""
+    set_workers(options, job.workers)
+    pipeline = beam.Pipeline(runner=make_runner(options), options=options)
+    build_pipeline(pipeline, job)
+    with plain_failures():
+        pipeline.run()
+    return step_names(pipeline)
 
 
 def run_job(job: PrepareJob, options: PipelineOptions) -> Manifest:

@@ -13,19 +13,24 @@ import threading
 from collections.abc import Iterator
 from typing import NoReturn
 
+import apache_beam as beam
 from apache_beam.options import pipeline_options
 from apache_beam.options.pipeline_options import (
     DirectOptions,
     FlinkRunnerOptions,
+    GoogleCloudOptions,
     PipelineOptions,
     StandardOptions,
+    TestOptions,
     WorkerOptions,
 )
+from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
 from apache_beam.runners.runner import PipelineRunner, create_runner
 
+from pipelines.files import is_remote
 from ssd_dist.core.commands import unknown_flag
 from ssd_dist.core.errors import DataError, RestartError, SsdDistError, UsageError
 
@@ -174,6 +179,37 @@ def explain_failure(error: Exception) -> SsdDistError | None:
             "a worker died (killed, or out of memory); run the same command with --resume, which keeps what is finished"
         )
     return None
+
+
+def only_submits(options: PipelineOptions) -> bool:
+    """Whether the job is not to be waited for: a dry run, or a template for Dataflow."""
+    dry_run = options.view_as(TestOptions).dry_run
+    return bool(dry_run) or bool(options.view_as(GoogleCloudOptions).template_location)
+
+
+def step_names(pipeline: beam.Pipeline) -> list[str]:
+    """The names of the steps of a pipeline in order; of those within others, `outer/inner`, and no deeper."""
+    names: list[str] = []
+
+    class Collector(PipelineVisitor):
+        def visit_transform(self, applied: AppliedPTransform) -> None:
+            names.append("/".join(applied.full_label.split("/")[:2]))
+
+    pipeline.visit(Collector())
+    return list(dict.fromkeys(names))
+
+
+def require_remote(options: PipelineOptions, paths: list[str]) -> None:
+    """Refuses paths of this machine where the workers are on others.
+
+    Raises:
+      UsageError: naming the path.
+    """
+    near = [path for path in paths if path and not is_remote(path)]
+    if runner_name(options) == "dataflowrunner" and not options.view_as(TestOptions).dry_run and near:
+        raise UsageError(
+            f"{near[0]} is a path of this machine, which Dataflow's workers cannot reach; give a gs:// path"
+        )
 
 
 def quiet_logs(options: PipelineOptions) -> None:

@@ -20,6 +20,7 @@ from pipelines.annotations import Problem
 from pipelines.assemble import Member, ShardPlan
 from pipelines.images import ImagePreparer, Preparation
 from pipelines.metrics import Meter
+from pipelines.reading import read_images
 from pipelines.report import ImageReport, Rejected, ShardReport, ViewReport, report_path
 from pipelines.validate import reject_image
 from ssd_dist.core.manifest import FORMAT_VERSION, Shard
@@ -109,9 +110,10 @@ def write_shard(
             RecordWriter(f"{job.split}/{name}", stack.enter_context(files.replace_file(files.join(job.folder, name))))
             for name in names
         ]
-        for member in members:
+        contents = read_images(member.image for member in members)
+        for member, data in zip(members, contents, strict=True):
             report.count_read(member)
-            prepared = preparer.prepare(member.image, plan.classes)
+            prepared = preparer.prepare(member.image, data, plan.classes)
             if isinstance(prepared, Problem):
                 lines = reject_image(member.image, prepared, is_image=not member.orphan)
                 report.rejected.extend(Rejected.of(member.index, line) for line in lines)

@@ -134,7 +134,7 @@ def read_annotation(entry: VocEntry | Listing) -> Iterator[Element]:
         return
     try:
         image = parse_annotation(files.read_bytes(entry.annotation), entry)
-    except (FileNotFoundError, IsADirectoryError, ValueError) as error:
+    except (*files.LASTING, ValueError) as error:
         image = _broken(entry, "missing_annotation", str(error))
     yield keyed(image)
     for name in dict.fromkeys(box.category for box in image.boxes if box.problem is None):

@@ -173,7 +173,7 @@ def read_label(entry: YoloEntry | Category | Listing) -> Iterator[Element]:
     if entry.label:
         try:
             boxes = tuple(parse_label(files.read_bytes(entry.label).decode("utf-8-sig")))
-        except (FileNotFoundError, UnicodeDecodeError) as error:
+        except (*files.LASTING, ValueError) as error:
             problem = problem or Problem("broken_annotation", str(error))
     source = entry.label or entry.image
     paths = (entry.image,) if entry.image else ()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from absl import flags
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.classes import ClassRules
@@ -75,7 +76,9 @@ def prepare():
             config=config or Config(),
             **rest,
         )
-        return run_job(job, PipelineOptions(list(options)))
+        beam_options = PipelineOptions(list(options))
+        FileSystems.set_options(beam_options)
+        return run_job(job, beam_options)
 
     return run
 

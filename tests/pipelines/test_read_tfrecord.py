@@ -8,9 +8,9 @@ from PIL import Image as PillowImage
 from raw_sets import jpeg, labelled_images, make_voc
 
 from pipelines.annotations import Category, Image, Listing
-from pipelines.images import read_image
 from pipelines.readers.source import Source
 from pipelines.readers.tfrecord import read_file, read_tfrecord
+from pipelines.reading import read_image
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.example_proto import encode_example

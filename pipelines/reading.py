@@ -1,0 +1,56 @@
+"""The bytes of images: from a file or out of a record, ahead of their use where storage is far away."""
+
+import io
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from pipelines import files
+from pipelines.annotations import Image, Problem
+from ssd_dist.core.errors import DataError
+from ssd_dist.core.example_proto import decode_example
+from ssd_dist.core.tfrecord import read_records
+
+# An object store takes tens of milliseconds to answer, an image takes four to prepare.
+READ_AHEAD = 16
+
+
+def read_images(images: Iterable[Image]) -> Iterator[bytes | Problem]:
+    """The bytes of each image in order, or why there are none.
+
+    Images on an object store are fetched ahead by threads, so that the processor need not wait; at most `READ_AHEAD`
+    are held.
+    """
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        waiting: deque[Future[bytes | Problem]] = deque()
+        for image in images:
+            if not any(files.is_remote(path) for path in image.paths):
+                # Threads would only cost time here, and order must be kept.
+                while waiting:
+                    yield waiting.popleft().result()
+                yield read_image(image)
+                continue
+            waiting.append(pool.submit(read_image, image))
+            if len(waiting) == READ_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def read_image(image: Image) -> bytes | Problem:
+    """The bytes of the image file: of the first of its paths that exists, or out of a record of the path."""
+    if image.problem is not None:
+        return image.problem
+    for path in image.paths:
+        try:
+            if image.span is None:
+                return files.read_bytes(path)
+            (data,) = read_records(io.BytesIO(files.read_span(path, *image.span)), path)
+            return bytes(decode_example(data)["image/encoded"][0])
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (IsADirectoryError, PermissionError) as error:
+            return Problem("unreadable", str(error))
+        except (DataError, KeyError, IndexError, TypeError, ValueError) as error:
+            return Problem("unreadable", f"{path}: {error}")
+    return Problem("missing_image", f"{image.paths[0] if image.paths else image.filename} does not exist")

@@ -1,0 +1,187 @@
+"""Dataflow without a cloud: the job graph that would be submitted, the launch script, container and template."""
+
+import json
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from absl import flags
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability import common_urns
+
+from pipelines.classes import ClassRules
+from pipelines.options import PrepareJob, define_flags
+from pipelines.prepare import build_pipeline, run_job, submit_job
+from pipelines.readers.source import Source
+from pipelines.runners import make_runner, step_names
+from ssd_dist.core.config import Config
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "launch/prepare_dataflow.sh"
+DATAFLOW = [
+    "--runner=DataflowRunner", "--project=my-project-1", "--region=us-central1", "--temp_location=gs://bucket/tmp",
+    "--dry_run=True",
+]  # fmt: skip
+STEPS = [
+    "Read/Layouts", "Read/List labels", "Read/Spread labels", "Read/Parse labels",
+    "Group into shards/Group by image", "Group into shards/Assemble images", "Group into shards/Start buckets",
+    "Group into shards/Plan shards", "Group into shards/Group by bucket", "Group into shards/Number images",
+    "Group into shards/Group by shard", "Write shards", "Gather reports", "Write report",
+]  # fmt: skip
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A small YOLO set; images with a mark in their bytes that shows wherever they pass."""
+    sys.path.insert(0, str(ROOT / "tests/pipelines"))
+    from raw_sets import make_yolo
+
+    images = {f"image{number}": ["0 0.5 0.5 0.25 0.25"] for number in range(20)}
+    folder = make_yolo(tmp_path / "raw", images, ["thing"])
+    source = Source((str(folder),), fallback_split="train")
+    return PrepareJob("yolo", source, "train", str(tmp_path / "out"), 4, ClassRules(), 1.0, Config())
+
+
+def test_a_dry_run_names_the_steps_and_writes_nothing(job):
+    steps = submit_job(job, PipelineOptions(DATAFLOW))
+    assert [step for step in steps if step in STEPS] == STEPS
+    assert not Path(job.output).exists()
+
+
+def test_the_submitted_graph_reads_images_after_the_last_shuffle(job):
+    options = PipelineOptions(DATAFLOW)
+    pipeline = beam.Pipeline(runner=make_runner(options), options=options)
+    build_pipeline(pipeline, job)
+    components = pipeline.run().job.proto_pipeline.components
+    consumers, producers = {}, {}
+    for transform in components.transforms.values():
+        if not transform.subtransforms:
+            for collection in transform.inputs.values():
+                consumers.setdefault(collection, []).append(transform)
+            producers.update(dict.fromkeys(transform.outputs.values(), transform))
+    (writer,) = [t for t in components.transforms.values() if t.unique_name == "Write shards"]
+    leaves = [
+        t for t in components.transforms.values() if t.unique_name.startswith("Write shards") and not t.subtransforms
+    ]
+    assert [producers[c].unique_name for leaf in leaves for c in leaf.inputs.values()] == [
+        "Group into shards/Group by shard"
+    ]
+    # What follows the step that reads images gathers paths of reports, and nothing else.
+    (collection,) = writer.outputs.values()
+    assert [t.unique_name for t in consumers[collection]] == ["Gather reports"]
+    assert not [t.unique_name for t in components.transforms.values() if "SideInput" in t.unique_name]
+    grouping = common_urns.primitives.GROUP_BY_KEY.urn
+    named = {t.unique_name for t in components.transforms.values() if t.spec.urn == grouping}
+    assert {"Group into shards/Group by image", "Group into shards/Group by shard", "Gather reports"} <= named
+
+
+def test_no_image_byte_crosses_a_shuffle(job, monkeypatch):
+    """Every element that enters a grouping, looked at: none is large, none holds a JPEG."""
+    sizes = Path(job.output).parent / "sizes"
+    sizes.mkdir()
+    group_by_key = beam.GroupByKey
+
+    class WatchedGroupByKey(beam.PTransform):
+        def expand(self, collection):
+            return collection | beam.Map(look_at, str(sizes)) | group_by_key()
+
+    monkeypatch.setattr(beam, "GroupByKey", WatchedGroupByKey)
+    run_job(job, PipelineOptions([]))
+    seen = [int(line) for path in sizes.iterdir() for line in path.read_text().split()]
+    assert len(seen) > 100
+    assert max(seen) < 4096
+    shards = sum(path.stat().st_size for path in Path(job.output).glob("train/*.tfrecord"))
+    assert shards > 50_000
+
+
+def look_at(element, folder):
+    data = pickle.dumps(element)
+    assert b"\xff\xd8\xff" not in data, "a JPEG passes through a shuffle"
+    with (Path(folder) / "sizes").open("a") as file:
+        file.write(f"{len(data)}\n")
+    return element
+
+
+def run_script(*arguments):
+    return subprocess.run(
+        [str(SCRIPT), f"--python={sys.executable}", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+COMPLETE = ["--project=my-project-1", "--region=us-central1", "--bucket=gs://bucket", "--image=worker:1"]
+
+
+def test_the_script_submits_with_a_dry_run(job, tmp_path):
+    done = run_script(
+        *COMPLETE, "--workers=7", "--", "--input_format=yolo", f"--input={job.source.inputs[0]}", "--split=train",
+        f"--output={tmp_path / 'out'}", f"--config={ROOT / 'configs/base.yaml'}", "--dry_run=True",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    steps = [line.strip() for line in done.stdout.splitlines()]
+    assert [step for step in steps if step in STEPS] == STEPS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "--project is missing"),
+        ([*COMPLETE[:-1], "--", "x"], "--image is missing"),
+        (COMPLETE, "after --"),
+        ([*COMPLETE, "--machine=x"], "--machine=x"),
+    ],
+)
+def test_the_script_refuses_an_incomplete_call(arguments, word):
+    done = run_script(*arguments)
+    assert done.returncode == 2
+    assert word in done.stderr
+
+
+def test_paths_of_this_machine_are_refused_on_dataflow(job):
+    from pipelines.runners import require_remote
+    from ssd_dist.core.errors import UsageError
+
+    options = PipelineOptions(DATAFLOW[:-1])
+    with pytest.raises(UsageError, match="gs://"):
+        require_remote(options, ["gs://b/in", "", job.output])
+    require_remote(options, ["gs://b/in", "", "gs://b/out"])
+    require_remote(PipelineOptions([]), [job.output])
+
+
+def test_every_option_of_the_script_is_one_of_beam():
+    from pipelines.runners import parse_beam_options
+
+    given = re.findall(r"^  (--\w+)=", SCRIPT.read_text(), re.MULTILINE)
+    assert len(given) > 10
+    numbers = {"--max_num_workers", "--disk_size_gb", "--number_of_worker_harness_threads"}
+    words = {"--autoscaling_algorithm": "THROUGHPUT_BASED"}
+    parse_beam_options([f"{name}={words.get(name, 1 if name in numbers else 'x')}" for name in given], [])
+
+
+def test_the_template_offers_flags_that_exist():
+    before = set(flags.FLAGS)
+    define_flags()
+    known = set(flags.FLAGS) - before
+    flags.FLAGS.remove_flag_values(known)
+    template = json.loads((ROOT / "launch/prepare/flex_template.json").read_text())
+    assert {parameter["name"] for parameter in template["parameters"]} <= known
+
+
+def test_the_container_holds_what_the_lock_says():
+    dockerfile = (ROOT / "launch/prepare/Dockerfile").read_text()
+    lock = (ROOT / "requirements.lock").read_text()
+    beam_version = re.search(r"^apache-beam(?:\[[\w,-]+\])?==([\d.]+)", lock, re.MULTILINE).group(1)
+    assert f"beam_python3.11_sdk:{beam_version}" in dockerfile
+    copied = re.findall(r"^COPY (?!--)(.+) \S+$", dockerfile, re.MULTILINE)
+    assert all((ROOT / name).exists() for names in copied for name in names.split())
+
+
+def test_step_names_go_no_deeper_than_two(job):
+    pipeline = beam.Pipeline()
+    build_pipeline(pipeline, job)
+    names = step_names(pipeline)
+    assert len(names) == len(set(names)) < 30
+    assert all(name.count("/") <= 1 for name in names)

@@ -1,0 +1,148 @@
+"""Files: complete or absent, read again when storage falters, and never outside their folder."""
+
+import errno
+import io
+
+import pytest
+from apache_beam.io.filesystems import FileSystems
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines import files
+from pipelines.annotations import Image, Problem
+from pipelines.reading import READ_AHEAD, read_images
+
+
+def test_a_file_appears_complete(tmp_path):
+    path = tmp_path / "new/x.bin"
+    with files.replace_file(str(path)) as file:
+        file.write(b"half")
+        assert not path.exists()
+        assert [files.TEMPORARY in name.name for name in path.parent.iterdir()] == [True]
+    assert path.read_bytes() == b"half"
+    assert [name.name for name in path.parent.iterdir()] == ["x.bin"]
+
+
+def write_half(path):
+    with files.replace_file(str(path)) as file:
+        file.write(b"new")
+        raise RuntimeError
+
+
+def test_a_failed_attempt_leaves_the_old_file_and_no_litter(tmp_path):
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError):
+        write_half(path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def fail(monkeypatch, *errors):
+    """Makes the next reads fail, one error each; returns the list of those still to come."""
+    left = list(errors)
+    true_open = FileSystems.open
+
+    def flaky(path, **rest):
+        if left:
+            raise left.pop(0)
+        return true_open(path, **rest)
+
+    monkeypatch.setattr(FileSystems, "open", flaky)
+    monkeypatch.setattr(files, "PAUSE_SECONDS", 0.0)
+    return left
+
+
+def test_reads_are_tried_again(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes(b"0123456789")
+    fail(monkeypatch, OSError("reset"), TimeoutError(), ConnectionError())
+    assert files.read_bytes(str(tmp_path / "x")) == b"0123456789"
+    fail(monkeypatch, OSError("reset"))
+    assert files.read_span(str(tmp_path / "x"), 2, 3) == b"234"
+
+
+def test_lasting_failures_are_not_tried_again(tmp_path, monkeypatch):
+    left = fail(monkeypatch, PermissionError(), OSError("never reached"))
+    with pytest.raises(PermissionError):
+        files.read_bytes(str(tmp_path / "x"))
+    assert len(left) == 1
+    fail(monkeypatch, *[OSError("down")] * files.ATTEMPTS)
+    with pytest.raises(OSError, match="down"):
+        files.read_bytes(str(tmp_path / "x"))
+
+
+def test_names_no_file_system_takes_are_files_that_do_not_exist(tmp_path):
+    for name in ("x" * 5000, "a/" * 3000 + "b"):
+        with pytest.raises(FileNotFoundError):
+            files.read_bytes(str(tmp_path / name))
+    assert OSError(errno.ENAMETOOLONG, "").errno in files.IMPOSSIBLE_NAMES
+
+
+def test_files_and_folders_are_told_apart(tmp_path):
+    (tmp_path / "sub/deep").mkdir(parents=True)
+    (tmp_path / "sub/deep/x.txt").write_text("x")
+    assert files.exists(str(tmp_path / "sub"))
+    assert files.exists(str(tmp_path / "sub/deep/x.txt"))
+    assert not files.exists(str(tmp_path / "other"))
+    assert [files.is_file(str(tmp_path / name)) for name in ("sub", "sub/deep/x.txt", "no")] == [False, True, False]
+    assert files.list_files(str(tmp_path / "sub")) == []
+    assert files.size(str(tmp_path / "sub/deep/x.txt")) == 1
+    assert files.size(str(tmp_path / "no")) == -1
+
+
+def test_signs_of_a_pattern_in_a_folder(tmp_path):
+    folder = tmp_path / "a[1]*"
+    folder.mkdir()
+    (folder / "x.txt").write_text("x")
+    (tmp_path / "a1x").mkdir()
+    (tmp_path / "a1x/y.txt").write_text("y")
+    assert files.list_files(str(folder)) == [str(folder / "x.txt")]
+    assert not files.is_pattern(str(folder))
+    assert files.is_pattern(str(tmp_path / "*.txt"))
+
+
+@given(lines=st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line)), limit=st.integers(31, 64))
+def test_lines_come_whole_wherever_the_chunks_end(lines, limit):
+    data = b"".join(line + b"\n" for line in lines)
+    assert list(files.read_lines(io.BytesIO(data), limit)) == lines
+    assert list(files.read_lines(io.BytesIO(data + b"end"), limit)) == [*lines, b"end"]
+
+
+def test_a_line_without_end_comes_in_pieces():
+    pieces = list(files.read_lines(io.BytesIO(b"x" * 1000), 64))
+    assert b"".join(pieces) == b"x" * 1000
+    assert max(map(len, pieces)) <= 128
+
+
+@given(st.text(max_size=40))
+def test_no_name_leads_out_of_its_folder(name):
+    clean = files.relative_path(name)
+    assert clean is None or not (clean.startswith(("/", "..")) and clean.split("/")[0] in ("", ".."))
+
+
+def image(path, **rest):
+    return Image("a", 0, 0, "list", path, (path,), **rest)
+
+
+def test_images_come_in_order_from_near_and_far(tmp_path, monkeypatch):
+    held = []
+
+    def slow_read(path):
+        held.append(path)
+        return path.encode()
+
+    monkeypatch.setattr(files, "read_bytes", slow_read)
+    paths = [f"gs://b/{number}" if number % 5 else f"/local/{number}" for number in range(60)]
+    assert list(read_images(map(image, paths))) == [path.encode() for path in paths]
+    assert sorted(held) == sorted(paths)
+    lazily = read_images(map(image, [f"gs://b/{number}" for number in range(100)]))
+    held.clear()
+    next(lazily)
+    assert len(held) <= READ_AHEAD
+    lazily.close()
+
+
+def test_an_image_that_is_lost_already_is_not_read(monkeypatch):
+    monkeypatch.setattr(files, "read_bytes", lambda path: pytest.fail("read"))
+    problem = Problem("broken_annotation", "x")
+    assert list(read_images([image("gs://b/x", problem=problem), image("/x", problem=problem)])) == [problem] * 2

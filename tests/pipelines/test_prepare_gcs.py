@@ -1,0 +1,142 @@
+"""Object storage from end to end, against an emulator: read, write, rename, resume, and read back with gcsfs."""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from apache_beam.internal.gcp import auth
+from google.api_core.client_options import ClientOptions
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage
+from raw_sets import labelled_images, make_coco, make_voc
+
+from pipelines.classes import ClassRules
+from ssd_dist.core.config import Config
+from ssd_dist.core.errors import DataError
+from ssd_dist.core.manifest import Manifest
+from ssd_dist.core.records import Record
+from ssd_dist.core.tfrecord import read_records
+
+BUCKET = "data"
+OPTIONS = ("--no_auth", "--project=my-project-1")
+SMALL = Config.model_validate({"model": {"input_size": 64}})
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    """The address of a storage emulator that lives as long as the tests of this file."""
+    if importlib.util.find_spec("gcp_storage_emulator") is None:
+        pytest.skip("no gcp-storage-emulator; it is among the dev requirements")
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "gcp_storage_emulator", "start", "--port", str(port), "--in-memory", "--quiet",
+         "--default-bucket", BUCKET],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("localhost", port)) == 0:
+                break
+        time.sleep(0.1)
+    yield f"http://localhost:{port}"
+    server.terminate()
+    server.wait(30)
+
+
+@pytest.fixture
+def bucket(endpoint, monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    # Beam would look for credentials for half a minute before it goes without.
+    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
+    client = storage.Client(
+        project="my-project-1", credentials=AnonymousCredentials(), client_options=ClientOptions(api_endpoint=endpoint)
+    )
+    found = client.bucket(BUCKET)
+    for blob in list(client.list_blobs(BUCKET)):
+        blob.delete()
+    return found
+
+
+def upload(bucket, folder, name):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            bucket.blob(f"{name}/{path.relative_to(folder)}").upload_from_filename(str(path))
+    return f"gs://{BUCKET}/{name}"
+
+
+def names(bucket):
+    return {blob.name for blob in bucket.client.list_blobs(BUCKET)}
+
+
+def test_voc_from_bucket_to_bucket(bucket, tmp_path, prepare):
+    images = labelled_images(12)
+    folder = make_voc(tmp_path / "voc", images, {"train": [*images, "ghost"]})
+    source = upload(bucket, folder, "raw/voc")
+    remote = prepare("voc", source, f"gs://{BUCKET}/out", config=SMALL, shards=3, options=OPTIONS)
+    local = prepare("voc", folder, tmp_path / "out", config=SMALL, shards=3)
+    assert remote == local
+    assert remote.splits["train"].rejected_images == {"missing_annotation": 1}
+    assert not [name for name in names(bucket) if ".tmp-" in name]
+
+    import gcsfs
+
+    store = gcsfs.GCSFileSystem(endpoint_url=os.environ["STORAGE_EMULATOR_HOST"], token="anon", project="my-project-1")
+    path = f"{BUCKET}/out/dataset.json"
+    manifest = Manifest.from_json(store.cat_file(path).decode(), path)
+    assert manifest == remote
+    ids = set()
+    for shard in manifest.splits["train"].views[0].shards:
+        data = store.cat_file(f"{BUCKET}/out/{shard.file}")
+        assert data == (tmp_path / "out" / shard.file).read_bytes()
+        with store.open(f"{BUCKET}/out/{shard.file}", "rb") as file:
+            ids |= {Record.from_bytes(record).source_id for record in read_records(file, shard.file)}
+    assert ids == set(images)
+    rejected = [json.loads(line) for line in store.cat_file(f"{BUCKET}/out/train/rejected.jsonl").splitlines()]
+    assert [line["reason"] for line in rejected] == ["missing_annotation"]
+
+
+def test_coco_patterns_a_second_split_and_a_missing_image(bucket, tmp_path, prepare):
+    boxes = {"a.jpg": [(1, 5, 5, 30, 30)], "b.jpg": [], "c.jpg": [(2, 5, 5, 30, 30)]}
+    folder = make_coco(tmp_path / "coco", boxes, {1: "x", 2: "y"})
+    (folder / "train/b.jpg").unlink()
+    source = upload(bucket, folder, "raw/coco")
+    out = f"gs://{BUCKET}/coco"
+    first = prepare("coco", f"{source}/annotations/*.json", out, config=SMALL, options=OPTIONS)
+    assert first.splits["train"].rejected_images == {"missing_image": 1}
+    fixed = ClassRules(fixed=first.classes)
+    both = prepare("coco", source, out, "val", source_split="train", config=SMALL, rules=fixed, options=OPTIONS)
+    assert set(both.splits) == {"train", "val"}
+    assert both.leakage[0].images == 2
+
+
+def test_resume_on_an_object_store(bucket, tmp_path, prepare):
+    source = upload(bucket, make_voc(tmp_path / "voc", labelled_images(12)), "raw/voc")
+    out = f"gs://{BUCKET}/resumed"
+    manifest = prepare("voc", source, out, config=SMALL, shards=3, options=OPTIONS)
+    first, second, _ = (shard.file for shard in manifest.splits["train"].views[0].shards)
+    bucket.blob("resumed/dataset.json").delete()
+    bucket.blob(f"resumed/{first}").delete()
+    bucket.blob("resumed/train/.view00-x.tmp-1").upload_from_string("half")
+    kept = bucket.get_blob(f"resumed/{second}").generation
+    again = prepare("voc", source, out, config=SMALL, shards=3, options=OPTIONS, resume=True)
+    assert again == manifest
+    assert bucket.get_blob(f"resumed/{second}").generation == kept
+    assert not [name for name in names(bucket) if ".tmp-" in name]
+
+
+def test_what_is_not_there_is_told(bucket, tmp_path, prepare):
+    with pytest.raises(DataError, match="nowhere"):
+        prepare("voc", f"gs://{BUCKET}/nowhere", f"gs://{BUCKET}/x", config=SMALL, options=OPTIONS)
+    source = upload(bucket, make_voc(tmp_path / "voc", labelled_images(3)), "raw/small")
+    with pytest.raises(DataError, match="val"):
+        prepare("voc", source, f"gs://{BUCKET}/x", "val", config=SMALL, options=OPTIONS)
