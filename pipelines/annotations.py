@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 SUMMARY_KEY = -1
+# What an image's file may be called, in the order in which they are tried.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,11 @@ class Image:
       row: its place there, counted from 0 without gaps.
       source: the annotation, for messages.
       filename: name as the data set has it.
-      paths: where the file may lie; the first that exists counts.
+      path: where the file lies.
+      stems: paths without a suffix; if there is no file at `path`, an image with one of these names is taken.
       size: (height, width) that the annotation claims, if any.
       boxes: its objects.
-      span: (offset, length) of the record that holds the image, where the paths are TFRecord files.
+      span: (offset, length) of the record that holds the image, where the path is a TFRecord file.
       problem: set if the image is lost already, say by a broken annotation.
     """
 
@@ -67,7 +70,8 @@ class Image:
     row: int
     source: str
     filename: str
-    paths: tuple[str, ...]
+    path: str
+    stems: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
     boxes: tuple[Box, ...] = ()
     span: tuple[int, int] | None = None

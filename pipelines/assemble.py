@@ -188,7 +188,7 @@ def _orphan(loose: list[LooseBox]) -> tuple[int, _Listed]:
         row=0,
         source=first.source,
         filename="",
-        paths=(),
+        path="",
         boxes=tuple(box.box for box in loose),
         problem=Problem("unknown_image", detail),
     )

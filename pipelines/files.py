@@ -35,7 +35,7 @@ def is_remote(path: str) -> bool:
 
 def join(folder: str, *names: str) -> str:
     """A path below `folder`, local or on an object store."""
-    return str(FileSystems.join(folder, *names)) if names else folder
+    return posixpath.join(folder, *names)
 
 
 def exists(path: str) -> bool:

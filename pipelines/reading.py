@@ -1,12 +1,13 @@
 """The bytes of images: from a file or out of a record, ahead of their use where storage is far away."""
 
+import contextlib
 import io
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from pipelines import files
-from pipelines.annotations import Image, Problem
+from pipelines.annotations import IMAGE_SUFFIXES, Image, Problem
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.example_proto import decode_example
 from ssd_dist.core.tfrecord import read_records
@@ -24,7 +25,7 @@ def read_images(images: Iterable[Image]) -> Iterator[bytes | Problem]:
     with ThreadPoolExecutor(READ_AHEAD) as pool:
         waiting: deque[Future[bytes | Problem]] = deque()
         for image in images:
-            if not any(files.is_remote(path) for path in image.paths):
+            if not files.is_remote(image.path):
                 # Threads would only cost time here, and order must be kept.
                 while waiting:
                     yield waiting.popleft().result()
@@ -38,19 +39,25 @@ def read_images(images: Iterable[Image]) -> Iterator[bytes | Problem]:
 
 
 def read_image(image: Image) -> bytes | Problem:
-    """The bytes of the image file: of the first of its paths that exists, or out of a record of the path."""
+    """The bytes of the image file, or of the image in its record."""
     if image.problem is not None:
         return image.problem
-    for path in image.paths:
-        try:
-            if image.span is None:
-                return files.read_bytes(path)
-            (data,) = read_records(io.BytesIO(files.read_span(path, *image.span)), path)
-            return bytes(decode_example(data)["image/encoded"][0])
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (IsADirectoryError, PermissionError) as error:
-            return Problem("unreadable", str(error))
-        except (DataError, KeyError, IndexError, TypeError, ValueError) as error:
-            return Problem("unreadable", f"{path}: {error}")
-    return Problem("missing_image", f"{image.paths[0] if image.paths else image.filename} does not exist")
+    try:
+        if image.span is None:
+            return files.read_bytes(image.path)
+        (data,) = read_records(io.BytesIO(files.read_span(image.path, *image.span)), image.path)
+        return bytes(decode_example(data)["image/encoded"][0])
+    except (FileNotFoundError, NotADirectoryError):
+        return _read_by_stem(image)
+    except (IsADirectoryError, PermissionError) as error:
+        return Problem("unreadable", str(error))
+    except (DataError, KeyError, IndexError, TypeError, ValueError) as error:
+        return Problem("unreadable", f"{image.path}: {error}")
+
+
+def _read_by_stem(image: Image) -> bytes | Problem:
+    for stem in image.stems:
+        for suffix in IMAGE_SUFFIXES:
+            with contextlib.suppress(*files.LASTING, ValueError):
+                return files.read_bytes(stem + suffix)
+    return Problem("missing_image", f"{image.path or image.filename} does not exist")

@@ -234,7 +234,7 @@ def add_split(
 def find_leakage(job: ReportJob, other: str, split: Split, names: dict[int, str]) -> Leakage | None:
     """The images of this split, `names` by hash, whose bytes are also in another split."""
     path = files.join(job.output, split.image_hashes)
-    shared = np.intersect1d(load_array(files.read_bytes(path), path), np.array(sorted(names), np.uint64))
+    shared = np.intersect1d(load_hashes(path), np.array(sorted(names), np.uint64))
     if not len(shared):
         return None
     examples = sorted(names[int(digest)] for digest in shared)[:LEAKAGE_EXAMPLES]
@@ -249,13 +249,15 @@ def save_array(array: npt.NDArray[np.uint64]) -> bytes:
     return buffer.getvalue()
 
 
-def load_array(data: bytes, path: str) -> npt.NDArray[np.uint64]:
-    """The array in the bytes of a .npy file.
+def load_hashes(path: str) -> npt.NDArray[np.uint64]:
+    """The sorted hashes of a split's images.
 
     Raises:
-      DataError: if it is none.
+      DataError: if the file is missing or damaged.
     """
     try:
-        return np.asarray(np.load(io.BytesIO(data), allow_pickle=False), np.uint64)
+        return np.asarray(np.load(io.BytesIO(files.read_bytes(path)), allow_pickle=False), np.uint64)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing though the manifest names it; prepare that split again first") from None
     except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path} is damaged ({error}); prepare that split again") from None
+        raise DataError(f"{path} is damaged ({error}); prepare that split again first") from None

@@ -5,15 +5,20 @@ Every box comes out as an object or as a `Rejection` with a reason; none is drop
 
 import math
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from pipelines.annotations import Box, Image, Problem
 from pipelines.classes import ClassTable
+from ssd_dist.core.boxes import FloatArray
 from ssd_dist.core.records import Objects
 
 # Normalised coordinates written with six digits overshoot the border by this much; that is no clipping.
 ROUNDING = 1e-5
+
+Float64Array: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,15 @@ class CheckedBoxes:
     rejected: tuple[Rejection, ...]
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A box without fault, with its class."""
+
+    box: Box
+    label: int
+    name: str
+
+
 def check_size(image: Image, height: int, width: int) -> Problem | None:
     """Refuses an image of another size than its annotation claims: the boxes may belong to another picture."""
     if image.size in (None, (height, width)):
@@ -46,20 +60,28 @@ def check_size(image: Image, height: int, width: int) -> Problem | None:
 
 def check_boxes(image: Image, height: int, width: int, classes: ClassTable) -> CheckedBoxes:
     """Checks, clips and normalises the boxes of an image of `height` x `width` pixels as displayed."""
-    kept: list[tuple[Box, tuple[int, str], list[float]]] = []
+    kept: list[_Kept] = []
     rejected = []
-    clipped = 0
     for box in image.boxes:
         found = box.problem or classes.find(box.category)
-        corners = found if isinstance(found, Problem) else _normalize(box, height, width)
-        if isinstance(corners, Problem):
-            rejected.append(Rejection(image.source, image.filename, corners.reason, corners.detail, box.where))
-            continue
-        assert not isinstance(found, Problem)
-        inside = [min(max(side, 0.0), 1.0) for side in corners]
-        clipped += any(abs(a - b) > ROUNDING for a, b in zip(corners, inside, strict=True))
-        kept.append((box, found, inside))
-    return CheckedBoxes(_objects(kept, height, width), clipped, tuple(rejected))
+        problem = found if isinstance(found, Problem) else _find_fault(box, height, width)
+        if problem is None and not isinstance(found, Problem):
+            kept.append(_Kept(box, *found))
+        elif problem is not None:
+            rejected.append(_reject_box(image, box, problem))
+    scale = (height, width, height, width)
+    corners = np.array([kept_.box.corners for kept_ in kept], np.float64).reshape(-1, 4)
+    corners /= np.array([(1, 1, 1, 1) if kept_.box.normalized else scale for kept_ in kept]).reshape(-1, 4)
+    inside = np.clip(corners, 0, 1)
+    boxes = inside.astype(np.float32)
+    # float32 is what the records hold; a box must keep its area there.
+    solid = np.asarray((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
+    for index in np.flatnonzero(~solid):
+        box = kept[index].box
+        rejected.append(_reject_box(image, box, Problem("zero_area", f"{_show(box)} has no area within the image")))
+    clipped = (np.abs(corners - inside) > ROUNDING).any(axis=1) & solid
+    kept = [kept_ for kept_, keeps in zip(kept, solid, strict=True) if keeps]
+    return CheckedBoxes(_objects(kept, inside[solid], boxes[solid], height, width), int(clipped.sum()), tuple(rejected))
 
 
 def reject_image(image: Image, problem: Problem, is_image: bool = True) -> tuple[Rejection, ...]:
@@ -73,40 +95,38 @@ def reject_image(image: Image, problem: Problem, is_image: bool = True) -> tuple
     return (*(own if is_image else ()), *boxes)
 
 
-def _normalize(box: Box, height: int, width: int) -> list[float] | Problem:
-    """Corners as fractions of the image, not yet clipped, or why the box cannot be used."""
-    if not all(math.isfinite(side) for side in box.corners):
+def _find_fault(box: Box, height: int, width: int) -> Problem | None:
+    """What is wrong with the corners of a box, if anything."""
+    if not all(map(math.isfinite, box.corners)):
         return Problem("not_finite", f"{_show(box)} holds a number that is not finite")
     ymin, xmin, ymax, xmax = box.corners
     if ymin > ymax or xmin > xmax:
         return Problem("reversed", f"{_show(box)}: a maximum lies below its minimum")
-    scales = (1, 1, 1, 1) if box.normalized else (height, width, height, width)
-    corners = [side / scale for side, scale in zip(box.corners, scales, strict=True)]
     if ymin == ymax or xmin == xmax:
         return Problem("zero_area", f"{_show(box)} has no area")
-    low_y, low_x, high_y, high_x = corners
-    if low_y >= 1 or low_x >= 1 or high_y <= 0 or high_x <= 0:
+    bottom, right = (1, 1) if box.normalized else (height, width)
+    if ymin >= bottom or xmin >= right or ymax <= 0 or xmax <= 0:
         return Problem("outside", f"{_show(box)} lies outside the image of {height} x {width} pixels")
-    # float32 is what the records hold; a box must keep its area there.
-    sides = np.clip(np.array(corners, np.float64), 0, 1).astype(np.float32)
-    if not (sides[2] > sides[0] and sides[3] > sides[1]):
-        return Problem("zero_area", f"{_show(box)} has no area within the image")
-    return corners
+    return None
 
 
-def _objects(kept: list[tuple[Box, tuple[int, str], list[float]]], height: int, width: int) -> Objects:
-    boxes = np.array([corners for _, _, corners in kept], np.float64).reshape(-1, 4)
-    sides = boxes[:, 2:] - boxes[:, :2]
+def _reject_box(image: Image, box: Box, problem: Problem) -> Rejection:
+    return Rejection(image.source, image.filename, problem.reason, problem.detail, box.where)
+
+
+def _objects(kept: list[_Kept], inside: Float64Array, boxes: FloatArray, height: int, width: int) -> Objects:
+    """The objects of boxes [N, 4]; `inside` are the same in float64, for the areas."""
+    sides = inside[:, 2:] - inside[:, :2]
     area = sides[:, 0] * height * sides[:, 1] * width
-    for index, (box, _, _) in enumerate(kept):
-        if box.area is not None:
-            area[index] = box.area
+    for index, found in enumerate(kept):
+        if found.box.area is not None:
+            area[index] = found.box.area
     return Objects(
-        boxes=boxes.astype(np.float32),
-        labels=np.array([found[0] for _, found, _ in kept], np.int64),
-        names=tuple(found[1] for _, found, _ in kept),
-        difficult=np.array([box.difficult for box, _, _ in kept], bool),
-        is_crowd=np.array([box.is_crowd for box, _, _ in kept], bool),
+        boxes=boxes,
+        labels=np.array([found.label for found in kept], np.int64),
+        names=tuple(found.name for found in kept),
+        difficult=np.array([found.box.difficult for found in kept], bool),
+        is_crowd=np.array([found.box.is_crowd for found in kept], bool),
         area=area.astype(np.float32),
     )
 

@@ -17,7 +17,7 @@ import apache_beam as beam
 from pipelines import files
 from pipelines.annotations import Box, Category, Element, Image, Listing, LooseBox, Problem, keyed
 from pipelines.json_stream import JsonStreamError, stream_arrays
-from pipelines.readers.source import Source, find_inputs, first_folder, image_paths
+from pipelines.readers.source import Location, Source, find_inputs, first_folder, locate_image
 from ssd_dist.core.errors import DataError
 
 
@@ -105,7 +105,7 @@ def read_file(file: CocoFile, source: Source) -> Iterator[Element]:
         # What follows is lost, so the images read so far may lack boxes: all of the file's images are refused, and
         # the file itself stands for those that were not reached.
         problem = Problem("broken_annotation", f"{file.path}: {error}")
-        yield keyed(Image(f"the rest of {file.path}", file.number, rows, file.path, "", (), problem=problem))
+        yield keyed(Image(f"the rest of {file.path}", file.number, rows, file.path, "", "", problem=problem))
         rows += 1
     yield keyed(Listing(file.number, rows, file.path, problem))
 
@@ -126,23 +126,21 @@ def parse_image(item: Any, index: int, row: int, file: CocoFile) -> Image:
     """One entry of `images`; what is missing or of a wrong type becomes the image's problem."""
     entry = item if isinstance(item, dict) else {}
     image_id, filename = entry.get("id"), entry.get("file_name")
-    problem = None
-    paths: tuple[str, ...] = ()
-    if not isinstance(image_id, int | str) or not isinstance(filename, str) or not filename:
-        problem = Problem("broken_annotation", f"images[{index}] needs an id and a file_name: {item!r:.200}")
+    if isinstance(image_id, int | str) and isinstance(filename, str) and filename:
+        where = locate_image(file.images, filename)
     else:
-        found = image_paths(file.images, filename)
-        problem = found if isinstance(found, Problem) else None
-        paths = () if isinstance(found, Problem) else found
+        detail = f"images[{index}] needs an id and a file_name: {item!r:.200}"
+        where = Location(problem=Problem("broken_annotation", detail))
     return Image(
         image_id=f"images[{index}] of {file.path}" if image_id is None else str(image_id),
         file=file.number,
         row=row,
         source=file.path,
         filename=str(filename or ""),
-        paths=paths,
+        path=where.path,
+        stems=where.stems,
         size=_size(entry.get("height"), entry.get("width")),
-        problem=problem,
+        problem=where.problem,
     )
 
 

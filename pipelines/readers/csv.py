@@ -14,7 +14,7 @@ import apache_beam as beam
 
 from pipelines import files
 from pipelines.annotations import Box, Category, Element, Image, Listing, LooseBox, Problem, image_key, keyed
-from pipelines.readers.source import Source, find_inputs, first_folder, image_paths
+from pipelines.readers.source import Source, find_inputs, first_folder, locate_image
 from ssd_dist.core.errors import DataError
 
 CORNERS = ("ymin", "xmin", "ymax", "xmax")
@@ -136,16 +136,17 @@ def parse_line(line: bytes, number: int, file: CsvFile, row: int, order: int) ->
     filename = values["filename"]
     if not filename:
         return _broken(file, row, where, "the line has no file name"), None
-    found = image_paths(file.images, filename)
+    found = locate_image(file.images, filename)
     image = Image(
         image_id=filename,
         file=0,
         row=row,
         source=file.path,
         filename=filename,
-        paths=() if isinstance(found, Problem) else found,
+        path=found.path,
+        stems=found.stems,
         size=_size(values.get("height", ""), values.get("width", "")),
-        problem=found if isinstance(found, Problem) else None,
+        problem=found.problem,
     )
     if not any(values[name] for name in ("class", *CORNERS)):
         return image, None
@@ -172,7 +173,7 @@ def _size(height: str, width: str) -> tuple[int, int] | None:
 
 def _broken(file: CsvFile, row: int, where: str, detail: str) -> Image:
     problem = Problem("broken_annotation", detail)
-    return Image(f"{where} of {file.path}", 0, row, f"{file.path}, {where}", "", (), problem=problem)
+    return Image(f"{where} of {file.path}", 0, row, f"{file.path}, {where}", "", "", problem=problem)
 
 
 def _fields(line: bytes) -> list[str]:

@@ -1,14 +1,12 @@
 """What a reader is told: where the annotations and images are, and which of them belong to the split."""
 
 import hashlib
+import posixpath
 from dataclasses import dataclass
 
 from pipelines import files
 from pipelines.annotations import Problem
 from ssd_dist.core.errors import DataError, UsageError
-
-# Tried in this order where the annotation's file name does not exist.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
 @dataclass(frozen=True)
@@ -71,14 +69,22 @@ def parse_split_by(text: str) -> tuple[tuple[str, float], ...]:
     return tuple(shares)
 
 
-def image_paths(folder: str, filename: str, stem: str = "") -> tuple[str, ...] | Problem:
-    """Where an image may lie: under its file name, or under `stem` with the suffix of an image."""
+@dataclass(frozen=True)
+class Location:
+    """Where an image lies: its path, the stems to look under if its name has the wrong suffix, or what is wrong."""
+
+    path: str = ""
+    stems: tuple[str, ...] = ()
+    problem: Problem | None = None
+
+
+def locate_image(folder: str, filename: str, stem: str = "") -> Location:
+    """Where an image of that file name lies; where it is not there, one of the same stem, or of `stem`, will do."""
     clean = files.relative_path(filename)
     if clean is None:
-        return Problem("path_traversal", f"file name {filename!r} leads out of {folder}")
-    base = clean.rpartition(".")[0] if "." in clean.rpartition("/")[2] else clean
-    names = [clean, *(f"{name}{suffix}" for name in dict.fromkeys((base, stem)) if name for suffix in IMAGE_SUFFIXES)]
-    return tuple(files.join(folder, name) for name in dict.fromkeys(names))
+        return Location(problem=Problem("path_traversal", f"file name {filename!r} leads out of {folder}"))
+    stems = dict.fromkeys(name for name in (posixpath.splitext(clean)[0], stem) if name)
+    return Location(files.join(folder, clean), tuple(files.join(folder, name) for name in stems))
 
 
 def find_inputs(pattern: str, suffixes: tuple[str, ...], names: tuple[str, ...]) -> list[str]:

@@ -101,7 +101,7 @@ def parse_record(
         row=row,
         source=f"{file.path}, {where}",
         filename=filename,
-        paths=(file.path,),
+        path=file.path,
         size=_size(features),
         boxes=tuple(boxes),
         span=span,
@@ -161,4 +161,4 @@ def _size(features: dict[str, Any]) -> tuple[int, int] | None:
 
 def _broken(file: RecordFile, row: int, where: str, detail: str) -> Image:
     source = f"{file.path}, {where}"
-    return Image(source, file.number, row, source, "", (), problem=Problem("broken_annotation", detail))
+    return Image(source, file.number, row, source, "", "", problem=Problem("broken_annotation", detail))

@@ -18,7 +18,7 @@ from defusedxml.ElementTree import ParseError, fromstring
 
 from pipelines import files
 from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, keyed
-from pipelines.readers.source import Source, image_paths, require_input
+from pipelines.readers.source import Source, locate_image, require_input
 from ssd_dist.core.errors import DataError
 
 
@@ -150,17 +150,18 @@ def parse_annotation(data: bytes, entry: VocEntry) -> Image:
     except (ParseError, ValueError, LookupError) as error:
         return _broken(entry, "broken_annotation", str(error))
     filename = _text(root, "filename") or entry.image_id
-    paths = image_paths(entry.images, filename, entry.image_id)
+    where = locate_image(entry.images, filename, entry.image_id)
     return Image(
         image_id=entry.image_id,
         file=0,
         row=entry.row,
         source=entry.annotation,
         filename=filename,
-        paths=() if isinstance(paths, Problem) else paths,
+        path=where.path,
+        stems=where.stems,
         size=_size(root),
         boxes=tuple(_parse_object(node, number) for number, node in enumerate(root.findall("object"))),
-        problem=paths if isinstance(paths, Problem) else None,
+        problem=where.problem,
     )
 
 
@@ -191,4 +192,4 @@ def _text(node: XmlElement, path: str) -> str:
 
 
 def _broken(entry: VocEntry, reason: str, detail: str) -> Image:
-    return Image(entry.image_id, 0, entry.row, entry.annotation, "", (), problem=Problem(reason, detail))
+    return Image(entry.image_id, 0, entry.row, entry.annotation, "", "", problem=Problem(reason, detail))

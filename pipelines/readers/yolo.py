@@ -16,9 +16,9 @@ import apache_beam as beam
 import yaml
 
 from pipelines import files
-from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, keyed
+from pipelines.annotations import IMAGE_SUFFIXES, Box, Category, Element, Image, Listing, Problem, keyed
 from pipelines.classes import first_duplicate
-from pipelines.readers.source import IMAGE_SUFFIXES, Source, first_folder, require_input
+from pipelines.readers.source import Source, first_folder, require_input
 from ssd_dist.core.errors import DataError
 
 
@@ -176,8 +176,7 @@ def read_label(entry: YoloEntry | Category | Listing) -> Iterator[Element]:
         except (*files.LASTING, ValueError) as error:
             problem = problem or Problem("broken_annotation", str(error))
     source = entry.label or entry.image
-    paths = (entry.image,) if entry.image else ()
-    yield keyed(Image(entry.image_id, 0, entry.row, source, entry.filename, paths, boxes=boxes, problem=problem))
+    yield keyed(Image(entry.image_id, 0, entry.row, source, entry.filename, entry.image, boxes=boxes, problem=problem))
 
 
 def parse_label(text: str) -> Iterator[Box]:

@@ -24,7 +24,7 @@ from pipelines.shards import split_group
 
 
 def image(image_id, file, row, **rest):
-    return Image(str(image_id), file, row, f"list {file}", f"{image_id}.jpg", (f"{image_id}.jpg",), **rest)
+    return Image(str(image_id), file, row, f"list {file}", f"{image_id}.jpg", f"{image_id}.jpg", **rest)
 
 
 def loose(image_id, file, row):

@@ -121,7 +121,7 @@ def test_no_name_leads_out_of_its_folder(name):
 
 
 def image(path, **rest):
-    return Image("a", 0, 0, "list", path, (path,), **rest)
+    return Image("a", 0, 0, "list", path, path, **rest)
 
 
 def test_images_come_in_order_from_near_and_far(tmp_path, monkeypatch):

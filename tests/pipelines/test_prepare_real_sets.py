@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -190,4 +191,5 @@ def test_leakage_is_found(bccd, shared_data, prepare, tmp_path):
     assert leak.images == BCCD_IMAGES["val"]
     assert all(name.startswith("BloodImage_") for name in leak.examples)
     # Preparing the split again from data that does not overlap takes the entry out.
+    shutil.rmtree(tmp_path / "train")
     assert prepare("voc", shared_data / "bccd/BCCD", tmp_path, split="train").leakage == ()

@@ -79,7 +79,7 @@ def test_a_broken_image_has_a_problem(item):
 def test_an_image_outside_the_folder_is_refused():
     assert parse_image({"id": 1, "file_name": "../x.jpg"}, 0, 0, FILE).problem.reason == "path_traversal"
     inside = parse_image({"id": 1, "file_name": "sub/./x.jpg"}, 0, 0, FILE)
-    assert (inside.problem, inside.paths[0]) == (None, "/d/images/sub/x.jpg")
+    assert (inside.problem, inside.path) == (None, "/d/images/sub/x.jpg")
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.5, 0.9])

@@ -3,7 +3,7 @@
 import pytest
 from raw_sets import make_coco, make_voc, make_yolo
 
-from pipelines.readers.source import Source, hashed_split, image_paths, parse_split_by
+from pipelines.readers.source import Source, hashed_split, locate_image, parse_split_by
 from ssd_dist.core.errors import UsageError
 
 SHARES = (("train", 0.8), ("val", 0.1), ("test", 0.1))
@@ -71,11 +71,11 @@ def test_the_split_of_a_source_defaults_to_that_of_the_output():
 
 @pytest.mark.parametrize("name", ["a.jpg", "sub/a.jpg", "./a.jpg", "sub\\a.jpg", "a b.jpg", "ü.jpg", "a..jpg"])
 def test_names_inside_the_folder(name):
-    assert image_paths("/images", name)[0].startswith("/images/")
+    assert locate_image("/images", name).path.startswith("/images/")
 
 
 @pytest.mark.parametrize(
     "name", ["../a.jpg", "/a.jpg", "sub/../../a.jpg", "..", ".", "a\0.jpg", "\\\\host\\a", "c:\\a"]
 )
 def test_names_outside_the_folder(name):
-    assert image_paths("/images", name).reason == "path_traversal"
+    assert locate_image("/images", name).problem.reason == "path_traversal"

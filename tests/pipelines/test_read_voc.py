@@ -19,17 +19,16 @@ def test_an_annotation_is_read_as_it_is():
     xml = voc_xml("a.jpg", [("cat", 1, 2, 30, 40), ("dog", 5.5, 6, 7, 8)]).replace("<difficult>0", "<difficult>1", 1)
     image = parse(xml)
     assert (image.image_id, image.row, image.filename, image.size) == ("a", 4, "a.jpg", (48, 64))
-    assert image.paths[0] == "/d/JPEGImages/a.jpg"
+    assert image.path == "/d/JPEGImages/a.jpg"
     assert [(b.category, b.corners, b.difficult, b.where) for b in image.boxes] == [
         ("cat", (1, 2, 30, 40), True, "object 0"), ("dog", (5.5, 6, 7, 8), False, "object 1"),
     ]  # fmt: skip
 
 
 def test_a_file_name_of_another_suffix_falls_back_to_the_id():
-    paths = parse(voc_xml("scan_17.bmp", [])).paths
-    assert paths[0].endswith("/scan_17.bmp")
-    assert "/d/JPEGImages/scan_17.png" in paths
-    assert "/d/JPEGImages/a.jpg" in paths
+    image = parse(voc_xml("scan_17.bmp", []))
+    assert image.path == "/d/JPEGImages/scan_17.bmp"
+    assert image.stems == ("/d/JPEGImages/scan_17", "/d/JPEGImages/a")
 
 
 BILLION_LAUGHS = (

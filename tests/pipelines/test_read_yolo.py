@@ -87,7 +87,7 @@ def test_layouts(tmp_path, images, labels, config, content, split):
             continue
         found = images_of(given, split)
         assert [len(image.boxes) for image in found.values()] == [1]
-        assert found["a"].paths == (str(tmp_path / images / "a.jpg"),)
+        assert found["a"].path == str(tmp_path / images / "a.jpg")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ TABLE = build_class_table([Category("cat", 0, "cat"), Category("dog", 0, "dog")]
 
 
 def image_of(*boxes, size=None):
-    return Image("id", 0, 0, "a.xml", "a.jpg", ("a.jpg",), size=size, boxes=boxes)
+    return Image("id", 0, 0, "a.xml", "a.jpg", "a.jpg", size=size, boxes=boxes)
 
 
 def check(*boxes):
