@@ -225,7 +225,7 @@ def _soft_colors(rng: Rng, count: int) -> list[Array]:
     for _ in range(count):
         grey = rng.uniform(0.25, 0.9)
         tint = rng.uniform(0, 1, 3)
-        strength = rng.choice([rng.uniform(0, 0.15), rng.uniform(0.15, 0.5)])
+        strength = rng.choice([rng.uniform(0, 0.12), rng.uniform(0.12, 0.3)])
         colors.append(linear(*(np.clip(grey + strength * (tint - tint.mean()), 0.05, 1.0))))
     return colors
 

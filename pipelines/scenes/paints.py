@@ -115,21 +115,22 @@ def clock_face(face: Array, ink: Array, hours: float, minutes: float) -> Paint:
     return paint
 
 
-def book_cover(cover: Array, ink: Array, style: int) -> Paint:
-    """A front cover: a block with a title, a frame, or a picture with a disc."""
-    table = np.stack([cover, ink], axis=1)
+def book_cover(cover: Array, ink: Array, paper: Array, style: int) -> Paint:
+    """A front cover: a paper label with a title, and below it a line, a frame around all, or a disc."""
+    table = np.stack([cover, ink, paper], axis=1)
 
     def paint(u: Array, v: Array, z: Array) -> Array:
-        lines = (np.abs(u - 0.5) < 0.3) & (((v * 12) % 1.0) < 0.45)
-        title = lines & (v > 0.72) & (v < 0.9)
+        label = (np.abs(u - 0.5) < 0.36) & (np.abs(v - 0.77) < 0.13)
+        line = np.abs(u - 0.5) < 0.27
+        marked = line & (np.abs(np.abs(v - 0.77) - 0.05) < 0.022)
         if style == 0:
-            marked = title | (lines & (v > 0.08) & (v < 0.16))
+            marked |= line & (np.abs(v - 0.12) < 0.03)
         elif style == 1:
             edge = np.minimum(np.minimum(u, 1 - u), np.minimum(v, 1 - v))
-            marked = title | ((edge > 0.06) & (edge < 0.1))
+            marked |= (edge > 0.05) & (edge < 0.085)
         else:
-            marked = title | ((u - 0.5) ** 2 + 1.8 * (v - 0.38) ** 2 < 0.07)
-        return table[:, marked.astype(np.intp)]
+            marked |= (u - 0.5) ** 2 + 1.8 * (v - 0.36) ** 2 < 0.06
+        return table[:, np.where(marked, 1, 2 * label)]
 
     return paint
 

@@ -25,7 +25,7 @@ def photograph(picture: Array, rng: np.random.Generator) -> npt.NDArray[np.uint8
     if blur:
         kernel = ImageFilter.BoxBlur(blur)
         developed = np.stack([np.asarray(Image.fromarray(channel).filter(kernel)) for channel in developed])
-    noisy = developed + np.float32(rng.uniform(0.5, 6.0)) * crop_grain(rng, height, width)
+    noisy = developed + np.float32(rng.uniform(0.5, 4.5)) * crop_grain(rng, height, width)
     return np.ascontiguousarray(np.clip(noisy, 0, 255, out=noisy).astype(np.uint8).transpose(1, 2, 0))
 
 

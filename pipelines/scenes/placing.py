@@ -5,7 +5,7 @@ floor, wall, light -> `Place`; how many, how large, of which class -> `Spot`s wi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -18,11 +18,15 @@ from pipelines.scenes.toys import TOYS
 
 Rng: TypeAlias = np.random.Generator
 
-SHARE_EMPTY, SHARE_CROWDED, SHARE_HEAPS, SHARE_CLUTTERED = 0.05, 0.1, 0.05, 0.3
-MOST_IN_PLAIN = 9
-IN_CROWDED = (19, 26)
-# The longer side of a toy in pixels, drawn evenly on a logarithmic scale.
-SMALLEST, LARGEST, LARGEST_IN_CROWD = 28, 290, 120
+# How many toys a scene holds: a few; none; many; a few and a heap of small ones.
+Kind: TypeAlias = Literal["plain", "empty", "crowded", "heap"]
+
+SHARE_CLUTTERED = 0.2
+IN_PLAIN, IN_CROWDED = (1, 6), (19, 24)
+# The longer side of a toy in pixels: the least, the most, and the two parameters of a beta distribution between their
+# logarithms. A hundred pixels are the usual size; every octave has its share.
+SIZES_IN_PLAIN = (28, 300, 2.2, 1.2)
+SIZES_IN_CROWDED = (55, 140, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -72,28 +76,24 @@ def build_place(rng: Rng, width: int, height: int) -> Place:
     return Place(albedo, wall_foot, ground, Camera(pitch), _pick_light(rng, ground, is_outdoor))
 
 
-def choose_spots(rng: Rng, place: Place) -> tuple[list[Spot], list[Spot]]:
+def choose_spots(rng: Rng, place: Place, kind: Kind) -> tuple[list[Spot], list[Spot]]:
     """Which toys stand where: those of their own, and those of a heap (usually none)."""
     spots: list[Spot] = []
     if rng.random() < SHARE_CLUTTERED:
         for name in rng.choice(list(CLUTTER), rng.integers(1, 4)):
             spots.append(_find_room(rng, str(name), float(rng.uniform(35, 120)), place, spots))
-    kind = rng.random()
-    if kind < SHARE_EMPTY:
+    if kind == "empty":
         return spots, []
-    is_crowded = kind < SHARE_EMPTY + SHARE_CROWDED
-    low, high = IN_CROWDED if is_crowded else (1, MOST_IN_PLAIN)
-    largest = LARGEST_IN_CROWD if is_crowded else LARGEST
-    count = int(rng.integers(low, high + 1))
-    sizes = np.sort(np.exp(rng.uniform(np.log(SMALLEST), np.log(largest), count)))[::-1]
+    count = int(rng.integers(*(IN_CROWDED if kind == "crowded" else IN_PLAIN), endpoint=True))
+    least, most, alpha, beta = SIZES_IN_CROWDED if kind == "crowded" else SIZES_IN_PLAIN
+    sizes = np.sort(least * (most / least) ** rng.beta(alpha, beta, count))[::-1]
     names = list(TOYS)
     # One or two classes are the picture's favourites, as in a real room.
     weights = rng.dirichlet(np.full(len(names), 1.2))
     for size in sizes:
         name = names[rng.choice(len(names), p=0.5 * weights + 0.5 / len(names))]
         spots.append(_find_room(rng, name, float(size), place, spots))
-    heap = _heap_up(rng, place, spots) if rng.random() < SHARE_HEAPS else []
-    return spots, heap
+    return spots, _heap_up(rng, place, spots) if kind == "heap" else []
 
 
 def _pick_light(rng: Rng, ground: Array, is_outdoor: bool) -> Light:
@@ -113,7 +113,7 @@ def _pick_light(rng: Rng, ground: Array, is_outdoor: bool) -> Light:
 def _find_room(rng: Rng, name: str, size: float, place: Place, taken: Sequence[Spot]) -> Spot:
     """The best of some random spots: some overlap is wanted, much is not."""
     _, height, width = place.albedo.shape
-    wanted = rng.exponential(0.12)
+    wanted = rng.exponential(0.08)
     best, least = None, np.inf
     for _ in range(10):
         reach = 0.4 * size

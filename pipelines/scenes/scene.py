@@ -16,15 +16,15 @@ from pipelines.scenes.clutter import CLUTTER
 from pipelines.scenes.meshes import Array
 from pipelines.scenes.paints import pick_color
 from pipelines.scenes.photo import photograph
-from pipelines.scenes.placing import Place, Spot, build_place, choose_spots
+from pipelines.scenes.placing import Kind, Place, Spot, build_place, choose_spots
 from pipelines.scenes.rendering import Sprite, cast_shadow, extent, render
 from pipelines.scenes.toys import TOYS, Colors
 
 Rng: TypeAlias = np.random.Generator
 
-SIZES = ((480, 360), (480, 360), (512, 342), (500, 375), (448, 400), (360, 480), (400, 440))
+SIZES = ((480, 360), (440, 330), (460, 308), (400, 300), (388, 372), (330, 440))
 # Toys of which less is seen, because of others or of the picture's edge, are taken away.
-LEAST_VISIBLE = 0.45
+LEAST_VISIBLE = 0.6
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class Standing:
     in_heap: bool
 
 
-def draw_scene(rng: Rng) -> Scene:
-    """A random scene."""
+def draw_scene(rng: Rng, kind: Kind = "plain") -> Scene:
+    """A random scene of a kind."""
     width, height = SIZES[rng.integers(len(SIZES))]
     place = build_place(rng, width, height)
-    spots, heap = choose_spots(rng, place)
+    spots, heap = choose_spots(rng, place, kind)
     standing = [put_down(rng, spot, place, in_heap=False) for spot in spots]
     standing += [put_down(rng, spot, place, in_heap=True) for spot in heap]
     standing.sort(key=lambda toy: -toy.spot.y)
@@ -89,9 +89,8 @@ def put_down(rng: Rng, spot: Spot, place: Place, in_heap: bool) -> Standing:
     """The toy of a spot, built, painted and drawn."""
     main = pick_color(rng, [place.ground])
     second = pick_color(rng, [main])
-    third = pick_color(rng, [main, second])
     build = TOYS[spot.name][1] if spot.name in TOYS else CLUTTER[spot.name]
-    toy = build(rng, Colors(main, second, third))
+    toy = build(rng, Colors(main, second))
     factor = spot.size / max(extent(toy.mesh, place.camera))
     mesh = toy.mesh.stretch(factor, factor, factor)
     picture = render(mesh, toy.materials, place.camera, place.light)

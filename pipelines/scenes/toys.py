@@ -27,11 +27,10 @@ class Toy:
 
 @dataclass(frozen=True)
 class Colors:
-    """Two colours that differ from each other and from the ground, and a third that goes with both."""
+    """Two colours that differ from each other; the first differs from the ground."""
 
     main: Array
     second: Array
-    third: Array
 
 
 def stand(mesh: Mesh, *materials: Material) -> Toy:
@@ -41,12 +40,11 @@ def stand(mesh: Mesh, *materials: Material) -> Toy:
 
 
 def build_ball(rng: Rng, colors: Colors) -> Toy:
-    """A beach ball, striped ball, dotted ball or basketball."""
+    """A beach ball or one with a band."""
     patterns: list[Paint] = [
         paints.striped(colors.main, colors.second, int(rng.integers(3, 5)), along="u"),
+        paints.striped(colors.main, colors.second, 3, share=0.3, along="u"),
         paints.banded([colors.main, colors.second, colors.main], [0.38, 0.62]),
-        paints.dotted(colors.main, colors.second, 6, 4),
-        paints.striped(colors.main, colors.second * 0.2, 4, share=0.09, along="u"),
     ]
     material = Material(patterns[rng.integers(len(patterns))], gloss=float(rng.uniform(0.1, 0.6)), sharpness=5)
     spin = rotation("x", rng.uniform(-60, 60)) @ rotation("z", rng.uniform(0, 360))
@@ -55,11 +53,11 @@ def build_ball(rng: Rng, colors: Colors) -> Toy:
 
 def build_book(rng: Rng, colors: Colors) -> Toy:
     """A closed hardback, lying or standing open to view."""
-    width, length, thickness = rng.uniform(0.62, 0.8), 1.0, rng.uniform(0.12, 0.26)
+    width, length, thickness = rng.uniform(0.66, 0.8), 1.0, rng.uniform(0.16, 0.26)
     board = 0.028
-    cover = Material(paints.book_cover(colors.main, colors.second, int(rng.integers(3))), 0.15, 4)
-    cloth = Material(paints.speckled(colors.main, rng), 0.15, 4)
     paper = paints.linear(0.95, 0.92, 0.84)
+    cover = Material(paints.book_cover(colors.main, colors.second * 0.6, paper, int(rng.integers(3))), 0.15, 4)
+    cloth = Material(paints.speckled(colors.main, rng), 0.15, 4)
     pages = Material(paints.page_edges(paper, "u"), 0.02, 2)
     spine = Material(paints.banded([colors.main, colors.second, colors.main], [0.7, 0.82]), 0.15, 4)
     inner = thickness - 2 * board
@@ -71,10 +69,10 @@ def build_book(rng: Rng, colors: Colors) -> Toy:
     ]
     book = join(parts)
     if rng.random() < 0.55:
-        pose = rotation("z", rng.uniform(-75, 75))
+        pose = rotation("z", rng.uniform(-50, 50))
     else:
         # Upright, the cover towards us, leaning back a little.
-        pose = rotation("z", rng.uniform(-50, 50)) @ rotation("x", rng.uniform(68, 88))
+        pose = rotation("z", rng.uniform(-40, 40)) @ rotation("x", rng.uniform(68, 86))
     return stand(book.turn(pose), cover, cloth, pages, spine)
 
 
@@ -85,10 +83,10 @@ def build_bottle(rng: Rng, colors: Colors) -> Toy:
     body = [(0.0, 0.0), (radius * 0.9, 0.0), (radius, 0.03), (radius, shoulder)]
     body += [(radius * 0.9, shoulder + 0.06), (neck * 1.25, bend), (neck, bend + 0.05), (neck, 0.95)]
     cap = [(neck * 1.2, 0.9), (neck * 1.2, 0.9), (neck * 1.2, 1.0), (neck * 1.2, 1.0), (0.0, 1.0)]
-    low, high = sorted(rng.uniform(0.3, 0.62, 2))
-    label = paints.banded([colors.main, colors.third, colors.second, colors.third, colors.main], [
-        low - 0.08, low - 0.02, max(high, low + 0.12) - 0.06, max(high, low + 0.12),
-    ])  # fmt: skip
+    low, high = rng.uniform(0.22, 0.32), rng.uniform(0.48, 0.6)
+    paper = paints.linear(0.95, 0.93, 0.88)
+    bands = [colors.main, colors.second, paper, colors.second, colors.main]
+    label = paints.banded(bands, [low, low + 0.05, high - 0.05, high])
     glass = Material(label, gloss=1.1, sharpness=5)
     top = Material(paints.plain(colors.second), gloss=0.3, sharpness=4)
     return stand(join([revolve(body, 0), revolve(cap, 1, 20)]).turn(rotation("z", rng.uniform(0, 360))), glass, top)
@@ -152,8 +150,8 @@ def build_fish(rng: Rng, colors: Colors) -> Toy:
     belly = plate([(0.12, 0), (-0.18, 0), (-0.16, -0.2)][::-1], 0.05, 0.02, 1).move(0, 0, -height * 0.84)
     parts = [body, tail, dorsal, belly]
     for side in (-1, 1):
-        parts.append(sphere(2, 12).stretch(0.085, 0.05, 0.085).move(0.36, side * width * 0.8, height * 0.22))
-        parts.append(sphere(3, 10).stretch(0.045, 0.04, 0.045).move(0.38, side * (width * 0.8 + 0.03), height * 0.22))
+        parts.append(sphere(2, 12).stretch(0.1, 0.06, 0.1).move(0.36, side * width * 0.84, height * 0.22))
+        parts.append(sphere(3, 10).stretch(0.06, 0.04, 0.06).move(0.38, side * (width * 0.84 + 0.04), height * 0.22))
     patterns: list[Paint] = [
         paints.striped(colors.main, colors.second, int(rng.integers(3, 6)), share=0.4),
         paints.dotted(colors.main, colors.second, 10, 7, 0.34),
@@ -166,7 +164,7 @@ def build_fish(rng: Rng, colors: Colors) -> Toy:
         Material(paints.plain(paints.linear(1, 1, 1)), 0.3),
         Material(paints.plain(np.zeros(3, np.float32)), 0.9, 5),
     )
-    turn = rng.uniform(-40, 40) + (180 if rng.random() < 0.5 else 0)
+    turn = rng.uniform(-30, 30) + (180 if rng.random() < 0.5 else 0)
     pose = rotation("z", turn) @ rotation("y", rng.uniform(-18, 18))
     return stand(join(parts).turn(pose), skin, fins, white, black)
 
@@ -198,12 +196,12 @@ def build_mug(rng: Rng, colors: Colors) -> Toy:
         paints.banded([colors.main, colors.second], [0.75]),
     ]
     clay = Material(patterns[rng.integers(len(patterns))], 0.55, 5)
-    lining = Material(paints.plain(paints.linear(0.93, 0.91, 0.87) if rng.random() < 0.6 else colors.main), 0.3, 4)
+    lining = Material(paints.plain(paints.linear(0.93, 0.91, 0.87)), 0.3, 4)
     drink = Material(
         paints.plain(paints.linear(*rng.choice([[0.3, 0.17, 0.09], [0.72, 0.5, 0.33], [0.55, 0.3, 0.1]]))), 0.6, 6
     )
     handle = Material(paints.plain(colors.main), 0.55, 5)
-    turn = rng.uniform(-55, 55) + (180 if rng.random() < 0.5 else 0)
+    turn = rng.uniform(-38, 38) + (180 if rng.random() < 0.5 else 0)
     return stand(join(parts).turn(rotation("z", turn)), clay, lining, drink, handle)
 
 
