@@ -6,10 +6,13 @@ Keys are integers: cheap to code, and grouped alike by every runner.
 """
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
 SUMMARY_KEY = -1
+# Boxes held by a reader to travel together: shuffling costs by the element.
+GATHERED_BOXES = 4096
 # What an image's file may be called, in the order in which they are tried.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
@@ -80,13 +83,24 @@ class Image:
 
 @dataclass(frozen=True)
 class LooseBox:
-    """A box that comes apart from its image (COCO, CSV)."""
+    """One box that comes apart from its image (COCO, CSV)."""
 
     image_id: str
     file: int
     row: int
     source: str
     box: Box
+
+
+@dataclass(frozen=True)
+class BoxGroup:
+    """Boxes of one image that come apart from it but near each other; `row` is the first one's."""
+
+    image_id: str
+    file: int
+    row: int
+    source: str
+    boxes: tuple[Box, ...]
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,7 @@ class Listing:
     problem: Problem | None = None
 
 
-Element: TypeAlias = tuple[int, Image | LooseBox | Category | Listing]
+Element: TypeAlias = tuple[int, Image | BoxGroup | Category | Listing]
 
 
 def image_key(image_id: str) -> int:
@@ -117,8 +131,30 @@ def image_key(image_id: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def keyed(value: Image | LooseBox | Category | Listing) -> Element:
+def keyed(value: Image | BoxGroup | Category | Listing) -> Element:
     """The value with the key under which it is grouped."""
-    if isinstance(value, Image | LooseBox):
+    if isinstance(value, Image | BoxGroup):
         return image_key(value.image_id), value
     return SUMMARY_KEY, value
+
+
+def gather_boxes(values: Iterable[Image | LooseBox | Category | Listing]) -> Iterator[Element]:
+    """The values with their keys, loose boxes of one image put together as far as a small buffer reaches."""
+    waiting: dict[str, list[LooseBox]] = {}
+    count = 0
+    for value in values:
+        if not isinstance(value, LooseBox):
+            yield keyed(value)
+            continue
+        waiting.setdefault(value.image_id, []).append(value)
+        count += 1
+        if count == GATHERED_BOXES:
+            yield from map(_group_boxes, waiting.values())
+            waiting, count = {}, 0
+    yield from map(_group_boxes, waiting.values())
+
+
+def _group_boxes(loose: list[LooseBox]) -> Element:
+    first = loose[0]
+    boxes = tuple(box.box for box in loose)
+    return keyed(BoxGroup(first.image_id, first.file, first.row, first.source, boxes))

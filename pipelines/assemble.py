@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import apache_beam as beam
 
-from pipelines.annotations import SUMMARY_KEY, Category, Image, Listing, LooseBox, Problem
+from pipelines.annotations import SUMMARY_KEY, BoxGroup, Category, Image, Listing, Problem
 from pipelines.classes import ClassRules, ClassTable, build_class_table
 
 BUCKET_ROWS = 1024
@@ -106,11 +106,11 @@ def assemble_images(group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, 
     if key == SUMMARY_KEY:
         return
     images: dict[str, list[Image]] = {}
-    boxes: dict[str, list[LooseBox]] = {}
+    boxes: dict[str, list[BoxGroup]] = {}
     for value in values:
         if isinstance(value, Image):
             images.setdefault(value.image_id, []).append(value)
-        elif isinstance(value, LooseBox):
+        elif isinstance(value, BoxGroup):
             boxes.setdefault(value.image_id, []).append(value)
     for image_id in sorted({*images, *boxes}):
         loose = sorted(boxes.get(image_id, []), key=lambda box: (box.file, box.row))
@@ -119,7 +119,7 @@ def assemble_images(group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, 
             yield _orphan(loose)
             continue
         first, *others = found
-        yield _in_bucket(replace(first, boxes=(*first.boxes, *(box.box for box in loose))))
+        yield _in_bucket(replace(first, boxes=(*first.boxes, *(box for group in loose for box in group.boxes))))
         for other in others:
             detail = f"image id {image_id!r} is taken by {first.filename} ({first.source}); give each image its own"
             yield _in_bucket(replace(other, problem=other.problem or Problem("duplicate_id", detail)))
@@ -179,7 +179,7 @@ def _in_bucket(image: Image) -> tuple[int, _Listed]:
     return _bucket_key(image.file, image.row), _Listed(image)
 
 
-def _orphan(loose: list[LooseBox]) -> tuple[int, _Listed]:
+def _orphan(loose: list[BoxGroup]) -> tuple[int, _Listed]:
     first = loose[0]
     detail = f"no image of id {first.image_id!r} is listed"
     image = Image(
@@ -189,7 +189,7 @@ def _orphan(loose: list[LooseBox]) -> tuple[int, _Listed]:
         source=first.source,
         filename="",
         path="",
-        boxes=tuple(box.box for box in loose),
+        boxes=tuple(box for group in loose for box in group.boxes),
         problem=Problem("unknown_image", detail),
     )
     return _bucket_key(first.file, 0), _Listed(image, orphan=True)

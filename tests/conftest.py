@@ -8,13 +8,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
-
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data and weights; a test that needs it is skipped where there is none."""
-    folder = Path(os.environ.get("SSD_DIST_SHARED", REPOSITORY.parent / "shared"))
+    folder = Path(os.environ.get("SSD_DIST_SHARED", Path(__file__).parents[2] / "shared"))
     if not (folder / "data").is_dir():
         pytest.skip(f"no real data at {folder}; set SSD_DIST_SHARED")
     return folder

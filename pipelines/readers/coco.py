@@ -15,7 +15,7 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines import files
-from pipelines.annotations import Box, Category, Element, Image, Listing, LooseBox, Problem, keyed
+from pipelines.annotations import Box, Category, Element, Image, Listing, LooseBox, Problem, gather_boxes
 from pipelines.json_stream import JsonStreamError, stream_arrays
 from pipelines.readers.source import Location, Source, find_inputs, first_folder, locate_image
 from ssd_dist.core.errors import DataError
@@ -80,7 +80,12 @@ def find_images(path: str, source: Source) -> str:
 
 
 def read_file(file: CocoFile, source: Source) -> Iterator[Element]:
-    """Streams one annotation file: categories, images and boxes as they come, then the end of the listing."""
+    """Streams one annotation file into elements."""
+    return gather_boxes(read_entries(file, source))
+
+
+def read_entries(file: CocoFile, source: Source) -> Iterator[Image | LooseBox | Category | Listing]:
+    """Categories, images and boxes of a file as they come, then the end of the listing."""
     rows = 0
     listed = False
     problem = None
@@ -88,26 +93,26 @@ def read_file(file: CocoFile, source: Source) -> Iterator[Element]:
         with files.open_input(file.path) as stream:
             for array, index, item in stream_arrays(stream, ("categories", "images", "annotations")):
                 if array == "categories":
-                    yield keyed(parse_category(item, index, file))
+                    yield parse_category(item, index, file)
                 elif array == "images":
                     listed = True
                     image = parse_image(item, index, rows, file)
                     if source.keeps(image.image_id):
-                        yield keyed(image)
+                        yield image
                         rows += 1
                 else:
                     box = parse_box(item, index, file)
                     if source.keeps(box.image_id):
-                        yield keyed(box)
+                        yield box
         if not listed:
             raise DataError("the file lists no images")
     except (JsonStreamError, DataError, OSError) as error:
         # What follows is lost, so the images read so far may lack boxes: all of the file's images are refused, and
         # the file itself stands for those that were not reached.
         problem = Problem("broken_annotation", f"{file.path}: {error}")
-        yield keyed(Image(f"the rest of {file.path}", file.number, rows, file.path, "", "", problem=problem))
+        yield Image(f"the rest of {file.path}", file.number, rows, file.path, "", "", problem=problem)
         rows += 1
-    yield keyed(Listing(file.number, rows, file.path, problem))
+    yield Listing(file.number, rows, file.path, problem)
 
 
 def parse_category(item: Any, index: int, file: CocoFile) -> Category:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import apache_beam as beam
 
 from pipelines import files
-from pipelines.annotations import Box, Category, Element, Image, Listing, LooseBox, Problem, image_key, keyed
+from pipelines.annotations import Box, Category, Element, Image, Listing, LooseBox, Problem, gather_boxes, image_key
 from pipelines.readers.source import Source, find_inputs, first_folder, locate_image
 from ssd_dist.core.errors import DataError
 
@@ -91,6 +91,11 @@ def find_images(path: str, source: Source) -> str:
 
 
 def read_files(csv_files: tuple[CsvFile, ...], source: Source) -> Iterator[Element]:
+    """Streams all files into elements."""
+    return gather_boxes(read_entries(csv_files, source))
+
+
+def read_entries(csv_files: tuple[CsvFile, ...], source: Source) -> Iterator[Image | LooseBox | Category | Listing]:
     """Images at the first line that names them, boxes line by line, classes, and the end of the listing."""
     seen: set[int] = set()
     names: set[str] = set()
@@ -102,14 +107,14 @@ def read_files(csv_files: tuple[CsvFile, ...], source: Source) -> Iterator[Eleme
             if not source.keeps(image.image_id):
                 continue
             if image_key(image.image_id) not in seen:
-                yield keyed(image)
+                yield image
                 seen.add(image_key(image.image_id))
             if box is not None:
-                yield keyed(box)
+                yield box
                 if box.box.problem is None and box.box.category not in names:
                     names.add(box.box.category)
-                    yield keyed(Category(box.box.category, 0, box.box.category))
-    yield keyed(Listing(0, len(seen), csv_files[0].path))
+                    yield Category(box.box.category, 0, box.box.category)
+    yield Listing(0, len(seen), csv_files[0].path)
 
 
 def _lines(file: CsvFile) -> Iterator[tuple[int, bytes]]:

@@ -95,10 +95,11 @@ def restore_checkpoint(checkpoint: tf.train.Checkpoint, path: str) -> None:
       CheckpointError: if the file is missing, damaged or of another model.
     """
     try:
-        checkpoint.restore(path).assert_existing_objects_matched()
+        # `read`, not `restore`: the latter also wants a save counter, which only a manager's checkpoints have.
+        checkpoint.read(path).assert_existing_objects_matched()
     except AssertionError as error:
         raise CheckpointError(f"checkpoint {path} is of another model: {first_line(error)}") from None
-    except (ValueError, tf.errors.OpError) as error:
+    except (ValueError, IndexError, tf.errors.OpError) as error:
         what = "is of another model" if "shape" in str(error) else "cannot be read"
         raise CheckpointError(
             f"checkpoint {path} {what}: {first_line(error)}; use the config it was trained with, or another model_dir"

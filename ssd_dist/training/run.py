@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import orbit
@@ -9,14 +10,14 @@ import tensorflow as tf
 import tf_keras
 
 from ssd_dist.core.config import Config
-from ssd_dist.core.errors import DataError, UsageError
+from ssd_dist.core.errors import DataError, RestartError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
 from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.storage import join, load_manifest
 from ssd_dist.evaluation.evaluator import DetectorEvaluator, read_ground_truth
 from ssd_dist.training.boundaries import Boundaries
-from ssd_dist.training.checkpoints import BestModel, CheckpointStore
+from ssd_dist.training.checkpoints import BestModel, CheckpointStore, first_line
 from ssd_dist.training.cluster import WorkerRole, create_strategy, read_worker_role
 from ssd_dist.training.judge import Judge
 from ssd_dist.training.metrics_log import MetricsLog
@@ -55,7 +56,7 @@ def run_training(config: Config, model_dir: str) -> dict[str, Any] | None:
     log = MetricsLog(model_dir, int(state.step.numpy())) if role.is_chief else None
     with TrainingProgress(int(state.step.numpy()), total_steps, role.is_chief) as progress:
         progress.say(describe_run(config, manifest, strategy, plan, state, total_steps))
-        run_loop(trainer, state, boundaries, store, judge, log, progress)
+        run_loop(trainer, state, boundaries, store, judge, log, progress, role)
     return judge.best.best if judge else None
 
 
@@ -67,6 +68,7 @@ def run_loop(
     judge: Judge | None,
     log: MetricsLog | None,
     progress: TrainingProgress,
+    role: WorkerRole,
 ) -> None:
     """Trains from boundary to boundary: a report, an evaluation and a checkpoint, each where it is due."""
 
@@ -85,7 +87,7 @@ def run_loop(
         train_actions=[report],
     )
     # Orbit prints a line a loop; `progress` says the same better.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), lost_peer_means_restart(role):
         while (step := int(state.step.numpy())) < boundaries.total:
             controller.train(step + boundaries.steps_to_next(step), checkpoint_at_completion=False)
             step = int(state.step.numpy())
@@ -93,6 +95,20 @@ def run_loop(
                 judge.judge(controller, step, log, progress)
             if boundaries.checkpoint_due(step):
                 store.save(step)
+
+
+@contextlib.contextmanager
+def lost_peer_means_restart(role: WorkerRole) -> Iterator[None]:
+    """Turns the failure of a collective, which says that another worker is gone, into "start me again"."""
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        if role.count == 1:
+            raise
+        raise RestartError(
+            f"worker {role.index} of {role.count} lost a peer ({first_line(error)}); start all workers again: "
+            "the run goes on from its last checkpoint"
+        ) from None
 
 
 def make_reproducible(config: Config) -> None:

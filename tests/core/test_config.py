@@ -99,9 +99,8 @@ def test_an_empty_file_is_the_default(write):
 
 
 def test_the_repositorys_configs_load():
-    from conftest import REPOSITORY
-
-    files = sorted((REPOSITORY / "configs").glob("*.yaml"))
+    repository = Path(__file__).parents[2]
+    files = sorted((repository / "configs").glob("*.yaml"))
     assert files
     for file in files:
         load_config(file)

@@ -8,7 +8,19 @@ from apache_beam.testing.util import assert_that
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.annotations import SUMMARY_KEY, Box, Category, Image, Listing, LooseBox, Problem, image_key, keyed
+from pipelines.annotations import (
+    SUMMARY_KEY,
+    Box,
+    BoxGroup,
+    Category,
+    Image,
+    Listing,
+    LooseBox,
+    Problem,
+    gather_boxes,
+    image_key,
+    keyed,
+)
 from pipelines.assemble import (
     BUCKET_ROWS,
     GroupIntoShards,
@@ -31,6 +43,11 @@ def loose(image_id, file, row):
     return LooseBox(str(image_id), file, row, f"list {file}", Box("cat", (0, 0, 1, 1), f"annotation {row}"))
 
 
+def group_of(image_id, file, row):
+    """A loose box as it travels, when no other of its image is near."""
+    return next(gather_boxes([loose(image_id, file, row)]))[1]
+
+
 def group_by_key(pairs):
     groups = {}
     for key, value in pairs:
@@ -51,7 +68,7 @@ def data_set(sizes, seed=0):
     elements = [keyed(Category("cat", 0, "cat"))]
     for file, size in enumerate(sizes):
         elements += [keyed(image(f"{file}-{row}", file, row)) for row in range(size)]
-        elements += [keyed(loose(f"{file}-{row}", file, row)) for row in range(0, size, 3)]
+        elements += [keyed(group_of(f"{file}-{row}", file, row)) for row in range(0, size, 3)]
         elements.append(keyed(Listing(file, size, f"list {file}")))
     random.Random(seed).shuffle(elements)
     return elements
@@ -99,7 +116,7 @@ def test_no_shard_is_empty_for_no_reason(images, asked, shards):
 
 
 def test_the_first_of_one_id_stays_and_takes_the_loose_boxes():
-    pairs = [keyed(image("a", 1, 0)), keyed(image("a", 0, 5)), keyed(loose("a", 0, 2)), keyed(loose("a", 0, 1))]
+    pairs = [keyed(image("a", 1, 0)), keyed(image("a", 0, 5)), keyed(group_of("a", 0, 2)), keyed(group_of("a", 0, 1))]
     listed = [value.image for group in group_by_key(pairs) for _, value in assemble_images(group)]
     first, second = listed
     assert (first.file, first.problem) == (0, None)
@@ -107,13 +124,29 @@ def test_the_first_of_one_id_stays_and_takes_the_loose_boxes():
     assert (second.file, second.problem.reason, second.boxes) == (1, "duplicate_id", ())
 
 
+@given(order=st.lists(st.integers(0, 5), max_size=60), limit=st.integers(1, 9))
+def test_gathering_keeps_every_box_and_its_order(order, limit):
+    values = [loose(image_id, 0, row) for row, image_id in enumerate(order)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.annotations.GATHERED_BOXES", limit)
+        groups = [value for _, value in gather_boxes([*values, Listing(0, 6, "list 0")]) if isinstance(value, BoxGroup)]
+    assert max((len(group.boxes) for group in groups), default=0) <= limit
+    random.Random(0).shuffle(groups)
+    images = [keyed(image(image_id, 0, image_id)) for image_id in range(6)]
+    pairs = [*images, *map(keyed, groups)]
+    for group in group_by_key(pairs):
+        ((_, listed),) = assemble_images(group)
+        rows = [row for row, image_id in enumerate(order) if str(image_id) == listed.image.image_id]
+        assert [box.where for box in listed.image.boxes] == [f"annotation {row}" for row in rows]
+
+
 def test_ids_that_share_a_hash_are_kept_apart():
-    group = (7, [image("a", 0, 0), image("b", 0, 1), loose("b", 0, 0)])
+    group = (7, [image("a", 0, 0), image("b", 0, 1), group_of("b", 0, 0)])
     assert [(v.image.image_id, len(v.image.boxes)) for _, v in assemble_images(group)] == [("a", 0), ("b", 1)]
 
 
 def test_boxes_without_an_image_are_orphans():
-    elements = [*data_set([3]), keyed(loose("ghost", 0, 0)), keyed(loose("ghost", 0, 1))]
+    elements = [*data_set([3]), keyed(group_of("ghost", 0, 0)), keyed(group_of("ghost", 0, 1))]
     members = [member for members, _ in deal(elements).values() for member in members]
     (orphan,) = [member for member in members if member.orphan]
     assert orphan.image.problem.reason == "unknown_image"

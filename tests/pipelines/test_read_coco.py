@@ -9,7 +9,7 @@ import pytest
 from raw_sets import make_coco
 
 from pipelines.annotations import Category, Image, Listing, LooseBox
-from pipelines.readers.coco import CocoFile, find_images, parse_box, parse_image, read_coco, read_file
+from pipelines.readers.coco import CocoFile, find_images, parse_box, parse_image, read_coco, read_entries
 from pipelines.readers.source import Source
 from ssd_dist.core.errors import DataError
 
@@ -22,7 +22,7 @@ def find_all(given):
 
 
 def values_of(path, source=SOURCE):
-    return [value for _, value in read_file(CocoFile(0, str(path), "/d"), source)]
+    return list(read_entries(CocoFile(0, str(path), "/d"), source))
 
 
 def test_a_file_gives_categories_images_boxes_and_its_length(tmp_path):

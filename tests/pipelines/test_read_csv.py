@@ -6,7 +6,7 @@ import pytest
 from raw_sets import jpeg
 
 from pipelines.annotations import Category, Image, Listing, LooseBox
-from pipelines.readers.csv import read_columns, read_csv, read_files
+from pipelines.readers.csv import read_columns, read_csv, read_entries
 from pipelines.readers.source import Source
 from ssd_dist.core.errors import DataError
 
@@ -20,7 +20,7 @@ def values_of(folder, *texts, **rest):
         data = text if isinstance(text, bytes) else text.encode()
         (folder / f"{number}.csv").write_bytes(data)
     source = Source((str(folder / "*.csv"),), fallback_split="train", **rest)
-    return [value for _, value in read_files(read_csv(source)._files, source)]
+    return list(read_entries(read_csv(source)._files, source))
 
 
 def of_type(values, kind):
