@@ -11,12 +11,13 @@ SHARED := $${SSD_DIST_SHARED:-../shared}
 
 setup: $(READY)
 
-# uv installs in seconds; where it cannot be had, pip does the same from the same lock.
+# uv installs in seconds; where it cannot be had, pip does the same from the same lock. Bytecode is compiled once: where
+# PYTHONDONTWRITEBYTECODE is set, each import of TensorFlow would compile it anew, for 5 s.
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true
 	if $(BIN)/uv --version >/dev/null 2>&1; then \
-	  $(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock \
+	  $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock \
 	  && $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .; \
 	else \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock \

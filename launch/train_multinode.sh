@@ -158,21 +158,30 @@ trap 'on_signal INT' INT
 trap 'signal_gang KILL' EXIT
 
 # Waits until all workers ended well, or one did not; then takes the others down. Prints nothing, returns the code.
+# It looks at each by its id: `wait -n` forgets a worker that ended before it was called.
 watch_gang() {
-  local remaining=${#pids[@]} code
-  while ((remaining)); do
-    wait -n "${pids[@]}"
-    code=$?
-    # A trapped signal ends `wait` as well; the workers have got it and decide themselves.
+  local running=("${pids[@]}") still pid code
+  while ((${#running[@]})); do
+    still=()
+    for pid in "${running[@]}"; do
+      if kill -0 "$pid" 2>/dev/null; then
+        still+=("$pid")
+        continue
+      fi
+      wait "$pid"
+      code=$?
+      if ((code)); then
+        stop_gang
+        return "$code"
+      fi
+    done
+    running=("${still[@]}")
+    # The workers have got the signal and save: they are given their time.
     if [[ -n $stopping ]] && any_alive; then
       stop_gang
       return "$RESTART"
     fi
-    if ((code)); then
-      stop_gang
-      return "$code"
-    fi
-    ((remaining--))
+    sleep 0.2
   done
 }
 

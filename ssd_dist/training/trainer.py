@@ -69,6 +69,8 @@ class DetectorTrainer(orbit.StandardTrainer):
         self._loop_started = time.perf_counter()
         self._loop_first_step = int(self._step.numpy())
 
+    # Nothing below needs AutoGraph, whose conversion would cost seconds of every start.
+    @tf.autograph.experimental.do_not_convert
     def train_step(self, iterator: tf.distribute.DistributedIterator) -> None:
         """One step over all replicas; traced once."""
         asked = self._clock.read()

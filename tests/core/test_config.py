@@ -1,6 +1,7 @@
 """The config: what it takes, what it refuses, and that each refusal names file or flag, key, value and mend."""
 
 import contextlib
+from pathlib import Path
 
 import pytest
 import yaml
