@@ -67,7 +67,7 @@ bench-prepare: $(READY)
 
 # Pins every version anew; needs uv.
 lock:
-	$(BIN)/uv pip compile --quiet --python-version 3.11 --extra pipelines --extra train --extra dev \
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --extra pipelines --extra train --extra export --extra dev \
 	  --no-header --no-annotate pyproject.toml --output-file requirements.lock
 
 clean:
