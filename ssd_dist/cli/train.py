@@ -9,10 +9,13 @@ def main(_: list[str]) -> None:
     """Runs the experiment of the flags."""
     config = config_from_flags()
     model_dir = required_flag("model_dir")
-    # TensorFlow takes seconds to load: only once the flags are right.
+    # TensorFlow takes seconds to load: only once the flags are right, and with an ear for signals.
+    from ssd_dist.training.preemption import StopRequest
+
+    stop = StopRequest()
     from ssd_dist.training.run import run_training
 
-    best = run_training(config, model_dir)
+    best = run_training(config, model_dir, stop)
     if best is not None:
         print(f"best {best['metric']} {best['value']:.4f} at step {best['step']}: {model_dir}/best")
 

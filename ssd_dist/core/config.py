@@ -185,7 +185,11 @@ class ScheduleConfig(Section):
 
 
 class TrainConfig(Section):
-    """How long, how many, how reproducible. `steps` above 0 overrides `epochs`."""
+    """How long, how many, how reproducible. `steps` above 0 overrides `epochs`.
+
+    `accumulate_steps` splits each replica's batch into that many parts, one after another: less memory, the same
+    gradient. After `stall_seconds` without a step the stacks of all threads are printed.
+    """
 
     epochs: PositiveInt = 40
     steps: Count = 0
@@ -195,6 +199,7 @@ class TrainConfig(Section):
     accumulate_steps: PositiveInt = 1
     log_every: PositiveInt = 20
     steps_per_loop: PositiveInt = 10
+    stall_seconds: PositiveFloat = 300.0
     sync_batch_norm: bool = False
 
 
@@ -212,10 +217,17 @@ class EvalConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """How often to save (0: once an evaluation and at the end) and how many to keep."""
+    """How often to save (0: once an evaluation and at the end), how many to keep, and how many of the best."""
 
     every_steps: Count = 500
     keep: PositiveInt = 3
+    keep_best: PositiveInt = 1
+
+
+class PreemptionConfig(Section):
+    """How long after SIGTERM this machine is still there: time to end the step and save."""
+
+    grace_seconds: PositiveFloat = 30.0
 
 
 class ClusterConfig(Section):
@@ -243,6 +255,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    preemption: PreemptionConfig = PreemptionConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
@@ -250,6 +263,11 @@ class Config(Section):
         if self.schedule.min_lr > self.optimizer.lr:
             raise ValueError(
                 f"schedule.min_lr ({self.schedule.min_lr}) must not exceed optimizer.lr ({self.optimizer.lr})"
+            )
+        if self.train.accumulate_steps > 1 and self.mining.scope == "global":
+            raise ValueError(
+                "mining.scope: global ranks the whole batch before the first gradient and train.accumulate_steps: "
+                f"{self.train.accumulate_steps} never has it at once; set one of them to image or 1"
             )
         return self
 

@@ -3,6 +3,8 @@
 each worker its shards -> forward -> suppression -> gather over all replicas -> `Detections` in the split's order
 """
 
+from collections.abc import Callable
+
 import orbit
 import tensorflow as tf
 import tf_keras
@@ -16,6 +18,10 @@ from ssd_dist.data.storage import read_split
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.model.postprocessing import DetectionBatch, anchor_tensor, detect
+
+
+class Interrupted(Exception):  # noqa: N818  (no error: the run is asked to stop)
+    """The evaluation was given up because the run is to stop."""
 
 
 def read_ground_truth(config: Config, split: Split) -> list[GroundTruth]:
@@ -36,6 +42,7 @@ class DetectorEvaluator(orbit.StandardEvaluator):
         model: tf_keras.Model,
         split: Split,
         source_ids: list[str],
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         workers = strategy.extended._num_workers if hasattr(strategy.extended, "_num_workers") else 1
         replicas = strategy.num_replicas_in_sync
@@ -47,6 +54,7 @@ class DetectorEvaluator(orbit.StandardEvaluator):
         self._config = config
         self._anchors = anchor_tensor(config)
         self._source_ids = source_ids
+        self._interrupted = interrupted
         self.detections: list[Detections] = []
 
         def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -73,7 +81,13 @@ class DetectorEvaluator(orbit.StandardEvaluator):
     def eval_reduce(
         self, state: dict[int, Detections], step_outputs: tuple[tf.Tensor, DetectionBatch]
     ) -> dict[int, Detections]:
-        """Adds the real images of a batch; padding has index -1."""
+        """Adds the real images of a batch; padding has index -1.
+
+        Raises:
+          Interrupted: if `interrupted()` says so.
+        """
+        if self._interrupted():
+            raise Interrupted
         indices, batch = tf.nest.map_structure(lambda value: value.numpy(), step_outputs)
         for row, index in enumerate(indices.tolist()):
             if index >= 0:

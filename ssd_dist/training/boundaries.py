@@ -39,4 +39,4 @@ class Boundaries:
 
     def checkpoint_due(self, step: int) -> bool:
         """Whether to save after `step` steps; always at the end."""
-        return step == self.total or (bool(self.checkpoint) and step % self.checkpoint == 0)
+        return step > 0 and (step == self.total or (bool(self.checkpoint) and step % self.checkpoint == 0))

@@ -7,20 +7,30 @@ otherwise                      -> one device
 
 import json
 import os
+import re
 from dataclasses import dataclass
 
 import tensorflow as tf
+from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
 
 from ssd_dist.core.config import ClusterConfig
 from ssd_dist.core.errors import UsageError
 
+# How long workers wait for each other at the start: a scheduler may pull images on some hosts first.
+START_SECONDS = 600
+
 
 @dataclass(frozen=True)
 class WorkerRole:
-    """Which of how many workers this process is."""
+    """Which of the workers, at `addresses` host:port, this process is; alone it has no address."""
 
     index: int
-    count: int
+    addresses: tuple[str, ...] = ("",)
+
+    @property
+    def count(self) -> int:
+        """Number of workers."""
+        return len(self.addresses)
 
     @property
     def is_chief(self) -> bool:
@@ -29,14 +39,14 @@ class WorkerRole:
 
 
 def read_worker_role(environment: dict[str, str] | None = None) -> WorkerRole:
-    """This process's place in TF_CONFIG; (0, 1) without one.
+    """This process's place in TF_CONFIG; alone without one.
 
     Raises:
       UsageError: if TF_CONFIG is not what TensorFlow expects.
     """
     text = (os.environ if environment is None else environment).get("TF_CONFIG", "")
     if not text.strip():
-        return WorkerRole(0, 1)
+        return WorkerRole(0)
     try:
         tree = json.loads(text)
         cluster, task = tree["cluster"], tree["task"]
@@ -46,11 +56,19 @@ def read_worker_role(environment: dict[str, str] | None = None) -> WorkerRole:
         raise UsageError(
             f"TF_CONFIG is not valid ({error!r}); it needs cluster.worker and task.type, task.index"
         ) from None
+    addresses = [*chiefs, *workers]
+    for address in addresses:
+        if not isinstance(address, str) or not re.fullmatch(r"[^\s:/]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", address):
+            raise UsageError(f"TF_CONFIG: {address!r} is not host:port")
+        if addresses.count(address) > 1:
+            raise UsageError(f"TF_CONFIG: {address} is there twice; each worker needs a port of its own")
+    if kind == "evaluator":
+        raise UsageError("TF_CONFIG: task type evaluator has no part here; the workers evaluate themselves")
     place = {"chief": index, "worker": len(chiefs) + index}.get(kind)
-    count = len(chiefs) + len(workers)
+    count = len(addresses)
     if place is None or not 0 <= place < count:
         raise UsageError(f"TF_CONFIG: task {kind}:{index} is not in its own cluster of {count} workers")
-    return WorkerRole(place, count)
+    return WorkerRole(place, tuple(addresses))
 
 
 def create_strategy(config: ClusterConfig) -> tf.distribute.Strategy:
@@ -74,11 +92,21 @@ def create_strategy(config: ClusterConfig) -> tf.distribute.Strategy:
         communication = tf.distribute.experimental.CommunicationImplementation
         implementation = communication.NCCL if gpus else communication.RING
         options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
+        _watch_peers(config.health_timeout)
         return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     devices = [f"GPU:{i}" for i in range(len(gpus))] or [f"CPU:{i}" for i in range(max(config.logical_cpus, 1))]
     if kind == "one_device" or (kind == "auto" and len(devices) == 1):
         return tf.distribute.OneDeviceStrategy(devices[0])
     return tf.distribute.MirroredStrategy(devices)
+
+
+def _watch_peers(timeout: float) -> None:
+    """Sets how soon a dead or frozen peer is noticed, in seconds; only the strategy's class can be told."""
+    # In the worst case a peer dies just after a check: one interval, then two attempts that wait in full.
+    CollectiveAllReduceExtended._check_health_interval = timeout / 5
+    CollectiveAllReduceExtended._check_health_retry_limit = 2
+    CollectiveAllReduceExtended._check_health_timeout = max(1, int(timeout * 2 / 5))
+    CollectiveAllReduceExtended._check_health_initial_timeout = START_SECONDS
 
 
 def _split_cpu(wanted: int) -> None:

@@ -16,7 +16,7 @@ from ssd_dist.core.manifest import Manifest
 from ssd_dist.data.storage import load_manifest
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.evaluator import DetectorEvaluator, read_ground_truth
-from ssd_dist.training.checkpoints import read_best, restore_checkpoint
+from ssd_dist.training.checkpoints import latest_checkpoint, read_best, restore_checkpoint
 from ssd_dist.training.cluster import create_strategy
 from ssd_dist.training.precision import AMPContext
 from ssd_dist.training.run_folder import read_run_folder
@@ -55,7 +55,7 @@ def locate_checkpoint(model_dir: str, checkpoint: str) -> str:
             raise CheckpointError(f"{model_dir} has no best model yet; use --checkpoint=last, or train with evaluation")
         path = str(Path(model_dir) / "best" / best["checkpoint"])
     elif checkpoint == "last":
-        found = tf.train.latest_checkpoint(str(Path(model_dir) / "checkpoints"))
+        found = latest_checkpoint(str(Path(model_dir) / "checkpoints"))
         if found is None:
             raise CheckpointError(f"{model_dir}/checkpoints holds no checkpoint; has the run saved one yet?")
         path = found

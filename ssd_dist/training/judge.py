@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import orbit
-import tensorflow as tf
 
 from ssd_dist.evaluation.detections import GroundTruth
 from ssd_dist.evaluation.evaluator import DetectorEvaluator
 from ssd_dist.evaluation.metrics import evaluate_detections
+from ssd_dist.training.agreement import WorkerSum
 from ssd_dist.training.checkpoints import BestModel
+from ssd_dist.training.cluster import WorkerRole
 from ssd_dist.training.metrics_log import MetricsLog
 from ssd_dist.training.progress import TrainingProgress
 from ssd_dist.training.state import TrainState
@@ -23,7 +24,8 @@ class Judge:
 
     def __init__(
         self,
-        strategy: tf.distribute.Strategy,
+        worker_sum: WorkerSum,
+        role: WorkerRole,
         evaluator: DetectorEvaluator,
         state: TrainState,
         best: BestModel,
@@ -32,7 +34,8 @@ class Judge:
         metric: str,
     ) -> None:
         self.best = best
-        self._strategy = strategy
+        self._worker_sum = worker_sum
+        self._role = role
         self.evaluator = evaluator
         self._state = state
         self._truths = truths
@@ -42,7 +45,11 @@ class Judge:
     def judge(
         self, controller: orbit.Controller, step: int, log: MetricsLog | None, progress: TrainingProgress
     ) -> None:
-        """Evaluates after `step` steps; called on all workers together."""
+        """Evaluates after `step` steps; called on all workers together.
+
+        Raises:
+          Interrupted: if the run is to stop; nothing was judged.
+        """
         with self._state.ema.eval_context() if self._state.ema else nullcontext():
             controller.evaluate(self.evaluator.steps)
             value = float("-inf")
@@ -54,20 +61,9 @@ class Judge:
                     f"step {step}  "
                     + "  ".join(f"{name} {_show(metrics[name])}" for name in ("coco/AP", "coco/AP50", "voc/mAP"))
                 )
-            value = broadcast_from_chief(self._strategy, value)
+            value = self._worker_sum.from_chief(value, self._role.is_chief)
             if value > float("-inf") and self.best.offer(step, value):
                 progress.say(f"step {step}  best {self._metric} so far")
-
-
-def broadcast_from_chief(strategy: tf.distribute.Strategy, value: float) -> float:
-    """The chief's value, on every worker; collective."""
-
-    def contribute() -> tf.Tensor:
-        context = tf.distribute.get_replica_context()
-        mine = tf.where(context.replica_id_in_sync_group == 0, tf.constant(value, tf.float64), 0.0)
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
-
-    return float(strategy.experimental_local_results(strategy.run(tf.function(contribute)))[0])
 
 
 def _show(value: float | None) -> str:

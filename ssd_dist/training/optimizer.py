@@ -47,6 +47,35 @@ def clip_by_global_norm(gradients: Sequence[tf.Tensor], clip_norm: float) -> lis
     return [gradient * factor for gradient in gradients]
 
 
+class GradientSum:
+    """Packed gradients of the parts of a batch, each replica's own; empty between steps, so in no checkpoint."""
+
+    def __init__(self, groups: Sequence[ParameterGroup]) -> None:
+        self._totals = [
+            tf.Variable(
+                tf.zeros([group.size]),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.SUM,
+                name=f"{group.name}_sum",
+            )
+            for group in groups
+        ]
+
+    def add(self, packed: Sequence[tf.Tensor]) -> None:
+        """Adds one part's gradients; in replica context."""
+        for total, part in zip(self._totals, packed, strict=True):
+            total.assign_add(part)
+
+    def take(self) -> list[tf.Tensor]:
+        """The sums, which are cleared; in replica context."""
+        packed = [tf.identity(total) for total in self._totals]
+        with tf.control_dependencies(packed):
+            for total in self._totals:
+                total.assign(tf.zeros_like(total))
+        return packed
+
+
 class DistributedOptimizer(tf.Module):
     """The optimizer's state and its one public step, called in replica context. Create it in strategy scope."""
 
@@ -57,6 +86,7 @@ class DistributedOptimizer(tf.Module):
         schedule: Callable[[tf.Tensor], tf.Tensor],
         loss_scale: LossScale,
         ema: ExponentialMovingAverage | None,
+        accumulate_steps: int = 1,
     ) -> None:
         super().__init__(name="optimizer")
         self._groups = tuple(groups)
@@ -70,6 +100,7 @@ class DistributedOptimizer(tf.Module):
             group.name: [tf.Variable(tf.zeros([group.size]), trainable=False, name=f"{group.name}_{s}") for s in slots]
             for group in self._groups
         }
+        self._sum = GradientSum(self._groups) if accumulate_steps > 1 else None
 
     @property
     def variables_to_train(self) -> list[tf.Variable]:
@@ -82,11 +113,25 @@ class DistributedOptimizer(tf.Module):
 
     def apply(self, gradients: Sequence[tf.Tensor | None]) -> None:
         """Reduces this replica's scaled gradients over all replicas and updates weights, slots, scale and EMA."""
+        self._apply_packed(self._pack(gradients))
+
+    def accumulate(self, gradients: Sequence[tf.Tensor | None]) -> None:
+        """Adds this replica's scaled gradients to those of the batch's earlier parts; no communication."""
+        self._sum.add(self._pack(gradients))
+
+    def apply_accumulated(self) -> None:
+        """`apply` for the sum of what was accumulated, which is cleared."""
+        self._apply_packed(self._sum.take())
+
+    def _pack(self, gradients: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
         packed = []
         start = 0
         for group in self._groups:
             packed.append(group.pack(gradients[start : start + len(group.variables)]))
             start += len(group.variables)
+        return packed
+
+    def _apply_packed(self, packed: list[tf.Tensor]) -> None:
         context = tf.distribute.get_replica_context()
         reduced = context.all_reduce(tf.distribute.ReduceOp.SUM, packed)
         context.merge_call(self._update_replicas, args=(reduced,))

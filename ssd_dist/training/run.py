@@ -1,8 +1,11 @@
 """A training run, assembled: `run_training` reads top to bottom as the way from a config to a best model."""
 
 import contextlib
+import hashlib
 import io
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import orbit
@@ -10,91 +13,155 @@ import tensorflow as tf
 import tf_keras
 
 from ssd_dist.core.config import Config
+from ssd_dist.core.config_files import dump_config
 from ssd_dist.core.errors import DataError, RestartError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
 from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.storage import join, load_manifest
-from ssd_dist.evaluation.evaluator import DetectorEvaluator, read_ground_truth
+from ssd_dist.evaluation.evaluator import DetectorEvaluator, Interrupted, read_ground_truth
+from ssd_dist.training.agreement import WorkerSum
 from ssd_dist.training.boundaries import Boundaries
 from ssd_dist.training.checkpoints import BestModel, CheckpointStore, first_line
-from ssd_dist.training.cluster import WorkerRole, create_strategy, read_worker_role
+from ssd_dist.training.cluster import START_SECONDS, WorkerRole, create_strategy, read_worker_role
 from ssd_dist.training.judge import Judge
 from ssd_dist.training.metrics_log import MetricsLog
 from ssd_dist.training.precision import AMPContext
+from ssd_dist.training.preemption import StopRequest
 from ssd_dist.training.progress import TrainingProgress
+from ssd_dist.training.rendezvous import Introduction, meet
 from ssd_dist.training.run_folder import open_run_folder
+from ssd_dist.training.stall import StallWatch
 from ssd_dist.training.state import TrainState, create_state
 from ssd_dist.training.trainer import DetectorTrainer
 
 TRAIN_SPLIT = "train"
 
 
-def run_training(config: Config, model_dir: str) -> dict[str, Any] | None:
-    """Trains, or goes on with the run in `model_dir`; returns the content of best.json, None without evaluation.
+def run_training(config: Config, model_dir: str, stop: StopRequest) -> dict[str, Any] | None:
+    """Trains, or goes on with the run in `model_dir`.
+
+    Returns:
+      The content of best.json; None without evaluation, and on workers other than the chief.
 
     Raises:
       UsageError, DataError, CheckpointError: for what the user can mend.
+      RestartError: if the run was stopped, or lost a worker; it goes on when started again.
     """
     role = read_worker_role()
-    strategy = create_strategy(config.cluster)
-    make_reproducible(config)
     manifest = check_data(config)
     plan = plan_training(config, manifest.split(TRAIN_SPLIT, config.data.dir), role.index, role.count)
     total_steps = config.train.steps or config.train.epochs * plan.steps_per_epoch
     if role.is_chief:
         open_run_folder(model_dir, config, manifest)
+    with lost_peer_means_restart(role):
+        meet(introduce(role, config, manifest), START_SECONDS)
+        strategy = create_strategy(config.cluster)
+        make_reproducible(config)
+        run = assemble_run(config, model_dir, role, strategy, manifest, plan, total_steps, stop)
+        with run.progress:
+            run.progress.say(describe_run(config, manifest, strategy, plan, run.state, total_steps))
+            stop.allow_saving(config.preemption.grace_seconds)
+            run_loop(run)
+    return run.judge.best.best if run.judge and role.is_chief else None
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts that the loop of a run works with; `log` is the chief's alone, `judge` only where one evaluates."""
+
+    state: TrainState
+    trainer: DetectorTrainer
+    judge: Judge | None
+    store: CheckpointStore
+    boundaries: Boundaries
+    log: MetricsLog | None
+    progress: TrainingProgress
+    worker_sum: WorkerSum
+    stop: StopRequest
+    stall: StallWatch
+
+    def stop_requested(self) -> bool:
+        """Whether any worker was asked to stop; collective."""
+        return self.worker_sum.any(self.stop.requested)
+
+
+def assemble_run(
+    config: Config,
+    model_dir: str,
+    role: WorkerRole,
+    strategy: tf.distribute.Strategy,
+    manifest: Manifest,
+    plan: EpochPlan,
+    total_steps: int,
+    stop: StopRequest,
+) -> Run:
+    """All parts of a run, its state restored from the newest checkpoint if there is one."""
+    worker_sum = WorkerSum(strategy, role.count)
     with strategy.scope():
         state = create_state(config, len(manifest.classes), total_steps)
         store = CheckpointStore(state.checkpoint(), model_dir, config.checkpoint.keep, role.is_chief)
         store.restore_latest()
+        start = int(state.step.numpy())
+        check_same_start(start, worker_sum, role, model_dir)
         trainer = DetectorTrainer(
             config, strategy, state, distribute_training(config, strategy, plan, state), total_steps
         )
-    judge = create_judge(config, strategy, state, manifest, model_dir, role)
-    boundaries = Boundaries.from_config(config, plan.steps_per_epoch, total_steps)
-    log = MetricsLog(model_dir, int(state.step.numpy())) if role.is_chief else None
-    with TrainingProgress(int(state.step.numpy()), total_steps, role.is_chief) as progress:
-        progress.say(describe_run(config, manifest, strategy, plan, state, total_steps))
-        run_loop(trainer, state, boundaries, store, judge, log, progress, role)
-    return judge.best.best if judge else None
+    judge = create_judge(config, strategy, state, manifest, model_dir, role, worker_sum, stop)
+    return Run(
+        state=state,
+        trainer=trainer,
+        judge=judge,
+        store=store,
+        boundaries=Boundaries.from_config(config, plan.steps_per_epoch, total_steps),
+        log=MetricsLog(model_dir, start) if role.is_chief else None,
+        progress=TrainingProgress(start, total_steps, role.is_chief),
+        worker_sum=worker_sum,
+        stop=stop,
+        stall=StallWatch(config.train.stall_seconds),
+    )
 
 
-def run_loop(
-    trainer: DetectorTrainer,
-    state: TrainState,
-    boundaries: Boundaries,
-    store: CheckpointStore,
-    judge: Judge | None,
-    log: MetricsLog | None,
-    progress: TrainingProgress,
-    role: WorkerRole,
-) -> None:
-    """Trains from boundary to boundary: a report, an evaluation and a checkpoint, each where it is due."""
+def run_loop(run: Run) -> None:
+    """Trains from boundary to boundary: a report, an evaluation and a checkpoint, each where it is due.
+
+    Raises:
+      RestartError: when it was stopped; all is saved.
+    """
+    state, boundaries = run.state, run.boundaries
 
     def report(values: dict[str, float]) -> None:
         if values:
             step = int(state.step.numpy())
-            progress.report(step, values)
-            if log is not None:
-                log.write("train", step, values)
+            run.progress.report(step, values)
+            if run.log is not None:
+                run.log.write("train", step, values)
 
     controller = orbit.Controller(
         global_step=state.step,
-        trainer=trainer,
-        evaluator=judge.evaluator if judge else None,
+        trainer=run.trainer,
+        evaluator=run.judge.evaluator if run.judge else None,
         steps_per_loop=boundaries.steps_to_next,
         train_actions=[report],
     )
     # Orbit prints a line a loop; `progress` says the same better.
-    with contextlib.redirect_stdout(io.StringIO()), lost_peer_means_restart(role):
-        while (step := int(state.step.numpy())) < boundaries.total:
-            controller.train(step + boundaries.steps_to_next(step), checkpoint_at_completion=False)
+    with contextlib.redirect_stdout(io.StringIO()), run.stall:
+        while True:
             step = int(state.step.numpy())
-            if judge is not None and boundaries.evaluation_due(step):
-                judge.judge(controller, step, log, progress)
+            run.stall.progress()
+            # A run stopped between a step and its evaluation makes up for it here.
+            if run.judge is not None and boundaries.evaluation_due(step) and step > int(state.evaluated.numpy()):
+                with contextlib.suppress(Interrupted):
+                    run.judge.judge(controller, step, run.log, run.progress)
+                    state.evaluated.assign(step)
             if boundaries.checkpoint_due(step):
-                store.save(step)
+                run.store.save(step)
+            if run.stop_requested():
+                run.store.save(step)
+                raise RestartError(f"stopped and saved after step {step} of {boundaries.total}; start again to go on")
+            if step == boundaries.total:
+                return
+            controller.train(step + boundaries.steps_to_next(step), checkpoint_at_completion=False)
 
 
 @contextlib.contextmanager
@@ -102,13 +169,33 @@ def lost_peer_means_restart(role: WorkerRole) -> Iterator[None]:
     """Turns the failure of a collective, which says that another worker is gone, into "start me again"."""
     try:
         yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
-        if role.count == 1:
+    except (tf.errors.OpError, RuntimeError) as error:
+        # What a lost peer raises depends on where it was lost; alone, the same errors are bugs.
+        lost = isinstance(
+            error,
+            tf.errors.UnavailableError
+            | tf.errors.AbortedError
+            | tf.errors.CancelledError
+            | tf.errors.InternalError
+            | tf.errors.DeadlineExceededError
+            | tf.errors.FailedPreconditionError,
+        ) or "Timeout waiting for the cluster" in str(error)
+        if role.count == 1 or not lost:
             raise
         raise RestartError(
             f"worker {role.index} of {role.count} lost a peer ({first_line(error)}); start all workers again: "
             "the run goes on from its last checkpoint"
         ) from None
+
+
+def introduce(role: WorkerRole, config: Config, manifest: Manifest) -> Introduction:
+    """What the other workers must agree with."""
+    facts = {
+        "config": _digest(dump_config(config)),
+        "dataset.json": _digest(manifest.to_json()),
+        "TensorFlow": tf.__version__,
+    }
+    return Introduction(role.index, role.addresses, facts, time.time())
 
 
 def make_reproducible(config: Config) -> None:
@@ -139,21 +226,39 @@ def check_data(config: Config) -> Manifest:
     return manifest
 
 
+def check_same_start(step: int, worker_sum: WorkerSum, role: WorkerRole, model_dir: str) -> None:
+    """Checks that all workers restored the same checkpoint; collective.
+
+    Raises:
+      UsageError: if they did not, because they do not see the same folder.
+    """
+    chief_step = int(worker_sum.from_chief(step, role.is_chief))
+    if worker_sum.any(step != chief_step):
+        raise UsageError(
+            f"worker {role.index} goes on from step {step}, the chief from step {chief_step}: "
+            f"--model_dir={model_dir} must be one folder that all workers share"
+        )
+
+
 def distribute_training(
     config: Config, strategy: tf.distribute.Strategy, plan: EpochPlan, state: TrainState
 ) -> tf.distribute.DistributedDataset:
     """The training batches of every replica, from the state's step on.
 
     Raises:
-      UsageError: if the global batch does not divide over the replicas.
+      UsageError: if the global batch does not divide over the replicas and the parts of each.
     """
-    replicas = strategy.num_replicas_in_sync
-    batch_size, rest = divmod(config.train.global_batch_size, replicas)
+    parts = strategy.num_replicas_in_sync * config.train.accumulate_steps
+    size, rest = divmod(config.train.global_batch_size, parts)
     if rest:
+        split_over = f"{strategy.num_replicas_in_sync} replicas"
+        if config.train.accumulate_steps > 1:
+            split_over += f" in {config.train.accumulate_steps} parts (train.accumulate_steps)"
         raise UsageError(
-            f"train.global_batch_size: {config.train.global_batch_size} does not divide over {replicas} replicas; "
-            f"use {max(batch_size, 1) * replicas} or {(batch_size + 1) * replicas}"
+            f"train.global_batch_size: {config.train.global_batch_size} does not divide over {split_over}; "
+            f"use {max(size, 1) * parts} or {(size + 1) * parts}"
         )
+    batch_size = size * config.train.accumulate_steps
     start_step = int(state.step.numpy())
     return strategy.distribute_datasets_from_function(lambda _: training_batches(config, plan, batch_size, start_step))
 
@@ -165,6 +270,8 @@ def create_judge(
     manifest: Manifest,
     model_dir: str,
     role: WorkerRole,
+    worker_sum: WorkerSum,
+    stop: StopRequest,
 ) -> Judge | None:
     """The evaluation of this run; None if the data has no split to evaluate on.
 
@@ -176,9 +283,16 @@ def create_judge(
         return None
     split = manifest.splits[split_name]
     truths = read_ground_truth(config, split)
-    evaluator = DetectorEvaluator(config, strategy, state.model, split, [truth.source_id for truth in truths])
-    best = BestModel(state.model, model_dir, config.eval.metric, role.is_chief)
-    return Judge(strategy, evaluator, state, best, truths, manifest.classes, config.eval.metric)
+    evaluator = DetectorEvaluator(
+        config,
+        strategy,
+        state.model,
+        split,
+        [truth.source_id for truth in truths],
+        interrupted=lambda: worker_sum.any(stop.requested),
+    )
+    best = BestModel(state.model, model_dir, config.eval.metric, config.checkpoint.keep_best, role.is_chief)
+    return Judge(worker_sum, role, evaluator, state, best, truths, manifest.classes, config.eval.metric)
 
 
 def describe_run(
@@ -198,3 +312,7 @@ def describe_run(
         f"global batch {config.train.global_batch_size}, {plan.steps_per_epoch} steps an epoch; "
         + (f"goes on from step {start} to {total_steps}" if start else f"{total_steps} steps")
     )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

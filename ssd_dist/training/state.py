@@ -23,6 +23,7 @@ REPORTED_SUMS = ("loss", "loss/cls", "loss/loc", "positives", "negatives")
 class TrainState:
     """The parts of a run's state; `step` counts batches, the optimizer counts applied updates.
 
+    `evaluated` is the last step that was evaluated.
     `report_totals` float64 holds `REPORTED_SUMS` and the number of steps since the last report.
     """
 
@@ -31,6 +32,7 @@ class TrainState:
     ema: ExponentialMovingAverage | None
     loss_scale: LossScale
     step: tf.Variable
+    evaluated: tf.Variable
     report_totals: tf.Variable
 
     def checkpoint(self) -> tf.train.Checkpoint:
@@ -45,6 +47,7 @@ def create_state(config: Config, class_count: int, total_steps: int) -> TrainSta
     ema = ExponentialMovingAverage(groups, config.ema) if config.ema.enabled else None
     loss_scale = AMPContext(config.amp).create_loss_scale()
     schedule = partial(learning_rate, base_lr=config.optimizer.lr, total_steps=total_steps, config=config.schedule)
-    optimizer = DistributedOptimizer(groups, config.optimizer, schedule, loss_scale, ema)
+    optimizer = DistributedOptimizer(groups, config.optimizer, schedule, loss_scale, ema, config.train.accumulate_steps)
+    evaluated = tf.Variable(0, trainable=False, dtype=tf.int64, name="evaluated")
     totals = tf.Variable(tf.zeros([len(REPORTED_SUMS) + 1], tf.float64), trainable=False, name="report_totals")
-    return TrainState(model, optimizer, ema, loss_scale, orbit.utils.create_global_step(), totals)
+    return TrainState(model, optimizer, ema, loss_scale, orbit.utils.create_global_step(), evaluated, totals)

@@ -78,7 +78,10 @@ class DetectorTrainer(orbit.StandardTrainer):
             batch = next(iterator)
         with tf.control_dependencies([self._strategy.experimental_local_results(batch.positions)[0]]):
             self._waited.assign_add(self._clock.read() - asked)
-        self._strategy.run(self._train_replica, args=(batch,))
+        if self._config.train.accumulate_steps == 1:
+            self._strategy.run(self._train_replica, args=(batch,))
+        else:
+            self._train_in_parts(batch)
         self._step.assign_add(1)
 
     def train_loop_end(self) -> dict[str, float]:
@@ -108,11 +111,32 @@ class DetectorTrainer(orbit.StandardTrainer):
         self._elapsed = 0.0
         return report
 
+    def _train_in_parts(self, batch: TrainBatch) -> None:
+        # The counts are those of the whole batch, so that the parts' gradients add up to its gradient.
+        counts, totals = self._strategy.run(self._count_batch, args=(batch,))
+        tf.while_loop(
+            lambda part: part < self._config.train.accumulate_steps,
+            lambda part: self._train_part(batch, counts, totals, part),
+            [tf.constant(0)],
+            parallel_iterations=1,
+        )
+        self._strategy.run(self._optimizer.apply_accumulated)
+
+    def _train_part(
+        self, batch: TrainBatch, counts: TargetCounts, totals: TargetCounts, part: tf.Tensor
+    ) -> list[tf.Tensor]:
+        self._strategy.run(self._accumulate_part, args=(batch, counts, totals, part))
+        return [part + 1]
+
     def _train_replica(self, batch: TrainBatch) -> None:
+        counts = count_targets(batch.targets, self._anchor_count, self._config.mining)
+        totals = self._sum_counts(counts)
+        self._optimizer.apply(self._backward(batch, counts, totals))
+
+    def _backward(self, batch: TrainBatch, counts: TargetCounts, totals: TargetCounts) -> list[tf.Tensor | None]:
+        """Gradients of this replica's share of the global loss; adds its loss to the report."""
         config = self._config
         images = config.train.global_batch_size
-        counts = count_targets(batch.targets, self._anchor_count, config.mining)
-        totals = self._sum_counts(counts)
         pixels = apply_color_map(normalize_image(batch.images), batch.color_maps)
         with tf.GradientTape() as tape:
             outputs = self._model(pixels, training=True)
@@ -128,9 +152,24 @@ class DetectorTrainer(orbit.StandardTrainer):
             localization = reduce_losses(losses.localization, mined, totals, images, config.loss)
             loss = classification + config.loss.localization_weight * localization
             scaled = loss * tf.cast(self._loss_scale.scale, loss.dtype)
-        self._optimizer.apply(tape.gradient(scaled, self._optimizer.variables_to_train))
         report = (loss, classification, localization, tf.reduce_sum(mined.positives), tf.reduce_sum(mined.quota))
         self._sums.assign_add(tf.stack([tf.cast(value, tf.float64) for value in report]))
+        return tape.gradient(scaled, self._optimizer.variables_to_train)
+
+    def _count_batch(self, batch: TrainBatch) -> tuple[TargetCounts, TargetCounts]:
+        counts = count_targets(batch.targets, self._anchor_count, self._config.mining)
+        return counts, self._sum_counts(counts)
+
+    def _accumulate_part(self, batch: TrainBatch, counts: TargetCounts, totals: TargetCounts, part: tf.Tensor) -> None:
+        """Adds up the gradients of one of `accumulate_steps` equal parts of the batch."""
+        size = batch.images.shape[0] // self._config.train.accumulate_steps
+
+        def take(value: tf.Tensor) -> tf.Tensor:
+            return tf.ensure_shape(value[part * size : (part + 1) * size], [size, *value.shape[1:]])
+
+        self._optimizer.accumulate(
+            self._backward(tf.nest.map_structure(take, batch), tf.nest.map_structure(take, counts), totals)
+        )
 
     def _sum_counts(self, counts: TargetCounts) -> TargetCounts:
         """The counts of the global batch: the one small all-reduce of a step, known from the labels alone."""

@@ -1,0 +1,66 @@
+"""Being told to stop: SIGTERM or SIGINT asks, and training saves and ends at its next pause, on all workers together.
+
+    first signal, before training   ends at once: there is nothing to save
+    first signal, in training       `requested` turns true; the run saves and ends within the grace time
+    second signal, or grace over    ends at once; the last good checkpoint stays
+
+The main thread spends its time inside TensorFlow, where Python's handlers wait; so the signals are read by a thread.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+
+from ssd_dist.core.errors import RestartError
+
+
+class StopRequest:
+    """Whether this process has been asked to stop. Create it in the main thread, as early as possible."""
+
+    def __init__(self) -> None:
+        self._requested = threading.Event()
+        self._grace_seconds: float | None = None
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        self._sockets = reader, writer
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        # Written by the C handler at once, whatever the main thread is doing.
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self._requested.is_set()
+
+    def allow_saving(self, grace_seconds: float) -> None:
+        """From now on a signal leaves `grace_seconds` to save."""
+        self._grace_seconds = grace_seconds
+
+    def _listen(self) -> None:
+        reader, _ = self._sockets
+        while data := reader.recv(1):
+            name = signal.Signals(data[0]).name
+            if self._grace_seconds is None or self._requested.is_set():
+                _end_now(f"ended by {name}; the last checkpoint is as it was")
+            self._requested.set()
+            _tell(f"{name}: saving and stopping, within {self._grace_seconds:g} s; once more ends at once")
+            timer = threading.Timer(
+                self._grace_seconds,
+                _end_now,
+                [f"not saved within {self._grace_seconds:g} s (preemption.grace_seconds)"],
+            )
+            timer.daemon = True
+            timer.start()
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _end_now(message: str) -> None:
+    _tell(f"error: {message}; start again to go on")
+    os._exit(RestartError.exit_code)

@@ -1,0 +1,141 @@
+"""The workers meet before TensorFlow starts: a wrong cluster is named, where TensorFlow would hang.
+
+worker -> chief, on the port that TensorFlow is going to use: who I am, the cluster I see, what I am about to train.
+chief -> worker, when all are there: an empty answer, or what is wrong.
+"""
+
+import json
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ssd_dist.core.errors import RestartError, UsageError
+
+_POLL_SECONDS = 0.2
+_ANSWER_SECONDS = 5.0
+_LONGEST_MESSAGE = 1 << 20
+MAXIMUM_CLOCK_SKEW = 60.0
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """What a worker says of itself.
+
+    Attributes:
+      index: its place in the cluster.
+      addresses: host:port of all workers, as it sees them.
+      facts: what must be the same on all workers, by name, e.g. the config's hash.
+      time: its clock, in seconds.
+    """
+
+    index: int
+    addresses: tuple[str, ...]
+    facts: Mapping[str, str]
+    time: float
+
+
+def meet(me: Introduction, timeout: float) -> None:
+    """Returns when all workers have met and agree.
+
+    Raises:
+      UsageError: if they do not agree, or an address is not to be had.
+      RestartError: if one does not come in time.
+    """
+    if len(me.addresses) > 1:
+        (_receive_all if me.index == 0 else _introduce)(me, time.monotonic() + timeout)
+
+
+def find_disagreement(chief: Introduction, other: Introduction) -> str | None:
+    """What keeps `other` from training with the chief; None if nothing does."""
+    name = f"worker {other.index}"
+    if other.addresses != chief.addresses:
+        return (
+            f"{name} sees the cluster {', '.join(other.addresses)}, the chief {', '.join(chief.addresses)}; "
+            "give all the same TF_CONFIG cluster, in the same order"
+        )
+    for fact, value in chief.facts.items():
+        if other.facts.get(fact) != value:
+            return (
+                f"{name} ({other.addresses[other.index]}): its {fact} is {other.facts.get(fact)}, the chief's {value}"
+            )
+    if abs(other.time - chief.time) > MAXIMUM_CLOCK_SKEW:
+        return f"{name} ({other.addresses[other.index]}): its clock is {other.time - chief.time:+.0f} s off the chief's"
+    return None
+
+
+def _receive_all(me: Introduction, deadline: float) -> None:
+    host, port = _split(me.addresses[0])
+    waiting: dict[int, socket.socket] = {}
+    problem = None
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            # On all interfaces: the chief's name may be an address that its own host does not have (containers).
+            server.bind(("", port))
+        except OSError as error:
+            raise UsageError(f"the chief cannot listen on {me.addresses[0]}: {error}; give it another port") from None
+        server.listen(len(me.addresses))
+        try:
+            while problem is None and len(waiting) < len(me.addresses) - 1:
+                server.settimeout(max(deadline - time.monotonic(), 0.001))
+                try:
+                    connection, address = server.accept()
+                except TimeoutError:
+                    missing = [a for i, a in enumerate(me.addresses) if i and i not in waiting]
+                    raise RestartError(f"no word from {', '.join(missing)} in time; are they started?") from None
+                other = _read_introduction(connection)
+                if other is None or not 0 < other.index < len(me.addresses):
+                    connection.close()  # not one of ours
+                    continue
+                problem = find_disagreement(me, other)
+                if other.index in waiting:
+                    problem = f"two processes say they are worker {other.index}; one of them is at {address[0]}"
+                    connection.close()
+                else:
+                    waiting[other.index] = connection
+            for connection in waiting.values():
+                connection.sendall((problem or "").encode() + b"\n")
+        finally:
+            for connection in waiting.values():
+                connection.close()
+    if problem is not None:
+        raise UsageError(problem)
+
+
+def _introduce(me: Introduction, deadline: float) -> None:
+    chief = me.addresses[0]
+    message = json.dumps({**vars(me), "facts": dict(me.facts)}).encode() + b"\n"
+    while True:
+        try:
+            with socket.create_connection(_split(chief), timeout=_ANSWER_SECONDS) as connection:
+                connection.sendall(message)
+                connection.settimeout(max(deadline - time.monotonic(), 0.001))
+                answer = connection.makefile("rb").readline(_LONGEST_MESSAGE)
+        except socket.gaierror as error:
+            raise UsageError(f"the chief's host in {chief} is not known here: {error}") from None
+        except OSError as error:
+            answer, reason = b"", str(error)
+        else:
+            reason = "it closed the connection"
+        if answer.endswith(b"\n"):
+            break
+        if time.monotonic() > deadline:
+            raise RestartError(f"the chief at {chief} cannot be reached: {reason}; is it started, is the port open?")
+        time.sleep(_POLL_SECONDS)
+    if problem := answer.decode().strip():
+        raise UsageError(problem)
+
+
+def _read_introduction(connection: socket.socket) -> Introduction | None:
+    connection.settimeout(_ANSWER_SECONDS)
+    try:
+        tree = json.loads(connection.makefile("rb").readline(_LONGEST_MESSAGE))
+        return Introduction(int(tree["index"]), tuple(tree["addresses"]), dict(tree["facts"]), float(tree["time"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, port = address.rsplit(":", 1)
+    return host.strip("[]"), int(port)
