@@ -137,7 +137,7 @@ def draw_image(draft: Draft) -> Drawn:
     objects = [
         {
             "image_id": draft.number,
-            "category_id": TOYS[found.name][0],
+            "category_id": TOYS[found.name].category_id,
             "bbox": list(found.box),
             "area": found.area,
             "iscrowd": int(found.is_crowd),
@@ -156,8 +156,8 @@ def describe_split(drawn: Iterable[Drawn], split: str, seed: int) -> dict[str, A
         for entry in one.objects:
             annotations.append({"id": len(annotations) + 1, **entry})
     categories = [
-        {"id": number, "name": name, "supercategory": "toy"}
-        for name, (number, _) in sorted(TOYS.items(), key=lambda item: item[1][0])
+        {"id": toy.category_id, "name": name, "supercategory": "toy"}
+        for name, toy in sorted(TOYS.items(), key=lambda item: item[1].category_id)
     ]
     info = {"description": f"ssd_dist sample, split {split}, seed {seed}", "version": "1"}
     return {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories}

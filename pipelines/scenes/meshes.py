@@ -144,25 +144,6 @@ def _unit_cube(cut: tuple[int, ...], is_there: tuple[bool, ...]) -> Mesh:
     return join(faces)
 
 
-def tube(path: npt.NDArray[np.floating], radius: float, material: int, sides: int = 10) -> Mesh:
-    """A round tube along a path [N, 3] that lies in the plane y = 0; open at its ends."""
-    along = unit(np.gradient(path, axis=0).astype(np.float32))
-    across = np.cross(along, np.array([0.0, 1.0, 0.0], np.float32))
-    turns = np.linspace(0.0, 1.0, sides + 1)
-    cos, sin = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
-    normals = across[:, None] * cos[None, :, None] + np.array([0.0, 1.0, 0.0]) * sin[None, :, None]
-    points = np.asarray(path)[:, None] + radius * normals
-    uv = np.stack(np.meshgrid(turns, np.linspace(0, 1, len(path))), axis=-1)
-    quads = grid_quads(len(path), sides + 1)[:, ::-1]
-    return Mesh(
-        points.reshape(-1, 3).astype(np.float32),
-        normals.reshape(-1, 3).astype(np.float32),
-        uv.reshape(-1, 2).astype(np.float32),
-        quads,
-        np.full(len(quads), material),
-    )
-
-
 def facets(triangles: npt.NDArray[np.floating], material: int) -> Mesh:
     """Flat triangles [T, 3, 3] with sharp edges; u and v are the barycentric weights of the second and third corner."""
     points = np.asarray(triangles, np.float32)

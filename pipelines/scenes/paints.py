@@ -32,6 +32,11 @@ def pick_color(rng: np.random.Generator, other_than: Sequence[Array] = ()) -> Ar
     return best
 
 
+def pick_usual_color(rng: np.random.Generator, hue: float) -> Array:
+    """A full colour near a hue."""
+    return linear(*colorsys.hsv_to_rgb((hue + rng.normal(0, 0.02)) % 1, rng.uniform(0.6, 1.0), rng.uniform(0.5, 1.0)))
+
+
 def color_gap(first: Array, second: Array) -> float:
     """How unlike two colours look: the distance of their gamma-coded values."""
     return float(np.linalg.norm(first ** (1 / 2.2) - second ** (1 / 2.2)))

@@ -130,7 +130,7 @@ def _find_room(rng: Rng, name: str, size: float, place: Place, taken: Sequence[S
 
 def _heap_up(rng: Rng, place: Place, taken: Sequence[Spot]) -> list[Spot]:
     """Ten or so small toys of one class, close together."""
-    name = str(rng.choice(["ball", "star", "mug", "fish", "bottle"]))
+    name = str(rng.choice(["ball", "star", "fish", "bottle"]))
     size = float(rng.uniform(26, 44))
     middle = _find_room(rng, name, 3 * size, place, taken)
     count = int(rng.integers(9, 15))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pipelines.scenes.clutter import CLUTTER
 from pipelines.scenes.meshes import Array
-from pipelines.scenes.paints import pick_color
+from pipelines.scenes.paints import pick_color, pick_usual_color
 from pipelines.scenes.photo import photograph
 from pipelines.scenes.placing import Kind, Place, Spot, build_place, choose_spots
 from pipelines.scenes.rendering import Sprite, cast_shadow, extent, render
@@ -25,6 +25,7 @@ Rng: TypeAlias = np.random.Generator
 SIZES = ((480, 360), (440, 330), (460, 308), (400, 300), (388, 372), (330, 440))
 # Toys of which less is seen, because of others or of the picture's edge, are taken away.
 LEAST_VISIBLE = 0.6
+SHARE_OF_USUAL_COLOR = 0.9
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,12 @@ def draw_scene(rng: Rng, kind: Kind = "plain") -> Scene:
 
 def put_down(rng: Rng, spot: Spot, place: Place, in_heap: bool) -> Standing:
     """The toy of a spot, built, painted and drawn."""
-    main = pick_color(rng, [place.ground])
+    if spot.name in TOYS and rng.random() < SHARE_OF_USUAL_COLOR:
+        main = pick_usual_color(rng, TOYS[spot.name].hue)
+    else:
+        main = pick_color(rng, [place.ground])
     second = pick_color(rng, [main])
-    build = TOYS[spot.name][1] if spot.name in TOYS else CLUTTER[spot.name]
+    build = TOYS[spot.name].build if spot.name in TOYS else CLUTTER[spot.name]
     toy = build(rng, Colors(main, second))
     factor = spot.size / max(extent(toy.mesh, place.camera))
     mesh = toy.mesh.stretch(factor, factor, factor)

@@ -1,7 +1,7 @@
-"""The eight classes: how each thing is built, painted and put down.
+"""The six classes: how each thing is built, painted and put down.
 
 A builder draws proportions, pattern and pose at random and returns a `Toy` that stands on z = 0 about the origin. Its
-colours come from the caller: no class has a colour of its own.
+colours come from the caller; a class has a usual hue, as toys of one maker do, but not always that one.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 
 from pipelines.scenes import paints
-from pipelines.scenes.meshes import Array, Mesh, box, join, plate, revolve, rotation, sphere, tube
+from pipelines.scenes.meshes import Array, Mesh, box, join, plate, revolve, rotation, sphere
 from pipelines.scenes.rendering import Material, Paint
 
 Rng: TypeAlias = np.random.Generator
@@ -92,26 +92,6 @@ def build_bottle(rng: Rng, colors: Colors) -> Toy:
     return stand(join([revolve(body, 0), revolve(cap, 1, 20)]).turn(rotation("z", rng.uniform(0, 360))), glass, top)
 
 
-def build_chair(rng: Rng, colors: Colors) -> Toy:
-    """A chair with four legs and a slatted or full back."""
-    seat_height, side, leg = rng.uniform(0.42, 0.5), rng.uniform(0.44, 0.54), rng.uniform(0.05, 0.075)
-    seat = 0.06
-    reach = side / 2 - leg / 2
-    parts = [box((side, side, seat), (0, 0, seat_height), (0,) * 6)]
-    for x in (-reach, reach):
-        parts.append(box((leg, leg, seat_height), (x, -reach, seat_height / 2), (1,) * 6))
-        parts.append(box((leg, leg, 1.0), (x, reach, 0.5), (1,) * 6))
-    if rng.random() < 0.5:
-        for z in (0.66, 0.8, 0.94):
-            parts.append(box((side - leg, leg * 0.6, 0.08), (0, reach, z), (0,) * 6))
-    else:
-        parts.append(box((side - leg, leg * 0.6, 0.32), (0, reach, 0.82), (0,) * 6))
-    wood = Material(paints.grained(colors.main, rng), 0.2, 4)
-    frame = Material(paints.grained(colors.main if rng.random() < 0.6 else colors.second, rng), 0.2, 4)
-    turn = float(rng.choice([-1, 1])) * rng.uniform(15, 65)
-    return stand(join(parts).turn(rotation("z", turn)), wood, frame)
-
-
 def build_clock(rng: Rng, colors: Colors) -> Toy:
     """An alarm clock with two bells, facing us."""
     depth = rng.uniform(0.3, 0.45)
@@ -169,42 +149,6 @@ def build_fish(rng: Rng, colors: Colors) -> Toy:
     return stand(join(parts).turn(pose), skin, fins, white, black)
 
 
-def build_mug(rng: Rng, colors: Colors) -> Toy:
-    """A mug with a handle at its side, empty or full."""
-    radius, taper, wall = rng.uniform(0.36, 0.46), rng.uniform(0.86, 1.0), 0.045
-    inner = radius - wall
-    # In short pieces: a quad as high as the mug would sort behind what is in it.
-    wall_line = [(radius * (taper + (1 - taper) * z), z) for z in (0.0, 0.3, 0.55, 0.75, 0.88, 1.0)]
-    outside = [(0.0, 0.0), wall_line[0], *wall_line, wall_line[-1], (inner, 1.0)]
-    inside = [(inner, 1.0), (inner, 1.0), (inner * 0.98, 0.78), (inner * taper, 0.1), (0.0, 0.1)]
-    parts = [revolve(outside, 0), revolve(inside, 1)]
-    if rng.random() < 0.6:
-        level = rng.uniform(0.7, 0.85)
-        parts.append(revolve([(inner * 0.99, level), (0.0, level)], 2))
-    angles = np.linspace(-0.55 * np.pi, 0.55 * np.pi, 14)
-    size = rng.uniform(0.26, 0.34)
-    heights = 0.5 + size * np.sin(angles)
-    # The ends meet the wall, which leans; inside it they would show through.
-    wall_at = radius * (taper + (1 - taper) * heights)
-    path = np.stack([wall_at + size * (np.cos(angles) - np.cos(angles[0])), 0 * angles, heights], axis=1)
-    parts.append(tube(path, rng.uniform(0.055, 0.075), 3))
-    patterns: list[Paint] = [
-        paints.plain(colors.main),
-        paints.striped(colors.main, colors.second, int(rng.integers(4, 9)), share=0.4),
-        paints.dotted(colors.main, colors.second, 9, 6),
-        paints.zigzag(colors.main, colors.second, 8),
-        paints.banded([colors.main, colors.second], [0.75]),
-    ]
-    clay = Material(patterns[rng.integers(len(patterns))], 0.55, 5)
-    lining = Material(paints.plain(paints.linear(0.93, 0.91, 0.87)), 0.3, 4)
-    drink = Material(
-        paints.plain(paints.linear(*rng.choice([[0.3, 0.17, 0.09], [0.72, 0.5, 0.33], [0.55, 0.3, 0.1]]))), 0.6, 6
-    )
-    handle = Material(paints.plain(colors.main), 0.55, 5)
-    turn = rng.uniform(-38, 38) + (180 if rng.random() < 0.5 else 0)
-    return stand(join(parts).turn(rotation("z", turn)), clay, lining, drink, handle)
-
-
 def build_star(rng: Rng, colors: Colors) -> Toy:
     """A five-pointed star, ridged, leaning back."""
     inner, phase = rng.uniform(0.4, 0.5), rng.uniform(-0.12, 0.12)
@@ -226,14 +170,21 @@ def build_star(rng: Rng, colors: Colors) -> Toy:
 
 Builder: TypeAlias = Callable[[Rng, Colors], Toy]
 
-# Name -> (category id as COCO numbers such things, with gaps; builder).
-TOYS: dict[str, tuple[int, Builder]] = {
-    "fish": (17, build_fish),
-    "star": (34, build_star),
-    "ball": (37, build_ball),
-    "bottle": (44, build_bottle),
-    "mug": (47, build_mug),
-    "chair": (62, build_chair),
-    "book": (84, build_book),
-    "clock": (85, build_clock),
+
+@dataclass(frozen=True)
+class ToyClass:
+    """A class of toys: its category id (as COCO numbers such things, with gaps), its builder and its usual hue."""
+
+    category_id: int
+    build: Builder
+    hue: float
+
+
+TOYS: dict[str, ToyClass] = {
+    "fish": ToyClass(17, build_fish, 0.06),
+    "star": ToyClass(34, build_star, 0.15),
+    "ball": ToyClass(37, build_ball, 0.97),
+    "bottle": ToyClass(44, build_bottle, 0.38),
+    "book": ToyClass(84, build_book, 0.6),
+    "clock": ToyClass(85, build_clock, 0.8),
 }

@@ -162,7 +162,8 @@ class DetectorTrainer(orbit.StandardTrainer):
 
     def _accumulate_part(self, batch: TrainBatch, counts: TargetCounts, totals: TargetCounts, part: tf.Tensor) -> None:
         """Adds up the gradients of one of `accumulate_steps` equal parts of the batch."""
-        size = batch.images.shape[0] // self._config.train.accumulate_steps
+        parts = self._strategy.num_replicas_in_sync * self._config.train.accumulate_steps
+        size = self._config.train.global_batch_size // parts
 
         def take(value: tf.Tensor) -> tf.Tensor:
             return tf.ensure_shape(value[part * size : (part + 1) * size], [size, *value.shape[1:]])

@@ -129,11 +129,11 @@ def test_what_others_hide_counts_to_the_box_and_the_hidden_are_dropped():
         square = Sprite(np.zeros((3, side, side), np.float32), np.ones((side, side), np.float32), 0, -side)
         return Standing(Spot(name, float(x), 80.0, float(side)), square, square, in_heap=False)
 
-    near, half_hidden, hidden = put("mug", 30, 40), put("book", 55, 40), put("star", 35, 20)
+    near, half_hidden, hidden = put("clock", 30, 40), put("book", 55, 40), put("star", 35, 20)
     cut_off = put("fish", 105, 40)
     _, _, kept = stack_toys([near, half_hidden, hidden, cut_off], 120, 100)
     found = {one.name: one.box for one in describe_objects(kept, 120, 100)}
-    assert found == {"mug": (30, 40, 40, 40), "book": (55, 40, 40, 40)}
+    assert found == {"clock": (30, 40, 40, 40), "book": (55, 40, 40, 40)}
 
 
 def test_toys_are_seen_for_the_most_part(scenes):
@@ -199,15 +199,16 @@ def test_pictures_look_like_photographs(scenes):
     assert {scene.image.shape[0] > scene.image.shape[1] for scene in scenes} == {True, False}
 
 
-def test_color_does_not_give_the_class_away(scenes):
-    """The mean colours of the classes differ by less than colours within a class."""
+def test_color_alone_does_not_decide_the_class(scenes):
+    """The nearest class by mean colour is often another: a classifier by colour, fitted to these very toys, errs."""
     colors = {name: [] for name in TOYS}
     for scene in scenes:
         for found in scene.objects:
             colors[found.name].append(scene.image[found.mask].mean(axis=0))
     means = np.array([np.mean(values, axis=0) for values in colors.values()])
-    spread = np.mean([np.std(values, axis=0) for values in colors.values()])
-    assert means.std(axis=0).max() < spread
+    toys = [(index, color) for index, values in enumerate(colors.values()) for color in values]
+    right = [np.linalg.norm(means - color, axis=1).argmin() == index for index, color in toys]
+    assert np.mean(right) < 0.8
 
 
 @pytest.fixture
@@ -270,7 +271,7 @@ def test_drawing_needs_neither_beam_nor_tensorflow():
 
 def test_prepare_reads_it(written, tmp_path, prepare):
     manifest = prepare("coco", written, tmp_path, split="val")
-    assert [*manifest.classes] == [name for name, _ in sorted(TOYS.items(), key=lambda item: item[1][0])]
+    assert [*manifest.classes] == [name for name, _ in sorted(TOYS.items(), key=lambda item: item[1].category_id)]
     assert manifest.splits["val"].views[0].examples == 3
 
 
