@@ -59,12 +59,13 @@ def draw_record(seed: int, name: str, config: Config, objects: int | None = None
 
 
 def write_dataset(
-    folder: Path, config: Config, sizes: dict[str, int], shards: int = 2, objects: int | None = None
+    folder: Path, config: Config, sizes: dict[str, int], shards: int = 2, objects: int | list[int] | None = None
 ) -> Manifest:
-    """Writes splits of the given sizes, round-robin over shards, and the manifest."""
+    """Writes splits of the given sizes, round-robin over shards, and the manifest; `objects` in each image, or all."""
     splits = {}
     for split_number, (split, size) in enumerate(sizes.items()):
-        records = [draw_record(1000 * split_number + i, f"{split}{i}", config, objects) for i in range(size)]
+        counts = objects if isinstance(objects, list) else [objects] * size
+        records = [draw_record(1000 * split_number + i, f"{split}{i}", config, counts[i]) for i in range(size)]
         (folder / split).mkdir(parents=True)
         written = []
         for shard in range(shards):

@@ -1,6 +1,6 @@
 """One worker of a layout: trains each variant for some steps and, on the chief, writes its losses and weights.
 
-    python curve_worker.py JOB.json        with TF_CONFIG where there are several workers
+python curve_worker.py JOB.json        with TF_CONFIG where there are several workers
 """
 
 import json
@@ -31,7 +31,8 @@ def build_tiny_detector(config: Config, class_count: int) -> tf_keras.Model:
     kind = SyncBatchNormalization if config.train.sync_batch_norm else tf_keras.layers.BatchNormalization
     image = tf_keras.Input([size, size, 3])
     features = tf_keras.layers.Conv2D(8, 8, strides=8, use_bias=False)(image)
-    features = tf_keras.layers.Activation("tanh")(kind(momentum=0.9)(features))
+    norm = kind(momentum=0.9, trainable=not config.backbone.freeze_batch_norm)
+    features = tf_keras.layers.Activation("tanh")(norm(features))
     backbone = tf_keras.Model(image, tf_keras.layers.GlobalAveragePooling2D()(features), name="backbone")
     hidden = backbone(image)
     logits = tf_keras.layers.Dense(anchors * (class_count + 1))(hidden)
@@ -62,7 +63,10 @@ def train_variant(config: Config, strategy: tf.distribute.Strategy, steps: int) 
         return np.concatenate([variable.numpy().ravel() for variable in variables])
 
     return {
-        **{key: np.array([row[key] for row in rows]) for key in ("loss", "loss/cls", "loss/loc", "positives", "negatives")},
+        **{
+            key: np.array([row[key] for row in rows])
+            for key in ("loss", "loss/cls", "loss/loc", "positives", "negatives")
+        },
         "weights": flatten(state.model.trainable_variables),
         "statistics": flatten(state.model.non_trainable_variables),
         "ema": flatten(list(state.ema.averages.values())),
@@ -78,12 +82,14 @@ def main() -> None:
         for name, variant in job["variants"].items()
     }
     first = next(iter(configs.values()))
+    # Graph optimization takes longer than these few steps.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     strategy = create_strategy(first.cluster)
     make_reproducible(first)
     real = state_module.build_detector
     for name, variant in job["variants"].items():
         state_module.build_detector = build_tiny_detector if variant["tiny"] else real
-        results = train_variant(configs[name], strategy, job["steps"])
+        results = train_variant(configs[name], strategy, variant["steps"])
         if read_worker_role().is_chief:
             np.savez(Path(job["output"]) / f"{name}.npz", **results)
 

@@ -1,0 +1,74 @@
+"""A signal is heard at any moment, also while the main thread does not run Python; the second one ends at once."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+
+def start(body):
+    """A process that says `ready` and then runs the body; the main thread is in C most of the time."""
+    script = "import time, ctypes\nfrom ssd_dist.training.preemption import StopRequest\nstop = StopRequest()\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script + textwrap.dedent(body)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def end_of(process):
+    out, errors = process.communicate(timeout=20)
+    return process.returncode, out, errors
+
+
+# In C without the interpreter lock, as TensorFlow is; sleeps are cut short by signals, so there are many.
+BUSY = "print('ready', flush=True)\nfor _ in range(20):\n    ctypes.CDLL(None).sleep(2)\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_before_training_it_ends_at_once(number):
+    process = start(BUSY)
+    process.send_signal(number)
+    code, _, errors = end_of(process)
+    assert code == 75
+    assert errors.startswith("error: ")
+    assert "start again" in errors
+
+
+def test_in_training_it_is_only_noted():
+    process = start("""
+        stop.allow_saving(20.0)
+        print("ready", flush=True)
+        while not stop.requested:
+            time.sleep(0.01)
+        print("saved")
+        """)
+    process.send_signal(signal.SIGTERM)
+    code, out, errors = end_of(process)
+    assert (code, out) == (0, "saved\n")
+    assert "SIGTERM" in errors
+
+
+def test_a_second_signal_ends_at_once():
+    process = start("stop.allow_saving(20.0)\n" + BUSY)
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert end_of(process)[0] == 75
+    assert time.monotonic() - started < 10
+
+
+def test_when_the_grace_time_is_over_it_ends():
+    process = start("stop.allow_saving(0.5)\n" + BUSY)
+    process.send_signal(signal.SIGTERM)
+    code, _, errors = end_of(process)
+    assert code == 75
+    assert "preemption.grace_seconds" in errors

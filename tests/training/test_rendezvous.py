@@ -1,0 +1,119 @@
+"""Workers meet or are told, all of them, why not."""
+
+import socket
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+from multihost.processes import free_ports
+
+from ssd_dist.core.errors import RestartError, UsageError
+from ssd_dist.training.rendezvous import Introduction, meet
+
+
+def gang_of(count):
+    addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(count))
+    return [Introduction(i, addresses, {"config": "abc"}, time.time()) for i in range(count)]
+
+
+def meet_all(gang, timeout=10.0):
+    """What each worker's meeting ended with: None, or the error."""
+    ends = [None] * len(gang)
+
+    def one(number):
+        try:
+            meet(gang[number], timeout)
+        except (UsageError, RestartError) as error:
+            ends[number] = error
+
+    threads = [threading.Thread(target=one, args=[number]) for number in range(len(gang))]
+    # The chief last: the others have to wait for it.
+    for thread in reversed(threads):
+        thread.start()
+    for thread in threads:
+        thread.join(timeout + 10)
+        assert not thread.is_alive()
+    return ends
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_those_who_agree_meet_and_leave_the_port_free(count):
+    gang = gang_of(count)
+    assert meet_all(gang) == [None] * count
+    with socket.socket() as again:
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        again.bind(("127.0.0.1", int(gang[0].addresses[0].rsplit(":")[1])))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"facts": {"config": "xyz"}}, ["worker 1", "config", "xyz", "abc"]),
+        ({"time": 0.0}, ["worker 1", "clock"]),
+        ({"index": 2}, ["two processes", "worker 2"]),
+    ],
+)
+def test_a_disagreement_is_told_by_name(change, words):
+    gang = gang_of(3)
+    gang[1] = replace(gang[1], **change)
+    ends = meet_all(gang, timeout=3.0)
+    assert isinstance(ends[0], UsageError)
+    assert all(word in str(ends[0]) for word in words), ends[0]
+    # The one that is wrong hears it too, unless it was turned away before.
+    assert isinstance(ends[1], UsageError | RestartError)
+
+
+def test_another_order_of_the_cluster_is_refused():
+    gang = gang_of(3)
+    first, second, third = gang[1].addresses
+    gang[1] = replace(gang[1], addresses=(first, third, second))
+    ends = meet_all(gang, timeout=3.0)
+    assert "sees the cluster" in str(ends[0])
+    assert "sees the cluster" in str(ends[1])
+
+
+def test_a_worker_that_does_not_come_is_named():
+    gang = gang_of(3)
+    ends = meet_all(gang[:2], timeout=1.0)
+    assert isinstance(ends[0], RestartError)
+    assert gang[0].addresses[2] in str(ends[0])
+    assert gang[0].addresses[1] not in str(ends[0])
+
+
+def test_a_chief_that_does_not_come_is_named():
+    gang = gang_of(2)
+    with pytest.raises(RestartError, match=gang[0].addresses[0]):
+        meet(gang[1], 0.5)
+
+
+def test_strangers_at_the_port_do_no_harm():
+    gang = gang_of(2)
+    port = int(gang[0].addresses[0].rsplit(":")[1])
+    chief = threading.Thread(target=meet, args=[gang[0], 10.0])
+    chief.start()
+    for noise in (
+        b"GET / HTTP/1.0\r\n\r\n",
+        b'{"index": 9}\n',
+        b"\xff\n",
+        b'{"index": 7, "addresses": [], "facts": {}, "time": 0}\n',
+    ):
+        for _ in range(50):
+            try:
+                with socket.create_connection(("127.0.0.1", port)) as stranger:
+                    stranger.sendall(noise)
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+    meet(gang[1], 10.0)
+    chief.join(10)
+    assert not chief.is_alive()
+
+
+def test_a_port_that_is_taken_is_named():
+    gang = gang_of(2)
+    with socket.socket() as other:
+        other.bind(("", int(gang[0].addresses[0].rsplit(":")[1])))
+        other.listen()
+        with pytest.raises(UsageError, match=gang[0].addresses[0]):
+            meet(gang[0], 1.0)
