@@ -13,7 +13,7 @@ from tf_keras import layers
 
 from ssd_dist.core.config import BackboneConfig, ModelConfig
 from ssd_dist.core.errors import CheckpointError
-from ssd_dist.model.batch_norm import SyncBatchNormalization
+from ssd_dist.model.batch_norm import ReplicaBatchNormalization, SyncBatchNormalization
 
 TAPS = ("block_6_expand_relu", "block_13_expand_relu", "out_relu")
 
@@ -31,7 +31,7 @@ def build_backbone(config: BackboneConfig, model: ModelConfig, sync_batch_norm: 
         # Keras's MobileNetV2 fixes momentum 0.999, with which a short run is judged on ImageNet's statistics.
         if not isinstance(layer, layers.BatchNormalization):
             return layer.__class__.from_config(layer.get_config())
-        kind = SyncBatchNormalization if sync_batch_norm else layers.BatchNormalization
+        kind = SyncBatchNormalization if sync_batch_norm else ReplicaBatchNormalization
         norm = kind.from_config({**layer.get_config(), "momentum": model.batch_norm_momentum})
         norm.trainable = not config.freeze_batch_norm
         return norm

@@ -1,15 +1,33 @@
-"""Batch normalisation whose statistics are those of the global batch, on any number of replicas.
+"""Batch normalisation on any number of replicas, by the statistics of each replica's batch or of the global one.
 
-One all-reduce a layer, of mean and second moment together, where Keras's own takes three. The moments are taken around
-the moving mean: the difference of two large squares would lose the digits in which replicas must agree.
+In both, the moving statistics are the same on all replicas after each step (the trainer averages them together with
+the gradients): what is evaluated is what is saved, and a run that was interrupted goes on from what it had. Keras's own
+layer keeps other ones on each replica and averages them when it saves.
 """
 
+from typing import Any
+
 import tensorflow as tf
+import tf_keras
 from tf_keras import layers
 
 
-class SyncBatchNormalization(layers.BatchNormalization):
-    """`BatchNormalization` over the last axis with statistics of the global batch in training."""
+class ReplicaBatchNormalization(layers.BatchNormalization):
+    """`BatchNormalization` with statistics of each replica's batch in training."""
+
+    def add_weight(self, *args: Any, **options: Any) -> tf.Variable:
+        """Moving statistics are read from the first replica: all have the same."""
+        if options.get("synchronization") == tf.VariableSynchronization.ON_READ:
+            options["aggregation"] = tf.VariableAggregation.ONLY_FIRST_REPLICA
+        return super().add_weight(*args, **options)
+
+
+class SyncBatchNormalization(ReplicaBatchNormalization):
+    """`BatchNormalization` over the last axis with statistics of the global batch in training.
+
+    One all-reduce a layer, of mean and second moment together, where Keras's own takes three. The moments are taken
+    around the moving mean: the difference of two large squares would lose the digits in which replicas must agree.
+    """
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Normalises [B, ..., C]; a frozen layer, or one out of training, uses its moving statistics."""
@@ -27,3 +45,9 @@ class SyncBatchNormalization(layers.BatchNormalization):
         self.moving_variance.assign_add((1.0 - self.momentum) * (variance - self.moving_variance))
         normalized = tf.nn.batch_normalization(values, mean, variance, self.beta, self.gamma, self.epsilon)
         return tf.cast(normalized, self.compute_dtype)
+
+
+def moving_statistics(model: tf_keras.Model) -> list[tf.Variable]:
+    """Moving means and variances of all layers that are not frozen."""
+    norms = [layer for layer in model.submodules if isinstance(layer, layers.BatchNormalization) and layer.trainable]
+    return [variable for layer in norms for variable in (layer.moving_mean, layer.moving_variance)]

@@ -15,7 +15,7 @@ from tf_keras import layers
 from ssd_dist.core.anchors import anchors_per_cell, feature_sizes, last_level_is_unpadded
 from ssd_dist.core.config import Config, ModelConfig
 from ssd_dist.model.backbone import build_backbone
-from ssd_dist.model.batch_norm import SyncBatchNormalization
+from ssd_dist.model.batch_norm import ReplicaBatchNormalization, SyncBatchNormalization
 
 EXTRA_CHANNELS = (512, 256, 256)
 
@@ -99,6 +99,6 @@ class _Builder:
         return self._normalize(x, name)
 
     def _normalize(self, x: tf.Tensor, name: str) -> tf.Tensor:
-        kind = SyncBatchNormalization if self._sync_batch_norm else layers.BatchNormalization
+        kind = SyncBatchNormalization if self._sync_batch_norm else ReplicaBatchNormalization
         x = kind(momentum=self._config.batch_norm_momentum, epsilon=1e-3, name=f"{name}_bn")(x)
         return layers.ReLU(6.0, name=f"{name}_relu")(x)

@@ -111,17 +111,21 @@ class DistributedOptimizer(tf.Module):
         """The rate of the next update."""
         return self._schedule(self.applied_steps)
 
-    def apply(self, gradients: Sequence[tf.Tensor | None]) -> None:
-        """Reduces this replica's scaled gradients over all replicas and updates weights, slots, scale and EMA."""
-        self._apply_packed(self._pack(gradients))
+    def apply(self, gradients: Sequence[tf.Tensor | None], others: Sequence[tf.Tensor] = ()) -> list[tf.Tensor]:
+        """Reduces this replica's scaled gradients over all replicas and updates weights, slots, scale and EMA.
+
+        Returns:
+          The sums over replicas of `others`, float32 tensors that travel in the same all-reduce.
+        """
+        return self._apply_packed(self._pack(gradients), others)
 
     def accumulate(self, gradients: Sequence[tf.Tensor | None]) -> None:
         """Adds this replica's scaled gradients to those of the batch's earlier parts; no communication."""
         self._sum.add(self._pack(gradients))
 
-    def apply_accumulated(self) -> None:
+    def apply_accumulated(self, others: Sequence[tf.Tensor] = ()) -> list[tf.Tensor]:
         """`apply` for the sum of what was accumulated, which is cleared."""
-        self._apply_packed(self._sum.take())
+        return self._apply_packed(self._sum.take(), others)
 
     def _pack(self, gradients: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
         packed = []
@@ -131,10 +135,11 @@ class DistributedOptimizer(tf.Module):
             start += len(group.variables)
         return packed
 
-    def _apply_packed(self, packed: list[tf.Tensor]) -> None:
+    def _apply_packed(self, packed: list[tf.Tensor], others: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         context = tf.distribute.get_replica_context()
-        reduced = context.all_reduce(tf.distribute.ReduceOp.SUM, packed)
-        context.merge_call(self._update_replicas, args=(reduced,))
+        reduced = context.all_reduce(tf.distribute.ReduceOp.SUM, [*packed, *others])
+        context.merge_call(self._update_replicas, args=(reduced[: len(packed)],))
+        return reduced[len(packed) :]
 
     def _update_replicas(self, strategy: tf.distribute.Strategy, reduced: list[tf.Tensor]) -> None:
         # On each device, with that device's copies of all variables: no communication from here on.

@@ -30,20 +30,28 @@ class ParameterGroup:
 
     def pack(self, tensors: Sequence[tf.Tensor | None] | None = None) -> tf.Tensor:
         """float32 [size] of tensors shaped as the variables (None is zero), or of the variables themselves."""
-        tensors = self.variables if tensors is None else tensors
-        parts = [
-            tf.zeros([int(np.prod(v.shape))]) if t is None else tf.reshape(tf.cast(t, tf.float32), [-1])
-            for v, t in zip(self.variables, tensors, strict=True)
-        ]
-        return tf.concat(parts, 0)
+        return pack_values(self.variables, self.variables if tensors is None else tensors)
 
     def unpack(self, flat: tf.Tensor) -> list[tf.Tensor]:
         """Tensors shaped as the variables out of a vector [size]."""
-        sizes = [int(np.prod(variable.shape)) for variable in self.variables]
-        return [
-            tf.reshape(part, variable.shape)
-            for part, variable in zip(tf.split(flat, sizes), self.variables, strict=True)
-        ]
+        return unpack_values(self.variables, flat)
+
+
+def pack_values(variables: Sequence[tf.Variable], tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:
+    """float32 [size] of tensors shaped as the variables; None is zero."""
+    parts = [
+        tf.zeros([int(np.prod(v.shape))]) if t is None else tf.reshape(tf.cast(t, tf.float32), [-1])
+        for v, t in zip(variables, tensors, strict=True)
+    ]
+    return tf.concat(parts, 0) if parts else tf.zeros([0])
+
+
+def unpack_values(variables: Sequence[tf.Variable], flat: tf.Tensor) -> list[tf.Tensor]:
+    """Tensors shaped as the variables out of a vector [size]."""
+    if not variables:
+        return []
+    parts = tf.split(flat, [int(np.prod(variable.shape)) for variable in variables])
+    return [tf.reshape(part, variable.shape) for part, variable in zip(parts, variables, strict=True)]
 
 
 def group_parameters(

@@ -8,6 +8,7 @@ train(n):                                  [eager]
       count positives and negatives -> all-reduce          labels only, so before the forward pass
       forward -> mining -> loss / global count
       backward -> optimizer.apply                          all-reduce, skip, clip, update, EMA
+      batch-norm statistics -> mean                        in the same all-reduce
       add the losses to this replica's own sums            no communication
   train_loop_end: sum over replicas -> metrics
 """
@@ -22,10 +23,12 @@ from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import Config
 from ssd_dist.data.batch import TrainBatch
 from ssd_dist.data.decoding import apply_color_map
+from ssd_dist.model.batch_norm import moving_statistics
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.training.clock import LoopClock
 from ssd_dist.training.losses import Miner, multibox_losses, reduce_losses
 from ssd_dist.training.mining import mine_global, mine_per_image
+from ssd_dist.training.packing import pack_values, unpack_values
 from ssd_dist.training.precision import AMPContext
 from ssd_dist.training.state import REPORTED_SUMS, TrainState
 from ssd_dist.training.targets import TargetCounts, count_rows, count_targets, negative_quota
@@ -48,6 +51,7 @@ class DetectorTrainer(orbit.StandardTrainer):
         self._model = state.model
         self._optimizer = state.optimizer
         self._loss_scale = state.loss_scale
+        self._statistics = moving_statistics(state.model)
         self._step = state.step
         self._precision = AMPContext(config.amp).precision
         self._anchor_count = len(generate_anchors(config.anchors, config.model.input_size))
@@ -113,14 +117,14 @@ class DetectorTrainer(orbit.StandardTrainer):
 
     def _train_in_parts(self, batch: TrainBatch) -> None:
         # The counts are those of the whole batch, so that the parts' gradients add up to its gradient.
-        counts, totals = self._strategy.run(self._count_batch, args=(batch,))
+        counts, totals, before = self._strategy.run(self._look_at_batch, args=(batch,))
         tf.while_loop(
             lambda part: part < self._config.train.accumulate_steps,
             lambda part: self._train_part(batch, counts, totals, part),
             [tf.constant(0)],
             parallel_iterations=1,
         )
-        self._strategy.run(self._optimizer.apply_accumulated)
+        self._strategy.run(self._apply_parts, args=(before,))
 
     def _train_part(
         self, batch: TrainBatch, counts: TargetCounts, totals: TargetCounts, part: tf.Tensor
@@ -129,9 +133,10 @@ class DetectorTrainer(orbit.StandardTrainer):
         return [part + 1]
 
     def _train_replica(self, batch: TrainBatch) -> None:
-        counts = count_targets(batch.targets, self._anchor_count, self._config.mining)
-        totals = self._sum_counts(counts)
-        self._optimizer.apply(self._backward(batch, counts, totals))
+        counts, totals, before = self._look_at_batch(batch)
+        gradients = self._backward(batch, counts, totals)
+        (sums,) = self._optimizer.apply(gradients, [self._pack_statistics()])
+        self._share_statistics(sums, before)
 
     def _backward(self, batch: TrainBatch, counts: TargetCounts, totals: TargetCounts) -> list[tf.Tensor | None]:
         """Gradients of this replica's share of the global loss; adds its loss to the report."""
@@ -156,9 +161,24 @@ class DetectorTrainer(orbit.StandardTrainer):
         self._sums.assign_add(tf.stack([tf.cast(value, tf.float64) for value in report]))
         return tape.gradient(scaled, self._optimizer.variables_to_train)
 
-    def _count_batch(self, batch: TrainBatch) -> tuple[TargetCounts, TargetCounts]:
+    def _look_at_batch(self, batch: TrainBatch) -> tuple[TargetCounts, TargetCounts, tf.Tensor]:
+        """What is known before the forward pass: counts of this batch and of the global one, and the statistics."""
         counts = count_targets(batch.targets, self._anchor_count, self._config.mining)
-        return counts, self._sum_counts(counts)
+        return counts, self._sum_counts(counts), self._pack_statistics()
+
+    def _pack_statistics(self) -> tf.Tensor:
+        return pack_values(self._statistics, [tf.identity(variable) for variable in self._statistics])
+
+    def _share_statistics(self, sums: tf.Tensor, before: tf.Tensor) -> None:
+        """Gives all replicas the mean of their moving statistics; what overflowed stays as it was."""
+        mean = sums / self._strategy.num_replicas_in_sync
+        values = unpack_values(self._statistics, tf.where(tf.math.is_finite(mean), mean, before))
+        for variable, value in zip(self._statistics, values, strict=True):
+            variable.assign(value)
+
+    def _apply_parts(self, before: tf.Tensor) -> None:
+        (sums,) = self._optimizer.apply_accumulated([self._pack_statistics()])
+        self._share_statistics(sums, before)
 
     def _accumulate_part(self, batch: TrainBatch, counts: TargetCounts, totals: TargetCounts, part: tf.Tensor) -> None:
         """Adds up the gradients of one of `accumulate_steps` equal parts of the batch."""
