@@ -53,7 +53,8 @@ class ChaoticRun:
         self.log = folder.with_suffix(".log")
         (folder.parent / "small.yaml").write_text("{}")
         self._command = [
-            str(ROOT / "launch" / "train_multinode.sh"), "--local=2", "--max_restarts=1", f"--python={sys.executable}", "--",
+            str(ROOT / "launch" / "train_multinode.sh"), "--local=2", "--max_restarts=1", f"--python={sys.executable}",
+            "--",
             f"--config={folder.parent / 'small.yaml'}", f"--model_dir={folder}", f"--set=data.dir={data}",
             *(f"--set={flag}" for flag in FLAGS),
         ]  # fmt: skip
@@ -203,8 +204,8 @@ def run_with_faults(data: Path, folder: Path, plan: Sequence[tuple[int, str]]) -
             FAULTS[fault](run)
             run.wait_until(lambda gone=gone: not gone & {worker.pid for worker in run.workers()}, 120)
             noticed = time.monotonic() - started
-            resumed = len(resumptions(run))
-            if run.wait_until(lambda before=before, mark=run.log.stat().st_size: last_line_step(run, mark) > 0, 300):
+            resumed, mark = len(resumptions(run)), run.log.stat().st_size
+            if run.wait_until(lambda mark=mark: last_line_step(run, mark) > 0, 300):
                 again = time.monotonic() - started
                 went_on = resumptions(run)[resumed - 1 :] or [0]
                 outcomes.append(Outcome(fault, before, noticed, again, max(before - went_on[-1], 0)))
