@@ -10,22 +10,25 @@ from ssd_dist.core.errors import UsageError
 
 
 def main(_: list[str]) -> None:
-    """Evaluates the checkpoint of the flags, prints the table, writes JSON and pictures."""
+    """Evaluates the checkpoint of the flags, prints the tables, writes JSON and pictures."""
     model_dir, split = required_flag("model_dir"), required_flag("split")
     # TensorFlow takes seconds to load: only once the flags are right.
+    from ssd_dist.evaluation.analysis import analyse_detections
     from ssd_dist.evaluation.gallery import draw_gallery
     from ssd_dist.evaluation.metrics import evaluate_detections
-    from ssd_dist.evaluation.table import format_value, print_metrics
+    from ssd_dist.evaluation.table import format_value, print_analysis, print_metrics
     from ssd_dist.training.inference import evaluate_split
 
     config, manifest, truths, detections = evaluate_split(
         model_dir, flags.FLAGS["checkpoint"].value, split, overrides_from_flags()
     )
     metrics = evaluate_detections(truths, detections, manifest.classes).as_dict()
+    analysis = analyse_detections(truths, detections, manifest.classes).as_dict()
     title = f"{model_dir}, split {split}, {len(truths)} images"
     print_metrics(metrics, title)
+    print_analysis(analysis)
     if output := flags.FLAGS["output"].value:
-        _prepare_output("output", output).write_text(json.dumps(metrics, indent=1) + "\n")
+        _prepare_output("output", output).write_text(json.dumps(metrics | {"analysis": analysis}, indent=1) + "\n")
     if pictures := flags.FLAGS["pictures"].value:
         subtitle = f"mAP@0.5 {format_value(metrics['coco/AP50'])}, COCO AP {format_value(metrics['coco/AP'])}"
         gallery = draw_gallery(config, manifest.splits[split], detections, manifest.classes, title, subtitle)

@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 _PER_CLASS = {"coco/AP": "COCO AP", "coco/AP50": "COCO AP50", "voc07/AP": "VOC07 AP", "voc/AP": "VOC AP"}
 _TOTALS = {
@@ -32,8 +33,29 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
     for column in classes.columns[1:]:
         column.justify = "right"
     for name, values in metrics["per_class"].items():
-        classes.add_row(name, *(format_value(values[key]) for key in _PER_CLASS), str(values["objects"]))
+        # A class may be called [red]: that is no markup.
+        classes.add_row(Text(name), *(format_value(values[key]) for key in _PER_CLASS), str(values["objects"]))
     console.print(classes)
+
+
+def print_analysis(analysis: dict[str, Any]) -> None:
+    """Prints the thresholds and the mistakes of `Analysis.as_dict()`."""
+    console = Console(highlight=False)
+    points = Table("class", "score threshold", "F1", "precision", "recall", title="Best F1 of each class, IoU 0.50")
+    points.title_justify, points.title_style = "left", "bold"
+    for name, point in analysis["operating_points"].items():
+        values = (point[key] for key in ("threshold", "f1", "precision", "recall"))
+        points.add_row(Text(name), *map(format_value, values))
+    errors = Table("mistake", "at these thresholds", "VOC mAP if mended", title="Mistakes (TIDE)")
+    errors.title_justify, errors.title_style = "left", "bold"
+    for kind, count in analysis["errors"]["counts"].items():
+        errors.add_row(kind, str(count), f"{analysis['errors']['ap_gain_if_mended'][kind]:+.3f}")
+    for table in (points, errors):
+        for column in table.columns[1:]:
+            column.justify = "right"
+        console.print(table)
+    error = analysis["calibration"]["error"]
+    console.print(f"expected calibration error {format_value(error)}: how far scores are from hit rates")
 
 
 def format_value(value: float | None) -> str:

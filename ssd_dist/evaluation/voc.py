@@ -25,11 +25,13 @@ class ClassCurve:
     Attributes:
       recall: float64 [D].
       precision: float64 [D].
+      scores: float32 [D].
       objects: objects that are not difficult.
     """
 
     recall: np.ndarray
     precision: np.ndarray
+    scores: np.ndarray
     objects: int
 
     @property
@@ -64,11 +66,16 @@ def class_curves(truths: Sequence[GroundTruth], detections: Sequence[Detections]
             mine = order[found.labels[order] == label]
             theirs = objects.labels == label
             scores[label - 1].append(found.scores[mine])
-            verdicts[label - 1].append(_judge(found.boxes[mine], objects.boxes[theirs], difficult[theirs]))
-    return [_curve(*parts) for parts in zip(scores, verdicts, counts.tolist(), strict=True)]
+            verdicts[label - 1].append(judge(found.boxes[mine], objects.boxes[theirs], difficult[theirs]))
+    return [
+        trace_curve(
+            np.concatenate([np.zeros(0, np.float32), *own]), np.concatenate([np.zeros(0, np.int8), *hits]), count
+        )
+        for own, hits, count in zip(scores, verdicts, counts.tolist(), strict=True)
+    ]
 
 
-def _judge(boxes: np.ndarray, objects: np.ndarray, difficult: np.ndarray) -> np.ndarray:
+def judge(boxes: np.ndarray, objects: np.ndarray, difficult: np.ndarray) -> np.ndarray:
     """int8 [D]: 1 hit, -1 miss, 0 neither, for the detections of one class in one image, best first."""
     verdict = np.full(len(boxes), -1, np.int8)
     if not len(objects):
@@ -84,10 +91,10 @@ def _judge(boxes: np.ndarray, objects: np.ndarray, difficult: np.ndarray) -> np.
     return verdict
 
 
-def _curve(scores: list[np.ndarray], verdicts: list[np.ndarray], objects: int) -> ClassCurve:
-    score = np.concatenate([np.zeros(0, np.float32), *scores])
-    verdict = np.concatenate([np.zeros(0, np.int8), *verdicts])[np.argsort(-score, kind="stable")]
-    verdict = verdict[verdict != 0]
-    hits = np.cumsum(verdict == 1)
-    seen = np.arange(1, len(verdict) + 1)
-    return ClassCurve(recall=hits / max(objects, 1), precision=hits / seen, objects=objects)
+def trace_curve(scores: np.ndarray, verdicts: np.ndarray, objects: int) -> ClassCurve:
+    """The curve of detections with scores [D] and verdicts [D] of `judge` for `objects` objects to be found."""
+    order = np.argsort(-scores, kind="stable")
+    order = order[verdicts[order] != 0]
+    hits = np.cumsum(verdicts[order] == 1)
+    seen = np.arange(1, len(order) + 1)
+    return ClassCurve(recall=hits / max(objects, 1), precision=hits / seen, scores=scores[order], objects=objects)
