@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from pipelines.annotations import Category, Problem
 from ssd_dist.core.errors import DataError
@@ -28,13 +29,20 @@ class ClassTable:
 
     def find(self, key: str) -> tuple[int, str] | Problem:
         """Label and name of a category, or why it has none."""
-        name = self.name_by_key.get(key)
-        if name is None:
-            return Problem("unknown_class", f"the annotation's category {key!r} is not among its categories")
+        return self._found.get(key) or Problem(
+            "unknown_class", f"the annotation's category {key!r} is not among its categories"
+        )
+
+    @cached_property
+    def _found(self) -> dict[str, tuple[int, str] | Problem]:
+        labels = {name: label for label, name in enumerate(self.names, start=1)}
+        return {key: self._find_name(name, labels) for key, name in self.name_by_key.items()}
+
+    def _find_name(self, name: str, labels: dict[str, int]) -> tuple[int, str] | Problem:
         if name in self.exclude or (self.include and name not in self.include):
             return Problem("excluded_class", f"class {name!r} is left out by --include_classes or --exclude_classes")
-        if name in self.names:
-            return self.names.index(name) + 1, name
+        if name in labels:
+            return labels[name], name
         return Problem("unknown_class", f"class {name!r} is none of this data set's ({', '.join(self.names):.200})")
 
 

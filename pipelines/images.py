@@ -1,11 +1,14 @@
-"""One image: read, decode, check, render its views, match them with the anchors.
+"""Images to records: decode, check, render the views, match them with the anchors.
 
-Image (metadata) -> bytes -> upright RGB -> checked objects -> for each view: pixels, objects, targets -> records
+Image (metadata), bytes -> upright RGB -> checked objects -> for each view: window -> pixels and objects
+  -> a batch of views -> targets -> records
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image as PillowImage
 
 from pipelines.annotations import Image, Problem
@@ -17,9 +20,13 @@ from pipelines.views import choose_window, render_view, see_objects
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import AnchorConfig, Config, MatchingConfig
 from ssd_dist.core.images import ImageError, decode_image, stored_size
-from ssd_dist.core.matching import Matcher
-from ssd_dist.core.records import Record
+from ssd_dist.core.matching import Matcher, Targets
+from ssd_dist.core.records import Objects, Record
 
+# The split that is trained on; the others are only ever evaluated, on the plain view.
+TRAIN_SPLIT = "train"
+# Images matched together: what is called once for several is called with warm caches, and eight are enough.
+BATCH = 8
 # Sixteen hexadecimal digits of a SHA-256: the 64 bits that are compared between splits.
 HASH_DIGITS = 16
 
@@ -45,12 +52,12 @@ class Preparation:
     matching: MatchingConfig
 
     @classmethod
-    def of(cls, config: Config) -> "Preparation":
-        """The part of an experiment that decides the records."""
+    def of(cls, config: Config, split: str) -> "Preparation":
+        """The part of an experiment that decides the records of a split."""
         return cls(
             size=config.model.input_size,
             jpeg_quality=config.data.jpeg_quality,
-            views=config.data.views,
+            views=config.data.views if split == TRAIN_SPLIT else 1,
             seed=config.train.seed,
             anchors=config.anchors,
             matching=config.matching,
@@ -66,6 +73,32 @@ class PreparedImage:
     checked: CheckedBoxes
 
 
+@dataclass(frozen=True)
+class _View:
+    """One rendering: a JPEG and the objects that it shows."""
+
+    encoded: bytes
+    objects: Objects
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """An image without its targets: its views, its size as displayed, the hash of its source bytes, its boxes."""
+
+    image: Image
+    views: tuple[_View, ...]
+    height: int
+    width: int
+    digest: str
+    checked: CheckedBoxes
+
+
+def count_positives(record: Record) -> list[int]:
+    """Positives of each object; of crowds none, which have no positives by their nature."""
+    counts = np.bincount(record.targets.objects, minlength=len(record.objects.labels))
+    return counts[~record.objects.is_crowd].tolist()
+
+
 class ImagePreparer:
     """Makes records of images; holds what is worth making once."""
 
@@ -75,20 +108,23 @@ class ImagePreparer:
         anchors = generate_anchors(preparation.anchors, preparation.size)
         self._matcher = Matcher(anchors, preparation.anchors, preparation.matching)
 
-    def prepare(self, image: Image, data: bytes | Problem, classes: ClassTable) -> PreparedImage | Problem:
-        """The records of one image and its file's bytes, or why there are none."""
-        self._meter.count("images_read")
-        result = data if isinstance(data, Problem) else self._prepare(image, data, classes)
-        if isinstance(result, Problem):
-            self._meter.count("images_rejected")
-            self._meter.count(f"image_{result.reason}")
-        else:
-            self._meter.count("images_written")
-            self._meter.count("boxes_written", len(result.checked.objects.labels))
-            self._meter.count("boxes_rejected", len(result.checked.rejected))
-        return result
+    def prepare(
+        self, images: Iterable[tuple[Image, bytes | Problem]], classes: ClassTable
+    ) -> list[PreparedImage | Problem]:
+        """The records of a batch of images and their files' bytes, or why one has none."""
+        rendered = [data if isinstance(data, Problem) else self._render(image, data, classes) for image, data in images]
+        shown = [view.objects for image in rendered if isinstance(image, _Rendered) for view in image.views]
+        matched = iter(self._match(shown))
+        return [
+            image
+            if isinstance(image, Problem)
+            else PreparedImage(
+                tuple(self._record(image, view, next(matched)) for view in image.views), image.digest, image.checked
+            )
+            for image in rendered
+        ]
 
-    def _prepare(self, image: Image, data: bytes, classes: ClassTable) -> PreparedImage | Problem:
+    def _render(self, image: Image, data: bytes, classes: ClassTable) -> _Rendered | Problem:
         try:
             with self._meter.time("decode_microseconds"):
                 decoded = decode_image(data)
@@ -100,24 +136,34 @@ class ImagePreparer:
         if problem is not None:
             return problem
         checked = check_boxes(image, height, width, classes)
-        records = tuple(self._record(image, decoded, checked, view) for view in range(self._how.views))
-        return PreparedImage(records, hashlib.sha256(data).hexdigest()[:HASH_DIGITS], checked)
+        views = tuple(self._view(image, decoded, checked.objects, view) for view in range(self._how.views))
+        digest = hashlib.sha256(data).hexdigest()[:HASH_DIGITS]
+        return _Rendered(image, views, height, width, digest, checked)
 
-    def _record(self, image: Image, decoded: PillowImage.Image, checked: CheckedBoxes, view: int) -> Record:
-        window = choose_window(self._how.seed, image.image_id, view, checked.objects.boxes)
+    def _view(self, image: Image, decoded: PillowImage.Image, objects: Objects, number: int) -> _View:
+        window = choose_window(self._how.seed, image.image_id, number, objects.boxes)
         with self._meter.time("encode_microseconds"):
             encoded = encode_jpeg(render_view(decoded, window, self._how.size), self._how.jpeg_quality)
-        objects = see_objects(checked.objects, window)
-        with self._meter.time("match_microseconds"):
-            targets = self._matcher.match(objects.boxes, objects.labels, objects.is_crowd)
+        return _View(encoded, see_objects(objects, window))
+
+    def _match(self, shown: list[Objects]) -> list[Targets]:
+        if not shown:
+            return []
+        return self._matcher.match_all(
+            [objects.boxes for objects in shown],
+            [objects.labels for objects in shown],
+            [objects.is_crowd for objects in shown],
+        )
+
+    def _record(self, image: _Rendered, view: _View, targets: Targets) -> Record:
         return Record(
-            encoded=encoded,
+            encoded=view.encoded,
             height=self._how.size,
             width=self._how.size,
-            original_height=decoded.height,
-            original_width=decoded.width,
-            source_id=image.image_id,
-            filename=image.filename,
-            objects=objects,
+            original_height=image.height,
+            original_width=image.width,
+            source_id=image.image.image_id,
+            filename=image.image.filename,
+            objects=view.objects,
             targets=targets,
         )

@@ -6,6 +6,7 @@ The manifest has the exact numbers; these are for watching, and count again what
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache, partial
 
 from apache_beam.metrics import Metrics
 
@@ -15,13 +16,17 @@ NAMESPACE = "prepare"
 class Meter:
     """Counts and measures."""
 
+    def __init__(self) -> None:
+        self._counter = lru_cache(maxsize=None)(partial(Metrics.counter, NAMESPACE))
+        self._distribution = lru_cache(maxsize=None)(partial(Metrics.distribution, NAMESPACE))
+
     def count(self, name: str, number: int = 1) -> None:
         """Adds to a counter."""
-        Metrics.counter(NAMESPACE, name).inc(number)
+        self._counter(name).inc(number)
 
     def record(self, name: str, value: int) -> None:
         """Adds a value to a distribution."""
-        Metrics.distribution(NAMESPACE, name).update(value)
+        self._distribution(name).update(value)
 
     @contextmanager
     def time(self, name: str) -> Iterator[None]:

@@ -10,6 +10,7 @@ from absl import flags  # type: ignore[import-untyped]
 
 from pipelines import files
 from pipelines.classes import ClassRules, parse_class_file
+from pipelines.images import Preparation
 from pipelines.readers.coco import read_coco
 from pipelines.readers.csv import read_csv
 from pipelines.readers.source import Source, parse_split_by
@@ -160,6 +161,7 @@ def claim_output(job: PrepareJob) -> None:
 def describe_job(job: PrepareJob) -> dict[str, Any]:
     """All that decides the output of a job, as plain data under the names of its flags and config sections."""
     config = job.config
+    preparation = Preparation.of(config, job.split)
     return {
         "input_format": job.input_format,
         "input": list(job.source.inputs),
@@ -170,10 +172,10 @@ def describe_job(job: PrepareJob) -> dict[str, Any]:
         "classes": list(job.class_file),
         "include_classes": list(job.rules.include),
         "exclude_classes": list(job.rules.exclude),
-        "model.input_size": config.model.input_size,
-        "data.jpeg_quality": config.data.jpeg_quality,
-        "data.views": config.data.views,
-        "train.seed": config.train.seed if config.data.views > 1 else 0,
+        "model.input_size": preparation.size,
+        "data.jpeg_quality": preparation.jpeg_quality,
+        "data.views": preparation.views,
+        "train.seed": preparation.seed if preparation.views > 1 else 0,
         "anchors": config.anchors.model_dump(mode="json"),
         "matching": config.matching.model_dump(mode="json"),
     }

@@ -87,7 +87,7 @@ def run_job(job: PrepareJob, options: PipelineOptions) -> Manifest:
 
 def build_pipeline(pipeline: beam.Pipeline, job: PrepareJob) -> None:
     """The job: annotations are read, put in order and dealt to shards; each shard is written in one place."""
-    shard_job = ShardJob(job.output, job.split, Preparation.of(job.config), job.resume)
+    shard_job = ShardJob(job.output, job.split, Preparation.of(job.config, job.split), job.resume)
     report_job = ReportJob(job.output, job.split, job.config, job.max_rejected_fraction)
     _ = (
         pipeline

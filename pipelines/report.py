@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from pipelines import files
 from pipelines.assemble import Member
+from pipelines.images import count_positives
 from pipelines.validate import Rejection
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
@@ -72,12 +73,10 @@ class ViewReport(BaseModel):
     def add(self, record: Record) -> None:
         """Counts one record."""
         self.examples += 1
-        counts = np.bincount(record.targets.objects, minlength=len(record.objects.labels))
-        for name, crowd, count in zip(record.objects.names, record.objects.is_crowd, counts, strict=True):
+        for name in record.objects.names:
             self.objects[name] = self.objects.get(name, 0) + 1
-            # A crowd has no positives by its nature.
-            if not crowd:
-                self.positives[int(count)] = self.positives.get(int(count), 0) + 1
+        for positives in count_positives(record):
+            self.positives[positives] = self.positives.get(positives, 0) + 1
 
 
 class ShardReport(BaseModel):

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from typing import BinaryIO
 
 import apache_beam as beam
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from pipelines import files
 from pipelines.annotations import Problem
 from pipelines.assemble import Member, ShardPlan
-from pipelines.images import ImagePreparer, Preparation
+from pipelines.images import BATCH, ImagePreparer, Preparation, PreparedImage, count_positives
 from pipelines.metrics import Meter
 from pipelines.reading import read_images
 from pipelines.report import ImageReport, Rejected, ShardReport, ViewReport, report_path
@@ -49,15 +50,18 @@ class WriteShard(beam.DoFn):
     def __init__(self, job: ShardJob) -> None:
         super().__init__()
         self._job = job
+        self._meter: Meter | None = None
         self._preparer: ImagePreparer | None = None
 
     def setup(self) -> None:
         """Makes the anchors, once a worker."""
-        self._preparer = ImagePreparer(self._job.preparation, Meter())
+        self._meter = Meter()
+        self._preparer = ImagePreparer(self._job.preparation, self._meter)
 
     def process(self, group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, str]]:
         """Writes one shard; a group without a plan is none."""
         assert self._preparer is not None
+        assert self._meter is not None
         shard, values = group
         members, plan = split_group(values)
         if plan is None:
@@ -65,7 +69,7 @@ class WriteShard(beam.DoFn):
         path = report_path(self._job.folder, shard, plan.shards)
         key = shard_key(members, plan, self._job)
         if not (self._job.resume and is_finished(path, key, self._job.output)):
-            report = write_shard(shard, members, plan, self._job, self._preparer)
+            report = write_shard(shard, members, plan, self._job, self._preparer, self._meter)
             files.write_bytes(path, report.model_copy(update={"key": key}).model_dump_json().encode())
         yield 0, path
 
@@ -100,7 +104,7 @@ def is_finished(path: str, key: str, output: str) -> bool:
 
 
 def write_shard(
-    shard: int, members: list[Member], plan: ShardPlan, job: ShardJob, preparer: ImagePreparer
+    shard: int, members: list[Member], plan: ShardPlan, job: ShardJob, preparer: ImagePreparer, meter: Meter
 ) -> ShardReport:
     """Writes the shard's files and counts what went into them and what did not."""
     report = ShardReport(classes=plan.classes.names)
@@ -110,22 +114,54 @@ def write_shard(
             RecordWriter(f"{job.split}/{name}", stack.enter_context(files.replace_file(files.join(job.folder, name))))
             for name in names
         ]
-        contents = read_images(member.image for member in members)
-        for member, data in zip(members, contents, strict=True):
-            report.count_read(member)
-            prepared = preparer.prepare(member.image, data, plan.classes)
-            if isinstance(prepared, Problem):
-                lines = reject_image(member.image, prepared, is_image=not member.orphan)
-                report.rejected.extend(Rejected.of(member.index, line) for line in lines)
-                continue
-            for writer, record in zip(writers, prepared.records, strict=True):
-                writer.write(record)
-            report.rejected.extend(Rejected.of(member.index, line) for line in prepared.checked.rejected)
-            report.images.append(ImageReport(name=member.image.filename, digest=prepared.digest))
-            report.boxes += len(prepared.checked.objects.labels)
-            report.clipped_boxes += prepared.checked.clipped
+        images = (
+            (member.image, data)
+            for member, data in zip(members, read_images(member.image for member in members), strict=True)
+        )
+        for first in range(0, len(members), BATCH):
+            batch = preparer.prepare(islice(images, BATCH), plan.classes)
+            for member, prepared in zip(members[first : first + BATCH], batch, strict=True):
+                write_image(member, prepared, writers, report)
+                count_image(member, prepared, meter)
     report.views.extend(writer.report() for writer in writers)
     return report
+
+
+def write_image(
+    member: Member, prepared: PreparedImage | Problem, writers: list["RecordWriter"], report: ShardReport
+) -> None:
+    """Appends an image's records to the files of their views, or its rejections to the report."""
+    report.count_read(member)
+    if isinstance(prepared, Problem):
+        lines = reject_image(member.image, prepared, is_image=not member.orphan)
+        report.rejected.extend(Rejected.of(member.index, line) for line in lines)
+        return
+    for writer, record in zip(writers, prepared.records, strict=True):
+        writer.write(record)
+    report.rejected.extend(Rejected.of(member.index, line) for line in prepared.checked.rejected)
+    report.images.append(ImageReport(name=member.image.filename, digest=prepared.digest))
+    report.boxes += len(prepared.checked.objects.labels)
+    report.clipped_boxes += prepared.checked.clipped
+
+
+def count_image(member: Member, prepared: PreparedImage | Problem, meter: Meter) -> None:
+    """Shows an image to whoever watches the runner's console."""
+    images = 0 if member.orphan else 1
+    meter.count("images_read", images)
+    meter.count("boxes_read", len(member.image.boxes))
+    if isinstance(prepared, Problem):
+        meter.count("images_rejected", images)
+        meter.count(f"images_rejected_{prepared.reason}", images)
+        meter.count("boxes_rejected", len(member.image.boxes))
+        return
+    meter.count("images_written")
+    meter.count("boxes_written", len(prepared.checked.objects.labels))
+    meter.count("boxes_rejected", len(prepared.checked.rejected))
+    for rejection in prepared.checked.rejected:
+        meter.count(f"boxes_rejected_{rejection.reason}")
+    for record in prepared.records:
+        for positives in count_positives(record):
+            meter.record("positives_per_object", positives)
 
 
 class RecordWriter:

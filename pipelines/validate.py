@@ -5,10 +5,8 @@ Every box comes out as an object or as a `Rejection` with a reason; none is drop
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from pipelines.annotations import Box, Image, Problem
 from pipelines.classes import ClassTable
@@ -17,8 +15,6 @@ from ssd_dist.core.records import Objects
 
 # Normalised coordinates written with six digits overshoot the border by this much; that is no clipping.
 ROUNDING = 1e-5
-
-Float64Array: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -43,11 +39,14 @@ class CheckedBoxes:
 
 @dataclass(frozen=True)
 class _Kept:
-    """A box without fault, with its class."""
+    """A box without fault, with its class, its corners clipped to the image and normalised, and its area."""
 
     box: Box
     label: int
     name: str
+    inside: tuple[float, float, float, float]
+    area: float
+    clipped: bool
 
 
 def check_size(image: Image, height: int, width: int) -> Problem | None:
@@ -66,22 +65,19 @@ def check_boxes(image: Image, height: int, width: int, classes: ClassTable) -> C
         found = box.problem or classes.find(box.category)
         problem = found if isinstance(found, Problem) else _find_fault(box, height, width)
         if problem is None and not isinstance(found, Problem):
-            kept.append(_Kept(box, *found))
+            kept.append(_clip(box, *found, height, width))
         elif problem is not None:
             rejected.append(_reject_box(image, box, problem))
-    scale = (height, width, height, width)
-    corners = np.array([kept_.box.corners for kept_ in kept], np.float64).reshape(-1, 4)
-    corners /= np.array([(1, 1, 1, 1) if kept_.box.normalized else scale for kept_ in kept]).reshape(-1, 4)
-    inside = np.clip(corners, 0, 1)
-    boxes = inside.astype(np.float32)
+    boxes = np.array([found.inside for found in kept], np.float32).reshape(-1, 4)
     # float32 is what the records hold; a box must keep its area there.
     solid = np.asarray((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
-    for index in np.flatnonzero(~solid):
-        box = kept[index].box
-        rejected.append(_reject_box(image, box, Problem("zero_area", f"{_show(box)} has no area within the image")))
-    clipped = (np.abs(corners - inside) > ROUNDING).any(axis=1) & solid
-    kept = [kept_ for kept_, keeps in zip(kept, solid, strict=True) if keeps]
-    return CheckedBoxes(_objects(kept, inside[solid], boxes[solid], height, width), int(clipped.sum()), tuple(rejected))
+    if not solid.all():
+        for index in np.flatnonzero(~solid):
+            box = kept[index].box
+            rejected.append(_reject_box(image, box, Problem("zero_area", f"{_show(box)} has no area within the image")))
+        boxes = boxes[solid]
+        kept = [found for found, keeps in zip(kept, solid, strict=True) if keeps]
+    return CheckedBoxes(_objects(kept, boxes), sum(found.clipped for found in kept), tuple(rejected))
 
 
 def reject_image(image: Image, problem: Problem, is_image: bool = True) -> tuple[Rejection, ...]:
@@ -110,24 +106,29 @@ def _find_fault(box: Box, height: int, width: int) -> Problem | None:
     return None
 
 
+def _clip(box: Box, label: int, name: str, height: int, width: int) -> _Kept:
+    # In plain numbers: for the few boxes of an image quicker than arrays, and rounded alike.
+    ymin, xmin, ymax, xmax = box.corners
+    corners = box.corners if box.normalized else (ymin / height, xmin / width, ymax / height, xmax / width)
+    top, left, bottom, right = inside = tuple(min(max(corner, 0.0), 1.0) for corner in corners)
+    clipped = any(abs(corner - clean) > ROUNDING for corner, clean in zip(corners, inside, strict=True))
+    area = (bottom - top) * height * (right - left) * width if box.area is None else box.area
+    return _Kept(box, label, name, (top, left, bottom, right), area, clipped)
+
+
 def _reject_box(image: Image, box: Box, problem: Problem) -> Rejection:
     return Rejection(image.source, image.filename, problem.reason, problem.detail, box.where)
 
 
-def _objects(kept: list[_Kept], inside: Float64Array, boxes: FloatArray, height: int, width: int) -> Objects:
-    """The objects of boxes [N, 4]; `inside` are the same in float64, for the areas."""
-    sides = inside[:, 2:] - inside[:, :2]
-    area = sides[:, 0] * height * sides[:, 1] * width
-    for index, found in enumerate(kept):
-        if found.box.area is not None:
-            area[index] = found.box.area
+def _objects(kept: list[_Kept], boxes: FloatArray) -> Objects:
+    """The objects of boxes [N, 4]."""
     return Objects(
         boxes=boxes,
         labels=np.array([found.label for found in kept], np.int64),
         names=tuple(found.name for found in kept),
         difficult=np.array([found.box.difficult for found in kept], bool),
         is_crowd=np.array([found.box.is_crowd for found in kept], bool),
-        area=area.astype(np.float32),
+        area=np.array([found.area for found in kept], np.float32),
     )
 
 

@@ -1,6 +1,6 @@
 """Which anchor answers for which object: the training targets of one image.
 
-    IoU matrix [objects, anchors]
+    IoU of objects with anchors, where it can matter
       -> each anchor to the object it overlaps most: positive above one bound, ignored in the band below it
       -> each object gets one anchor of its own, greedily on the global maximum, whatever its IoU
       -> offsets of the positives
@@ -9,7 +9,9 @@ Ties in IoU go to the nearer centre, then to the lower index. With first-index t
 the horizontal flip, and 45 % of small objects have tied anchors.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -17,7 +19,9 @@ import numpy.typing as npt
 
 from ssd_dist.core.boxes import FloatArray, IntArray, encode_boxes
 from ssd_dist.core.config import AnchorConfig, MatchingConfig
+from ssd_dist.core.overlaps import AnchorGrids, Pairs
 
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
 Float64Array: TypeAlias = npt.NDArray[np.float64]
 
 # Float32 coordinates carry about 1e-7; IoUs and distances closer than this are the same number.
@@ -50,114 +54,188 @@ class Matcher:
         self._anchors = anchors
         self._anchor_config = anchor_config
         self._config = config
-        # One contiguous row a coordinate: the IoU matrix is the cost of matching.
-        self._rows = np.ascontiguousarray(anchors.astype(np.float64).T)
-        self._areas = (self._rows[2] - self._rows[0]) * (self._rows[3] - self._rows[1])
-        self._centers = np.stack([self._rows[0] + self._rows[2], self._rows[1] + self._rows[3]]) / 2
+        self._grids = AnchorGrids(anchors, anchor_config)
+        wide = anchors.astype(np.float64).T
+        self._centers = np.stack([wide[0] + wide[2], wide[1] + wide[3]]) / 2
 
-    def match(self, boxes: FloatArray, labels: IntArray, is_crowd: npt.NDArray[np.bool_] | None = None) -> Targets:
+    def match(self, boxes: FloatArray, labels: IntArray, is_crowd: BoolArray | None = None) -> Targets:
         """Targets of the objects `boxes` [N, 4] with `labels` [N]; boxes of positive area, labels from 1.
 
         Crowd boxes give no positives: anchors of which they cover `negative_iou` or more are ignored (COCO's
         evaluation measures crowds by the same ratio, intersection over the detection's area).
         """
-        crowd = np.zeros(len(boxes), bool) if is_crowd is None else np.asarray(is_crowd, bool)
+        return self.match_all([boxes], [labels], [np.zeros(len(boxes), bool) if is_crowd is None else is_crowd])[0]
+
+    def match_all(
+        self, boxes: Sequence[FloatArray], labels: Sequence[IntArray], is_crowd: Sequence[BoolArray]
+    ) -> list[Targets]:
+        """Targets of several images (one at least), each as `match` has them, at a fraction of the cost."""
+        counts = np.array([len(own) for own in boxes])
+        all_boxes, all_labels = np.concatenate(boxes), np.concatenate(labels).astype(np.int64)
+        crowd = np.concatenate(is_crowd)
+        # Image after image, each anchor has a slot: its own index plus that of the image's first.
+        first_slots = np.arange(len(counts) + 1) * len(self._anchors)
+        first_slot_of = np.repeat(first_slots[:-1], counts)
+        ignored = np.zeros(first_slots[-1], bool)
+        owner = np.full(first_slots[-1], -1)
+        self._ignore_covered(ignored, all_boxes[crowd], first_slot_of[crowd])
         real = np.flatnonzero(~crowd)
-        iou = self._iou(boxes[real])
-        owner = np.full(len(self._anchors), -1, np.int64)
-        ignored = self._covered_by(boxes[crowd])
         if len(real):
-            best = iou.max(axis=0)
-            ignored |= best >= self._config.negative_iou - TIE
-            if self._config.policy == "multi":
-                positive = np.flatnonzero(best > self._config.positive_iou + TIE)
-                owner[positive] = self._nearest_of_best(iou[:, positive], boxes[real], positive)
-            forced = self._assign_one_each(iou, boxes[real])
-            owner[forced[forced >= 0]] = np.flatnonzero(forced >= 0)
-        anchors = np.flatnonzero(owner >= 0)
-        objects = real[owner[anchors]]
-        ignored[anchors] = False
-        offsets = encode_boxes(
-            boxes[objects],
-            self._anchors[anchors],
-            self._anchor_config.center_variance,
-            self._anchor_config.size_variance,
-        )
-        return Targets(anchors, labels[objects].astype(np.int64), offsets, np.flatnonzero(ignored), objects)
+            objects = _Objects(all_boxes[real], first_slot_of[real], self._grids)
+            self._match_real(objects, ignored, owner)
+        positive = np.flatnonzero(owner >= 0)
+        ignored[positive] = False
+        owners = real[owner[positive]]
+        anchors = positive % len(self._anchors)
+        config = self._anchor_config
+        offsets = encode_boxes(all_boxes[owners], self._anchors[anchors], config.center_variance, config.size_variance)
+        left_out = np.flatnonzero(ignored)
+        first_objects = np.cumsum(counts) - counts
+        ends, left_out_ends = (np.searchsorted(slots, first_slots).tolist() for slots in (positive, left_out))
+        return [
+            Targets(
+                anchors=anchors[start:end],
+                labels=all_labels[owners[start:end]],
+                offsets=offsets[start:end],
+                ignored=left_out[left_out_ends[image] : left_out_ends[image + 1]] - first_slots[image],
+                objects=owners[start:end] - first_objects[image],
+            )
+            for image, (start, end) in enumerate(pairwise(ends))
+        ]
 
     def best_iou(self, boxes: FloatArray) -> Float64Array:
         """The highest IoU [N] that any anchor reaches with each of boxes [N, 4]."""
-        return np.asarray(self._iou(boxes).max(axis=1, initial=0.0))
+        if not len(boxes):
+            return np.zeros(0)
+        pairs = self._grids.find_pairs(self._grids.measure(boxes), 1.0, TIE)
+        return np.asarray(np.maximum.reduceat(pairs.iou, _run_starts(pairs.objects, len(boxes))))
 
-    def _intersection(self, boxes: FloatArray) -> Float64Array:
-        ymin, xmin, ymax, xmax = boxes.astype(np.float64).T[:, :, None]
-        height = np.minimum(ymax, self._rows[2])
-        height -= np.maximum(ymin, self._rows[0])
-        width = np.minimum(xmax, self._rows[3])
-        width -= np.maximum(xmin, self._rows[1])
-        np.maximum(height, 0.0, out=height)
-        np.maximum(width, 0.0, out=width)
-        height *= width
-        return np.asarray(height)
+    def _ignore_covered(self, ignored: BoolArray, crowds: FloatArray, first_slots: IntArray) -> None:
+        """Marks the slots of the anchors that crowds [N, 4] cover."""
+        if len(crowds):
+            covered = self._grids.cover(self._grids.measure(crowds)) >= self._config.negative_iou - TIE
+            crowd, anchor = np.nonzero(covered)
+            ignored[first_slots[crowd] + anchor] = True
 
-    def _iou(self, boxes: FloatArray) -> Float64Array:
-        intersection = self._intersection(boxes)
-        sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2]
-        union = (sides[:, 0] * sides[:, 1])[:, None] + self._areas
-        union -= intersection
-        intersection /= union
-        return np.asarray(intersection)
+    def _match_real(self, objects: "_Objects", ignored: BoolArray, owner: IntArray) -> None:
+        """Marks ignored slots and enters the objects' indices as owners, positive slots among the ignored ones."""
+        config = self._config
+        pairs = self._grids.find_pairs(objects.spans, config.negative_iou, TIE)
+        slots = objects.first_slots[pairs.objects] + pairs.anchors
+        # Anchors in no pair lie below the lower bound, whatever their IoU, and images without objects below any.
+        best = np.full(len(owner), -1.0)
+        best.reshape(-1, len(self._anchors))[objects.first_slots // len(self._anchors)] = 0.0
+        np.maximum.at(best, slots, pairs.iou)
+        ignored |= best >= config.negative_iou - TIE
+        if config.policy == "multi":
+            reached = best[slots]
+            claims = np.flatnonzero((pairs.iou >= reached - TIE) & (reached > config.positive_iou + TIE))
+            claims = claims[self._are_nearest(objects, pairs, slots, claims)][::-1]
+            # Where several claim a slot the last one written stays: the first object.
+            owner[slots[claims]] = pairs.objects[claims]
+        forced = self._assign_one_each(objects, pairs)
+        found = np.flatnonzero(forced >= 0)
+        owner[objects.first_slots[found] + forced[found]] = found
 
-    def _covered_by(self, crowds: FloatArray) -> npt.NDArray[np.bool_]:
-        if not len(crowds):
-            return np.zeros(len(self._anchors), bool)
-        cover = self._intersection(crowds) / self._areas
-        return np.asarray(cover.max(axis=0) >= self._config.negative_iou - TIE)
+    def _are_nearest(self, objects: "_Objects", pairs: Pairs, slots: IntArray, claims: IntArray) -> BoolArray:
+        """Which of the claims, pairs by index, are of the object nearest to the slot's anchor, or as near as that."""
+        distance = self._distances(objects.centers[pairs.objects[claims]], pairs.anchors[claims])
+        claimed, place = np.unique(slots[claims], return_inverse=True)
+        nearest = np.full(len(claimed), np.inf)
+        np.minimum.at(nearest, place, distance)
+        return np.asarray(distance <= nearest[place] + TIE)
 
-    def _distances(self, boxes: FloatArray, anchors: IntArray) -> Float64Array:
-        """Distances [N, K] of the centres of boxes [N, 4] from those of the given anchors [K].
+    def _distances(self, centers: Float64Array, anchors: IntArray) -> Float64Array:
+        """Distances [K] of centres [K, 2], or of one, from those of anchors [K].
 
         Not squared: a tolerance on squares would take anchors for tied that differ by 20 times the float32 error.
         """
-        wide = boxes.astype(np.float64)
-        centers = (wide[:, :2] + wide[:, 2:]) / 2
-        shift = centers[:, :, None] - self._centers[:, anchors]
-        return np.asarray(np.hypot(shift[:, 0], shift[:, 1]))
+        return np.asarray(
+            np.hypot(centers[..., 0] - self._centers[0, anchors], centers[..., 1] - self._centers[1, anchors])
+        )
 
-    def _nearest_of_best(self, iou: Float64Array, boxes: FloatArray, anchors: IntArray) -> IntArray:
-        """For each of anchors [K] with iou [N, K]: the object it overlaps most, among equals the nearest, the first."""
-        tied = iou >= iou.max(axis=0) - TIE
-        distance = np.where(tied, self._distances(boxes, anchors), np.inf)
-        return np.asarray(np.argmax(distance <= distance.min(axis=0) + TIE, axis=0))
+    def _assign_one_each(self, objects: "_Objects", pairs: Pairs) -> IntArray:
+        """An anchor of its own for each object [N]: greedy bipartite matching on the global maximum of IoU.
 
-    def _assign_one_each(self, iou: Float64Array, boxes: FloatArray) -> IntArray:
-        """An anchor of its own for each object [N]: greedy bipartite matching on the global maximum of iou [N, A].
-
-        An object left without (-1) exists only if there are more objects than anchors.
+        An object left without (-1) exists only if an image has more objects than anchors.
         """
-        assigned = np.full(len(boxes), -1, np.int64)
-        taken: set[int] = set()
-        choices = {index: self._choose(iou[index], boxes[index], taken) for index in range(len(boxes))}
-        while choices and len(taken) < len(self._anchors):
-            top = max(choice[0] for choice in choices.values())
-            rivals = {index: choice[1] for index, choice in choices.items() if choice[0] >= top - TIE}
-            nearest = min(rivals.values())
-            winner = min(index for index, distance in rivals.items() if distance <= nearest + TIE)
-            anchor = choices.pop(winner)[2]
-            assigned[winner] = anchor
-            taken.add(anchor)
-            for index, choice in choices.items():
-                if choice[2] == anchor and len(taken) < len(self._anchors):
-                    choices[index] = self._choose(iou[index], boxes[index], taken)
+        choices = self._choose_first(objects, pairs)
+        slots = objects.first_slots + choices.anchors
+        assigned = choices.anchors.copy()
+        chosen, wanted = np.unique(slots, return_counts=True)
+        # Who shares a first choice with nobody in the image gets it in whatever order.
+        for image in np.unique(chosen[wanted > 1] // len(self._anchors)):
+            members = np.flatnonzero(objects.first_slots == image * len(self._anchors))
+            self._assign_in_turn(objects, choices, members, assigned)
         return assigned
 
-    def _choose(self, iou: Float64Array, box: FloatArray, taken: set[int]) -> tuple[float, float, int]:
-        """(IoU, distance, index) of the free anchor that suits one object best."""
-        if taken:
-            iou = iou.copy()
-            iou[list(taken)] = -1.0
+    def _assign_in_turn(self, objects: "_Objects", choices: "_Choices", members: IntArray, assigned: IntArray) -> None:
+        """Assigns the objects `members` of one image, the best first; who comes too late chooses again."""
+        assigned[members] = -1
+        taken: set[int] = set()
+        waiting = {index: choices.of(index) for index in members.tolist()}
+        while waiting and len(taken) < len(self._anchors):
+            top = max(choice[0] for choice in waiting.values())
+            rivals = {index: choice[1] for index, choice in waiting.items() if choice[0] >= top - TIE}
+            nearest = min(rivals.values())
+            winner = min(index for index, distance in rivals.items() if distance <= nearest + TIE)
+            anchor = waiting.pop(winner)[2]
+            assigned[winner] = anchor
+            taken.add(anchor)
+            for index, choice in waiting.items():
+                if choice[2] == anchor and len(taken) < len(self._anchors):
+                    waiting[index] = self._choose_again(objects, index, taken)
+
+    def _choose_first(self, objects: "_Objects", pairs: Pairs) -> "_Choices":
+        """For each object the anchor that suits it best, among equals the nearest, the first; two may want the same."""
+        count = len(objects.centers)
+        top = np.maximum.reduceat(pairs.iou, _run_starts(pairs.objects, count))
+        tied = np.flatnonzero(pairs.iou >= top[pairs.objects] - TIE)
+        owners, anchors = pairs.objects[tied], pairs.anchors[tied]
+        distance = self._distances(objects.centers[owners], anchors)
+        nearest = np.minimum.reduceat(distance, _run_starts(owners, count))
+        near = np.flatnonzero(distance <= nearest[owners] + TIE)
+        chosen = np.minimum.reduceat(anchors[near], _run_starts(owners[near], count))
+        return _Choices(top, self._distances(objects.centers, chosen), chosen)
+
+    def _choose_again(self, objects: "_Objects", index: int, taken: set[int]) -> "_Choice":
+        """The free anchor that suits one object best, among all anchors."""
+        iou = self._grids.iou(objects.spans.of(index))[0]
+        iou[list(taken)] = -1.0
         top = float(iou.max())
         tied = np.flatnonzero(iou >= top - TIE)
-        distance = self._distances(box[None], tied)[0]
+        distance = self._distances(objects.centers[index], tied)
         nearest = int(np.argmax(distance <= distance.min() + TIE))
         return top, float(distance[nearest]), int(tied[nearest])
+
+
+class _Objects:
+    """The objects to be matched, of all images: centres [N, 2], first slots [N] of their images, spans."""
+
+    def __init__(self, boxes: FloatArray, first_slots: IntArray, grids: AnchorGrids) -> None:
+        wide = boxes.astype(np.float64)
+        self.centers = (wide[:, :2] + wide[:, 2:]) / 2
+        self.first_slots = first_slots
+        self.spans = grids.measure(boxes)
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """For each object [N] the IoU, the distance and the index of one anchor."""
+
+    iou: Float64Array
+    distances: Float64Array
+    anchors: IntArray
+
+    def of(self, index: int) -> "_Choice":
+        """The choice of one object."""
+        return float(self.iou[index]), float(self.distances[index]), int(self.anchors[index])
+
+
+# (IoU, distance, index) of an anchor.
+_Choice: TypeAlias = tuple[float, float, int]
+
+
+def _run_starts(objects: IntArray, count: int) -> IntArray:
+    """Where the run of each of `count` objects starts, in ascending numbers that miss none."""
+    return np.searchsorted(objects, np.arange(count))

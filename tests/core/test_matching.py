@@ -111,6 +111,24 @@ def test_targets_are_well_formed(policy, boxes, data):
 
 
 @POLICIES
+@pytest.mark.parametrize("negative_iou", [0.0, 0.4])
+@settings(deadline=None, max_examples=30)
+@given(images=st.lists(st.one_of(general_boxes(), adversarial_boxes()), min_size=1, max_size=6), data=st.data())
+def test_images_matched_together_are_as_matched_alone(policy, negative_iou, images, data):
+    crowds = [
+        np.array(data.draw(st.lists(st.booleans(), min_size=len(boxes), max_size=len(boxes))), bool) for boxes in images
+    ]
+    one = matcher(policy, SMALL, negative_iou=negative_iou)
+    labels = [labels_of(boxes) for boxes in images]
+    together = one.match_all(images, labels, crowds)
+    for targets, boxes, own_labels, crowd in zip(together, images, labels, crowds, strict=True):
+        alone = one.match(boxes, own_labels, crowd)
+        for name in ("anchors", "labels", "offsets", "ignored", "objects"):
+            np.testing.assert_array_equal(getattr(targets, name), getattr(alone, name))
+            assert getattr(targets, name).dtype == getattr(alone, name).dtype
+
+
+@POLICIES
 def test_an_empty_image_is_all_background(policy):
     targets = matcher(policy).match(np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
     assert [len(x) for x in (targets.anchors, targets.labels, targets.ignored, targets.objects)] == [0, 0, 0, 0]

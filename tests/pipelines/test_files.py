@@ -4,7 +4,6 @@ import errno
 import io
 
 import pytest
-from apache_beam.io.filesystems import FileSystems
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,14 +40,14 @@ def test_a_failed_attempt_leaves_the_old_file_and_no_litter(tmp_path):
 def fail(monkeypatch, *errors):
     """Makes the next reads fail, one error each; returns the list of those still to come."""
     left = list(errors)
-    true_open = FileSystems.open
+    true_open = files.open_plain
 
-    def flaky(path, **rest):
+    def flaky(path):
         if left:
             raise left.pop(0)
-        return true_open(path, **rest)
+        return true_open(path)
 
-    monkeypatch.setattr(FileSystems, "open", flaky)
+    monkeypatch.setattr(files, "open_plain", flaky)
     monkeypatch.setattr(files, "PAUSE_SECONDS", 0.0)
     return left
 
