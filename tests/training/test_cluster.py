@@ -1,0 +1,52 @@
+"""Who a worker is, out of TF_CONFIG; and a TF_CONFIG that cannot be right is refused with the reason."""
+
+import json
+
+import pytest
+
+from ssd_dist.core.errors import UsageError
+from ssd_dist.training.cluster import WorkerRole, read_worker_role
+
+
+def environment(cluster, kind="worker", index=0):
+    return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})}
+
+
+def test_alone_without_tf_config():
+    for empty in ({}, {"TF_CONFIG": ""}, {"TF_CONFIG": "  "}):
+        role = read_worker_role(empty)
+        assert (role.index, role.count, role.is_chief) == (0, 1, True)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_workers_are_numbered_as_listed(index):
+    workers = ["a:1", "b:1", "[::1]:7"]
+    role = read_worker_role(environment({"worker": workers}, index=index))
+    assert role == WorkerRole(index, tuple(workers))
+    assert (role.count, role.is_chief) == (3, index == 0)
+
+
+def test_a_chief_of_its_own_comes_first():
+    cluster = {"chief": ["c:1"], "worker": ["a:1", "b:1"]}
+    assert read_worker_role(environment(cluster, "chief", 0)).index == 0
+    role = read_worker_role(environment(cluster, "worker", 1))
+    assert (role.index, role.addresses) == (2, ("c:1", "a:1", "b:1"))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("{", ["TF_CONFIG is not valid"]),
+        ("[]", ["TF_CONFIG is not valid"]),
+        ('{"cluster": {"worker": ["a:1"]}}', ["task"]),
+        (environment({"worker": ["a:1"]}, index=1)["TF_CONFIG"], ["worker:1", "1 workers"]),
+        (environment({"worker": ["a:1", "a:1"]})["TF_CONFIG"], ["a:1", "twice"]),
+        (environment({"worker": ["a"]})["TF_CONFIG"], ["'a'", "host:port"]),
+        (environment({"worker": [7]})["TF_CONFIG"], ["7", "host:port"]),
+        (environment({"worker": ["a:1"], "evaluator": ["e:1"]}, "evaluator")["TF_CONFIG"], ["evaluator"]),
+    ],
+)
+def test_what_cannot_be_is_refused(value, words):
+    with pytest.raises(UsageError) as caught:
+        read_worker_role({"TF_CONFIG": value})
+    assert all(word in str(caught.value) for word in words), caught.value
