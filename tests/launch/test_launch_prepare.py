@@ -10,14 +10,14 @@ from pathlib import Path
 import apache_beam as beam
 import pytest
 from absl import flags
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.portability import common_urns
 
 from pipelines.classes import ClassRules
 from pipelines.options import PrepareJob, define_flags
 from pipelines.prepare import build_pipeline, run_job, submit_job
 from pipelines.readers.source import Source
-from pipelines.runners import make_runner, step_names
+from pipelines.runners import make_runner, parse_beam_options, step_names
 from ssd_dist.core.config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -152,8 +152,6 @@ def test_paths_of_this_machine_are_refused_on_dataflow(job):
 
 
 def test_every_option_of_the_script_is_one_of_beam():
-    from pipelines.runners import parse_beam_options
-
     given = re.findall(r"^  (--\w+)=", SCRIPT.read_text(), re.MULTILINE)
     assert len(given) > 10
     numbers = {"--max_num_workers", "--disk_size_gb", "--number_of_worker_harness_threads"}
@@ -161,13 +159,34 @@ def test_every_option_of_the_script_is_one_of_beam():
     parse_beam_options([f"{name}={words.get(name, 1 if name in numbers else 'x')}" for name in given], [])
 
 
-def test_the_template_offers_flags_that_exist():
+@pytest.fixture
+def own_flags():
+    """The names of prepare's flags, defined only to be listed."""
     before = set(flags.FLAGS)
     define_flags()
-    known = set(flags.FLAGS) - before
-    flags.FLAGS.remove_flag_values(known)
+    own = set(flags.FLAGS) - before
+    flags.FLAGS.remove_flag_values(own)
+    return own
+
+
+def test_the_documented_commands_have_options_that_exist(own_flags):
+    """Flink and Spark cannot be run here: at least their options are Beam's, with values that it takes."""
+    text = (ROOT / "docs/dataflow.md").read_text().replace("\\\n", " ")
+    commands = [line.partition("  #")[0] for line in re.findall(r"^    .*pipelines\.prepare (.*)$", text, re.MULTILINE)]
+    commands += re.findall(r"^    launch/prepare_dataflow\.sh .* -- (.*)$", text, re.MULTILINE)
+    assert len(commands) == 8
+    runners = set()
+    for command in commands:
+        given = [argument for argument in command.split() if argument.partition("=")[0].lstrip("-") not in own_flags]
+        arguments = [argument for argument in given if argument != "..."]
+        options = parse_beam_options(arguments, sorted(own_flags))
+        runners.add(options.view_as(StandardOptions).runner)
+    assert runners >= {"DaskRunner", "FlinkRunner", "SparkRunner", "PortableRunner"}
+
+
+def test_the_template_offers_flags_that_exist(own_flags):
     template = json.loads((ROOT / "launch/prepare/flex_template.json").read_text())
-    assert {parameter["name"] for parameter in template["parameters"]} <= known
+    assert {parameter["name"] for parameter in template["parameters"]} <= own_flags
 
 
 def test_the_container_holds_what_the_lock_says():
