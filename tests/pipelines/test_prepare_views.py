@@ -1,0 +1,114 @@
+"""Views from the command to the trainer: written where they are trained on, counted, and guarded like the plain one."""
+
+import ast
+
+import pytest
+from raw_sets import ROOT, digests, labelled_images, make_voc
+
+from pipelines.images import TRAIN_SPLIT
+from ssd_dist.core.config import Config
+from ssd_dist.core.errors import DataError
+
+VIEWS = Config.model_validate({"model": {"input_size": 64}, "data": {"views": 3}})
+PLAIN = Config.model_validate({"model": {"input_size": 64}})
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, prepare):
+    """A training split in three views and a validation split, from one config."""
+    root = tmp_path_factory.mktemp("views")
+    images = labelled_images(48)
+    names = list(images)
+    source = make_voc(root / "voc", images, {"train": names[:32], "val": names[32:]})
+    for split in ("train", "val"):
+        manifest = prepare("voc", source, root / "out", split, config=VIEWS)
+    return source, root / "out", manifest
+
+
+def test_only_what_is_trained_on_has_views(prepared):
+    _, output, manifest = prepared
+    assert {name: len(split.views) for name, split in manifest.splits.items()} == {"train": 3, "val": 1}
+    assert not list((output / "val").glob("view01-*"))
+    for view in manifest.splits["train"].views:
+        assert view.examples == manifest.splits["train"].images == 32
+
+
+def test_the_trainer_trains_on_the_split_that_has_views():
+    # Read, not imported: the trainer brings TensorFlow.
+    module = ast.parse((ROOT / "ssd_dist/training/run.py").read_text())
+    values = {
+        node.targets[0].id: node.value.value
+        for node in module.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+    }
+    assert values["TRAIN_SPLIT"] == TRAIN_SPLIT
+
+
+def test_the_trainer_takes_both_splits_with_one_config(prepared):
+    pipeline = pytest.importorskip("ssd_dist.data.pipeline")
+    _, output, manifest = prepared
+    data = VIEWS.data.model_copy(update={"dir": str(output)})
+    config = VIEWS.model_copy(update={"data": data, "train": VIEWS.train.model_copy(update={"global_batch_size": 4})})
+    manifest.check_fits(config, "dataset.json")
+    plan = pipeline.plan_training(config, manifest.splits["train"])
+    assert len(plan.files) == 3
+    batches = list(pipeline.eval_batches(config, manifest.splits["val"], 4, 16))
+    assert sorted(int(index) for batch in batches for index in batch.indices) == list(range(16))
+
+
+def test_view_zero_is_what_a_job_without_views_writes(prepared, prepare, tmp_path):
+    source, output, _ = prepared
+    prepare("voc", source, tmp_path, "train", config=PLAIN)
+    plain = {name: value for name, value in digests(tmp_path / "train").items() if name.startswith("view00-")}
+    views = digests(output / "train")
+    assert plain
+    assert plain == {name: value for name, value in views.items() if name.startswith("view00-")}
+
+
+def test_views_are_accounted_for_one_by_one(prepared, records_of):
+    _, output, manifest = prepared
+    split = manifest.splits["train"]
+    plain = records_of(output, manifest, view=0)
+    differing = 0
+    for number, view in enumerate(split.views):
+        records = records_of(output, manifest, view=number)
+        assert set(records) == set(plain)
+        histogram = view.positives_per_object.histogram
+        assert sum(positives * objects for positives, objects in histogram.items()) == sum(
+            len(record.targets.anchors) for record in records.values()
+        )
+        assert sum(histogram.values()) == sum(len(record.objects.labels) for record in records.values())
+        assert sum(view.objects_per_class.values()) == sum(histogram.values())
+        # Every object of every view has an anchor to learn it by.
+        assert view.positives_per_object.minimum >= 1
+        differing += sum(records[name].encoded != plain[name].encoded for name in plain)
+    assert differing > 32
+    # A view may lose an object at its edge; the boxes of the split are those of the plain view.
+    assert sum(split.views[0].objects_per_class.values()) == split.boxes
+
+
+def test_rejections_count_once_whatever_the_views(prepare, tmp_path):
+    source = make_voc(tmp_path / "voc", labelled_images(10))
+    (source / "JPEGImages/image_00003.jpg").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"1 of 10 images were rejected, more than --max_rejected_fraction=0\.09"):
+        prepare("voc", source, tmp_path / "strict", config=VIEWS, max_rejected_fraction=0.09)
+    assert not (tmp_path / "strict/dataset.json").exists()
+    split = prepare("voc", source, tmp_path / "out", config=VIEWS, max_rejected_fraction=0.3).splits["train"]
+    assert (split.images_read, split.images, split.rejected_images) == (10, 9, {"unreadable": 1})
+    assert [view.examples for view in split.views] == [9, 9, 9]
+
+
+def test_leakage_is_of_source_images_whatever_the_views(prepared, prepare, tmp_path):
+    source, _, _ = prepared
+    (source / "ImageSets/Main/both.txt").write_text("image_00003\nimage_00043\n")
+    prepare("voc", source, tmp_path, "train", config=VIEWS)
+    (leak,) = prepare("voc", source, tmp_path, "val", source_split="both", config=VIEWS).leakage
+    assert (leak.splits, leak.images, leak.examples) == (("train", "val"), 1, ("image_00003.jpg",))
+
+
+def test_more_views_of_an_evaluation_split_are_no_other_configuration(prepared, prepare):
+    source, output, manifest = prepared
+    more = VIEWS.model_copy(update={"data": VIEWS.data.model_copy(update={"views": 5})})
+    assert prepare("voc", source, output, "val", config=more, resume=True) == manifest
+    with pytest.raises(DataError, match=r"data\.views was 3, is 5"):
+        prepare("voc", source, output, "train", config=more)
