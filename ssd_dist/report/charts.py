@@ -1,0 +1,283 @@
+"""The few kinds of chart the reports need, each one function from numbers to markup.
+
+All are drawn at the size they are shown at, so that letters keep their size; a page lays them side by side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from ssd_dist.report.svg import Scale, Svg, format_number
+
+WIDTH, HEIGHT = 360, 210
+# More points than pixels say nothing more.
+MOST_POINTS = 300
+TEXT_HEIGHT = 13
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart; `style` is `s0` (the accent) to `s6`, or `muted`. A name is written at its end."""
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    style: str = "s0"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point worth a word."""
+
+    x: float
+    y: float
+    text: str
+    style: str = "s0"
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What the axes say: titles with units, ranges where they are fixed, `log` for the y axis."""
+
+    x_title: str
+    y_title: str
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    log: bool = False
+    percent: bool = False
+    width: int = WIDTH
+    height: int = HEIGHT
+
+
+def line_chart(label: str, lines: Sequence[Line], axes: Axes, marks: Sequence[Mark] = ()) -> Markup:
+    """Lines with their names at their ends. Values that are not finite leave gaps."""
+    named = max((len(line.name) for line in lines), default=0)
+    frame = _Frame(label, axes, *_ranges(lines, axes), right=10 + min(6.3 * named, 120))
+    for line in lines:
+        x, y = thin_out(np.asarray(line.x, float), np.asarray(line.y, float))
+        for part in _finite_runs(x, y):
+            points = [(frame.x(x[i]), frame.y(y[i])) for i in part]
+            if len(points) == 1:
+                frame.svg.add("circle", cx=points[0][0], cy=points[0][1], r=2, class_=f"dot {line.style}")
+            else:
+                frame.svg.add(
+                    "polyline", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in points), class_=f"line {line.style}"
+                )
+    _name_lines(frame, [line for line in lines if line.name])
+    for mark in marks:
+        x, y = frame.x(mark.x), frame.y(mark.y)
+        frame.svg.add("circle", cx=x, cy=y, r=3.5, class_=f"mark {mark.style}")
+        # The word stands where it neither leaves the chart nor lies on the line that rises to the point.
+        end = x > (frame.left + frame.right_edge) / 2
+        above = y > frame.top + 26
+        frame.svg.add(
+            "text",
+            mark.text,
+            x=x + (-6 if end else 6),
+            y=y - 8 if above else y + 16,
+            class_="value",
+            text_anchor="end" if end else "start",
+        )
+    return frame.svg.markup()
+
+
+def histogram(
+    label: str, edges: np.ndarray, counts: np.ndarray, axes: Axes, bound: float | None = None, bound_text: str = ""
+) -> Markup:
+    """Bars [B] between edges [B + 1]; those below `bound` are drawn as what is wrong."""
+    top = float(max(counts.max(initial=0), 1)) * 1.08
+    frame = _Frame(label, axes, (float(edges[0]), float(edges[-1])), axes.y_range or (0.0, top), right=10)
+    for low, high, count in zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True):
+        left, right, y = frame.x(low), frame.x(high), frame.y(count)
+        wrong = bound is not None and high <= bound + 1e-9
+        frame.svg.add(
+            "rect",
+            hint=f"{format_number(low)} to {format_number(high)}: {format_number(count)}",
+            x=left + 0.5,
+            y=y,
+            width=max(right - left - 1, 0.5),
+            height=frame.bottom - y,
+            class_="bar wrong" if wrong else "bar",
+        )
+    if bound is not None:
+        x = frame.x(bound)
+        frame.svg.add("line", x1=x, x2=x, y1=frame.top, y2=frame.bottom, class_="bound")
+        frame.svg.add("text", bound_text, x=x - 5, y=frame.top + 10, class_="note", text_anchor="end")
+    return frame.svg.markup()
+
+
+def columns(label: str, names: Sequence[str], counts: np.ndarray, axes: Axes, wrong: Sequence[int] = ()) -> Markup:
+    """One bar for each name, its count above it; those of the indices `wrong` are drawn as what is wrong."""
+    top = float(max(counts.max(initial=0), 1)) * 1.15
+    frame = _Frame(label, axes, (0.0, float(len(names))), (0.0, top), right=10, x_ticks=False)
+    total = max(float(counts.sum()), 1.0)
+    for index, (name, count) in enumerate(zip(names, counts.tolist(), strict=True)):
+        left, right, y = frame.x(index), frame.x(index + 1), frame.y(count)
+        frame.svg.add(
+            "rect",
+            hint=f"{name}: {format_number(count)} ({count / total:.1%})",
+            x=left + 1.5,
+            y=y,
+            width=right - left - 3,
+            height=frame.bottom - y,
+            class_="bar wrong" if index in wrong else "bar",
+        )
+        middle = (left + right) / 2
+        frame.svg.add("text", name, x=middle, y=frame.bottom + 14, class_="tick", text_anchor="middle")
+        share = count / total
+        text = "" if not count else "<1%" if share < 0.01 else f"{share:.0%}"
+        frame.svg.add("text", text, x=middle, y=y - 4, class_="tick", text_anchor="middle")
+    return frame.svg.markup()
+
+
+def shape_chart(
+    label: str, sides: np.ndarray, fits: np.ndarray, anchors: np.ndarray, low: float, width: int = WIDTH
+) -> Markup:
+    """Widths by heights of objects and of anchor shapes, both axes logarithmic, in shares of the image's side.
+
+    Args:
+      label: for those who do not see it.
+      sides: float [N, 2], width and height of each object.
+      fits: bool [N], whether some anchor fits.
+      anchors: float [S, 2], width and height of each shape.
+      low: where the axes begin.
+      width: of the chart, which is square.
+    """
+    axes = Axes("width, share of the image", "height, share of the image", width=width, height=width)
+    limits = (low, 1.4)
+    frame = _Frame(label, axes, limits, limits, right=10, log_x=True, log_y=True, format_tick=lambda v: f"{v:.0%}")
+    for chosen, style in ((fits, "object"), (~fits, "object wrong")):
+        for w, h in sides[chosen].tolist():
+            frame.svg.add("circle", cx=frame.x(w), cy=frame.y(h), r=2, class_=style)
+    for w, h in anchors.tolist():
+        x, y = frame.x(w), frame.y(h)
+        frame.svg.add(
+            "rect", hint=f"anchor {w:.0%} x {h:.0%}", x=x - 3.5, y=y - 3.5, width=7, height=7, class_="anchor-shape"
+        )
+    return frame.svg.markup()
+
+
+def reliability_chart(
+    label: str, scores: np.ndarray, rates: np.ndarray, counts: np.ndarray, width: int = 300
+) -> Markup:
+    """Hit rate by score: a dot a bin, its area by the number of detections; on the diagonal a score is what it says."""
+    unit = (0.0, 1.0)
+    frame = _Frame(label, Axes("score", "hit rate", width=width, height=width - 40), unit, unit, right=14)
+    frame.svg.add("line", x1=frame.x(0), y1=frame.y(0), x2=frame.x(1), y2=frame.y(1), class_="bound")
+    filled = counts > 0
+    points = " ".join(f"{frame.x(s):.1f},{frame.y(r):.1f}" for s, r in zip(scores[filled], rates[filled], strict=True))
+    frame.svg.add("polyline", points=points, class_="line s0 thin")
+    for score, rate, count in zip(scores[filled], rates[filled], counts[filled], strict=True):
+        radius = 2.5 + 6.5 * float(np.sqrt(count / counts.max()))
+        hint = f"{count:,} detections of score {score:.2f}: {rate:.0%} hit"
+        frame.svg.add("circle", hint=hint, cx=frame.x(score), cy=frame.y(rate), r=radius, class_="dot s0 see-through")
+    return frame.svg.markup()
+
+
+def thin_out(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most about `MOST_POINTS` of the points; of each stretch the lowest and the highest, so that spikes stay."""
+    if len(x) <= MOST_POINTS:
+        return x, y
+    kept = {0, len(x) - 1}
+    for part in np.array_split(np.arange(len(x)), MOST_POINTS // 2):
+        values = y[part]
+        if np.isfinite(values).any():
+            kept |= {int(part[np.nanargmin(values)]), int(part[np.nanargmax(values)])}
+        else:
+            kept.add(int(part[0]))
+    order = sorted(kept)
+    return x[order], y[order]
+
+
+class _Frame:
+    """Axes, grid and scales; `svg` is what the chart goes on drawing on."""
+
+    def __init__(
+        self,
+        label: str,
+        axes: Axes,
+        x_range: tuple[float, float],
+        y_range: tuple[float, float],
+        right: float,
+        x_ticks: bool = True,
+        log_x: bool = False,
+        log_y: bool = False,
+        format_tick=format_number,
+    ) -> None:
+        self.left, self.top = 42.0, 22.0
+        self.right_edge, self.bottom = axes.width - right, axes.height - 32.0
+        self.svg = Svg(axes.width, axes.height, label)
+        self.x = Scale(*x_range, self.left, self.right_edge, log_x)
+        self.y = Scale(*y_range, self.bottom, self.top, axes.log or log_y)
+        y_format = (lambda value: f"{value:.0%}") if axes.percent else format_tick
+        for value in self.y.ticks():
+            y = self.y(value)
+            self.svg.add("line", x1=self.left, x2=self.right_edge, y1=y, y2=y, class_="grid")
+            self.svg.add("text", y_format(value), x=self.left - 6, y=y + 3.5, class_="tick", text_anchor="end")
+        self.svg.add("line", x1=self.left, x2=self.right_edge, y1=self.bottom, y2=self.bottom, class_="axis")
+        if x_ticks:
+            room = max(2, int((self.right_edge - self.left) / 62))
+            for value in self.x.ticks(room):
+                x = self.x(value)
+                self.svg.add("line", x1=x, x2=x, y1=self.bottom, y2=self.bottom + 4, class_="axis")
+                self.svg.add("text", format_tick(value), x=x, y=self.bottom + 15, class_="tick", text_anchor="middle")
+        self.svg.add("text", axes.y_title, x=0, y=10, class_="title")
+        self.svg.add("text", axes.x_title, x=self.right_edge, y=self.bottom + 29, class_="title", text_anchor="end")
+
+
+def _ranges(lines: Sequence[Line], axes: Axes) -> tuple[tuple[float, float], tuple[float, float]]:
+    x = _finite([line.x for line in lines])
+    y = _finite([line.y for line in lines])
+    if axes.log:
+        y = y[y > 0]
+    x_range = axes.x_range or _pad(x)
+    if axes.y_range:
+        return x_range, axes.y_range
+    if not y.size:
+        return x_range, (0.1, 1.0) if axes.log else (0.0, 1.0)
+    low, high = float(y.min()), float(y.max())
+    if axes.log:
+        return x_range, (low / 1.3, high * 1.3)
+    # From zero where the values reach far down, else close around them.
+    low = 0.0 if low >= 0 else low - 0.06 * (high - low)
+    return x_range, (low, high * 1.08 if high > low else low + 1.0)
+
+
+def _pad(values: np.ndarray) -> tuple[float, float]:
+    if not values.size:
+        return 0.0, 1.0
+    low, high = min(float(values.min()), 0.0), float(values.max())
+    return low, high if high > low else low + 1.0
+
+
+def _finite(parts: Sequence[np.ndarray]) -> np.ndarray:
+    values = np.concatenate([np.zeros(0), *(np.asarray(part, float) for part in parts)])
+    return values[np.isfinite(values)]
+
+
+def _finite_runs(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    """Indices of the stretches without gaps."""
+    good = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    return [part for part in np.split(good, np.flatnonzero(np.diff(good) > 1) + 1) if len(part)]
+
+
+def _name_lines(frame: _Frame, lines: Sequence[Line]) -> None:
+    """Names at the ends of their lines, moved apart where the ends are close."""
+    ends = []
+    for line in lines:
+        finite = np.flatnonzero(np.isfinite(np.asarray(line.y, float)))
+        if len(finite):
+            ends.append((frame.y(float(line.y[finite[-1]])), line))
+    ends.sort(key=lambda end: end[0])
+    places = [y for y, _ in ends]
+    for index in range(1, len(places)):
+        places[index] = max(places[index], places[index - 1] + TEXT_HEIGHT)
+    overflow = max(places[-1] - frame.bottom, 0.0) if places else 0.0
+    for index in range(len(places) - 1, -1, -1):
+        limit = places[index + 1] - TEXT_HEIGHT if index + 1 < len(places) else frame.bottom
+        places[index] = min(places[index], limit) if overflow else places[index]
+    for place, (_, line) in zip(places, ends, strict=True):
+        name = line.name if len(line.name) <= 19 else line.name[:18] + "…"
+        frame.svg.add("text", name, x=frame.right_edge + 6, y=place + 4, class_=f"name {line.style}")

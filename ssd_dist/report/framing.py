@@ -1,0 +1,86 @@
+"""Pictures with boxes: the pixels as a small embedded image, boxes and names as SVG on top, sharp at any size."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from ssd_dist.report.svg import Svg
+
+SIDE = 320
+LETTER = 6.2
+CHIP = 15
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A box [4] to draw; `style` is a class of the style sheet, `name` stands at its corner, `hint` on hovering."""
+
+    box: np.ndarray
+    style: str
+    name: str = ""
+    hint: str = ""
+
+
+def draw_frames(
+    pixels: Image.Image, frames: Sequence[Frame], label: str, shape: tuple[int, int] | None = None, side: int = SIDE
+) -> Markup:
+    """The picture with its frames, in the proportions of `shape` (height, width); records are squares of it."""
+    height, width = shape or (pixels.height, pixels.width)
+    scale = side / max(height, width)
+    # A strip of a picture would have no room for its names.
+    width, height = max(width * scale, side / 4), max(height * scale, side / 4)
+    svg = Svg(width, height, label, "picture")
+    svg.add("image", href=embed(pixels, side), width=width, height=height, preserveAspectRatio="none")
+    taken: list[tuple[float, float, float, float]] = []
+    for frame in frames:
+        top, left, bottom, right = (frame.box * np.array([height, width, height, width])).tolist()
+        place = {"x": left, "y": top, "width": max(right - left, 1.0), "height": max(bottom - top, 1.0)}
+        # A dark rim keeps a light frame visible on light ground.
+        if "plain" not in frame.style:
+            svg.add("rect", class_="rim", **place)
+        svg.add("rect", hint=frame.hint or frame.name, class_=f"frame {frame.style}", **place)
+    for frame in frames:
+        if frame.name:
+            _add_name(svg, frame, width, height, taken)
+    return svg.markup()
+
+
+def embed(pixels: Image.Image, side: int = SIDE) -> str:
+    """The picture as a data URI, at most `side` pixels wide and high."""
+    picture = pixels.convert("RGB")
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=80, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _add_name(
+    svg: Svg, frame: Frame, width: float, height: float, taken: list[tuple[float, float, float, float]]
+) -> None:
+    """A chip with the name at the corner of the box that covers least of the other chips."""
+    most = max(int((width - 8) / LETTER), 1)
+    text = frame.name if len(frame.name) <= most else frame.name[: most - 1] + "…"
+    long = len(text) * LETTER + 8
+    top, left, bottom, right = (frame.box * np.array([height, width, height, width])).tolist()
+    places = [(x, y) for y in (top - CHIP, top, bottom, bottom - CHIP) for x in (left, right - long)]
+    best, least = (0.0, 0.0), float("inf")
+    for x, y in places:
+        inside = min(max(x, 0.0), width - long), min(max(y, 0.0), height - CHIP)
+        moved = abs(inside[0] - x) + abs(inside[1] - y)
+        cost = sum(_overlap((*inside, long, CHIP), other) for other in taken) + 2 * moved
+        if cost < least:
+            best, least = inside, cost
+    taken.append((*best, long, CHIP))
+    svg.add("rect", x=best[0], y=best[1], width=long, height=CHIP, rx=3, class_=f"chip {frame.style}")
+    svg.add("text", text, x=best[0] + 4, y=best[1] + 11.3, class_="chip-text")
+
+
+def _overlap(first: tuple[float, ...], second: tuple[float, ...]) -> float:
+    across = min(first[0] + first[2], second[0] + second[2]) - max(first[0], second[0])
+    down = min(first[1] + first[3], second[1] + second[3]) - max(first[1], second[1])
+    return max(across, 0.0) * max(down, 0.0)

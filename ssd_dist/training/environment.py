@@ -1,0 +1,54 @@
+"""What a run was trained on: versions, machine, devices; `RUN/environment.json`, for who compares runs later."""
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+ENVIRONMENT_NAME = "environment.json"
+PACKAGES = ("tensorflow", "tf-keras", "tf-models-official", "numpy", "ssd-dist")
+
+
+def describe_environment(strategy: tf.distribute.Strategy, workers: int) -> dict[str, Any]:
+    """Facts of this process and its strategy, JSON-ready."""
+    gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+    return {
+        "command": " ".join(sys.argv),
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpus": [str(gpu.get("device_name", "GPU")) for gpu in gpus],
+        "workers": workers,
+        "replicas": strategy.num_replicas_in_sync,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+    }
+
+
+def write_environment(model_dir: str, environment: dict[str, Any]) -> None:
+    """Writes it into the folder of a run; a continued run has the machine it was continued on."""
+    path = Path(model_dir) / ENVIRONMENT_NAME
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(environment, indent=1) + "\n")
+    partial.rename(path)
+
+
+def read_environment(model_dir: str) -> dict[str, Any]:
+    """What was written; empty if there is nothing readable."""
+    try:
+        found = json.loads((Path(model_dir) / ENVIRONMENT_NAME).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
