@@ -4,12 +4,13 @@
     DIR/data.yaml  DIR/SPLIT/images/*  DIR/SPLIT/labels/*.txt         one folder a split
     DIR/X/any.yaml DIR/images/SPLIT/*  DIR/X/labels/SPLIT/*.txt       labels of one task beside shared images
 
-`--input` is DIR or the YAML file itself. SPLIT is a folder or a key of the YAML (`train`, `val`) that names one.
+`--input` is DIR or the YAML file itself. SPLIT is a folder or a key of the YAML (`train`, `val`) that names one, or a
+`.txt` list of image files, whose labels lie under `labels/` where the images lie under `images/`.
 """
 
 import posixpath
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import apache_beam as beam
@@ -18,17 +19,21 @@ import yaml
 from pipelines import files
 from pipelines.annotations import IMAGE_SUFFIXES, Box, Category, Element, Image, Listing, Problem, keyed
 from pipelines.classes import first_duplicate
-from pipelines.readers.source import Source, first_folder, require_input
+from pipelines.readers.source import Source, first_folder, locate_image, require_input
 from ssd_dist.core.errors import DataError
 
 
 @dataclass(frozen=True)
 class YoloLayout:
-    """Where one input keeps its parts; `names` are the classes in order."""
+    """Where one input keeps its parts; `names` are the classes in order.
+
+    With a `list_file` the split is what it lists, by paths below `images`; `labels` is empty then.
+    """
 
     images: str
     labels: str
     names: tuple[str, ...]
+    list_file: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class YoloEntry:
     filename: str
     image: str
     label: str
+    problem: Problem | None = None
 
 
 def read_yolo(source: Source) -> beam.PTransform:
@@ -86,21 +92,44 @@ def find_layout(path: str, source: Source) -> YoloLayout:
     config, content = _find_yaml(path)
     home = posixpath.dirname(config)
     root = home if path == config else path
+    bases = list(dict.fromkeys((*_declared_root(home, content), home, root)))
     split = source.split_name
     named = content.get(split)
+    names = _class_names(content["names"], config)
+    if isinstance(named, list):
+        raise DataError(
+            f"{config}: {split}: expected one folder or list file, got {len(named)}; prepare them as splits"
+        )
+    if isinstance(named, str) and named.endswith(".txt"):
+        return _find_listed(named, bases, config, names)
     below = named if isinstance(named, str) and files.relative_path(named) else f"images/{split}"
     image_folders = [source.image_dir] if source.image_dir else []
-    image_folders += [files.join(base, below) for base in (home, root)]
-    image_folders += [files.join(base, "images", split) for base in (home, root)]
-    image_folders += [files.join(base, split, "images") for base in (home, root)]
+    image_folders += [files.join(base, below) for base in bases]
+    image_folders += [files.join(base, "images", split) for base in bases]
+    image_folders += [files.join(base, split, "images") for base in bases]
     images = first_folder(image_folders, f"images of split {split!r}", "--source_split or --image_dir names them")
     inner = below.replace("images", "labels", 1)
     label_folders = [_sibling_labels(images)]
-    label_folders += [files.join(base, name) for base in (home, root) for name in (inner, f"labels/{split}")]
+    label_folders += [files.join(base, name) for base in bases for name in (inner, f"labels/{split}")]
     labels = first_folder(
         [folder for folder in label_folders if folder != images], f"labels of split {split!r}", "is this a YOLO set?"
     )
-    return YoloLayout(images, labels, _class_names(content["names"], config))
+    return YoloLayout(images, labels, names)
+
+
+def _declared_root(home: str, content: dict[str, Any]) -> tuple[str, ...]:
+    """The folder that the YAML's `path:` names, if it lies beside the file or below it."""
+    declared = content.get("path")
+    clean = files.relative_path(declared) if isinstance(declared, str) else None
+    return (files.join(home, clean),) if clean else ()
+
+
+def _find_listed(named: str, bases: list[str], config: str, names: tuple[str, ...]) -> YoloLayout:
+    clean = files.relative_path(named)
+    for base in bases:
+        if clean is not None and files.is_file(files.join(base, clean)):
+            return YoloLayout(base, "", names, files.join(base, clean))
+    raise DataError(f"{config} names the list {named}, which is not in {' or '.join(bases)}; put it there")
 
 
 def _sibling_labels(images: str) -> str:
@@ -149,14 +178,37 @@ def list_labels(layouts: tuple[YoloLayout, ...], source: Source) -> Iterator[Yol
         yield Category(str(index), index, name)
     row = 0
     for layout in layouts:
-        images = {_stem(path): path for path in files.list_files(layout.images) if path.endswith(IMAGE_SUFFIXES)}
-        labels = {_stem(path): path for path in files.list_files(layout.labels) if path.endswith(".txt")}
-        for stem in sorted({*images, *labels} - {"classes"}):
-            if source.keeps(stem):
-                image = images.get(stem, "")
-                yield YoloEntry(stem, row, posixpath.basename(image), image, labels.get(stem, ""))
+        for entry in _listed_entries(layout) if layout.list_file else _folder_entries(layout):
+            if source.keeps(entry.image_id):
+                yield replace(entry, row=row)
                 row += 1
-    yield Listing(0, row, layouts[0].labels)
+    yield Listing(0, row, layouts[0].list_file or layouts[0].labels)
+
+
+def _folder_entries(layout: YoloLayout) -> Iterator[YoloEntry]:
+    """What the folders hold, in order of the names; two images of one stem are two entries of one id."""
+    images = [path for path in files.list_files(layout.images) if path.lower().endswith(IMAGE_SUFFIXES)]
+    labels = {_stem(path): path for path in files.list_files(layout.labels) if path.endswith(".txt")}
+    stems = {_stem(path) for path in images}
+    # A list of the classes, which labelling tools put beside the labels.
+    lonely = [("", stem) for stem in {*labels} - stems - {"classes"}]
+    for image, stem in sorted(
+        [*((path, _stem(path)) for path in images), *lonely], key=lambda pair: (pair[1], pair[0])
+    ):
+        yield YoloEntry(stem, 0, posixpath.basename(image), image, labels.get(stem, ""))
+
+
+def _listed_entries(layout: YoloLayout) -> Iterator[YoloEntry]:
+    """What the list file names, in its order."""
+    folders: dict[str, set[str]] = {}
+    for line in filter(None, map(str.strip, files.read_text(layout.list_file).splitlines())):
+        where = locate_image(layout.images, line)
+        label = f"{_sibling_labels(posixpath.dirname(where.path))}/{_stem(where.path)}.txt"
+        folder = posixpath.dirname(label)
+        if where.problem is None and folder not in folders:
+            folders[folder] = set(files.list_files(folder))
+        has_label = where.problem is None and label in folders[folder]
+        yield YoloEntry(_stem(line), 0, line, where.path, label if has_label else "", where.problem)
 
 
 def _stem(path: str) -> str:
@@ -169,7 +221,9 @@ def read_label(entry: YoloEntry | Category | Listing) -> Iterator[Element]:
         yield keyed(entry)
         return
     boxes: tuple[Box, ...] = ()
-    problem = None if entry.image else Problem("missing_image", f"no image has the name of {entry.label}")
+    problem = entry.problem
+    if problem is None and not entry.image:
+        problem = Problem("missing_image", f"no image has the name of {entry.label}")
     if entry.label:
         try:
             boxes = tuple(parse_label(files.read_bytes(entry.label).decode("utf-8-sig")))

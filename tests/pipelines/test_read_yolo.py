@@ -120,3 +120,41 @@ def test_the_listing_ends_with_its_length(tmp_path):
     end = elements_of(tmp_path)[-1]
     assert isinstance(end, Listing)
     assert end.images == 2
+
+
+def test_a_list_file_decides_members_and_order(tmp_path):
+    make_yolo(tmp_path, {"a": ["0 0.5 0.5 0.1 0.1"], "b": None, "c": []}, ["x"])
+    (tmp_path / "train.txt").write_text("./images/train/c.jpg\nimages/train/a.jpg\n\nimages/train/b.jpg\n../x.jpg\n")
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"path": ".", "train": "train.txt", "names": ["x"]}))
+    images = images_of(tmp_path)
+    assert list(images) == ["c", "a", "b", "x"]
+    assert [len(image.boxes) for image in images.values()] == [0, 1, 0, 0]
+    assert images["a"].path == str(tmp_path / "images/train/a.jpg")
+    assert [image.problem and image.problem.reason for image in images.values()] == [None, None, None, "path_traversal"]
+    (tmp_path / "train.txt").unlink()
+    with pytest.raises(DataError, match=r"train\.txt"):
+        elements_of(tmp_path)
+
+
+def test_the_root_that_the_yaml_declares_is_searched(tmp_path):
+    make_yolo(tmp_path / "sets/one", {"a": ["0 0.5 0.5 0.1 0.1"]}, ["x"])
+    (tmp_path / "sets/one/data.yaml").unlink()
+    config = {"path": "sets/one", "train": "images/train", "names": ["x"]}
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(config))
+    assert list(images_of(tmp_path / "one.yaml")) == ["a"]
+
+
+def test_several_folders_for_a_split_are_refused(tmp_path):
+    make_yolo(tmp_path, {"a": []}, ["x"])
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": ["images/train", "more"], "names": ["x"]}))
+    with pytest.raises(DataError, match="one folder or list file, got 2"):
+        elements_of(tmp_path)
+
+
+def test_no_image_of_the_folder_is_overlooked(tmp_path, prepare):
+    make_yolo(tmp_path, {"a": ["0 0.5 0.5 0.1 0.1"], "classes": []}, ["x"])
+    (tmp_path / "images/train/a.png").write_bytes(jpeg(5))
+    (tmp_path / "images/train/b.Jpg").write_bytes(jpeg(6))
+    (tmp_path / "labels/train/classes.txt").write_text("")
+    split = prepare("yolo", tmp_path, tmp_path / "out").splits["train"]
+    assert (split.images_read, split.images, split.rejected_images) == (4, 3, {"duplicate_id": 1})
