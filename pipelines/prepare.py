@@ -11,10 +11,12 @@ import apache_beam as beam
 from absl import flags  # type: ignore[import-untyped]
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
+from rich.console import Console
 
 from pipelines.assemble import GroupIntoShards
 from pipelines.images import Preparation
 from pipelines.options import READERS, PrepareJob, claim_output, define_flags, job_from_flags
+from pipelines.progress import show_progress
 from pipelines.report import ReportJob, WriteReport, read_manifest
 from pipelines.runners import (
     dask_cluster,
@@ -52,7 +54,9 @@ def main(arguments: list[str]) -> None:
         steps = submit_job(job, options)
         print("\n".join(["the job was handed over, not run; its steps:", *(f"  {step}" for step in steps)]))
         return
-    print_summary(run_job(job, options), job.split, job.output)
+    with show_progress(job.output, job.split, job.resume, Console(stderr=True)):
+        manifest = run_job(job, options)
+    print_summary(manifest, job.split, job.output)
 
 
 def submit_job(job: PrepareJob, options: PipelineOptions) -> list[str]:
