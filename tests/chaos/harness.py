@@ -2,7 +2,7 @@
 
     python tests/chaos/harness.py --faults=50        what `make chaos` runs; prints a table
 
-The run: two workers of a small detector under the launcher, a checkpoint every three steps, an evaluation every ten.
+The run: two workers of a small detector under the launcher, a checkpoint every three steps, an evaluation every twenty.
 After each fault the launcher restarts the gang; where it gives up with "start me again", the harness does.
 """
 
@@ -27,9 +27,9 @@ from rich.table import Table
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-STEPS = 30
+STEPS = 60
 FLAGS = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.global_batch_size=8",
-         f"train.steps={STEPS}", "train.log_every=1", "eval.every_steps=10", "checkpoint.every_steps=3",
+         f"train.steps={STEPS}", "train.log_every=1", "eval.every_steps=20", "checkpoint.every_steps=3",
          "cluster.health_timeout=10"]  # fmt: skip
 CLOCKS = ("images_per_second", "data_wait")
 

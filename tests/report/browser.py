@@ -1,0 +1,72 @@
+"""Opens a page in headless Chromium and tells what a reader would meet: width, requests, console messages."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+# The page sits in a frame of the width in question; the outside page measures it and writes what it found.
+_PROBE = """<!doctype html><title>probe</title><pre id="found"></pre>
+<iframe id="page" src="{page}" style="width:{width}px;height:4000px;border:0"></iframe>
+<script>
+document.getElementById("page").onload = function () {{
+  const inside = this.contentWindow, root = inside.document.documentElement;
+  document.getElementById("found").textContent = JSON.stringify({{
+    scroll_width: root.scrollWidth, height: root.scrollHeight, title: inside.document.title,
+    requests: inside.performance.getEntriesByType("resource").map(entry => entry.name),
+    scripts: inside.document.scripts.length,
+    broken_images: [...inside.document.images].filter(image => !image.naturalWidth).length,
+    text: inside.document.body.innerText,
+  }});
+}};
+</script>"""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What the browser found, as `_PROBE` writes it, and its console messages."""
+
+    found: dict
+    console: list[str]
+
+
+def visit(page: Path, width: int, folder: Path) -> Visit:
+    """Opens a page `width` pixels wide; skips the test where there is no Chromium."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no Chromium here to open the page in")
+    probe = folder / f"probe{width}.html"
+    probe.write_text(_PROBE.format(page=page.resolve().as_uri(), width=width))
+    done = subprocess.run(
+        [
+            program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+            "--allow-file-access-from-files", "--virtual-time-budget=5000", "--enable-logging=stderr", "--v=0",
+            f"--user-data-dir={folder / 'profile'}", "--window-size=1400,4000", "--dump-dom", probe.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    text = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert text is not None and text.group(1), "the page did not load"
+    unescaped = text.group(1).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    return Visit(json.loads(unescaped), [line for line in done.stderr.splitlines() if "CONSOLE" in line])
+
+
+def check_page(page: Path, folder: Path) -> str:
+    """Asserts what every page of ours keeps to; returns its text."""
+    html = page.read_text()
+    assert len(html.encode()) < 5e6
+    assert not re.findall(r'(?:src|href|action)="(?!data:|#)', html), "everything is in the file"
+    text = ""
+    for width in (1280, 400):
+        seen = visit(page, width, folder)
+        assert seen.console == []
+        assert seen.found["requests"] == []
+        assert seen.found["scripts"] == 0
+        assert seen.found["broken_images"] == 0
+        assert seen.found["scroll_width"] <= width, "nothing sticks out at the side"
+        text = seen.found["text"]
+    return text

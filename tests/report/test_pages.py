@@ -1,0 +1,162 @@
+"""The pages opened in Chromium: one file each, no request, no message, as wide as the window, hostile names as text."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import synthetic
+from browser import check_page
+
+from ssd_dist.core.config import Config
+from ssd_dist.core.config_files import dump_config
+from ssd_dist.core.manifest import Leakage, Manifest
+from ssd_dist.report.data_page import build_data_page
+from ssd_dist.report.run_page import build_run_page
+
+SMALL = {
+    "model": {"input_size": 64, "width": 0.1},
+    "backbone": {"weights": "none"},
+    "train": {"global_batch_size": 8, "steps": 8, "log_every": 2},
+    "eval": {"every_steps": 4},
+    "schedule": {"warmup_steps": 2},
+}
+EVIL = ("<script>alert(1)</script>", 'green" onmouseover="alert(2)', "blü&e\x07 </style></svg>")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set whose every name is an attack, with leakage and rejections."""
+    folder = tmp_path_factory.mktemp("pages") / "data"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "CLASSES", EVIL)
+        manifest = synthetic.write_dataset(folder, Config.model_validate(SMALL), {"train": 24, "val": 6}, shards=4)
+    split = manifest.splits["train"]
+    splits = {
+        **manifest.splits,
+        "train": split.model_copy(
+            update={"images_read": split.images + 1, "rejected_images": {"<img src=x>": 1}, "clipped_boxes": 3}
+        ),
+    }
+    leakage = (Leakage(splits=("train", "val"), images=2, examples=("<b>a</b>.jpg", "c.jpg")),)
+    whole = manifest.model_copy(update={"splits": splits, "leakage": leakage})
+    (folder / "dataset.json").write_text(whole.to_json())
+    line = {"reason": "<img src=x>", "image": "<i>q</i>.jpg", "detail": "</td><script>alert(3)</script>", "where": ""}
+    (folder / "train" / "rejected.jsonl").write_text(json.dumps(line) + "\n")
+    return folder
+
+
+def check_hostile_names(text: str, html: str) -> None:
+    assert EVIL[0] in text, "the name is to be read, not run"
+    assert "<script" not in html
+    assert ' onmouseover="alert' not in html
+
+
+def test_the_page_of_a_data_set(data: Path, tmp_path: Path) -> None:
+    page = tmp_path / "data.html"
+    build_data_page(str(data), str(page), most=100)
+    html = page.read_text()
+    assert "<img src=x>" not in html
+    assert "Leakage" in html and "&lt;b&gt;a&lt;/b&gt;.jpg" in html
+    text = check_page(page, tmp_path)
+    check_hostile_names(text, html)
+    for word in (
+        "Best IoU of each object",
+        "Objects that would be lost",
+        "Where the anchors fit least",
+        "<i>q</i>.jpg",
+    ):
+        assert word in text or word == "Where the anchors fit least", word
+
+
+def start_run(data: Path, folder: Path) -> Path:
+    folder.mkdir()
+    config = Config.model_validate(SMALL | {"data": {"dir": str(data), "allow_leakage": True}})
+    (folder / "config.yaml").write_text(dump_config(config))
+    shutil.copy(data / "dataset.json", folder / "dataset.json")
+    return folder
+
+
+def test_the_page_of_a_run_that_was_interrupted_early(data: Path, tmp_path: Path) -> None:
+    """No checkpoint, no evaluation, a last line cut short: the page says what is missing and shows the rest."""
+    run = start_run(data, tmp_path / "run")
+    row = {"kind": "train", "step": 2, "loss": 3.0, "loss/cls": 2.0, "loss/loc": 1.0, "lr": 1e-3, "positives": 9.0,
+           "negatives": 27.0, "images_per_second": 5.0, "data_wait": 0.1, "loss_scale": 1.0}  # fmt: skip
+    (run / "metrics.jsonl").write_text(json.dumps(row) + '\n{"kind": "train", "st')
+    build_run_page([str(run)], str(run / "report.html"), "auto", "auto", [])
+    text = check_page(run / "report.html", tmp_path)
+    for word in ("left out: 1", "No evaluation yet", "No best model yet", "Evaluation: not here", "step 2 of 8"):
+        assert word in text, word
+    assert "The first training batch" in text
+
+
+def test_the_page_of_a_run_whose_data_is_gone(data: Path, tmp_path: Path) -> None:
+    run = start_run(tmp_path / "gone", tmp_path / "run") if (tmp_path / "gone").exists() else None
+    moved = tmp_path / "moved"
+    shutil.copytree(data, moved)
+    run = start_run(moved, tmp_path / "run")
+    shutil.rmtree(moved)
+    build_run_page([str(run)], str(run / "report.html"), "auto", "auto", [])
+    html = (run / "report.html").read_text()
+    assert "The first training batch: not here" in html
+
+
+@pytest.mark.slow
+def test_the_pages_of_trained_runs(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = tmp_path / "small.yaml"
+    config.write_text(dump_config(Config.model_validate(SMALL | {"data": {"dir": str(data), "allow_leakage": True}})))
+    call("train", f"--config={config}", f"--model_dir={run}")
+    assert json.loads((run / "environment.json").read_text())["replicas"] == 1
+    said = call("inspect", f"--model_dir={run}")
+    assert str(run / "report.html") in said
+    text = check_page(run / "report.html", tmp_path)
+    check_hostile_names(text, (run / "report.html").read_text())
+    for word in ("Metrics by step", "best 0.", "What is taken for what", "Is a score what it says?", "Most confusing",
+                 "What the loss looks at", "The first training batch", "Environment", "tensorflow"):  # fmt: skip
+        assert word in text, word
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    # A run of which nothing but the reports is left is compared all the same.
+    shutil.rmtree(other / "best")
+    shutil.rmtree(other / "checkpoints")
+    page = tmp_path / "both.html"
+    call("inspect", f"--model_dir={run}", f"--model_dir={other}", f"--output={page}")
+    text = check_page(page, tmp_path)
+    for word in ("2 runs", "other: Evaluation: not here", "COCO AP50", "What the configs differ in"):
+        assert word in text, word
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "word"),
+    [
+        ([], 2, "--data=OUT"),
+        (["--data=a", "--model_dir=b"], 2, "one of them"),
+        (["--data=/nowhere"], 3, "dataset.json"),
+        (["--model_dir=/nowhere"], 4, "not a run"),
+        (["--data=a", "--max_images=0"], 2, "max_images"),
+    ],
+)
+def test_mistakes_are_told(flags: list[str], code: int, word: str) -> None:
+    assert word in call("inspect", *flags, expect=code)
+
+
+def call(module: str, *flags: str, expect: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", f"ssd_dist.cli.{module}", *flags],
+        capture_output=True, text=True, timeout=280, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )  # fmt: skip
+    assert done.returncode == expect, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_manifest_without_splits_has_a_page(tmp_path: Path) -> None:
+    manifest = synthetic.write_dataset(tmp_path / "data", Config.model_validate(SMALL), {"train": 1}, shards=1)
+    empty = Manifest.model_validate(manifest.model_dump() | {"splits": {}})
+    (tmp_path / "data" / "dataset.json").write_text(empty.to_json())
+    build_data_page(str(tmp_path / "data"), str(tmp_path / "page.html"), most=10)
+    assert "none yet" in (tmp_path / "page.html").read_text()

@@ -1,0 +1,71 @@
+"""A run's folder is read however far the run came."""
+
+import json
+
+import pytest
+from synthetic import write_dataset
+
+from ssd_dist.core.config import Config
+from ssd_dist.core.config_files import dump_config
+from ssd_dist.core.errors import CheckpointError
+from ssd_dist.report.run_facts import Rows, read_rows, read_run
+from ssd_dist.training.metrics_log import MetricsLog
+
+CONFIG = Config.model_validate({"model": {"input_size": 64}, "train": {"global_batch_size": 8, "epochs": 3}})
+
+
+@pytest.fixture
+def run(tmp_path):
+    manifest = write_dataset(tmp_path / "data", CONFIG, {"train": 32, "val": 4}, shards=4)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump_config(CONFIG))
+    (folder / "dataset.json").write_text(manifest.to_json())
+    return folder
+
+
+def test_a_run_that_has_written_nothing_says_so(run):
+    facts = read_run(str(run), [])
+    assert (facts.train.rows, facts.evaluations.rows, facts.best, facts.last_step) == ([], [], None, 0)
+    assert facts.total_steps == 12, "3 epochs of 32 records in batches of 8"
+    text = " ".join(facts.notes)
+    assert "No training report" in text and "No evaluation" in text and "No best model" in text
+
+
+def test_half_written_lines_are_left_out_and_counted(run):
+    rows = [{"kind": "train", "step": 2, "loss": 3.0}, {"kind": "eval", "step": 4, "coco/AP": None, "per_class": {}}]
+    damaged = ['{"kind": "eval", "step": 6, "per_class": {"a": {"x": 1}', "[1]", '{"kind": "train"}', "\x00\x00"]
+    (run / "metrics.jsonl").write_text("\n".join([*map(json.dumps, rows), *damaged]))
+    facts = read_run(str(run), [])
+    assert [row["step"] for row in facts.train.rows] == [2]
+    assert [row["step"] for row in facts.evaluations.rows] == [4]
+    assert any("left out: 4" in note for note in facts.notes)
+    assert any("step 4 of 12" in note for note in facts.notes)
+
+
+def test_a_damaged_best_is_a_note(run):
+    (run / "best").mkdir()
+    for text in ("{", '{"step": 1}'):
+        (run / "best" / "best.json").write_text(text)
+        facts = read_run(str(run), [])
+        assert any("best.json" in note for note in facts.notes)
+
+
+def test_what_is_no_number_is_a_gap():
+    column = Rows([{"step": 1, "a": None}, {"step": 2}, {"step": 3, "a": 2}]).column("a")
+    assert column.tolist() == pytest.approx([float("nan"), float("nan"), 2.0], nan_ok=True)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="not a run"):
+        read_run(str(tmp_path), [])
+
+
+def test_a_resumed_run_drops_a_row_cut_after_a_brace(tmp_path):
+    """An evaluation row holds objects: cut short it may end in a brace and still be no row."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "train", "step": 2}\n{"kind": "eval", "step": 4, "per_class": {"a": {"x": 1}')
+    MetricsLog(str(tmp_path), 4).write("train", 6, {"loss": 1.0})
+    rows, broken = read_rows(path)
+    assert [row["step"] for row in rows] == [2, 6]
+    assert broken == 0
