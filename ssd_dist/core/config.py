@@ -238,6 +238,18 @@ class ClusterConfig(Section):
     health_timeout: PositiveFloat = 15.0
 
 
+class TrackingConfig(Section):
+    """Where metrics go besides metrics.jsonl and TensorBoard; what `also` names must be installed."""
+
+    also: tuple[Literal["wandb", "mlflow"], ...] = ()
+    project: Annotated[str, Field(min_length=1)] = "ssd_dist"
+
+    @field_validator("also", mode="before")
+    @classmethod
+    def _tuple_from_list(cls, value: Any) -> Any:
+        return _tuples(value)
+
+
 class Config(Section):
     """One experiment, complete."""
 
@@ -257,6 +269,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     preemption: PreemptionConfig = PreemptionConfig()
     cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _check_together(self) -> "Config":

@@ -15,6 +15,7 @@ WIDTH, HEIGHT = 360, 210
 # More points than pixels say nothing more.
 MOST_POINTS = 300
 TEXT_HEIGHT = 13
+NARROWEST_LABELLED = 22
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point worth a word."""
+    """A point worth a word, which stands on its left or, with `right`, on its right."""
 
     x: float
     y: float
     text: str
     style: str = "s0"
+    right: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,14 @@ def line_chart(label: str, lines: Sequence[Line], axes: Axes, marks: Sequence[Ma
     for mark in marks:
         x, y = frame.x(mark.x), frame.y(mark.y)
         frame.svg.add("circle", cx=x, cy=y, r=3.5, class_=f"mark {mark.style}")
-        # The word stands where it neither leaves the chart nor lies on the line that rises to the point.
-        end = x > (frame.left + frame.right_edge) / 2
         above = y > frame.top + 26
         frame.svg.add(
             "text",
             mark.text,
-            x=x + (-6 if end else 6),
+            x=x + (6 if mark.right else -6),
             y=y - 8 if above else y + 16,
             class_="value",
-            text_anchor="end" if end else "start",
+            text_anchor="start" if mark.right else "end",
         )
     return frame.svg.markup()
 
@@ -109,7 +109,7 @@ def histogram(
 
 
 def columns(label: str, names: Sequence[str], counts: np.ndarray, axes: Axes, wrong: Sequence[int] = ()) -> Markup:
-    """One bar for each name, its count above it; those of the indices `wrong` are drawn as what is wrong."""
+    """One bar for each name, its share above it; those of the indices `wrong` are drawn as what is wrong."""
     top = float(max(counts.max(initial=0), 1)) * 1.15
     frame = _Frame(label, axes, (0.0, float(len(names))), (0.0, top), right=10, x_ticks=False)
     total = max(float(counts.sum()), 1.0)
@@ -127,7 +127,7 @@ def columns(label: str, names: Sequence[str], counts: np.ndarray, axes: Axes, wr
         middle = (left + right) / 2
         frame.svg.add("text", name, x=middle, y=frame.bottom + 14, class_="tick", text_anchor="middle")
         share = count / total
-        text = "" if not count else "<1%" if share < 0.01 else f"{share:.0%}"
+        text = f"{share:.0%}" if share >= 0.01 and right - left >= NARROWEST_LABELLED else ""
         frame.svg.add("text", text, x=middle, y=y - 4, class_="tick", text_anchor="middle")
     return frame.svg.markup()
 
@@ -211,7 +211,7 @@ class _Frame:
         self.svg = Svg(axes.width, axes.height, label)
         self.x = Scale(*x_range, self.left, self.right_edge, log_x)
         self.y = Scale(*y_range, self.bottom, self.top, axes.log or log_y)
-        y_format = (lambda value: f"{value:.0%}") if axes.percent else format_tick
+        y_format = (lambda value: f"{100 * value:.3g}%") if axes.percent else format_tick
         for value in self.y.ticks():
             y = self.y(value)
             self.svg.add("line", x1=self.left, x2=self.right_edge, y1=y, y2=y, class_="grid")

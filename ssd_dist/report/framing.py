@@ -14,6 +14,8 @@ from ssd_dist.report.svg import Svg
 SIDE = 320
 LETTER = 6.2
 CHIP = 15
+# Beyond that many names hide the picture; only what is wrong keeps its own, the others have it on hovering.
+MOST_NAMES = 14
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ def draw_frames(
         if "plain" not in frame.style:
             svg.add("rect", class_="rim", **place)
         svg.add("rect", hint=frame.hint or frame.name, class_=f"frame {frame.style}", **place)
+    named = sum(bool(frame.name) for frame in frames)
     for frame in frames:
-        if frame.name:
+        if frame.name and (named <= MOST_NAMES or frame.style == "wrong"):
             _add_name(svg, frame, width, height, taken)
     return svg.markup()
 

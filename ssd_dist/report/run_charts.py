@@ -10,6 +10,7 @@ from ssd_dist.report.run_facts import RunFacts
 
 # (title, chart, sentence)
 Tile = tuple[str, Markup, str]
+MOST_LINES = 6
 METRIC_NAMES = {
     "coco/AP": "COCO AP",
     "coco/AP50": "COCO AP50",
@@ -49,10 +50,14 @@ def training_charts(run: RunFacts) -> list[Tile]:
     ]
 
 
-def metric_chart(run: RunFacts) -> Tile | None:
-    """Metrics by step with the best of the metric that decides marked; None without evaluations."""
+def metric_charts(run: RunFacts) -> list[Tile]:
+    """Metrics by step, the best of the one that decides marked, by size and by class; none without evaluations."""
     if not run.evaluations.rows:
-        return None
+        return []
+    return [_metrics(run), _metrics_by_size(run), _metrics_by_class(run)]
+
+
+def _metrics(run: RunFacts) -> Tile:
     decides = run.config.eval.metric
     names = list(dict.fromkeys(("coco/AP50", "coco/AP75", "coco/AP", decides)))
     styles = {name: f"s{index}" for index, name in enumerate([decides, *(n for n in names if n != decides)])}
@@ -61,12 +66,48 @@ def metric_chart(run: RunFacts) -> Tile | None:
     ]
     marks = []
     if run.best is not None and run.best["metric"] in METRIC_NAMES:
-        marks = [Mark(run.best["step"], run.best["value"], f"best {run.best['value']:.3f}", "s0")]
+        early = run.best["step"] < run.last_step / 3
+        marks = [Mark(run.best["step"], run.best["value"], f"best {run.best['value']:.3f}", right=early)]
     return (
         "Metrics by step",
         line_chart("metrics by step", lines, Axes("step", "on the evaluation split", y_range=(0, 1)), marks),
         f"{METRIC_NAMES[decides]} decides which checkpoint is kept as the best.",
     )
+
+
+def _metrics_by_size(run: RunFacts) -> Tile:
+    lines = [
+        Line(size, run.evaluations.steps, run.evaluations.column(f"coco/AP_{size}"), f"s{index}")
+        for index, size in enumerate(("small", "medium", "large"))
+    ]
+    axes = Axes("step", "COCO AP", y_range=(0, 1))
+    sentence = "Below 32², below 96² and above, in pixels of the original images."
+    return "By size of object", line_chart("COCO AP by step and size", lines, axes), sentence
+
+
+def _metrics_by_class(run: RunFacts) -> Tile:
+    last = _per_class(run.evaluations.rows[-1])
+    names = sorted(last, key=lambda name: last[name])[:MOST_LINES]
+    lines = [
+        Line(
+            name,
+            run.evaluations.steps,
+            np.array([_per_class(row).get(name, np.nan) for row in run.evaluations.rows]),
+            f"s{index}",
+        )
+        for index, name in enumerate(names)
+    ]
+    sentence = "" if len(last) <= MOST_LINES else f"The {MOST_LINES} weakest of {len(last)} classes."
+    axes = Axes("step", "COCO AP50", y_range=(0, 1))
+    return "By class", line_chart("COCO AP50 by step and class", lines, axes), sentence
+
+
+def _per_class(row: dict) -> dict[str, float]:
+    """AP50 of the classes that have one."""
+    found = row.get("per_class")
+    values = found.items() if isinstance(found, dict) else ()
+    pairs = ((name, part.get("coco/AP50") if isinstance(part, dict) else None) for name, part in values)
+    return {name: float(value) for name, value in pairs if isinstance(value, int | float)}
 
 
 def compare_charts(runs: Sequence[RunFacts], names: Sequence[str]) -> list[Tile]:

@@ -39,6 +39,8 @@ GALLERY = 4
 ANCHOR_PICTURES = 6
 BATCH_PICTURES = 16
 BATCH_SIDE = 200
+# What stands beside a wrong detection, where the kind's own name says too little.
+KIND_WORDS = {"localisation": "place", "both": "class and place", IGNORED: "not counted"}
 # One process shows runs of any cluster: a single device will do.
 ONE_DEVICE = ("cluster.strategy=one_device", "cluster.logical_cpus=0")
 
@@ -146,7 +148,9 @@ def draw_pair(evaluation: Evaluation, image: int, record: Record) -> Pair:
     for row, label, score, kind in zip(found.rows, found.labels, found.scores, kinds, strict=True):
         name = f"{evaluation.classes[label - 1]} {score:.2f}"
         style = {HIT: "right", IGNORED: "crowd"}.get(kind, "wrong")
-        right.append(Frame(detections.boxes[row], style, name if style == "right" else f"{name} {kind}"))
+        right.append(
+            Frame(detections.boxes[row], style, name if style == "right" else f"{name} {KIND_WORDS.get(kind, kind)}")
+        )
     wrong = sum(frame.style == "wrong" for frame in right)
     return Pair(
         Picture(draw_frames(pixels, left, f"annotations of {record.filename}", shape), record.filename),

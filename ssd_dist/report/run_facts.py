@@ -73,7 +73,7 @@ def read_run(model_dir: str, overrides: list[str]) -> RunFacts:
     train, evaluations = (Rows([row for row in rows if row.get("kind") == kind]) for kind in ("train", "eval"))
     notes = []
     if broken:
-        notes.append(f"{broken} lines of {METRICS_NAME} are damaged or half written and left out.")
+        notes.append(f"Damaged or half-written lines of {METRICS_NAME}, left out: {broken}.")
     if not train.rows:
         notes.append(
             f"No training report yet: {METRICS_NAME} has no rows; the first comes after train.log_every steps."

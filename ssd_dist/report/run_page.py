@@ -19,7 +19,7 @@ from ssd_dist.evaluation.errors import KINDS
 from ssd_dist.evaluation.pictures import class_color
 from ssd_dist.report.charts import Axes, Line, Mark, line_chart, reliability_chart
 from ssd_dist.report.page import render_page, write_page
-from ssd_dist.report.run_charts import METRIC_NAMES, compare_charts, metric_chart, training_charts
+from ssd_dist.report.run_charts import METRIC_NAMES, compare_charts, metric_charts, training_charts
 from ssd_dist.report.run_evaluation import (
     Evaluation,
     choose_checkpoint,
@@ -79,7 +79,7 @@ def render_run_page(run: RunFacts, evaluation: Evaluation | None) -> str:
         title=run.model_dir,
         run=run,
         headline=_headline(run, evaluation),
-        metrics=metric_chart(run),
+        metrics=metric_charts(run),
         training=training_charts(run),
         evaluation=evaluation,
         totals=_totals(evaluation),
@@ -197,7 +197,7 @@ def _pr_charts(evaluation: Evaluation) -> list[tuple[str, Markup, str]]:
             continue
         marks = []
         if point.f1 is not None:
-            marks = [Mark(point.recall or 0, point.precision or 0, f"{point.threshold:.2f}")]
+            marks = [Mark(point.recall or 0, point.precision or 0, f"{point.threshold:.2f}", right=True)]
         unit = (0.0, 1.0)
         axes = Axes("recall", "precision", unit, unit, width=252, height=200)
         # From the start at full precision: the first detection may be a miss.

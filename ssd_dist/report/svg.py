@@ -39,7 +39,7 @@ class Svg:
         element = ElementTree.SubElement(
             self._root,
             tag,
-            {name: value if isinstance(value, str) else _shorten(value) for name, value in names.items()},
+            {name: _printable(value) if isinstance(value, str) else _shorten(value) for name, value in names.items()},
         )
         element.text = _printable(text)
         if hint:
@@ -75,7 +75,7 @@ class Scale:
         first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
         if last - first >= 2:
             return [10.0**power for power in range(first, last + 1, max(1, (last - first) // count))]
-        steps = [digit * 10.0**power for power in range(first - 1, last + 1) for digit in (1, 2, 3, 5)]
+        steps = [float(f"{digit}e{power}") for power in range(first - 1, last + 1) for digit in (1, 2, 3, 5)]
         return [step for step in steps if self.low <= step * (1 + 1e-9) and step <= self.high * (1 + 1e-9)]
 
 

@@ -221,7 +221,7 @@ def restore_checkpoint(checkpoint: tf.train.Checkpoint, path: str) -> None:
     if problem is not None:
         raise CheckpointError(f"{problem}; use another checkpoint of the run")
     try:
-        checkpoint.read(path).assert_existing_objects_matched()
+        checkpoint.read(path).expect_partial().assert_existing_objects_matched()
     except AssertionError as error:
         raise CheckpointError(f"checkpoint {path} is of another model: {first_line(error)}") from None
     except (ValueError, IndexError, tf.errors.OpError) as error:

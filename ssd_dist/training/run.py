@@ -24,6 +24,7 @@ from ssd_dist.training.agreement import WorkerSum
 from ssd_dist.training.boundaries import Boundaries
 from ssd_dist.training.checkpoints import BestModel, CheckpointStore, first_line
 from ssd_dist.training.cluster import START_SECONDS, WorkerRole, create_strategy, read_worker_role
+from ssd_dist.training.environment import describe_environment, write_environment
 from ssd_dist.training.judge import Judge
 from ssd_dist.training.metrics_log import MetricsLog
 from ssd_dist.training.precision import AMPContext
@@ -33,6 +34,7 @@ from ssd_dist.training.rendezvous import Introduction, meet
 from ssd_dist.training.run_folder import open_run_folder
 from ssd_dist.training.stall import StallWatch
 from ssd_dist.training.state import TrainState, create_state
+from ssd_dist.training.trackers import create_trackers
 from ssd_dist.training.trainer import DetectorTrainer
 
 TRAIN_SPLIT = "train"
@@ -57,6 +59,8 @@ def run_training(config: Config, model_dir: str, stop: StopRequest) -> dict[str,
     with lost_peer_means_restart(role):
         meet(introduce(role, config, manifest), START_SECONDS)
         strategy = create_strategy(config.cluster)
+        if role.is_chief:
+            write_environment(model_dir, describe_environment(strategy, role.count))
         make_reproducible(config)
         run = assemble_run(config, model_dir, role, strategy, manifest, plan, total_steps, stop)
         with run.progress:
@@ -114,7 +118,7 @@ def assemble_run(
         judge=judge,
         store=store,
         boundaries=Boundaries.from_config(config, plan.steps_per_epoch, total_steps),
-        log=MetricsLog(model_dir, start) if role.is_chief else None,
+        log=MetricsLog(model_dir, start, create_trackers(config, model_dir)) if role.is_chief else None,
         progress=TrainingProgress(start, total_steps, role.is_chief),
         worker_sum=worker_sum,
         stop=stop,

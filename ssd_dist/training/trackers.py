@@ -1,0 +1,113 @@
+"""Where a run's numbers go besides metrics.jsonl: TensorBoard always, Weights & Biases and MLflow if asked for.
+
+    tracking:
+      also: [wandb]
+
+A tracker needs two methods. One more service is one more class here and its name in `core/config.py`.
+"""
+
+import hashlib
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from ssd_dist.core.config import Config
+from ssd_dist.core.config_files import dump_config, flatten_config
+from ssd_dist.core.errors import UsageError
+
+MLFLOW_RUN_NAME = "mlflow_run_id"
+
+
+class Tracker(Protocol):
+    """What is told of a run."""
+
+    def log_config(self, config: Config) -> None:
+        """Called once, when the run starts or goes on."""
+
+    def log_scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Called for each report (`kind` train) and each evaluation (`kind` eval)."""
+
+
+class TensorBoardTracker:
+    """RUN/tensorboard; `writer` is for what only TensorBoard shows."""
+
+    def __init__(self, model_dir: str) -> None:
+        self.writer = tf.summary.create_file_writer(str(Path(model_dir) / "tensorboard"))
+
+    def log_config(self, config: Config) -> None:
+        """The config as a text, indented so that it is shown as it is."""
+        text = "".join(f"    {line}\n" for line in dump_config(config).splitlines())
+        with self.writer.as_default(0):
+            tf.summary.text("config", text)
+
+    def log_scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """One scalar each, under `kind`."""
+        with self.writer.as_default(step):
+            for name, value in values.items():
+                tf.summary.scalar(f"{kind}/{name}", value)
+        self.writer.flush()
+
+
+class WandbTracker:
+    """Weights & Biases; the same folder goes on with the same run there."""
+
+    def __init__(self, model_dir: str, project: str) -> None:
+        wandb = _import("wandb")
+        identity = hashlib.sha256(str(Path(model_dir).resolve()).encode()).hexdigest()[:16]
+        self._run = wandb.init(project=project, name=model_dir, id=identity, resume="allow", dir=model_dir)
+
+    def log_config(self, config: Config) -> None:
+        """Every key of the config."""
+        self._run.config.update(flatten_config(config), allow_val_change=True)
+
+    def log_scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """One metric each, under `kind`."""
+        # A resumed run repeats steps, which W&B takes only if the step is a metric like others.
+        self._run.log({f"{kind}/{name}": value for name, value in values.items()} | {"step": step})
+
+
+class MlflowTracker:
+    """MLflow; the id of its run is kept in RUN, so that a continued run is the same there."""
+
+    def __init__(self, model_dir: str, project: str) -> None:
+        self._mlflow = _import("mlflow")
+        self._mlflow.set_experiment(project)
+        path = Path(model_dir) / MLFLOW_RUN_NAME
+        known = path.read_text().strip() if path.exists() else None
+        run = self._mlflow.start_run(run_id=known, run_name=None if known else model_dir)
+        path.write_text(run.info.run_id + "\n")
+        self._continued = known is not None
+
+    def log_config(self, config: Config) -> None:
+        """Every key of the config; MLflow refuses a parameter that changes, and a continued run has them."""
+        if not self._continued:
+            self._mlflow.log_params({key: str(value) for key, value in flatten_config(config).items()})
+
+    def log_scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """One metric each, under `kind`."""
+        self._mlflow.log_metrics({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+
+
+def create_trackers(config: Config, model_dir: str) -> list[Tracker]:
+    """TensorBoard first, then what `tracking.also` names; the config is told to each.
+
+    Raises:
+      UsageError: naming a package that is not installed.
+    """
+    others: dict[str, Any] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
+    trackers: list[Tracker] = [TensorBoardTracker(model_dir)]
+    trackers += [others[name](model_dir, config.tracking.project) for name in config.tracking.also]
+    for tracker in trackers:
+        tracker.log_config(config)
+    return trackers
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UsageError(f"tracking.also: {name} is not installed; install it, or take it out of the list") from None
