@@ -22,9 +22,11 @@ def main(_: list[str]) -> None:
     output = flags.FLAGS["output"].value or default_output(data, model_dirs)
     # TensorFlow takes seconds to load: only once the flags are right.
     if data:
-        from ssd_dist.report.data_page import build_data_page
+        from ssd_dist.report.data_page import build_data_page, write_fitted_anchors
 
         build_data_page(data, output, flags.FLAGS["max_images"].value)
+        if fitted := flags.FLAGS["fit_anchors"].value:
+            print(f"{fitted}: {write_fitted_anchors(data, fitted, flags.FLAGS['max_images'].value)}")
     else:
         from ssd_dist.report.run_page import build_run_page
 
@@ -49,6 +51,7 @@ def run_main() -> None:
     flags.DEFINE_string("checkpoint", "auto", "best, last, the path of a checkpoint, or auto: best, else last.")
     flags.DEFINE_string("split", "auto", "Split to evaluate on; auto: the one that training evaluated on.")
     flags.DEFINE_integer("max_images", 5000, "With --data: records of each split to examine.", lower_bound=1)
+    flags.DEFINE_string("fit_anchors", None, "With --data: YAML file to write anchors.* to that fit these objects.")
     define_override_flag()
     run_command(main)
 

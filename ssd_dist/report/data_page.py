@@ -11,9 +11,11 @@ import numpy as np
 from markupsafe import Markup
 
 from ssd_dist.core.config import DataConfig
+from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
 from ssd_dist.data.storage import join, load_manifest
 from ssd_dist.evaluation.pictures import class_color
+from ssd_dist.report.anchor_fit import describe_anchors, fit_anchors
 from ssd_dist.report.anchor_pictures import Picture, draw_anchors
 from ssd_dist.report.charts import Axes, columns, histogram, shape_chart
 from ssd_dist.report.dataset_facts import SplitFacts, TargetMaker, examine_split, read_chosen
@@ -53,6 +55,24 @@ def build_data_page(folder: str, output: str, most: int) -> None:
     maker = TargetMaker.of(manifest)
     facts = [examine_split(folder, name, split, maker, most) for name, split in order_splits(manifest)]
     write_page(output, render_data_page(folder, manifest, maker, facts))
+
+
+def write_fitted_anchors(folder: str, output: str, most: int) -> str:
+    """Writes a config with anchors fitted to the objects of the first split; returns what they gain, in a line.
+
+    Raises:
+      DataError: if there is no data, or too few objects. UsageError: if the file cannot be written.
+    """
+    manifest = load_manifest(DataConfig(dir=folder))
+    maker = TargetMaker.of(manifest)
+    splits = order_splits(manifest)
+    if not splits:
+        raise DataError(f"{folder} has no split to fit anchors to; prepare one first")
+    name, split = splits[0]
+    boxes = examine_split(folder, name, split, maker, most).objects.boxes
+    anchors, before, after = fit_anchors(boxes, maker.anchor_config, maker.matching, manifest.image_size)
+    write_page(output, describe_anchors(anchors, before, after, f"{folder}, split {name}"))
+    return f"an anchor fits {after.share:.1%} of the objects, {before.share:.1%} with those it was prepared with"
 
 
 def order_splits(manifest: Manifest) -> list[tuple[str, Any]]:

@@ -25,7 +25,7 @@ def render_page(template: str, **values: Any) -> str:
 
 
 def write_page(output: str, html: str) -> None:
-    """Writes the page under a temporary name and renames it.
+    """Writes the text under a temporary name and renames it.
 
     Raises:
       UsageError: if it cannot be written.
@@ -38,4 +38,4 @@ def write_page(output: str, html: str) -> None:
         partial.write_text(html, encoding="utf-8", errors="replace")
         partial.replace(path)
     except OSError as error:
-        raise UsageError(f"--output={output} cannot be written: {error}") from None
+        raise UsageError(f"{output} cannot be written: {error}") from None

@@ -3,12 +3,12 @@
 swap in the EMA -> detect over all workers -> metrics on the chief -> broadcast the verdict -> all save -> swap back
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import orbit
 
-from ssd_dist.evaluation.detections import GroundTruth
+from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.evaluator import DetectorEvaluator
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.training.agreement import WorkerSum
@@ -20,7 +20,10 @@ from ssd_dist.training.state import TrainState
 
 
 class Judge:
-    """Evaluates the present model on request and offers it as the best; `truths` is needed on the chief alone."""
+    """Evaluates the present model on request and offers it as the best; `truths` is needed on the chief alone.
+
+    `show` is told the detections of each evaluation, on the chief.
+    """
 
     def __init__(
         self,
@@ -32,6 +35,7 @@ class Judge:
         truths: Sequence[GroundTruth],
         classes: Sequence[str],
         metric: str,
+        show: Callable[[int, Sequence[Detections]], None] | None = None,
     ) -> None:
         self.best = best
         self._worker_sum = worker_sum
@@ -41,6 +45,7 @@ class Judge:
         self._truths = truths
         self._classes = classes
         self._metric = metric
+        self._show = show
 
     def judge(
         self, controller: orbit.Controller, step: int, log: MetricsLog | None, progress: TrainingProgress
@@ -56,6 +61,8 @@ class Judge:
             if log is not None:
                 metrics = evaluate_detections(self._truths, self.evaluator.detections, self._classes).as_dict()
                 log.write("eval", step, metrics)
+                if self._show is not None:
+                    self._show(step, self.evaluator.detections)
                 value = float("-inf") if metrics[self._metric] is None else metrics[self._metric]
                 progress.say(
                     f"step {step}  "

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ from ssd_dist.training.rendezvous import Introduction, meet
 from ssd_dist.training.run_folder import open_run_folder
 from ssd_dist.training.stall import StallWatch
 from ssd_dist.training.state import TrainState, create_state
-from ssd_dist.training.trackers import create_trackers
+from ssd_dist.training.trackers import Tracker, create_trackers, show_evaluations
 from ssd_dist.training.trainer import DetectorTrainer
 
 TRAIN_SPLIT = "train"
@@ -111,14 +111,15 @@ def assemble_run(
         trainer = DetectorTrainer(
             config, strategy, state, distribute_training(config, strategy, plan, state), total_steps
         )
-    judge = create_judge(config, strategy, state, manifest, model_dir, role, worker_sum, stop)
+    trackers = create_trackers(config, model_dir) if role.is_chief else []
+    judge = create_judge(config, strategy, state, manifest, model_dir, role, worker_sum, stop, trackers)
     return Run(
         state=state,
         trainer=trainer,
         judge=judge,
         store=store,
         boundaries=Boundaries.from_config(config, plan.steps_per_epoch, total_steps),
-        log=MetricsLog(model_dir, start, create_trackers(config, model_dir)) if role.is_chief else None,
+        log=MetricsLog(model_dir, start, trackers) if role.is_chief else None,
         progress=TrainingProgress(start, total_steps, role.is_chief),
         worker_sum=worker_sum,
         stop=stop,
@@ -276,6 +277,7 @@ def create_judge(
     role: WorkerRole,
     worker_sum: WorkerSum,
     stop: StopRequest,
+    trackers: Sequence[Tracker],
 ) -> Judge | None:
     """The evaluation of this run; None if the data has no split to evaluate on.
 
@@ -295,8 +297,9 @@ def create_judge(
         [truth.source_id for truth in truths],
         interrupted=lambda: worker_sum.any(stop.requested),
     )
+    show = show_evaluations(trackers, config, manifest, split_name, truths)
     best = BestModel(state.model, model_dir, config.eval.metric, config.checkpoint.keep_best, role.is_chief)
-    return Judge(worker_sum, role, evaluator, state, best, truths, manifest.classes, config.eval.metric)
+    return Judge(worker_sum, role, evaluator, state, best, truths, manifest.classes, config.eval.metric, show)
 
 
 def describe_run(

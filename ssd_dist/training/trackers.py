@@ -8,17 +8,25 @@ A tracker needs two methods. One more service is one more class here and its nam
 
 import hashlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
+import numpy as np
 import tensorflow as tf
+from PIL import Image
+from tensorboard.plugins.pr_curve import metadata as pr_curve
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config, flatten_config
 from ssd_dist.core.errors import UsageError
+from ssd_dist.core.manifest import Manifest
+from ssd_dist.evaluation.detections import Detections, GroundTruth
+from ssd_dist.evaluation.gallery import draw_gallery
+from ssd_dist.evaluation.voc import ClassCurve, class_curves
 
+PR_THRESHOLDS = 101
 MLFLOW_RUN_NAME = "mlflow_run_id"
 
 
@@ -33,23 +41,44 @@ class Tracker(Protocol):
 
 
 class TensorBoardTracker:
-    """RUN/tensorboard; `writer` is for what only TensorBoard shows."""
+    """RUN/tensorboard."""
 
     def __init__(self, model_dir: str) -> None:
-        self.writer = tf.summary.create_file_writer(str(Path(model_dir) / "tensorboard"))
+        self._writer = tf.summary.create_file_writer(str(Path(model_dir) / "tensorboard"))
 
     def log_config(self, config: Config) -> None:
         """The config as a text, indented so that it is shown as it is."""
         text = "".join(f"    {line}\n" for line in dump_config(config).splitlines())
-        with self.writer.as_default(0):
+        with self._writer.as_default(0):
             tf.summary.text("config", text)
 
     def log_scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """One scalar each, under `kind`."""
-        with self.writer.as_default(step):
+        with self._writer.as_default(step):
             for name, value in values.items():
                 tf.summary.scalar(f"{kind}/{name}", value)
-        self.writer.flush()
+        self._writer.flush()
+
+    def log_evaluation(self, step: int, curves: Mapping[str, ClassCurve], sheet: Image.Image) -> None:
+        """Precision and recall of each class, and pictures of detections beside the truth."""
+        with self._writer.as_default(step):
+            for name, curve in curves.items():
+                data = pr_curve.create_summary_metadata(name, "", PR_THRESHOLDS)
+                tf.summary.write(f"pr/{name}", tabulate_curve(curve), metadata=data)
+            small = sheet.convert("RGB")
+            small.thumbnail((1000, 3000))
+            tf.summary.image("detections", np.asarray(small)[None])
+        self._writer.flush()
+
+
+def tabulate_curve(curve: ClassCurve) -> np.ndarray:
+    """float32 [6, PR_THRESHOLDS], as TensorBoard wants it: hits, misses, 0, objects not found, precision, recall."""
+    kept = np.searchsorted(-curve.scores, -np.linspace(0, 1, PR_THRESHOLDS), side="right")
+    hits = np.append(0.0, curve.recall * max(curve.objects, 1))[kept]
+    precision = np.append(1.0, curve.precision)[kept]
+    lost = curve.objects - hits
+    rows = (hits, kept - hits, np.zeros_like(hits), lost, precision, hits / max(curve.objects, 1))
+    return np.stack(rows).astype(np.float32)
 
 
 class WandbTracker:
@@ -104,6 +133,22 @@ def create_trackers(config: Config, model_dir: str) -> list[Tracker]:
     for tracker in trackers:
         tracker.log_config(config)
     return trackers
+
+
+def show_evaluations(
+    trackers: Sequence[Tracker], config: Config, manifest: Manifest, split_name: str, truths: Sequence[GroundTruth]
+) -> Callable[[int, Sequence[Detections]], None]:
+    """What puts the detections of an evaluation, a step and its detections, before those who look at TensorBoard."""
+    classes = manifest.classes
+
+    def show(step: int, detections: Sequence[Detections]) -> None:
+        curves = dict(zip(classes, class_curves(truths, detections, len(classes)), strict=True))
+        sheet = draw_gallery(config, manifest.splits[split_name], detections, classes, f"step {step}", split_name)
+        for tracker in trackers:
+            if isinstance(tracker, TensorBoardTracker):
+                tracker.log_evaluation(step, curves, sheet)
+
+    return show
 
 
 def _import(name: str) -> ModuleType:

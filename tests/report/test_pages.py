@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check_hostile_names(text: str, html: str) -> None:
     assert EVIL[0] in text, "the name is to be read, not run"
+    attributes: list[str] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            assert tag not in ("script", "b", "img")
+            attributes.extend(name for name, _ in attrs)
+
+    Reader().feed(html)
     assert "<script" not in html
-    assert ' onmouseover="alert' not in html
+    assert not [name for name in attributes if name.startswith("on")]
 
 
 def test_the_page_of_a_data_set(data: Path, tmp_path: Path) -> None:
@@ -60,16 +69,16 @@ def test_the_page_of_a_data_set(data: Path, tmp_path: Path) -> None:
     build_data_page(str(data), str(page), most=100)
     html = page.read_text()
     assert "<img src=x>" not in html
-    assert "Leakage" in html and "&lt;b&gt;a&lt;/b&gt;.jpg" in html
+    assert "Leakage" in html
+    assert "&lt;b&gt;a&lt;/b&gt;.jpg" in html
     text = check_page(page, tmp_path)
     check_hostile_names(text, html)
     for word in (
         "Best IoU of each object",
         "Objects that would be lost",
-        "Where the anchors fit least",
         "<i>q</i>.jpg",
     ):
-        assert word in text or word == "Where the anchors fit least", word
+        assert word in text, word
 
 
 def start_run(data: Path, folder: Path) -> Path:
@@ -94,7 +103,6 @@ def test_the_page_of_a_run_that_was_interrupted_early(data: Path, tmp_path: Path
 
 
 def test_the_page_of_a_run_whose_data_is_gone(data: Path, tmp_path: Path) -> None:
-    run = start_run(tmp_path / "gone", tmp_path / "run") if (tmp_path / "gone").exists() else None
     moved = tmp_path / "moved"
     shutil.copytree(data, moved)
     run = start_run(moved, tmp_path / "run")

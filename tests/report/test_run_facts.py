@@ -29,7 +29,8 @@ def test_a_run_that_has_written_nothing_says_so(run):
     assert (facts.train.rows, facts.evaluations.rows, facts.best, facts.last_step) == ([], [], None, 0)
     assert facts.total_steps == 12, "3 epochs of 32 records in batches of 8"
     text = " ".join(facts.notes)
-    assert "No training report" in text and "No evaluation" in text and "No best model" in text
+    for what in ("training report", "evaluation", "best model"):
+        assert f"No {what}" in text
 
 
 def test_half_written_lines_are_left_out_and_counted(run):

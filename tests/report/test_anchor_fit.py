@@ -1,0 +1,52 @@
+"""Fitted anchors are a config that can be read, never fit worse than those before, and find shapes that are there."""
+
+import numpy as np
+import pytest
+
+from ssd_dist.core.config import AnchorConfig, MatchingConfig
+from ssd_dist.core.config_files import load_config
+from ssd_dist.core.errors import DataError
+from ssd_dist.report.anchor_fit import cluster_shapes, describe_anchors, fit_anchors, measure_fit
+
+MATCHING = MatchingConfig()
+
+
+def scatter(rng, count, height, width):
+    """Boxes of about one shape, anywhere."""
+    sides = np.array([height, width]) * rng.uniform(0.95, 1.05, (count, 2))
+    corner = rng.uniform(0, 1, (count, 2)) * (1 - sides)
+    return np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
+
+
+def test_clusters_are_the_shapes_that_are_there():
+    rng = np.random.default_rng(0)
+    shapes = np.array([[0.05, 0.1], [0.3, 0.3], [0.8, 0.4]])
+    sides = np.concatenate([shape * rng.uniform(0.98, 1.02, (50, 2)) for shape in shapes])
+    found = cluster_shapes(sides, 3)
+    assert found[np.argsort(found.prod(axis=1))] == pytest.approx(shapes, rel=0.02)
+
+
+def test_small_upright_objects_are_fitted(tmp_path):
+    """4 % wide, 16 % high: the nearest default shape, 7 % by 14 %, has an IoU of 0.53 if the centres are the same."""
+    rng = np.random.default_rng(1)
+    boxes = scatter(rng, 200, 0.16, 0.04)
+    current = AnchorConfig()
+    found, before, after = fit_anchors(boxes, current, MATCHING, 300)
+    assert before.share < 0.5
+    assert after.share > 0.9
+    assert measure_fit(boxes, found, MATCHING, 300) == after
+    assert [len(level) for level in found.aspect_ratios] == [len(level) for level in current.aspect_ratios]
+    path = tmp_path / "fitted.yaml"
+    path.write_text(describe_anchors(found, before, after, "OUT\nanchors: x"))
+    assert load_config(path).anchors == found
+
+
+def test_anchors_that_fit_already_do_not_get_worse():
+    boxes = scatter(np.random.default_rng(2), 60, 0.2, 0.2)
+    _, before, after = fit_anchors(boxes, AnchorConfig(), MATCHING, 64)
+    assert after.score >= before.score
+
+
+def test_a_handful_of_objects_is_refused():
+    with pytest.raises(DataError, match="too few"):
+        fit_anchors(np.zeros((3, 4), np.float32), AnchorConfig(), MATCHING, 64)

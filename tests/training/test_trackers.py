@@ -1,0 +1,109 @@
+"""Trackers: TensorBoard has what metrics.jsonl has, the others are asked only if named, one that is missing is told."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from ssd_dist.core.config import Config
+from ssd_dist.core.config_files import flatten_config
+from ssd_dist.core.errors import UsageError
+from ssd_dist.evaluation.voc import trace_curve
+from ssd_dist.training.metrics_log import MetricsLog
+from ssd_dist.training.trackers import TensorBoardTracker, create_trackers, tabulate_curve
+
+
+def read_events(folder: Path) -> dict[str, tuple[int, tf.Tensor]]:
+    found = {}
+    for path in (folder / "tensorboard").iterdir():
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                found[value.tag] = event.step, tf.make_ndarray(value.tensor)
+    return found
+
+
+def test_tensorboard_has_the_scalars_of_the_rows(tmp_path):
+    log = MetricsLog(str(tmp_path), 0, create_trackers(Config(), str(tmp_path)))
+    log.write("train", 4, {"loss": 2.5, "skipped_steps": 1})
+    log.write("eval", 8, {"coco/AP": 0.25, "coco/AP75": None, "per_class": {"cat": {}}})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [4, 8]
+    events = read_events(tmp_path)
+    assert "anchors" in str(events.pop("config")[1])
+    assert {tag: (step, float(value)) for tag, (step, value) in events.items()} == {
+        "train/loss": (4, 2.5),
+        "train/skipped_steps": (4, 1.0),
+        "eval/coco/AP": (8, 0.25),
+    }
+
+
+def test_tensorboard_has_curves_and_pictures(tmp_path):
+    curve = trace_curve(np.array([0.9, 0.4]), np.array([1, -1], np.int8), 2)
+    TensorBoardTracker(str(tmp_path)).log_evaluation(6, {"cat": curve}, Image.new("RGB", (40, 20)))
+    events = read_events(tmp_path)
+    assert set(events) == {"pr/cat", "detections"}
+    assert events["pr/cat"][1] == pytest.approx(tabulate_curve(curve))
+
+
+def test_a_curve_as_tensorboard_wants_it():
+    """One hit at 0.9, one miss at 0.4, two objects."""
+    hits, misses, _, lost, precision, recall = tabulate_curve(
+        trace_curve(np.array([0.9, 0.4]), np.array([1, -1], np.int8), 2)
+    )
+    for threshold, expected in ((0, (1, 1, 1, 0.5, 0.5)), (50, (1, 0, 1, 1, 0.5)), (95, (0, 0, 2, 1, 0))):
+        row = (hits[threshold], misses[threshold], lost[threshold], precision[threshold], recall[threshold])
+        assert row == pytest.approx(expected)
+    empty = trace_curve(np.zeros(0), np.zeros(0, np.int8), 0)
+    assert np.isfinite(tabulate_curve(empty)).all()
+
+
+@pytest.fixture
+def services(monkeypatch):
+    """Stand-ins for wandb and mlflow that write down what they are told."""
+    told: list[tuple] = []
+    run = types.SimpleNamespace(
+        config=types.SimpleNamespace(update=lambda values, **_: told.append(("wandb config", values))),
+        log=lambda values: told.append(("wandb", values)),
+    )
+    wandb = types.ModuleType("wandb")
+    wandb.init = lambda **options: told.append(("wandb init", options)) or run
+    mlflow = types.ModuleType("mlflow")
+    mlflow.set_experiment = lambda name: told.append(("experiment", name))
+    mlflow.start_run = lambda run_id, run_name: (
+        told.append(("mlflow run", run_id)) or types.SimpleNamespace(info=types.SimpleNamespace(run_id="r1"))
+    )
+    mlflow.log_params = lambda values: told.append(("mlflow params", values))
+    mlflow.log_metrics = lambda values, step: told.append(("mlflow", step, values))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    return told
+
+
+def test_other_services_are_told_the_same_and_go_on_with_their_run(tmp_path, services):
+    config = Config.model_validate({"tracking": {"also": ["wandb", "mlflow"], "project": "toys"}})
+    for _ in range(2):
+        log = MetricsLog(str(tmp_path), 0, create_trackers(config, str(tmp_path)))
+    log.write("train", 4, {"loss": 2.5})
+    first, second = (options for kind, options in (entry for entry in services if entry[0] == "wandb init"))
+    assert first == second, "the same folder is the same run"
+    assert [entry[1] for entry in services if entry[0] == "mlflow run"] == [None, "r1"]
+    assert [set(entry[1]) for entry in services if entry[0] == "mlflow params"] == [set(flatten_config(config))]
+    assert ("wandb", {"train/loss": 2.5, "step": 4}) in services
+    assert ("mlflow", 4, {"train/loss": 2.5}) in services
+
+
+def test_nobody_else_is_told_unless_asked(tmp_path, services):
+    create_trackers(Config(), str(tmp_path))
+    assert services == []
+
+
+def test_a_service_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = Config.model_validate({"tracking": {"also": ["wandb"]}})
+    with pytest.raises(UsageError, match=r"tracking\.also: wandb is not installed"):
+        create_trackers(config, str(tmp_path))
