@@ -27,12 +27,12 @@ def test_clusters_are_the_shapes_that_are_there():
 
 
 def test_small_upright_objects_are_fitted(tmp_path):
-    """4 % wide, 16 % high: the nearest default shape, 7 % by 14 %, has an IoU of 0.53 if the centres are the same."""
+    """4 % wide, 24 % high, a ratio of 6: the nearest default shapes, 7 % by 14 % and 12 % by 35 %, reach 0.41."""
     rng = np.random.default_rng(1)
-    boxes = scatter(rng, 200, 0.16, 0.04)
+    boxes = scatter(rng, 200, 0.24, 0.04)
     current = AnchorConfig()
     found, before, after = fit_anchors(boxes, current, MATCHING, 300)
-    assert before.share < 0.5
+    assert before.share < 0.1
     assert after.share > 0.9
     assert measure_fit(boxes, found, MATCHING, 300) == after
     assert [len(level) for level in found.aspect_ratios] == [len(level) for level in current.aspect_ratios]
