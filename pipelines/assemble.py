@@ -18,8 +18,9 @@ from pipelines.annotations import SUMMARY_KEY, BoxGroup, Category, Image, Listin
 from pipelines.classes import ClassRules, ClassTable, build_class_table
 
 BUCKET_ROWS = 1024
-# Large sets get shards of about this many images, small ones this many at least.
-IMAGES_A_SHARD = 8192
+# Large sets get shards of this many images to twice as many, 200 to 400 MB, whose boxes are all in memory while one
+# is written; small ones this many at least.
+IMAGES_A_SHARD = 4096
 FEWEST_IMAGES_A_SHARD = 16
 USUAL_SHARDS = 8
 # Enough pieces for any number of local workers, where the runner takes its parallelism from the input.

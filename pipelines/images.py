@@ -25,8 +25,8 @@ from ssd_dist.core.records import Objects, Record
 
 # The split that is trained on; the others are only ever evaluated, on the plain view.
 TRAIN_SPLIT = "train"
-# Images matched together: what is called once for several is called with warm caches, and eight are enough.
-BATCH = 8
+# Images matched together: what is called once for several is called with warm caches.
+BATCH = 16
 # Sixteen hexadecimal digits of a SHA-256: the 64 bits that are compared between splits.
 HASH_DIGITS = 16
 

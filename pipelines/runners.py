@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import importlib
 import logging
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -78,6 +79,8 @@ def set_workers(options: PipelineOptions, workers: int) -> None:
         direct = options.view_as(DirectOptions)
         direct.direct_num_workers = workers
         direct.direct_running_mode = "multi_processing" if workers > 1 else "in_memory"
+        # For the workers, which inherit it: with an arena for each of gRPC's threads they hold a third more memory.
+        os.environ.setdefault("MALLOC_ARENA_MAX", "1")
     elif name == "daskrunner":
         # Several pieces a worker even out what differs between shards.
         options.view_as(dask_options()).npartitions = PIECES_A_WORKER * workers

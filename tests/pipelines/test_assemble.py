@@ -109,7 +109,7 @@ def test_the_transform_does_the_same():
 
 @pytest.mark.parametrize(
     ("images", "asked", "shards"),
-    [(0, 0, 1), (1, 0, 1), (31, 0, 1), (32, 0, 2), (205, 0, 8), (60_000, 0, 8), (10**6, 0, 64), (5, 8, 5), (50, 3, 3)],
+    [(0, 0, 1), (1, 0, 1), (31, 0, 1), (32, 0, 2), (205, 0, 8), (60_000, 0, 8), (10**6, 0, 128), (5, 8, 5), (50, 3, 3)],
 )
 def test_no_shard_is_empty_for_no_reason(images, asked, shards):
     assert choose_shard_count(images, asked) == shards
