@@ -33,7 +33,7 @@ def main(_: list[str]) -> None:
         build_run_page(
             model_dirs, output, flags.FLAGS["checkpoint"].value, flags.FLAGS["split"].value, overrides_from_flags()
         )
-    print(f"{output}: {Path(output).stat().st_size / 1e6:.1f} MB, open it in a browser")
+    print(f"{output}: {Path(output).stat().st_size / 1e6:.2f} MB, open it in a browser")
 
 
 def default_output(data: str | None, model_dirs: list[str]) -> str:

@@ -256,24 +256,24 @@ def _error_rows(analysis: Analysis) -> list[tuple[str, str, int, float, float]]:
 
 def _compare_metrics(
     runs: Sequence[RunFacts], evaluations: Sequence[Evaluation | None]
-) -> list[tuple[str, list[str], int | None]]:
-    """(name, a cell for each run, the index of the best)."""
-    rows: list[tuple[str, list[str], int | None]] = [
-        ("evaluated", ["–" if e is None else f"{e.checkpoint} on {e.split_name}" for e in evaluations], None),
-        ("steps", [f"{run.last_step:,} of {run.total_steps:,}" for run in runs], None),
-        ("best step", ["–" if run.best is None else f"{run.best['step']:,}" for run in runs], None),
+) -> list[tuple[str, list[str], list[int]]]:
+    """(name, a cell for each run, the indices of the best if there are better and worse)."""
+    rows: list[tuple[str, list[str], list[int]]] = [
+        ("evaluated", ["–" if e is None else f"{e.checkpoint} on {e.split_name}" for e in evaluations], []),
+        ("steps", [f"{run.last_step:,} of {run.total_steps:,}" for run in runs], []),
+        ("best step", ["–" if run.best is None else f"{run.best['step']:,}" for run in runs], []),
     ]
     wanted = {**METRIC_NAMES, **{f"coco/AP_{size}": f"COCO AP, {size}" for size in ("small", "medium", "large")}}
     for key, name in wanted.items():
         values = [None if e is None else e.metrics.scalars[key] for e in evaluations]
         known = [value for value in values if value is not None]
-        best = values.index(max(known)) if len(known) > 1 else None
+        best = [index for index, value in enumerate(values) if len(set(known)) > 1 and value == max(known)]
         rows.append((name, ["–" if value is None else f"{value:.3f}" for value in values], best))
     errors = ["–" if e is None or e.analysis.calibration.error is None else f"{e.analysis.calibration.error:.3f}"
               for e in evaluations]  # fmt: skip
-    rows.append(("calibration error", errors, None))
+    rows.append(("calibration error", errors, []))
     speeds = [f"{np.nanmedian(run.train.column('images_per_second')):,.0f}" if run.train.rows else "–" for run in runs]
-    rows.append(("images a second, median", speeds, None))
+    rows.append(("images a second, median", speeds, []))
     return rows
 
 
