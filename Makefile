@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO := demo
 SHARED := $${SSD_DIST_SHARED:-../shared}
 
-.PHONY: setup demo test test-quick lint bench chaos bccd lock clean
+.PHONY: setup demo test test-quick lint bench bccd lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -52,10 +52,6 @@ test: $(READY)
 
 test-quick: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
-
-# Fifty faults, about an hour: what survives a SIGKILL, a frozen worker, a damaged checkpoint.
-chaos: $(READY)
-	$(BIN)/python tests/chaos/harness.py --faults=50
 
 lint: $(READY)
 	$(BIN)/ruff check .
