@@ -19,7 +19,7 @@ from ssd_dist.report.anchor_fit import describe_anchors, fit_anchors
 from ssd_dist.report.anchor_pictures import Picture, draw_anchors
 from ssd_dist.report.charts import Axes, columns, histogram, shape_chart
 from ssd_dist.report.dataset_facts import SplitFacts, TargetMaker, examine_split, read_chosen
-from ssd_dist.report.page import render_page, write_page
+from ssd_dist.report.page import SHOWN_CLASSES, render_page, write_page
 from ssd_dist.report.svg import format_number
 
 SAMPLES, HARD_SAMPLES = 8, 4
@@ -93,6 +93,7 @@ def render_data_page(folder: str, manifest: Manifest, maker: TargetMaker, facts:
         headline=_headline(facts, maker),
         notes=_notes(facts),
         class_rows=_class_rows(manifest, facts, maker),
+        shown_classes=SHOWN_CLASSES,
         hidden_classes=max(0, len(manifest.classes) - MOST_CLASSES),
         size_charts=_size_charts(main) if main else [],
         anchor_charts=_anchor_charts(main, maker) if main else [],
@@ -218,7 +219,8 @@ def _anchor_charts(facts: SplitFacts, maker: TargetMaker) -> list[tuple[str, Mar
     positives = np.bincount(np.minimum(objects.positives, 12), minlength=13)
     dots = np.linspace(0, max(len(fits) - 1, 0), min(len(fits), MOST_DOTS)).round().astype(int)
     shapes = np.unique((maker.anchors[:, 2:] - maker.anchors[:, :2])[:, ::-1].round(4), axis=0)
-    low = 0.9 * float(min([0.05, *objects.sides.min(axis=1, initial=1.0)[dots].tolist()]))
+    smallest = float(np.quantile(objects.sides, 0.005)) if len(objects.sides) else 1.0
+    low = max(0.9 * min(0.05, smallest), 0.001)
     few = float((objects.positives < 2).mean()) if len(fits) else 0.0
     return [
         (

@@ -8,6 +8,9 @@ import jinja2
 from ssd_dist.core.errors import UsageError
 from ssd_dist.report.svg import format_number
 
+# Longer tables of classes are folded.
+SHOWN_CLASSES = 24
+
 
 def render_page(template: str, **values: Any) -> str:
     """The page of `templates/<template>`; every value is escaped but drawings, which are escaped already."""

@@ -18,7 +18,7 @@ from ssd_dist.evaluation.analysis import RECALLS, Analysis, interpolate_precisio
 from ssd_dist.evaluation.errors import KINDS
 from ssd_dist.evaluation.pictures import class_color
 from ssd_dist.report.charts import Axes, Line, Mark, line_chart, reliability_chart
-from ssd_dist.report.page import render_page, write_page
+from ssd_dist.report.page import SHOWN_CLASSES, render_page, write_page
 from ssd_dist.report.run_charts import METRIC_NAMES, compare_charts, metric_charts, training_charts
 from ssd_dist.report.run_evaluation import (
     Evaluation,
@@ -84,6 +84,7 @@ def render_run_page(run: RunFacts, evaluation: Evaluation | None) -> str:
         evaluation=evaluation,
         totals=_totals(evaluation),
         class_rows=_class_rows(evaluation) if evaluation else [],
+        shown_classes=SHOWN_CLASSES,
         curves=_pr_charts(evaluation) if evaluation else [],
         most_curves=MOST_CURVES,
         confusion=_confusion_rows(evaluation.analysis) if evaluation else None,

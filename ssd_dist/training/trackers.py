@@ -66,7 +66,8 @@ class TensorBoardTracker:
                 data = pr_curve.create_summary_metadata(name, "", PR_THRESHOLDS)
                 tf.summary.write(f"pr/{name}", tabulate_curve(curve), metadata=data)
             small = sheet.convert("RGB")
-            small.thumbnail((1000, 3000))
+            # The event file keeps one of every evaluation.
+            small.thumbnail((640, 2000))
             tf.summary.image("detections", np.asarray(small)[None])
         self._writer.flush()
 

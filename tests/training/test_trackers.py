@@ -58,6 +58,8 @@ def test_a_curve_as_tensorboard_wants_it():
     for threshold, expected in ((0, (1, 1, 1, 0.5, 0.5)), (50, (1, 0, 1, 1, 0.5)), (95, (0, 0, 2, 1, 0))):
         row = (hits[threshold], misses[threshold], lost[threshold], precision[threshold], recall[threshold])
         assert row == pytest.approx(expected)
+    on_the_threshold = tabulate_curve(trace_curve(np.array([0.5]), np.array([1], np.int8), 1))
+    assert on_the_threshold[0, [50, 51]].tolist() == [1, 0], "a score that reaches the threshold counts"
     empty = trace_curve(np.zeros(0), np.zeros(0, np.int8), 0)
     assert np.isfinite(tabulate_curve(empty)).all()
 
