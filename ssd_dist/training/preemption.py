@@ -3,6 +3,7 @@
     first signal, before training   ends at once: there is nothing to save
     first signal, in training       `requested` turns true; the run saves and ends within the grace time
     second signal, or grace over    ends at once; the last good checkpoint stays
+    any signal, all done            changes nothing: the run is at its end
 
 The main thread spends its time inside TensorFlow, where Python's handlers wait; so the signals are read by a thread.
 """
@@ -21,6 +22,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._requested = threading.Event()
+        self._finished = threading.Event()
         self._grace_seconds: float | None = None
         reader, writer = socket.socketpair()
         writer.setblocking(False)
@@ -40,21 +42,27 @@ class StopRequest:
         """From now on a signal leaves `grace_seconds` to save."""
         self._grace_seconds = grace_seconds
 
+    def finish(self) -> None:
+        """From now on signals, and one that came late, change nothing: all is saved."""
+        self._finished.set()
+
     def _listen(self) -> None:
         reader, _ = self._sockets
         while data := reader.recv(1):
+            if self._finished.is_set():
+                continue
             name = signal.Signals(data[0]).name
             if self._grace_seconds is None or self._requested.is_set():
                 _end_now(f"ended by {name}; the last checkpoint is as it was")
             self._requested.set()
             _tell(f"{name}: saving and stopping, within {self._grace_seconds:g} s; once more ends at once")
-            timer = threading.Timer(
-                self._grace_seconds,
-                _end_now,
-                [f"not saved within {self._grace_seconds:g} s (preemption.grace_seconds)"],
-            )
+            timer = threading.Timer(self._grace_seconds, self._end_grace)
             timer.daemon = True
             timer.start()
+
+    def _end_grace(self) -> None:
+        if not self._finished.is_set():
+            _end_now(f"not saved within {self._grace_seconds:g} s (preemption.grace_seconds)")
 
 
 def _tell(message: str) -> None:

@@ -67,6 +67,7 @@ def run_training(config: Config, model_dir: str, stop: StopRequest) -> dict[str,
             run.progress.say(describe_run(config, manifest, strategy, plan, run.state, total_steps))
             stop.allow_saving(config.preemption.grace_seconds)
             run_loop(run)
+            stop.finish()
     return run.judge.best.best if run.judge and role.is_chief else None
 
 

@@ -72,3 +72,20 @@ def test_when_the_grace_time_is_over_it_ends():
     code, _, errors = end_of(process)
     assert code == 75
     assert "preemption.grace_seconds" in errors
+
+
+def test_when_all_is_done_signals_change_nothing():
+    process = start("""
+        stop.allow_saving(0.3)
+        print("ready", flush=True)
+        while not stop.requested:
+            time.sleep(0.01)
+        stop.finish()
+        print("done", flush=True)
+        for _ in range(10):
+            time.sleep(0.1)
+        """)
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "done\n"
+    process.send_signal(signal.SIGTERM)
+    assert end_of(process)[0] == 0
