@@ -73,6 +73,7 @@ def render_run_page(run: RunFacts, evaluation: Evaluation | None) -> str:
             )
             or []
         )
+    curves = _pr_charts(evaluation) if evaluation else []
     batch = _attempt(run, "The first training batch", lambda: draw_first_batch(run.config, run.manifest)) or []
     return render_page(
         "run.html",
@@ -85,8 +86,8 @@ def render_run_page(run: RunFacts, evaluation: Evaluation | None) -> str:
         totals=_totals(evaluation),
         class_rows=_class_rows(evaluation) if evaluation else [],
         shown_classes=SHOWN_CLASSES,
-        curves=_pr_charts(evaluation) if evaluation else [],
-        most_curves=MOST_CURVES,
+        curves=curves,
+        hidden_curves=len(evaluation.classes) - len(curves) if evaluation else 0,
         confusion=_confusion_rows(evaluation.analysis) if evaluation else None,
         calibration=_calibration(evaluation.analysis) if evaluation else None,
         errors=_error_rows(evaluation.analysis) if evaluation else [],
@@ -186,16 +187,15 @@ def _class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
         }
         for index, (name, point) in enumerate(zip(evaluation.classes, points, strict=True))
     ]
-    return sorted(rows, key=lambda row: -1.0 if row["ap50"] is None else -row["ap50"])
+    return sorted(rows, key=lambda row: 1.0 if row["ap50"] is None else -row["ap50"])
 
 
 def _pr_charts(evaluation: Evaluation) -> list[tuple[str, Markup, str]]:
+    """One tile a class, those with most objects first; a class that is hardly ever found has nothing to show."""
     analysis = evaluation.analysis
     tiles = []
-    for index in _by_objects(analysis)[:MOST_CURVES]:
+    for index in [index for index in _by_objects(analysis) if (analysis.curves[index].ap or 0) >= 0.01][:MOST_CURVES]:
         curve, point = analysis.curves[index], analysis.points[index]
-        if not curve.objects:
-            continue
         marks = []
         if point.f1 is not None:
             marks = [Mark(point.recall or 0, point.precision or 0, f"{point.threshold:.2f}", right=True)]
