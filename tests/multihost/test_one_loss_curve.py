@@ -1,4 +1,4 @@
-"""One loss curve whatever the layout: 1x1, 1x2, 2x1, 2x2, 1x4 (workers x replicas) see and learn the same."""
+"""One loss curve: 1x1, 1x2, 2x1, 2x2, 1x4 (workers x replicas) see the same, one and two replicas learn the same."""
 
 import json
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_the_detector_sees_the_same_in_every_layout(root: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(580)
-def test_fifty_steps_are_learned_the_same_in_every_layout(root: Path) -> None:
+def test_fifty_steps_are_learned_the_same_on_one_and_two_replicas(root: Path) -> None:
     # Every normaliser and scope: tests/training/test_losses.py, on one, two and four replicas of one process.
     image = ["mining.scope=image", "loss.normalizer=positives", f"data.dir={root / 'full'}"]
     globally = ["mining.scope=global", "loss.normalizer=classified", f"data.dir={root / 'sparse'}"]
@@ -84,13 +84,13 @@ def test_fifty_steps_are_learned_the_same_in_every_layout(root: Path) -> None:
         "none": {"tiny": True, "steps": 8, "overrides": none},
         "none_mined": {"tiny": True, "steps": 8, "overrides": [*none, "mining.min_negatives_per_image=2"]},
     }
-    results = train_layouts(root, "learned", variants)
+    results = train_layouts(root, "learned", variants, [(1, 1), (1, 2)])
     for variant in variants:
         # Float32 sums in another order; the small net has no kinks that would blow the differences up.
         assert_one_curve(results, variant, losses=1e-4, weights=1e-3)
     base = results[1, 1]
     assert base["image"]["loss"][-5:].mean() < base["image"]["loss"][:5].mean()
-    # Three of 32 images: with four replicas of two images one at least is always without, and some steps are empty.
+    # Three of 32 images have objects: some steps have none at all.
     assert 0 in base["global"]["positives"]
     assert base["global"]["positives"].max() > 0
     assert not base["none"]["loss"].any()
