@@ -7,6 +7,7 @@
 #
 #   --port=N           port of the workers with --hosts (default 12345)
 #   --max_restarts=N   how often a gang that lost a worker starts again (default 3); it goes on from its checkpoint
+#   --grace_seconds=N  how long workers may take to save after a signal (default 35; above preemption.grace_seconds)
 #   --python=PATH      the interpreter (default .venv/bin/python here, else python3)
 #
 # Exit code: 0, or the first worker's that failed: 2, 3, 4 are the user's to mend and end at once; anything else starts
@@ -14,11 +15,10 @@
 set -u -o pipefail
 
 readonly RESTART=75
-readonly GRACE_SECONDS=30
 
 fail() { echo "error: $*" >&2; exit 2; }
 
-local_workers='' hosts='' port=12345 max_restarts=3
+local_workers='' hosts='' port=12345 max_restarts=3 grace_seconds=35
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$root/.venv/bin/python
 [[ -x $python ]] || python=python3
@@ -29,6 +29,7 @@ while (($#)); do
     --hosts=*) hosts=${1#*=} ;;
     --port=*) port=${1#*=} ;;
     --max_restarts=*) max_restarts=${1#*=} ;;
+    --grace_seconds=*) grace_seconds=${1#*=} ;;
     --python=*) python=${1#*=} ;;
     --) shift; break ;;
     *) fail "unknown flag $1; the trainer's own flags come after --" ;;
@@ -40,6 +41,7 @@ train=("$@")
 [[ -z $local_workers || -z $hosts ]] || fail "--local and --hosts exclude each other"
 [[ -z $local_workers || $local_workers =~ ^[1-9][0-9]*$ ]] || fail "--local=$local_workers: give the number of workers"
 [[ $max_restarts =~ ^[0-9]+$ ]] || fail "--max_restarts=$max_restarts: give a number"
+[[ $grace_seconds =~ ^[0-9]+$ ]] || fail "--grace_seconds=$grace_seconds: give a number"
 [[ $port =~ ^[0-9]+$ ]] || fail "--port=$port: give a number"
 
 # --- who the workers are -----------------------------------------------------------------------------------------
@@ -137,11 +139,12 @@ any_alive() {
   return 1
 }
 
-# TERM, a while to save, then KILL: no worker is left behind.
+# TERM, a while to save, then KILL: no worker is left behind. A signal that was passed on is not repeated: the trainer
+# takes a second one for "now" and would not save.
 stop_gang() {
   local waited
-  signal_gang TERM
-  for ((waited = 0; waited < GRACE_SECONDS * 5; waited++)); do
+  [[ -n $stopping ]] || signal_gang TERM
+  for ((waited = 0; waited < grace_seconds * 5; waited++)); do
     any_alive || break
     sleep 0.2
   done

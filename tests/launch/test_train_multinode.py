@@ -135,6 +135,23 @@ def test_a_signal_reaches_all_workers_and_nothing_is_left(launch, tmp_path: Path
     assert not any(map(is_alive, worker_pids(tmp_path)))
 
 
+def test_a_forwarded_signal_comes_once(launch, tmp_path: Path) -> None:
+    # The trainer takes a second one for "now": it would end without saving.
+    behaviour = """
+trap 'echo x >> "$STARTS/../heard.$index"' TERM
+while [[ ! -e "$STARTS/../heard.$index" ]]; do sleep 0.1; done
+for _ in {1..15}; do sleep 0.1; done
+exit 75
+"""
+    process = launch(behaviour, "--local=2", "--", "--x")
+    wait_for(lambda: len(worker_pids(tmp_path)) == 2)
+    time.sleep(0.5)  # for the workers' own traps
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert [(tmp_path / f"heard.{index}").read_text() for index in range(2)] == ["x\n", "x\n"]
+
+
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
