@@ -152,12 +152,12 @@ stop_gang() {
   wait "${pids[@]}" 2>/dev/null
 }
 
+# As TERM in any case: what a shell starts in the background ignores INT.
 on_signal() {
-  stopping=$1
-  signal_gang "$1"
+  stopping=yes
+  signal_gang TERM
 }
-trap 'on_signal TERM' TERM
-trap 'on_signal INT' INT
+trap on_signal TERM INT
 trap 'signal_gang KILL' EXIT
 
 # Waits until all workers ended well, or one did not; then takes the others down. Prints nothing, returns the code.
