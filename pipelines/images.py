@@ -20,11 +20,10 @@ from pipelines.views import choose_window, render_view, see_objects
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import AnchorConfig, Config, MatchingConfig
 from ssd_dist.core.images import ImageError, decode_image, stored_size
+from ssd_dist.core.manifest import TRAIN_SPLIT
 from ssd_dist.core.matching import Matcher, Targets
 from ssd_dist.core.records import Objects, Record
 
-# The split that is trained on; the others are only ever evaluated, on the plain view.
-TRAIN_SPLIT = "train"
 # Images matched together: what is called once for several is called with warm caches.
 BATCH = 16
 # Sixteen hexadecimal digits of a SHA-256: the 64 bits that are compared between splits.

@@ -13,6 +13,8 @@ from ssd_dist.core.errors import DataError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "dataset.json"
+# The split that is trained on and has views; the others are only ever evaluated, on the plain view.
+TRAIN_SPLIT = "train"
 
 Count = Annotated[int, Field(ge=0)]
 

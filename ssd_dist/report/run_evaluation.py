@@ -15,7 +15,7 @@ from PIL import Image
 from ssd_dist.core.boxes import decode_boxes
 from ssd_dist.core.config import Config, DataConfig
 from ssd_dist.core.errors import CheckpointError, DataError
-from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, Split
+from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest, Split
 from ssd_dist.core.records import Record
 from ssd_dist.data.batch import SparseTargets
 from ssd_dist.data.decoding import apply_color_map, decode_image
@@ -34,7 +34,6 @@ from ssd_dist.training.losses import multibox_losses
 from ssd_dist.training.mining import mine_per_image
 from ssd_dist.training.targets import count_targets
 
-TRAIN_SPLIT = "train"
 GALLERY = 4
 ANCHOR_PICTURES = 6
 BATCH_PICTURES = 16

@@ -7,15 +7,13 @@
 A checkpoint is written aside, renamed, and then sealed: `ckpt-<step>.seal` holds the size and the checksum of each of
 its files. One without a seal was never finished; one that does not match it was damaged later. Neither is used.
 
-Saving is collective (batch-norm statistics are averaged over replicas), so every worker saves: the chief to the real
-folder, the others to a temporary one. All restore the chief's.
+The chief alone saves and all restore from its folder: every replica has the same values, so nothing is gathered.
 """
 
 import json
 import os
 import re
 import sys
-import tempfile
 
 import google_crc32c
 import tensorflow as tf
@@ -33,9 +31,9 @@ class CheckpointStore:
 
     def __init__(self, checkpoint: tf.train.Checkpoint, model_dir: str, keep: int, is_chief: bool) -> None:
         self._checkpoint = checkpoint
-        self._shared = os.path.join(model_dir, "checkpoints")
-        self._directory = self._shared if is_chief else tempfile.mkdtemp(prefix="ssd_dist_worker_")
+        self._directory = os.path.join(model_dir, "checkpoints")
         self._keep = keep
+        self._is_chief = is_chief
         self._saved_step: int | None = None
 
     def restore_latest(self) -> str | None:
@@ -44,19 +42,19 @@ class CheckpointStore:
         Raises:
           CheckpointError: if it is of another model, or none of those there is sound.
         """
-        path = latest_checkpoint(self._shared)
+        path = latest_checkpoint(self._directory)
         if path is not None:
             restore_checkpoint(self._checkpoint, path)
             self._saved_step = _step_of(path)
         return path
 
     def save(self, step: int) -> None:
-        """Saves the state after `step` steps, if that is not done; called on all workers together.
+        """Saves the state after `step` steps, if that is not done; on the chief.
 
         Raises:
           CheckpointError: if it cannot be written; the checkpoints before it are as they were.
         """
-        if self._saved_step == step:
+        if not self._is_chief or self._saved_step == step:
             return
         newest = write_checkpoint(self._checkpoint, self._directory, f"ckpt-{step}")
         self._saved_step = step
@@ -75,16 +73,15 @@ class CheckpointStore:
 class BestModel:
     """The best weights by the metric the config names; a resumed run goes on where the value stands."""
 
-    def __init__(self, model: tf_keras.Model, model_dir: str, metric: str, keep: int, is_chief: bool) -> None:
+    def __init__(self, model: tf_keras.Model, model_dir: str, metric: str, keep: int) -> None:
         self._checkpoint = tf.train.Checkpoint(model=model)
-        directory = os.path.join(model_dir, "best")
-        self._directory = directory if is_chief else tempfile.mkdtemp(prefix="ssd_dist_worker_")
+        self._directory = os.path.join(model_dir, "best")
         self._metric = metric
         self._keep = keep
         self.best = read_best(model_dir)
 
     def offer(self, step: int, value: float) -> bool:
-        """Keeps the model's present weights if `value` is among the best so far; called on all workers together.
+        """Keeps the model's present weights if `value` is among the best so far.
 
         Returns:
           Whether it is the best of all.
@@ -126,7 +123,7 @@ def read_best(model_dir: str) -> dict | None:
 
 
 def write_checkpoint(checkpoint: tf.train.Checkpoint, directory: str, name: str) -> str:
-    """Writes `directory/name` aside, renames it and seals it; returns its path. Collective.
+    """Writes `directory/name` aside, renames it and seals it; returns its path.
 
     Raises:
       CheckpointError: if the disk is full or the folder cannot be written.
@@ -241,8 +238,10 @@ def checksum(path: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of an error's text, which TensorFlow makes long."""
-    return str(error).split("\n", 1)[0][:300]
+    """The beginning of what an error's text has to say, which TensorFlow hides among the places it passed."""
+    passed = ("Graph execution error:", "Detected at", "File ")
+    told = [line.strip() for line in str(error).splitlines() if line.strip() and not line.strip().startswith(passed)]
+    return (told or [type(error).__name__])[0][:300]
 
 
 def _entry(step: int, value: float) -> dict:

@@ -1,6 +1,6 @@
 """Evaluation during training: judge the averaged weights, write the row, keep the best.
 
-swap in the EMA -> detect over all workers -> metrics on the chief -> broadcast the verdict -> all save -> swap back
+swap in the EMA -> detect over all workers -> metrics, verdict and best model on the chief -> swap back
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +11,7 @@ import orbit
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.evaluator import DetectorEvaluator
 from ssd_dist.evaluation.metrics import evaluate_detections
-from ssd_dist.training.agreement import WorkerSum
 from ssd_dist.training.checkpoints import BestModel
-from ssd_dist.training.cluster import WorkerRole
 from ssd_dist.training.metrics_log import MetricsLog
 from ssd_dist.training.progress import TrainingProgress
 from ssd_dist.training.state import TrainState
@@ -27,8 +25,6 @@ class Judge:
 
     def __init__(
         self,
-        worker_sum: WorkerSum,
-        role: WorkerRole,
         evaluator: DetectorEvaluator,
         state: TrainState,
         best: BestModel,
@@ -38,8 +34,6 @@ class Judge:
         show: Callable[[int, Sequence[Detections]], None] | None = None,
     ) -> None:
         self.best = best
-        self._worker_sum = worker_sum
-        self._role = role
         self.evaluator = evaluator
         self._state = state
         self._truths = truths
@@ -57,19 +51,18 @@ class Judge:
         """
         with self._state.ema.eval_context() if self._state.ema else nullcontext():
             controller.evaluate(self.evaluator.steps)
-            value = float("-inf")
-            if log is not None:
-                metrics = evaluate_detections(self._truths, self.evaluator.detections, self._classes).as_dict()
-                log.write("eval", step, metrics)
-                if self._show is not None:
-                    self._show(step, self.evaluator.detections)
-                value = float("-inf") if metrics[self._metric] is None else metrics[self._metric]
-                progress.say(
-                    f"step {step}  "
-                    + "  ".join(f"{name} {_show(metrics[name])}" for name in ("coco/AP", "coco/AP50", "voc/mAP"))
-                )
-            value = self._worker_sum.from_chief(value, self._role.is_chief)
-            if value > float("-inf") and self.best.offer(step, value):
+            if log is None:
+                return
+            metrics = evaluate_detections(self._truths, self.evaluator.detections, self._classes).as_dict()
+            log.write("eval", step, metrics)
+            if self._show is not None:
+                self._show(step, self.evaluator.detections)
+            progress.say(
+                f"step {step}  "
+                + "  ".join(f"{name} {_show(metrics[name])}" for name in ("coco/AP", "coco/AP50", "voc/mAP"))
+            )
+            value = metrics[self._metric]
+            if value is not None and self.best.offer(step, value):
                 progress.say(f"step {step}  best {self._metric} so far")
 
 

@@ -13,8 +13,12 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ssd_dist.core.errors import RestartError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
@@ -27,11 +31,21 @@ class StopRequest:
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         self._sockets = reader, writer
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
         # Written by the C handler at once, whatever the main thread is doing.
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._listen, daemon=True).start()
+        with self.held_back():
+            threading.Thread(target=self._listen, daemon=True).start()
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Signals wait, and are heard afterwards whoever took the handlers: TensorFlow's coordination service does."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            yield
+        finally:
+            for number in SIGNALS:
+                signal.signal(number, lambda *_: None)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     @property
     def requested(self) -> bool:

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,9 @@ import tensorflow as tf
 import tf_keras
 
 from ssd_dist.core.config import Config
-from ssd_dist.core.config_files import dump_config
+from ssd_dist.core.config_files import flatten_config
 from ssd_dist.core.errors import DataError, RestartError, UsageError
-from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
+from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest
 from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.storage import join, load_manifest
@@ -37,8 +37,6 @@ from ssd_dist.training.state import TrainState, create_state
 from ssd_dist.training.trackers import Tracker, create_trackers, show_evaluations
 from ssd_dist.training.trainer import DetectorTrainer
 
-TRAIN_SPLIT = "train"
-
 
 def run_training(config: Config, model_dir: str, stop: StopRequest) -> dict[str, Any] | None:
     """Trains, or goes on with the run in `model_dir`.
@@ -58,7 +56,8 @@ def run_training(config: Config, model_dir: str, stop: StopRequest) -> dict[str,
         open_run_folder(model_dir, config, manifest)
     with lost_peer_means_restart(role):
         meet(introduce(role, config, manifest), START_SECONDS)
-        strategy = create_strategy(config.cluster)
+        with stop.held_back():
+            strategy = create_strategy(config.cluster)
         if role.is_chief:
             write_environment(model_dir, describe_environment(strategy, role.count))
         make_reproducible(config)
@@ -90,6 +89,10 @@ class Run:
         """Whether any worker was asked to stop; collective."""
         return self.worker_sum.any(self.stop.requested)
 
+    def wait_for_all(self) -> None:
+        """Holds a worker that is done until the chief has saved: the launcher takes the end of one for that of all."""
+        self.worker_sum(0.0)
+
 
 def assemble_run(
     config: Config,
@@ -103,6 +106,12 @@ def assemble_run(
 ) -> Run:
     """All parts of a run, its state restored from the newest checkpoint if there is one."""
     worker_sum = WorkerSum(strategy, role.count)
+    stall = StallWatch(config.train.stall_seconds)
+
+    def interrupted() -> bool:
+        stall.progress()
+        return worker_sum.any(stop.requested)
+
     with strategy.scope():
         state = create_state(config, len(manifest.classes), total_steps)
         store = CheckpointStore(state.checkpoint(), model_dir, config.checkpoint.keep, role.is_chief)
@@ -113,7 +122,7 @@ def assemble_run(
             config, strategy, state, distribute_training(config, strategy, plan, state), total_steps
         )
     trackers = create_trackers(config, model_dir) if role.is_chief else []
-    judge = create_judge(config, strategy, state, manifest, model_dir, role, worker_sum, stop, trackers)
+    judge = create_judge(config, strategy, state, manifest, model_dir, interrupted, trackers)
     return Run(
         state=state,
         trainer=trainer,
@@ -124,7 +133,7 @@ def assemble_run(
         progress=TrainingProgress(start, total_steps, role.is_chief),
         worker_sum=worker_sum,
         stop=stop,
-        stall=StallWatch(config.train.stall_seconds),
+        stall=stall,
     )
 
 
@@ -164,8 +173,10 @@ def run_loop(run: Run) -> None:
                 run.store.save(step)
             if run.stop_requested():
                 run.store.save(step)
+                run.wait_for_all()
                 raise RestartError(f"stopped and saved after step {step} of {boundaries.total}; start again to go on")
             if step == boundaries.total:
+                run.wait_for_all()
                 return
             controller.train(step + boundaries.steps_to_next(step), checkpoint_at_completion=False)
 
@@ -197,8 +208,8 @@ def lost_peer_means_restart(role: WorkerRole) -> Iterator[None]:
 def introduce(role: WorkerRole, config: Config, manifest: Manifest) -> Introduction:
     """What the other workers must agree with."""
     facts = {
-        "config": _digest(dump_config(config)),
-        "dataset.json": _digest(manifest.to_json()),
+        **{key: repr(value) for key, value in flatten_config(config).items()},
+        "dataset.json": hashlib.sha256(manifest.to_json().encode()).hexdigest()[:12],
         "TensorFlow": tf.__version__,
     }
     return Introduction(role.index, role.addresses, facts, time.time())
@@ -240,8 +251,9 @@ def check_same_start(step: int, worker_sum: WorkerSum, role: WorkerRole, model_d
     """
     chief_step = int(worker_sum.from_chief(step, role.is_chief))
     if worker_sum.any(step != chief_step):
+        mine = f"this one, {role.index}," if step != chief_step else "another"
         raise UsageError(
-            f"worker {role.index} goes on from step {step}, the chief from step {chief_step}: "
+            f"the chief goes on from step {chief_step} and a worker, {mine} from another step: "
             f"--model_dir={model_dir} must be one folder that all workers share"
         )
 
@@ -275,9 +287,7 @@ def create_judge(
     state: TrainState,
     manifest: Manifest,
     model_dir: str,
-    role: WorkerRole,
-    worker_sum: WorkerSum,
-    stop: StopRequest,
+    interrupted: Callable[[], bool],
     trackers: Sequence[Tracker],
 ) -> Judge | None:
     """The evaluation of this run; None if the data has no split to evaluate on.
@@ -290,17 +300,11 @@ def create_judge(
         return None
     split = manifest.splits[split_name]
     truths = read_ground_truth(config, split)
-    evaluator = DetectorEvaluator(
-        config,
-        strategy,
-        state.model,
-        split,
-        [truth.source_id for truth in truths],
-        interrupted=lambda: worker_sum.any(stop.requested),
-    )
+    source_ids = [truth.source_id for truth in truths]
+    evaluator = DetectorEvaluator(config, strategy, state.model, split, source_ids, interrupted)
     show = show_evaluations(trackers, config, manifest, split_name, truths)
-    best = BestModel(state.model, model_dir, config.eval.metric, config.checkpoint.keep_best, role.is_chief)
-    return Judge(worker_sum, role, evaluator, state, best, truths, manifest.classes, config.eval.metric, show)
+    best = BestModel(state.model, model_dir, config.eval.metric, config.checkpoint.keep_best)
+    return Judge(evaluator, state, best, truths, manifest.classes, config.eval.metric, show)
 
 
 def describe_run(
@@ -320,7 +324,3 @@ def describe_run(
         f"global batch {config.train.global_batch_size}, {plan.steps_per_epoch} steps an epoch; "
         + (f"goes on from step {start} to {total_steps}" if start else f"{total_steps} steps")
     )
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

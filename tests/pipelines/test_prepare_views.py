@@ -1,11 +1,8 @@
 """Views from the command to the trainer: written where they are trained on, counted, and guarded like the plain one."""
 
-import ast
-
 import pytest
-from raw_sets import ROOT, digests, labelled_images, make_voc
+from raw_sets import digests, labelled_images, make_voc
 
-from pipelines.images import TRAIN_SPLIT
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 
@@ -31,17 +28,6 @@ def test_only_what_is_trained_on_has_views(prepared):
     assert not list((output / "val").glob("view01-*"))
     for view in manifest.splits["train"].views:
         assert view.examples == manifest.splits["train"].images == 32
-
-
-def test_the_trainer_trains_on_the_split_that_has_views():
-    # Read, not imported: the trainer brings TensorFlow.
-    module = ast.parse((ROOT / "ssd_dist/training/run.py").read_text())
-    values = {
-        node.targets[0].id: node.value.value
-        for node in module.body
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
-    }
-    assert values["TRAIN_SPLIT"] == TRAIN_SPLIT
 
 
 def test_the_trainer_takes_both_splits_with_one_config(prepared):

@@ -43,6 +43,12 @@ def test_the_newest_is_restored_and_the_oldest_are_taken_away(store, value, tmp_
     assert tf.train.latest_checkpoint(str(tmp_path / "checkpoints")) == str(tmp_path / "checkpoints" / "ckpt-10")
 
 
+def test_only_the_chief_saves(value, tmp_path):
+    other = CheckpointStore(tf.train.Checkpoint(value=value), str(tmp_path), keep=2, is_chief=False)
+    save_steps(other, value, 1)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_a_new_run_has_none(tmp_path):
     assert reopened(tmp_path)[1].restore_latest() is None
 
@@ -138,7 +144,7 @@ def kept(folder):
 
 
 def test_the_best_is_kept_whatever_comes_later(model, tmp_path):
-    best = BestModel(model, str(tmp_path), "coco/AP", keep=1, is_chief=True)
+    best = BestModel(model, str(tmp_path), "coco/AP", keep=1)
     assert [best.offer(step, value) for step, value in [(1, 0.2), (2, 0.5), (3, 0.4), (4, 0.5)]] == [
         True,
         True,
@@ -149,14 +155,14 @@ def test_the_best_is_kept_whatever_comes_later(model, tmp_path):
     assert (found["step"], found["metric"], found["value"]) == (2, "coco/AP", 0.5)
     assert kept(tmp_path) == ["ckpt-2"]
     # A run that goes on does not replace it by a worse one.
-    again = BestModel(model, str(tmp_path), "coco/AP", keep=1, is_chief=True)
+    again = BestModel(model, str(tmp_path), "coco/AP", keep=1)
     assert not again.offer(5, 0.49)
     assert again.offer(6, 0.51)
     assert kept(tmp_path) == ["ckpt-6"]
 
 
 def test_the_best_few_are_kept(model, tmp_path):
-    best = BestModel(model, str(tmp_path), "coco/AP", keep=2, is_chief=True)
+    best = BestModel(model, str(tmp_path), "coco/AP", keep=2)
     assert [best.offer(step, value) for step, value in [(1, 0.5), (2, 0.2), (3, 0.4), (4, 0.1)]] == [
         True,
         False,
@@ -171,4 +177,4 @@ def test_a_broken_best_json_is_told(model, tmp_path):
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "best.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"best\.json"):
-        BestModel(model, str(tmp_path), "coco/AP", keep=1, is_chief=True)
+        BestModel(model, str(tmp_path), "coco/AP", keep=1)

@@ -55,6 +55,22 @@ def test_in_training_it_is_only_noted():
     assert "SIGTERM" in errors
 
 
+def test_a_signal_is_heard_although_another_took_the_handler():
+    process = start("""
+        import signal
+        with stop.held_back():
+            ctypes.CDLL(None).signal(int(signal.SIGTERM), ctypes.c_void_p(1))
+            print("ready", flush=True)
+            time.sleep(1)
+        time.sleep(10)
+        print("not reached")
+        """)
+    process.send_signal(signal.SIGTERM)
+    code, out, errors = end_of(process)
+    assert (code, out) == (75, "")
+    assert "SIGTERM" in errors
+
+
 def test_a_second_signal_ends_at_once():
     process = start("stop.allow_saving(20.0)\n" + BUSY)
     started = time.monotonic()
