@@ -7,6 +7,7 @@ another, on which protobuf's own implementations differ; no record has such keys
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -71,6 +72,8 @@ def _field(number: int, body: bytes) -> bytes:
     return bytes([number << 3 | 2]) + _varint(len(body)) + body
 
 
+# Anchor numbers come again and again.
+@lru_cache(maxsize=1 << 14)
 def _varint(value: int) -> bytes:
     value &= (1 << 64) - 1
     out = bytearray()

@@ -53,25 +53,30 @@ def suppress(boxes: tf.Tensor, labels: tf.Tensor, scores: tf.Tensor, config: Eva
     # Boxes lie in [0, 1]: a shift of 2 a class keeps classes from touching.
     apart = boxes + 2.0 * tf.cast(labels, tf.float32)[..., None]
 
-    def choose(image: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        chosen, valid = tf.image.non_max_suppression_padded(
-            image[0],
-            image[1],
+    def choose(image: DetectionBatch, apart: tf.Tensor) -> DetectionBatch:
+        index, count = tf.image.non_max_suppression_padded(
+            apart,
+            image.scores,
             config.max_detections,
             iou_threshold=config.nms_iou,
             score_threshold=config.score_threshold,
             pad_to_max_output_size=True,
         )
-        return chosen, valid
+        index = tf.ensure_shape(index, [config.max_detections])
+        real = tf.range(config.max_detections) < count
+        return DetectionBatch(
+            boxes=tf.where(real[:, None], tf.gather(image.boxes, index), 0.0),
+            labels=tf.where(real, tf.gather(image.labels, index), 0),
+            scores=tf.where(real, tf.gather(image.scores, index), 0.0),
+        )
 
-    index, count = tf.map_fn(choose, (apart, scores), fn_output_signature=(tf.int32, tf.int32))
-    index = tf.ensure_shape(index, [None, config.max_detections])
-    real = tf.range(config.max_detections)[None] < count[:, None]
-    return DetectionBatch(
-        boxes=tf.where(real[..., None], tf.gather(boxes, index, batch_dims=1), 0.0),
-        labels=tf.where(real, tf.gather(labels, index, batch_dims=1), 0),
-        scores=tf.where(real, tf.gather(scores, index, batch_dims=1), 0.0),
-    )
+    candidates = DetectionBatch(boxes, labels, scores)
+    if boxes.shape[0] == 1:
+        # No loop around one image: the converters to TFLite and ONNX do badly with it.
+        one = choose(*tf.nest.map_structure(lambda value: value[0], (candidates, apart)))
+        return DetectionBatch(*(value[None] for value in one))
+    kinds = DetectionBatch(tf.float32, tf.int32, tf.float32)
+    return tf.map_fn(lambda parts: choose(*parts), (candidates, apart), fn_output_signature=kinds)
 
 
 def decode_offsets(offsets: tf.Tensor, anchors: tf.Tensor, config: AnchorConfig) -> tf.Tensor:

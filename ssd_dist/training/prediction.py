@@ -5,7 +5,8 @@ files -> decode, upright, resize (core.images) -> batches -> detections -> pictu
 
 import glob
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ssd_dist.core.images import ImageError, decode_image, resize_image
 from ssd_dist.evaluation.detections import Detections, coco_boxes
 from ssd_dist.evaluation.pictures import draw_boxes
 from ssd_dist.model.detector import normalize_image
-from ssd_dist.model.postprocessing import anchor_tensor, detect
+from ssd_dist.model.postprocessing import DetectionBatch, anchor_tensor, detect
 from ssd_dist.training.inference import load_trained_model
 from ssd_dist.training.run_folder import read_run_folder
 
@@ -32,31 +33,57 @@ def find_images(pattern: str) -> list[str]:
     return sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
 
 
-def predict_images(
-    model_dir: str, checkpoint: str, files: Sequence[str], output: str, threshold: float, overrides: Sequence[str]
-) -> tuple[int, list[tuple[str, str]]]:
-    """Detects on `files`; returns how many pictures were written and (file, reason) of those that could not be read.
+@dataclass(frozen=True)
+class LoadedDetector:
+    """A model ready to look at pictures.
+
+    Attributes:
+      size: S, the side of its input.
+      batch_size: pictures it is given at once.
+      classes: their names, label 1 first.
+      detect: uint8 [N, S, S, 3] to detections.
+    """
+
+    size: int
+    batch_size: int
+    classes: tuple[str, ...]
+    detect: Callable[[tf.Tensor], DetectionBatch]
+
+
+def open_run(model_dir: str, checkpoint: str, overrides: Sequence[str]) -> LoadedDetector:
+    """The detector of a run.
 
     Raises:
-      CheckpointError: if there is no such model. UsageError: if `output` cannot be written.
+      CheckpointError: if there is no such model.
     """
     config, manifest = read_run_folder(model_dir, overrides)
     model = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))
     anchors = anchor_tensor(config)
 
     @tf.function
-    def run_batch(images: tf.Tensor):
+    def run_batch(images: tf.Tensor) -> DetectionBatch:
         return detect(model(normalize_image(images), training=False), anchors, config.anchors, config.eval)
 
+    return LoadedDetector(config.model.input_size, config.eval.batch_size, tuple(manifest.classes), run_batch)
+
+
+def predict_images(
+    detector: LoadedDetector, files: Sequence[str], output: str, threshold: float
+) -> tuple[int, list[tuple[str, str]]]:
+    """Detects on `files`; returns how many pictures were written and (file, reason) of those that could not be read.
+
+    Raises:
+      UsageError: if `output` cannot be written.
+    """
     names = _output_names(files)
     results: list[dict[str, Any]] = []
     unreadable: list[tuple[str, str]] = []
     written = 0
     try:
         Path(output).mkdir(parents=True, exist_ok=True)
-        for batch in _batches(files, config.eval.batch_size, unreadable):
-            squares = np.stack([np.asarray(resize_image(image, config.model.input_size)) for _, image in batch])
-            found = tf.nest.map_structure(lambda value: value.numpy(), run_batch(squares))
+        for batch in _batches(files, detector.batch_size, unreadable):
+            squares = np.stack([np.asarray(resize_image(image, detector.size)) for _, image in batch])
+            found = tf.nest.map_structure(lambda value: value.numpy(), detector.detect(tf.constant(squares)))
             for row, (name, image) in enumerate(batch):
                 count = int((found.scores[row] > 0).sum())
                 detections = Detections(
@@ -65,13 +92,13 @@ def predict_images(
                     found.labels[row, :count].astype(np.int64),
                     found.scores[row, :count],
                 )
-                results += _results(detections, image, manifest.classes)
+                results += _results(detections, image, detector.classes)
                 shown = detections.scores >= threshold
                 drawn = draw_boxes(
                     image,
                     detections.boxes[shown],
                     detections.labels[shown],
-                    manifest.classes,
+                    detector.classes,
                     detections.scores[shown],
                 )
                 drawn.save(Path(output) / names[name], "JPEG", quality=92)
