@@ -1,9 +1,10 @@
 """Detects on your own pictures: python -m ssd_dist.cli.predict --model_dir=RUN --images='DIR/*.jpg' --output=DIR.
 
---saved_model=DIR takes an export (`ssd-export --format=saved_model`) in place of a run.
-
-Writes each picture with its boxes and `detections.json` (COCO results, `image_id` is the file's path).
+Writes each picture with its boxes, `detections.csv` with the boxes that are drawn, and `detections.json` with all
+(COCO results). --saved_model=DIR takes an export (`ssd-export --format=saved_model`) in place of a run.
 """
+
+import dataclasses
 
 from absl import flags
 
@@ -13,27 +14,37 @@ from ssd_dist.core.errors import UsageError
 
 def main(_: list[str]) -> None:
     """Detects on the images of the flags and tells what could not be read."""
-    images, output = required_flag("images"), required_flag("output")
+    output, sources = required_flag("output"), flags.FLAGS["images"].value
+    if not sources:
+        raise UsageError(f"--images is missing: {flags.FLAGS['images'].help}")
     model_dir, saved_model = flags.FLAGS["model_dir"].value, flags.FLAGS["saved_model"].value
     if bool(model_dir) == bool(saved_model):
         raise UsageError("give either --model_dir=RUN or --saved_model=DIR")
-    threshold = flags.FLAGS["score_threshold"].value
     # TensorFlow takes seconds to load: only once the flags are right.
-    from ssd_dist.training.prediction import find_images, open_run, predict_images
+    from ssd_dist.evaluation.result_files import CocoIds, read_coco_ids
+    from ssd_dist.evaluation.thresholds import parse_thresholds
+    from ssd_dist.training.image_files import find_images
+    from ssd_dist.training.prediction import Wishes, open_run, predict_images
 
-    files = find_images(images)
-    if not files:
-        raise UsageError(f"--images={images} matches no file; quote the pattern, e.g. --images='photos/*.jpg'")
+    files = find_images(sources)
     if saved_model:
         from ssd_dist.export.formats import open_saved_model
 
         detector = open_saved_model(saved_model)
     else:
         detector = open_run(model_dir, flags.FLAGS["checkpoint"].value, overrides_from_flags())
-    written, unreadable = predict_images(detector, files, output, threshold)
+    if size := flags.FLAGS["batch_size"].value:
+        detector = dataclasses.replace(detector, batch_size=size)
+    ids = CocoIds(tuple(range(1, len(detector.classes) + 1)))
+    if annotations := flags.FLAGS["coco_ids"].value:
+        ids = read_coco_ids(annotations, detector.classes, files)
+    wishes = Wishes(
+        parse_thresholds(flags.FLAGS["score_threshold"].value, detector.classes), ids, flags.FLAGS["pictures"].value
+    )
+    looked_at, shown, unreadable = predict_images(detector, files, output, wishes)
     for name, reason in unreadable:
         print(f"skipped {name}: {reason}")
-    print(f"{written} pictures and detections.json in {output}; {len(unreadable)} skipped")
+    print(f"{output}: {shown} detections shown on {looked_at} images; {len(unreadable)} skipped")
 
 
 def run_main() -> None:
@@ -41,9 +52,19 @@ def run_main() -> None:
     flags.DEFINE_string("model_dir", None, "Folder of a training run.")
     flags.DEFINE_string("saved_model", None, "Folder of an export to use in place of a run.")
     flags.DEFINE_string("checkpoint", "best", "best, last, or the path of a checkpoint.")
-    flags.DEFINE_string("images", None, "A file, a folder or a quoted glob pattern.")
-    flags.DEFINE_string("output", None, "Folder for the pictures and detections.json.")
-    flags.DEFINE_float("score_threshold", 0.4, "Boxes below this score are not drawn; detections.json has them all.")
+    flags.DEFINE_multi_string(
+        "images", [], "A file, a folder or a quoted glob pattern, here or on gs://; may be repeated."
+    )
+    flags.DEFINE_string("output", None, "Folder for the pictures, detections.csv and detections.json.")
+    flags.DEFINE_string(
+        "score_threshold",
+        "0.4",
+        "Lowest score that is drawn and put into detections.csv: 0.4, or by class 0.4,CLASS:0.3, or metrics.json "
+        "of ssd-evaluate (export.json of ssd-export) for the best F1 of each class.",
+    )
+    flags.DEFINE_bool("pictures", True, "Draw the pictures; --nopictures writes the detections alone.")
+    flags.DEFINE_string("coco_ids", None, "Annotation file of COCO's, whose image and category ids the results get.")
+    flags.DEFINE_integer("batch_size", None, "Images given to the model at once; eval.batch_size.", lower_bound=1)
     define_override_flag()
     run_command(main)
 

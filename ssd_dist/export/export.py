@@ -13,6 +13,7 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.errors import CheckpointError, UsageError
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
 from ssd_dist.data.storage import load_manifest, read_split
+from ssd_dist.evaluation.analysis import analyse_detections
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.export.formats import CARD_NAME, FILES, open_export, write_onnx, write_saved_model, write_tflite
@@ -91,6 +92,7 @@ def export_run(
         "output": _describe_output(config, postprocess),
         "classes": list(manifest.classes),
         "metrics": judged,
+        "operating_points": analyse_detections(truths, after, manifest.classes).as_dict()["operating_points"],
         "parity": dataclasses.asdict(parity),
         "milliseconds_an_image_here": latency,
     }

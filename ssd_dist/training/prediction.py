@@ -1,36 +1,31 @@
 """Detections on loose image files, with the very pixels that prepare would have made of them.
 
-files -> decode, upright, resize (core.images) -> batches -> detections -> pictures and COCO results
+files -> decode, upright, resize (core.images) -> batches -> detections -> pictures, COCO results, CSV
 """
 
-import glob
-import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
+from rich.progress import track
 
 from ssd_dist.core.errors import UsageError
-from ssd_dist.core.images import ImageError, decode_image, resize_image
-from ssd_dist.evaluation.detections import Detections, coco_boxes
+from ssd_dist.core.images import ImageError, resize_image
+from ssd_dist.evaluation.detections import Detections
 from ssd_dist.evaluation.pictures import draw_boxes
+from ssd_dist.evaluation.result_files import CocoIds, open_result_files
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.model.postprocessing import DetectionBatch, anchor_tensor, detect
+from ssd_dist.training.image_files import read_image
 from ssd_dist.training.inference import load_trained_model
 from ssd_dist.training.run_folder import read_run_folder
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-
-
-def find_images(pattern: str) -> list[str]:
-    """The files that a path, a folder or a glob pattern means, sorted; of a folder the image files."""
-    if Path(pattern).is_dir():
-        return sorted(str(path) for path in Path(pattern).iterdir() if path.suffix.lower() in SUFFIXES)
-    return sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
+# Decoding and drawing run beside each other: Pillow leaves the interpreter free while it works.
+THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -50,6 +45,21 @@ class LoadedDetector:
     detect: Callable[[tf.Tensor], DetectionBatch]
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """What is to be written of detections.
+
+    Attributes:
+      thresholds: float [C], the lowest score that is drawn and put into the table, by class.
+      ids: what images and classes are called in the COCO results.
+      pictures: whether the pictures are drawn.
+    """
+
+    thresholds: np.ndarray
+    ids: CocoIds
+    pictures: bool = True
+
+
 def open_run(model_dir: str, checkpoint: str, overrides: Sequence[str]) -> LoadedDetector:
     """The detector of a run.
 
@@ -60,7 +70,7 @@ def open_run(model_dir: str, checkpoint: str, overrides: Sequence[str]) -> Loade
     model = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))
     anchors = anchor_tensor(config)
 
-    @tf.function
+    @tf.function(reduce_retracing=True)
     def run_batch(images: tf.Tensor) -> DetectionBatch:
         return detect(model(normalize_image(images), training=False), anchors, config.anchors, config.eval)
 
@@ -68,64 +78,44 @@ def open_run(model_dir: str, checkpoint: str, overrides: Sequence[str]) -> Loade
 
 
 def predict_images(
-    detector: LoadedDetector, files: Sequence[str], output: str, threshold: float
-) -> tuple[int, list[tuple[str, str]]]:
-    """Detects on `files`; returns how many pictures were written and (file, reason) of those that could not be read.
+    detector: LoadedDetector, files: Sequence[str], output: str, wishes: Wishes
+) -> tuple[int, int, list[tuple[str, str]]]:
+    """Detects on `files` and writes what is wished into the folder `output`.
+
+    Returns:
+      How many images were looked at, how many detections are shown on them, and (file, reason) of those that could
+      not be read.
 
     Raises:
       UsageError: if `output` cannot be written.
     """
-    names = _output_names(files)
-    results: list[dict[str, Any]] = []
+    names = name_pictures(files)
     unreadable: list[tuple[str, str]] = []
-    written = 0
+    looked_at = shown_count = 0
     try:
         Path(output).mkdir(parents=True, exist_ok=True)
-        for batch in _batches(files, detector.batch_size, unreadable):
-            squares = np.stack([np.asarray(resize_image(image, detector.size)) for _, image in batch])
-            found = tf.nest.map_structure(lambda value: value.numpy(), detector.detect(tf.constant(squares)))
-            for row, (name, image) in enumerate(batch):
-                count = int((found.scores[row] > 0).sum())
-                detections = Detections(
-                    name,
-                    found.boxes[row, :count],
-                    found.labels[row, :count].astype(np.int64),
-                    found.scores[row, :count],
-                )
-                results += _results(detections, image, detector.classes)
-                shown = detections.scores >= threshold
-                drawn = draw_boxes(
-                    image,
-                    detections.boxes[shown],
-                    detections.labels[shown],
-                    detector.classes,
-                    detections.scores[shown],
-                )
-                drawn.save(Path(output) / names[name], "JPEG", quality=92)
-                written += 1
-        (Path(output) / "detections.json").write_text(json.dumps(results, indent=1) + "\n")
+        with (
+            ThreadPoolExecutor(THREADS) as pool,
+            open_result_files(output, detector.classes, wishes.ids) as results,
+        ):
+            for batch in _read_batches(files, detector.batch_size, pool, unreadable):
+                squares = list(pool.map(lambda named: np.asarray(resize_image(named[1], detector.size)), batch))
+                drawing = []
+                for (name, image), found in zip(batch, _detect(detector, np.stack(squares), batch), strict=True):
+                    shown = found.scores >= wishes.thresholds[found.labels - 1]
+                    results.add(found, image.height, image.width, shown)
+                    looked_at, shown_count = looked_at + 1, shown_count + int(shown.sum())
+                    if wishes.pictures:
+                        path = Path(output) / names[name]
+                        drawing.append(pool.submit(_draw, image, found, shown, detector.classes, path))
+                for done in drawing:
+                    done.result()
     except OSError as error:
         raise UsageError(f"--output={output} cannot be written: {error}") from None
-    return written, unreadable
+    return looked_at, shown_count, unreadable
 
 
-def _batches(
-    files: Sequence[str], size: int, unreadable: list[tuple[str, str]]
-) -> Iterator[list[tuple[str, Image.Image]]]:
-    batch: list[tuple[str, Image.Image]] = []
-    for name in files:
-        try:
-            batch.append((name, decode_image(Path(name).read_bytes())))
-        except (ImageError, OSError) as error:
-            unreadable.append((name, str(error)))
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _output_names(files: Sequence[str]) -> dict[str, str]:
+def name_pictures(files: Sequence[str]) -> dict[str, str]:
     """A name for each picture; files of equal names in different folders get a number."""
     names: dict[str, str] = {}
     taken: set[str] = set()
@@ -138,15 +128,37 @@ def _output_names(files: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _results(detections: Detections, image: Image.Image, classes: Sequence[str]) -> list[dict[str, Any]]:
-    boxes = coco_boxes(detections.boxes, image.height, image.width)
-    return [
-        {
-            "image_id": detections.source_id,
-            "category_id": label,
-            "category": classes[label - 1],
-            "bbox": box,
-            "score": score,
-        }
-        for box, label, score in zip(boxes, detections.labels.tolist(), detections.scores.tolist(), strict=True)
-    ]
+def _read_batches(
+    files: Sequence[str], size: int, pool: ThreadPoolExecutor, unreadable: list[tuple[str, str]]
+) -> Iterator[list[tuple[str, Image.Image]]]:
+    def read(name: str) -> Image.Image | str:
+        try:
+            return read_image(name)
+        except (ImageError, OSError) as error:
+            return str(error)
+
+    groups = [files[start : start + size] for start in range(0, len(files), size)]
+    # Only as many pictures in memory as are in a batch.
+    for group in track(groups, "detecting", transient=True, disable=len(groups) < 2):
+        batch = []
+        for name, image in zip(group, pool.map(read, group), strict=True):
+            if isinstance(image, str):
+                unreadable.append((name, image))
+            else:
+                batch.append((name, image))
+        if batch:
+            yield batch
+
+
+def _detect(
+    detector: LoadedDetector, squares: np.ndarray, batch: Sequence[tuple[str, Image.Image]]
+) -> Iterator[Detections]:
+    boxes, labels, scores = (part.numpy() for part in detector.detect(tf.constant(squares)))
+    for row, (name, _) in enumerate(batch):
+        count = int((scores[row] > 0).sum())
+        yield Detections(name, boxes[row, :count], labels[row, :count].astype(np.int64), scores[row, :count])
+
+
+def _draw(image: Image.Image, found: Detections, shown: np.ndarray, classes: Sequence[str], path: Path) -> None:
+    drawn = draw_boxes(image, found.boxes[shown], found.labels[shown], classes, found.scores[shown])
+    drawn.save(path, "JPEG", quality=92)

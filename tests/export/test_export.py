@@ -11,13 +11,14 @@ from tf_keras import layers
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import CheckpointError, UsageError
+from ssd_dist.evaluation.result_files import CocoIds
 from ssd_dist.export import export as exporting
 from ssd_dist.export.export import choose_postprocessing, export_run
 from ssd_dist.export.folding import fold_batch_norm
 from ssd_dist.export.formats import open_saved_model
 from ssd_dist.model.detector import build_detector
 from ssd_dist.training.checkpoints import BestModel
-from ssd_dist.training.prediction import open_run, predict_images
+from ssd_dist.training.prediction import Wishes, open_run, predict_images
 from ssd_dist.training.run_folder import open_run_folder
 
 SETTINGS = {
@@ -119,7 +120,8 @@ def test_predict_takes_a_saved_model(run, tmp_path):
         ("run", open_run(str(run), "best", [])),
         ("export", open_saved_model(str(tmp_path / "model"))),
     ):
-        predict_images(detector, files, str(tmp_path / name), 0.4)
+        wishes = Wishes(np.full(3, 0.4), CocoIds((1, 2, 3)))
+        predict_images(detector, files, str(tmp_path / name), wishes)
         found[name] = json.loads((tmp_path / name / "detections.json").read_text())
     clear = [one for one in found["run"] if one["score"] > 0.1]
     assert len(clear) > 5
