@@ -8,6 +8,11 @@ from ssd_dist.core.commands import config_from_flags, define_config_flags, requi
 def main(_: list[str]) -> None:
     """Runs the experiment of the flags."""
     config = config_from_flags()
+    if flags.FLAGS["dry_run"].value:
+        from ssd_dist.training.dry_run import describe_dry_run, print_dry_run
+
+        print_dry_run(describe_dry_run(config, flags.FLAGS["model_dir"].value))
+        return
     model_dir = required_flag("model_dir")
     # TensorFlow takes seconds to load: only once the flags are right, and with an ear for signals.
     from ssd_dist.training.preemption import StopRequest
@@ -24,6 +29,7 @@ def run_main() -> None:
     """Console script `ssd-train`."""
     define_config_flags()
     flags.DEFINE_string("model_dir", None, "Folder of the run: checkpoints, metrics, best model.")
+    flags.DEFINE_bool("dry_run", False, "Print model, FLOPs, memory, data and cluster, and train nothing.")
     run_command(main)
 
 
