@@ -56,18 +56,20 @@ class _Builder:
         self._sync_batch_norm = sync_batch_norm
 
     def add_extra_levels(self, taps: Sequence[tf.Tensor], sizes: Sequence[int]) -> list[tf.Tensor]:
-        """Three stride-2 levels on top of the taps; the last without padding, so that 3 becomes 1."""
+        """Three stride-2 levels on top of the taps; the last without padding, so that 3 or, at 512, 4 become 1."""
         features = list(taps)
         for index, channels in enumerate(EXTRA_CHANNELS):
             below = sizes[index + 2]
             last = index == len(EXTRA_CHANNELS) - 1
             padding = "valid" if last and last_level_is_unpadded(below) else "same"
+            # A kernel of 3 on an even number of cells would not see the last row and column.
+            kernel = 4 if padding == "valid" and below % 2 == 0 else 3
             x = self._convolve(features[-1], channels // 2, 1, f"extra_{index}_squeeze")
             if self._config.head == "ssdlite":
-                x = self._convolve_depthwise(x, f"extra_{index}_depthwise", strides=2, padding=padding)
+                x = self._convolve_depthwise(x, f"extra_{index}_depthwise", kernel, strides=2, padding=padding)
                 x = self._convolve(x, channels, 1, f"extra_{index}")
             else:
-                x = self._convolve(x, channels, 3, f"extra_{index}", strides=2, padding=padding)
+                x = self._convolve(x, channels, kernel, f"extra_{index}", strides=2, padding=padding)
             features.append(x)
         return features
 
@@ -92,9 +94,9 @@ class _Builder:
         )(x)
         return self._normalize(x, name)
 
-    def _convolve_depthwise(self, x: tf.Tensor, name: str, **options) -> tf.Tensor:
+    def _convolve_depthwise(self, x: tf.Tensor, name: str, kernel: int = 3, **options) -> tf.Tensor:
         x = layers.DepthwiseConv2D(
-            3, use_bias=False, depthwise_initializer="he_normal", name=name, **{"padding": "same"} | options
+            kernel, use_bias=False, depthwise_initializer="he_normal", name=name, **{"padding": "same"} | options
         )(x)
         return self._normalize(x, name)
 

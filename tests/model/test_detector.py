@@ -219,3 +219,15 @@ def _all_layers(model: tf_keras.Model):
         yield layer
         if isinstance(layer, tf_keras.Model):
             yield from _all_layers(layer)
+
+
+@pytest.mark.parametrize("head", ["ssd", "ssdlite"])
+def test_the_last_level_sees_every_cell_of_the_one_below_at_512(head):
+    assert feature_sizes(512) == (64, 32, 16, 8, 4, 1)
+    model = build_detector(config_of(512, head, 0.1), CLASSES)
+    last = tf_keras.Model(model.get_layer("extra_1_relu").output, model.get_layer("extra_2").output)
+    below = tf.random.stateless_uniform([1, 4, 4, 256], [1, 2])
+    with tf.GradientTape() as tape:
+        tape.watch(below)
+        seen = tf.reduce_sum(last(below))
+    assert (np.abs(tape.gradient(seen, below)[0]).sum(axis=-1) > 0).all()
