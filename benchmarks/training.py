@@ -33,7 +33,7 @@ from ssd_dist.data.storage import load_manifest
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.model.detector import normalize_image
-from ssd_dist.training.checkpoints import write_checkpoint
+from ssd_dist.training.checkpoint_writing import CheckpointWriter
 from ssd_dist.training.losses import multibox_losses
 from ssd_dist.training.mining import mine_per_image
 from ssd_dist.training.run import distribute_training, make_reproducible
@@ -116,11 +116,11 @@ def measure_step(config: Config, folder: Path) -> list[Row]:
         rows.append(Row("EMA", "ms a step", 1e3 * ema, 1e3 * step, "the step"))
     checkpoint = state.checkpoint()
     saved = folder / "checkpoint"
-    size = sum(f.stat().st_size for f in Path(write_checkpoint(checkpoint, str(saved), "ckpt-1")).parent.iterdir())
+    writer = CheckpointWriter(checkpoint, str(saved))
+    writer.write("ckpt-1")
+    size = sum(f.stat().st_size for f in saved.iterdir())
     data = os.urandom(size)
-    save, plain = take_turns(
-        lambda: write_checkpoint(checkpoint, str(saved), "ckpt-1"), lambda: (folder / "plain").write_bytes(data), 5
-    )
+    save, plain = take_turns(lambda: writer.write("ckpt-1"), lambda: (folder / "plain").write_bytes(data), 5)
     rows.append(Row("checkpoint save", "MB/s", size / save / 1e6, size / plain / 1e6, "plain write of the bytes"))
     return rows
 

@@ -188,7 +188,9 @@ class TrainConfig(Section):
     """How long, how many, how reproducible. `steps` above 0 overrides `epochs`.
 
     `accumulate_steps` splits each replica's batch into that many parts, one after another: less memory, the same
-    gradient. After `stall_seconds` without a step the stacks of all threads are printed.
+    gradient. After `stall_seconds` without a step the stacks of all threads are printed. A loss that is NaN or infinite
+    stops the run, or, at most `recover_from_blowup` times, takes it back to its last checkpoint, from where it goes on
+    after the batch that did it.
     """
 
     epochs: PositiveInt = 40
@@ -200,6 +202,7 @@ class TrainConfig(Section):
     log_every: PositiveInt = 20
     steps_per_loop: PositiveInt = 10
     stall_seconds: PositiveFloat = 300.0
+    recover_from_blowup: Count = 0
     sync_batch_norm: bool = False
 
 
@@ -217,11 +220,15 @@ class EvalConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """How often to save (0: once an evaluation and at the end), how many to keep, and how many of the best."""
+    """How often to save (0: once an evaluation and at the end), how many to keep, and how many of the best.
+
+    With `async_save` training waits for a copy of its state in memory alone; slow storage is written to meanwhile.
+    """
 
     every_steps: Count = 500
     keep: PositiveInt = 3
     keep_best: PositiveInt = 1
+    async_save: bool = False
 
 
 class PreemptionConfig(Section):

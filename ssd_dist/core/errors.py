@@ -32,6 +32,12 @@ class CheckpointError(SsdDistError):
     exit_code = 4
 
 
+class NumericsError(SsdDistError):
+    """A loss that is not a number or infinite: for another config, or for a look at the images it names."""
+
+    exit_code = 2
+
+
 class RestartError(SsdDistError):
     """The run was interrupted in good order: start it again and it goes on."""
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from ssd_dist.core.errors import CheckpointError, UsageError
 from ssd_dist.export.serving import ServedDetector
 from ssd_dist.model.postprocessing import DetectionBatch
-from ssd_dist.training.checkpoints import first_line
+from ssd_dist.training.durable import first_line
 from ssd_dist.training.prediction import LoadedDetector
 
 ONNX_OPSET = 17

@@ -4,8 +4,8 @@
     RUN/best/ckpt-<step>          the evaluated weights of the best steps
     RUN/best/best.json            the best one's step, metric and value, written last
 
-A checkpoint is written aside, renamed, and then sealed: `ckpt-<step>.seal` holds the size and the checksum of each of
-its files. One without a seal was never finished; one that does not match it was damaged later. Neither is used.
+A checkpoint is sealed with the checksums of its files (`checkpoint_writing.py`). One without a seal was never finished;
+one that does not match it was damaged later. Neither is used.
 
 The chief alone saves and all restore from its folder: every replica has the same values, so nothing is gathered.
 """
@@ -15,25 +15,28 @@ import os
 import re
 import sys
 
-import google_crc32c
 import tensorflow as tf
 import tf_keras
 
+from ssd_dist.core.config import CheckpointConfig
 from ssd_dist.core.errors import CheckpointError
+from ssd_dist.training.checkpoint_writing import SEAL, CheckpointWriter, checksum, remove_checkpoint
+from ssd_dist.training.durable import first_line, is_transient, retry, write_errors, write_text
 
 BEST_FILE = "best.json"
-_SEAL = ".seal"
-_CHUNK = 1 << 22
 
 
 class CheckpointStore:
     """The resumable checkpoints of a run."""
 
-    def __init__(self, checkpoint: tf.train.Checkpoint, model_dir: str, keep: int, is_chief: bool) -> None:
+    def __init__(
+        self, checkpoint: tf.train.Checkpoint, model_dir: str, config: CheckpointConfig, is_chief: bool
+    ) -> None:
         self._checkpoint = checkpoint
         self._directory = os.path.join(model_dir, "checkpoints")
-        self._keep = keep
+        self._keep = config.keep
         self._is_chief = is_chief
+        self._writer = CheckpointWriter(checkpoint, self._directory, config.async_save)
         self._saved_step: int | None = None
 
     def restore_latest(self) -> str | None:
@@ -42,6 +45,7 @@ class CheckpointStore:
         Raises:
           CheckpointError: if it is of another model, or none of those there is sound.
         """
+        self._writer.wait()
         path = latest_checkpoint(self._directory)
         if path is not None:
             restore_checkpoint(self._checkpoint, path)
@@ -54,16 +58,33 @@ class CheckpointStore:
         Raises:
           CheckpointError: if it cannot be written; the checkpoints before it are as they were.
         """
-        if not self._is_chief or self._saved_step == step:
-            return
-        newest = write_checkpoint(self._checkpoint, self._directory, f"ckpt-{step}")
-        self._saved_step = step
+        if self._is_chief and self._saved_step != step:
+            self._writer.write(f"ckpt-{step}", self._retire_older)
+            self._saved_step = step
+
+    def latest(self) -> str | None:
+        """The path of the newest sound checkpoint."""
+        return latest_checkpoint(self._directory)
+
+    def wait(self) -> None:
+        """Returns when all that was to be saved is on disk.
+
+        Raises:
+          CheckpointError: if it cannot be written.
+        """
+        self._writer.wait()
+
+    def _retire_older(self, newest: str) -> None:
         # A later one is damaged, or the run would have gone on from it.
-        sealed = [path for path in sealed_checkpoints(self._directory) if _step_of(path) <= step]
+        sealed = [path for path in sealed_checkpoints(self._directory) if _step_of(path) <= _step_of(newest)]
+        # The last good one is never given up for one that the disk did not keep.
+        problem = find_damage(newest)
+        if problem is not None:
+            raise CheckpointError(f"{problem}, just after it was written: the disk fails; the ones before it are kept")
         for path in sealed[: -self._keep]:
             remove_checkpoint(path)
         # What TensorFlow's own tools look at.
-        _write_text(
+        write_text(
             os.path.join(self._directory, "checkpoint"),
             f'model_checkpoint_path: "{os.path.basename(newest)}"\n'
             + "".join(f'all_model_checkpoint_paths: "{os.path.basename(path)}"\n' for path in sealed[-self._keep :]),
@@ -74,8 +95,8 @@ class BestModel:
     """The best weights by the metric the config names; a resumed run goes on where the value stands."""
 
     def __init__(self, model: tf_keras.Model, model_dir: str, metric: str, keep: int) -> None:
-        self._checkpoint = tf.train.Checkpoint(model=model)
         self._directory = os.path.join(model_dir, "best")
+        self._writer = CheckpointWriter(tf.train.Checkpoint(model=model), self._directory)
         self._metric = metric
         self._keep = keep
         self.best = read_best(model_dir)
@@ -96,9 +117,11 @@ class BestModel:
         )[: self._keep]
         if _entry(step, value) not in ranked:
             return False
-        write_checkpoint(self._checkpoint, self._directory, f"ckpt-{step}")
+        self._writer.write(f"ckpt-{step}")
         self.best = {**ranked[0], "metric": self._metric, "kept": ranked}
-        _write_text(os.path.join(self._directory, BEST_FILE), json.dumps(self.best) + "\n")
+        path = os.path.join(self._directory, BEST_FILE)
+        with write_errors(path):
+            write_text(path, json.dumps(self.best) + "\n")
         kept = {os.path.join(self._directory, entry["checkpoint"]) for entry in ranked}
         for path in sealed_checkpoints(self._directory):
             if path not in kept:
@@ -122,35 +145,6 @@ def read_best(model_dir: str) -> dict | None:
         raise CheckpointError(f"{path} cannot be read ({error}); take it away to start a new best") from None
 
 
-def write_checkpoint(checkpoint: tf.train.Checkpoint, directory: str, name: str) -> str:
-    """Writes `directory/name` aside, renames it and seals it; returns its path.
-
-    Raises:
-      CheckpointError: if the disk is full or the folder cannot be written.
-    """
-    path = os.path.join(directory, name)
-    aside = os.path.join(directory, "partial")
-    try:
-        if tf.io.gfile.exists(aside):
-            tf.io.gfile.rmtree(aside)
-        tf.io.gfile.makedirs(aside)
-        checkpoint.write(os.path.join(aside, name))
-        remove_checkpoint(path)
-        seal = {}
-        for file in sorted(tf.io.gfile.listdir(aside)):
-            written = os.path.join(aside, file)
-            seal[file] = {"bytes": tf.io.gfile.stat(written).length, "crc32c": checksum(written)}
-            tf.io.gfile.rename(written, os.path.join(directory, file), overwrite=True)
-        _write_text(path + _SEAL, json.dumps(seal) + "\n")
-        tf.io.gfile.rmtree(aside)
-    except (OSError, tf.errors.OpError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} cannot be written: {first_line(error)}; free space or give another folder, "
-            "and start again: the checkpoints before it are kept"
-        ) from None
-    return path
-
-
 def latest_checkpoint(directory: str) -> str | None:
     """The newest sound checkpoint of a folder; damaged ones are named on stderr. None if there never was one.
 
@@ -171,27 +165,37 @@ def latest_checkpoint(directory: str) -> str | None:
 
 
 def find_damage(path: str) -> str | None:
-    """What is wrong with a checkpoint's files; None if they are what was written."""
+    """What is wrong with a checkpoint's files; None if they are what was written.
+
+    Raises:
+      CheckpointError: if the storage does not answer: that says nothing of the files.
+    """
     try:
-        with tf.io.gfile.GFile(path + _SEAL) as file:
-            seal = json.loads(file.read())
-        for name, expected in seal.items():
-            file_path = os.path.join(os.path.dirname(path), name)
-            size = tf.io.gfile.stat(file_path).length
-            if size != expected["bytes"]:
-                return f"checkpoint {path} is damaged: {name} has {size} bytes instead of {expected['bytes']}"
-            if checksum(file_path) != expected["crc32c"]:
-                return f"checkpoint {path} is damaged: the checksum of {name} is wrong"
+        return retry(lambda: _compare_with_seal(path), f"checkpoint {path}")
     except tf.errors.NotFoundError as error:
         return f"checkpoint {path} is incomplete: {first_line(error)}"
     except (OSError, ValueError, TypeError, AttributeError, KeyError, tf.errors.OpError) as error:
+        if is_transient(error):
+            raise CheckpointError(f"checkpoint {path}: the storage does not answer: {first_line(error)}") from None
         return f"checkpoint {path} cannot be read: {first_line(error)}"
+
+
+def _compare_with_seal(path: str) -> str | None:
+    with tf.io.gfile.GFile(path + SEAL) as file:
+        seal = json.loads(file.read())
+    for name, expected in seal.items():
+        file_path = os.path.join(os.path.dirname(path), name)
+        size = tf.io.gfile.stat(file_path).length
+        if size != expected["bytes"]:
+            return f"checkpoint {path} is damaged: {name} has {size} bytes instead of {expected['bytes']}"
+        if checksum(file_path) != expected["crc32c"]:
+            return f"checkpoint {path} is damaged: the checksum of {name} is wrong"
     return None
 
 
 def sealed_checkpoints(directory: str) -> list[str]:
     """Paths of the checkpoints that were finished, oldest first."""
-    return sorted((f[: -len(_SEAL)] for f in tf.io.gfile.glob(os.path.join(directory, "ckpt-*" + _SEAL))), key=_step_of)
+    return sorted((f[: -len(SEAL)] for f in tf.io.gfile.glob(os.path.join(directory, "ckpt-*" + SEAL))), key=_step_of)
 
 
 def all_checkpoints(directory: str) -> list[str]:
@@ -199,13 +203,6 @@ def all_checkpoints(directory: str) -> list[str]:
     files = tf.io.gfile.glob(os.path.join(directory, "ckpt-*"))
     found = {match.group(0) for file in files if (match := re.match(r".*ckpt-\d+(?=\.)", file))}
     return sorted(found, key=_step_of)
-
-
-def remove_checkpoint(path: str) -> None:
-    """Deletes a checkpoint's files, the seal first: what is left in between is no checkpoint."""
-    for file in [path + _SEAL, *tf.io.gfile.glob(path + ".*")]:
-        if tf.io.gfile.exists(file):
-            tf.io.gfile.remove(file)
 
 
 def restore_checkpoint(checkpoint: tf.train.Checkpoint, path: str) -> None:
@@ -228,32 +225,9 @@ def restore_checkpoint(checkpoint: tf.train.Checkpoint, path: str) -> None:
         ) from None
 
 
-def checksum(path: str) -> str:
-    """CRC-32C of a file, eight hexadecimal digits."""
-    crc = 0
-    with tf.io.gfile.GFile(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            crc = google_crc32c.extend(crc, chunk)
-    return f"{crc:08x}"
-
-
-def first_line(error: Exception) -> str:
-    """The beginning of what an error's text has to say, which TensorFlow hides among the places it passed."""
-    passed = ("Graph execution error:", "Detected at", "File ")
-    told = [line.strip() for line in str(error).splitlines() if line.strip() and not line.strip().startswith(passed)]
-    return (told or [type(error).__name__])[0][:300]
-
-
 def _entry(step: int, value: float) -> dict:
     return {"step": step, "value": value, "checkpoint": f"ckpt-{step}"}
 
 
 def _step_of(path: str) -> int:
     return int(path.rsplit("-", 1)[1])
-
-
-def _write_text(path: str, text: str) -> None:
-    partial = path + ".partial"
-    with tf.io.gfile.GFile(partial, "w") as file:
-        file.write(text)
-    tf.io.gfile.rename(partial, path, overwrite=True)

@@ -1,10 +1,12 @@
 """`metrics.jsonl` of a run, one row for each report and each evaluation; the numbers go to the trackers as well."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ssd_dist.training.durable import write_errors
 from ssd_dist.training.trackers import Tracker
 
 
@@ -13,27 +15,37 @@ class MetricsLog:
 
     def __init__(self, model_dir: str, start_step: int, trackers: Sequence[Tracker] = ()) -> None:
         self._path = Path(model_dir) / "metrics.jsonl"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._drop_rows_after(start_step)
         self._trackers = tuple(trackers)
+        with write_errors(str(self._path)):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self.drop_rows_after(start_step)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Adds one row of `kind` train or eval."""
-        row = {"kind": kind, "step": step, **values}
-        with self._path.open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        for tracker in self._trackers:
-            tracker.log_scalars(kind, step, numbers)
+        """Adds one row of `kind` train or eval; JSON has no NaN, which becomes null.
 
-    def _drop_rows_after(self, step: int) -> None:
-        """A resumed run repeats the steps after its checkpoint; their rows would be there twice."""
+        Raises:
+          CheckpointError: if it cannot be written.
+        """
+        row = {"kind": kind, "step": step, **{name: _finite(value) for name, value in values.items()}}
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        with write_errors(str(self._path)):
+            with self._path.open("a") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+            for tracker in self._trackers:
+                tracker.log_scalars(kind, step, numbers)
+
+    def drop_rows_after(self, step: int) -> None:
+        """A run that goes on from a checkpoint repeats the steps after it; their rows would be there twice."""
         if not self._path.exists():
             return
         rows = [row for line in self._path.read_text().splitlines() if (row := _parse(line)) is not None]
         partial = self._path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
         partial.rename(self._path)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from ssd_dist.core.config import AmpConfig
 
 INITIAL_SCALE = 2.0**15
 GROWTH_STEPS = 2000
-MAXIMUM_SCALE = 2.0**24
+MINIMUM_SCALE, MAXIMUM_SCALE = 1.0, 2.0**24
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class LossScale(tf.Module):
         self.good_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="good_steps")
         self.skipped_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="skipped_steps")
 
+    def at_floor(self) -> bool:
+        """Whether the scale cannot fall any more."""
+        return not self._dynamic or float(self.scale.numpy()) <= MINIMUM_SCALE
+
     def update(self, finite: tf.Tensor) -> None:
         """Notes one step's verdict, a bool scalar equal on all replicas; runs inside an update context."""
         self.skipped_steps.assign_add(tf.cast(~finite, tf.int64))
@@ -55,7 +59,7 @@ class LossScale(tf.Module):
         good = tf.where(finite, self.good_steps + 1, 0)
         grown = good >= GROWTH_STEPS
         scale = tf.where(finite, tf.where(grown, self.scale * 2.0, self.scale), self.scale / 2.0)
-        self.scale.assign(tf.clip_by_value(scale, 1.0, MAXIMUM_SCALE))
+        self.scale.assign(tf.clip_by_value(scale, MINIMUM_SCALE, MAXIMUM_SCALE))
         self.good_steps.assign(tf.where(grown, tf.zeros_like(good), good))
 
 

@@ -21,9 +21,11 @@ from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.storage import join, load_manifest
 from ssd_dist.evaluation.evaluator import DetectorEvaluator, Interrupted, read_ground_truth
 from ssd_dist.training.agreement import WorkerSum
+from ssd_dist.training.blowup import Blowup, read_source_ids, write_blowup
 from ssd_dist.training.boundaries import Boundaries
-from ssd_dist.training.checkpoints import BestModel, CheckpointStore, first_line
+from ssd_dist.training.checkpoints import BestModel, CheckpointStore
 from ssd_dist.training.cluster import START_SECONDS, WorkerRole, create_strategy, read_worker_role
+from ssd_dist.training.durable import first_line, write_errors
 from ssd_dist.training.environment import describe_environment, write_environment
 from ssd_dist.training.judge import Judge
 from ssd_dist.training.metrics_log import MetricsLog
@@ -59,7 +61,8 @@ def run_training(config: Config, model_dir: str, stop: StopRequest) -> dict[str,
         with stop.held_back():
             strategy = create_strategy(config.cluster)
         if role.is_chief:
-            write_environment(model_dir, describe_environment(strategy, role.count))
+            with write_errors(model_dir):
+                write_environment(model_dir, describe_environment(strategy, role.count))
         make_reproducible(config)
         run = assemble_run(config, model_dir, role, strategy, manifest, plan, total_steps, stop)
         with run.progress:
@@ -72,8 +75,15 @@ def run_training(config: Config, model_dir: str, stop: StopRequest) -> dict[str,
 
 @dataclass(frozen=True)
 class Run:
-    """The parts that the loop of a run works with; `log` is the chief's alone, `judge` only where one evaluates."""
+    """The parts that the loop of a run works with; `log` is the chief's alone, `judge` only where one evaluates.
 
+    `read_from` gives the training batches from the state's step on.
+    """
+
+    config: Config
+    model_dir: str
+    plan: EpochPlan
+    read_from: Callable[[], tf.distribute.DistributedDataset]
     state: TrainState
     trainer: DetectorTrainer
     judge: Judge | None
@@ -88,6 +98,11 @@ class Run:
     def stop_requested(self) -> bool:
         """Whether any worker was asked to stop; collective."""
         return self.worker_sum.any(self.stop.requested)
+
+    @property
+    def overflows_are_usual(self) -> bool:
+        """Whether gradients may be infinite without the run being ill."""
+        return AMPContext(self.config.amp).policy == "mixed_float16"
 
     def wait_for_all(self) -> None:
         """Holds a worker that is done until the chief has saved: the launcher takes the end of one for that of all."""
@@ -114,16 +129,22 @@ def assemble_run(
 
     with strategy.scope():
         state = create_state(config, len(manifest.classes), total_steps)
-        store = CheckpointStore(state.checkpoint(), model_dir, config.checkpoint.keep, role.is_chief)
+        store = CheckpointStore(state.checkpoint(), model_dir, config.checkpoint, role.is_chief)
         store.restore_latest()
         start = int(state.step.numpy())
         check_same_start(start, worker_sum, role, model_dir)
-        trainer = DetectorTrainer(
-            config, strategy, state, distribute_training(config, strategy, plan, state), total_steps
-        )
+
+        def read_from() -> tf.distribute.DistributedDataset:
+            return distribute_training(config, strategy, plan, state)
+
+        trainer = DetectorTrainer(config, strategy, state, read_from(), total_steps)
     trackers = create_trackers(config, model_dir) if role.is_chief else []
     judge = create_judge(config, strategy, state, manifest, model_dir, interrupted, trackers)
     return Run(
+        config=config,
+        model_dir=model_dir,
+        plan=plan,
+        read_from=read_from,
         state=state,
         trainer=trainer,
         judge=judge,
@@ -142,13 +163,16 @@ def run_loop(run: Run) -> None:
 
     Raises:
       RestartError: when it was stopped; all is saved.
+      NumericsError: for a loss that is not finite.
     """
     state, boundaries = run.state, run.boundaries
+    overflow = OverflowReport(run)
 
     def report(values: dict[str, float]) -> None:
         if values:
             step = int(state.step.numpy())
             run.progress.report(step, values)
+            overflow.look(step)
             if run.log is not None:
                 run.log.write("train", step, values)
 
@@ -161,6 +185,8 @@ def run_loop(run: Run) -> None:
     )
     # Orbit prints a line a loop; `progress` says the same better.
     with contextlib.redirect_stdout(io.StringIO()), run.stall:
+        if run.config.train.recover_from_blowup and not int(state.step.numpy()):
+            run.store.save(0)  # what a blow-up before the first checkpoint goes back to
         while True:
             step = int(state.step.numpy())
             run.stall.progress()
@@ -173,12 +199,70 @@ def run_loop(run: Run) -> None:
                 run.store.save(step)
             if run.stop_requested():
                 run.store.save(step)
+                run.store.wait()
                 run.wait_for_all()
                 raise RestartError(f"stopped and saved after step {step} of {boundaries.total}; start again to go on")
             if step == boundaries.total:
+                run.store.wait()
                 run.wait_for_all()
                 return
             controller.train(step + boundaries.steps_to_next(step), checkpoint_at_completion=False)
+            blowup = None if run.overflows_are_usual else run.trainer.find_blowup()
+            if blowup is not None:
+                go_back(run, *blowup)
+
+
+def go_back(run: Run, step: int, reason: str) -> None:
+    """Goes on with the last checkpoint's weights after `step`, whose loss or gradient was not finite.
+
+    Raises:
+      NumericsError: if the config does not want that, or it was done as often as it wants.
+    """
+    state, source_ids = run.state, read_source_ids(run.plan, step)
+    before = int(state.recoveries.numpy())
+    stops = before >= run.config.train.recover_from_blowup
+    if stops:
+        run.store.wait()
+        blowup = Blowup(step, reason, source_ids, run.store.latest())
+    else:
+        checkpoint = run.store.restore_latest()
+        start = int(state.step.numpy())
+        before = int(state.recoveries.numpy())
+        blowup = Blowup(step, reason, source_ids, checkpoint, (start + 1, step))
+    if run.log is not None:
+        write_blowup(run.model_dir, blowup)
+    if stops:
+        run.wait_for_all()
+        raise blowup.error(before)
+    state.recoveries.assign(before + 1)
+    state.step.assign(step)
+    run.trainer.train_dataset = run.read_from()
+    if run.log is not None:
+        run.log.drop_rows_after(start)
+    run.progress.say(
+        f"step {step}  {reason}: back to the weights of step {start}, on after step {step} "
+        f"({before + 1} of train.recover_from_blowup: {run.config.train.recover_from_blowup})"
+    )
+    run.store.save(step)
+
+
+class OverflowReport:
+    """Says at reports when float16 overflows and the loss scale can fall no further."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._skipped = int(run.state.loss_scale.skipped_steps.numpy())
+
+    def look(self, step: int) -> None:
+        """Looks at the steps since the last report."""
+        loss_scale = self._run.state.loss_scale
+        skipped, before = int(loss_scale.skipped_steps.numpy()), self._skipped
+        self._skipped = skipped
+        if self._run.overflows_are_usual and skipped > before and loss_scale.at_floor():
+            self._run.progress.say(
+                f"step {step}  warning: {skipped - before} steps overflowed with the loss scale at its floor, "
+                f"{float(loss_scale.scale.numpy()):g}: lower optimizer.lr, or use amp.policy: mixed_bfloat16"
+            )
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ CONFIG_NAME = "config.yaml"
 # What may change between a run and its continuation: nothing here decides what is learned from a step.
 _MAY_CHANGE = (
     "data.dir", "data.cache_dir", "data.on_corrupt", "train.epochs", "train.steps", "train.log_every",
-    "train.steps_per_loop", "train.stall_seconds", "eval.", "checkpoint.", "preemption.", "cluster.", "tracking.",
+    "train.steps_per_loop", "train.stall_seconds", "train.recover_from_blowup",
+    "eval.", "checkpoint.", "preemption.", "cluster.", "tracking.",
 )  # fmt: skip
 
 

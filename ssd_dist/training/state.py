@@ -23,7 +23,7 @@ REPORTED_SUMS = ("loss", "loss/cls", "loss/loc", "positives", "negatives")
 class TrainState:
     """The parts of a run's state; `step` counts batches, the optimizer counts applied updates.
 
-    `evaluated` is the last step that was evaluated.
+    `evaluated` is the last step that was evaluated; `recoveries` counts how often the run went back after a blow-up.
     `report_totals` float64 holds `REPORTED_SUMS` and the number of steps since the last report.
     """
 
@@ -33,6 +33,7 @@ class TrainState:
     loss_scale: LossScale
     step: tf.Variable
     evaluated: tf.Variable
+    recoveries: tf.Variable
     report_totals: tf.Variable
 
     def checkpoint(self) -> tf.train.Checkpoint:
@@ -49,5 +50,7 @@ def create_state(config: Config, class_count: int, total_steps: int) -> TrainSta
     schedule = partial(learning_rate, base_lr=config.optimizer.lr, total_steps=total_steps, config=config.schedule)
     optimizer = DistributedOptimizer(groups, config.optimizer, schedule, loss_scale, ema, config.train.accumulate_steps)
     evaluated = tf.Variable(0, trainable=False, dtype=tf.int64, name="evaluated")
+    recoveries = tf.Variable(0, trainable=False, dtype=tf.int64, name="recoveries")
     totals = tf.Variable(tf.zeros([len(REPORTED_SUMS) + 1], tf.float64), trainable=False, name="report_totals")
-    return TrainState(model, optimizer, ema, loss_scale, orbit.utils.create_global_step(), evaluated, totals)
+    step = orbit.utils.create_global_step()
+    return TrainState(model, optimizer, ema, loss_scale, step, evaluated, recoveries, totals)

@@ -63,15 +63,18 @@ class DetectorTrainer(orbit.StandardTrainer):
             aggregation=tf.VariableAggregation.SUM,
             name="sums",
         )
+        self._first_skipped = tf.Variable(0, trainable=False, dtype=tf.int64, name="first_skipped")
         self._clock = LoopClock()
         self._waited = tf.Variable(0.0, trainable=False, dtype=tf.float64, name="waited")
         self._total_steps = total_steps
+        self._totals_finite = True
         self._elapsed = 0.0
 
     def train_loop_begin(self) -> None:
         """Starts the clock of one inner loop."""
         self._loop_started = time.perf_counter()
         self._loop_first_step = int(self._step.numpy())
+        self._first_skipped.assign(0)
 
     # Nothing below needs AutoGraph, whose conversion would cost seconds of every start.
     @tf.autograph.experimental.do_not_convert
@@ -82,11 +85,14 @@ class DetectorTrainer(orbit.StandardTrainer):
             batch = next(iterator)
         with tf.control_dependencies([self._strategy.experimental_local_results(batch.positions)[0]]):
             self._waited.assign_add(self._clock.read() - asked)
+        skipped_before = self._loss_scale.skipped_steps.read_value()
         if self._config.train.accumulate_steps == 1:
             self._strategy.run(self._train_replica, args=(batch,))
         else:
             self._train_in_parts(batch)
         self._step.assign_add(1)
+        first = (self._loss_scale.skipped_steps > skipped_before) & (self._first_skipped == 0)
+        self._first_skipped.assign(tf.where(first, self._step, self._first_skipped))
 
     def train_loop_end(self) -> dict[str, float]:
         """The report of the steps since the last one, every `log_every` steps and at the end; empty between.
@@ -98,6 +104,7 @@ class DetectorTrainer(orbit.StandardTrainer):
         # The totals are part of the checkpoint: a run resumed between two reports reports the same.
         self._totals.assign_add(tf.concat([self._sums.read_value(), [step - self._loop_first_step]], 0))
         self._sums.assign(tf.zeros_like(self._sums))
+        self._totals_finite = bool(np.isfinite(self._totals.numpy()).all())
         if step % self._config.train.log_every and step != self._total_steps:
             return {}
         *sums, steps = self._totals.numpy().tolist()
@@ -114,6 +121,13 @@ class DetectorTrainer(orbit.StandardTrainer):
         self._waited.assign(0.0)
         self._elapsed = 0.0
         return report
+
+    def find_blowup(self) -> tuple[int, str] | None:
+        """The first step of the last loop whose gradient or loss is not finite, and which; equal on all workers."""
+        first = int(self._first_skipped.numpy())
+        if self._totals_finite:
+            return (first, "the gradient is not finite") if first else None
+        return first or int(self._step.numpy()), "the loss is NaN or infinite"
 
     def _train_in_parts(self, batch: TrainBatch) -> None:
         # The counts are those of the whole batch, so that the parts' gradients add up to its gradient.

@@ -8,8 +8,11 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from ssd_dist.core.config import CheckpointConfig
 from ssd_dist.core.errors import CheckpointError
 from ssd_dist.training.checkpoints import BestModel, CheckpointStore, find_damage, latest_checkpoint
+
+CONFIG = CheckpointConfig(keep=2)
 
 
 @pytest.fixture
@@ -19,12 +22,12 @@ def value():
 
 @pytest.fixture
 def store(value, tmp_path):
-    return CheckpointStore(tf.train.Checkpoint(value=value), str(tmp_path), keep=2, is_chief=True)
+    return CheckpointStore(tf.train.Checkpoint(value=value), str(tmp_path), CONFIG, is_chief=True)
 
 
 def reopened(tmp_path):
     fresh = tf.Variable(np.zeros(5000, np.float32))
-    return fresh, CheckpointStore(tf.train.Checkpoint(value=fresh), str(tmp_path), keep=2, is_chief=True)
+    return fresh, CheckpointStore(tf.train.Checkpoint(value=fresh), str(tmp_path), CONFIG, is_chief=True)
 
 
 def save_steps(store, value, *steps):
@@ -44,7 +47,7 @@ def test_the_newest_is_restored_and_the_oldest_are_taken_away(store, value, tmp_
 
 
 def test_only_the_chief_saves(value, tmp_path):
-    other = CheckpointStore(tf.train.Checkpoint(value=value), str(tmp_path), keep=2, is_chief=False)
+    other = CheckpointStore(tf.train.Checkpoint(value=value), str(tmp_path), CONFIG, is_chief=False)
     save_steps(other, value, 1)
     assert not (tmp_path / "checkpoints").exists()
 
