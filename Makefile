@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO := demo
 SHARED := $${SSD_DIST_SHARED:-../shared}
 
-.PHONY: setup demo test test-quick lint bench bccd lock clean
+.PHONY: setup demo test test-quick lint bench chaos bccd lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -52,6 +52,10 @@ test: $(READY)
 
 test-quick: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
+
+# Fifty faults against runs of two workers: what is killed, stopped, cut off, filled or damaged ends as if nothing had been.
+chaos: $(READY)
+	$(BIN)/python tests/chaos/harness.py --faults=50
 
 lint: $(READY)
 	$(BIN)/ruff check .
