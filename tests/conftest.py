@@ -1,5 +1,6 @@
 """What all tests share: quiet TensorFlow on four logical CPUs, and where the real data is."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ from hypothesis import HealthCheck, settings
 # How long an example takes says something of the machine, nothing of the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+# As the commands do: traced graphs are objects that stay, and looking through them again and again takes time.
+gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,11 @@
-"""What workers tell each other outside of the training step: one number, summed; collective, so all must call."""
+"""What workers tell each other outside of the training step; collective, so all must call.
 
+A number, summed over workers; and, once, the weights they start from.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
 import tensorflow as tf
 
 
@@ -33,3 +39,28 @@ class WorkerSum:
     def from_chief(self, value: float, is_chief: bool) -> float:
         """The chief's value, on every worker."""
         return self(value if is_chief else 0.0)
+
+
+def share_initial_weights(variables: Sequence[tf.Variable]) -> None:
+    """Gives all workers the chief's values of float32 variables, in one collective; call in strategy scope.
+
+    The seeds are the same everywhere, but a worker with another processor may round its random numbers differently.
+    """
+    strategy = tf.distribute.get_strategy()
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return
+    own = np.concatenate([variable.numpy().ravel() for variable in variables])
+
+    @tf.function(autograph=False)
+    def reduce(values: tf.Tensor) -> tf.Tensor:
+        def contribute() -> tf.Tensor:
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            return tf.where(replica == 0, values, tf.zeros_like(values))
+
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(contribute), axis=None)
+
+    chiefs = reduce(tf.constant(own)).numpy()
+    if not np.array_equal(own, chiefs):
+        parts = np.split(chiefs, np.cumsum([variable.shape.num_elements() for variable in variables])[:-1])
+        for variable, part in zip(variables, parts, strict=True):
+            variable.assign(part.reshape(variable.shape))

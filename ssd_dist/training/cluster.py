@@ -8,10 +8,13 @@ otherwise                      -> one device
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
+from tensorflow.python.trackable.base import CheckpointInitialValue
 
 from ssd_dist.core.config import ClusterConfig
 from ssd_dist.core.errors import UsageError
@@ -93,7 +96,9 @@ def create_strategy(config: ClusterConfig) -> tf.distribute.Strategy:
         implementation = communication.NCCL if gpus else communication.RING
         options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
         _watch_peers(config.health_timeout)
-        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        _start_variables_locally(strategy)
+        return strategy
     devices = [f"GPU:{i}" for i in range(len(gpus))] or [f"CPU:{i}" for i in range(max(config.logical_cpus, 1))]
     if kind == "one_device" or (kind == "auto" and len(devices) == 1):
         return tf.distribute.OneDeviceStrategy(devices[0])
@@ -107,6 +112,31 @@ def _watch_peers(timeout: float) -> None:
     CollectiveAllReduceExtended._check_health_retry_limit = 2
     CollectiveAllReduceExtended._check_health_timeout = max(1, int(timeout * 2 / 5))
     CollectiveAllReduceExtended._check_health_initial_timeout = START_SECONDS
+
+
+def _start_variables_locally(strategy: tf.distribute.Strategy) -> None:
+    """Each worker starts its variables itself; `share_initial_weights` makes them the chief's, all at once.
+
+    TensorFlow broadcasts the chief's value of each variable as it is made: 390 collectives one after the other, two
+    thirds of the time in which two workers build a model.
+    """
+    extended = strategy.extended
+    copy_first_replica = extended._get_variable_creator_initial_value
+
+    def create_initial_value(replica_id: int, device: str, primary_var: tf.Variable, **options: Any) -> Callable:
+        if replica_id > 0:
+            return copy_first_replica(replica_id=replica_id, device=device, primary_var=primary_var, **options)
+
+        def start() -> tf.Tensor:
+            with tf.device(device):
+                value = options["initial_value"]
+                value = value() if callable(value) else value
+                value = value.wrapped_value if isinstance(value, CheckpointInitialValue) else value
+                return tf.convert_to_tensor(value, dtype=options.get("dtype"))
+
+        return start
+
+    extended._get_variable_creator_initial_value = create_initial_value
 
 
 def _split_cpu(wanted: int) -> None:

@@ -9,6 +9,7 @@ import tf_keras
 
 from ssd_dist.core.config import Config
 from ssd_dist.model.detector import build_detector
+from ssd_dist.training.agreement import share_initial_weights
 from ssd_dist.training.ema import ExponentialMovingAverage
 from ssd_dist.training.optimizer import DistributedOptimizer
 from ssd_dist.training.packing import group_parameters
@@ -44,6 +45,7 @@ class TrainState:
 def create_state(config: Config, class_count: int, total_steps: int) -> TrainState:
     """A new state from the config; call in strategy scope, with the Keras policy and the seeds set."""
     model = build_detector(config, class_count)
+    share_initial_weights(model.variables)
     groups = group_parameters(model, config.optimizer, config.backbone)
     ema = ExponentialMovingAverage(groups, config.ema) if config.ema.enabled else None
     loss_scale = AMPContext(config.amp).create_loss_scale()
