@@ -21,19 +21,29 @@ def read_records(file: BinaryIO, name: str) -> Iterator[bytes]:
     Raises:
       DataError: naming the file and the record whose checksum fails or that is cut short.
     """
-    index = 0
+    for index, (data, problem) in enumerate(scan_records(file)):
+        if problem:
+            raise DataError(f"{name}: record {index}: {problem}; the file is damaged, incomplete or no TFRecord")
+        yield data
+
+
+def scan_records(file: BinaryIO) -> Iterator[tuple[bytes, str]]:
+    """Each record of an open TFRecord file with what is wrong with it, or an empty text.
+
+    A record whose own checksum fails is followed by the next; one whose length is broken, or that is cut short, is the
+    last: where the next begins is not known.
+    """
     while header := file.read(12):
         if len(header) < 12 or _masked_crc(header[:8]) != header[8:]:
-            raise DataError(f"{name}: record {index}: broken length; the file is damaged or no TFRecord")
+            yield b"", "broken length"
+            return
         size = struct.unpack("<Q", header[:8])[0]
         body = file.read(size + 4)
         if len(body) < size + 4:
-            raise DataError(f"{name}: record {index}: cut short; the file is incomplete")
+            yield b"", "cut short"
+            return
         data = body[:-4]
-        if _masked_crc(data) != body[-4:]:
-            raise DataError(f"{name}: record {index}: checksum does not match; the file is damaged")
-        yield data
-        index += 1
+        yield data, "" if _masked_crc(data) == body[-4:] else "checksum does not match"
 
 
 def _masked_crc(data: bytes) -> bytes:

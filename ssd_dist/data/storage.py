@@ -32,21 +32,29 @@ def load_manifest(config: DataConfig) -> Manifest:
     return Manifest.from_json(_read_small_file(path, config).decode(), path)
 
 
-def locate_shards(shards: tuple[Shard, ...], config: DataConfig) -> list[str]:
+def locate_shards(shards: tuple[Shard, ...], config: DataConfig, any_size: bool = False) -> list[str]:
     """A readable path for each shard: in `data.dir`, or in `data.cache_dir` where it is copied if not there yet.
 
     Raises:
-      DataError: naming a shard that is missing or whose size is not the manifest's.
+      DataError: naming a shard that is missing or, without `any_size`, whose size is not the manifest's.
     """
-    paths = []
-    for shard in shards:
-        path = join(config.dir, shard.file)
-        if config.cache_dir:
-            path = _cache_shard(path, shard, Path(config.cache_dir))
-        else:
-            _check_size(path, shard)
-        paths.append(path)
-    return paths
+    return [locate_shard(shard, config, any_size) for shard in shards]
+
+
+def locate_shard(shard: Shard, config: DataConfig, any_size: bool = False) -> str:
+    """`locate_shards` for one."""
+    path = join(config.dir, shard.file)
+    if config.cache_dir:
+        return _cache_shard(path, shard, Path(config.cache_dir), any_size)
+    _check_size(path, shard, any_size)
+    return path
+
+
+def cache_folder(config: DataConfig) -> Path:
+    """Where this machine keeps what it found out about shards: `data.cache_dir`, else the user's cache."""
+    if config.cache_dir:
+        return Path(config.cache_dir)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssd_dist"
 
 
 def read_split(config: DataConfig, split: Split) -> Iterator[Record]:
@@ -57,20 +65,23 @@ def read_split(config: DataConfig, split: Split) -> Iterator[Record]:
     """
     for path in locate_shards(split.views[0].shards, config):
         with tf.io.gfile.GFile(path, "rb") as file:
-            for data in read_records(file, path):
-                yield Record.from_bytes(data)
+            for index, data in enumerate(read_records(file, path)):
+                try:
+                    yield Record.from_bytes(data)
+                except DataError as error:
+                    raise DataError(f"{path}: record {index}: {error}") from None
 
 
-def _check_size(path: str, shard: Shard) -> None:
+def _check_size(path: str, shard: Shard, any_size: bool) -> None:
     if not tf.io.gfile.exists(path):
         raise DataError(f"shard {path} is in the manifest but does not exist; prepare the data again")
     size = tf.io.gfile.stat(path).length
-    if size != shard.bytes:
+    if size != shard.bytes and not any_size:
         raise DataError(f"shard {path} has {size} bytes, the manifest says {shard.bytes}; prepare the data again")
 
 
-def _cache_shard(path: str, shard: Shard, cache: Path) -> str:
-    """Copies a shard into the cache under its checksum; several workers may do so at once."""
+def _cache_shard(path: str, shard: Shard, cache: Path, any_size: bool) -> str:
+    """Copies a shard into the cache under the manifest's checksum; several workers may do so at once."""
     target = cache / f"{shard.sha256}.tfrecord"
     if target.is_file() and target.stat().st_size == shard.bytes:
         return str(target)
@@ -84,7 +95,7 @@ def _cache_shard(path: str, shard: Shard, cache: Path) -> str:
         raise DataError(f"shard {path} cannot be copied into data.cache_dir {cache}: {error}") from None
     with partial.open("rb") as copy:
         checksum = hashlib.file_digest(copy, "sha256").hexdigest()
-    if checksum != shard.sha256:
+    if checksum != shard.sha256 and not any_size:
         partial.unlink()
         raise DataError(f"shard {path} does not have the manifest's checksum; prepare the data again")
     partial.rename(target)

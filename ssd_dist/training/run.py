@@ -16,6 +16,7 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config
 from ssd_dist.core.errors import DataError, RestartError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest
+from ssd_dist.data.integrity import CorruptRecord, explain_failure, secure_plan, secure_shards
 from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.storage import join, load_manifest
@@ -33,7 +34,7 @@ from ssd_dist.training.precision import AMPContext
 from ssd_dist.training.preemption import StopRequest
 from ssd_dist.training.progress import TrainingProgress
 from ssd_dist.training.rendezvous import Introduction, meet
-from ssd_dist.training.run_folder import open_run_folder
+from ssd_dist.training.run_folder import SKIPPED_NAME, open_run_folder, write_skipped_records
 from ssd_dist.training.stall import StallWatch
 from ssd_dist.training.state import TrainState, create_state
 from ssd_dist.training.trackers import Tracker, create_trackers, show_evaluations
@@ -56,8 +57,11 @@ def run_training(config: Config, model_dir: str, stop: StopRequest) -> dict[str,
     total_steps = config.train.steps or config.train.epochs * plan.steps_per_epoch
     if role.is_chief:
         open_run_folder(model_dir, config, manifest)
-    with lost_peer_means_restart(role):
-        meet(introduce(role, config, manifest), START_SECONDS)
+    plan, replaced = secure_plan(plan, manifest.splits[TRAIN_SPLIT], config)
+    if role.is_chief:
+        write_skipped_records(model_dir, replaced)
+    with lost_peer_means_restart(role), bad_record_is_named(config, manifest, plan):
+        meet(introduce(role, config, manifest, replaced), START_SECONDS)
         with stop.held_back():
             strategy = create_strategy(config.cluster)
         if role.is_chief:
@@ -67,6 +71,8 @@ def run_training(config: Config, model_dir: str, stop: StopRequest) -> dict[str,
         run = assemble_run(config, model_dir, role, strategy, manifest, plan, total_steps, stop)
         with run.progress:
             run.progress.say(describe_run(config, manifest, strategy, plan, run.state, total_steps))
+            if replaced:
+                run.progress.say(f"{len(replaced)} corrupt records are left out, others stand in: {SKIPPED_NAME}")
             stop.allow_saving(config.preemption.grace_seconds)
             run_loop(run)
             stop.finish()
@@ -289,11 +295,33 @@ def lost_peer_means_restart(role: WorkerRole) -> Iterator[None]:
         ) from None
 
 
-def introduce(role: WorkerRole, config: Config, manifest: Manifest) -> Introduction:
+@contextlib.contextmanager
+def bad_record_is_named(config: Config, manifest: Manifest, plan: EpochPlan) -> Iterator[None]:
+    """Looks for the record that made TensorFlow's reader fail.
+
+    Raises:
+      DataError: with shard and record; RestartError where the next start leaves it out.
+    """
+    try:
+        yield
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
+        found = explain_failure(plan, manifest.splits[TRAIN_SPLIT], config)
+        if found is None:
+            raise
+        if config.data.on_corrupt == "skip":
+            raise RestartError(f"{found}: corrupt since the start; start again to go on without it") from None
+        raise DataError(
+            f"shard {join(config.data.dir, found)}; prepare the data again, or set data.on_corrupt: skip to do without"
+        ) from None
+
+
+def introduce(role: WorkerRole, config: Config, manifest: Manifest, replaced: Sequence[CorruptRecord]) -> Introduction:
     """What the other workers must agree with."""
     facts = {
         **{key: repr(value) for key, value in flatten_config(config).items()},
         "dataset.json": hashlib.sha256(manifest.to_json().encode()).hexdigest()[:12],
+        "number of corrupt records": str(len(replaced)),
+        "list of corrupt records": hashlib.sha256(repr(replaced).encode()).hexdigest()[:12],
         "TensorFlow": tf.__version__,
     }
     return Introduction(role.index, role.addresses, facts, time.time())
@@ -316,6 +344,11 @@ def check_data(config: Config) -> Manifest:
     manifest = load_manifest(config.data)
     path = join(config.data.dir, MANIFEST_NAME)
     manifest.check_fits(config, path)
+    # A figure over fewer images would be another figure: nothing is skipped here.
+    judged = manifest.eval_split(config.eval.split, config.data.dir)
+    if judged is not None:
+        strict = config.data.model_copy(update={"on_corrupt": "fail"})
+        secure_shards(manifest.splits[judged].views[0].shards, config.model.input_size, strict)
     leaks = [leak for leak in manifest.leakage if TRAIN_SPLIT in leak.splits]
     if leaks and not config.data.allow_leakage:
         leak = leaks[0]

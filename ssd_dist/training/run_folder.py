@@ -1,5 +1,6 @@
 """The folder of a run: its config and the manifest it was trained on, so that later commands need nothing else."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,8 +8,10 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config, flatten_config, load_config
 from ssd_dist.core.errors import CheckpointError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
+from ssd_dist.data.integrity import CorruptRecord
 
 CONFIG_NAME = "config.yaml"
+SKIPPED_NAME = "skipped_records.jsonl"
 
 # What may change between a run and its continuation: nothing here decides what is learned from a step.
 _MAY_CHANGE = (
@@ -50,6 +53,22 @@ def read_run_folder(model_dir: str, overrides: Sequence[str] = ()) -> tuple[Conf
     return load_config(folder / CONFIG_NAME, overrides), Manifest.from_json(
         manifest_path.read_text(), str(manifest_path)
     )
+
+
+def write_skipped_records(model_dir: str, records: Sequence[CorruptRecord]) -> None:
+    """Writes which records this start leaves out, and why; without any there is no file.
+
+    Raises:
+      UsageError: if the folder cannot be written.
+    """
+    path = Path(model_dir) / SKIPPED_NAME
+    try:
+        if records:
+            path.write_text("".join(json.dumps(vars(record)) + "\n" for record in records))
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"--model_dir={model_dir} cannot be written: {error}") from None
 
 
 def _check_same_run(folder: Path, config: Config, manifest: Manifest) -> None:
