@@ -10,7 +10,8 @@ not kept apart by every runner (Dask's). Only metadata passes here, never an ima
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import apache_beam as beam
 
@@ -27,11 +28,10 @@ USUAL_SHARDS = 8
 PIECES = 64
 
 
-@dataclass(frozen=True)
-class Member:
-    """An image of a shard with its global index; `orphan` marks boxes whose image no listing names."""
+class Member(NamedTuple):
+    """An image of a shard with its place in the global order; `orphan` marks boxes whose image no listing names."""
 
-    index: int
+    place: int
     image: Image
     orphan: bool
 
@@ -44,16 +44,14 @@ class ShardPlan:
     classes: ClassTable
 
 
-@dataclass(frozen=True)
-class _Listed:
+class _Listed(NamedTuple):
     """An image with all its boxes, or boxes alone."""
 
     image: Image
     orphan: bool = False
 
 
-@dataclass(frozen=True)
-class _Bucket:
+class _Bucket(NamedTuple):
     """Where a run of rows starts in the global order; `problem` is set if its listing is broken."""
 
     start: int
@@ -120,10 +118,10 @@ def assemble_images(group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, 
             yield _orphan(loose)
             continue
         first, *others = found
-        yield _in_bucket(replace(first, boxes=(*first.boxes, *(box for group in loose for box in group.boxes))))
+        yield _in_bucket(first._replace(boxes=(*first.boxes, *(box for group in loose for box in group.boxes))))
         for other in others:
             detail = f"image id {image_id!r} is taken by {first.filename} ({first.source}); give each image its own"
-            yield _in_bucket(replace(other, problem=other.problem or Problem("duplicate_id", detail)))
+            yield _in_bucket(other._replace(problem=other.problem or Problem("duplicate_id", detail)))
 
 
 def start_buckets(group: tuple[int, Iterable[object]], shards: int) -> Iterator[tuple[int, _Bucket]]:
@@ -165,7 +163,7 @@ def number_images(group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, Me
     for value in values:
         if isinstance(value, _Listed):
             index = bucket.start + (0 if value.orphan else value.image.row - first_row)
-            image = value.image if bucket.problem is None else replace(value.image, problem=bucket.problem)
+            image = value.image if bucket.problem is None else value.image._replace(problem=bucket.problem)
             yield index % bucket.shards, Member(index, image, value.orphan)
 
 

@@ -25,7 +25,7 @@ from ssd_dist.core.matching import Matcher, Targets
 from ssd_dist.core.records import Objects, Record
 
 # Images matched together: what is called once for several is called with warm caches.
-BATCH = 16
+BATCH = 8
 # Sixteen hexadecimal digits of a SHA-256: the 64 bits that are compared between splits.
 HASH_DIGITS = 16
 

@@ -50,9 +50,10 @@ def _entries(text: "_Text") -> Iterator[Any]:
         return
     while True:
         yield text.take_value()
-        if text.take_if("]"):
-            return
-        text.expect(",")
+        # The usual sign first: there are millions of entries.
+        if not text.take_if(","):
+            break
+    text.expect("]")
 
 
 class _Text:

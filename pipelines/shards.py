@@ -82,7 +82,7 @@ def split_group(values: Iterable[object]) -> tuple[list[Member], ShardPlan | Non
             members.append(value)
         elif isinstance(value, ShardPlan):
             plan = value
-    return sorted(members, key=lambda member: (member.index, member.orphan, member.image.image_id)), plan
+    return sorted(members, key=lambda member: (member.place, member.orphan, member.image.image_id)), plan
 
 
 def shard_key(members: list[Member], plan: ShardPlan, job: ShardJob) -> str:
@@ -134,11 +134,11 @@ def write_image(
     report.count_read(member)
     if isinstance(prepared, Problem):
         lines = reject_image(member.image, prepared, is_image=not member.orphan)
-        report.rejected.extend(Rejected.of(member.index, line) for line in lines)
+        report.rejected.extend(Rejected.of(member.place, line) for line in lines)
         return
     for writer, record in zip(writers, prepared.records, strict=True):
         writer.write(record)
-    report.rejected.extend(Rejected.of(member.index, line) for line in prepared.checked.rejected)
+    report.rejected.extend(Rejected.of(member.place, line) for line in prepared.checked.rejected)
     report.images.append(ImageReport(name=member.image.filename, digest=prepared.digest))
     report.boxes += len(prepared.checked.objects.labels)
     report.clipped_boxes += prepared.checked.clipped

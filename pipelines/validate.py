@@ -5,6 +5,7 @@ Every box comes out as an object or as a `Rejection` with a reason; none is drop
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,8 +38,7 @@ class CheckedBoxes:
     rejected: tuple[Rejection, ...]
 
 
-@dataclass(frozen=True)
-class _Kept:
+class _Kept(NamedTuple):
     """A box without fault, with its class, its corners clipped to the image and normalised, and its area."""
 
     box: Box

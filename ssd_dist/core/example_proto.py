@@ -20,10 +20,12 @@ Feature: TypeAlias = Sequence[bytes] | npt.NDArray[np.float32] | npt.NDArray[np.
 
 def encode_example(features: Mapping[str, Feature]) -> bytes:
     """Serialises features: float32 and int64 arrays [K], or sequences of bytes; empty arrays keep their type."""
-    entries = b"".join(
-        _field(1, _field(1, name.encode()) + _field(2, _encode_feature(features[name]))) for name in sorted(features)
-    )
-    return _field(1, entries)
+    entries: list[bytes] = []
+    for name in sorted(features):
+        key, feature = _key(name), _encode_feature(features[name])
+        header = _header(2, len(feature))
+        entries += (_header(1, len(key) + len(header) + len(feature)), key, header, feature)
+    return _field(1, b"".join(entries))
 
 
 def decode_example(data: bytes) -> dict[str, Feature]:
@@ -69,7 +71,18 @@ def _decode_feature(data: bytes) -> Feature:
 
 
 def _field(number: int, body: bytes) -> bytes:
-    return bytes([number << 3 | 2]) + _varint(len(body)) + body
+    return _header(number, len(body)) + body
+
+
+# Lengths and the few names come again and again.
+@lru_cache(maxsize=1 << 14)
+def _header(number: int, length: int) -> bytes:
+    return bytes([number << 3 | 2]) + _varint(length)
+
+
+@lru_cache(maxsize=1 << 10)
+def _key(name: str) -> bytes:
+    return _field(1, name.encode())
 
 
 # Anchor numbers come again and again.

@@ -83,24 +83,24 @@ def test_images_are_dealt_round_robin_in_listing_order(sizes, asked, seed):
     for shard, (members, plan) in shards.items():
         assert plan.shards == count
         assert [member.image.image_id for member in members] == order[shard::count]
-        assert [member.index for member in members] == list(range(len(order)))[shard::count]
+        assert [member.place for member in members] == list(range(len(order)))[shard::count]
         assert all(len(member.image.boxes) == (member.image.row % 3 == 0) for member in members)
 
 
 def test_more_rows_than_a_bucket():
     sizes = [2 * BUCKET_ROWS + 5, 3, BUCKET_ROWS]
     shards = deal(data_set(sizes), 4)
-    indices = sorted(member.index for members, _ in shards.values() for member in members)
+    indices = sorted(member.place for members, _ in shards.values() for member in members)
     assert indices == list(range(sum(sizes)))
 
 
 def test_the_transform_does_the_same():
     elements = data_set([7, 30, 1])
-    expected = {shard: [m.index for m in members] for shard, (members, _) in deal(elements, 3).items()}
+    expected = {shard: [m.place for m in members] for shard, (members, _) in deal(elements, 3).items()}
 
     def check(groups):
         found = {shard: split_group(values) for shard, values in groups}
-        found = {shard: [m.index for m in members] for shard, (members, plan) in found.items() if plan}
+        found = {shard: [m.place for m in members] for shard, (members, plan) in found.items() if plan}
         assert found == expected
 
     with beam.Pipeline(runner=make_runner(beam.options.pipeline_options.PipelineOptions())) as pipeline:

@@ -3,7 +3,6 @@
 import gzip
 import json
 import math
-from dataclasses import replace
 
 import pytest
 from raw_sets import make_coco
@@ -45,7 +44,7 @@ def test_compressed_files_are_read(tmp_path):
     packed = tmp_path / "a.json.gz"
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     assert values_of(packed)[:-1] == [
-        v if not isinstance(v, Image) else replace(v, source=str(packed)) for v in values_of(plain)[:-1]
+        v if not isinstance(v, Image) else v._replace(source=str(packed)) for v in values_of(plain)[:-1]
     ]
 
 
