@@ -33,10 +33,11 @@ from ssd_dist.data.storage import load_manifest
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.model.detector import normalize_image
+from ssd_dist.training.assembly import distribute_training
 from ssd_dist.training.checkpoint_writing import CheckpointWriter
 from ssd_dist.training.losses import multibox_losses
 from ssd_dist.training.mining import mine_per_image
-from ssd_dist.training.run import distribute_training, make_reproducible
+from ssd_dist.training.run import make_reproducible
 from ssd_dist.training.state import create_state
 from ssd_dist.training.targets import count_targets
 from ssd_dist.training.trainer import DetectorTrainer

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from ssd_dist.core.errors import NumericsError
+from ssd_dist.core.errors import NumericsError, RestartError
 from ssd_dist.data.decoding import IMAGE_FEATURES
 from ssd_dist.data.order import EpochPlan, read_in_order
+from ssd_dist.training.assembly import Run
 from ssd_dist.training.durable import write_errors
 
 BLOWUPS_NAME = "blowups.jsonl"
@@ -77,3 +78,62 @@ def read_source_ids(plan: EpochPlan, step: int) -> tuple[str, ...]:
         wanted = {"image/source_id": IMAGE_FEATURES["image/source_id"]}
         parsed = [tf.io.parse_single_example(record, wanted)["image/source_id"] for record, _, _ in records]
     return tuple(source_id.numpy().decode(errors="replace") for source_id in parsed)
+
+
+def go_back(run: Run, step: int, reason: str) -> None:
+    """Goes on with the last checkpoint's weights after `step`, whose loss or gradient was not finite.
+
+    Raises:
+      NumericsError: if the config does not want that, or it was done as often as it wants.
+    """
+    state, source_ids = run.state, read_source_ids(run.plan, step)
+    before = int(state.recoveries.numpy())
+    stops = before >= run.config.train.recover_from_blowup
+    # The others read what the chief has written.
+    run.store.wait()
+    run.wait_for_all()
+    if stops:
+        blowup = Blowup(step, reason, source_ids, run.store.latest())
+    else:
+        checkpoint = run.store.restore_latest()
+        start = int(state.step.numpy())
+        if run.worker_sum.any(start != run.worker_sum.from_chief(start, run.log is not None)):
+            raise RestartError(
+                f"step {step}: {reason}, and the workers went back to different checkpoints; start again"
+            )
+        before = int(state.recoveries.numpy())
+        blowup = Blowup(step, reason, source_ids, checkpoint, (start + 1, step))
+    if run.log is not None:
+        write_blowup(run.model_dir, blowup)
+    if stops:
+        run.wait_for_all()
+        raise blowup.error(before)
+    state.recoveries.assign(before + 1)
+    state.step.assign(step)
+    run.trainer.train_dataset = run.read_from()
+    if run.log is not None:
+        run.log.drop_rows_after(start, int(state.evaluated.numpy()))
+    run.progress.say(
+        f"step {step}  {reason}: back to the weights of step {start}, on after step {step} "
+        f"({before + 1} of train.recover_from_blowup: {run.config.train.recover_from_blowup})"
+    )
+    run.store.save(step)
+
+
+class OverflowReport:
+    """Says at reports when float16 overflows and the loss scale can fall no further."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._skipped = int(run.state.loss_scale.skipped_steps.numpy())
+
+    def look(self, step: int) -> None:
+        """Looks at the steps since the last report."""
+        loss_scale = self._run.state.loss_scale
+        skipped, before = int(loss_scale.skipped_steps.numpy()), self._skipped
+        self._skipped = skipped
+        if self._run.overflows_are_usual and skipped > before and loss_scale.at_floor():
+            self._run.progress.say(
+                f"step {step}  warning: {skipped - before} steps overflowed with the loss scale at its floor, "
+                f"{float(loss_scale.scale.numpy()):g}: lower optimizer.lr, or use amp.policy: mixed_bfloat16"
+            )

@@ -20,9 +20,11 @@ from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.storage import locate_shards
 from ssd_dist.model.cost import Cost, count_cost
+from ssd_dist.training.assembly import distribute_training
 from ssd_dist.training.checkpoints import latest_checkpoint
 from ssd_dist.training.cluster import WorkerRole, create_strategy, read_worker_role
-from ssd_dist.training.run import check_data, distribute_training, make_reproducible
+from ssd_dist.training.run import make_reproducible
+from ssd_dist.training.run_checks import check_data
 from ssd_dist.training.state import TrainState, create_state
 
 # Batches drawn after the first to see how fast the input is, within so many seconds.

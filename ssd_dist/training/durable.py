@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -85,5 +86,6 @@ def flush_to_disk(path: str) -> None:
 def first_line(error: Exception) -> str:
     """The beginning of what an error's text has to say, which TensorFlow hides among the places it passed."""
     passed = ("Graph execution error:", "Detected at", "File ")
-    told = [line.strip() for line in str(error).splitlines() if line.strip() and not line.strip().startswith(passed)]
+    text = re.sub(r"\{\{function_node .*?\}\}|\[Op:\w+\]", "", str(error))
+    told = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(passed)]
     return (told or [type(error).__name__])[0][:300]

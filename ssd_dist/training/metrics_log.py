@@ -13,12 +13,12 @@ from ssd_dist.training.trackers import Tracker
 class MetricsLog:
     """Appends rows to RUN/metrics.jsonl and tells the trackers; only the chief has one."""
 
-    def __init__(self, model_dir: str, start_step: int, trackers: Sequence[Tracker] = ()) -> None:
+    def __init__(self, model_dir: str, step: int, evaluated: int, trackers: Sequence[Tracker] = ()) -> None:
         self._path = Path(model_dir) / "metrics.jsonl"
         self._trackers = tuple(trackers)
         with write_errors(str(self._path)):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self.drop_rows_after(start_step)
+            self.drop_rows_after(step, evaluated)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Adds one row of `kind` train or eval; JSON has no NaN, which becomes null.
@@ -34,13 +34,17 @@ class MetricsLog:
             for tracker in self._trackers:
                 tracker.log_scalars(kind, step, numbers)
 
-    def drop_rows_after(self, step: int) -> None:
-        """A run that goes on from a checkpoint repeats the steps after it; their rows would be there twice."""
+    def drop_rows_after(self, step: int, evaluated: int) -> None:
+        """A run that goes on from a checkpoint repeats the steps after it, and evaluations after step `evaluated`.
+
+        Their rows would be there twice.
+        """
         if not self._path.exists():
             return
+        last = {"train": step, "eval": evaluated}
         rows = [row for line in self._path.read_text().splitlines() if (row := _parse(line)) is not None]
         partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last[row["kind"]]))
         partial.rename(self._path)
 
 

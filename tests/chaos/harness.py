@@ -8,7 +8,9 @@ Each run of 100 steps takes up to ten faults, at steps drawn from the seed; ever
 import argparse
 import contextlib
 import json
+import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -145,6 +147,7 @@ def wait_for_moment(run: HurtRun, step: int, moment: str) -> None:
 
 def find_differences(first: Path, second: Path) -> list[str]:
     """What differs between the ends of two runs: tensors, metrics, the best model; bit by bit."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
     found = []
@@ -202,6 +205,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for the runs and their logs, which are else thrown away")
     arguments = parser.parse_args()
+    # Told to stop it cleans up: runs, mounts and namespaces.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     world = can_make_worlds()
     faults = [fault for fault in FAULTS if world or not fault.needs_world]
     if not world:

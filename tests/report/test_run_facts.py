@@ -66,7 +66,7 @@ def test_a_resumed_run_drops_a_row_cut_after_a_brace(tmp_path):
     """An evaluation row holds objects: cut short it may end in a brace and still be no row."""
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"kind": "train", "step": 2}\n{"kind": "eval", "step": 4, "per_class": {"a": {"x": 1}')
-    MetricsLog(str(tmp_path), 4).write("train", 6, {"loss": 1.0})
+    MetricsLog(str(tmp_path), 4, 4).write("train", 6, {"loss": 1.0})
     rows, broken = read_rows(path)
     assert [row["step"] for row in rows] == [2, 6]
     assert broken == 0

@@ -28,7 +28,7 @@ def read_events(folder: Path) -> dict[str, tuple[int, tf.Tensor]]:
 
 
 def test_tensorboard_has_the_scalars_of_the_rows(tmp_path):
-    log = MetricsLog(str(tmp_path), 0, create_trackers(Config(), str(tmp_path)))
+    log = MetricsLog(str(tmp_path), 0, 0, create_trackers(Config(), str(tmp_path)))
     log.write("train", 4, {"loss": 2.5, "skipped_steps": 1})
     log.write("eval", 8, {"coco/AP": 0.25, "coco/AP75": None, "per_class": {"cat": {}}})
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -89,7 +89,7 @@ def services(monkeypatch):
 def test_other_services_are_told_the_same_and_go_on_with_their_run(tmp_path, services):
     config = Config.model_validate({"tracking": {"also": ["wandb", "mlflow"], "project": "toys"}})
     for _ in range(2):
-        log = MetricsLog(str(tmp_path), 0, create_trackers(config, str(tmp_path)))
+        log = MetricsLog(str(tmp_path), 0, 0, create_trackers(config, str(tmp_path)))
     log.write("train", 4, {"loss": 2.5})
     first, second = (options for kind, options in (entry for entry in services if entry[0] == "wandb init"))
     assert first == second, "the same folder is the same run"

@@ -1,0 +1,116 @@
+"""What must hold before and while workers train together, and what it means when it does not."""
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+
+import tensorflow as tf
+
+from ssd_dist.core.config import Config
+from ssd_dist.core.config_files import flatten_config
+from ssd_dist.core.errors import DataError, RestartError, UsageError
+from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest
+from ssd_dist.data.integrity import CorruptRecord, explain_failure, secure_shards
+from ssd_dist.data.order import EpochPlan
+from ssd_dist.data.storage import join, load_manifest
+from ssd_dist.training.agreement import WorkerSum
+from ssd_dist.training.cluster import WorkerRole
+from ssd_dist.training.durable import first_line
+from ssd_dist.training.rendezvous import Introduction
+
+
+def check_data(config: Config) -> Manifest:
+    """The manifest of the data, found fit for this config.
+
+    Raises:
+      DataError: if it is missing, does not fit, or a split leaks into another.
+    """
+    manifest = load_manifest(config.data)
+    path = join(config.data.dir, MANIFEST_NAME)
+    manifest.check_fits(config, path)
+    # A figure over fewer images would be another figure: nothing is skipped here.
+    judged = manifest.eval_split(config.eval.split, config.data.dir)
+    if judged is not None:
+        strict = config.data.model_copy(update={"on_corrupt": "fail"})
+        secure_shards(manifest.splits[judged].views[0].shards, config.model.input_size, strict)
+    leaks = [leak for leak in manifest.leakage if TRAIN_SPLIT in leak.splits]
+    if leaks and not config.data.allow_leakage:
+        leak = leaks[0]
+        raise DataError(
+            f"{path}: {leak.images} images are in both {leak.splits[0]} and {leak.splits[1]} "
+            f"(e.g. {', '.join(leak.examples[:2])}): the evaluation would be worthless; take them out of one, "
+            "or set data.allow_leakage: true"
+        )
+    return manifest
+
+
+def check_same_start(step: int, worker_sum: WorkerSum, role: WorkerRole, model_dir: str) -> None:
+    """Checks that all workers restored the same checkpoint; collective.
+
+    Raises:
+      UsageError: if they did not, because they do not see the same folder.
+    """
+    chief_step = int(worker_sum.from_chief(step, role.is_chief))
+    if worker_sum.any(step != chief_step):
+        mine = f"this one, {role.index}," if step != chief_step else "another"
+        raise UsageError(
+            f"the chief goes on from step {chief_step} and a worker, {mine} from another step: "
+            f"--model_dir={model_dir} must be one folder that all workers share"
+        )
+
+
+def introduce(role: WorkerRole, config: Config, manifest: Manifest, replaced: Sequence[CorruptRecord]) -> Introduction:
+    """What the other workers must agree with."""
+    facts = {
+        **{key: repr(value) for key, value in flatten_config(config).items()},
+        "dataset.json": hashlib.sha256(manifest.to_json().encode()).hexdigest()[:12],
+        "number of corrupt records": str(len(replaced)),
+        "list of corrupt records": hashlib.sha256(repr(replaced).encode()).hexdigest()[:12],
+        "TensorFlow": tf.__version__,
+    }
+    return Introduction(role.index, role.addresses, facts, time.time())
+
+
+@contextlib.contextmanager
+def lost_peer_means_restart(role: WorkerRole) -> Iterator[None]:
+    """Turns the failure of a collective, which says that another worker is gone, into "start me again"."""
+    try:
+        yield
+    except (tf.errors.OpError, RuntimeError) as error:
+        # What a lost peer raises depends on where it was lost; alone, the same errors are bugs.
+        lost = isinstance(
+            error,
+            tf.errors.UnavailableError
+            | tf.errors.AbortedError
+            | tf.errors.CancelledError
+            | tf.errors.InternalError
+            | tf.errors.DeadlineExceededError
+            | tf.errors.FailedPreconditionError,
+        ) or "Timeout waiting for the cluster" in str(error)
+        if role.count == 1 or not lost:
+            raise
+        raise RestartError(
+            f"worker {role.index} of {role.count} lost a peer ({first_line(error)}); start all workers again: "
+            "the run goes on from its last checkpoint"
+        ) from None
+
+
+@contextlib.contextmanager
+def bad_record_is_named(config: Config, manifest: Manifest, plan: EpochPlan) -> Iterator[None]:
+    """Looks for the record that made TensorFlow's reader fail.
+
+    Raises:
+      DataError: with shard and record; RestartError where the next start leaves it out.
+    """
+    try:
+        yield
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
+        found = explain_failure(plan, manifest.splits[TRAIN_SPLIT], config)
+        if found is None:
+            raise
+        if config.data.on_corrupt == "skip":
+            raise RestartError(f"{found}: corrupt since the start; start again to go on without it") from None
+        raise DataError(
+            f"shard {join(config.data.dir, found)}; prepare the data again, or set data.on_corrupt: skip to do without"
+        ) from None
