@@ -2,14 +2,17 @@
 
 import json
 import os
+import threading
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from chaos.world import SmallDisk, can_make_worlds, run_command
 
 from ssd_dist.core.config import CheckpointConfig
 from ssd_dist.core.errors import CheckpointError
+from ssd_dist.training import checkpoint_writing, durable
 from ssd_dist.training.checkpoints import BestModel, CheckpointStore, find_damage, latest_checkpoint
 
 CONFIG = CheckpointConfig(keep=2)
@@ -128,6 +131,133 @@ def test_a_failing_disk_is_told_and_the_last_one_kept(store, value, tmp_path, mo
         save_steps(store, value, 2)
     monkeypatch.undo()
     assert latest_checkpoint(str(tmp_path / "checkpoints")).endswith("ckpt-1")
+
+
+def unavailable(times, wrapped):
+    """`wrapped`, which says that the storage is away for the first few calls."""
+    left = [times]
+
+    def call(*arguments, **options):
+        if left[0]:
+            left[0] -= 1
+            raise tf.errors.UnavailableError(None, None, "503: backend error")
+        return wrapped(*arguments, **options)
+
+    return call
+
+
+def test_storage_that_hesitates_is_asked_again(store, value, tmp_path, monkeypatch, capfd):
+    pauses = []
+    monkeypatch.setattr(durable.time, "sleep", pauses.append)
+    save_steps(store, value, 1)
+    monkeypatch.setattr(tf.train.Checkpoint, "write", unavailable(3, tf.train.Checkpoint.write))
+    save_steps(store, value, 2)
+    assert pauses == sorted(pauses)
+    assert len(set(pauses)) == 3
+    assert capfd.readouterr().err.count("503: backend error; again in") == 3
+    assert latest_checkpoint(str(tmp_path / "checkpoints")).endswith("ckpt-2")
+
+
+def test_storage_that_stays_away_is_told_and_is_no_damage(store, value, tmp_path, monkeypatch):
+    monkeypatch.setattr(durable, "RETRY_PAUSES", (0.0, 0.0))
+    save_steps(store, value, 1, 2)
+    monkeypatch.setattr(tf.train.Checkpoint, "write", unavailable(99, tf.train.Checkpoint.write))
+    with pytest.raises(CheckpointError, match=r"503.*kept"):
+        save_steps(store, value, 3)
+    assert latest_checkpoint(str(tmp_path / "checkpoints")).endswith("ckpt-2")
+    # Where the checkpoints cannot be read for now, the run does not go back to an older one.
+    monkeypatch.setattr(tf.io.gfile, "stat", unavailable(99, tf.io.gfile.stat))
+    with pytest.raises(CheckpointError, match="does not answer"):
+        latest_checkpoint(str(tmp_path / "checkpoints"))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    if not can_make_worlds():
+        pytest.skip("only root makes disks")
+    with SmallDisk(tmp_path / "disk") as disk:
+        yield disk
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_full_and_a_closed_disk_lose_nothing(value, disk, in_background):
+    config = CheckpointConfig(keep=2, async_save=in_background)
+    store = CheckpointStore(tf.train.Checkpoint(value=value), str(disk.folder), config, is_chief=True)
+
+    def save(step):
+        save_steps(store, value, step)
+        store.wait()
+
+    save(1)
+    disk.fill()
+    with pytest.raises(CheckpointError, match=r"No space left.*free space"):
+        save(2)
+    disk.free()
+    run_command("mount", "-o", "remount,ro", str(disk.folder))
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save(3)
+    assert latest_checkpoint(str(disk.folder / "checkpoints")).endswith("ckpt-1")
+    run_command("mount", "-o", "remount,rw", str(disk.folder))
+    save(4)
+    assert latest_checkpoint(str(disk.folder / "checkpoints")).endswith("ckpt-4")
+    assert not (disk.folder / "checkpoints" / "partial").exists()
+
+
+def test_the_last_good_one_is_not_given_up_for_one_that_the_disk_did_not_keep(value, tmp_path, monkeypatch):
+    config = CheckpointConfig(keep=1)
+    store = CheckpointStore(tf.train.Checkpoint(value=value), str(tmp_path), config, is_chief=True)
+    save_steps(store, value, 1)
+    write = checkpoint_writing.write_text
+
+    def write_and_lose(path, text):
+        write(path, text)
+        if path.endswith("ckpt-2.seal"):
+            damage_by_flip(tmp_path / "checkpoints" / "ckpt-2")
+
+    monkeypatch.setattr(checkpoint_writing, "write_text", write_and_lose)
+    with pytest.raises(CheckpointError, match=r"ckpt-2.*the disk fails"):
+        save_steps(store, value, 2)
+    assert latest_checkpoint(str(tmp_path / "checkpoints")).endswith("ckpt-1")
+
+
+def test_a_save_in_the_background_is_of_its_moment_and_the_same_file(store, value, tmp_path, monkeypatch):
+    config = CheckpointConfig(keep=2, async_save=True)
+    later = CheckpointStore(tf.train.Checkpoint(value=value), str(tmp_path / "later"), config, is_chief=True)
+    gate = threading.Event()
+    copy = tf.io.gfile.copy
+
+    def copy_when_told(*arguments, **options):
+        assert gate.wait(30)
+        return copy(*arguments, **options)
+
+    monkeypatch.setattr(tf.io.gfile, "copy", copy_when_told)
+    save_steps(store, value, 1)
+    save_steps(later, value, 1)
+    value.assign(tf.zeros([5000]))  # training goes on while the storage has not taken a byte
+    assert latest_checkpoint(str(tmp_path / "later" / "checkpoints")) is None
+    gate.set()
+    save_steps(later, value, 2, 3)  # each waits for the one before
+    later.wait()
+    save_steps(store, value, 2, 3)
+    for name in ("ckpt-2", "ckpt-3"):
+        for suffix in (".index", ".data-00000-of-00001", ".seal"):
+            files = [folder / "checkpoints" / (name + suffix) for folder in (tmp_path, tmp_path / "later")]
+            assert files[0].read_bytes() == files[1].read_bytes(), name + suffix
+    assert not (tmp_path / "later" / "checkpoints" / "ckpt-1.seal").exists()
+    assert not tf.io.gfile.glob("ram://checkpoints/*/*")
+
+
+def test_a_save_that_failed_in_the_background_is_told_by_the_next(value, tmp_path, monkeypatch):
+    config = CheckpointConfig(async_save=True)
+    store = CheckpointStore(tf.train.Checkpoint(value=value), str(tmp_path), config, is_chief=True)
+
+    def fail(*_, **__):
+        raise tf.errors.PermissionDeniedError(None, None, "Read-only file system")
+
+    monkeypatch.setattr(tf.io.gfile, "copy", fail)
+    save_steps(store, value, 1)
+    with pytest.raises(CheckpointError, match=r"ckpt-1.*Read-only"):
+        save_steps(store, value, 2)
 
 
 def test_a_save_that_is_done_is_not_repeated(store, value, tmp_path):
