@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO := demo
 SHARED := $${SSD_DIST_SHARED:-../shared}
 
-.PHONY: setup demo test test-quick lint bench chaos bccd lock clean
+.PHONY: setup demo test test-quick lint bench chaos soak bccd lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -56,6 +56,10 @@ test-quick: $(READY)
 # Fifty faults against runs of two workers: what is killed, stopped, cut off, filled or damaged ends as if nothing had been.
 chaos: $(READY)
 	$(BIN)/python tests/chaos/harness.py --faults=50
+
+# Half an hour of training: does any process grow?
+soak: $(READY)
+	$(BIN)/python tests/chaos/soak.py --minutes=30
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -126,6 +126,6 @@ class HurtRun:
             if match := re.search(r"steps an epoch; (?:goes on from step (\d+) to )?\d+", line):
                 self.starts.append(int(match[1] or 0))
                 self.trains = False
-            elif match := re.search(rf"\bstep (\d+)/{STEPS} ", line):
+            elif match := re.search(r"\bstep (\d+)/\d+ ", line):
                 self.step, self.trains = int(match[1]), True
         return bool(said)
