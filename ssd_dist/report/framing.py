@@ -12,8 +12,9 @@ from PIL import Image
 from ssd_dist.report.svg import Svg
 
 SIDE = 320
-LETTER = 6.2
 CHIP = 15
+# Widths of letters at 11 pixels; the text is then fitted to their sum, whatever the reader's font.
+NARROW, WIDE = frozenset("fijlrtI.,:;'|!()[] "), frozenset("mwMW@%")
 # Beyond that many names hide the picture; only what is wrong keeps its own, the others have it on hovering.
 MOST_NAMES = 14
 
@@ -66,9 +67,10 @@ def _add_name(
     svg: Svg, frame: Frame, width: float, height: float, taken: list[tuple[float, float, float, float]]
 ) -> None:
     """A chip with the name at the corner of the box that covers least of the other chips."""
-    most = max(int((width - 8) / LETTER), 1)
-    text = frame.name if len(frame.name) <= most else frame.name[: most - 1] + "…"
-    long = len(text) * LETTER + 8
+    text = frame.name
+    while len(text) > 1 and measure_text(text) > width - 8:
+        text = text.removesuffix("…")[:-1] + "…"
+    long = measure_text(text) + 8
     top, left, bottom, right = (frame.box * np.array([height, width, height, width])).tolist()
     places = [(x, y) for y in (top - CHIP, top, bottom, bottom - CHIP) for x in (left, right - long)]
     best, least = (0.0, 0.0), float("inf")
@@ -80,7 +82,15 @@ def _add_name(
             best, least = inside, cost
     taken.append((*best, long, CHIP))
     svg.add("rect", x=best[0], y=best[1], width=long, height=CHIP, rx=3, class_=f"chip {frame.style}")
-    svg.add("text", text, x=best[0] + 4, y=best[1] + 11.3, class_="chip-text")
+    svg.add(
+        "text", text, x=best[0] + 4, y=best[1] + 11.3, textLength=long - 8, lengthAdjust="spacingAndGlyphs",
+        class_="chip-text",
+    )  # fmt: skip
+
+
+def measure_text(text: str) -> float:
+    """About the width of a text of 11 pixels."""
+    return sum(3.6 if letter in NARROW else 9.6 if letter in WIDE else 6.6 for letter in text)
 
 
 def _overlap(first: tuple[float, ...], second: tuple[float, ...]) -> float:

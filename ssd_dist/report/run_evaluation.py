@@ -5,6 +5,7 @@ first training batch, as the model gets it -> pictures
 """
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -26,7 +27,7 @@ from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.errors import HIT, IGNORED, classify_detections
 from ssd_dist.evaluation.metrics import Metrics, evaluate_detections
 from ssd_dist.model.detector import normalize_image
-from ssd_dist.report.anchor_pictures import Picture, draw_anchors
+from ssd_dist.report.anchor_pictures import Picture, draw_anchors, draw_negatives
 from ssd_dist.report.dataset_facts import TargetMaker, read_chosen
 from ssd_dist.report.framing import Frame, draw_frames
 from ssd_dist.training.inference import evaluate_split, load_trained_model, locate_checkpoint
@@ -35,11 +36,11 @@ from ssd_dist.training.mining import mine_per_image
 from ssd_dist.training.targets import count_targets
 
 GALLERY = 4
-ANCHOR_PICTURES = 6
+ANCHOR_PICTURES = 4
 BATCH_PICTURES = 16
 BATCH_SIDE = 200
-# What stands beside a wrong detection, where the kind's own name says too little.
-KIND_WORDS = {"localisation": "place", "both": "class and place", IGNORED: "not counted"}
+# What stands beside a detection that is no hit; nothing for the commonest, where nothing is annotated.
+KIND_WORDS = {"localisation": "place", "both": "class, place", "background": "", IGNORED: "not counted"}
 # One process shows runs of any cluster: a single device will do.
 ONE_DEVICE = ("cluster.strategy=one_device", "cluster.logical_cpus=0")
 
@@ -104,10 +105,10 @@ def evaluate_run(model_dir: str, checkpoint: str, config: Config, split: str, ov
 
 @dataclass(frozen=True)
 class Pair:
-    """One image twice: with its annotations and with what was detected."""
+    """One image twice, side by side."""
 
-    truth: Picture
-    prediction: Picture
+    left: Picture
+    right: Picture
 
 
 def draw_galleries(evaluation: Evaluation) -> list[tuple[str, str, list[Pair]]]:
@@ -147,20 +148,22 @@ def draw_pair(evaluation: Evaluation, image: int, record: Record) -> Pair:
     for row, label, score, kind in zip(found.rows, found.labels, found.scores, kinds, strict=True):
         name = f"{evaluation.classes[label - 1]} {score:.2f}"
         style = {HIT: "right", IGNORED: "crowd"}.get(kind, "wrong")
-        right.append(
-            Frame(detections.boxes[row], style, name if style == "right" else f"{name} {KIND_WORDS.get(kind, kind)}")
-        )
-    wrong = sum(frame.style == "wrong" for frame in right)
+        word = "" if style == "right" else KIND_WORDS.get(kind, kind)
+        right.append(Frame(detections.boxes[row], style, f"{name} {word}".strip(), f"{name}, {kind}"))
+    wrong = Counter(kind for frame, kind in zip(right, kinds, strict=True) if frame.style == "wrong")
+    counted = int(matches.objects.counted[matches.objects.images == image].sum())
+    told = f"{len(hit)} of {counted} found; wrong: "
+    told += ", ".join(f"{count} {kind}" for kind, count in wrong.most_common()) or "none"
     return Pair(
         Picture(draw_frames(pixels, left, f"annotations of {record.filename}", shape), record.filename),
         Picture(
             draw_frames(pixels, right, f"detections on {record.filename}", shape),
-            f"{len(hit)} of {int(matches.objects.counted[matches.objects.images == image].sum())} found, {wrong} wrong",
+            told,
         ),
     )
 
 
-def draw_mined(model_dir: str, checkpoint: str, config: Config, manifest: Manifest) -> list[Picture]:
+def draw_mined(model_dir: str, checkpoint: str, config: Config, manifest: Manifest) -> list[Pair]:
     """Training images with the anchors the loss looks at; mining is that of `mining.scope: image`."""
     model = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))
     maker = TargetMaker.create(config.anchors, config.matching, config.model.input_size)
@@ -189,7 +192,11 @@ def draw_mined(model_dir: str, checkpoint: str, config: Config, manifest: Manife
             lambda values, candidates, quota=quota: mine_per_image(values, candidates, quota),
         )
         mined = np.flatnonzero(losses.negatives[0].numpy())
-        pictures.append(draw_anchors(replace(record, targets=targets), maker, manifest.classes, mined))
+        # Mining's own order: the likelier an object, the harder.
+        background = tf.nn.log_softmax(outputs["logits"][0])[:, 0].numpy()
+        mined = mined[np.argsort(background[mined], kind="stable")]
+        record = replace(record, targets=targets)
+        pictures.append(Pair(draw_anchors(record, maker, manifest.classes), draw_negatives(record, maker, mined)))
     return pictures
 
 

@@ -167,8 +167,8 @@ def _totals(evaluation: Evaluation | None) -> list[tuple[str, list[tuple[str, fl
     values = evaluation.metrics.scalars
     return [
         ("COCO", [("AP", values["coco/AP"]), ("AP50", values["coco/AP50"]), ("AP75", values["coco/AP75"])]),
-        ("by size", [(f"AP {size}", values[f"coco/AP_{size}"]) for size in ("small", "medium", "large")]),
-        ("recall", [(f"AR{count}", values[f"coco/AR{count}"]) for count in (1, 10, 100)]),
+        ("By size", [(f"AP {size}", values[f"coco/AP_{size}"]) for size in ("small", "medium", "large")]),
+        ("Recall", [(f"AR{count}", values[f"coco/AR{count}"]) for count in (1, 10, 100)]),
         ("VOC, IoU 0.50", [("mAP 2007, 11 points", values["voc07/mAP"]), ("mAP, area", values["voc/mAP"])]),
     ]
 
