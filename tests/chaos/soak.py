@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 FLAGS = ("train.steps=100000000", "train.log_every=20", "eval.every_steps=200", "checkpoint.every_steps=100",
-         "checkpoint.async_save=true")  # fmt: skip
+         "checkpoint.async_save=true", "cluster.health_timeout=60")  # fmt: skip
 PAUSE = 5.0
 BYTES_A_STEP = 1024
 NOISE = 0.01
