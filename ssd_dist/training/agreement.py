@@ -42,13 +42,15 @@ class WorkerSum:
 
 
 def share_initial_weights(variables: Sequence[tf.Variable]) -> None:
-    """Gives all workers the chief's values of float32 variables, in one collective; call in strategy scope.
+    """Gives all workers the chief's values of a new model's variables, in one collective; call in strategy scope.
 
     The seeds are the same everywhere, but a worker with another processor may round its random numbers differently.
+    Moving statistics start from constants, and to TensorFlow each look at one is a collective of its own: left alone.
     """
     strategy = tf.distribute.get_strategy()
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return
+    variables = [v for v in variables if v.synchronization != tf.VariableSynchronization.ON_READ]
     own = np.concatenate([variable.numpy().ravel() for variable in variables])
 
     @tf.function(autograph=False)

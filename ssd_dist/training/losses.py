@@ -60,7 +60,8 @@ def multibox_losses(
     partition = tf.gather(log_partition, index, batch_dims=1)
     foreground = cross_entropy(partition, of_label, at_positives, config.label_smoothing)
 
-    distance = smooth_l1(tf.gather(offsets, index, batch_dims=1) - targets.offsets, config.beta)
+    at_positives = tf.gather(offsets, index, batch_dims=1)
+    distance = smooth_l1(at_positives - tf.cast(targets.offsets, offsets.dtype), config.beta)
     return ImageLosses(
         classification=_sum_where(mask, foreground) + _sum_where(negatives, background),
         localization=_sum_where(mask, tf.reduce_sum(distance, axis=-1)),
