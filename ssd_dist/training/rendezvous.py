@@ -7,7 +7,7 @@ chief -> worker, when all are there: an empty answer, or what is wrong.
 import json
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ssd_dist.core.errors import RestartError, UsageError
@@ -27,23 +27,35 @@ class Introduction:
       addresses: host:port of all workers, as it sees them.
       facts: what must be the same on all workers, by name, e.g. the config's hash.
       time: its clock, in seconds.
+      report: what it has to tell the chief; need not be the same.
     """
 
     index: int
     addresses: tuple[str, ...]
     facts: Mapping[str, str]
     time: float
+    report: str = ""
 
 
-def meet(me: Introduction, timeout: float) -> None:
-    """Returns when all workers have met and agree.
+# Given all introductions in order: what is wrong, or nothing.
+Verdict = Callable[[Sequence[Introduction]], str | None]
+
+
+def meet(me: Introduction, timeout: float, judge: Verdict = lambda _: None) -> None:
+    """Returns when all workers have met and agree; the chief asks `judge` as well, when all are there.
 
     Raises:
-      UsageError: if they do not agree, or an address is not to be had.
+      UsageError: if they do not agree, on all workers, or an address is not to be had.
       RestartError: if one does not come in time.
     """
-    if len(me.addresses) > 1:
-        (_receive_all if me.index == 0 else _introduce)(me, time.monotonic() + timeout)
+    deadline = time.monotonic() + timeout
+    if len(me.addresses) == 1:
+        if problem := judge([me]):
+            raise UsageError(problem)
+    elif me.index == 0:
+        _receive_all(me, deadline, judge)
+    else:
+        _introduce(me, deadline)
 
 
 def find_disagreement(chief: Introduction, other: Introduction) -> str | None:
@@ -64,9 +76,10 @@ def find_disagreement(chief: Introduction, other: Introduction) -> str | None:
     return None
 
 
-def _receive_all(me: Introduction, deadline: float) -> None:
+def _receive_all(me: Introduction, deadline: float, judge: Verdict) -> None:
     host, port = _split(me.addresses[0])
     waiting: dict[int, socket.socket] = {}
+    present = {0: me}
     problem = None
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -94,8 +107,11 @@ def _receive_all(me: Introduction, deadline: float) -> None:
                     connection.close()
                 else:
                     waiting[other.index] = connection
+                    present[other.index] = other
+            if problem is None:
+                problem = judge([present[index] for index in sorted(present)])
             for connection in waiting.values():
-                connection.sendall((problem or "").encode() + b"\n")
+                connection.sendall(" ".join((problem or "").split()).encode() + b"\n")
         finally:
             for connection in waiting.values():
                 connection.close()
@@ -131,7 +147,9 @@ def _read_introduction(connection: socket.socket) -> Introduction | None:
     connection.settimeout(_ANSWER_SECONDS)
     try:
         tree = json.loads(connection.makefile("rb").readline(_LONGEST_MESSAGE))
-        return Introduction(int(tree["index"]), tuple(tree["addresses"]), dict(tree["facts"]), float(tree["time"]))
+        return Introduction(
+            int(tree["index"]), tuple(tree["addresses"]), dict(tree["facts"]), float(tree["time"]), str(tree["report"])
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
