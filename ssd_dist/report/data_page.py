@@ -3,6 +3,7 @@
 dataset.json and records -> facts (dataset_facts) -> charts, tables, pictures -> one HTML file
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,8 @@ from ssd_dist.report.dataset_facts import SplitFacts, TargetMaker, examine_split
 from ssd_dist.report.page import SHOWN_CLASSES, render_page, write_page
 from ssd_dist.report.svg import format_number
 
-SAMPLES, HARD_SAMPLES = 8, 4
+# Whole rows of three.
+SAMPLES, HARD_SAMPLES = 9, 6
 # Dots in the chart of shapes: more would be a blot.
 MOST_DOTS = 1500
 MOST_CLASSES = 100
@@ -160,7 +162,7 @@ def _size_charts(facts: SplitFacts) -> list[tuple[str, Markup, str]]:
     objects = facts.objects
     sides = objects.sides
     scale = np.sqrt(sides.prod(axis=1))
-    per_image = np.bincount(np.minimum(facts.objects_per_image, 10), minlength=11)
+    step, names, per_image = count_in_steps(facts.objects_per_image)
     ratios = np.log2(np.maximum(sides[:, 0], 1e-6) / np.maximum(sides[:, 1], 1e-6))
     ratio_counts = np.histogram(np.clip(ratios, -3.49, 3.49), np.arange(-3.5, 4, 1))[0]
     sizes = np.array([(objects.pixels < SMALL).sum(), 0, (objects.pixels >= MEDIUM).sum()])
@@ -171,11 +173,12 @@ def _size_charts(facts: SplitFacts) -> list[tuple[str, Markup, str]]:
             "Objects in an image",
             columns(
                 "images by number of objects",
-                [*map(str, range(10)), "10+"],
+                names,
                 per_image,
                 Axes("objects", "images", width=SMALL_CHART),
             ),
-            f"{empty:,} images without an object, {facts.objects_per_image.max(initial=0)} objects at most.",
+            f"{empty:,} images without an object, {facts.objects_per_image.max(initial=0)} objects at most"
+            + (f"; each column is {step} wide." if step > 1 else "."),
         ),
         (
             "Size",
@@ -208,6 +211,22 @@ def _size_charts(facts: SplitFacts) -> list[tuple[str, Markup, str]]:
             "Metrics by size (AP_small, ...) are of these.",
         ),
     ]
+
+
+def count_in_steps(numbers: np.ndarray) -> tuple[int, list[str], np.ndarray]:
+    """Counts of numbers [N] in eleven columns, the last of them open, whose round width leaves few for the last.
+
+    Returns the width, what each column begins with, and the counts.
+    """
+    usual = np.percentile(numbers, 95) if len(numbers) else 0
+    step = next(
+        width
+        for power in itertools.count()
+        for width in (10**power, 2 * 10**power, 5 * 10**power)
+        if usual < 10 * width
+    )
+    counts = np.bincount(np.minimum(numbers // step, 10), minlength=11)
+    return step, [*(str(column * step) for column in range(10)), f"{10 * step}+"], counts
 
 
 def _anchor_charts(facts: SplitFacts, maker: TargetMaker) -> list[tuple[str, Markup, str]]:

@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import synthetic
 from browser import check_page
@@ -15,7 +17,7 @@ from browser import check_page
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config
 from ssd_dist.core.manifest import Leakage, Manifest
-from ssd_dist.report.data_page import build_data_page
+from ssd_dist.report.data_page import build_data_page, count_in_steps
 from ssd_dist.report.run_page import build_run_page
 
 SMALL = {
@@ -168,3 +170,24 @@ def test_a_manifest_without_splits_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "data" / "dataset.json").write_text(empty.to_json())
     build_data_page(str(tmp_path / "data"), str(tmp_path / "page.html"), most=10)
     assert "none yet" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "step"),
+    [
+        ([], 1),
+        ([0, 0, 3, 9], 1),
+        # A crowd among many small images does not widen the columns.
+        ([*[4] * 99, 500], 1),
+        ([13] * 50, 2),
+        ([45, 46], 5),
+        ([1000] * 3, 200),
+    ],
+)
+def test_columns_are_as_wide_as_the_usual_numbers_need(numbers, step):
+    found, names, counts = count_in_steps(np.array(numbers, np.int64))
+    assert found == step
+    assert names == [*(str(step * column) for column in range(10)), f"{10 * step}+"]
+    bounds = [*(step * column for column in range(11)), float("inf")]
+    expected = [sum(low <= n < high for n in numbers) for low, high in pairwise(bounds)]
+    assert counts.tolist() == expected
