@@ -5,24 +5,29 @@ from absl import flags
 from ssd_dist.core.commands import config_from_flags, define_config_flags, required_flag, run_command
 
 
-def main(_: list[str]) -> None:
+def main(_: list[str]) -> int:
     """Runs the experiment of the flags."""
     config = config_from_flags()
     if flags.FLAGS["dry_run"].value:
         from ssd_dist.training.dry_run import describe_dry_run, print_dry_run
 
         print_dry_run(describe_dry_run(config, flags.FLAGS["model_dir"].value))
-        return
+        return 0
     model_dir = required_flag("model_dir")
     # TensorFlow takes seconds to load: only once the flags are right, and with an ear for signals.
     from ssd_dist.training.preemption import StopRequest
 
+    if flags.FLAGS["preflight"].value:
+        from ssd_dist.training.preflight import run_preflight
+
+        return run_preflight(config, model_dir)
     stop = StopRequest()
     from ssd_dist.training.run import run_training
 
     best = run_training(config, model_dir, stop)
     if best is not None:
         print(f"best {best['metric']} {best['value']:.4f} at step {best['step']}: {model_dir}/best")
+    return 0
 
 
 def run_main() -> None:
@@ -30,6 +35,7 @@ def run_main() -> None:
     define_config_flags()
     flags.DEFINE_string("model_dir", None, "Folder of the run: checkpoints, metrics, best model.")
     flags.DEFINE_bool("dry_run", False, "Print model, FLOPs, memory, data and cluster, and train nothing.")
+    flags.DEFINE_bool("preflight", False, "Check cluster, data, folder and memory on every worker, and train nothing.")
     run_command(main)
 
 

@@ -93,7 +93,8 @@ def _describe_model(config: Config, manifest: Manifest, costs: dict[str, Cost]) 
     ]  # fmt: skip
 
 
-def _describe_memory(config: Config, state: TrainState, costs: dict[str, Cost], replicas: int) -> Section:
+def estimate_memory(config: Config, state: TrainState, costs: dict[str, Cost], replicas: int) -> list[tuple[str, int]]:
+    """What a replica holds during a step, in bytes, by what it is."""
     images = config.train.global_batch_size // replicas // config.train.accumulate_steps
     # Under a 16-bit policy layers put out 16 bits; the weights stay in 32.
     width = 2 if config.amp.enabled else 4
@@ -102,11 +103,15 @@ def _describe_memory(config: Config, state: TrainState, costs: dict[str, Cost], 
     moments = _bytes_of([slot for slots in state.optimizer.slots.values() for slot in slots])
     gradients = _bytes_of(state.model.trainable_variables)
     activations = width * images * sum(costs.values(), Cost()).activations
-    pairs = [
+    return [
         ("weights", weights), ("their average", averages), (config.optimizer.name, moments),
         # Once as the layers give them, once packed for the all-reduce.
         ("gradients", 2 * gradients), (f"activations of {images} images", activations),
     ]  # fmt: skip
+
+
+def _describe_memory(config: Config, state: TrainState, costs: dict[str, Cost], replicas: int) -> Section:
+    pairs = estimate_memory(config, state, costs, replicas)
     return [
         *((name, f"{size / MEBI:8,.0f} MiB") for name, size in pairs),
         ("about", f"{sum(size for _, size in pairs) / MEBI:8,.0f} MiB, and the framework's own"),
