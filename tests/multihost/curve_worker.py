@@ -1,8 +1,9 @@
-"""One worker of a layout: trains each variant for some steps and, on the chief, writes its losses and weights.
+"""One worker of a layout: trains each variant for some steps and writes its losses and weights.
 
 python curve_worker.py JOB.json        with TF_CONFIG where there are several workers
 """
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -18,10 +19,14 @@ from ssd_dist.data.pipeline import plan_training
 from ssd_dist.data.storage import load_manifest
 from ssd_dist.model.batch_norm import SyncBatchNormalization
 from ssd_dist.training import state as state_module
+from ssd_dist.training.assembly import distribute_training
 from ssd_dist.training.cluster import create_strategy, read_worker_role
-from ssd_dist.training.run import distribute_training, make_reproducible
+from ssd_dist.training.precision import AMPContext
+from ssd_dist.training.run import make_reproducible
 from ssd_dist.training.state import create_state
 from ssd_dist.training.trainer import DetectorTrainer
+
+REPORTED = ("loss", "loss/cls", "loss/loc", "positives", "negatives", "loss_scale")
 
 
 def build_tiny_detector(config: Config, class_count: int) -> tf_keras.Model:
@@ -46,36 +51,92 @@ def build_tiny_detector(config: Config, class_count: int) -> tf_keras.Model:
     )
 
 
-def train_variant(config: Config, strategy: tf.distribute.Strategy, steps: int) -> dict[str, np.ndarray]:
-    """Losses and positives of each step, and the final weights, averages and scale as one vector each."""
+def train_variant(
+    config: Config, strategy: tf.distribute.Strategy, steps: int, overflow_at: int | None = None
+) -> dict[str, np.ndarray]:
+    """What each step reported, the final state as vectors, and `copies`, all of it on each replica of this worker.
+
+    In step `overflow_at` an infinity comes into the gradient of the last replica of all.
+    """
+    state, trainer = create_trainer(config, strategy, steps)
+    if overflow_at is not None:
+        apply = state.optimizer.apply
+
+        def apply_overflow(gradients: list[tf.Tensor], others: tuple[tf.Tensor, ...] = ()) -> list[tf.Tensor]:
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            here = (replica == strategy.num_replicas_in_sync - 1) & (state.step == overflow_at - 1)
+            added = tf.where(here, float("inf"), 0.0)
+            return apply([gradients[0] + tf.cast(added, gradients[0].dtype), *gradients[1:]], others)
+
+        state.optimizer.apply = apply_overflow
+    rows = [trainer.train(tf.constant(1)) for _ in range(steps)]
+    averages = list(state.ema.averages.values())
+    counts = [state.loss_scale.scale, state.optimizer.applied_steps, state.step]
+    return {
+        **{key: np.array([row[key] for row in rows]) for key in REPORTED},
+        "weights": flatten(state.model.trainable_variables),
+        "statistics": flatten(state.model.non_trainable_variables),
+        "ema": flatten(averages),
+        "applied": np.array(int(state.optimizer.applied_steps.numpy())),
+        "copies": flatten_copies(strategy, [*state.model.variables, *averages, *counts]),
+    }
+
+
+def sum_gradients(config: Config, strategy: tf.distribute.Strategy) -> dict[str, np.ndarray]:
+    """The gradient of the first batch in float64, summed over replicas; nothing is updated."""
+    tf_keras.mixed_precision.set_global_policy("float64")
+    state, trainer = create_trainer(config, strategy, 1)
+    with strategy.scope():
+        found = [
+            tf.Variable(tf.zeros(variable.shape, tf.float64), trainable=False,
+                        synchronization=tf.VariableSynchronization.ON_READ,
+                        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+            for variable in state.optimizer.variables_to_train
+        ]  # fmt: skip
+
+    def record(gradients: list[tf.Tensor], others: tuple[tf.Tensor, ...] = ()) -> list[tf.Tensor]:
+        assert all(gradient.dtype == tf.float64 for gradient in gradients)
+        sums = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        for variable, total in zip(found, sums, strict=True):
+            variable.assign(total)
+        return list(others)
+
+    state.optimizer.apply = record
+    row = trainer.train(tf.constant(1))
+    return {"gradient": flatten(found), "positives": np.array(row["positives"])}
+
+
+def create_trainer(
+    config: Config, strategy: tf.distribute.Strategy, steps: int
+) -> tuple[state_module.TrainState, DetectorTrainer]:
+    """State and trainer as a run has them, each worker with random weights of its own: the chief's must win."""
     role = read_worker_role()
     manifest = load_manifest(config.data)
     plan = plan_training(config, manifest.split("train", config.data.dir), role.index, role.count)
-    tf_keras.utils.set_random_seed(config.train.seed)
+    tf_keras.utils.set_random_seed(config.train.seed + role.index)
     with strategy.scope():
         state = create_state(config, len(manifest.classes), steps)
         trainer = DetectorTrainer(config, strategy, state, distribute_training(config, strategy, plan, state), steps)
-    rows = []
-    for _ in range(steps):
-        rows.append(trainer.train(tf.constant(1)))
+    return state, trainer
 
-    def flatten(variables: list[tf.Variable]) -> np.ndarray:
-        return np.concatenate([variable.numpy().ravel() for variable in variables])
 
-    return {
-        **{
-            key: np.array([row[key] for row in rows])
-            for key in ("loss", "loss/cls", "loss/loc", "positives", "negatives")
-        },
-        "weights": flatten(state.model.trainable_variables),
-        "statistics": flatten(state.model.non_trainable_variables),
-        "ema": flatten(list(state.ema.averages.values())),
-        "applied": np.array(int(state.optimizer.applied_steps.numpy())),
-    }
+def flatten(variables: list[tf.Variable]) -> np.ndarray:
+    """All values as one vector."""
+    return np.concatenate([variable.numpy().ravel() for variable in variables])
+
+
+def flatten_copies(strategy: tf.distribute.Strategy, variables: list[tf.Variable]) -> np.ndarray:
+    """float64 [local replicas, values]: the copies of the variables that each of this worker's replicas has."""
+    columns = [
+        [np.asarray(copy, np.float64).ravel() for copy in strategy.experimental_local_results(variable)]
+        for variable in variables
+    ]
+    return np.stack([np.concatenate(copies) for copies in zip(*columns, strict=True)])
 
 
 def main() -> None:
     """Runs the variants of a job file."""
+    gc.set_threshold(50_000, 20, 50)
     job = json.loads(Path(sys.argv[1]).read_text())
     configs = {
         name: load_config(job["base"], [*job["overrides"], *variant["overrides"]])
@@ -89,9 +150,14 @@ def main() -> None:
     real = state_module.build_detector
     for name, variant in job["variants"].items():
         state_module.build_detector = build_tiny_detector if variant["tiny"] else real
-        results = train_variant(configs[name], strategy, variant["steps"])
-        if read_worker_role().is_chief:
-            np.savez(Path(job["output"]) / f"{name}.npz", **results)
+        AMPContext(configs[name].amp).install()
+        if variant.get("gradient"):
+            results = sum_gradients(configs[name], strategy)
+        else:
+            results = train_variant(configs[name], strategy, variant["steps"], variant.get("overflow_at"))
+        np.savez(Path(job["output"]) / f"{name}-{read_worker_role().index}.npz", **results)
+    # The interpreter's end would look through all graphs once more.
+    gc.freeze()
 
 
 if __name__ == "__main__":
