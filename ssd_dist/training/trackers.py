@@ -24,7 +24,8 @@ from ssd_dist.core.errors import UsageError
 from ssd_dist.core.manifest import Manifest
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.gallery import draw_gallery
-from ssd_dist.evaluation.voc import ClassCurve, class_curves
+from ssd_dist.evaluation.matches import Matches, match_detections
+from ssd_dist.evaluation.voc import ClassCurve
 
 PR_THRESHOLDS = 101
 MLFLOW_RUN_NAME = "mlflow_run_id"
@@ -59,12 +60,14 @@ class TensorBoardTracker:
                 tf.summary.scalar(f"{kind}/{name}", value)
         self._writer.flush()
 
-    def log_evaluation(self, step: int, curves: Mapping[str, ClassCurve], sheet: Image.Image) -> None:
-        """Precision and recall of each class, and pictures of detections beside the truth."""
+    def log_evaluation(self, step: int, matches: Matches, sheet: Image.Image) -> None:
+        """Precision and recall of each class, scores of hits and misses, pictures of detections beside the truth."""
         with self._writer.as_default(step):
-            for name, curve in curves.items():
+            for name, curve in zip(matches.classes, matches.curves(), strict=True):
                 data = pr_curve.create_summary_metadata(name, "", PR_THRESHOLDS)
                 tf.summary.write(f"pr/{name}", tabulate_curve(curve), metadata=data)
+            for name, verdict in (("hits", 1), ("misses", -1)):
+                tf.summary.histogram(f"scores/{name}", matches.found.scores[matches.found.verdicts == verdict])
             small = sheet.convert("RGB")
             # The event file keeps one of every evaluation.
             small.thumbnail((640, 2000))
@@ -143,11 +146,11 @@ def show_evaluations(
     classes = manifest.classes
 
     def show(step: int, detections: Sequence[Detections]) -> None:
-        curves = dict(zip(classes, class_curves(truths, detections, len(classes)), strict=True))
+        matches = match_detections(truths, detections, classes)
         sheet = draw_gallery(config, manifest.splits[split_name], detections, classes, f"step {step}", split_name)
         for tracker in trackers:
             if isinstance(tracker, TensorBoardTracker):
-                tracker.log_evaluation(step, curves, sheet)
+                tracker.log_evaluation(step, matches, sheet)
 
     return show
 

@@ -13,6 +13,9 @@ from PIL import Image
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config
 from ssd_dist.core.errors import UsageError
+from ssd_dist.core.records import Objects
+from ssd_dist.evaluation.detections import Detections, GroundTruth
+from ssd_dist.evaluation.matches import match_detections
 from ssd_dist.evaluation.voc import trace_curve
 from ssd_dist.training.metrics_log import MetricsLog
 from ssd_dist.training.trackers import TensorBoardTracker, create_trackers, tabulate_curve
@@ -42,12 +45,25 @@ def test_tensorboard_has_the_scalars_of_the_rows(tmp_path):
     }
 
 
-def test_tensorboard_has_curves_and_pictures(tmp_path):
-    curve = trace_curve(np.array([0.9, 0.4]), np.array([1, -1], np.int8), 2)
-    TensorBoardTracker(str(tmp_path)).log_evaluation(6, {"cat": curve}, Image.new("RGB", (40, 20)))
+def test_tensorboard_has_curves_histograms_and_pictures(tmp_path):
+    box, elsewhere = [0.0, 0.0, 0.5, 0.5], [0.6, 0.6, 0.9, 0.9]
+    none = np.zeros(2, bool)
+    labels, areas = np.array([1, 1]), np.ones(2, np.float32)
+    objects = Objects(np.float32([box, elsewhere]), labels, ("cat", "cat"), none, none, areas)
+    found = Detections("a", np.float32([box, [0.0, 0.5, 0.5, 1.0]]), labels, np.float32([0.9, 0.4]))
+    matches = match_detections([GroundTruth("a", 100, 100, objects)], [found], ("cat",))
+    TensorBoardTracker(str(tmp_path)).log_evaluation(6, matches, Image.new("RGB", (40, 20)))
     events = read_events(tmp_path)
-    assert set(events) == {"pr/cat", "detections"}
+    assert set(events) == {"pr/cat", "scores/hits", "scores/misses", "detections"}
+    # One hit at 0.9, one miss at 0.4, two objects.
+    curve = trace_curve(np.float32([0.9, 0.4]), np.array([1, -1], np.int8), 2)
     assert events["pr/cat"][1] == pytest.approx(tabulate_curve(curve))
+    # Buckets of a histogram: low, high, count.
+    for name, score in (("scores/hits", 0.9), ("scores/misses", 0.4)):
+        ((low, high, count),) = [row for row in np.asarray(events[name][1]) if row[2]]
+        assert count == 1, name
+        # Scores are float32.
+        assert low - 1e-6 <= score <= high + 1e-6, name
 
 
 def test_a_curve_as_tensorboard_wants_it():
