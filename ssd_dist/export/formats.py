@@ -7,6 +7,7 @@ onnx          uint8 [N, S, S, 3], opset 17: ONNX Runtime and TensorRT
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -129,7 +130,10 @@ def _open_saved_model(path: Path) -> Runner:
 
 
 def _open_tflite(path: Path) -> Runner:
-    runner = tf.lite.Interpreter(str(path), num_threads=os.cpu_count()).get_signature_runner()
+    with warnings.catch_warnings():
+        # TensorFlow announces the interpreter's move to a package of its own; ours is the one it ships.
+        warnings.simplefilter("ignore", UserWarning)
+        runner = tf.lite.Interpreter(str(path), num_threads=os.cpu_count()).get_signature_runner()
     return lambda images: runner(images=images)
 
 
