@@ -92,7 +92,7 @@ run_scheduled() {
 
 # Each worker leads a process group of its own (setsid), so that its children go with it.
 pids=()
-stopping=''
+stopping='' lifeline='' alive=''
 
 start_local() {
   local -a addresses=()
@@ -109,12 +109,19 @@ start_local() {
   done
 }
 
+# What the remote workers' connections read from: nothing comes, and it ends when this script does, however it does.
+open_lifeline() {
+  lifeline=$(mktemp -u) && mkfifo -m 600 "$lifeline" || exit 2
+  exec {alive}<>"$lifeline"
+}
+
 start_hosts() {
   local -a names addresses=()
   local index name command
   IFS=, read -r -a names <<<"$hosts"
   for name in "${names[@]}"; do addresses+=("${name#*@}:$port"); done
   for ((index = 0; index < ${#names[@]}; index++)); do
+    name=${names[index]}
     printf -v command '%q ' env "TF_CONFIG=$(tf_config "$index" "${addresses[@]}")" \
       "$python" -m ssd_dist.cli.train "${train[@]}"
     # The remote worker ends with its connection: when stdin closes, it is told to stop.
@@ -123,7 +130,7 @@ start_hosts() {
       "$root" "$command"
     # shellcheck disable=SC2029  # the command is meant to be put together here
     setsid ssh -o BatchMode=yes -o ServerAliveInterval=5 -o ServerAliveCountMax=3 "$name" "exec 3<&0; $command" \
-      < <(exec sleep infinity) > >(sed -u "s/^/[$name] /") 2>&1 &
+      < "$lifeline" > >(exec sed -u "s/^/[$name] /" {alive}>&-) 2>&1 {alive}>&- &
     pids+=($!)
   done
 }
@@ -158,7 +165,7 @@ on_signal() {
   signal_gang TERM
 }
 trap on_signal TERM INT
-trap 'signal_gang KILL' EXIT
+trap 'signal_gang KILL; rm -f "$lifeline"' EXIT
 
 # Waits until all workers ended well, or one did not; then takes the others down. Prints nothing, returns the code.
 # It looks at each by its id: `wait -n` forgets a worker that ended before it was called.
@@ -191,6 +198,7 @@ watch_gang() {
 if [[ -z $local_workers && -z $hosts ]]; then run_scheduled; fi
 
 cd "$root" || exit 2
+[[ -z $hosts ]] || open_lifeline
 for ((attempt = 0; ; attempt++)); do
   pids=()
   if [[ -n $local_workers ]]; then start_local; else start_hosts; fi

@@ -1,0 +1,162 @@
+"""`launch/train_multinode.sh --hosts` over real sshd: two hosts, network namespaces joined by a cable, train as one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from synthetic import write_dataset
+
+from ssd_dist.core.config_files import load_config
+
+LAUNCHER = Path(__file__).parents[2] / "launch" / "train_multinode.sh"
+STEPS = 6
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+# Batch norm by its moving statistics, and small steps: from random weights and with batch statistics the last bits of a
+# sum, which two hosts add up in another order, grow tenfold a step.
+FLAGS = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "backbone.freeze_batch_norm=true",
+         "train.sync_batch_norm=true", "train.global_batch_size=8", f"train.steps={STEPS}", "train.log_every=1",
+         "optimizer.name=sgd", "optimizer.lr=1e-4", "schedule.min_lr=0", "eval.every_epochs=0"]  # fmt: skip
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(580),
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces take root"),
+    pytest.mark.skipif(
+        any(shutil.which(tool) is None for tool in ("ip", "sshd", "ssh", "ssh-keygen")),
+        reason="needs sshd and ip (apt-get install openssh-server iproute2)",
+    ),
+]
+
+
+def run(*command: str | Path) -> str:
+    return subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """Two namespaces with an address and an sshd each; taken down, with all that runs in them, at the end."""
+    names = (f"ssd-a-{os.getpid()}", f"ssd-b-{os.getpid()}")
+    # sshd insists on this folder.
+    privileges = Path("/run/sshd")
+    made = not privileges.exists()
+    privileges.mkdir(mode=0o755, exist_ok=True)
+    for key in ("host", "user"):
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / key)
+    settings = (
+        f"HostKey {tmp_path}/host\nAuthorizedKeysFile {tmp_path}/user.pub\nPidFile none\nStrictModes no\nUsePAM no\n"
+    )
+    (tmp_path / "sshd_config").write_text(settings + "PermitRootLogin prohibit-password\n")
+    daemons = []
+    try:
+        for name in names:
+            try:
+                run("ip", "netns", "add", name)
+            except subprocess.CalledProcessError as error:
+                pytest.skip(f"no network namespaces here: {error.stderr.strip()}")
+        cable = [f"veth{side}{os.getpid() % 100_000}" for side in "ab"]
+        run(
+            "ip",
+            "link",
+            "add",
+            cable[0],
+            "netns",
+            names[0],
+            "type",
+            "veth",
+            "peer",
+            "name",
+            cable[1],
+            "netns",
+            names[1],
+        )
+        for name, end, address in zip(names, cable, ADDRESSES, strict=True):
+            run("ip", "-n", name, "address", "add", f"{address}/24", "dev", end)
+            for device in (end, "lo"):
+                run("ip", "-n", name, "link", "set", device, "up")
+            command = ["ip", "netns", "exec", name, shutil.which("sshd"), "-D", "-e", "-f", tmp_path / "sshd_config"]
+            with (tmp_path / f"{name}.log").open("wb") as log:
+                daemons.append(subprocess.Popen(list(map(str, command)), stdout=log, stderr=log))
+        yield names
+    finally:
+        for name in names:
+            with suppress(subprocess.CalledProcessError):
+                for pid in run("ip", "netns", "pids", name).split():
+                    with suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+                run("ip", "netns", "delete", name)
+        for daemon in daemons:
+            daemon.wait(timeout=30)
+        if made:
+            privileges.rmdir()
+
+
+@pytest.fixture
+def launch(tmp_path: Path):
+    """Runs the launcher, in a namespace if one is named, and returns what it printed."""
+    (tmp_path / "small.yaml").write_text("{}")
+    write_dataset(tmp_path / "data", load_config(tmp_path / "small.yaml", FLAGS), {"train": 32}, shards=4)
+    # The real ssh, with the keys of these hosts instead of the user's.
+    shim = tmp_path / "bin" / "ssh"
+    shim.parent.mkdir()
+    options = f"-i {tmp_path}/user -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+    shim.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F none {options} "$@"\n')
+    shim.chmod(0o755)
+
+    def start(where: str, model_dir: Path, namespace: str | None = None) -> str:
+        sets = [f"--set={item}" for item in (*FLAGS, f"data.dir={tmp_path / 'data'}")]
+        command = [LAUNCHER, where, f"--python={sys.executable}", "--max_restarts=0", "--",
+                   f"--config={tmp_path / 'small.yaml'}", f"--model_dir={model_dir}", *sets]  # fmt: skip
+        inside = ["ip", "netns", "exec", namespace] if namespace else []
+        environment = os.environ | {"PATH": f"{shim.parent}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            list(map(str, [*inside, *command])), env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    return start
+
+
+def read_weights(model_dir: Path) -> dict[str, np.ndarray]:
+    reader = tf.train.load_checkpoint(str(model_dir / "checkpoints" / f"ckpt-{STEPS}"))
+    return {
+        name: reader.get_tensor(name)
+        for name, shape in reader.get_variable_to_shape_map().items()
+        if shape and name.startswith(("model", "ema", "optimizer"))
+    }
+
+
+def read_losses(model_dir: Path) -> list[float]:
+    rows = map(json.loads, (model_dir / "metrics.jsonl").read_text().splitlines())
+    return [row["loss"] for row in rows if row["kind"] == "train"]
+
+
+def test_two_hosts_train_as_one(hosts: tuple[str, str], launch, tmp_path: Path) -> None:
+    launch("--local=1", tmp_path / "one")
+    said = launch(f"--hosts={','.join(ADDRESSES)}", tmp_path / "two", namespace=hosts[0])
+    for address in ADDRESSES:
+        assert f"[{address}] " in said
+    assert "2 replicas" in said
+    losses = read_losses(tmp_path / "one")
+    assert len(losses) == STEPS
+    # Float32 sums in another order.
+    np.testing.assert_allclose(read_losses(tmp_path / "two"), losses, rtol=1e-5)
+    one, two = read_weights(tmp_path / "one"), read_weights(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert len(one) > 100
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+    # Nothing is left on the hosts but their sshd.
+    for name in hosts:
+        pids = run("ip", "netns", "pids", name).split()
+        assert all("sshd" in Path(f"/proc/{pid}/cmdline").read_text() for pid in pids)
