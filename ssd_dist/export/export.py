@@ -97,7 +97,7 @@ def export_run(
         "milliseconds_an_image_here": latency,
     }
     (folder / CARD_NAME).write_text(json.dumps(card, indent=1) + "\n")
-    if quantize == "none" and parity.missing:
+    if quantize == "none" and not parity.holds:
         raise CheckpointError(
             f"{path} misses {parity.missing} of the checkpoint's {parity.detections} detections: do not ship it; "
             f"see {folder / CARD_NAME}"
