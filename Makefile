@@ -73,6 +73,10 @@ bench: $(READY)
 bench-prepare: $(READY)
 	$(BIN)/python -m benchmarks.prepare
 
+# Bytes and time of a step's collectives for 1, 2 and 4 workers here; docs/clusters.md reads them.
+bench-collectives: $(READY)
+	$(BIN)/python -m benchmarks.collectives
+
 # Pins every version anew; needs uv.
 lock:
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --extra pipelines --extra train --extra export --extra dev \
