@@ -154,7 +154,8 @@ def test_two_hosts_train_as_one(hosts: tuple[str, str], launch, tmp_path: Path) 
     one, two = read_weights(tmp_path / "one"), read_weights(tmp_path / "two")
     assert one.keys() == two.keys()
     assert any("slots" in name for name in one)
-    for part, tolerance in (("model", 1e-6), ("ema", 1e-6), ("optimizer/slots", 1e-2)):
+    for part, tolerance in (("model", 1e-3), ("ema", 1e-3), ("optimizer/slots", 1e-2)):
+        # The weights, with the moving statistics: what is promised of any layout.
         # Gradients go back through fifty ill-conditioned batch norms (single groups were found 3e-3 apart); a worker
         # whose share is lost or counted twice makes a difference of tens of per cent.
         names = sorted(name for name in one if name.startswith(part))
