@@ -14,6 +14,7 @@ from tf_keras import layers
 from ssd_dist.core.config import BackboneConfig, ModelConfig
 from ssd_dist.core.errors import CheckpointError
 from ssd_dist.model.batch_norm import ReplicaBatchNormalization, SyncBatchNormalization
+from ssd_dist.model.convolutions import choose_convolution
 
 TAPS = ("block_6_expand_relu", "block_13_expand_relu", "out_relu")
 
@@ -30,7 +31,8 @@ def build_backbone(config: BackboneConfig, model: ModelConfig, sync_batch_norm: 
     def clone_layer(layer: layers.Layer) -> layers.Layer:
         # Keras's MobileNetV2 fixes momentum 0.999, with which a short run is judged on ImageNet's statistics.
         if not isinstance(layer, layers.BatchNormalization):
-            return layer.__class__.from_config(layer.get_config())
+            options = layer.get_config()
+            return choose_convolution(type(layer), options).from_config(options)
         kind = SyncBatchNormalization if sync_batch_norm else ReplicaBatchNormalization
         norm = kind.from_config({**layer.get_config(), "momentum": model.batch_norm_momentum})
         norm.trainable = not config.freeze_batch_norm

@@ -16,6 +16,7 @@ from ssd_dist.core.anchors import anchors_per_cell, feature_sizes, last_level_is
 from ssd_dist.core.config import Config, ModelConfig
 from ssd_dist.model.backbone import build_backbone
 from ssd_dist.model.batch_norm import ReplicaBatchNormalization, SyncBatchNormalization
+from ssd_dist.model.convolutions import choose_convolution
 
 EXTRA_CHANNELS = (512, 256, 256)
 
@@ -79,28 +80,32 @@ class _Builder:
         if self._config.head == "ssdlite":
             feature = self._convolve_depthwise(feature, f"{name}_depthwise")
             kernel = 1
-        x = layers.Conv2D(
-            shapes * depth,
-            kernel,
-            padding="same",
+        x = _make(
+            layers.Conv2D,
+            filters=shapes * depth,
+            kernel_size=kernel,
             kernel_initializer=tf_keras.initializers.TruncatedNormal(stddev=0.03),
             name=name,
         )(feature)
         return layers.Reshape((-1, depth), dtype="float32", name=f"{name}_reshape")(x)
 
     def _convolve(self, x: tf.Tensor, channels: int, kernel: int, name: str, **options) -> tf.Tensor:
-        x = layers.Conv2D(
-            channels, kernel, use_bias=False, kernel_initializer="he_normal", name=name, **{"padding": "same"} | options
-        )(x)
+        kind = {"filters": channels, "kernel_size": kernel, "kernel_initializer": "he_normal"}
+        x = _make(layers.Conv2D, use_bias=False, name=name, **kind | options)(x)
         return self._normalize(x, name)
 
     def _convolve_depthwise(self, x: tf.Tensor, name: str, kernel: int = 3, **options) -> tf.Tensor:
-        x = layers.DepthwiseConv2D(
-            kernel, use_bias=False, depthwise_initializer="he_normal", name=name, **{"padding": "same"} | options
-        )(x)
+        kind = {"kernel_size": kernel, "depthwise_initializer": "he_normal"}
+        x = _make(layers.DepthwiseConv2D, use_bias=False, name=name, **kind | options)(x)
         return self._normalize(x, name)
 
     def _normalize(self, x: tf.Tensor, name: str) -> tf.Tensor:
         kind = SyncBatchNormalization if self._sync_batch_norm else ReplicaBatchNormalization
         x = kind(momentum=self._config.batch_norm_momentum, epsilon=1e-3, name=f"{name}_bn")(x)
         return layers.ReLU(6.0, name=f"{name}_relu")(x)
+
+
+def _make(kind: type[layers.Layer], **options) -> layers.Layer:
+    """A convolution, padded if not said otherwise, of the class that is cheapest here."""
+    options = {"padding": "same"} | options
+    return choose_convolution(kind, options)(**options)

@@ -1,0 +1,57 @@
+"""The input pipeline beside a bare decode loop of the same JPEGs, and precomputed targets beside online ones."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import tensorflow as tf
+
+from benchmarks.rows import Row, run_benchmark, take_turns
+from benchmarks.shards import BATCH, generated_shards
+from ssd_dist.core.config import Config
+from ssd_dist.core.tfrecord import read_records
+from ssd_dist.data.pipeline import plan_training, training_batches
+from ssd_dist.data.storage import load_manifest
+
+
+def measure_input(config: Config) -> list[Row]:
+    """The input pipeline beside a bare decode loop of the same JPEGs, and online targets beside precomputed ones."""
+    manifest = load_manifest(config.data)
+    plan = plan_training(config, manifest.split("train", config.data.dir))
+    images = []
+    for file in plan.files[0]:
+        with Path(file).open("rb") as stream:
+            for record in read_records(stream, file):
+                images.append(tf.train.Example.FromString(record).features.feature["image/encoded"].bytes_list.value[0])
+    count = len(images) // BATCH * BATCH
+    bare = tf.data.Dataset.from_tensor_slices(images[:count]).repeat()
+    bare = iter(bare.map(tf.io.decode_jpeg, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH).prefetch(4))
+    online_config = config.model_copy(update={"data": config.data.model_copy(update={"targets": "online"})})
+    ours = iter(training_batches(config, plan, BATCH, 0))
+    online = iter(training_batches(online_config, plan, BATCH, 0))
+
+    def drain(iterator: object) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(count // BATCH):
+                next(iterator)
+
+        return run
+
+    fast, limit = take_turns(drain(ours), drain(bare), 6)
+    precomputed, matched = take_turns(drain(ours), drain(online), 3)
+    return [
+        Row("input pipeline", "img/s", count / fast, count / limit, "bare decode loop, as many threads"),
+        Row("precomputed targets", "img/s", count / precomputed, count / matched, "data.targets: online"),
+    ]
+
+
+def measure() -> list[Row]:
+    with generated_shards() as (_, config):
+        return measure_input(config)
+
+
+if __name__ == "__main__":
+    run_benchmark(measure, __doc__)

@@ -1,0 +1,76 @@
+"""A figure beside its reference, both from one run: how all benchmarks measure, print and keep what they found.
+
+Each benchmark is a module with a `main` that prints its rows as a table and, with `--json=FILE`, writes them.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measurement: ours and the reference, in `unit`; `beside` says what the reference is."""
+
+    what: str
+    unit: str
+    ours: float
+    reference: float
+    beside: str
+    peak_gib: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        return self.ours / self.reference
+
+
+def take_turns(ours: Callable[[], object], reference: Callable[[], object], rounds: int) -> tuple[float, float]:
+    """Median seconds of each; one round of both to warm up."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for round_number in range(rounds + 1):
+        for function, found in zip((ours, reference), times, strict=True):
+            started = time.perf_counter()
+            function()
+            if round_number:
+                found.append(time.perf_counter() - started)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    """The table."""
+    table = Table("work", "ours", "reference", "unit", "ours / reference", "reference is", "peak GiB")
+    for row in rows:
+        peak = "" if row.peak_gib is None else f"{row.peak_gib:.2f}"
+        ratio = f"{row.ratio:.3f}"
+        table.add_row(row.what, f"{row.ours:.3g}", f"{row.reference:.3g}", row.unit, ratio, row.beside, peak)
+    Console(width=140).print(table)
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """The same as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(row) | {"ratio": row.ratio} for row in rows], indent=1) + "\n")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """What `write_rows` wrote."""
+    rows = json.loads(path.read_text())
+    return [Row(**{key: value for key, value in row.items() if key != "ratio"}) for row in rows]
+
+
+def run_benchmark(measure: Callable[[], list[Row]], description: str) -> None:
+    """The `main` of a benchmark."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    arguments = parser.parse_args()
+    rows = measure()
+    print_rows(rows)
+    if arguments.json:
+        write_rows(rows, arguments.json)

@@ -1,0 +1,32 @@
+"""The data of the benchmarks: shards of generated images, made by the commands that a user has."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ssd_dist.core.config import Config
+from ssd_dist.core.config_files import load_config
+
+BATCH = 16
+SETTINGS = ["backbone.weights=none", f"train.global_batch_size={BATCH}", "train.steps=100000"]
+
+
+@contextmanager
+def generated_shards(images: int = 256) -> Iterator[tuple[Path, Config]]:
+    """A folder with `bench.yaml` and `data/`, and the config that fits them; gone afterwards."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "bench.yaml").write_text("{}")
+        _run("pipelines.sample", f"--output={folder / 'raw'}", f"--train={images}", "--val=16")
+        _run(
+            "pipelines.prepare", "--input_format=coco", f"--input={folder / 'raw'}", "--split=train",
+            f"--output={folder / 'data'}", f"--config={folder / 'bench.yaml'}",
+        )  # fmt: skip
+        yield folder, load_config(folder / "bench.yaml", [*SETTINGS, f"data.dir={folder / 'data'}"])
+
+
+def _run(module: str, *flags: str) -> None:
+    subprocess.run([sys.executable, "-m", module, *flags], check=True, stdout=subprocess.DEVNULL)

@@ -1,0 +1,104 @@
+"""The training step beside bare forward and backward, and what its parts cost.
+
+Width 1.0, 300 x 300, 16 images, float32, on one replica of all cores.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from pathlib import Path
+
+import tensorflow as tf
+
+from benchmarks.rows import Row, run_benchmark, take_turns
+from benchmarks.shards import BATCH, generated_shards
+from ssd_dist.core.anchors import generate_anchors
+from ssd_dist.core.config import Config
+from ssd_dist.data.batch import TrainBatch
+from ssd_dist.data.pipeline import plan_training, training_batches
+from ssd_dist.data.storage import load_manifest
+from ssd_dist.model.detector import normalize_image
+from ssd_dist.training.assembly import distribute_training
+from ssd_dist.training.checkpoint_writing import CheckpointWriter
+from ssd_dist.training.losses import multibox_losses
+from ssd_dist.training.mining import mine_per_image
+from ssd_dist.training.run import make_reproducible
+from ssd_dist.training.state import create_state
+from ssd_dist.training.targets import count_targets
+from ssd_dist.training.trainer import DetectorTrainer
+
+
+def measure_step(config: Config, folder: Path) -> list[Row]:
+    """The whole step from TFRecords beside forward and backward alone, and the parts that it adds."""
+    strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+    manifest = load_manifest(config.data)
+    plan = plan_training(config, manifest.split("train", config.data.dir))
+    with strategy.scope():
+        state = create_state(config, len(manifest.classes), 100000)
+        trainer = DetectorTrainer(config, strategy, state, distribute_training(config, strategy, plan, state), 100000)
+    batch = next(iter(training_batches(config, plan, BATCH, 0)))
+    model = state.model
+    pixels = normalize_image(batch.images)
+
+    @tf.function(autograph=False)
+    def bare() -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            outputs = model(pixels, training=True)
+            loss = tf.reduce_sum(outputs["logits"]) + tf.reduce_sum(outputs["offsets"])
+        return tf.add_n([tf.reduce_sum(g) for g in tape.gradient(loss, model.trainable_variables)])
+
+    ours, reference = take_turns(lambda: trainer.train(tf.constant(4)), lambda: [bare() for _ in range(4)], 6)
+    rows = [Row("training step", "img/s", 4 * BATCH / ours, 4 * BATCH / reference, "bare forward + backward")]
+    step = ours / 4
+    loss = measure_loss(config, batch, model(pixels, training=False))
+    rows.append(Row("loss, mining, densifying", "ms a step", 1e3 * loss, 1e3 * step, "the step"))
+    if state.ema is not None:
+        update = tf.function(lambda: state.ema.update(tf.constant(1, tf.int64)), autograph=False)
+        ema, _ = take_turns(update, lambda: None, 20)
+        rows.append(Row("EMA", "ms a step", 1e3 * ema, 1e3 * step, "the step"))
+    checkpoint = state.checkpoint()
+    saved = folder / "checkpoint"
+    writer = CheckpointWriter(checkpoint, str(saved))
+    writer.write("ckpt-1")
+    data = os.urandom(sum(file.stat().st_size for file in saved.iterdir()))
+    size = len(data)
+    save, plain = take_turns(lambda: writer.write("ckpt-1"), lambda: write_through(folder / "plain", data), 5)
+    rows.append(Row("checkpoint save", "MB/s", size / save / 1e6, size / plain / 1e6, "the bytes written and flushed"))
+    return rows
+
+
+def write_through(path: Path, data: bytes) -> None:
+    """Writes the file and waits until it is on the disk, as a checkpoint is."""
+    with path.open("wb") as file:
+        file.write(data)
+        os.fsync(file.fileno())
+
+
+def measure_loss(config: Config, batch: TrainBatch, outputs: dict[str, tf.Tensor]) -> float:
+    """Seconds of targets, mining, loss and their gradient on constant outputs."""
+    anchors = len(generate_anchors(config.anchors, config.model.input_size))
+
+    @tf.function(autograph=False)
+    def run() -> list[tf.Tensor]:
+        counts = count_targets(batch.targets, anchors, config.mining)
+        with tf.GradientTape() as tape:
+            tape.watch([outputs["logits"], outputs["offsets"]])
+            losses = multibox_losses(
+                outputs["logits"], outputs["offsets"], batch.targets, config.loss,
+                lambda values, candidates: mine_per_image(values, candidates, counts.quota),
+            )  # fmt: skip
+            loss = tf.reduce_sum(losses.classification) + tf.reduce_sum(losses.localization)
+        return tape.gradient(loss, [outputs["logits"], outputs["offsets"]])
+
+    return take_turns(run, lambda: None, 15)[0]
+
+
+def measure() -> list[Row]:
+    with generated_shards() as (folder, config):
+        make_reproducible(config)
+        return measure_step(config, folder)
+
+
+if __name__ == "__main__":
+    run_benchmark(measure, __doc__)

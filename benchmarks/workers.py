@@ -1,0 +1,81 @@
+"""Two workers pinned to one core each beside two processes that do not communicate, pinned the same way.
+
+What is left of the ratio is the price of the all-reduce and of waiting for each other. Width 1.0, 300 x 300, eight
+images a worker.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+from benchmarks.rows import Row, run_benchmark
+from benchmarks.shards import generated_shards
+
+ROOT = Path(__file__).parents[1]
+IMAGES = 8
+STEPS = 12
+ROUNDS = 2
+# The first reports hold tracing and warm-up.
+SKIPPED = 2
+
+
+def measure() -> list[Row]:
+    with generated_shards() as (folder, _):
+        together, apart = [], []
+        for number in range(ROUNDS):
+            together += _measure_rates(folder, f"together{number}", communicate=True)
+            apart += _measure_rates(folder, f"apart{number}", communicate=False)
+    ours, reference = median(together) / 2, median(apart)
+    return [Row("two workers, one core each", "img/s a worker", ours, reference, "two that do not communicate")]
+
+
+def _measure_rates(folder: Path, name: str, communicate: bool) -> list[float]:
+    """Images per second of two pinned processes, of both together if they communicate: a figure a report."""
+    ports = _free_ports(2)
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    workers = []
+    for index in range(2):
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+        if communicate:
+            environment["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+        run = folder / (name if communicate else f"{name}_{index}")
+        batch = 2 * IMAGES if communicate else IMAGES
+        flags = [
+            f"--config={folder / 'bench.yaml'}", f"--model_dir={run}", f"--set=data.dir={folder / 'data'}",
+            f"--set=train.global_batch_size={batch}", f"--set=train.steps={STEPS}", "--set=train.log_every=2",
+            "--set=backbone.weights=none", "--set=eval.every_epochs=0", "--set=checkpoint.every_steps=0",
+        ]  # fmt: skip
+        workers.append(
+            subprocess.Popen(
+                ["taskset", "--cpu-list", str(index), sys.executable, "-m", "ssd_dist.cli.train", *flags],
+                cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )
+        )  # fmt: skip
+    codes = [worker.wait(timeout=400) for worker in workers]
+    if any(codes):
+        raise RuntimeError(f"a worker of {name} failed")
+    runs = [folder / name] if communicate else [folder / f"{name}_{index}" for index in range(2)]
+    return [rate for run in runs for rate in _read_rates(run)[SKIPPED:]]
+
+
+def _read_rates(run: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["images_per_second"] for row in rows if row["kind"] == "train"]
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+if __name__ == "__main__":
+    run_benchmark(measure, __doc__)
