@@ -154,7 +154,7 @@ def test_two_hosts_train_as_one(hosts: tuple[str, str], launch, tmp_path: Path) 
     one, two = read_weights(tmp_path / "one"), read_weights(tmp_path / "two")
     assert one.keys() == two.keys()
     for part in ("model", "ema"):
-        # What is promised of any layout. It says little of the gradients, as the weights hardly move; the momentum is not
+        # What is promised of any layout. It says little of the gradients, as the weights hardly move; momentum is not
         # compared: on this net it was found 1.8 % apart between one worker and two, on one host (--local=2) as on two.
         names = sorted(name for name in one if name.startswith(part))
         first, second = (np.concatenate([weights[name].ravel() for name in names]) for weights in (one, two))
