@@ -68,7 +68,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks
 
 bench-prepare: $(READY)
 	$(BIN)/python -m benchmarks.prepare
