@@ -62,6 +62,11 @@ class CheckpointStore:
             self._writer.write(f"ckpt-{step}", self._retire_older)
             self._saved_step = step
 
+    def outdate(self, step: int) -> None:
+        """Says that the state after `step` steps has changed since it was saved: an interrupted evaluation was made."""
+        if self._saved_step == step:
+            self._saved_step = None
+
     def latest(self) -> str | None:
         """The path of the newest sound checkpoint."""
         return latest_checkpoint(self._directory)

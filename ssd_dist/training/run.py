@@ -103,6 +103,7 @@ def run_loop(run: Run) -> None:
                 with contextlib.suppress(Interrupted):
                     run.judge.judge(controller, step, run.log, run.progress)
                     state.evaluated.assign(step)
+                    run.store.outdate(step)
             if boundaries.checkpoint_due(step):
                 run.store.save(step)
             if run.stop_requested():

@@ -6,14 +6,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import synthetic
 from synthetic import write_dataset
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import load_config
+from ssd_dist.core.records import Record
 
 QUIET = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
 SMALL = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.global_batch_size=8"]
@@ -129,6 +132,68 @@ def test_a_run_stopped_by_a_signal_ends_bit_equal(data: Path, whole: Path, tmp_p
     assert 4 <= stopped_at < 12
     train(data, run, *LONG)
     assert_same_end(whole, run)
+
+
+@pytest.fixture
+def with_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Writes a data set in which record train13 has been changed before it was written."""
+
+    def write(change) -> Path:
+        draw = synthetic.draw_record
+
+        def draw_changed(seed, name, config, objects=None):
+            record = draw(seed, name, config, 2 if name == "train13" else objects)
+            return change(record) if name == "train13" else record
+
+        monkeypatch.setattr(synthetic, "draw_record", draw_changed)
+        folder = tmp_path / "changed" / "out"
+        folder.parent.mkdir()
+        write_dataset(folder, load_small_config(folder.parent), {"train": 32, "val": 10}, shards=4)
+        return folder
+
+    return write
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_a_number_stops_the_run_or_is_left_out_for_good(with_record, tmp_path: Path) -> None:
+    def poison(record: Record) -> Record:
+        return replace(record, targets=replace(record.targets, offsets=np.full_like(record.targets.offsets, np.nan)))
+
+    data = with_record(poison)
+    flags = ["train.log_every=3", "train.steps_per_loop=3", "eval.every_steps=6", "train.epochs=3",
+             "checkpoint.every_steps=2"]  # fmt: skip
+    run = tmp_path / "run"
+    # The record is in one batch of each of the three epochs of four steps.
+    said = train(data, run, *flags, "train.recover_from_blowup=1", expect=2)
+    rows = [json.loads(line) for line in (run / "blowups.jsonl").read_text().splitlines()]
+    assert [(row["step"] - 1) // 4 for row in rows] == [0, 1]
+    assert all("train13" in row["source_ids"] and len(row["source_ids"]) == 8 for row in rows)
+    first, second = rows
+    assert first["skipped"] == [(first["step"] - 1) // 2 * 2 + 1, first["step"]]
+    assert second["skipped"] is None
+    error = next(line for line in said.splitlines() if line.startswith("error: "))
+    assert f"step {second['step']}" in error
+    assert second["checkpoint"] in error
+    assert "train.recover_from_blowup: 2" in error
+    # What it left out before it stopped is remembered: it ends as a run that was never stopped.
+    said = train(data, run, *flags, "train.recover_from_blowup=3")
+    assert "(3 of train.recover_from_blowup: 3)" in said
+    train(data, tmp_path / "whole", *flags, "train.recover_from_blowup=3")
+    assert_same_end(tmp_path / "whole", run)
+    values = [np.asarray(value) for value in read_weights(run).values()]
+    assert all(np.isfinite(value).all() for value in values if value.dtype.kind == "f")
+
+
+@pytest.mark.slow
+def test_a_record_that_cannot_be_decoded_is_named_or_done_without(with_record, tmp_path: Path) -> None:
+    data = with_record(lambda record: replace(record, encoded=b"no JPEG"))
+    # Record 13 of four shards: the fourth of the second. The manifest knows no better: it is found while training.
+    said = train(data, tmp_path / "run", "train.epochs=1", expect=3)
+    assert "train/view00-00001-of-00004.tfrecord, record 3" in said
+    said = train(data, tmp_path / "run", "train.epochs=1", "data.on_corrupt=skip")
+    assert "1 corrupt" in said
+    (row,) = [json.loads(line) for line in (tmp_path / "run" / "skipped_records.jsonl").read_text().splitlines()]
+    assert (row["shard"], row["record"]) == ("train/view00-00001-of-00004.tfrecord", 3)
 
 
 @pytest.mark.slow
