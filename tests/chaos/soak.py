@@ -80,7 +80,10 @@ def sample_run(run: HurtRun, minutes: float) -> dict[str, list[Sample]]:
     end = time.monotonic() + 60 * minutes
     while time.monotonic() < end:
         for name, process in processes.items():
-            samples[name].append(Sample(run.step, process.memory_info().rss, process.num_fds()))
+            try:
+                samples[name].append(Sample(run.step, process.memory_info().rss, process.num_fds()))
+            except psutil.NoSuchProcess:
+                sys.exit(f"{name} ended after step {run.step}: nothing can be said of its growth; run it again alone")
         again = time.monotonic() + PAUSE
         run.wait_until(lambda again=again: time.monotonic() > again)
     return samples

@@ -61,8 +61,13 @@ def train_layouts(root: Path, name: str, variants: dict[str, dict], layouts=LAYO
     return found
 
 
-def assert_one_curve(results: Results, variant: str, losses: float, weights: float, of: str = "") -> None:
-    """All layouts saw the same targets, and differ from `of` in 1x1 by no more than the relative tolerances."""
+def assert_one_curve(
+    results: Results, variant: str, losses: float, weights: float, of: str = "", statistics: float | None = None
+) -> None:
+    """All layouts saw the same targets, and differ from `of` in 1x1 by no more than the relative tolerances.
+
+    `statistics` is that of the moving statistics; None for that of the weights.
+    """
     base = results[1, 1][of or variant][0]
     assert np.isfinite(base["loss"]).all()
     for layout, found in results.items():
@@ -71,9 +76,9 @@ def assert_one_curve(results: Results, variant: str, losses: float, weights: flo
             np.testing.assert_array_equal(chief[counted], base[counted], err_msg=note)
         # A loss of 0, where nothing is counted, is 0 everywhere.
         np.testing.assert_allclose(chief["loss"], base["loss"], rtol=losses, err_msg=note)
-        for vector in ("weights", "ema", "statistics"):
+        for vector, most in (("weights", weights), ("ema", weights), ("statistics", statistics or weights)):
             distance = np.linalg.norm(chief[vector] - base[vector]) / np.linalg.norm(base[vector])
-            assert distance <= weights, (variant, layout, vector, distance)
+            assert distance <= most, (variant, layout, vector, distance)
         assert_equal_copies(found[variant], note)
 
 
@@ -143,4 +148,6 @@ def test_the_detector_sees_the_same_in_every_layout(root: Path) -> None:
     still = ["optimizer.lr=1e-9", "schedule.min_lr=0", f"data.dir={root / 'full'}"]
     variants = {"still": {"tiny": False, "steps": 4, "overrides": still}}
     results = train_layouts(root, "detector", variants, ((1, 1), (2, 2)))
-    assert_one_curve(results, "still", losses=1e-5, weights=1e-6)
+    # Last bits grow through seventy batch norms, the deepest over 2 x 2 cells: moving variances were found 1.3e-5 apart
+    # (1.2e-5 on two replicas of one process) where the losses are 3e-6 apart.
+    assert_one_curve(results, "still", losses=1e-5, weights=1e-6, statistics=1e-4)
