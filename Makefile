@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO := demo
 SHARED := $${SSD_DIST_SHARED:-../shared}
 
-.PHONY: setup demo test test-quick lint bench chaos soak bccd lock clean
+.PHONY: setup demo test test-quick lint bench bench-prepare bench-collectives chaos soak bccd lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)

@@ -246,10 +246,14 @@ class ClusterConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Where metrics go besides metrics.jsonl and TensorBoard; what `also` names must be installed."""
+    """Where metrics go besides metrics.jsonl and TensorBoard; what `also` names must be installed.
+
+    `profiler_port` above 0 lets TensorBoard's "capture profile" look into the chief while it trains.
+    """
 
     also: tuple[Literal["wandb", "mlflow"], ...] = ()
     project: Annotated[str, Field(min_length=1)] = "ssd_dist"
+    profiler_port: Annotated[int, Field(ge=0, le=65535)] = 0
 
     @field_validator("also", mode="before")
     @classmethod

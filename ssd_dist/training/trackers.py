@@ -126,7 +126,7 @@ class MlflowTracker:
 
 
 def create_trackers(config: Config, model_dir: str) -> list[Tracker]:
-    """TensorBoard first, then what `tracking.also` names; the config is told to each.
+    """TensorBoard first, then what `tracking.also` names; the config is told to each. Opens the profiler's port.
 
     Raises:
       UsageError: naming a package that is not installed.
@@ -136,6 +136,8 @@ def create_trackers(config: Config, model_dir: str) -> list[Tracker]:
     trackers += [others[name](model_dir, config.tracking.project) for name in config.tracking.also]
     for tracker in trackers:
         tracker.log_config(config)
+    if config.tracking.profiler_port:
+        tf.profiler.experimental.server.start(config.tracking.profiler_port)
     return trackers
 
 

@@ -1,7 +1,9 @@
 """Trackers: TensorBoard has what metrics.jsonl has, the others are asked only if named, one that is missing is told."""
 
 import json
+import socket
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -125,3 +127,25 @@ def test_a_service_that_is_not_installed_is_named(tmp_path, monkeypatch):
     config = Config.model_validate({"tracking": {"also": ["wandb"]}})
     with pytest.raises(UsageError, match=r"tracking\.also: wandb is not installed"):
         create_trackers(config, str(tmp_path))
+
+
+def test_a_profile_is_taken_on_demand_while_the_process_works(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    create_trackers(Config.model_validate({"tracking": {"profiler_port": port}}), str(tmp_path))
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            tf.linalg.matmul(tf.ones([64, 64]), tf.ones([64, 64]))
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        tf.profiler.experimental.client.trace(f"grpc://localhost:{port}", str(tmp_path / "profiles"), 300)
+    finally:
+        done.set()
+        worker.join(timeout=10)
+    (profile,) = (tmp_path / "profiles").rglob("*.xplane.pb")
+    assert b"MatMul" in profile.read_bytes()
