@@ -13,7 +13,7 @@ from rich.console import Console
 
 from benchmarks.rows import print_rows, read_rows, write_rows
 
-# Quick ones first. `benchmarks.prepare` has options and a table of its own: `make bench-prepare`.
+# `benchmarks.prepare` and `benchmarks.collectives` have tables of their own: make bench-prepare, bench-collectives.
 BENCHMARKS = ("input", "step", "metrics", "workers", "start")
 RESULTS = Path(__file__).parent / "results"
 
