@@ -6,12 +6,12 @@ images a worker.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from statistics import median
 
+from benchmarks.collectives import free_ports
 from benchmarks.rows import Row, run_benchmark
 from benchmarks.shards import generated_shards
 
@@ -35,7 +35,7 @@ def measure() -> list[Row]:
 
 def _measure_rates(folder: Path, name: str, communicate: bool) -> list[float]:
     """Images per second of two pinned processes, of both together if they communicate: a figure a report."""
-    ports = _free_ports(2)
+    ports = free_ports(2)
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
     workers = []
     for index in range(2):
@@ -65,16 +65,6 @@ def _measure_rates(folder: Path, name: str, communicate: bool) -> list[float]:
 def _read_rates(run: Path) -> list[float]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row["images_per_second"] for row in rows if row["kind"] == "train"]
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Convolutions whose gradients are computed the cheapest way a CPU has; the same sums, in another order.
 
-Two kernels of a CPU are slower than they need be (2 cores, oneDNN): the filter gradient of 1x1 convolutions, which is one
-matrix product, up to 2.5 times; and the input gradient of depthwise convolutions, which is a depthwise convolution with
-the filter turned by 180 degrees, by a fifth (docs/performance.md). GPUs have good kernels of their own.
+Two kernels of a CPU are slower than they need be (2 cores, oneDNN; docs/performance.md). The filter gradient of a 1x1
+convolution is one matrix product: up to 2.5 times as fast. The input gradient of a depthwise convolution is a depthwise
+convolution with the filter turned by 180 degrees: a fifth faster. GPUs have good kernels of their own.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,18 +1,14 @@
 """Object storage from end to end, against an emulator: read, write, rename, resume, and read back with gcsfs."""
 
-import importlib.util
 import json
 import os
-import socket
-import subprocess
-import sys
-import time
 
 import pytest
 from apache_beam.internal.gcp import auth
 from google.api_core.client_options import ClientOptions
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
+from object_store import emulated_store
 from raw_sets import labelled_images, make_coco, make_voc
 
 from pipelines.classes import ClassRules
@@ -29,27 +25,9 @@ SMALL = Config.model_validate({"model": {"input_size": 64}})
 
 @pytest.fixture(scope="module")
 def endpoint():
-    """The address of a storage emulator that lives as long as the tests of this file."""
-    if importlib.util.find_spec("gcp_storage_emulator") is None:
-        pytest.skip("no gcp-storage-emulator; it is among the dev requirements")
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "gcp_storage_emulator", "start", "--port", str(port), "--in-memory", "--quiet",
-         "--default-bucket", BUCKET],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("localhost", port)) == 0:
-                break
-        time.sleep(0.1)
-    yield f"http://localhost:{port}"
-    server.terminate()
-    server.wait(30)
+    """The address of an emulated store that lives as long as the tests of this file."""
+    with emulated_store(BUCKET) as address:
+        yield address
 
 
 @pytest.fixture

@@ -1,17 +1,13 @@
 """Predict: every image that a source means, each threshold where it belongs, files that other programs read."""
 
 import csv
-import importlib.util
 import json
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
+from object_store import emulated_store
 from PIL import Image
 
 from ssd_dist.core.errors import UsageError
@@ -92,23 +88,9 @@ def test_a_store_that_there_is_not_is_named():
 
 @pytest.fixture(scope="module")
 def endpoint():
-    """The address of an emulated Google Cloud Storage."""
-    if importlib.util.find_spec("gcp_storage_emulator") is None:
-        pytest.skip("no gcp-storage-emulator; it is among the dev requirements")
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--port", str(port), "--in-memory", "--quiet"]
-    server = subprocess.Popen([*command, "--default-bucket", "photos"], stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL)  # fmt: skip
-    for _ in range(300):
-        with socket.socket() as probe:
-            if probe.connect_ex(("localhost", port)) == 0:
-                break
-        time.sleep(0.1)
-    yield f"http://localhost:{port}"
-    server.terminate()
-    server.wait(30)
+    """The address of an emulated store that lives as long as the tests of this file."""
+    with emulated_store("photos") as address:
+        yield address
 
 
 @pytest.mark.parametrize("store", ["memory", "gs"])
