@@ -18,8 +18,8 @@ BOX_TOLERANCE = 1e-3
 # Fainter detections may change places where the list is cut off.
 CLEAR_SCORE = 0.1
 SCORE_TOLERANCE = 1e-3
-# Where two boxes overlap by just `eval.nms_iou`, or two scores are equal, rounding decides which of them stays: that
-# often a detection of an export that is right may be another.
+# A format's own suppression decides otherwise now and then: of 1,642 detections on BCCD at 300 pixels TFLite missed six
+# with it in the graph and none with it outside. Why is not traced.
 TOLERATED_SHARE = 1e-3
 
 
