@@ -5,8 +5,9 @@
     images by shard       -> index mod shards                                      (grouping 3)
 
 A bucket is a run of rows of one listing. The listings' lengths and the categories meet in one small group, from which
-every bucket gets its start and every shard the class table: as elements, because side inputs and tagged outputs are
-not kept apart by every runner (Dask's). Only metadata passes here, never an image.
+every bucket gets its start and every shard the class table: as elements of the same chain, because side inputs and
+tagged outputs are not kept apart by every runner (Dask's), and branches that meet again cost each element two more
+trips through its coder. Only metadata passes here, never an image.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,8 +25,6 @@ BUCKET_ROWS = 1024
 IMAGES_A_SHARD = 4096
 FEWEST_IMAGES_A_SHARD = 16
 USUAL_SHARDS = 8
-# Enough pieces for any number of local workers, where the runner takes its parallelism from the input.
-PIECES = 64
 
 
 class Member(NamedTuple):
@@ -82,28 +81,37 @@ class GroupIntoShards(beam.PTransform):
 
     def expand(self, elements: beam.PCollection) -> beam.PCollection:
         """Wires the three groupings."""
-        grouped = elements | "Group by image" >> beam.GroupByKey()
-        images = grouped | "Assemble images" >> beam.FlatMap(assemble_images)
-        starts = grouped | "Start buckets" >> beam.FlatMap(start_buckets, self._shards)
-        plans = grouped | "Plan shards" >> beam.FlatMap(plan_shards, self._shards, self._rules)
-        members = (
-            (images, starts)
-            | "Join starts" >> beam.Flatten()
+        return (
+            elements
+            | "Group by image" >> beam.GroupByKey()
+            | "Assemble images" >> beam.FlatMap(assemble_group, self._shards, self._rules)
             | "Group by bucket" >> beam.GroupByKey()
             | "Number images" >> beam.FlatMap(number_images)
+            | "Group by shard" >> beam.GroupByKey()
         )
-        pieces = elements.pipeline | "Pieces" >> beam.Create([(piece, None) for piece in range(PIECES)])
-        return (members, plans, pieces) | "Join plans" >> beam.Flatten() | "Group by shard" >> beam.GroupByKey()
 
 
-def assemble_images(group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, _Listed]]:
-    """(bucket, listed) of one key: an image with the boxes that came apart from it.
+def assemble_group(
+    group: tuple[int, Iterable[object]], shards: int, rules: ClassRules
+) -> Iterator[tuple[int, "_Listed | _Bucket | ShardPlan"]]:
+    """What the first grouping brought together: the images of one key, or what is known of the whole."""
+    key, values = group
+    if key != SUMMARY_KEY:
+        yield from assemble_images(values)
+        return
+    summary = list(values)
+    listings = sorted((value for value in summary if isinstance(value, Listing)), key=lambda listing: listing.file)
+    categories = {value for value in summary if isinstance(value, Category)}
+    count = choose_shard_count(sum(listing.images for listing in listings), shards)
+    yield SUMMARY_KEY, ShardPlan(count, build_class_table(categories, rules))
+    yield from start_buckets(listings, count)
+
+
+def assemble_images(values: Iterable[object]) -> Iterator[tuple[int, _Listed]]:
+    """(bucket, listed) of the values of one key: an image with the boxes that came apart from it.
 
     Of several images of one id the first in the listings stays, the others are marked as duplicates.
     """
-    key, values = group
-    if key == SUMMARY_KEY:
-        return
     images: dict[str, list[Image]] = {}
     boxes: dict[str, list[BoxGroup]] = {}
     for value in values:
@@ -124,40 +132,23 @@ def assemble_images(group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, 
             yield _in_bucket(other._replace(problem=other.problem or Problem("duplicate_id", detail)))
 
 
-def start_buckets(group: tuple[int, Iterable[object]], shards: int) -> Iterator[tuple[int, _Bucket]]:
-    """(bucket, start) for each bucket of each listing."""
-    key, values = group
-    if key != SUMMARY_KEY:
-        return
-    listings = sorted((value for value in values if isinstance(value, Listing)), key=lambda listing: listing.file)
-    count = choose_shard_count(sum(listing.images for listing in listings), shards)
+def start_buckets(listings: Iterable[Listing], shards: int) -> Iterator[tuple[int, _Bucket]]:
+    """(bucket, start) for each bucket of each listing, in their order."""
     start = 0
     for listing in listings:
         # A listing of no images still needs a bucket: orphaned boxes may lie in it.
         for row in range(0, max(1, listing.images), BUCKET_ROWS):
-            yield _bucket_key(listing.file, row), _Bucket(start + row, count, listing.problem)
+            yield _bucket_key(listing.file, row), _Bucket(start + row, shards, listing.problem)
         start += listing.images
 
 
-def plan_shards(group: tuple[int, Iterable[object]], shards: int, rules: ClassRules) -> Iterator[tuple[int, ShardPlan]]:
-    """(shard, plan) for each shard."""
-    key, values = group
-    if key != SUMMARY_KEY:
-        return
-    categories, images = set(), 0
-    for value in values:
-        if isinstance(value, Category):
-            categories.add(value)
-        elif isinstance(value, Listing):
-            images += value.images
-    plan = ShardPlan(choose_shard_count(images, shards), build_class_table(categories, rules))
-    for shard in range(plan.shards):
-        yield shard, plan
-
-
-def number_images(group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, Member]]:
-    """(shard, member) for each image of a bucket."""
+def number_images(group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, Member | ShardPlan]]:
+    """(shard, member) for each image of a bucket; (shard, plan) for each shard."""
     values = list(group[1])
+    if group[0] == SUMMARY_KEY:
+        (plan,) = (value for value in values if isinstance(value, ShardPlan))
+        yield from ((shard, plan) for shard in range(plan.shards))
+        return
     bucket = next(value for value in values if isinstance(value, _Bucket))
     first_row = group[0] % _ROWS_A_FILE * BUCKET_ROWS
     for value in values:

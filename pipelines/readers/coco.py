@@ -17,7 +17,7 @@ import apache_beam as beam
 from pipelines import files
 from pipelines.annotations import Box, Category, Element, Image, Listing, LooseBox, Problem, gather_boxes
 from pipelines.json_stream import JsonStreamError, stream_arrays
-from pipelines.readers.source import Location, Source, find_inputs, first_folder, locate_image
+from pipelines.readers.source import Location, Source, SpreadInputs, find_inputs, first_folder, locate_image
 from ssd_dist.core.errors import DataError
 
 
@@ -52,8 +52,7 @@ class ReadCoco(beam.PTransform):
         """Streams each file in one place, several files in parallel."""
         return (
             begin
-            | "Annotation files" >> beam.Create(self._files)
-            | "Spread files" >> beam.Reshuffle()
+            | "Annotation files" >> SpreadInputs(self._files)
             | "Stream annotations" >> beam.FlatMap(read_file, self._source)
         )
 

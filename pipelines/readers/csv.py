@@ -14,7 +14,7 @@ import apache_beam as beam
 
 from pipelines import files
 from pipelines.annotations import Box, Category, Element, Image, Listing, LooseBox, Problem, gather_boxes, image_key
-from pipelines.readers.source import Source, find_inputs, first_folder, locate_image
+from pipelines.readers.source import Source, SpreadInputs, find_inputs, first_folder, locate_image
 from ssd_dist.core.errors import DataError
 
 CORNERS = ("ymin", "xmin", "ymax", "xmax")
@@ -56,7 +56,7 @@ class ReadCsv(beam.PTransform):
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
         """Streams all files in one place: an image may have lines in several."""
-        return begin | "Files" >> beam.Create([self._files]) | "Read lines" >> beam.FlatMap(read_files, self._source)
+        return begin | "Files" >> SpreadInputs([self._files]) | "Read lines" >> beam.FlatMap(read_files, self._source)
 
 
 def read_columns(path: str) -> dict[str, int]:

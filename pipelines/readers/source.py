@@ -2,11 +2,18 @@
 
 import hashlib
 import posixpath
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
 
 from pipelines import files
 from pipelines.annotations import Problem
 from ssd_dist.core.errors import DataError, UsageError
+
+# Enough pieces for any number of local workers.
+PIECES = 64
 
 
 @dataclass(frozen=True)
@@ -128,3 +135,23 @@ def require_input(path: str) -> None:
     """
     if not files.exists(path):
         raise DataError(f"--input={path} does not exist or is empty; check the path")
+
+
+class SpreadInputs(beam.PTransform):
+    """What there is to read, dealt to the workers.
+
+    Dask's runner makes as many partitions of everything as there are of the first elements; empty lists make up for few.
+    """
+
+    def __init__(self, inputs: Sequence[object]) -> None:
+        super().__init__()
+        self._inputs = inputs
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
+        """Emits each input once."""
+        return (
+            begin
+            | "List" >> beam.Create([[one] for one in self._inputs] + [[]] * PIECES)
+            | "Spread" >> beam.Reshuffle()
+            | "Unpack" >> beam.FlatMap(list).with_output_types(Any)
+        )

@@ -13,7 +13,7 @@ import apache_beam as beam
 
 from pipelines import files
 from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, keyed
-from pipelines.readers.source import Source, find_inputs
+from pipelines.readers.source import Source, SpreadInputs, find_inputs
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.example_proto import decode_example
 from ssd_dist.core.tfrecord import read_records
@@ -53,8 +53,7 @@ class ReadTfrecord(beam.PTransform):
         """Streams each file in one place, several files in parallel."""
         return (
             begin
-            | "Files" >> beam.Create(self._files)
-            | "Spread files" >> beam.Reshuffle()
+            | "Files" >> SpreadInputs(self._files)
             | "Read records" >> beam.FlatMap(read_file, self._source)
         )
 

@@ -18,7 +18,7 @@ from defusedxml.ElementTree import ParseError, fromstring
 
 from pipelines import files
 from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, keyed
-from pipelines.readers.source import Source, locate_image, require_input
+from pipelines.readers.source import Source, SpreadInputs, locate_image, require_input
 from ssd_dist.core.errors import DataError
 
 
@@ -62,7 +62,7 @@ class ReadVoc(beam.PTransform):
         """Lists in order, then parses in parallel."""
         return (
             begin
-            | "Layouts" >> beam.Create([self._layouts])
+            | "Layouts" >> SpreadInputs([self._layouts])
             | "List annotations" >> beam.FlatMap(list_annotations, self._source)
             | "Spread annotations" >> beam.Reshuffle()
             | "Parse annotations" >> beam.FlatMap(read_annotation)

@@ -19,7 +19,7 @@ import yaml
 from pipelines import files
 from pipelines.annotations import IMAGE_SUFFIXES, Box, Category, Element, Image, Listing, Problem, keyed
 from pipelines.classes import first_duplicate
-from pipelines.readers.source import Source, first_folder, locate_image, require_input
+from pipelines.readers.source import Source, SpreadInputs, first_folder, locate_image, require_input
 from ssd_dist.core.errors import DataError
 
 
@@ -75,7 +75,7 @@ class ReadYolo(beam.PTransform):
         """Lists in order, then parses in parallel."""
         return (
             begin
-            | "Layouts" >> beam.Create([self._layouts])
+            | "Layouts" >> SpreadInputs([self._layouts])
             | "List labels" >> beam.FlatMap(list_labels, self._source)
             | "Spread labels" >> beam.Reshuffle()
             | "Parse labels" >> beam.FlatMap(read_label)

@@ -24,11 +24,10 @@ from pipelines.annotations import (
 from pipelines.assemble import (
     BUCKET_ROWS,
     GroupIntoShards,
+    assemble_group,
     assemble_images,
     choose_shard_count,
     number_images,
-    plan_shards,
-    start_buckets,
 )
 from pipelines.classes import ClassRules
 from pipelines.runners import make_runner
@@ -57,11 +56,9 @@ def group_by_key(pairs):
 
 def deal(elements, shards=0):
     """What GroupIntoShards does, without Beam."""
-    grouped = group_by_key(elements)
-    buckets = [pair for group in grouped for pair in (*assemble_images(group), *start_buckets(group, shards))]
+    buckets = [pair for group in group_by_key(elements) for pair in assemble_group(group, shards, ClassRules())]
     members = [pair for group in group_by_key(buckets) for pair in number_images(group)]
-    plans = [pair for group in grouped for pair in plan_shards(group, shards, ClassRules())]
-    return {shard: split_group(values) for shard, values in group_by_key([*members, *plans])}
+    return {shard: split_group(values) for shard, values in group_by_key(members)}
 
 
 def data_set(sizes, seed=0):
@@ -117,7 +114,7 @@ def test_no_shard_is_empty_for_no_reason(images, asked, shards):
 
 def test_the_first_of_one_id_stays_and_takes_the_loose_boxes():
     pairs = [keyed(image("a", 1, 0)), keyed(image("a", 0, 5)), keyed(group_of("a", 0, 2)), keyed(group_of("a", 0, 1))]
-    listed = [value.image for group in group_by_key(pairs) for _, value in assemble_images(group)]
+    listed = [value.image for _, values in group_by_key(pairs) for _, value in assemble_images(values)]
     first, second = listed
     assert (first.file, first.problem) == (0, None)
     assert [box.where for box in first.boxes] == ["annotation 1", "annotation 2"]
@@ -134,15 +131,15 @@ def test_gathering_keeps_every_box_and_its_order(order, limit):
     random.Random(0).shuffle(groups)
     images = [keyed(image(image_id, 0, image_id)) for image_id in range(6)]
     pairs = [*images, *map(keyed, groups)]
-    for group in group_by_key(pairs):
-        ((_, listed),) = assemble_images(group)
+    for _, values in group_by_key(pairs):
+        ((_, listed),) = assemble_images(values)
         rows = [row for row, image_id in enumerate(order) if str(image_id) == listed.image.image_id]
         assert [box.where for box in listed.image.boxes] == [f"annotation {row}" for row in rows]
 
 
 def test_ids_that_share_a_hash_are_kept_apart():
-    group = (7, [image("a", 0, 0), image("b", 0, 1), group_of("b", 0, 0)])
-    assert [(v.image.image_id, len(v.image.boxes)) for _, v in assemble_images(group)] == [("a", 0), ("b", 1)]
+    values = [image("a", 0, 0), image("b", 0, 1), group_of("b", 0, 0)]
+    assert [(v.image.image_id, len(v.image.boxes)) for _, v in assemble_images(values)] == [("a", 0), ("b", 1)]
 
 
 def test_boxes_without_an_image_are_orphans():
