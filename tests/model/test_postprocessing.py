@@ -10,7 +10,7 @@ from references import detect_reference, iou_reference, suppress_reference
 
 from ssd_dist.core.boxes import decode_boxes, encode_boxes
 from ssd_dist.core.config import AnchorConfig, EvalConfig
-from ssd_dist.model.postprocessing import CANDIDATES, decode_offsets, detect, suppress
+from ssd_dist.model.postprocessing import CANDIDATES, decode_offsets, detect, set_classes_apart, suppress
 
 ANCHORS = AnchorConfig()
 # Closer to the threshold than this, float32 may decide otherwise than float64.
@@ -57,15 +57,29 @@ def test_suppression_equals_the_reference(classes, threshold, count, score_thres
         assert not part[len(kept) :].any()
 
 
-@pytest.mark.parametrize("label", [1, 80, 600])
+@pytest.mark.parametrize("label", [1, 80, 600, 4095])
 def test_suppression_of_small_boxes_is_the_same_in_every_class(label):
-    # 6 pixels of 300, at IoUs of 0.52 and 0.48: the arithmetic must not grow coarse with the number of the class.
+    # 6 pixels of 300, at IoUs on both sides of 0.5: the arithmetic must not grow coarse with the number of the class.
+    # Coordinates in 1..2 are rounded by 6e-8 at most, 3e-6 of the side; four of them meet in an IoU.
     side = 0.02
-    for iou, kept in ((0.48, 2), (0.52, 1)):
-        shift = side * (1 - iou) / (1 + iou)
+    for wanted, kept in ((0.5 - 2e-5, 2), (0.5 + 2e-5, 1)):
+        shift = side * (1 - wanted) / (1 + wanted)
         boxes = np.array([[0.9, 0.9, 0.92, 0.92], [0.9, 0.9 + shift, 0.92, 0.92 + shift]], np.float32)
-        _, labels, _ = run_suppress(boxes, np.full(2, label, np.int32), np.array([0.9, 0.8], np.float32), EvalConfig())
-        assert (labels > 0).sum() == kept, iou
+        assert (iou_reference(*boxes) > 0.5) == (kept == 1)
+        _, labels, _ = run_suppress(
+            boxes, np.full(2, label, np.int32), np.array([0.9, 0.8], np.float32), EvalConfig(nms_iou=0.5)
+        )
+        assert (labels > 0).sum() == kept, wanted
+
+
+def test_classes_never_meet():
+    # Boxes that fill the image, one for each of the most labels there can be, and the corners of their places.
+    labels = tf.range(4096)
+    y, x = labels // 64, labels % 64
+    places = set_classes_apart(tf.tile([[0.0, 0.0, 1.0, 1.0]], [4096, 1]), labels).numpy().astype(np.float64)
+    assert np.isfinite(np.prod(places[:, 2:] - places[:, :2], axis=1, dtype=np.float32)).all()
+    for low, cell in ((places[:, :2], 0), (places[:, 2:], 1)):
+        np.testing.assert_array_equal(np.log2(low), np.stack([y, x], 1) + cell)
 
 
 def test_equal_scores_keep_their_order():
@@ -108,6 +122,20 @@ def test_detection_equals_the_reference(anchors, classes, seed):
         np.testing.assert_array_equal(found.labels[image, :count], labels)
         np.testing.assert_allclose(found.scores[image, :count], scores, rtol=1e-5)
         np.testing.assert_allclose(found.boxes[image, :count], places, atol=1e-5)
+
+
+def test_sure_detections_are_ranked_by_how_sure():
+    # Odds of e^10 to e^30: float32 takes most of these probabilities for 1, float64 still tells them apart.
+    rng = np.random.default_rng(11)
+    logits, offsets, anchors = draw_outputs(11, 1, 60, 3)
+    logits[0, np.arange(60), rng.integers(1, 4, 60)] += rng.uniform(14, 26, 60).astype(np.float32)
+    found = detect(
+        {"logits": tf.constant(logits), "offsets": tf.constant(offsets)}, tf.constant(anchors), ANCHORS, EvalConfig()
+    )
+    assert (found.scores == 1).numpy().sum() > 10
+    expected = detect_reference(logits[0], offsets[0], anchors, 0.5, 0.01, 100, CANDIDATES)
+    assert [label for label, _, _ in expected] == [label for label in found.labels[0].numpy() if label]
+    np.testing.assert_allclose(found.boxes[0, : len(expected)], [box for _, _, box in expected], atol=1e-5)
 
 
 def test_properties_of_detections():
@@ -158,3 +186,30 @@ def test_decoding_wild_offsets_stays_finite():
     anchors = random_boxes(np.random.default_rng(0), 4)
     offsets = tf.constant([[0, 0, 1e4, -1e4], [1e6, -1e6, 0, 0], [0, 0, 3e38, 3e38], [0, 0, -3e38, -3e38]], tf.float32)
     assert np.isfinite(decode_offsets(offsets, tf.constant(anchors), ANCHORS)).all()
+
+
+@pytest.mark.parametrize("runtime", ["tensorflow", "tflite", "onnx"])
+def test_every_runtime_suppresses_alike_among_equals(runtime):
+    # Each has its own way with equal scores, so none may reach it.
+    boxes, labels, _ = draw_clusters(np.random.default_rng(12), 40, 3, 0.5)
+    scores = np.repeat(np.array([1.0, 0.9, 0.8, 0.005], np.float32), 10)
+    inputs = {"given_boxes": boxes[None], "given_labels": labels[None], "given_scores": scores[None]}
+    specs = [tf.TensorSpec(value.shape, value.dtype, name) for name, value in inputs.items()]
+    module = tf.Module()
+    module.run = tf.function(lambda *parts: suppress(*parts, EvalConfig())._asdict(), input_signature=specs)
+    if runtime == "tensorflow":
+        found = module.run(*inputs.values())
+    elif runtime == "tflite":
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([module.run.get_concrete_function()], module)
+        found = tf.lite.Interpreter(model_content=converter.convert()).get_signature_runner()(**inputs)
+    else:
+        tf2onnx, onnxruntime = pytest.importorskip("tf2onnx"), pytest.importorskip("onnxruntime")
+        model, _ = tf2onnx.convert.from_function(module.run, specs, opset=17)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        found = dict(zip(names, session.run(names, inputs), strict=True))
+    kept = suppress_reference(boxes, labels, scores, 0.5, 0.01, 100)
+    assert 5 < len(kept) < 30
+    for name, expected in (("boxes", boxes[kept]), ("labels", labels[kept]), ("scores", scores[kept])):
+        np.testing.assert_array_equal(np.asarray(found[name])[0, : len(kept)], expected)
+        assert not np.asarray(found[name])[0, len(kept) :].any()
