@@ -125,15 +125,17 @@ def test_every_reduction_equals_the_reference(normalizer, normalize_per, reducti
     assert value == pytest.approx(np.sum(expected.loss), rel=1e-5)
 
 
+EVERY_COUNT = itertools.product(["image", "global"], ["positives", "images", "classified"], ["batch", "image"])
+
+
 @pytest.mark.parametrize(
     ("replicas", "scope", "normalizer", "normalize_per", "reduction"),
     [
+        # One image a replica, of which two are empty. Reductions act after all sums: one with each count is enough.
+        *((4, *count, reduction) for count, reduction in zip(EVERY_COUNT, itertools.cycle(["sum", "mean", "none"]))),
         (2, "image", "positives", "batch", "mean"),
-        (2, "global", "classified", "batch", "none"),
         (2, "global", "classified", "image", "sum"),
-        (2, "image", "images", "batch", "mean"),
-        (4, "image", "classified", "batch", "sum"),
-        (4, "global", "positives", "batch", "sum"),
+        (2, "image", "images", "batch", "none"),
     ],
 )
 def test_replicas_together_give_the_loss_and_gradient_of_one(replicas, scope, normalizer, normalize_per, reduction):
