@@ -16,6 +16,7 @@ from rich.text import Text
 from ssd_dist.core.anchors import anchors_per_cell, feature_sizes, generate_anchors
 from ssd_dist.core.config import Config
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest, Split
+from ssd_dist.data.integrity import CorruptRecord, secure_plan
 from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.storage import locate_shards
@@ -44,7 +45,7 @@ def describe_dry_run(config: Config, model_dir: str | None) -> dict[str, Section
     role = read_worker_role()
     manifest = check_data(config)
     split = manifest.split(TRAIN_SPLIT, config.data.dir)
-    plan = plan_training(config, split, role.index, role.count)
+    plan, replaced = secure_plan(plan_training(config, split, role.index, role.count), split, config)
     total_steps = config.train.steps or config.train.epochs * plan.steps_per_epoch
     # The strategy of several workers waits for all of them; what this one would be is told without it.
     strategy = create_strategy(config.cluster) if role.count == 1 else tf.distribute.get_strategy()
@@ -58,7 +59,7 @@ def describe_dry_run(config: Config, model_dir: str | None) -> dict[str, Section
     return {
         "Model": _describe_model(config, manifest, costs),
         "Memory of a replica": _describe_memory(config, state, costs, replicas),
-        "Data": _describe_data(config, manifest, split, plan),
+        "Data": _describe_data(config, manifest, split, plan, replaced),
         "Training": _describe_steps(config, manifest, plan, total_steps, model_dir),
         "Cluster": _describe_cluster(config, role, replicas),
     }
@@ -118,7 +119,9 @@ def _describe_memory(config: Config, state: TrainState, costs: dict[str, Cost], 
     ]
 
 
-def _describe_data(config: Config, manifest: Manifest, split: Split, plan: EpochPlan) -> Section:
+def _describe_data(
+    config: Config, manifest: Manifest, split: Split, plan: EpochPlan, replaced: Sequence[CorruptRecord]
+) -> Section:
     pairs = []
     for name, part in manifest.splits.items():
         # Where the shards are, and whether they are as long as the manifest says.
@@ -134,6 +137,8 @@ def _describe_data(config: Config, manifest: Manifest, split: Split, plan: Epoch
     counts = split.views[0].objects_per_class
     if never := [name for name in manifest.classes if not counts.get(name)]:
         pairs.append(("never in train", f"{', '.join(never[:8])}{' ...' if len(never) > 8 else ''}: cannot be learnt"))
+    if replaced:
+        pairs.append(("corrupt", f"{len(replaced)} records, others stand in: {replaced[0]}"))
     batch_size = min(config.train.global_batch_size, 64)
     batches = iter(training_batches(config, plan, batch_size, 0))
     first = next(batches)

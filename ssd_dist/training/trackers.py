@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 from PIL import Image
 from tensorboard.plugins.pr_curve import metadata as pr_curve
 
@@ -72,6 +73,15 @@ class TensorBoardTracker:
             # The event file keeps one of every evaluation.
             small.thumbnail((640, 2000))
             tf.summary.image("detections", np.asarray(small)[None])
+        self._writer.flush()
+
+    def log_weights(self, step: int, model: tf_keras.Model) -> None:
+        """The weights of each convolution; they are mirrored, so no other worker is asked."""
+        with self._writer.as_default(step):
+            for variable in model.trainable_variables:
+                name, _, kind = variable.name.removesuffix(":0").rpartition("/")
+                if kind.endswith("kernel"):
+                    tf.summary.histogram(f"weights/{name}", variable.read_value())
         self._writer.flush()
 
 
@@ -142,9 +152,14 @@ def create_trackers(config: Config, model_dir: str) -> list[Tracker]:
 
 
 def show_evaluations(
-    trackers: Sequence[Tracker], config: Config, manifest: Manifest, split_name: str, truths: Sequence[GroundTruth]
+    trackers: Sequence[Tracker],
+    config: Config,
+    manifest: Manifest,
+    split_name: str,
+    truths: Sequence[GroundTruth],
+    model: tf_keras.Model | None = None,
 ) -> Callable[[int, Sequence[Detections]], None]:
-    """What puts the detections of an evaluation, a step and its detections, before those who look at TensorBoard."""
+    """What shows TensorBoard an evaluation, given its step and detections, and with `model` the weights it was of."""
     classes = manifest.classes
 
     def show(step: int, detections: Sequence[Detections]) -> None:
@@ -153,6 +168,8 @@ def show_evaluations(
         for tracker in trackers:
             if isinstance(tracker, TensorBoardTracker):
                 tracker.log_evaluation(step, matches, sheet)
+                if model is not None:
+                    tracker.log_weights(step, model)
 
     return show
 

@@ -73,3 +73,20 @@ def test_what_would_stop_the_run_stops_the_dry_run(tmp_path):
     done = dry_run(tmp_path, config)
     assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
     assert "prepare the data first" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_damaged_shard_stops_the_dry_run_or_is_told(tmp_path):
+    data = {"data": {"dir": str(tmp_path / "data")}, "train": {"global_batch_size": 4}}
+    config = Config.model_validate(SMALL | data)
+    write_dataset(tmp_path / "data", config, {"train": 12, "val": 4}, shards=2)
+    shard = min((tmp_path / "data/train").glob("*.tfrecord"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    done = dry_run(tmp_path, config)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
+    assert shard.name in done.stderr
+    done = dry_run(tmp_path, config, "--set=data.on_corrupt=skip", f"--set=data.cache_dir={tmp_path / 'cache'}")
+    assert done.returncode == 0, done.stderr
+    assert "1 records, others stand in" in " ".join(done.stdout.split())

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from PIL import Image
 
 from ssd_dist.core.config import Config
@@ -66,6 +67,18 @@ def test_tensorboard_has_curves_histograms_and_pictures(tmp_path):
         assert count == 1, name
         # Scores are float32.
         assert low - 1e-6 <= score <= high + 1e-6, name
+
+
+def test_tensorboard_has_a_histogram_of_each_convolutions_weights(tmp_path):
+    model = tf_keras.Sequential([tf_keras.layers.Conv2D(4, 3, name="conv"), tf_keras.layers.BatchNormalization()])
+    model.build([None, 8, 8, 3])
+    TensorBoardTracker(str(tmp_path)).log_weights(6, model)
+    ((tag, (step, buckets)),) = read_events(tmp_path).items()
+    assert (tag, step) == ("weights/conv", 6)
+    kernel = model.get_layer("conv").kernel.numpy()
+    low, high, count = np.asarray(buckets).T
+    assert count.sum() == kernel.size
+    assert (low[0], high[-1]) == pytest.approx((kernel.min(), kernel.max()))
 
 
 def test_a_curve_as_tensorboard_wants_it():
