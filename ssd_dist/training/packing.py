@@ -38,9 +38,9 @@ class ParameterGroup:
 
 
 def pack_values(variables: Sequence[tf.Variable], tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:
-    """float32 [size] of tensors shaped as the variables; None is zero."""
+    """[size] of tensors shaped as the variables and in their type, float32 in training; None is zero."""
     parts = [
-        tf.zeros([int(np.prod(v.shape))]) if t is None else tf.reshape(tf.cast(t, tf.float32), [-1])
+        tf.zeros([int(np.prod(v.shape))], v.dtype) if t is None else tf.reshape(tf.cast(t, v.dtype), [-1])
         for v, t in zip(variables, tensors, strict=True)
     ]
     return tf.concat(parts, 0) if parts else tf.zeros([0])

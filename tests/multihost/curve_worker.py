@@ -7,6 +7,8 @@ import gc
 import json
 import sys
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +19,7 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import load_config
 from ssd_dist.data.pipeline import plan_training
 from ssd_dist.data.storage import load_manifest
+from ssd_dist.model import batch_norm
 from ssd_dist.model.batch_norm import SyncBatchNormalization
 from ssd_dist.training import state as state_module
 from ssd_dist.training.assembly import distribute_training
@@ -82,10 +85,30 @@ def train_variant(
     }
 
 
-def sum_gradients(config: Config, strategy: tf.distribute.Strategy) -> dict[str, np.ndarray]:
-    """The gradient of the first batch in float64, summed over replicas; nothing is updated."""
+class Float64:
+    """TensorFlow with float64 in the place of float32, for a layer that computes in float32 under any policy."""
+
+    float32 = tf.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(tf, name)
+
+
+def sum_gradients(config: Config, strategy: tf.distribute.Strategy, nudge: float = 0.0) -> dict[str, np.ndarray]:
+    """The gradient of the first batch in float64, summed over replicas, and the statistics; no weight is updated.
+
+    Weights are first changed by up to `nudge` of themselves.
+    """
     tf_keras.mixed_precision.set_global_policy("float64")
+    with mock.patch.object(batch_norm, "tf", Float64()):
+        return _sum_gradients(config, strategy, nudge)
+
+
+def _sum_gradients(config: Config, strategy: tf.distribute.Strategy, nudge: float) -> dict[str, np.ndarray]:
     state, trainer = create_trainer(config, strategy, 1)
+    draw = np.random.default_rng(0)
+    for variable in state.optimizer.variables_to_train:
+        variable.assign(variable.numpy() * (1.0 + nudge * draw.uniform(-1.0, 1.0, variable.shape)))
     with strategy.scope():
         found = [
             tf.Variable(tf.zeros(variable.shape, tf.float64), trainable=False,
@@ -96,14 +119,15 @@ def sum_gradients(config: Config, strategy: tf.distribute.Strategy) -> dict[str,
 
     def record(gradients: list[tf.Tensor], others: tuple[tf.Tensor, ...] = ()) -> list[tf.Tensor]:
         assert all(gradient.dtype == tf.float64 for gradient in gradients)
-        sums = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-        for variable, total in zip(found, sums, strict=True):
+        sums = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, *others])
+        for variable, total in zip(found, sums[: len(found)], strict=True):
             variable.assign(total)
-        return list(others)
+        return sums[len(found) :]
 
     state.optimizer.apply = record
     row = trainer.train(tf.constant(1))
-    return {"gradient": flatten(found), "positives": np.array(row["positives"])}
+    statistics = flatten(state.model.non_trainable_variables)
+    return {"gradient": flatten(found), "statistics": statistics, "positives": np.array(row["positives"])}
 
 
 def create_trainer(
@@ -152,7 +176,7 @@ def main() -> None:
         state_module.build_detector = build_tiny_detector if variant["tiny"] else real
         AMPContext(configs[name].amp).install()
         if variant.get("gradient"):
-            results = sum_gradients(configs[name], strategy)
+            results = sum_gradients(configs[name], strategy, variant.get("nudge", 0.0))
         else:
             results = train_variant(configs[name], strategy, variant["steps"], variant.get("overflow_at"))
         np.savez(Path(job["output"]) / f"{name}-{read_worker_role().index}.npz", **results)

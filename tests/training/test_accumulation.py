@@ -46,8 +46,9 @@ def train_one_step(folder: Path, replicas: int, parts: int, *overrides: str) -> 
     return flatten([slot for slots in state.optimizer.slots.values() for slot in slots]), row
 
 
-@pytest.mark.parametrize("normalize_per", ["batch", "image"])
-@pytest.mark.parametrize("normalizer", ["positives", "images", "classified"])
+@pytest.mark.parametrize(
+    ("normalizer", "normalize_per"), [("positives", "batch"), ("images", "batch"), ("classified", "image")]
+)
 def test_four_parts_on_two_replicas_add_up_to_the_batch(folder: Path, normalizer: str, normalize_per: str) -> None:
     counted = [f"loss.normalizer={normalizer}", f"loss.normalize_per={normalize_per}"]
     whole, expected = train_one_step(folder, 1, 1, *counted)
