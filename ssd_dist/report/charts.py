@@ -5,6 +5,7 @@ All are drawn at the size they are shown at, so that letters keep their size; a 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from markupsafe import Markup
@@ -15,6 +16,7 @@ WIDTH, HEIGHT = 360, 210
 # More points than pixels say nothing more.
 MOST_POINTS = 300
 TEXT_HEIGHT = 13
+DIGIT_WIDTH = 7
 NARROWEST_LABELLED = 22
 
 
@@ -71,7 +73,7 @@ def line_chart(label: str, lines: Sequence[Line], axes: Axes, marks: Sequence[Ma
     for mark in marks:
         x, y = frame.x(mark.x), frame.y(mark.y)
         frame.svg.add("circle", cx=x, cy=y, r=3.5, class_=f"mark {mark.style}")
-        above = y > frame.top + 26
+        above = y > frame.top + 26 and not _passes_above(frame, lines, mark)
         frame.svg.add(
             "text",
             mark.text,
@@ -109,10 +111,14 @@ def histogram(
 
 
 def columns(label: str, names: Sequence[str], counts: np.ndarray, axes: Axes, wrong: Sequence[int] = ()) -> Markup:
-    """One bar for each name, its share above it; those of the indices `wrong` are drawn as what is wrong."""
+    """One bar for each name, its share above it; those of the indices `wrong` are drawn as what is wrong.
+
+    Where names would touch, only every second, third ... is written, and the last.
+    """
     top = float(max(counts.max(initial=0), 1)) * 1.15
     frame = _Frame(label, axes, (0.0, float(len(names))), (0.0, top), right=10, x_ticks=False)
     total = max(float(counts.sum()), 1.0)
+    every = _steps_between_names(names, frame.x(1) - frame.x(0))
     for index, (name, count) in enumerate(zip(names, counts.tolist(), strict=True)):
         left, right, y = frame.x(index), frame.x(index + 1), frame.y(count)
         frame.svg.add(
@@ -125,11 +131,23 @@ def columns(label: str, names: Sequence[str], counts: np.ndarray, axes: Axes, wr
             class_="bar wrong" if index in wrong else "bar",
         )
         middle = (left + right) / 2
-        frame.svg.add("text", name, x=middle, y=frame.bottom + 14, class_="tick", text_anchor="middle")
+        written = name if (len(names) - 1 - index) % every == 0 else ""
+        frame.svg.add("text", written, x=middle, y=frame.bottom + 14, class_="tick", text_anchor="middle")
         share = count / total
         text = f"{share:.0%}" if share >= 0.01 and right - left >= NARROWEST_LABELLED else ""
         frame.svg.add("text", text, x=middle, y=y - 4, class_="tick", text_anchor="middle")
     return frame.svg.markup()
+
+
+def _steps_between_names(names: Sequence[str], width: float) -> int:
+    """How many columns of `width` from one written name to the next, so that none touch."""
+    return next(
+        every
+        for every in range(1, max(len(names), 1) + 1)
+        if all(
+            (len(left) + len(right)) / 2 * DIGIT_WIDTH + 3 <= every * width for left, right in pairwise(names[::-every])
+        )
+    )
 
 
 def shape_chart(
@@ -261,6 +279,12 @@ def _finite_runs(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
     """Indices of the stretches without gaps."""
     good = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     return [part for part in np.split(good, np.flatnonzero(np.diff(good) > 1) + 1) if len(part)]
+
+
+def _passes_above(frame: "_Frame", lines: Sequence[Line], mark: Mark) -> bool:
+    """Whether a line runs through where the words above a mark would stand."""
+    heights = [frame.y(mark.y) - frame.y(float(np.interp(mark.x, line.x, line.y))) for line in lines if len(line.x)]
+    return any(1 < height < 8 + TEXT_HEIGHT for height in heights)
 
 
 def _name_lines(frame: _Frame, lines: Sequence[Line]) -> None:

@@ -198,7 +198,7 @@ def _pr_charts(evaluation: Evaluation) -> list[tuple[str, Markup, str]]:
         curve, point = analysis.curves[index], analysis.points[index]
         marks = []
         if point.f1 is not None:
-            marks = [Mark(point.recall or 0, point.precision or 0, f"{point.threshold:.2f}", right=True)]
+            marks = [Mark(point.recall or 0, point.precision or 0, f"{point.threshold:.3f}", right=True)]
         unit = (0.0, 1.0)
         axes = Axes("recall", "precision", unit, unit, width=252, height=200)
         # From the start at full precision: the first detection may be a miss.

@@ -1,5 +1,6 @@
 """Drawings: text comes out as text, ticks are round and within, charts take whatever numbers come."""
 
+import re
 from xml.etree import ElementTree
 
 import numpy as np
@@ -79,3 +80,32 @@ def test_bars_below_the_bound_are_marked():
     assert markup.count('class="bar wrong"') == 2
     assert markup.count('class="bar"') == 2
     assert columns("label", ["a", "b"], np.zeros(2, int), AXES, wrong=(0,)).count('class="bar wrong"') == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "written"),
+    [
+        (["a", "b"], ["a", "b"]),
+        ([str(5 * n) for n in range(10)] + ["50+"], ["0", "10", "20", "30", "40", "50+"]),
+        # As wide as the chart: the last alone.
+        (["long " * 12] * 3, ["long " * 12]),
+        ([], []),
+    ],
+)
+def test_names_of_columns_do_not_touch(names, written):
+    chart = columns("label", names, np.zeros(len(names), int), Axes("x", "y", width=252))
+    found = re.findall(r'class="tick" text-anchor="middle">([^<]+)<', chart)
+    assert found == written
+
+
+def test_a_marks_words_stand_clear_of_the_line_above():
+    x = np.arange(3.0)
+    low = Line("", x, np.full(3, 0.5))
+    axes = Axes("x", "y", y_range=(0, 1))
+
+    def height_of_words(*lines):
+        found = re.search(r'y="([\d.]+)"[^>]*>here<', line_chart("label", lines, axes, [Mark(1, 0.5, "here")]))
+        return float(found.group(1))
+
+    alone, crowded = height_of_words(low), height_of_words(low, Line("", x, np.full(3, 0.55)))
+    assert alone < crowded, "above where there is room, else below"
