@@ -19,7 +19,11 @@ class ServedDetector(tf.Module):
 
     def __init__(self, model: tf_keras.Model, config: Config, classes: tuple[str, ...], postprocess: bool) -> None:
         super().__init__()
-        self.model = fold_batch_norm(model)
+        folded = fold_batch_norm(model)
+        # In a closure and as a bare list: saving would walk every layer of a model that is an attribute and trace a dozen
+        # functions of each, which takes ten times as long.
+        self._network = lambda pixels: folded(pixels, training=False)
+        self._weights = folded.variables
         self.size = config.model.input_size
         self.postprocess = postprocess
         self._config = config
@@ -29,7 +33,7 @@ class ServedDetector(tf.Module):
 
     def detect_pixels(self, images: tf.Tensor, with_names: bool = False) -> dict[str, tf.Tensor]:
         """Detections on pixels [N, S, S, 3] in 0..255, as `boxes`, `labels`, `scores`; or `logits` and `offsets`."""
-        outputs = self.model(normalize_image(images), training=False)
+        outputs = self._network(normalize_image(images))
         if not self.postprocess:
             return {name: tf.identity(value, name) for name, value in outputs.items()}
         found = detect(outputs, tf.constant(self._anchors), self._config.anchors, self._config.eval)
