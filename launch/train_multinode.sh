@@ -18,15 +18,16 @@ readonly RESTART=75
 
 fail() { echo "error: $*" >&2; exit 2; }
 
-local_workers='' hosts='' port=12345 max_restarts=3 grace_seconds=35
+local_workers='' hosts='' names=() port=12345 max_restarts=3 grace_seconds=35
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$root/.venv/bin/python
 [[ -x $python ]] || python=python3
 
 while (($#)); do
   case $1 in
-    --local=*) local_workers=${1#*=} ;;
-    --hosts=*) hosts=${1#*=} ;;
+    -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 0 ;;
+    --local=*) local_workers=${1#*=}; [[ $local_workers =~ ^[1-9][0-9]*$ ]] || fail "$1: give the number of workers" ;;
+    --hosts=*) hosts=${1#*=}; [[ -n $hosts ]] || fail "$1: give the hosts' names, with commas between" ;;
     --port=*) port=${1#*=} ;;
     --max_restarts=*) max_restarts=${1#*=} ;;
     --grace_seconds=*) grace_seconds=${1#*=} ;;
@@ -39,10 +40,16 @@ done
 train=("$@")
 ((${#train[@]})) || fail "no flags for the trainer; give them after --, e.g. -- --config=configs/x.yaml --model_dir=RUN"
 [[ -z $local_workers || -z $hosts ]] || fail "--local and --hosts exclude each other"
-[[ -z $local_workers || $local_workers =~ ^[1-9][0-9]*$ ]] || fail "--local=$local_workers: give the number of workers"
 [[ $max_restarts =~ ^[0-9]+$ ]] || fail "--max_restarts=$max_restarts: give a number"
 [[ $grace_seconds =~ ^[0-9]+$ ]] || fail "--grace_seconds=$grace_seconds: give a number"
-[[ $port =~ ^[0-9]+$ ]] || fail "--port=$port: give a number"
+[[ $port =~ ^[1-9][0-9]{0,4}$ && $port -lt 65536 ]] || fail "--port=$port: give a number from 1 to 65535"
+[[ -n $hosts ]] || command -v "$python" > /dev/null || fail "--python=$python: there is no such interpreter"
+IFS=, read -r -a names <<<"$hosts"
+declare -A seen=()
+for name in "${names[@]}"; do
+  [[ -n $name && -z ${seen[$name]:-} ]] || fail "--hosts=$hosts: give each host once, with single commas between"
+  seen[$name]=yes
+done
 
 # --- who the workers are -----------------------------------------------------------------------------------------
 
@@ -71,11 +78,13 @@ run_scheduled() {
   if [[ -n ${TF_CONFIG:-} ]]; then # Vertex AI, Kubeflow: already said
     exec "$python" -m ssd_dist.cli.train "${train[@]}"
   elif [[ -n ${SLURM_PROCID:-} ]]; then
-    while read -r name; do peers+=("$name:$port"); done < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    name=$(scontrol show hostnames "${SLURM_JOB_NODELIST:-}") || fail "scontrol does not tell Slurm's nodes (SLURM_JOB_NODELIST=${SLURM_JOB_NODELIST:-})"
+    for name in $name; do peers+=("$name:$port"); done
     index=$SLURM_PROCID
     ((${SLURM_NTASKS:-1} == ${#peers[@]})) || fail "Slurm runs ${SLURM_NTASKS:-1} tasks on ${#peers[@]} nodes; use one task a node"
-  elif [[ -n ${JOB_COMPLETION_INDEX:-} && -n ${SSD_DIST_PEERS:-} ]]; then # a Kubernetes indexed job or JobSet
-    : "${SSD_DIST_PEER_PATTERN:?set it to the pods host name, with {} for the index}"
+  elif [[ -n ${JOB_COMPLETION_INDEX:-} ]]; then # a Kubernetes indexed job or JobSet
+    [[ ${SSD_DIST_PEERS:-} =~ ^[1-9][0-9]*$ ]] || fail "SSD_DIST_PEERS=${SSD_DIST_PEERS:-}: set it to the number of pods"
+    [[ ${SSD_DIST_PEER_PATTERN:-} == *{}* ]] || fail "SSD_DIST_PEER_PATTERN=${SSD_DIST_PEER_PATTERN:-}: set it to the pods' host name, with {} for the index"
     for ((i = 0; i < SSD_DIST_PEERS; i++)); do peers+=("${SSD_DIST_PEER_PATTERN//\{\}/$i}:$port"); done
     index=$JOB_COMPLETION_INDEX
   else
@@ -116,9 +125,8 @@ open_lifeline() {
 }
 
 start_hosts() {
-  local -a names addresses=()
+  local -a addresses=()
   local index name command
-  IFS=, read -r -a names <<<"$hosts"
   for name in "${names[@]}"; do addresses+=("${name#*@}:$port"); done
   for ((index = 0; index < ${#names[@]}; index++)); do
     name=${names[index]}

@@ -63,15 +63,30 @@ def read_worker_role(environment: dict[str, str] | None = None) -> WorkerRole:
     for address in addresses:
         if not isinstance(address, str) or not re.fullmatch(r"[^\s:/]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", address):
             raise UsageError(f"TF_CONFIG: {address!r} is not host:port")
+        if not 0 < int(address.rsplit(":", 1)[1]) < 1 << 16:
+            raise UsageError(f"TF_CONFIG: {address}: a port is from 1 to 65535")
         if addresses.count(address) > 1:
             raise UsageError(f"TF_CONFIG: {address} is there twice; each worker needs a port of its own")
     if kind == "evaluator":
         raise UsageError("TF_CONFIG: task type evaluator has no part here; the workers evaluate themselves")
-    place = {"chief": index, "worker": len(chiefs) + index}.get(kind)
-    count = len(addresses)
-    if place is None or not 0 <= place < count:
-        raise UsageError(f"TF_CONFIG: task {kind}:{index} is not in its own cluster of {count} workers")
-    return WorkerRole(place, tuple(addresses))
+    first, peers = {"chief": (0, chiefs), "worker": (len(chiefs), workers)}.get(kind, (0, []))
+    if not 0 <= index < len(peers):
+        raise UsageError(f"TF_CONFIG: task {kind}:{index} is not in its own cluster of {len(addresses)} workers")
+    return WorkerRole(first + index, tuple(addresses))
+
+
+def check_strategy(config: ClusterConfig, role: WorkerRole) -> None:
+    """Checks what can be known before the workers meet: whether the environment has the workers the config asks for.
+
+    Raises:
+      UsageError: if it has not.
+    """
+    if config.strategy == "multi_worker" and role.count == 1:
+        raise UsageError("cluster.strategy: multi_worker needs TF_CONFIG; start it with launch/train_multinode.sh")
+    if config.strategy in ("one_device", "mirrored") and role.count > 1:
+        raise UsageError(
+            f"cluster.strategy: {config.strategy}, but TF_CONFIG names {role.count} workers; use auto or multi_worker"
+        )
 
 
 def create_strategy(config: ClusterConfig) -> tf.distribute.Strategy:
@@ -81,13 +96,8 @@ def create_strategy(config: ClusterConfig) -> tf.distribute.Strategy:
       UsageError: if the config asks for what the environment does not have.
     """
     role = read_worker_role()
+    check_strategy(config, role)
     kind = config.strategy
-    if kind == "multi_worker" and role.count == 1:
-        raise UsageError("cluster.strategy: multi_worker needs TF_CONFIG; start it with launch/train_multinode.sh")
-    if kind in ("one_device", "mirrored") and role.count > 1:
-        raise UsageError(
-            f"cluster.strategy: {kind}, but TF_CONFIG names {role.count} workers; use auto or multi_worker"
-        )
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus and config.logical_cpus > 1:
         _split_cpu(config.logical_cpus)

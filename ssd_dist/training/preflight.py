@@ -30,7 +30,7 @@ from ssd_dist.data.pipeline import plan_training
 from ssd_dist.model.cost import count_cost
 from ssd_dist.training.agreement import WorkerSum
 from ssd_dist.training.assembly import distribute_training
-from ssd_dist.training.cluster import WorkerRole, create_strategy, read_worker_role
+from ssd_dist.training.cluster import WorkerRole, check_strategy, create_strategy, read_worker_role
 from ssd_dist.training.dry_run import MEBI, estimate_memory
 from ssd_dist.training.rendezvous import Introduction, find_disagreement, meet
 from ssd_dist.training.run import make_reproducible
@@ -137,7 +137,11 @@ def check_worker(
             raise UsageError(f"--model_dir={model_dir} cannot be written: {error}") from None
         return f"{model_dir} can be written"
 
-    found.append(Finding(role.index, "cluster", f"worker {role.index} of {role.count} {role.addresses[role.index]}"))
+    def cluster() -> str:
+        check_strategy(config.cluster, role)
+        return f"worker {role.index} of {role.count} {role.addresses[role.index]}"
+
+    found.note("cluster", cluster)
     found.note("data", data)
     if manifests:
         found.note("shards", shards)

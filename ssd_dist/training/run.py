@@ -17,7 +17,7 @@ from ssd_dist.data.pipeline import plan_training
 from ssd_dist.evaluation.evaluator import Interrupted
 from ssd_dist.training.assembly import Run, assemble_run
 from ssd_dist.training.blowup import OverflowReport, go_back
-from ssd_dist.training.cluster import START_SECONDS, create_strategy, read_worker_role
+from ssd_dist.training.cluster import START_SECONDS, check_strategy, create_strategy, read_worker_role
 from ssd_dist.training.durable import write_errors
 from ssd_dist.training.environment import describe_environment, write_environment
 from ssd_dist.training.precision import AMPContext
@@ -39,6 +39,7 @@ def run_training(config: Config, model_dir: str, stop: StopRequest) -> dict[str,
       RestartError: if the run was stopped, or lost a worker; it goes on when started again.
     """
     role = read_worker_role()
+    check_strategy(config.cluster, role)
     manifest = check_data(config)
     plan = plan_training(config, manifest.split(TRAIN_SPLIT, config.data.dir), role.index, role.count)
     total_steps = config.train.steps or config.train.epochs * plan.steps_per_epoch

@@ -160,6 +160,13 @@ exit 75
         (["--local=2", "--hosts=a,b", "--", "--x"], "exclude"),
         (["--lokal=2", "--", "--x"], "--lokal=2"),
         (["--", "--x"], "neither --local nor --hosts"),
+        (["--local=", "--", "--x"], "--local="),
+        (["--hosts=", "--", "--x"], "--hosts="),
+        (["--hosts=a,,b", "--", "--x"], "--hosts=a,,b"),
+        (["--hosts=a,b,a", "--", "--x"], "each host once"),
+        (["--hosts=a", "--port=0", "--", "--x"], "--port=0"),
+        (["--hosts=a", "--port=65536", "--", "--x"], "--port=65536"),
+        (["--local=2", "--python=/no/python", "--", "--x"], "/no/python"),
     ],
 )
 def test_wrong_usage_is_one_line(launch, flags: list[str], word: str) -> None:
@@ -192,6 +199,33 @@ def test_slurm_and_kubernetes_become_a_cluster(launch, tmp_path: Path, monkeypat
         "cluster": {"worker": ["run-0.run:1234", "run-1.run:1234"]},
         "task": {"type": "worker", "index": 0},
     } in found
+
+
+@pytest.mark.parametrize(
+    ("environment", "word"),
+    [
+        # scontrol is missing, or does not know the nodes.
+        ("SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_JOB_NODELIST=n[1-2]", "SLURM_JOB_NODELIST=n[1-2]"),
+        ("SLURM_PROCID=0 SLURM_NTASKS=2", "SLURM_JOB_NODELIST="),
+        ("JOB_COMPLETION_INDEX=0", "SSD_DIST_PEERS="),
+        ("JOB_COMPLETION_INDEX=0 SSD_DIST_PEERS=two SSD_DIST_PEER_PATTERN=run-{}", "SSD_DIST_PEERS=two"),
+        ("JOB_COMPLETION_INDEX=0 SSD_DIST_PEERS=2", "SSD_DIST_PEER_PATTERN="),
+        ("JOB_COMPLETION_INDEX=0 SSD_DIST_PEERS=2 SSD_DIST_PEER_PATTERN=run", "{} for the index"),
+    ],
+)
+def test_a_wrong_scheduler_environment_is_told(environment: str, word: str) -> None:
+    done = subprocess.run(
+        ["env", *environment.split(), str(LAUNCHER), "--python=true", "--", "--x"],
+        capture_output=True, text=True, timeout=30, env={"PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert word in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_help_tells_the_flags() -> None:
+    done = subprocess.run([str(LAUNCHER), "--help"], capture_output=True, text=True, timeout=30, check=True)
+    assert all(flag in done.stdout for flag in ("--local=", "--hosts=", "--port=", "--max_restarts=", "--python="))
 
 
 @pytest.mark.skipif(

@@ -144,11 +144,12 @@ def test_every_layout_learns_the_same(root: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(580)
 def test_the_detector_has_one_gradient_in_every_layout(root: Path) -> None:
-    # The real detector with synchronised batch norms, one step in float64.
+    # The real detector with synchronised batch norms, one step in float64. 1x2 and 2x1 have nothing that these layouts
+    # lack, and gave the same when tried.
     exact = {"tiny": False, "gradient": True, "overrides": [f"data.dir={root / 'full'}", "amp.force_fp32=[]"]}
-    results = train_layouts(root, "exact", {"exact": exact}, LAYOUTS[1:])
+    results = train_layouts(root, "exact", {"exact": exact}, ((2, 2), (1, 4)))
     nudged = {f"nudged{size:g}": exact | {"nudge": size} for size in (1e-10, 1e-7)}
-    results |= train_layouts(root, "exact", {"exact": exact, **nudged}, LAYOUTS[:1])
+    results |= train_layouts(root, "exact", {"exact": exact, **nudged}, ((1, 1),))
     base = results[1, 1]["exact"][0]
     assert base["positives"] > 0
 
@@ -176,7 +177,7 @@ def test_the_detector_sees_the_same_in_float32(root: Path) -> None:
     # The weights stand still (see `tiny`): forward pass, synchronised batch norms and losses of the real detector.
     still = ["optimizer.lr=1e-9", "schedule.min_lr=0", f"data.dir={root / 'full'}"]
     variants = {"still": {"tiny": False, "steps": 4, "overrides": still}}
-    results = train_layouts(root, "detector", variants, ((1, 1), (2, 2)))
+    results = train_layouts(root, "detector", variants, ((1, 1), (2, 1)))
     # What float32 rounds off (6e-8) grows through seventy batch norms, as the test above has it: moving statistics were
     # found 1.3e-5 apart where the losses are 3e-6 apart.
     assert_one_curve(results, "still", losses=1e-5, weights=1e-6, statistics=1e-4)

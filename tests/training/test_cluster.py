@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from ssd_dist.core.config import ClusterConfig
 from ssd_dist.core.errors import UsageError
-from ssd_dist.training.cluster import WorkerRole, read_worker_role
+from ssd_dist.training.cluster import WorkerRole, check_strategy, read_worker_role
 
 
 def environment(cluster, kind="worker", index=0):
@@ -43,6 +44,13 @@ def test_a_chief_of_its_own_comes_first():
         (environment({"worker": ["a:1", "a:1"]})["TF_CONFIG"], ["a:1", "twice"]),
         (environment({"worker": ["a"]})["TF_CONFIG"], ["'a'", "host:port"]),
         (environment({"worker": [7]})["TF_CONFIG"], ["7", "host:port"]),
+        (environment({"worker": ["a:0", "b:1"]})["TF_CONFIG"], ["a:0", "65535"]),
+        (environment({"worker": ["a:1", "b:65536"]})["TF_CONFIG"], ["b:65536", "65535"]),
+        (environment({"worker": "a:1"})["TF_CONFIG"], ["host:port"]),
+        # Counted on from the chief these would be the chief, and the worker.
+        (environment({"chief": ["c:1"], "worker": ["a:1"]}, "worker", -1)["TF_CONFIG"], ["worker:-1", "2 workers"]),
+        (environment({"chief": ["c:1"], "worker": ["a:1"]}, "chief", 1)["TF_CONFIG"], ["chief:1", "2 workers"]),
+        (environment({"worker": ["a:1"], "ps": ["p:1"]}, "ps", 0)["TF_CONFIG"], ["ps:0"]),
         (environment({"worker": ["a:1"], "evaluator": ["e:1"]}, "evaluator")["TF_CONFIG"], ["evaluator"]),
     ],
 )
@@ -50,3 +58,20 @@ def test_what_cannot_be_is_refused(value, words):
     with pytest.raises(UsageError) as caught:
         read_worker_role({"TF_CONFIG": value})
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(
+    ("strategy", "workers", "fits"),
+    [
+        ("auto", 1, True), ("auto", 2, True), ("multi_worker", 2, True), ("mirrored", 1, True),
+        ("multi_worker", 1, False), ("mirrored", 2, False), ("one_device", 2, False),
+    ],
+)  # fmt: skip
+def test_a_strategy_needs_the_workers_it_is_for(strategy, workers, fits):
+    role = WorkerRole(0, tuple(f"host:{port}" for port in range(1, workers + 1)))
+    config = ClusterConfig(strategy=strategy)
+    if fits:
+        check_strategy(config, role)
+        return
+    with pytest.raises(UsageError, match=f"cluster.strategy: {strategy}"):
+        check_strategy(config, role)

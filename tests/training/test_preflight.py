@@ -50,6 +50,7 @@ def test_what_fits_passes(folder: Path) -> None:
         (["data.dir=nowhere"], 1, "data", 3, ["nowhere", "prepare"]),
         (["matching.positive_iou=0.6"], 1, "data", 3, ["positive_iou", "prepare again"]),
         ([], 3, "shards", 2, ["4", "3"]),
+        (["cluster.strategy=mirrored"], 2, "cluster", 2, ["mirrored", "2 workers", "multi_worker"]),
     ],
 )
 def test_what_does_not_fit_is_told_with_the_mend(folder, overrides, workers, check, code, words) -> None:
