@@ -12,6 +12,7 @@ from ssd_dist.core.errors import UsageError
 def main(_: list[str]) -> None:
     """Evaluates the checkpoint of the flags, prints the tables, writes JSON and pictures."""
     model_dir, split = required_flag("model_dir"), required_flag("split")
+    output, pictures = _prepare_output("output"), _prepare_output("pictures")
     # TensorFlow takes seconds to load: only once the flags are right.
     from ssd_dist.evaluation.analysis import analyse_detections
     from ssd_dist.evaluation.gallery import draw_gallery
@@ -27,12 +28,12 @@ def main(_: list[str]) -> None:
     title = f"{model_dir}, split {split}, {len(truths)} images"
     print_metrics(metrics, title)
     print_analysis(analysis)
-    if output := flags.FLAGS["output"].value:
-        _prepare_output("output", output).write_text(json.dumps(metrics | {"analysis": analysis}, indent=1) + "\n")
-    if pictures := flags.FLAGS["pictures"].value:
+    if output:
+        output.write_text(json.dumps(metrics | {"analysis": analysis}, indent=1) + "\n")
+    if pictures:
         subtitle = f"mAP@0.5 {format_value(metrics['coco/AP50'])}, COCO AP {format_value(metrics['coco/AP'])}"
         gallery = draw_gallery(config, manifest.splits[split], detections, manifest.classes, title, subtitle)
-        gallery.save(_prepare_output("pictures", pictures), "PNG")
+        gallery.save(pictures, "PNG")
 
 
 def run_main() -> None:
@@ -46,11 +47,19 @@ def run_main() -> None:
     run_command(main)
 
 
-def _prepare_output(flag: str, name: str) -> Path:
+def _prepare_output(flag: str) -> Path | None:
+    """The file that the flag names, found writable before minutes go into what it is to hold."""
+    if not (name := flags.FLAGS[flag].value):
+        return None
     path = Path(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
         path.touch()
+        if not existed:
+            path.unlink()
+        elif path.is_dir():
+            raise IsADirectoryError("it is a folder")
     except OSError as error:
         raise UsageError(f"--{flag}={name} cannot be written: {error}") from None
     return path

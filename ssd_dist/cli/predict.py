@@ -9,7 +9,7 @@ import dataclasses
 from absl import flags
 
 from ssd_dist.core.commands import define_override_flag, overrides_from_flags, required_flag, run_command
-from ssd_dist.core.errors import UsageError
+from ssd_dist.core.errors import DataError, UsageError
 
 
 def main(_: list[str]) -> None:
@@ -44,6 +44,8 @@ def main(_: list[str]) -> None:
     looked_at, shown, unreadable = predict_images(detector, files, output, wishes)
     for name, reason in unreadable:
         print(f"skipped {name}: {reason}")
+    if not looked_at:
+        raise DataError(f"--images: none of {len(files)} files could be read")
     print(f"{output}: {shown} detections shown on {looked_at} images; {len(unreadable)} skipped")
 
 

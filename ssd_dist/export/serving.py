@@ -20,8 +20,8 @@ class ServedDetector(tf.Module):
     def __init__(self, model: tf_keras.Model, config: Config, classes: tuple[str, ...], postprocess: bool) -> None:
         super().__init__()
         folded = fold_batch_norm(model)
-        # In a closure and as a bare list: saving would walk every layer of a model that is an attribute and trace a dozen
-        # functions of each, which takes ten times as long.
+        # In a closure and as a bare list: of a model that is an attribute, saving would walk every layer and trace
+        # a dozen functions of each, for four times as long and into a larger file.
         self._network = lambda pixels: folded(pixels, training=False)
         self._weights = folded.variables
         self.size = config.model.input_size

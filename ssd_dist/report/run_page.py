@@ -51,6 +51,7 @@ def build_run_page(
 
     Raises:
       CheckpointError: if a folder is no run. UsageError: for a wrong override, or a page that cannot be written.
+      DataError, CheckpointError: if a checkpoint or split other than `auto` cannot be evaluated.
     """
     runs = [read_run(model_dir, list(overrides)) for model_dir in model_dirs]
     evaluations = [_evaluate(run, checkpoint, split, overrides) for run in runs]
@@ -134,7 +135,9 @@ def _evaluate(run: RunFacts, checkpoint: str, split: str, overrides: Sequence[st
         chosen = choose_checkpoint(run.model_dir, checkpoint)
         return evaluate_run(run.model_dir, chosen, run.config, split, overrides)
 
-    return _attempt(run, "Evaluation", evaluate)
+    # What is asked for by name must be there.
+    named = (checkpoint, split) != ("auto", "auto")
+    return evaluate() if named else _attempt(run, "Evaluation", evaluate)
 
 
 def _attempt(run: RunFacts, what: str, make: Callable[[], T]) -> T | None:

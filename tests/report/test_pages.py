@@ -138,20 +138,29 @@ def test_the_pages_of_trained_runs(data: Path, tmp_path: Path) -> None:
     text = check_page(page, tmp_path)
     for word in ("2 runs", "other: Evaluation: not here", "COCO AP50", "What the configs differ in"):
         assert word in text, word
+    # What is asked for by name is not left out with a note.
+    assert "no split 'tset'" in call("inspect", f"--model_dir={run}", "--split=tset", expect=3)
+    broken = tmp_path / "broken.jpg"
+    broken.write_text("no image")
+    flags = (f"--model_dir={run}", f"--images={broken}", f"--output={tmp_path / 'found'}")
+    assert "none of 1 files could be read" in call("predict", *flags, expect=3)
 
 
 @pytest.mark.parametrize(
-    ("flags", "code", "word"),
+    ("module", "flags", "code", "word"),
     [
-        ([], 2, "--data=OUT"),
-        (["--data=a", "--model_dir=b"], 2, "one of them"),
-        (["--data=/nowhere"], 3, "dataset.json"),
-        (["--model_dir=/nowhere"], 4, "not a run"),
-        (["--data=a", "--max_images=0"], 2, "max_images"),
+        ("inspect", [], 2, "--data=OUT"),
+        ("inspect", ["--data=a", "--model_dir=b"], 2, "one of them"),
+        ("inspect", ["--data=/nowhere"], 3, "dataset.json"),
+        ("inspect", ["--model_dir=/nowhere"], 4, "not a run"),
+        ("inspect", ["--data=a", "--max_images=0"], 2, "max_images"),
+        # Before the minutes of an evaluation, not after.
+        ("evaluate", ["--model_dir=/nowhere", "--split=test", "--output=/dev/null/a.json"], 2, "--output"),
+        ("evaluate", ["--model_dir=/nowhere", "--split=test", "--pictures=/dev"], 2, "--pictures"),
     ],
 )
-def test_mistakes_are_told(flags: list[str], code: int, word: str) -> None:
-    assert word in call("inspect", *flags, expect=code)
+def test_mistakes_are_told(module: str, flags: list[str], code: int, word: str) -> None:
+    assert word in call(module, *flags, expect=code)
 
 
 def call(module: str, *flags: str, expect: int = 0) -> str:
