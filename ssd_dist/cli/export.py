@@ -3,6 +3,8 @@
 Writes the model and `export.json`: what goes in and out, the metrics before and after, size, latency here.
 """
 
+from pathlib import Path
+
 from absl import flags
 
 from ssd_dist.core.commands import define_override_flag, overrides_from_flags, required_flag, run_command
@@ -20,9 +22,8 @@ def main(_: list[str]) -> None:
         model_dir, flags.FLAGS["checkpoint"].value, kind, quantize, postprocess, output, overrides_from_flags()
     )
     parity, before, after = card["parity"], card["metrics"]["checkpoint"], card["metrics"]["export"]
-    print(
-        f"{output}/{card['file']}: {card['bytes'] / 1e6:.1f} MB, {card['milliseconds_an_image_here']:.0f} ms an image"
-    )
+    where, size, latency = Path(output, card["file"]), card["bytes"] / 1e6, card["milliseconds_an_image_here"]
+    print(f"{where}: {size:.1f} MB, {latency:.0f} ms an image")
     print(
         f"of {parity['detections']} detections on {parity['images']} images {parity['missing']} differ; "
         + "  ".join(f"{name} {before[name]:.3f} -> {after[name]:.3f}" for name in after if after[name] is not None)

@@ -85,7 +85,7 @@ def export_run(
     card = {
         "format": kind,
         "quantize": quantize,
-        "file": path.name,
+        "file": FILES[kind],
         "bytes": _size_of(path),
         "checkpoint": locate_checkpoint(model_dir, checkpoint),
         "input": f"uint8 [{batch}, {served.size}, {served.size}, 3], RGB",

@@ -167,6 +167,7 @@ def test_an_export_detects_what_the_checkpoint_detects(export, kind, postprocess
     # What nobody trained ranks by noise: its faint detections change places when the last bits do.
     assert card["metrics"]["export"] == pytest.approx(card["metrics"]["checkpoint"], abs=2e-3)
     assert json.loads((folder / "export.json").read_text()) == card
+    assert (folder / card["file"]).exists()
     assert card["classes"] == list(card["operating_points"]) == list(CLASSES)
     assert (folder / "anchors.npy").exists() != postprocess
 
