@@ -300,6 +300,9 @@ def time_all_reduce(strategy: tf.distribute.Strategy, size: int) -> Finding:
 def print_table(table: Sequence[Finding], role: WorkerRole) -> None:
     """Prints all findings, and a last line with the verdict."""
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        # A log has no edge: a finding stays one line.
+        console.width = 400
     sheet = Table(box=None, title_justify="left", title="Preflight", title_style="bold")
     for column in ("worker", "check", "verdict", "found, and how to mend it"):
         sheet.add_column(column, overflow="fold")

@@ -15,6 +15,8 @@ from ssd_dist.core.errors import RestartError, UsageError
 _POLL_SECONDS = 0.2
 _ANSWER_SECONDS = 5.0
 _LONGEST_MESSAGE = 1 << 20
+# An earlier worker of the same run may still be there: it was told to stop and saves (preemption.grace_seconds).
+_PORT_SECONDS = 40.0
 MAXIMUM_CLOCK_SKEW = 60.0
 
 
@@ -52,10 +54,12 @@ def meet(me: Introduction, timeout: float, judge: Verdict = lambda _: None) -> N
     if len(me.addresses) == 1:
         if problem := judge([me]):
             raise UsageError(problem)
-    elif me.index == 0:
-        _receive_all(me, deadline, judge)
-    else:
-        _introduce(me, deadline)
+        return
+    with _listen(me.addresses[me.index], min(deadline, time.monotonic() + _PORT_SECONDS)) as server:
+        if me.index == 0:
+            _receive_all(me, server, deadline, judge)
+            return
+    _introduce(me, deadline)
 
 
 def find_disagreement(chief: Introduction, other: Introduction) -> str | None:
@@ -76,45 +80,54 @@ def find_disagreement(chief: Introduction, other: Introduction) -> str | None:
     return None
 
 
-def _receive_all(me: Introduction, deadline: float, judge: Verdict) -> None:
-    host, port = _split(me.addresses[0])
+def _listen(address: str, deadline: float) -> socket.socket:
+    """The port that TensorFlow is going to use, which it would not name if another had it."""
+    host, port = _split(address)
+    server = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    while True:
+        try:
+            # On all interfaces: the name may be an address that its own host does not have (containers).
+            server.bind(("", port))
+            return server
+        except OSError as error:
+            if time.monotonic() > deadline:
+                server.close()
+                raise UsageError(f"this worker cannot listen on {address}: {error}; give it another port") from None
+            time.sleep(_POLL_SECONDS)
+
+
+def _receive_all(me: Introduction, server: socket.socket, deadline: float, judge: Verdict) -> None:
     waiting: dict[int, socket.socket] = {}
     present = {0: me}
     problem = None
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            # On all interfaces: the chief's name may be an address that its own host does not have (containers).
-            server.bind(("", port))
-        except OSError as error:
-            raise UsageError(f"the chief cannot listen on {me.addresses[0]}: {error}; give it another port") from None
-        server.listen(len(me.addresses))
-        try:
-            while problem is None and len(waiting) < len(me.addresses) - 1:
-                server.settimeout(max(deadline - time.monotonic(), 0.001))
-                try:
-                    connection, address = server.accept()
-                except TimeoutError:
-                    missing = [a for i, a in enumerate(me.addresses) if i and i not in waiting]
-                    raise RestartError(f"no word from {', '.join(missing)} in time; are they started?") from None
-                other = _read_introduction(connection)
-                if other is None or not 0 < other.index < len(me.addresses):
-                    connection.close()  # not one of ours
-                    continue
-                problem = find_disagreement(me, other)
-                if other.index in waiting:
-                    problem = f"two processes say they are worker {other.index}; one of them is at {address[0]}"
-                    connection.close()
-                else:
-                    waiting[other.index] = connection
-                    present[other.index] = other
-            if problem is None:
-                problem = judge([present[index] for index in sorted(present)])
-            for connection in waiting.values():
-                connection.sendall(" ".join((problem or "").split()).encode() + b"\n")
-        finally:
-            for connection in waiting.values():
+    server.listen(len(me.addresses))
+    try:
+        while problem is None and len(waiting) < len(me.addresses) - 1:
+            server.settimeout(max(deadline - time.monotonic(), 0.001))
+            try:
+                connection, address = server.accept()
+            except TimeoutError:
+                missing = [a for i, a in enumerate(me.addresses) if i and i not in waiting]
+                raise RestartError(f"no word from {', '.join(missing)} in time; are they started?") from None
+            other = _read_introduction(connection)
+            if other is None or not 0 < other.index < len(me.addresses):
+                connection.close()  # not one of ours
+                continue
+            problem = find_disagreement(me, other)
+            if other.index in waiting:
+                problem = f"two processes say they are worker {other.index}; one of them is at {address[0]}"
                 connection.close()
+            else:
+                waiting[other.index] = connection
+                present[other.index] = other
+        if problem is None:
+            problem = judge([present[index] for index in sorted(present)])
+        for connection in waiting.values():
+            connection.sendall(" ".join((problem or "").split()).encode() + b"\n")
+    finally:
+        for connection in waiting.values():
+            connection.close()
     if problem is not None:
         raise UsageError(problem)
 

@@ -110,10 +110,20 @@ def test_strangers_at_the_port_do_no_harm():
     assert not chief.is_alive()
 
 
-def test_a_port_that_is_taken_is_named():
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_port_that_is_taken_is_named(index):
     gang = gang_of(2)
     with socket.socket() as other:
-        other.bind(("", int(gang[0].addresses[0].rsplit(":")[1])))
+        other.bind(("", int(gang[index].addresses[index].rsplit(":")[1])))
         other.listen()
-        with pytest.raises(UsageError, match=gang[0].addresses[0]):
-            meet(gang[0], 1.0)
+        with pytest.raises(UsageError, match=f"cannot listen on {gang[index].addresses[index]}"):
+            meet(gang[index], 1.0)
+
+
+def test_a_port_that_an_earlier_worker_still_has_is_waited_for():
+    gang = gang_of(2)
+    with socket.socket() as earlier:
+        earlier.bind(("", int(gang[1].addresses[1].rsplit(":")[1])))
+        earlier.listen()
+        threading.Timer(1.0, earlier.close).start()
+        assert meet_all(gang) == [None, None]
