@@ -7,6 +7,7 @@ pickled at half the cost of dataclasses; a data set has millions of them.
 """
 
 import hashlib
+import marshal
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
@@ -48,6 +49,20 @@ class Box(NamedTuple):
     problem: Problem | None = None
 
 
+# As bytes boxes pass the groupings at a fifth of the cost, and those that wait for their shard take a fifth of the
+# memory. Version 2 of marshal has no references, so that equal boxes are equal bytes.
+def pack_boxes(boxes: Iterable[Box]) -> bytes:
+    """The boxes as bytes, for workers of the same Python."""
+    plain = [(*box[:-1], None if box.problem is None else tuple(box.problem)) for box in boxes]
+    return marshal.dumps(plain, 2) if plain else b""
+
+
+def unpack_boxes(packed: bytes) -> tuple[Box, ...]:
+    """The boxes that `pack_boxes` packed."""
+    plain = marshal.loads(packed) if packed else ()
+    return tuple(Box._make((*fields, problem and Problem(*problem))) for *fields, problem in plain)
+
+
 class Image(NamedTuple):
     """One annotated image.
 
@@ -60,7 +75,7 @@ class Image(NamedTuple):
       path: where the file lies.
       stems: paths without a suffix; if there is no file at `path`, an image with one of these names is taken.
       size: (height, width) that the annotation claims, if any.
-      boxes: its objects.
+      packed: its objects, packed.
       span: (offset, length) of the record that holds the image, where the path is a TFRecord file.
       problem: set if the image is lost already, say by a broken annotation.
     """
@@ -73,9 +88,14 @@ class Image(NamedTuple):
     path: str
     stems: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
-    boxes: tuple[Box, ...] = ()
+    packed: bytes = b""
     span: tuple[int, int] | None = None
     problem: Problem | None = None
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """Its objects."""
+        return unpack_boxes(self.packed)
 
 
 class LooseBox(NamedTuple):
@@ -95,7 +115,7 @@ class BoxGroup(NamedTuple):
     file: int
     row: int
     source: str
-    boxes: tuple[Box, ...]
+    packed: bytes
 
 
 class Category(NamedTuple):
@@ -149,5 +169,5 @@ def gather_boxes(values: Iterable[Image | LooseBox | Category | Listing]) -> Ite
 
 def _group_boxes(loose: list[LooseBox]) -> Element:
     first = loose[0]
-    boxes = tuple(box.box for box in loose)
-    return keyed(BoxGroup(first.image_id, first.file, first.row, first.source, boxes))
+    packed = pack_boxes(box.box for box in loose)
+    return keyed(BoxGroup(first.image_id, first.file, first.row, first.source, packed))

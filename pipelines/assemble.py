@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import apache_beam as beam
 
-from pipelines.annotations import SUMMARY_KEY, BoxGroup, Category, Image, Listing, Problem
+from pipelines.annotations import SUMMARY_KEY, BoxGroup, Category, Image, Listing, Problem, pack_boxes, unpack_boxes
 from pipelines.classes import ClassRules, ClassTable, build_class_table
 
 BUCKET_ROWS = 1024
@@ -126,7 +126,7 @@ def assemble_images(values: Iterable[object]) -> Iterator[tuple[int, _Listed]]:
             yield _orphan(loose)
             continue
         first, *others = found
-        yield _in_bucket(first._replace(boxes=(*first.boxes, *(box for group in loose for box in group.boxes))))
+        yield _in_bucket(first._replace(packed=_join_boxes(first.packed, *(group.packed for group in loose))))
         for other in others:
             detail = f"image id {image_id!r} is taken by {first.filename} ({first.source}); give each image its own"
             yield _in_bucket(other._replace(problem=other.problem or Problem("duplicate_id", detail)))
@@ -179,7 +179,15 @@ def _orphan(loose: list[BoxGroup]) -> tuple[int, _Listed]:
         source=first.source,
         filename="",
         path="",
-        boxes=tuple(box for group in loose for box in group.boxes),
+        packed=_join_boxes(*(group.packed for group in loose)),
         problem=Problem("unknown_image", detail),
     )
     return _bucket_key(first.file, 0), _Listed(image, orphan=True)
+
+
+def _join_boxes(*packed: bytes) -> bytes:
+    """All the boxes together; most images have theirs in one piece."""
+    pieces = [piece for piece in packed if piece]
+    if len(pieces) == 1:
+        return pieces[0]
+    return pack_boxes(box for piece in pieces for box in unpack_boxes(piece))

@@ -92,10 +92,10 @@ class ShardReport(BaseModel):
     rejected: list[Rejected] = []
     views: list[ViewReport] = []
 
-    def count_read(self, member: Member) -> None:
+    def count_read(self, member: Member, boxes: int) -> None:
         """Counts what a member brings; an orphan brings boxes without an image."""
         self.images_read += not member.orphan
-        self.boxes_read += len(member.image.boxes)
+        self.boxes_read += boxes
 
 
 def report_path(folder: str, shard: int, shards: int) -> str:

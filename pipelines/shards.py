@@ -121,8 +121,10 @@ def write_shard(
         for first in range(0, len(members), BATCH):
             batch = preparer.prepare(islice(images, BATCH), plan.classes)
             for member, prepared in zip(members[first : first + BATCH], batch, strict=True):
+                boxes = len(member.image.boxes)
+                report.count_read(member, boxes)
                 write_image(member, prepared, writers, report)
-                count_image(member, prepared, meter)
+                count_image(member, boxes, prepared, meter)
     report.views.extend(writer.report() for writer in writers)
     return report
 
@@ -131,7 +133,6 @@ def write_image(
     member: Member, prepared: PreparedImage | Problem, writers: list["RecordWriter"], report: ShardReport
 ) -> None:
     """Appends an image's records to the files of their views, or its rejections to the report."""
-    report.count_read(member)
     if isinstance(prepared, Problem):
         lines = reject_image(member.image, prepared, is_image=not member.orphan)
         report.rejected.extend(Rejected.of(member.place, line) for line in lines)
@@ -144,15 +145,15 @@ def write_image(
     report.clipped_boxes += prepared.checked.clipped
 
 
-def count_image(member: Member, prepared: PreparedImage | Problem, meter: Meter) -> None:
+def count_image(member: Member, boxes: int, prepared: PreparedImage | Problem, meter: Meter) -> None:
     """Shows an image to whoever watches the runner's console."""
     images = 0 if member.orphan else 1
     meter.count("images_read", images)
-    meter.count("boxes_read", len(member.image.boxes))
+    meter.count("boxes_read", boxes)
     if isinstance(prepared, Problem):
         meter.count("images_rejected", images)
         meter.count(f"images_rejected_{prepared.reason}", images)
-        meter.count("boxes_rejected", len(member.image.boxes))
+        meter.count("boxes_rejected", boxes)
         return
     meter.count("images_written")
     meter.count("boxes_written", len(prepared.checked.objects.labels))

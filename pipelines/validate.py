@@ -110,8 +110,8 @@ def _clip(box: Box, label: int, name: str, height: int, width: int) -> _Kept:
     # In plain numbers: for the few boxes of an image quicker than arrays, and rounded alike.
     ymin, xmin, ymax, xmax = box.corners
     corners = box.corners if box.normalized else (ymin / height, xmin / width, ymax / height, xmax / width)
-    top, left, bottom, right = inside = tuple(min(max(corner, 0.0), 1.0) for corner in corners)
-    clipped = any(abs(corner - clean) > ROUNDING for corner, clean in zip(corners, inside, strict=True))
+    top, left, bottom, right = [min(max(corner, 0.0), 1.0) for corner in corners]
+    clipped = -min(corners) > ROUNDING or max(corners) - 1 > ROUNDING
     area = (bottom - top) * height * (right - left) * width if box.area is None else box.area
     return _Kept(box, label, name, (top, left, bottom, right), area, clipped)
 

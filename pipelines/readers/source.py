@@ -140,7 +140,7 @@ def require_input(path: str) -> None:
 class SpreadInputs(beam.PTransform):
     """What there is to read, dealt to the workers.
 
-    Dask's runner makes as many partitions of everything as there are of the first elements; empty lists make up for few.
+    Dask's runner cuts everything into as many partitions as the first elements fill; empty lists fill up the few.
     """
 
     def __init__(self, inputs: Sequence[object]) -> None:

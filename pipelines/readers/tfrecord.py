@@ -12,7 +12,7 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines import files
-from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, keyed
+from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, keyed, pack_boxes
 from pipelines.readers.source import Source, SpreadInputs, find_inputs
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.example_proto import decode_example
@@ -51,11 +51,7 @@ class ReadTfrecord(beam.PTransform):
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
         """Streams each file in one place, several files in parallel."""
-        return (
-            begin
-            | "Files" >> SpreadInputs(self._files)
-            | "Read records" >> beam.FlatMap(read_file, self._source)
-        )
+        return begin | "Files" >> SpreadInputs(self._files) | "Read records" >> beam.FlatMap(read_file, self._source)
 
 
 def read_file(file: RecordFile, source: Source) -> Iterator[Element]:
@@ -102,7 +98,7 @@ def parse_record(
         filename=filename,
         path=file.path,
         size=_size(features),
-        boxes=tuple(boxes),
+        packed=pack_boxes(boxes),
         span=span,
     )
     return image, categories

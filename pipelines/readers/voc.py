@@ -17,7 +17,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
 from pipelines import files
-from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, keyed
+from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, keyed, pack_boxes
 from pipelines.readers.source import Source, SpreadInputs, locate_image, require_input
 from ssd_dist.core.errors import DataError
 
@@ -160,7 +160,7 @@ def parse_annotation(data: bytes, entry: VocEntry) -> Image:
         path=where.path,
         stems=where.stems,
         size=_size(root),
-        boxes=tuple(_parse_object(node, number) for number, node in enumerate(root.findall("object"))),
+        packed=pack_boxes(_parse_object(node, number) for number, node in enumerate(root.findall("object"))),
         problem=where.problem,
     )
 

@@ -17,7 +17,7 @@ import apache_beam as beam
 import yaml
 
 from pipelines import files
-from pipelines.annotations import IMAGE_SUFFIXES, Box, Category, Element, Image, Listing, Problem, keyed
+from pipelines.annotations import IMAGE_SUFFIXES, Box, Category, Element, Image, Listing, Problem, keyed, pack_boxes
 from pipelines.classes import first_duplicate
 from pipelines.readers.source import Source, SpreadInputs, first_folder, locate_image, require_input
 from ssd_dist.core.errors import DataError
@@ -220,17 +220,19 @@ def read_label(entry: YoloEntry | Category | Listing) -> Iterator[Element]:
     if not isinstance(entry, YoloEntry):
         yield keyed(entry)
         return
-    boxes: tuple[Box, ...] = ()
+    packed = b""
     problem = entry.problem
     if problem is None and not entry.image:
         problem = Problem("missing_image", f"no image has the name of {entry.label}")
     if entry.label:
         try:
-            boxes = tuple(parse_label(files.read_bytes(entry.label).decode("utf-8-sig")))
+            packed = pack_boxes(parse_label(files.read_bytes(entry.label).decode("utf-8-sig")))
         except (*files.LASTING, ValueError) as error:
             problem = problem or Problem("broken_annotation", str(error))
     source = entry.label or entry.image
-    yield keyed(Image(entry.image_id, 0, entry.row, source, entry.filename, entry.image, boxes=boxes, problem=problem))
+    yield keyed(
+        Image(entry.image_id, 0, entry.row, source, entry.filename, entry.image, packed=packed, problem=problem)
+    )
 
 
 def parse_label(text: str) -> Iterator[Box]:

@@ -1,31 +1,50 @@
 """`tf.train.Example` bytes without TensorFlow.
 
 A Beam worker imports this instead of a 3 GB package; the tests hold it byte for byte to the real thing.
-Wire format: Example{1: Features{1: map<string, Feature>}}, Feature{1: bytes, 2: float, 3: int64 list},
-lists packed, map entries sorted by key as deterministic serialisation has them (but where one key begins with
-another, on which protobuf's own implementations differ; no record has such keys).
+The message is Example{1: Features{1: map<string, Feature>}}, Feature{1: bytes, 2: float, 3: int64 list}. Map entries
+are sorted by key, as deterministic serialisation has them (but where one key begins with another, on which protobuf's
+own implementations differ; no record has such keys).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
 
 from ssd_dist.core.errors import DataError
 
 Feature: TypeAlias = Sequence[bytes] | npt.NDArray[np.float32] | npt.NDArray[np.int64]
 
+_PACKAGE = "ssd_dist"
+
 
 def encode_example(features: Mapping[str, Feature]) -> bytes:
     """Serialises features: float32 and int64 arrays [K], or sequences of bytes; empty arrays keep their type."""
-    entries: list[bytes] = []
-    for name in sorted(features):
-        key, feature = _key(name), _encode_feature(features[name])
-        header = _header(2, len(feature))
-        entries += (_header(1, len(key) + len(header) + len(feature)), key, header, feature)
-    return _field(1, b"".join(entries))
+    example = _Example()
+    example.features.SetInParent()
+    entries = example.features.feature
+    for name, values in features.items():
+        if not isinstance(values, np.ndarray):
+            field = entries[name].bytes_list
+            field.value.extend(values)
+        elif values.dtype == np.int64:
+            field = entries[name].int64_list
+            field.value.extend(values.tolist())
+        elif values.dtype == np.float32:
+            field = entries[name].float_list
+            field.value.extend(values.tolist())
+        else:
+            raise TypeError(f"a feature holds bytes, float32 or int64, not {values.dtype}")
+        if not len(values):
+            # Otherwise an empty list would have no type.
+            field.SetInParent()
+    data: bytes = example.SerializeToString(deterministic=True)
+    return data
 
 
 def decode_example(data: bytes) -> dict[str, Feature]:
@@ -35,111 +54,57 @@ def decode_example(data: bytes) -> dict[str, Feature]:
       DataError: if the bytes are no Example.
     """
     try:
-        features: dict[str, Feature] = {}
-        for _, body in _fields(data):
-            for _, entry in _fields(_bytes(body)):
-                parts = dict(_fields(_bytes(entry)))
-                features[_bytes(parts[1]).decode()] = _decode_feature(_bytes(parts.get(2, b"")))
-        return features
-    except (IndexError, KeyError, ValueError, TypeError) as error:
+        entries = _Example.FromString(data).features.feature
+    except DecodeError as error:
         raise DataError(f"not a tf.train.Example: {error}") from None
+    return {name: _values(feature) for name, feature in entries.items()}
 
 
-def _encode_feature(values: Feature) -> bytes:
-    if not isinstance(values, np.ndarray):
-        return _field(1, b"".join(_field(1, value) for value in values))
-    if values.dtype == np.float32:
-        packed, kind = values.astype("<f4").tobytes(), 2
-    elif values.dtype == np.int64:
-        packed, kind = b"".join(map(_varint, values.tolist())), 3
-    else:
-        raise TypeError(f"a feature holds bytes, float32 or int64, not {values.dtype}")
-    return _field(kind, _field(1, packed) if packed else b"")
+def _values(feature: Any) -> Feature:
+    kind = feature.WhichOneof("kind")
+    if kind == "float_list":
+        return np.array(feature.float_list.value, np.float32)
+    if kind == "int64_list":
+        return np.array(feature.int64_list.value, np.int64)
+    return list(feature.bytes_list.value)
 
 
-def _decode_feature(data: bytes) -> Feature:
-    values: list[bytes | int] = []
-    for kind, body in _fields(data):
-        values = [value for _, value in _fields(_bytes(body))]
-        if kind == 1:
-            return [_bytes(value) for value in values]
-        if kind == 2:
-            return np.frombuffer(b"".join(_bytes(value) for value in values), "<f4").astype(np.float32)
-        integers = [n for value in values for n in ([value] if isinstance(value, int) else _varints(value))]
-        return np.array([n - (1 << 64) if n >> 63 else n for n in integers], np.int64)
-    return []
+def _make_example_class() -> Any:
+    """The message class, in a pool of its own: TensorFlow, where it is loaded, has one of the same shape."""
+    file = FileDescriptorProto(name="example.proto", package=_PACKAGE, syntax="proto3")
+    lists = {"bytes": FieldDescriptorProto.TYPE_BYTES, "float": FieldDescriptorProto.TYPE_FLOAT}
+    lists["int64"] = FieldDescriptorProto.TYPE_INT64
+    for name, kind in lists.items():
+        file.message_type.add(name=f"{name}_list").field.add(
+            name="value", number=1, type=kind, label=FieldDescriptorProto.LABEL_REPEATED
+        )
+    feature = file.message_type.add(name="Feature")
+    feature.oneof_decl.add(name="kind")
+    for number, name in enumerate(lists, start=1):
+        _add_message(feature, f"{name}_list", number, f"{name}_list").oneof_index = 0
+    features = file.message_type.add(name="Features")
+    entry = features.nested_type.add(name="FeatureEntry")
+    entry.options.map_entry = True
+    entry.field.add(
+        name="key", number=1, type=FieldDescriptorProto.TYPE_STRING, label=FieldDescriptorProto.LABEL_OPTIONAL
+    )
+    _add_message(entry, "value", 2, "Feature")
+    _add_message(features, "feature", 1, "Features.FeatureEntry").label = FieldDescriptorProto.LABEL_REPEATED
+    _add_message(file.message_type.add(name="Example"), "features", 1, "Features")
+    pool = DescriptorPool()
+    pool.Add(file)
+    return GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.Example"))
 
 
-def _field(number: int, body: bytes) -> bytes:
-    return _header(number, len(body)) + body
+def _add_message(parent: Any, name: str, number: int, kind: str) -> Any:
+    """Adds a field that holds one message of a kind."""
+    return parent.field.add(
+        name=name,
+        number=number,
+        type=FieldDescriptorProto.TYPE_MESSAGE,
+        label=FieldDescriptorProto.LABEL_OPTIONAL,
+        type_name=f".{_PACKAGE}.{kind}",
+    )
 
 
-# Lengths and the few names come again and again.
-@lru_cache(maxsize=1 << 14)
-def _header(number: int, length: int) -> bytes:
-    return bytes([number << 3 | 2]) + _varint(length)
-
-
-@lru_cache(maxsize=1 << 10)
-def _key(name: str) -> bytes:
-    return _field(1, name.encode())
-
-
-# Anchor numbers come again and again.
-@lru_cache(maxsize=1 << 14)
-def _varint(value: int) -> bytes:
-    value &= (1 << 64) - 1
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    position = 0
-    while position < len(data):
-        tag, position = _read_varint(data, position)
-        wire = tag & 7
-        if wire == 0:
-            value, position = _read_varint(data, position)
-            yield tag >> 3, value
-            continue
-        if wire == 2:
-            size, position = _read_varint(data, position)
-        elif wire == 5:
-            size = 4
-        else:
-            raise ValueError(f"wire type {wire}")
-        if position + size > len(data):
-            raise ValueError("cut short")
-        yield tag >> 3, data[position : position + size]
-        position += size
-
-
-def _varints(data: bytes) -> Iterator[int]:
-    position = 0
-    while position < len(data):
-        value, position = _read_varint(data, position)
-        yield value
-
-
-def _read_varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        value |= (byte & 127) << shift
-        position += 1
-        if byte < 128:
-            # Ten bytes carry 70 bits; protobuf drops the upper six.
-            return value & (1 << 64) - 1, position
-        shift += 7
-        if shift > 63:
-            raise ValueError("a varint of more than 64 bits")
-
-
-def _bytes(value: bytes | int) -> bytes:
-    if isinstance(value, int):
-        raise ValueError("a number where bytes belong")
-    return value
+_Example = _make_example_class()

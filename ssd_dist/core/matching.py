@@ -76,20 +76,18 @@ class Matcher:
         # Image after image, each anchor has a slot: its own index plus that of the image's first.
         first_slots = np.arange(len(counts) + 1) * len(self._anchors)
         first_slot_of = np.repeat(first_slots[:-1], counts)
-        ignored = np.zeros(first_slots[-1], bool)
-        owner = np.full(first_slots[-1], -1)
-        self._ignore_covered(ignored, all_boxes[crowd], first_slot_of[crowd])
+        covered = self._find_covered(all_boxes[crowd], first_slot_of[crowd])
         real = np.flatnonzero(~crowd)
-        if len(real):
-            objects = _Objects(all_boxes[real], first_slot_of[real], self._grids)
-            self._match_real(objects, ignored, owner)
-        positive = np.flatnonzero(owner >= 0)
+        positive, owners, near = self._match_real(all_boxes[real], first_slot_of[real])
+        owners = real[owners]
+        # Only flags are kept for all slots: arrays of numbers would cost more than the matching.
+        ignored = np.zeros(first_slots[-1], bool)
+        ignored[covered] = ignored[near] = True
         ignored[positive] = False
-        owners = real[owner[positive]]
+        left_out = np.flatnonzero(ignored)
         anchors = positive % len(self._anchors)
         config = self._anchor_config
         offsets = encode_boxes(all_boxes[owners], self._anchors[anchors], config.center_variance, config.size_variance)
-        left_out = np.flatnonzero(ignored)
         first_objects = np.cumsum(counts) - counts
         ends, left_out_ends = (np.searchsorted(slots, first_slots).tolist() for slots in (positive, left_out))
         return [
@@ -110,40 +108,51 @@ class Matcher:
         pairs = self._grids.find_pairs(self._grids.measure(boxes), 1.0, TIE)
         return np.asarray(np.maximum.reduceat(pairs.iou, _run_starts(pairs.objects, len(boxes))))
 
-    def _ignore_covered(self, ignored: BoolArray, crowds: FloatArray, first_slots: IntArray) -> None:
-        """Marks the slots of the anchors that crowds [N, 4] cover."""
-        if len(crowds):
-            covered = self._grids.cover(self._grids.measure(crowds)) >= self._config.negative_iou - TIE
-            crowd, anchor = np.nonzero(covered)
-            ignored[first_slots[crowd] + anchor] = True
+    def _find_covered(self, crowds: FloatArray, first_slots: IntArray) -> IntArray:
+        """Slots of the anchors that crowds [N, 4] cover."""
+        if not len(crowds):
+            return np.zeros(0, np.int64)
+        covered = self._grids.cover(self._grids.measure(crowds)) >= self._config.negative_iou - TIE
+        crowd, anchor = np.nonzero(covered)
+        return np.asarray(first_slots[crowd] + anchor)
 
-    def _match_real(self, objects: "_Objects", ignored: BoolArray, owner: IntArray) -> None:
-        """Marks ignored slots and enters the objects' indices as owners, positive slots among the ignored ones."""
-        config = self._config
-        pairs = self._grids.find_pairs(objects.spans, config.negative_iou, TIE)
+    def _match_real(self, boxes: FloatArray, first_slots: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+        """Positive slots, ascending, with the objects [N, 4] they answer for; and all slots above the lower bound."""
+        if not len(boxes):
+            return (np.zeros(0, np.int64),) * 3
+        objects = _Objects(boxes, first_slots, self._grids)
+        pairs = self._grids.find_pairs(objects.spans, self._config.negative_iou, TIE)
         slots = objects.first_slots[pairs.objects] + pairs.anchors
-        # Anchors in no pair lie below the lower bound, whatever their IoU, and images without objects below any.
-        best = np.full(len(owner), -1.0)
-        best.reshape(-1, len(self._anchors))[objects.first_slots // len(self._anchors)] = 0.0
-        np.maximum.at(best, slots, pairs.iou)
-        ignored |= best >= config.negative_iou - TIE
-        if config.policy == "multi":
-            reached = best[slots]
-            claims = np.flatnonzero((pairs.iou >= reached - TIE) & (reached > config.positive_iou + TIE))
-            claims = claims[self._are_nearest(objects, pairs, slots, claims)][::-1]
-            # Where several claim a slot the last one written stays: the first object.
-            owner[slots[claims]] = pairs.objects[claims]
         forced = self._assign_one_each(objects, pairs)
         found = np.flatnonzero(forced >= 0)
-        owner[objects.first_slots[found] + forced[found]] = found
+        claims = self._find_claims(objects, pairs, slots) if self._config.policy == "multi" else found[:0]
+        # Of several entries for a slot the first stays: what is forced, then the first object that claims it.
+        owners = np.concatenate([found, pairs.objects[claims]])
+        positive, first = np.unique(
+            np.concatenate([objects.first_slots[found] + forced[found], slots[claims]]), return_index=True
+        )
+        return positive, owners[first], slots[pairs.iou >= self._config.negative_iou - TIE]
 
-    def _are_nearest(self, objects: "_Objects", pairs: Pairs, slots: IntArray, claims: IntArray) -> BoolArray:
-        """Which of the claims, pairs by index, are of the object nearest to the slot's anchor, or as near as that."""
-        distance = self._distances(objects.centers[pairs.objects[claims]], pairs.anchors[claims])
-        claimed, place = np.unique(slots[claims], return_inverse=True)
-        nearest = np.full(len(claimed), np.inf)
-        np.minimum.at(nearest, place, distance)
-        return np.asarray(distance <= nearest[place] + TIE)
+    def _find_claims(self, objects: "_Objects", pairs: Pairs, slots: IntArray) -> IntArray:
+        """Pairs by index, by which an object gets an anchor: the best of the anchor, and above the upper bound.
+
+        Of equals the nearest claim it; those of one slot come in the order of the objects.
+        """
+        bound = self._config.positive_iou
+        # Less than a tie below the best, which must exceed the bound by a tie.
+        high = np.flatnonzero(pairs.iou > bound)
+        if not len(high):
+            return high
+        high = high[np.argsort(slots[high], kind="stable")]
+        iou, slot = pairs.iou[high], slots[high]
+        starts = np.flatnonzero(np.diff(slot, prepend=-1))
+        run = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(slot)))
+        best = np.maximum.reduceat(iou, starts)[run]
+        able = (iou >= best - TIE) & (best > bound + TIE)
+        distance = self._distances(objects.centers[pairs.objects[high]], pairs.anchors[high])
+        distance[~able] = np.inf
+        nearest = np.minimum.reduceat(distance, starts)[run]
+        return high[able & (distance <= nearest + TIE)]
 
     def _distances(self, centers: Float64Array, anchors: IntArray) -> Float64Array:
         """Distances [K] of centres [K, 2], or of one, from those of anchors [K].

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.annotations import Box, Category, Image, Problem
+from pipelines.annotations import Box, Category, Image, Problem, pack_boxes
 from pipelines.classes import ClassRules, build_class_table
 from pipelines.validate import check_boxes, check_size, reject_image
 
@@ -16,7 +16,7 @@ TABLE = build_class_table([Category("cat", 0, "cat"), Category("dog", 0, "dog")]
 
 
 def image_of(*boxes, size=None):
-    return Image("id", 0, 0, "a.xml", "a.jpg", "a.jpg", size=size, boxes=boxes)
+    return Image("id", 0, 0, "a.xml", "a.jpg", "a.jpg", size=size, packed=pack_boxes(boxes))
 
 
 def check(*boxes):
