@@ -25,8 +25,8 @@ OVERFLOW_AT = 3
 def tiny(steps: int, data: Path, *overrides: str, **options: Any) -> dict[str, Any]:
     """A variant of the small net in `curve_worker.py`.
 
-    The small net, because its differences stay what they are: from random weights the detector's own batch norms (over
-    2 x 2 cells of eight images) are so badly conditioned that the last bits of a gradient grow tenfold a step.
+    The small net, because its differences stay what they are: the detector's float32 gradients jump where rounding
+    moves an activation over a corner of ReLU6 (docs/clusters.md).
     """
     return {"tiny": True, "steps": steps, "overrides": [f"data.dir={data}", *overrides], **options}
 
@@ -93,7 +93,8 @@ def assert_equal_copies(workers: list[dict[str, np.ndarray]], note: str) -> None
 def test_every_layout_learns_the_same(root: Path) -> None:
     full, sparse, none = root / "full", root / "sparse", root / "none"
     globally = "mining.scope=global"
-    # Every normaliser in every reduction and scope: tests/training/test_losses.py, on one, two and four replicas.
+    # A few pairs of normaliser and scope: what differs between workers is the sum of the counts, which all pairs share.
+    # Every pair, with four replicas of one process: tests/training/test_losses.py; more parts: test_accumulation.py.
     variants = {
         "image": tiny(50, full),
         "frozen": tiny(50, full, *FROZEN),
