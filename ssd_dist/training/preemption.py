@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from ssd_dist.core.errors import RestartError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_POLL_SECONDS = 0.1
 
 
 class StopRequest:
@@ -33,16 +34,25 @@ class StopRequest:
         self._sockets = reader, writer
         # Written by the C handler at once, whatever the main thread is doing.
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        # The thread inherits that signals are blocked: they go to the main thread.
         with self.held_back():
             threading.Thread(target=self._listen, daemon=True).start()
 
     @contextmanager
     def held_back(self) -> Iterator[None]:
-        """Signals wait, and are heard afterwards whoever took the handlers: TensorFlow's coordination service does."""
+        """Keeps signals from handlers that are set meanwhile: TensorFlow's coordination service sets its own.
+
+        A signal ends the process at once, as ever before training: for a peer that does not come TensorFlow waits long.
+        """
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        over = threading.Event()
+        watch = threading.Thread(target=self._wait_for_signal, args=(over,), daemon=True)
+        watch.start()
         try:
             yield
         finally:
+            over.set()
+            watch.join()
             for number in SIGNALS:
                 signal.signal(number, lambda *_: None)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -59,6 +69,11 @@ class StopRequest:
     def finish(self) -> None:
         """From now on signals, and one that came late, change nothing: all is saved."""
         self._finished.set()
+
+    def _wait_for_signal(self, over: threading.Event) -> None:
+        while not over.is_set():
+            if (found := signal.sigtimedwait(SIGNALS, _POLL_SECONDS)) is not None:
+                _end_now(f"ended by {signal.Signals(found.si_signo).name}; the last checkpoint is as it was")
 
     def _listen(self) -> None:
         reader, _ = self._sockets

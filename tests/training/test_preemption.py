@@ -41,6 +41,15 @@ def test_before_training_it_ends_at_once(number):
     assert "start again" in errors
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_while_tensorflow_waits_for_peers_it_ends_at_once(number):
+    process = start("with stop.held_back():\n" + textwrap.indent(BUSY, "    "))
+    process.send_signal(number)
+    code, _, errors = end_of(process)
+    assert code == 75
+    assert "ended by SIG" in errors
+
+
 def test_in_training_it_is_only_noted():
     process = start("""
         stop.allow_saving(20.0)
