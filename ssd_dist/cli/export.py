@@ -25,7 +25,8 @@ def main(_: list[str]) -> None:
     where, size, latency = Path(output, card["file"]), card["bytes"] / 1e6, card["milliseconds_an_image_here"]
     print(f"{where}: {size:.1f} MB, {latency:.0f} ms an image")
     print(
-        f"of {parity['detections']} detections on {parity['images']} images {parity['missing']} differ; "
+        f"of {parity['detections']} detections on {parity['images']} images {parity['missing']} differ"
+        + (f" and {parity['undecided']} hang on rounding; " if parity["undecided"] else "; ")
         + "  ".join(f"{name} {before[name]:.3f} -> {after[name]:.3f}" for name in after if after[name] is not None)
     )
 

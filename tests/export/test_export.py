@@ -21,16 +21,20 @@ from PIL import Image
 from synthetic import CLASSES, write_dataset
 from tf_keras import layers
 
+from ssd_dist.core.boxes import iou_matrix
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import CheckpointError, UsageError
+from ssd_dist.evaluation.detections import Detections
 from ssd_dist.evaluation.result_files import CocoIds
 from ssd_dist.export import export as exporting
 from ssd_dist.export.export import choose_postprocessing, export_run
 from ssd_dist.export.folding import fold_batch_norm
 from ssd_dist.export.formats import open_saved_model
+from ssd_dist.export.parity import compare_detections, detect_rippled
 from ssd_dist.model import detector
 from ssd_dist.model.batch_norm import ReplicaBatchNormalization
 from ssd_dist.model.detector import build_detector
+from ssd_dist.model.postprocessing import anchor_tensor
 from ssd_dist.training.checkpoints import BestModel
 from ssd_dist.training.prediction import Wishes, open_run, predict_images
 from ssd_dist.training.run_folder import open_run_folder
@@ -230,6 +234,56 @@ def test_what_does_not_reproduce_the_checkpoint_is_refused(run, export, tmp_path
     with pytest.raises(CheckpointError, match="do not ship"):
         export_run(str(run), "best", "saved_model", "none", None, str(tmp_path), [])
     assert json.loads((tmp_path / "export.json").read_text())["parity"]["missing"] > 0
+
+
+@pytest.fixture
+def photograph():
+    """One image with three clear detections, far apart, in different classes."""
+    boxes = np.float32([[0.1, 0.1, 0.3, 0.3], [0.4, 0.4, 0.6, 0.6], [0.7, 0.7, 0.9, 0.9]])
+    return Detections("a", boxes, np.array([1, 2, 3]), np.float32([0.9, 0.6, 0.3]))
+
+
+def without(found, number):
+    return Detections("a", *(np.delete(part, number, axis=0) for part in (found.boxes, found.labels, found.scores)))
+
+
+def test_a_lost_detection_counts_unless_rounding_alone_would_lose_it(photograph):
+    lost = [without(photograph, 1)]
+    steady, shaky = [photograph] * 3, [photograph, without(photograph, 1)]
+    assert compare_detections([photograph], [photograph], lambda _: pytest.fail("asked in vain")).holds
+    kept = compare_detections([photograph], lost, lambda _: steady)
+    assert (kept.missing, kept.undecided, kept.holds) == (1, 0, False)
+    excused = compare_detections([photograph], lost, lambda _: shaky)
+    assert (excused.missing, excused.undecided, excused.holds) == (0, 1, True)
+    # What rounding decides about one says nothing about another.
+    other = compare_detections([photograph], [without(photograph, 2)], lambda _: shaky)
+    assert (other.missing, other.undecided) == (1, 0)
+    nothing = without(without(without(photograph, 0), 0), 0)
+    assert compare_detections([photograph], [nothing], lambda _: steady).missing == 3
+
+
+def test_ripples_shake_what_is_tied_and_nothing_else():
+    config = Config.model_validate(SETTINGS)
+    anchors = anchor_tensor(config).numpy()
+    # Two neighbouring anchors of one object, of nearly the same logits; a third, clear one elsewhere.
+    overlaps = iou_matrix(anchors[20:200], anchors[20:200]) - 2 * np.eye(180)
+    first, second = 20 + np.array(np.unravel_index(overlaps.argmax(), overlaps.shape))
+    apart = int(np.flatnonzero(iou_matrix(anchors[[first]], anchors)[0] == 0)[0])
+    logits = np.zeros((1, len(anchors), 4), np.float32)
+    logits[..., 0] = 20
+    logits[0, [first, second, apart], 1] = 25, 25 - 1e-5, 24
+
+    def model(_, training):
+        return {"logits": tf.constant(logits), "offsets": tf.zeros([1, len(anchors), 4])}
+
+    found = detect_rippled(model, np.zeros((64, 64, 3), np.uint8), "a", config)
+
+    def seen(anchor):
+        return [bool((np.abs(one.boxes - anchors[anchor].clip(0, 1)).max(axis=1) < 1e-3).any()) for one in found]
+
+    assert all(seen(apart))
+    assert seen(first) == [not one for one in seen(second)]
+    assert 0 < sum(seen(first)) < len(found)
 
 
 def test_combinations_that_there_are_not():
