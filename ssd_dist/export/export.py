@@ -79,10 +79,11 @@ def export_run(
     names = [truth.source_id for truth in truths]
     before = _detect_by_checkpoint(model, config, images, names)
     after, latency = run_export(open_export(kind, path), images, names, config)
+    network = tf.function(lambda pixels: model(normalize_image(pixels), training=False))
 
     def ripple(number: int) -> list[Detections]:
         # Quantised numbers differ everywhere, which is no rounding: their metrics say what it costs.
-        return detect_rippled(model, images[number], names[number], config) if quantize == "none" else []
+        return detect_rippled(network, images[number], names[number], config) if quantize == "none" else []
 
     parity = compare_detections(before, after, ripple)
     judged = {when: _judge(truths, found, manifest) for when, found in (("checkpoint", before), ("export", after))}

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
-import tf_keras
 
 from ssd_dist.core.config import Config
 from ssd_dist.evaluation.detections import Detections
 from ssd_dist.export.formats import Runner
-from ssd_dist.model.detector import normalize_image
 from ssd_dist.model.postprocessing import DetectionBatch, anchor_tensor, detect
 
 # In units of the image: a third of a pixel at 300.
@@ -24,6 +22,9 @@ SCORE_TOLERANCE = 1e-3
 # boxes whose logits are so close either may suppress the other; which ones are, so many ripples of the outputs show.
 RIPPLE = 1e-4
 RIPPLES = 24
+
+# uint8 pixels [N, S, S, 3] to logits and offsets.
+Network = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,12 @@ def _take_row(batch: DetectionBatch, row: int, name: str) -> Detections:
     return Detections(name, boxes[:count], labels[:count].astype(np.int64), scores[:count])
 
 
-def detect_rippled(model: tf_keras.Model, image: np.ndarray, name: str, config: Config) -> list[Detections]:
-    """What the checkpoint detects on a uint8 [S, S, 3] image if its outputs are a little different, `RIPPLES` times."""
+def detect_rippled(network: Network, image: np.ndarray, name: str, config: Config) -> list[Detections]:
+    """What is detected on a uint8 [S, S, 3] image if the network's outputs are a little different, `RIPPLES` times."""
     rng = np.random.default_rng(0)
     rippled = {
         key: tf.constant(value.numpy() + rng.normal(0, RIPPLE, [RIPPLES, *value.shape[1:]]), tf.float32)
-        for key, value in model(normalize_image(image[None]), training=False).items()
+        for key, value in network(tf.constant(image[None])).items()
     }
     batch = detect(rippled, anchor_tensor(config), config.anchors, config.eval)
     return [_take_row(batch, row, name) for row in range(RIPPLES)]

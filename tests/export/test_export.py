@@ -273,10 +273,10 @@ def test_ripples_shake_what_is_tied_and_nothing_else():
     logits[..., 0] = 20
     logits[0, [first, second, apart], 1] = 25, 25 - 1e-5, 24
 
-    def model(_, training):
+    def network(_):
         return {"logits": tf.constant(logits), "offsets": tf.zeros([1, len(anchors), 4])}
 
-    found = detect_rippled(model, np.zeros((64, 64, 3), np.uint8), "a", config)
+    found = detect_rippled(network, np.zeros((64, 64, 3), np.uint8), "a", config)
 
     def seen(anchor):
         return [bool((np.abs(one.boxes - anchors[anchor].clip(0, 1)).max(axis=1) < 1e-3).any()) for one in found]
