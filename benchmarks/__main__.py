@@ -13,8 +13,8 @@ from rich.console import Console
 
 from benchmarks.rows import print_rows, read_rows, write_rows
 
-# `benchmarks.prepare` and `benchmarks.collectives` have tables of their own: make bench-prepare, bench-collectives.
-BENCHMARKS = ("input", "step", "metrics", "workers", "start")
+# `benchmarks.collectives` has a table of its own: make bench-collectives.
+BENCHMARKS = ("prepare", "input", "step", "metrics", "workers", "start")
 RESULTS = Path(__file__).parent / "results"
 
 

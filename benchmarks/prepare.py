@@ -1,24 +1,21 @@
-"""What prepare costs beside the work that nobody can avoid: decode, resize, encode.
+"""The Beam job beside the work that nobody can avoid: decode, resize, encode.
 
-    make bench-prepare            or    python -m benchmarks.prepare --only=throughput --json=FILE
-
-Every figure is printed beside its reference from the same run. The images are generated: 640 x 480 pixels and 141 kB
-(COCO's train2017 has 163 kB on average), a few files under many ids; seven objects an image, as COCO has.
-Throughput is told in processor time, which other programs on the machine disturb least; the wall clock stands beside.
+The images are generated: 640 x 480 pixels and 141 kB (COCO's train2017 has 163 kB on average), a few files under many
+ids; seven objects an image, as COCO has. One core's throughput is told in processor time, which other programs on the
+machine disturb least.
 """
 
-import argparse
 import io
 import json
+import multiprocessing
 import os
+import resource
 import shutil
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,125 +23,85 @@ import psutil
 from apache_beam.options.pipeline_options import PipelineOptions
 from PIL import Image
 
+from benchmarks.rows import Row, run_benchmark
 from pipelines.classes import ClassRules
 from pipelines.options import PrepareJob
 from pipelines.prepare import run_job
+from pipelines.readers.coco import CocoFile, read_file
 from pipelines.readers.source import Source
 from pipelines.runners import quiet_logs
 from ssd_dist.core.config import Config
 from ssd_dist.core.example_proto import decode_example, encode_example
 from ssd_dist.core.tfrecord import read_records
 
-RESULTS = Path(__file__).parent / "results" / "prepare.json"
 FILES = 48
 OBJECTS = 7
 CLASSES = 80
 HEIGHT, WIDTH = 480, 640
+SPLIT = Source((), fallback_split="train")
 # Tiny images leave the metadata to fill the memory.
 TINY = Config.model_validate({"model": {"input_size": 64}})
-GIB = 1 << 30
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=sorted(BENCHMARKS), help="run this one alone")
-    parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
-    arguments = parser.parse_args()
+def measure() -> list[Row]:
     quiet_logs(PipelineOptions([]))
-    results = {}
-    for name, benchmark in BENCHMARKS.items():
-        if arguments.only in (None, name):
-            with tempfile.TemporaryDirectory() as folder:
-                results[name] = benchmark(Path(folder))
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"\nwritten to {arguments.json}")
+    rows = []
+    for benchmark in (measure_core, measure_workers, measure_memory, measure_targets):
+        with tempfile.TemporaryDirectory() as folder:
+            rows += benchmark(Path(folder))
+    return rows
 
 
-def bench_throughput(folder: Path, few: int = 100, many: int = 3100, rounds: int = 2) -> dict:
+def measure_core(folder: Path, few: int = 100, many: int = 3100, rounds: int = 2) -> list[Row]:
     """One core: the whole job, from JSON to manifest, against a bare loop over the same files."""
-    images = many - few
-    seconds: dict[str, list[float]] = {"start_up": [], "loop": [], "job": []}
-    clock: dict[str, list[float]] = {"start_up": [], "loop": [], "job": []}
+    seconds: dict[str, list[float]] = {"start-up": [], "loop": [], "job": []}
     with one_core():
         for _ in range(rounds):
-            for name, count, work in (("start_up", few, prepare), ("loop", images, bare_loop), ("job", many, prepare)):
-                wall, processor = time_call(partial(work, make_coco(folder, count), folder / "out"))
-                seconds[name].append(processor)
-                clock[name].append(wall)
+            for name, count, work in (
+                ("start-up", few, prepare),
+                ("loop", many - few, bare_loop),
+                ("job", many, prepare),
+            ):
+                source = make_coco(folder, count)
+                started = time.process_time()
+                work(source, folder / "out")
+                seconds[name].append(time.process_time() - started)
     best = {name: min(values) for name, values in seconds.items()}
-    loop, whole = images / best["loop"], many / best["job"]
-    going = images / (best["job"] - best["start_up"])
-    wall = images / min(clock["loop"]), many / min(clock["job"])
-    show(
-        f"one core, {images} images of {image_bytes(folder) / 1e3:.0f} kB, {OBJECTS} objects each, best of {rounds}",
-        [
-            ("decode, resize, encode", f"{loop:.0f} images/s", f"{wall[0]:.0f} by the clock"),
-            ("prepare", f"{going:.0f} images/s", f"{whole:.0f} with start-up, {wall[1]:.0f} by the clock"),
-            ("share of the bare loop", f"{going / loop:.3f}", f"{whole / loop:.3f} with start-up; wanted: 0.85"),
-        ],
-    )
-    return {
-        "images": images,
-        "loop_images_per_second": loop,
-        "prepare_images_per_second": going,
-        "ratio": going / loop,
-        "ratio_with_start_up": whole / loop,
-        "processor_seconds": seconds,
-        "clock_seconds": clock,
-    }
+    ours, reference = ((many - few) / taken for taken in (best["job"] - best["start-up"], best["loop"]))
+    return [Row("prepare, one core", "img/s", ours, reference, "bare loop: decode, resize, encode")]
 
 
-def bench_workers(folder: Path, few: int = 400, many: int = 4400) -> dict:
+def measure_workers(folder: Path, few: int = 400, many: int = 4400) -> list[Row]:
     """Two worker processes against one; start-up cancels in the difference between many images and few."""
-    seconds = {}
+    rates = {}
     for workers in (1, 2):
+        options = PipelineOptions(["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"])
         taken = []
         for images in (few, many):
             source = make_coco(folder, images)
-            options = ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
-            taken.append(time_call(lambda s=source, o=options: prepare(s, folder / "out", options=o))[0])
-        seconds[workers] = taken
-    rates = {workers: (many - few) / (taken[1] - taken[0]) for workers, taken in seconds.items()}
-    busy = psutil.getloadavg()[0]
-    show(
-        f"worker processes, {many - few} images, start-up excluded",
-        [
-            ("one", f"{rates[1]:.0f} images/s", f"{seconds[1][1]:.1f} s with start-up"),
-            ("two", f"{rates[2]:.0f} images/s", f"{seconds[2][1]:.1f} s with start-up"),
-            ("two against one", f"{rates[2] / rates[1]:.2f}", f"wanted: 1.8; load average {busy:.1f}"),
-        ],
-    )
-    return {"seconds": seconds, "images_per_second": rates, "ratio": rates[2] / rates[1], "load_average": busy}
+            started = time.perf_counter()
+            prepare(source, folder / "out", options=options)
+            taken.append(time.perf_counter() - started)
+        rates[workers] = (many - few) / (taken[1] - taken[0])
+    return [Row("prepare, two worker processes", "img/s", rates[2], rates[1], "one worker process")]
 
 
-def bench_memory(folder: Path) -> dict:
-    """The most that a worker process holds, for a hundred times the images and a JSON of a million boxes."""
-    peaks = {}
+def measure_memory(folder: Path) -> list[Row]:
+    """What the largest process holds, for a hundred times the images and a JSON of a million boxes."""
+    job, reading = {}, {}
     for images in (1_000, 100_000):
         source = make_coco(folder, images, objects=10, side=48)
-        with watched_workers() as peak:
+        with watched_workers() as sizes:
             prepare(source, folder / "out", config=TINY, workers=2)
-        peaks[images] = max(peak)
-    size = os.path.getsize(folder / "annotations/instances_train.json") / 1e6
-    show(
-        "largest worker process",
-        [
-            *(
-                (f"{images} images, {10 * images} boxes", f"{peak / 2**20:.0f} MiB", "")
-                for images, peak in peaks.items()
-            ),
-            (
-                "growth",
-                f"{peaks[100_000] / peaks[1_000]:.2f} times",
-                f"wanted: under {GIB / 2**20:.0f} MiB; JSON {size:.0f} MB",
-            ),
-        ],
-    )
-    return {"peak_bytes": peaks, "growth": peaks[100_000] / peaks[1_000], "json_megabytes": size}
+        job[images] = max(sizes) / 2**20
+        reading[images] = read_alone(source / "annotations/instances_train.json") / 2**20
+    return [
+        Row("prepare, a worker, 100,000 images", "MiB", job[100_000], job[1_000], "1,000 images"),
+        Row("prepare, reading JSON of 1,000,000 boxes", "MiB", reading[100_000], reading[1_000], "10,000 boxes"),
+    ]
 
 
-def bench_targets(folder: Path, images: int = 200) -> dict:
+def measure_targets(folder: Path, images: int = 200) -> list[Row]:
     """How much of a record its targets are."""
     prepare(make_coco(folder, images), folder / "out")
     whole = targets = 0
@@ -154,28 +111,11 @@ def bench_targets(folder: Path, images: int = 200) -> dict:
                 features = decode_example(data)
                 whole += len(data)
                 targets += len(encode_example({k: v for k, v in features.items() if k.startswith("target/")}))
-    share = targets / whole
-    show(
-        f"bytes of a record, {images} images",
-        [
-            ("record", f"{whole / images:.0f}", ""),
-            ("targets", f"{targets / images:.0f}", f"dense: {8732 * 5 * 4}"),
-            ("share", f"{share:.1%}", "wanted: under 5 %"),
-        ],
-    )
-    return {"record_bytes": whole / images, "target_bytes": targets / images, "share": share}
-
-
-BENCHMARKS: dict[str, Callable[[Path], dict]] = {
-    "throughput": bench_throughput,
-    "workers": bench_workers,
-    "memory": bench_memory,
-    "targets": bench_targets,
-}
+    return [Row("targets in a record", "bytes", targets / images, whole / images, "the record")]
 
 
 def prepare(
-    source: Path, output: Path, config: Config | None = None, options: Sequence[str] = (), workers: int = 0
+    source: Path, output: Path, config: Config | None = None, options: PipelineOptions | None = None, workers: int = 0
 ) -> None:
     """Runs the job into an empty folder."""
     shutil.rmtree(output, ignore_errors=True)
@@ -190,7 +130,20 @@ def prepare(
         config=config or Config(),
         workers=workers,
     )
-    run_job(job, PipelineOptions(list(options)))
+    run_job(job, options or PipelineOptions([]))
+
+
+def read_alone(path: Path) -> int:
+    """The most bytes that a process of its own holds which reads an annotation file."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_read, (CocoFile(0, str(path), ""),))
+
+
+def _read(file: CocoFile) -> int:
+    for _ in read_file(file, SPLIT):
+        pass
+    # Linux counts in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def bare_loop(source: Path, _: Path) -> None:
@@ -207,14 +160,14 @@ def bare_loop(source: Path, _: Path) -> None:
 
 def make_coco(folder: Path, images: int, objects: int = OBJECTS, side: int = 0) -> Path:
     """A COCO data set whose ids share a few files; `side` makes small squares of them."""
-    rng = np.random.default_rng(0)
     height, width = (side, side) if side else (HEIGHT, WIDTH)
     (folder / "train").mkdir(exist_ok=True)
     (folder / "annotations").mkdir(exist_ok=True)
     for number in range(FILES):
         path = folder / "train" / f"{number}.jpg"
         if not path.exists():
-            paint(rng, height, width).save(path, quality=90)
+            paint(np.random.default_rng(number), height, width).save(path, quality=90)
+    rng = np.random.default_rng(0)
     sizes = np.exp(rng.uniform(np.log(0.04), np.log(0.6), (images * objects, 2)))
     corners = rng.uniform(0, 1 - sizes)
     boxes = np.round(np.concatenate([corners, sizes], axis=1) * [width, height, width, height], 2).tolist()
@@ -252,18 +205,6 @@ def paint(rng: np.random.Generator, height: int, width: int) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def image_bytes(folder: Path) -> float:
-    """Mean size of the image files."""
-    return float(np.mean([path.stat().st_size for path in (folder / "train").iterdir()]))
-
-
-def time_call(work: Callable[[], None]) -> tuple[float, float]:
-    """Seconds by the clock and of this process's processor time."""
-    clock, processor = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - clock, time.process_time() - processor
-
-
 @contextmanager
 def one_core() -> Iterator[None]:
     """Keeps this process and its threads on one core."""
@@ -295,13 +236,5 @@ def watched_workers() -> Iterator[list[int]]:
     watcher.join()
 
 
-def show(title: str, rows: list[tuple[str, str, str]]) -> None:
-    """Prints a small table."""
-    print(f"\n{title}")
-    for name, figure, note in rows:
-        print(f"  {name:<28}{figure:>16}  {note}")
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    main()
+    run_benchmark(measure, __doc__)

@@ -34,7 +34,7 @@ class SyncBatchNormalization(ReplicaBatchNormalization):
         context = tf.distribute.get_replica_context()
         if not training or not self.trainable or context is None:
             return super().call(inputs, training=training and context is None)
-        values = tf.cast(inputs, tf.float32)
+        values = tf.cast(inputs, self.moving_mean.dtype)
         center = tf.stop_gradient(self.moving_mean)
         local_mean, local_variance = tf.nn.moments(values, list(range(len(inputs.shape) - 1)))
         shift = local_mean - center

@@ -156,6 +156,6 @@ def create_judge(
     truths = read_ground_truth(config, split)
     source_ids = [truth.source_id for truth in truths]
     evaluator = DetectorEvaluator(config, strategy, state.model, split, source_ids, interrupted)
-    show = show_evaluations(trackers, config, manifest, split_name, truths)
+    show = show_evaluations(trackers, config, manifest, split_name, truths, state.model)
     best = BestModel(state.model, model_dir, config.eval.metric, config.checkpoint.keep_best)
     return Judge(evaluator, state, best, truths, manifest.classes, config.eval.metric, show)

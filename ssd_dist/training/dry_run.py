@@ -26,6 +26,7 @@ from ssd_dist.training.checkpoints import latest_checkpoint
 from ssd_dist.training.cluster import WorkerRole, create_strategy, read_worker_role
 from ssd_dist.training.run import make_reproducible
 from ssd_dist.training.run_checks import check_data
+from ssd_dist.training.run_folder import check_same_run
 from ssd_dist.training.state import TrainState, create_state
 
 # Batches drawn after the first to see how fast the input is, within so many seconds.
@@ -44,6 +45,8 @@ def describe_dry_run(config: Config, model_dir: str | None) -> dict[str, Section
     """
     role = read_worker_role()
     manifest = check_data(config)
+    if model_dir:
+        check_same_run(model_dir, config, manifest)
     split = manifest.split(TRAIN_SPLIT, config.data.dir)
     plan, replaced = secure_plan(plan_training(config, split, role.index, role.count), split, config)
     total_steps = config.train.steps or config.train.epochs * plan.steps_per_epoch

@@ -31,8 +31,7 @@ def open_run_folder(model_dir: str, config: Config, manifest: Manifest) -> None:
     folder = Path(model_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / CONFIG_NAME).exists():
-            _check_same_run(folder, config, manifest)
+        check_same_run(model_dir, config, manifest)
         (folder / CONFIG_NAME).write_text(dump_config(config))
         (folder / MANIFEST_NAME).write_text(manifest.to_json())
     except OSError as error:
@@ -55,6 +54,32 @@ def read_run_folder(model_dir: str, overrides: Sequence[str] = ()) -> tuple[Conf
     )
 
 
+def check_same_run(model_dir: str, config: Config, manifest: Manifest) -> None:
+    """Checks that a run in the folder, if there is one, can be continued.
+
+    Raises:
+      UsageError: if it has another config.
+      CheckpointError: if it was trained on other classes.
+    """
+    folder = Path(model_dir)
+    if not (folder / CONFIG_NAME).exists():
+        return
+    before_config, before_manifest = read_run_folder(model_dir)
+    before, now = flatten_config(before_config), flatten_config(config)
+    changed = [key for key in now if now[key] != before[key] and not key.startswith(_MAY_CHANGE)]
+    if changed:
+        key = changed[0]
+        raise UsageError(
+            f"--model_dir={folder} holds a run with {key}: {before[key]!r}, this config has {now[key]!r}; "
+            "use another --model_dir, or the same config to go on"
+        )
+    if before_manifest.classes != manifest.classes:
+        raise CheckpointError(
+            f"--model_dir={folder} holds a run on classes {', '.join(before_manifest.classes)}; the data has "
+            f"{', '.join(manifest.classes)}; use another --model_dir"
+        )
+
+
 def write_skipped_records(model_dir: str, records: Sequence[CorruptRecord]) -> None:
     """Writes which records this start leaves out, and why; without any there is no file.
 
@@ -69,20 +94,3 @@ def write_skipped_records(model_dir: str, records: Sequence[CorruptRecord]) -> N
             path.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"--model_dir={model_dir} cannot be written: {error}") from None
-
-
-def _check_same_run(folder: Path, config: Config, manifest: Manifest) -> None:
-    before_config, before_manifest = read_run_folder(str(folder))
-    before, now = flatten_config(before_config), flatten_config(config)
-    changed = [key for key in now if now[key] != before[key] and not key.startswith(_MAY_CHANGE)]
-    if changed:
-        key = changed[0]
-        raise UsageError(
-            f"--model_dir={folder} holds a run with {key}: {before[key]!r}, this config has {now[key]!r}; "
-            "use another --model_dir, or the same config to go on"
-        )
-    if before_manifest.classes != manifest.classes:
-        raise CheckpointError(
-            f"--model_dir={folder} holds a run on classes {', '.join(before_manifest.classes)}; the data has "
-            f"{', '.join(manifest.classes)}; use another --model_dir"
-        )

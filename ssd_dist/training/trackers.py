@@ -157,9 +157,9 @@ def show_evaluations(
     manifest: Manifest,
     split_name: str,
     truths: Sequence[GroundTruth],
-    model: tf_keras.Model | None = None,
+    model: tf_keras.Model,
 ) -> Callable[[int, Sequence[Detections]], None]:
-    """What shows TensorBoard an evaluation, given its step and detections, and with `model` the weights it was of."""
+    """What shows TensorBoard an evaluation, given its step and detections, and the weights it was of."""
     classes = manifest.classes
 
     def show(step: int, detections: Sequence[Detections]) -> None:
@@ -168,8 +168,7 @@ def show_evaluations(
         for tracker in trackers:
             if isinstance(tracker, TensorBoardTracker):
                 tracker.log_evaluation(step, matches, sheet)
-                if model is not None:
-                    tracker.log_weights(step, model)
+                tracker.log_weights(step, model)
 
     return show
 

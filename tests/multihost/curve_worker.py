@@ -7,8 +7,6 @@ import gc
 import json
 import sys
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -19,7 +17,6 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import load_config
 from ssd_dist.data.pipeline import plan_training
 from ssd_dist.data.storage import load_manifest
-from ssd_dist.model import batch_norm
 from ssd_dist.model.batch_norm import SyncBatchNormalization
 from ssd_dist.training import state as state_module
 from ssd_dist.training.assembly import distribute_training
@@ -85,26 +82,12 @@ def train_variant(
     }
 
 
-class Float64:
-    """TensorFlow with float64 in the place of float32, for a layer that computes in float32 under any policy."""
-
-    float32 = tf.float64
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(tf, name)
-
-
 def sum_gradients(config: Config, strategy: tf.distribute.Strategy, nudge: float = 0.0) -> dict[str, np.ndarray]:
     """The gradient of the first batch in float64, summed over replicas, and the statistics; no weight is updated.
 
     Weights are first changed by up to `nudge` of themselves.
     """
     tf_keras.mixed_precision.set_global_policy("float64")
-    with mock.patch.object(batch_norm, "tf", Float64()):
-        return _sum_gradients(config, strategy, nudge)
-
-
-def _sum_gradients(config: Config, strategy: tf.distribute.Strategy, nudge: float) -> dict[str, np.ndarray]:
     state, trainer = create_trainer(config, strategy, 1)
     draw = np.random.default_rng(0)
     for variable in state.optimizer.variables_to_train:

@@ -145,10 +145,10 @@ def test_every_layout_learns_the_same(root: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(580)
 def test_the_detector_has_one_gradient_in_every_layout(root: Path) -> None:
-    # The real detector with synchronised batch norms, one step in float64. 1x2 and 2x1 have nothing that these layouts
-    # lack, and gave the same when tried.
+    # The real detector with synchronised batch norms, one step in float64. The other layouts have nothing that 2x2
+    # lacks, and gave the same when tried.
     exact = {"tiny": False, "gradient": True, "overrides": [f"data.dir={root / 'full'}", "amp.force_fp32=[]"]}
-    results = train_layouts(root, "exact", {"exact": exact}, ((2, 2), (1, 4)))
+    results = train_layouts(root, "exact", {"exact": exact}, ((2, 2),))
     nudged = {f"nudged{size:g}": exact | {"nudge": size} for size in (1e-10, 1e-7)}
     results |= train_layouts(root, "exact", {"exact": exact, **nudged}, ((1, 1),))
     base = results[1, 1]["exact"][0]

@@ -12,8 +12,11 @@ from tensorflow.python.profiler import model_analyzer, option_builder
 
 from ssd_dist.core.config import Config, ModelConfig
 from ssd_dist.core.config_files import dump_config
+from ssd_dist.core.errors import UsageError
 from ssd_dist.model.cost import Cost, count_cost
 from ssd_dist.model.detector import build_detector
+from ssd_dist.training.dry_run import describe_dry_run
+from ssd_dist.training.run_folder import open_run_folder
 
 SMALL = {"model": {"input_size": 64, "width": 0.1}, "backbone": {"weights": "none"}}
 
@@ -73,6 +76,16 @@ def test_what_would_stop_the_run_stops_the_dry_run(tmp_path):
     done = dry_run(tmp_path, config)
     assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
     assert "prepare the data first" in done.stderr
+
+
+def test_a_run_of_another_config_is_not_gone_on_with(tmp_path):
+    data = {"data": {"dir": str(tmp_path / "data")}}
+    config = Config.model_validate(SMALL | data)
+    manifest = write_dataset(tmp_path / "data", config, {"train": 4, "val": 2}, shards=1)
+    open_run_folder(str(tmp_path / "run"), config, manifest)
+    other = Config.model_validate(SMALL | data | {"train": {"seed": 7}})
+    with pytest.raises(UsageError, match=r"holds a run with train\.seed"):
+        describe_dry_run(other, str(tmp_path / "run"))
 
 
 @pytest.mark.slow
