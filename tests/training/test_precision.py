@@ -1,10 +1,13 @@
 """Mixed precision: when the scale moves, how far, and what stays float32."""
 
+from types import SimpleNamespace
+
 import pytest
 import tensorflow as tf
 import tf_keras
 
 from ssd_dist.core.config import AmpConfig
+from ssd_dist.training.blowup import OverflowReport
 from ssd_dist.training.precision import AMPContext, LossScale, PrecisionConfig
 
 
@@ -99,3 +102,22 @@ def test_only_the_named_ops_are_forced():
     assert precision.cast("nms", half).dtype == tf.float32
     assert precision.cast("decode", half).dtype == tf.float16
     assert set(AmpConfig().force_fp32) == {"loss", "iou", "decode", "nms", "mining"}
+
+
+def test_overflows_are_told_where_the_scale_can_fall_no_further():
+    scale, said = LossScale(4.0, dynamic=True), []
+    run = SimpleNamespace(
+        state=SimpleNamespace(loss_scale=scale),
+        progress=SimpleNamespace(say=said.append),
+        overflows_are_usual=True,
+    )
+    report = OverflowReport(run)
+    for step, overflows, lines in ((10, 1, 0), (20, 3, 1), (30, 0, 1), (40, 2, 2)):
+        for _ in range(overflows):
+            scale.update(tf.constant(False))
+        report.look(step)
+        assert len(said) == lines, said
+    assert "step 20" in said[0]
+    assert "3 steps overflowed" in said[0]
+    assert "floor, 1:" in said[0]
+    assert "2 steps overflowed" in said[1]

@@ -19,6 +19,7 @@ from ssd_dist.core.config_files import load_config
 from ssd_dist.core.records import Record
 
 QUIET = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+LAUNCHER = Path(__file__).parents[2] / "launch" / "train_multinode.sh"
 SMALL = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.global_batch_size=8"]
 
 
@@ -182,6 +183,26 @@ def test_a_loss_that_is_not_a_number_stops_the_run_or_is_left_out_for_good(with_
     assert_same_end(tmp_path / "whole", run)
     values = [np.asarray(value) for value in read_weights(run).values()]
     assert all(np.isfinite(value).all() for value in values if value.dtype.kind == "f")
+
+
+@pytest.mark.slow
+def test_two_workers_leave_out_what_one_does(with_record, tmp_path: Path) -> None:
+    def poison(record: Record) -> Record:
+        return replace(record, targets=replace(record.targets, offsets=np.full_like(record.targets.offsets, np.nan)))
+
+    data = with_record(poison)
+    flags = ["train.log_every=3", "train.steps_per_loop=3", "train.epochs=2", "checkpoint.every_steps=2",
+             "eval.every_epochs=0", "train.recover_from_blowup=2"]  # fmt: skip
+    train(data, tmp_path / "one", *flags)
+    gang = [str(LAUNCHER), "--local=2", "--max_restarts=0", f"--python={sys.executable}"]
+    command = [*gang, "--", *train_flags(data, tmp_path / "two", *flags)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=QUIET)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = ((tmp_path / name / "blowups.jsonl").read_text() for name in ("one", "two"))
+    assert one.count("\n") == 2
+    assert two.replace("/two/", "/one/") == one
+    assert read_weights(tmp_path / "two").keys() == read_weights(tmp_path / "one").keys()
+    assert all(np.isfinite(row["loss"]) for row in read_rows(tmp_path / "two", "train"))
 
 
 @pytest.mark.slow
