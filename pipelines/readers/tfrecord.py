@@ -58,7 +58,8 @@ def read_file(file: RecordFile, source: Source) -> Iterator[Element]:
     """The images of a file in order, with their classes, and the end of the listing."""
     row = offset = 0
     named: set[Category] = set()
-    with files.open_input(file.path) as stream:
+    # As it lies there: a record must be found again at its offset.
+    with files.open_plain(file.path) as stream:
         try:
             for index, data in enumerate(read_records(stream, file.path)):
                 span = (offset, len(data) + FRAME_BYTES)
@@ -73,7 +74,7 @@ def read_file(file: RecordFile, source: Source) -> Iterator[Element]:
                         named.add(category)
                         yield keyed(category)
         except DataError as error:
-            yield keyed(_broken(file, row, f"bytes from {offset} on", f"{error}; what follows in the file is lost"))
+            yield keyed(_broken(file, row, f"bytes from {offset} on", f"{error}; what follows is lost (compressed?)"))
             row += 1
     yield keyed(Listing(file.number, row, file.path))
 
@@ -130,7 +131,7 @@ def _parse_boxes(features: dict[str, Any]) -> tuple[list[Box], list[Category]]:
             normalized=True,
             difficult=bool(_flag(features, "difficult", number)),
             is_crowd=bool(_flag(features, "is_crowd", number)),
-            area=float(_flag(features, "area", number)) or None,
+            area=_flag(features, "area", number),
         )
         for number, name in enumerate(names)
     ]

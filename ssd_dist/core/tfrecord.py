@@ -8,6 +8,9 @@ import google_crc32c
 
 from ssd_dist.core.errors import DataError
 
+# A longer record is a broken length, or a trap: its bytes would be asked for in one piece.
+MAX_RECORD_BYTES = 1 << 30
+
 
 def frame_record(data: bytes) -> bytes:
     """The bytes that one record occupies in a TFRecord file."""
@@ -34,10 +37,10 @@ def scan_records(file: BinaryIO) -> Iterator[tuple[bytes, str]]:
     last: where the next begins is not known.
     """
     while header := file.read(12):
-        if len(header) < 12 or _masked_crc(header[:8]) != header[8:]:
+        size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
+        if len(header) < 12 or _masked_crc(header[:8]) != header[8:] or size > MAX_RECORD_BYTES:
             yield b"", "broken length"
             return
-        size = struct.unpack("<Q", header[:8])[0]
         body = file.read(size + 4)
         if len(body) < size + 4:
             yield b"", "cut short"

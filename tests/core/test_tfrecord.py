@@ -2,7 +2,9 @@
 
 import io
 import itertools
+import struct
 
+import google_crc32c
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,3 +73,12 @@ def test_records_before_the_damage_are_delivered():
 def test_another_kind_of_file_is_told_apart():
     with pytest.raises(DataError, match="no TFRecord"):
         read_all(b"\xff\xd8\xff\xe0 this is a JPEG, not records")
+
+
+@pytest.mark.parametrize("size", [1 << 36, 1 << 62, (1 << 64) - 1])
+def test_a_length_that_would_fill_the_memory_is_damage(size):
+    length = struct.pack("<Q", size)
+    crc = google_crc32c.value(length)
+    masked = struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+    with pytest.raises(DataError, match="record 0: broken length"):
+        read_all(length + masked + b"few bytes")

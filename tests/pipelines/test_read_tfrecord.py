@@ -1,5 +1,6 @@
 """TFRecords of the TF Object Detection API: what TensorFlow wrote is read, and prepare can read its own shards."""
 
+import gzip
 import io
 
 import numpy as np
@@ -113,6 +114,17 @@ def test_a_damaged_file_keeps_the_records_before_the_damage(tmp_path):
     images = [value for _, value in read_file(file, source) if isinstance(value, Image)]
     assert [image.problem is None for image in images] == [True, False]
     assert "lost" in images[1].problem.detail
+
+
+def test_a_compressed_file_is_told(tmp_path):
+    path = tmp_path / "x.tfrecord.gz"
+    values_of(tmp_path / "x.tfrecord", features(0))
+    path.write_bytes(gzip.compress((tmp_path / "x.tfrecord").read_bytes()))
+    source = Source((str(path),), fallback_split="train")
+    (file,) = read_tfrecord(source)._files
+    (image, listing) = [value for _, value in read_file(file, source)]
+    assert "compressed" in image.problem.detail
+    assert listing.images == 1
 
 
 def test_prepare_reads_its_own_shards(tmp_path, prepare, records_of):
