@@ -35,7 +35,7 @@ class Box(NamedTuple):
       normalized: the unit of `corners`.
       difficult: Pascal VOC's flag.
       is_crowd: COCO's flag.
-      area: in pixels of the original, where the annotation gives one (COCO's is that of the segment).
+      area: in pixels of the original, as the annotation claims it (COCO's is that of the segment), or None.
       problem: set if the entry could not be parsed; the other fields then mean nothing.
     """
 
@@ -136,6 +136,11 @@ class Listing(NamedTuple):
 
 
 Element: TypeAlias = tuple[int, Image | BoxGroup | Category | Listing]
+
+
+def readable(text: str) -> str:
+    """The text as UTF-8 can hold it: JSON's escapes, and file names of another encoding, bring what it cannot."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def image_key(image_id: str) -> int:

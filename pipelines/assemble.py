@@ -18,6 +18,7 @@ import apache_beam as beam
 
 from pipelines.annotations import SUMMARY_KEY, BoxGroup, Category, Image, Listing, Problem, pack_boxes, unpack_boxes
 from pipelines.classes import ClassRules, ClassTable, build_class_table
+from ssd_dist.core.errors import DataError
 
 BUCKET_ROWS = 1024
 # Large sets get shards of this many images to twice as many, 200 to 400 MB, whose boxes are all in memory while one
@@ -102,6 +103,10 @@ def assemble_group(
     summary = list(values)
     listings = sorted((value for value in summary if isinstance(value, Listing)), key=lambda listing: listing.file)
     categories = {value for value in summary if isinstance(value, Category)}
+    broken = next((listing.problem for listing in listings if listing.problem is not None), None)
+    if broken is not None and not categories and not rules.fixed:
+        # Where it broke says more than what is missing for it.
+        raise DataError(broken.detail)
     count = choose_shard_count(sum(listing.images for listing in listings), shards)
     yield SUMMARY_KEY, ShardPlan(count, build_class_table(categories, rules))
     yield from start_buckets(listings, count)
@@ -110,7 +115,8 @@ def assemble_group(
 def assemble_images(values: Iterable[object]) -> Iterator[tuple[int, _Listed]]:
     """(bucket, listed) of the values of one key: an image with the boxes that came apart from it.
 
-    Of several images of one id the first in the listings stays, the others are marked as duplicates.
+    Of several images of one id the first in the listings stays, the others are marked as duplicates; each keeps the
+    boxes of its own listing, for two data sets may both count from 1.
     """
     images: dict[str, list[Image]] = {}
     boxes: dict[str, list[BoxGroup]] = {}
@@ -122,14 +128,13 @@ def assemble_images(values: Iterable[object]) -> Iterator[tuple[int, _Listed]]:
     for image_id in sorted({*images, *boxes}):
         loose = sorted(boxes.get(image_id, []), key=lambda box: (box.file, box.row))
         found = sorted(images.get(image_id, []), key=lambda image: (image.file, image.row))
-        if not found:
+        if len(found) == 1:
+            pieces = (group.packed for group in loose)
+            yield _in_bucket(found[0]._replace(packed=_join_boxes(found[0].packed, *pieces)))
+        elif found:
+            yield from map(_in_bucket, _share_boxes(found, loose))
+        else:
             yield _orphan(loose)
-            continue
-        first, *others = found
-        yield _in_bucket(first._replace(packed=_join_boxes(first.packed, *(group.packed for group in loose))))
-        for other in others:
-            detail = f"image id {image_id!r} is taken by {first.filename} ({first.source}); give each image its own"
-            yield _in_bucket(other._replace(problem=other.problem or Problem("duplicate_id", detail)))
 
 
 def start_buckets(listings: Iterable[Listing], shards: int) -> Iterator[tuple[int, _Bucket]]:
@@ -167,6 +172,34 @@ def _bucket_key(file: int, row: int) -> int:
 
 def _in_bucket(image: Image) -> tuple[int, _Listed]:
     return _bucket_key(image.file, image.row), _Listed(image)
+
+
+def _share_boxes(found: list[Image], loose: list[BoxGroup]) -> Iterator[Image]:
+    """Several images of one id with their boxes, and why most of them are lost.
+
+    Boxes of a listing that does not name the image go to the first of all. Where a listing gives the id to several
+    files, nobody knows which of them its boxes show, and none is kept.
+    """
+    first = found[0]
+    owners: dict[int, int] = {}
+    paths: dict[int, set[str]] = {}
+    for place, image in enumerate(found):
+        owners.setdefault(image.file, place)
+        paths.setdefault(image.file, set()).add(image.path)
+    pieces: dict[int, list[bytes]] = {}
+    for group in loose:
+        pieces.setdefault(owners.get(group.file, 0), []).append(group.packed)
+    for place, image in enumerate(found):
+        own = pieces.get(place, [])
+        detail = f"image id {first.image_id!r} is taken by {first.filename} ({first.source}); give each image its own"
+        if own and len(paths[image.file]) > 1:
+            detail = (
+                f"{image.source} gives image id {image.image_id!r} to several files; whose boxes these are is unknown"
+            )
+        elif not place:
+            detail = ""
+        problem = image.problem or (Problem("duplicate_id", detail) if detail else None)
+        yield image._replace(packed=_join_boxes(image.packed, *own), problem=problem)
 
 
 def _orphan(loose: list[BoxGroup]) -> tuple[int, _Listed]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipelines.annotations import Category, Problem
+from pipelines.annotations import Category, Problem, readable
 from ssd_dist.core.errors import DataError
 
 
@@ -52,9 +52,17 @@ def build_class_table(categories: Iterable[Category], rules: ClassRules) -> Clas
     A fixed order keeps its labels whatever is left out.
 
     Raises:
-      DataError: if no class is left or a rule names one that does not exist.
+      DataError: if no class is left, a rule names one that does not exist, or one category has two names.
     """
-    met = sorted(set(categories), key=lambda category: (category.order, category.name, category.key))
+    known = {category._replace(name=readable(category.name)) for category in categories}
+    met = sorted(known, key=lambda category: (category.order, category.name, category.key))
+    name_by_key: dict[str, str] = {}
+    for category in met:
+        if name_by_key.setdefault(category.key, category.name) != category.name:
+            raise DataError(
+                f"category {category.key.rpartition('/')[2]} is called both {name_by_key[category.key]!r} and "
+                f"{category.name!r}; give each class an id of its own"
+            )
     names = list(rules.fixed or dict.fromkeys(category.name for category in met))
     for name in (*rules.include, *rules.exclude):
         if name not in names and not any(category.name == name for category in met):
@@ -63,9 +71,11 @@ def build_class_table(categories: Iterable[Category], rules: ClassRules) -> Clas
             raise DataError(f"--include_classes or --exclude_classes names an unknown class {name!r}; {hint}")
     if not rules.fixed:
         names = [n for n in names if n not in rules.exclude and (not rules.include or n in rules.include)]
+    if not names and met:
+        raise DataError("no class is left: --include_classes and --exclude_classes keep none of them")
     if not names:
-        raise DataError("no class is left: the annotations hold no object of a class to keep")
-    return ClassTable(tuple(names), {category.key: category.name for category in met}, rules.include, rules.exclude)
+        raise DataError("no class is left: the annotations name none; check --input, --input_format and --source_split")
+    return ClassTable(tuple(names), name_by_key, rules.include, rules.exclude)
 
 
 def parse_class_file(text: str, path: str) -> tuple[str, ...]:

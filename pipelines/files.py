@@ -3,14 +3,15 @@
 Nothing is ever visible half written: a file gets a temporary name of its own and is renamed when it is complete.
 """
 
+import contextlib
 import errno
 import os
 import posixpath
 import re
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http import HTTPStatus
 from typing import BinaryIO
 
@@ -18,19 +19,40 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.io.localfilesystem import LocalFileSystem
 
-from ssd_dist.core.errors import DataError
+from ssd_dist.core.errors import DataError, UsageError
 
 TEMPORARY = ".tmp-"
 ATTEMPTS = 4
 PAUSE_SECONDS = 0.5
+# More than the largest image that is taken has as plain pixels.
+MAX_ITEM_BYTES = 1 << 28
 # What another attempt would not change. Cloud clients raise errors of their own, which share the code of HTTP.
 LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 IMPOSSIBLE_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
+UNWRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG),
+)
 
 
 def is_remote(path: str) -> bool:
     """Whether the path is on an object store."""
     return "://" in path
+
+
+def check_scheme(path: str) -> None:
+    """Refuses a path on a store that Beam does not know, or one whose scheme lacks a slash.
+
+    Raises:
+      UsageError: naming it.
+    """
+    scheme = re.match(r"(\w{2,}):/", path)
+    if scheme is not None and not is_remote(path):
+        raise UsageError(f"{path} would be a folder called {scheme[1]}: here; write {scheme[1]}://...")
+    try:
+        FileSystems.get_filesystem(path)
+    except ValueError:
+        raise UsageError(f"{path}: no file system for such paths is installed; give a local path or gs://...") from None
 
 
 def join(folder: str, *names: str) -> str:
@@ -99,6 +121,24 @@ def read_bytes(path: str) -> bytes:
     return _retry(path, lambda file: bytes(file.read()))
 
 
+def read_item(path: str) -> bytes:
+    """The whole of an image or of its annotation, of which a worker holds several.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if it is too large to be one.
+    """
+
+    def read(file: BinaryIO) -> bytes:
+        length = file.seek(0, os.SEEK_END)
+        if length > MAX_ITEM_BYTES:
+            raise ValueError(f"{path} has {length} bytes; no image or annotation has more than {MAX_ITEM_BYTES}")
+        file.seek(0)
+        return bytes(file.read())
+
+    return _retry(path, read)
+
+
 def read_span(path: str, offset: int, length: int) -> bytes:
     """A part of a file.
 
@@ -129,22 +169,30 @@ def read_text(path: str) -> str:
         return read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
+    except LASTING as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
 
 
-@contextmanager
+@contextlib.contextmanager
 def replace_file(path: str) -> Iterator[BinaryIO]:
-    """Writes a file that appears under `path` complete, when the block ends without an error, or not at all."""
+    """Writes a file that appears under `path` complete, when the block ends without an error, or not at all.
+
+    Raises:
+      DataError: if the place takes no file, or no more of it.
+    """
     folder, name = posixpath.split(path)
     temporary = posixpath.join(folder, f".{name}{TEMPORARY}{uuid.uuid4().hex}")
-    file = FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED)
     try:
-        with file:
+        with FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as file:
             yield file
         FileSystems.rename([temporary], [path])
-    except BaseException:
-        delete_files([temporary])
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            delete_files([temporary])
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            raise DataError(f"{path} cannot be written: {error.strerror}; make room or choose another place") from None
         raise
 
 
@@ -174,6 +222,8 @@ def _retry(path: str, read: Callable[[BinaryIO], bytes]) -> bytes:
         try:
             with open_plain(path) as file:
                 return read(file)
+        except UnicodeEncodeError:
+            raise FileNotFoundError(f"{path:.500} does not exist") from None
         except (*LASTING, ValueError):
             raise
         except Exception as error:
@@ -189,8 +239,14 @@ def _retry(path: str, read: Callable[[BinaryIO], bytes]) -> bytes:
 
 
 def open_plain(path: str) -> BinaryIO:
-    """Opens a file as it is; without Beam's detour, which takes as long as reading a small image, where it is local."""
+    """Opens a file as it is; without Beam's detour, which takes as long as reading a small image, where it is local.
+
+    Raises:
+      PermissionError: for a device or a pipe, at which a worker would wait for ever.
+    """
     if not is_remote(path):
+        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+            raise PermissionError(f"{path} is a device or a pipe, not a file")
         return open(path, "rb")
     file: BinaryIO = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
     return file

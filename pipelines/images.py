@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image as PillowImage
 
-from pipelines.annotations import Image, Problem
+from pipelines.annotations import Image, Problem, readable
 from pipelines.classes import ClassTable
 from pipelines.metrics import Meter
 from pipelines.transcode import encode_jpeg
@@ -161,8 +161,8 @@ class ImagePreparer:
             width=self._how.size,
             original_height=image.height,
             original_width=image.width,
-            source_id=image.image.image_id,
-            filename=image.image.filename,
+            source_id=readable(image.image.image_id),
+            filename=readable(image.image.filename),
             objects=view.objects,
             targets=targets,
         )

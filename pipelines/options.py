@@ -1,6 +1,8 @@
 """The flags of prepare, and the job that they describe."""
 
 import json
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -95,10 +97,14 @@ def job_from_flags() -> PrepareJob:
     if not values.input:
         raise UsageError(f"--input is missing: {values['input'].help}")
     split = required_flag("split")
-    if files.relative_path(split) != split or "/" in split:
+    if not re.fullmatch(r"\w[\w .-]*", split) or split == MANIFEST_NAME:
         raise UsageError(f"--split={split}: expected a plain name, such as train")
     input_format = required_flag("input_format")
-    output = required_flag("output").rstrip("/")
+    output = required_flag("output").rstrip("/") or "/"
+    for path in (*values.input, values.image_dir, output):
+        files.check_scheme(path)
+    if math.isnan(values.max_rejected_fraction):
+        raise UsageError("--max_rejected_fraction=nan: expected a number from 0 to 1")
     shares = parse_split_by(values.split_by)
     source = Source(tuple(values.input), values.image_dir, values.source_split, split, shares)
     if shares and source.split_name not in dict(shares):
@@ -139,20 +145,22 @@ def check_joins(manifest: Manifest, config: Config, output: str) -> None:
 
 
 def claim_output(job: PrepareJob) -> None:
-    """Notes what the split's folder is made from, or refuses one that was begun from something else.
+    """Notes what the split's folder is made from, or refuses one that holds shards made from something else.
 
     Raises:
       DataError: naming what differs.
     """
-    path = files.join(job.output, job.split, PARTS_FOLDER, "job.json")
+    folder = files.join(job.output, job.split)
+    path = files.join(folder, PARTS_FOLDER, "job.json")
     wanted = describe_job(job)
-    if files.exists(path):
+    # A run that failed before its first shard, say for a mistyped flag, binds nobody.
+    if files.exists(path) and files.match_below(folder, PARTS_FOLDER, "*-of-*.json"):
         begun = json.loads(files.read_text(path))
         differing = sorted(name for name in {*wanted, *begun} if wanted.get(name) != begun.get(name))
         if differing:
             name = differing[0]
             raise DataError(
-                f"{files.join(job.output, job.split)} was begun with other flags ({', '.join(differing)}; {name} was "
+                f"{folder} was begun with other flags ({', '.join(differing)}; {name} was "
                 f"{begun.get(name)}, is {wanted.get(name)}): choose another --output, or remove that folder"
             )
     files.write_bytes(path, json.dumps(wanted, indent=1).encode())

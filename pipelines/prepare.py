@@ -78,10 +78,10 @@ def run_job(job: PrepareJob, options: PipelineOptions) -> Manifest:
     """
     set_workers(options, job.workers)
     runner = make_runner(options)
-    claim_output(job)
     with plain_failures(), dask_cluster(options, job.workers):
         pipeline = beam.Pipeline(runner=runner, options=options)
         build_pipeline(pipeline, job)
+        claim_output(job)
         pipeline.run().wait_until_finish()
     manifest = read_manifest(job.output)
     if manifest is None:

@@ -44,7 +44,7 @@ def read_image(image: Image) -> bytes | Problem:
         return image.problem
     try:
         if image.span is None:
-            return files.read_bytes(image.path)
+            return files.read_item(image.path)
         (data,) = read_records(io.BytesIO(files.read_span(image.path, *image.span)), image.path)
         return bytes(decode_example(data)["image/encoded"][0])
     except (FileNotFoundError, NotADirectoryError):
@@ -59,5 +59,5 @@ def _read_by_stem(image: Image) -> bytes | Problem:
     for stem in image.stems:
         for suffix in IMAGE_SUFFIXES:
             with contextlib.suppress(*files.LASTING, ValueError):
-                return files.read_bytes(stem + suffix)
+                return files.read_item(stem + suffix)
     return Problem("missing_image", f"{image.path or image.filename} does not exist")

@@ -5,6 +5,8 @@ part reports of all shards -> OUT/train/rejected.jsonl, OUT/train/image_hashes.n
 
 import io
 import json
+import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import numpy.typing as npt
 from pydantic import BaseModel
 
 from pipelines import files
+from pipelines.annotations import readable
 from pipelines.assemble import Member
 from pipelines.images import count_positives
 from pipelines.validate import Rejection
@@ -37,6 +40,7 @@ PARTS_FOLDER = ".parts"
 REJECTED_NAME = "rejected.jsonl"
 HASHES_NAME = "image_hashes.npy"
 LEAKAGE_EXAMPLES = 5
+OF_A_SHARD = re.compile(r"(view\d{2,}-\d{5,}-of-\d{5,}\.tfrecord|\d{5,}-of-\d{5,}\.json)")
 
 
 class Rejected(BaseModel):
@@ -52,7 +56,8 @@ class Rejected(BaseModel):
     @classmethod
     def of(cls, index: int, rejection: Rejection) -> "Rejected":
         """The rejection at its place."""
-        return cls(index=index, **{name: getattr(rejection, name) for name in cls.model_fields if name != "index"})
+        told = {name: readable(getattr(rejection, name)) for name in cls.model_fields if name != "index"}
+        return cls(index=index, **told)
 
 
 class ImageReport(BaseModel):
@@ -140,12 +145,28 @@ def write_report(paths: list[str], job: ReportJob) -> str:
     split = merge_parts(parts, f"{job.split}/{HASHES_NAME}", rejected)
     check_split(split, job)
     files.write_bytes(files.join(folder, HASHES_NAME), save_array(np.array(sorted(names), np.uint64)))
-    # What killed or repeated attempts left behind.
-    files.delete_files([name for name in files.match_below(folder, "**") if files.TEMPORARY in name])
     path = files.join(job.output, MANIFEST_NAME)
-    manifest = add_split(read_manifest(job.output), split, parts[0].classes, names, job)
+    before = read_manifest(job.output)
+    if before is not None and before.classes != parts[0].classes:
+        # Its labels would mean other classes than these.
+        raise DataError(f"{path} was written by another run meanwhile and has other classes; run this one again")
+    manifest = add_split(before, split, parts[0].classes, names, job)
     files.write_bytes(path, manifest.to_json().encode())
+    sweep(folder, [*paths, *(shard.file for view in split.views for shard in view.shards)])
     return path
+
+
+def sweep(folder: str, kept: list[str]) -> None:
+    """Deletes what killed or repeated attempts left behind, and shards of an earlier run that cut the data otherwise.
+
+    A trainer that reads every shard it finds would meet the images twice.
+    """
+    names = {posixpath.basename(path) for path in kept}
+    found = ((path, posixpath.basename(path)) for path in files.match_below(folder, "**"))
+    stale = [
+        path for path, name in found if files.TEMPORARY in name or (OF_A_SHARD.fullmatch(name) and name not in names)
+    ]
+    files.delete_files(stale)
 
 
 def merge_parts(parts: list[ShardReport], hashes: str, rejected: list[Rejected]) -> Split:

@@ -17,7 +17,7 @@ import apache_beam as beam
 from pydantic import ValidationError
 
 from pipelines import files
-from pipelines.annotations import Problem
+from pipelines.annotations import Problem, readable
 from pipelines.assemble import Member, ShardPlan
 from pipelines.images import BATCH, ImagePreparer, Preparation, PreparedImage, count_positives
 from pipelines.metrics import Meter
@@ -140,7 +140,7 @@ def write_image(
     for writer, record in zip(writers, prepared.records, strict=True):
         writer.write(record)
     report.rejected.extend(Rejected.of(member.place, line) for line in prepared.checked.rejected)
-    report.images.append(ImageReport(name=member.image.filename, digest=prepared.digest))
+    report.images.append(ImageReport(name=readable(member.image.filename), digest=prepared.digest))
     report.boxes += len(prepared.checked.objects.labels)
     report.clipped_boxes += prepared.checked.clipped
 

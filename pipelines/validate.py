@@ -16,6 +16,7 @@ from ssd_dist.core.records import Objects
 
 # Normalised coordinates written with six digits overshoot the border by this much; that is no clipping.
 ROUNDING = 1e-5
+LARGEST_AREA = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,9 @@ def _clip(box: Box, label: int, name: str, height: int, width: int) -> _Kept:
     corners = box.corners if box.normalized else (ymin / height, xmin / width, ymax / height, xmax / width)
     top, left, bottom, right = [min(max(corner, 0.0), 1.0) for corner in corners]
     clipped = -min(corners) > ROUNDING or max(corners) - 1 > ROUNDING
-    area = (bottom - top) * height * (right - left) * width if box.area is None else box.area
+    # A claimed area that is no number, or none that a record can hold, is as good as none.
+    area = box.area if box.area is not None and 0 < box.area < LARGEST_AREA else 0.0
+    area = area or (bottom - top) * height * (right - left) * width
     return _Kept(box, label, name, (top, left, bottom, right), area, clipped)
 
 

@@ -71,6 +71,8 @@ def parse_split_by(text: str) -> tuple[tuple[str, float], ...]:
             raise UsageError(f"--split_by={text}: expected NAME:SHARE, got {part!r}; e.g. train:0.8,val:0.2") from None
     if not all(name and share > 0 for name, share in shares):
         raise UsageError(f"--split_by={text}: every split needs a name and a share above 0")
+    if len({name for name, _ in shares}) < len(shares):
+        raise UsageError(f"--split_by={text}: a split is there twice; give each one share")
     if shares and abs(sum(share for _, share in shares) - 1) > 1e-6:
         raise UsageError(f"--split_by={text}: the shares add up to {sum(share for _, share in shares):g}, not to 1")
     return tuple(shares)

@@ -8,6 +8,7 @@ Boxes are taken as xmin / width and so on, without the devkit's shift by one pix
 """
 
 import posixpath
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element as XmlElement
@@ -18,7 +19,7 @@ from defusedxml.ElementTree import ParseError, fromstring
 
 from pipelines import files
 from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, keyed, pack_boxes
-from pipelines.readers.source import Source, SpreadInputs, locate_image, require_input
+from pipelines.readers.source import Location, Source, SpreadInputs, locate_image, require_input
 from ssd_dist.core.errors import DataError
 
 
@@ -33,12 +34,13 @@ class VocLayout:
 
 @dataclass(frozen=True)
 class VocEntry:
-    """One image to read: the place in the listing, its annotation and the folder of its image."""
+    """One image to read: the place in the listing, its annotation and the folder of its image, or what is wrong."""
 
     image_id: str
     row: int
     annotation: str
     images: str
+    problem: Problem | None = None
 
 
 def read_voc(source: Source) -> beam.PTransform:
@@ -109,22 +111,28 @@ def list_annotations(layouts: tuple[VocLayout, ...], source: Source) -> Iterator
     """The annotations of all inputs in order, then the end of the listing."""
     row = 0
     for layout in layouts:
-        for annotation in _annotation_paths(layout):
-            image_id = posixpath.basename(annotation).removesuffix(".xml")
+        for name, where in _annotations(layout):
+            image_id = posixpath.basename(name).removesuffix(".xml")
             if source.keeps(image_id):
-                yield VocEntry(image_id, row, annotation, layout.images or posixpath.dirname(annotation))
+                images = layout.images or posixpath.dirname(where.path)
+                yield VocEntry(image_id, row, where.path or layout.list_file, images, where.problem)
                 row += 1
     yield Listing(0, row, layouts[0].annotations)
 
 
-def _annotation_paths(layout: VocLayout) -> list[str]:
+def _annotations(layout: VocLayout) -> Iterator[tuple[str, Location]]:
     if layout.list_file:
-        lines = files.read_text(layout.list_file).splitlines()
-        # The devkit's per-class lists carry a second column; the id is the first.
-        return [files.join(layout.annotations, f"{line.split()[0]}.xml") for line in lines if line.strip()]
+        for line in files.read_text(layout.list_file).split("\n"):
+            # The devkit's per-class lists carry a second column: 1, 0 or -1. An id may hold blanks.
+            name = re.sub(r"\s+-?[01]$", "", line.strip())
+            if name:
+                yield name, locate_image(layout.annotations, f"{name}.xml")
+        return
     if files.is_pattern(layout.annotations):
-        return files.match_files(layout.annotations)
-    return [path for path in files.list_files(layout.annotations) if path.endswith(".xml")]
+        found = files.match_files(layout.annotations)
+    else:
+        found = [path for path in files.list_files(layout.annotations) if path.endswith(".xml")]
+    yield from ((path, Location(path)) for path in found)
 
 
 def read_annotation(entry: VocEntry | Listing) -> Iterator[Element]:
@@ -132,8 +140,11 @@ def read_annotation(entry: VocEntry | Listing) -> Iterator[Element]:
     if isinstance(entry, Listing):
         yield keyed(entry)
         return
+    if entry.problem is not None:
+        yield keyed(_broken(entry, *entry.problem))
+        return
     try:
-        image = parse_annotation(files.read_bytes(entry.annotation), entry)
+        image = parse_annotation(files.read_item(entry.annotation), entry)
     except (*files.LASTING, ValueError) as error:
         image = _broken(entry, "missing_annotation", str(error))
     yield keyed(image)

@@ -226,7 +226,7 @@ def read_label(entry: YoloEntry | Category | Listing) -> Iterator[Element]:
         problem = Problem("missing_image", f"no image has the name of {entry.label}")
     if entry.label:
         try:
-            packed = pack_boxes(parse_label(files.read_bytes(entry.label).decode("utf-8-sig")))
+            packed = pack_boxes(parse_label(files.read_item(entry.label).decode("utf-8-sig")))
         except (*files.LASTING, ValueError) as error:
             problem = problem or Problem("broken_annotation", str(error))
     source = entry.label or entry.image

@@ -122,6 +122,26 @@ def test_the_first_of_one_id_stays_and_takes_the_loose_boxes():
     assert (second.file, second.problem.reason, second.boxes) == (1, "duplicate_id", ())
 
 
+@given(
+    images=st.lists(st.tuples(st.integers(0, 3), st.sampled_from("abc")), min_size=1, max_size=6),
+    boxes=st.lists(st.integers(0, 3), max_size=6),
+)
+def test_no_box_goes_to_another_picture_than_its_own(images, boxes):
+    found = [image("x", file, row)._replace(path=path) for row, (file, path) in enumerate(images)]
+    loose = [group_of("x", file, 10 + row) for row, file in enumerate(boxes)]
+    listed = [value.image for _, value in assemble_images([*found, *loose])]
+    assert sum(len(one.boxes) for one in listed) == len(boxes)
+    files = {file for file, _ in images}
+    first = min(files)
+    for one in listed:
+        mine = {row for row, file in enumerate(boxes) if file == one.file or (file not in files and one.file == first)}
+        assert {int(box.where.split()[1]) - 10 for box in one.boxes} in (mine, set())
+        if one.problem is None and one.boxes:
+            assert len({path for file, path in images if file == one.file}) == 1
+    assert sum(one.problem is None for one in listed) <= 1
+    assert all(one.problem is None or one.problem.reason == "duplicate_id" for one in listed)
+
+
 @given(order=st.lists(st.integers(0, 5), max_size=60), limit=st.integers(1, 9))
 def test_gathering_keeps_every_box_and_its_order(order, limit):
     values = [loose(image_id, 0, row) for row, image_id in enumerate(order)]

@@ -64,6 +64,7 @@ def test_a_fixed_order_keeps_its_labels_whatever_is_left_out():
         (NAMED, ClassRules(exclude=("cat", "dog", "Bird")), "no class is left"),
         (NAMED, ClassRules(exclude=("dogs",)), "did you mean 'dog'"),
         (NAMED, ClassRules(include=("zebra",)), "the data has"),
+        ([Category("0/1", 1, "cat"), Category("0/1", 1, "dog")], ClassRules(), "1 is called both 'cat' and 'dog'"),
     ],
 )
 def test_rules_that_cannot_be_kept_are_refused(categories, rules, words):

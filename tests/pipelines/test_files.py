@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from pipelines import files
 from pipelines.annotations import Image, Problem
 from pipelines.reading import READ_AHEAD, read_images
+from ssd_dist.core.errors import DataError
 
 
 def test_a_file_appears_complete(tmp_path):
@@ -119,6 +121,46 @@ def test_no_name_leads_out_of_its_folder(name):
     assert clean is None or not (clean.startswith(("/", "..")) and clean.split("/")[0] in ("", ".."))
 
 
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "endless.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "endless.jpg"):
+        (found,) = read_images([image(str(tmp_path / name))])
+        assert (found.reason, "not a file" in found.detail) == ("unreadable", True)
+
+
+def test_a_file_too_large_for_an_image_is_not_read(tmp_path):
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(files.MAX_ITEM_BYTES + 1)
+    (found,) = read_images([image(str(tmp_path / "huge.jpg"))])
+    assert (found.reason, "huge.jpg" in found.detail) == ("unreadable", True)
+
+
+@pytest.mark.parametrize("failing", ["open", "write", "close"])
+def test_a_place_that_takes_no_file_is_told(tmp_path, monkeypatch, failing):
+    class Full(io.FileIO):
+        def write(self, data):
+            raise_if("write")
+            return super().write(data)
+
+        def close(self):
+            super().close()
+            raise_if("close")
+
+    def raise_if(step):
+        if step == failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def create(path, **_):
+        raise_if("open")
+        return Full(path, "wb")
+
+    monkeypatch.setattr(files.FileSystems, "create", create)
+    with pytest.raises(DataError, match="new cannot be written: No space left"):
+        files.write_bytes(str(tmp_path / "new"), b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
 def image(path, **rest):
     return Image("a", 0, 0, "list", path, path, **rest)
 
@@ -130,7 +172,7 @@ def test_images_come_in_order_from_near_and_far(tmp_path, monkeypatch):
         held.append(path)
         return path.encode()
 
-    monkeypatch.setattr(files, "read_bytes", slow_read)
+    monkeypatch.setattr(files, "read_item", slow_read)
     paths = [f"gs://b/{number}" if number % 5 else f"/local/{number}" for number in range(60)]
     assert list(read_images(map(image, paths))) == [path.encode() for path in paths]
     assert sorted(held) == sorted(paths)
@@ -142,6 +184,6 @@ def test_images_come_in_order_from_near_and_far(tmp_path, monkeypatch):
 
 
 def test_an_image_that_is_lost_already_is_not_read(monkeypatch):
-    monkeypatch.setattr(files, "read_bytes", lambda path: pytest.fail("read"))
+    monkeypatch.setattr(files, "read_item", lambda path: pytest.fail("read"))
     problem = Problem("broken_annotation", "x")
     assert list(read_images([image("gs://b/x", problem=problem), image("/x", problem=problem)])) == [problem] * 2

@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from raw_sets import ROOT, make_coco, make_voc
+from raw_sets import ROOT, digests, make_coco, make_voc
+
+from pipelines import options
 
 IMAGES = {f"i{number}": [("cat", 5, 5, 30, 40), ("dog", 1, 2, 3, 9)] for number in range(6)}
 
@@ -70,6 +72,15 @@ def test_every_number_is_printed_at_the_end(places, run):
         (["--set", "model.input_siz=5"], [], 2, ["model.input_siz", "model.input_size"]),
         (["--split_by=train:0.5"], [], 2, ["add up"]),
         (["--split_by=train-1"], [], 2, ["train-1"]),
+        (["--split_by=train:0.5,train:0.5"], [], 2, ["twice"]),
+        (["--split=dataset.json"], ["--split"], 2, ["plain name"]),
+        (["--split=-x"], ["--split"], 2, ["plain name"]),
+        (["--max_rejected_fraction=nan"], [], 2, ["max_rejected_fraction", "nan"]),
+        (["--output=gs:/bucket"], ["--output"], 2, ["gs:/bucket", "gs://"]),
+        (["--input=nosuch://bucket"], ["--input"], 2, ["nosuch://bucket", "gs://"]),
+        (["--output=x.yaml"], ["--output"], 3, ["x.yaml/train", "Not a directory"]),
+        (["--output=/proc/none"], ["--output"], 3, ["/proc/none", "cannot be written"]),
+        (["--classes=voc"], [], 3, ["voc", "Is a directory"]),
         (["--split_by=a:0.5,b:0.5"], [], 2, ["train"]),
         (["--input=nowhere"], ["--input"], 3, ["nowhere", "does not exist"]),
         (["--input=empty"], ["--input"], 3, ["no class"]),
@@ -115,6 +126,57 @@ def test_a_second_split_takes_the_classes_of_the_first(places, run):
     assert manifest["classes"] == ["cat", "dog"]
     assert manifest["splits"]["val"]["views"][0]["objects_per_class"] == {"cat": 0, "dog": 1}
     assert manifest["splits"]["val"]["rejected_boxes"] == {"unknown_class": 1}
+
+
+@pytest.mark.parametrize(
+    "mistake", ["--input=nowhere", "--exclude_classes=cats", "--source_split=vla", "--input_format=coco"]
+)
+def test_a_mistake_put_right_finds_the_folder_free(places, run, mistake):
+    code, _, _ = run(mistake, without=[mistake.partition("=")[0]])
+    assert code == 3
+    code, _, err = run()
+    assert (code, err) == (0, "")
+
+
+def test_splits_begun_at_the_same_time_do_not_mix_their_classes(places, run, monkeypatch):
+    make_voc(places / "more", {"a": [("dog", 5, 5, 30, 40)]})
+    # The manifest of the one appears while the other is under way.
+    others = []
+    claim = options.claim_output
+
+    def claim_late(job):
+        if not others:
+            others.append(job)
+            assert run()[0] == 0
+        claim(job)
+
+    monkeypatch.setattr("pipelines.prepare.claim_output", claim_late)
+    flags = ["--input=more", "--split=val", "--source_split=train"]
+    code, _, err = run(*flags, without=["--input", "--split"])
+    assert (code, len(err.splitlines()), "run this one again" in err) == (3, 1, True), err
+    assert json.loads((places / "out/dataset.json").read_text())["classes"] == ["cat", "dog"]
+    assert run(*flags, without=["--input", "--split"])[0] == 0
+    manifest = json.loads((places / "out/dataset.json").read_text())
+    assert manifest["splits"]["val"]["views"][0]["objects_per_class"] == {"cat": 0, "dog": 1}
+
+
+def test_data_that_grew_leaves_no_shard_of_before(places, run):
+    assert run()[0] == 0
+    make_voc(places / "voc", {f"i{number}": [("cat", 5, 5, 30, 40)] for number in range(40)})
+    assert run()[0] == 0
+    grown = digests(places / "out")
+    shards = json.loads((places / "out/dataset.json").read_text())["splits"]["train"]["views"][0]["shards"]
+    assert sorted(name for name in grown if name.endswith(".tfrecord")) == [shard["file"] for shard in shards]
+    (places / "names.txt").write_text("cat\ndog\n")
+    assert run("--output=fresh", "--classes=names.txt", without=["--output"])[0] == 0
+    fresh = digests(places / "fresh")
+    changed = {"train/.parts/job.json"}
+    assert {name: grown[name] for name in {*grown} - changed} == {name: fresh[name] for name in {*fresh} - changed}
+
+
+def test_an_output_named_like_a_temporary_file_keeps_its_shards(places, run):
+    assert run("--output=a.tmp-1/out", without=["--output"])[0] == 0
+    assert list((places / "a.tmp-1/out/train").glob("*.tfrecord"))
 
 
 def test_coco_from_the_command_line(places, run):

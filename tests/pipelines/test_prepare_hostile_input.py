@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zlib
 from collections import Counter
 
@@ -257,6 +258,41 @@ def test_mutated_json(tmp_path, prepare, records_of):
     assert manifest.splits["train"].images > 4
     assert len(told) > 150
     assert_good_come_first(tmp_path / "good_out", tmp_path / "mixed_out")
+
+
+def test_data_sets_that_count_alike_do_not_label_each_others_images(tmp_path, prepare, records_of):
+    for name, box in (("one", (1, 5, 5, 20, 20)), ("two", (1, 30, 30, 40, 40))):
+        make_coco(tmp_path / name, {f"{name}.jpg": [box]}, {1: "cat"})
+    manifest = prepare("coco", [tmp_path / "one", tmp_path / "two"], tmp_path / "out", config=SMALL)
+    ((_, record),) = records_of(tmp_path / "out", manifest).items()
+    assert record.filename == "one.jpg"
+    np.testing.assert_allclose(record.objects.boxes, [[5 / 48, 5 / 64, 20 / 48, 20 / 64]], rtol=1e-6)
+    split = manifest.splits["train"]
+    assert (split.rejected_images, split.rejected_boxes) == ({"duplicate_id": 1}, {"image_rejected": 1})
+
+
+def test_names_that_utf8_cannot_hold(tmp_path, prepare, records_of):
+    # A file of another encoding, as an archive from elsewhere brings it, and JSON's escapes of half a character.
+    yolo = make_yolo(tmp_path / "yolo", {"a": ["0 .5 .5 .5 .5"]}, ["x"])
+    for folder, suffix in (("images", ".jpg"), ("labels", ".txt")):
+        path = yolo / folder / "train" / f"a{suffix}"
+        path.rename(path.with_name(os.fsdecode(b"\xe9") + suffix))
+    manifest = prepare("yolo", yolo, tmp_path / "yolo_out", config=SMALL)
+    assert [len(record.objects.labels) for record in records_of(tmp_path / "yolo_out", manifest).values()] == [1]
+    coco = make_coco(tmp_path / "coco", {"a.jpg": [(1, 5, 5, 20, 20)], "b.jpg": []}, {1: "\ud800"})
+    path = coco / "annotations/instances_train.json"
+    path.write_text(path.read_text().replace("b.jpg", "\\udc00.jpg"))
+    manifest = prepare("coco", coco, tmp_path / "coco_out", config=SMALL)
+    assert manifest.classes == ("\\ud800",)
+    assert_accounted_for(tmp_path / "coco_out", manifest, records_of)
+    assert manifest.splits["train"].rejected_images == {"missing_image": 1}
+
+
+def test_a_json_that_breaks_before_its_classes_says_where(tmp_path, prepare):
+    make_coco(tmp_path / "raw", {"a.jpg": []}, {1: "a"})
+    (tmp_path / "raw/annotations/instances_train.json").write_text('{"images": [{"id": 1, ')
+    with pytest.raises(DataError, match=r"instances_train.json: not valid JSON at character"):
+        prepare("coco", tmp_path / "raw", tmp_path / "out", config=SMALL)
 
 
 def test_a_file_that_breaks_at_once_is_told(tmp_path, prepare):

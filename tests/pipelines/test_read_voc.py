@@ -110,6 +110,16 @@ def test_the_list_file_decides_order_and_members(tmp_path):
         listed(tmp_path, "test")
 
 
+def test_ids_in_a_list_may_hold_blanks_but_lead_nowhere_else(tmp_path):
+    folder = make_voc(tmp_path, {"a b": [], "c": []}, {"train": ["a b", "a b -1", "c  1", "../../x", "/etc/passwd"]})
+    source = Source((str(folder),), fallback_split="train")
+    *entries, _ = list_annotations((find_layout(str(folder), source),), source)
+    assert [entry.image_id for entry in entries] == ["a b", "a b", "c", "x", "passwd"]
+    images = [next(read_annotation(entry))[1] for entry in entries]
+    problems = [image.problem and image.problem.reason for image in images]
+    assert problems == [None, None, None, "path_traversal", "path_traversal"]
+
+
 def test_without_lists_all_annotations_count(tmp_path):
     make_voc(tmp_path, {name: [] for name in "bca"}, {})
     assert listed(tmp_path, "train") == ["a", "b", "c"]
