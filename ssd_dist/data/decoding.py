@@ -29,6 +29,11 @@ TARGET_FEATURES: dict[str, Any] = {
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]], "f4")
 _FROM_YIQ = np.linalg.inv(_TO_YIQ).astype(np.float32)
+# The turn by an angle, in RGB, is the first plus its cosine times the second plus its sine times the third.
+_TURN_NONE = _FROM_YIQ @ np.diag(np.array([1, 0, 0], "f4")) @ _TO_YIQ
+_TURN_COS = _FROM_YIQ @ np.diag(np.array([0, 1, 1], "f4")) @ _TO_YIQ
+_TURN_SIN = _FROM_YIQ @ np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]], "f4") @ _TO_YIQ
+_GRAY = np.tile(_LUMA, (3, 1))
 
 
 def decode_image(encoded: tf.Tensor, size: int) -> tf.Tensor:
@@ -51,22 +56,22 @@ def flip_targets(
     return tf.gather(permutation, anchors), offsets * mirror, tf.gather(permutation, ignored)
 
 
-def draw_color_map(seed: tf.Tensor, config: AugmentationConfig) -> tf.Tensor:
-    """float32 [3, 4]: brightness, contrast, saturation and hue as one affine map of RGB in [-1, 1].
+def draw_colors(seed: tf.Tensor) -> tf.Tensor:
+    """What is drawn for one picture's colours: float32 [4] in [-1, 1)."""
+    return tf.random.stateless_uniform([4], tf.cast(seed, tf.int64), minval=-1.0, maxval=1.0)
+
+
+def make_color_maps(draws: tf.Tensor, config: AugmentationConfig) -> tf.Tensor:
+    """float32 [..., 3, 4] of draws [..., 4]: brightness, contrast, saturation, hue as one affine map of RGB in [-1, 1].
 
     One small matrix a picture replaces four passes over its pixels; it is applied on the device.
     """
-    draws = tf.random.stateless_uniform([4], tf.cast(seed, tf.int64), minval=-1.0, maxval=1.0)
-    brightness = 2.0 * config.brightness * draws[0]
-    contrast = 1.0 + config.contrast * draws[1]
-    saturation = 1.0 + config.saturation * draws[2]
-    angle = 2.0 * np.pi * config.hue * draws[3]
-    cos, sin = tf.cos(angle), tf.sin(angle)
-    turn = tf.stack([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
-    hue = tf.constant(_FROM_YIQ) @ turn @ tf.constant(_TO_YIQ)
-    gray = tf.tile(tf.constant(_LUMA)[None], [3, 1])
-    matrix = contrast * (saturation * hue + (1.0 - saturation) * gray)
-    return tf.concat([matrix, tf.fill([3, 1], brightness)], axis=1)
+    ranges = [2.0 * config.brightness, config.contrast, config.saturation, 2.0 * np.pi * config.hue]
+    brightness, contrast, saturation, angle = tf.unstack((draws * ranges)[..., None, None], axis=-3)
+    # No matrix product: what becomes of one picture must not depend on how many are in the batch.
+    hue = _TURN_NONE + tf.cos(angle) * _TURN_COS + tf.sin(angle) * _TURN_SIN
+    matrix = (1.0 + contrast) * ((1.0 + saturation) * hue - saturation * _GRAY)
+    return tf.concat([matrix, tf.repeat(brightness, 3, axis=-2)], axis=-1)
 
 
 def apply_color_map(images: tf.Tensor, color_maps: tf.Tensor) -> tf.Tensor:

@@ -18,8 +18,9 @@ from ssd_dist.data.decoding import (
     IMAGE_FEATURES,
     TARGET_FEATURES,
     decode_image,
-    draw_color_map,
+    draw_colors,
     flip_targets,
+    make_color_maps,
     record_seed,
 )
 from ssd_dist.data.online import OBJECT_FEATURES, OnlineTargets
@@ -65,14 +66,16 @@ def training_batches(config: Config, plan: EpochPlan, batch_size: int, start_ste
         seed = record_seed(config.train.seed, epoch, features["image/source_id"])
         image, targets = online.make(image, features, seed) if online else (image, _sparse_targets(features))
         image, targets = _maybe_flip(image, targets, permutation, seed, augmentation)
-        return TrainBatch(image, draw_color_map(tf.random.fold_in(seed, 1), augmentation), targets, position)
+        return TrainBatch(image, draw_colors(tf.random.fold_in(seed, 1)), targets, position)
 
     no_length = SparseTargets(anchors=[None], labels=[None], offsets=[None, 4], ignored=[None])
-    shapes = TrainBatch(images=[size, size, 3], color_maps=[3, 4], targets=no_length, positions=[])
+    shapes = TrainBatch(images=[size, size, 3], color_maps=[4], targets=no_length, positions=[])
     fill = SparseTargets(PADDING, PADDING, 0.0, PADDING)
     padding = TrainBatch(tf.constant(0, tf.uint8), 0.0, fill, 0)
     dataset = read_in_order(plan, start_step).map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.padded_batch(batch_size, padded_shapes=shapes, padding_values=padding, drop_remainder=True)
+    # Many small operations, so once a batch.
+    dataset = dataset.map(lambda batch: batch._replace(color_maps=make_color_maps(batch.color_maps, augmentation)))
     return dataset.prefetch(4)
 
 

@@ -14,7 +14,14 @@ from ssd_dist.core.anchors import flip_permutation, generate_anchors
 from ssd_dist.core.boxes import flip_boxes
 from ssd_dist.core.config import AnchorConfig, AugmentationConfig, MatchingConfig
 from ssd_dist.core.matching import Matcher
-from ssd_dist.data.decoding import apply_color_map, decode_image, draw_color_map, flip_targets, record_seed
+from ssd_dist.data.decoding import (
+    apply_color_map,
+    decode_image,
+    draw_colors,
+    flip_targets,
+    make_color_maps,
+    record_seed,
+)
 
 ANCHORS = AnchorConfig()
 NOTHING = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
@@ -44,7 +51,8 @@ def test_flipped_targets_are_the_targets_of_the_flipped_boxes(policy, boxes, cro
 
 
 def color_map(seed: int, **config: float) -> np.ndarray:
-    return draw_color_map(tf.constant([seed, 0], tf.int64), AugmentationConfig(**NOTHING | config)).numpy()
+    draws = draw_colors(tf.constant([seed, 0], tf.int64))
+    return make_color_maps(draws, AugmentationConfig(**NOTHING | config)).numpy()
 
 
 def test_nothing_asked_is_the_identity():
