@@ -13,8 +13,7 @@ from rich.console import Console
 
 from benchmarks.rows import print_rows, read_rows, write_rows
 
-# `benchmarks.collectives` has a table of its own: make bench-collectives.
-BENCHMARKS = ("prepare", "input", "step", "metrics", "workers", "start")
+BENCHMARKS = ("prepare", "input", "step", "metrics", "workers", "collectives", "start")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -5,7 +5,8 @@ is computed, so the time is that of the collectives. The ring's model, with R wo
 
     seconds = 2 (R - 1) latency + 2 (R - 1) / R * S / bandwidth
 
-is fitted to the vectors of both sizes; docs/clusters.md carries it over to GPUs.
+is fitted to the vectors of both sizes; docs/clusters.md carries it over to GPUs. The reference is what a ring of two
+must send at least, through plain sockets: each side its whole vector.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +25,8 @@ from statistics import median
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.rows import Row, print_rows, write_rows
 
 ROOT = Path(__file__).parents[1]
 WORKERS = (1, 2, 4)
@@ -80,6 +84,33 @@ def measure(workers: int) -> dict[str, dict[str, float]]:
         return json.loads(path.read_text())
 
 
+def exchange_bytes(size: int) -> float:
+    """Median seconds in which two ends of a connection send each other `size` bytes, both at once."""
+
+    def send(end: socket.socket) -> None:
+        end.sendall(bytes(size))
+
+    def receive(end: socket.socket) -> None:
+        left = size
+        buffer = bytearray(1 << 20)
+        while left:
+            left -= end.recv_into(buffer, min(left, len(buffer)))
+
+    server = socket.create_server(("127.0.0.1", 0))
+    with server, socket.create_connection(server.getsockname()) as one, server.accept()[0] as other:
+        times = []
+        for _ in range(ROUNDS):
+            work = [(send, one), (send, other), (receive, one), (receive, other)]
+            threads = [threading.Thread(target=do, args=(end,)) for do, end in work]
+            started = time.perf_counter()
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            times.append(time.perf_counter() - started)
+    return median(times)
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on."""
     with ExitStack() as stack:
@@ -105,7 +136,7 @@ def fit_ring(found: dict[int, dict[str, dict[str, float]]]) -> tuple[float, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worker", type=Path)
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "collectives.json")
+    parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
     if options.worker:
         measure_here(options.worker)
@@ -123,9 +154,13 @@ def main() -> None:
     console = Console()
     console.print(table)
     console.print(f"fitted: latency {1e3 * latency:.3f} ms, bandwidth {1e-9 * bandwidth:.2f} GB/s")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    fit = {"latency": latency, "bandwidth": bandwidth}
-    options.json.write_text(json.dumps({"found": found, "fit": fit}, indent=1) + "\n")
+    ours, bare = found[2]["gradients"]["seconds"], exchange_bytes(4 * PARAMETERS)
+    rows = [
+        Row("all-reduce of gradients, two workers", "ms", 1e3 * ours, 1e3 * bare, "their bytes through plain sockets")
+    ]
+    print_rows(rows)
+    if options.json:
+        write_rows(rows, options.json)
 
 
 def _loopback_bytes() -> int:
