@@ -5,6 +5,8 @@
 `build_pipeline` is the whole job. Every option of Beam may be given beside these flags.
 """
 
+import os
+import signal
 from typing import NoReturn
 
 import apache_beam as beam
@@ -19,6 +21,7 @@ from pipelines.options import READERS, PrepareJob, claim_output, define_flags, j
 from pipelines.progress import show_progress
 from pipelines.report import ReportJob, WriteReport, read_manifest
 from pipelines.runners import (
+    STDERR,
     dask_cluster,
     make_runner,
     only_submits,
@@ -39,6 +42,8 @@ from ssd_dist.core.manifest import Manifest
 def run_main() -> NoReturn:
     """The console script."""
     define_flags()
+    # Whoever stops the job otherwise than with Ctrl-C gets the same: no litter, no worker left alone, a line.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_command(main, keep_unknown=True)
 
 
@@ -54,7 +59,11 @@ def main(arguments: list[str]) -> None:
         steps = submit_job(job, options)
         print("\n".join(["the job was handed over, not run; its steps:", *(f"  {step}" for step in steps)]))
         return
-    with show_progress(job.output, job.split, job.resume, Console(stderr=True)):
+    # A descriptor of its own: the usual one is held back while worker processes run.
+    with (
+        os.fdopen(os.dup(STDERR), "w") as terminal,
+        show_progress(job.output, job.split, job.resume, Console(file=terminal)),
+    ):
         manifest = run_job(job, options)
     print_summary(manifest, job.split, job.output)
 
@@ -64,7 +73,7 @@ def submit_job(job: PrepareJob, options: PipelineOptions) -> list[str]:
     set_workers(options, job.workers)
     pipeline = beam.Pipeline(runner=make_runner(options), options=options)
     build_pipeline(pipeline, job)
-    with plain_failures():
+    with plain_failures(options):
         pipeline.run()
     return step_names(pipeline)
 
@@ -74,11 +83,11 @@ def run_job(job: PrepareJob, options: PipelineOptions) -> Manifest:
 
     Raises:
       DataError: if the source is missing, empty or too broken, or the output was begun with other flags.
-      RestartError: if a worker was lost.
+      RestartError: if a worker was lost, or the job was stopped.
     """
     set_workers(options, job.workers)
     runner = make_runner(options)
-    with plain_failures(), dask_cluster(options, job.workers):
+    with plain_failures(options), dask_cluster(options, job.workers):
         pipeline = beam.Pipeline(runner=runner, options=options)
         build_pipeline(pipeline, job)
         claim_output(job)

@@ -10,9 +10,11 @@ import importlib
 import logging
 import os
 import re
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 import apache_beam as beam
 from apache_beam.options import pipeline_options
@@ -38,6 +40,7 @@ from ssd_dist.core.errors import DataError, RestartError, SsdDistError, UsageErr
 LOCAL_RUNNERS = ("directrunner", "fnapirunner")
 DASK_MODULE = "apache_beam.runners.dask.dask_runner"
 PIECES_A_WORKER = 4
+STDERR = 2
 SIGNS_OF_A_LOST_WORKER = ("Channel closed prematurely", "Worker subprocess exited", "KilledWorker")
 
 
@@ -117,26 +120,56 @@ def dask_cluster(options: PipelineOptions, workers: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def plain_failures() -> Iterator[None]:
-    """Turns a job's exception into the error that it means, and keeps threads that fail with it from telling it too.
+def plain_failures(options: PipelineOptions) -> Iterator[None]:
+    """Turns a job's exception into the error that it means; threads and processes that fail with it do not tell it too.
 
     Raises:
-      SsdDistError: for what the user can mend; anything else passes as it is, with what the threads had to say.
+      SsdDistError: for what the user can mend; anything else passes as it is, with what the others had to say.
     """
     told_by_threads: list[threading.ExceptHookArgs] = []
     hook = threading.excepthook
     threading.excepthook = told_by_threads.append
-    try:
-        yield
-    except Exception as error:
-        explained = explain_failure(error)
-        if explained is not None:
-            raise explained from None
-        for told in told_by_threads:
-            hook(told)
-        raise
-    finally:
-        threading.excepthook = hook
+    quiet: contextlib.AbstractContextManager[list[BinaryIO]] = contextlib.nullcontext([])
+    if options.view_as(DirectOptions).direct_running_mode == "multi_processing":
+        quiet = hold_stderr()
+    with quiet as held:
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            explained = explain_failure(error, runs_here(options))
+            if explained is not None:
+                held.clear()
+                raise explained from None
+            for told in told_by_threads:
+                hook(told)
+            raise
+        finally:
+            threading.excepthook = hook
+
+
+@contextlib.contextmanager
+def hold_stderr() -> Iterator[list[BinaryIO]]:
+    """Holds back what processes started in the block print as errors; told at its end, unless the list is cleared.
+
+    A worker prints each failure in full, and what it means comes in one line from here.
+    """
+    with tempfile.TemporaryFile() as file:
+        held: list[BinaryIO] = [file]
+        terminal = os.dup(STDERR)
+        own = sys.stderr
+        if own is sys.__stderr__:
+            sys.stderr = os.fdopen(os.dup(STDERR), "w", buffering=1)
+        os.dup2(file.fileno(), STDERR)
+        try:
+            yield held
+        finally:
+            own.flush()
+            os.dup2(terminal, STDERR)
+            os.close(terminal)
+            sys.stderr = own
+            for kept in held:
+                kept.seek(0)
+                own.write(kept.read().decode("utf-8", "replace"))
 
 
 def runner_name(options: PipelineOptions) -> str:
@@ -166,7 +199,7 @@ def make_runner(options: PipelineOptions) -> PipelineRunner:
         raise UsageError(f"--runner={name}: {str(error).splitlines()[0]}; known: {known}") from None
 
 
-def explain_failure(error: Exception) -> SsdDistError | None:
+def explain_failure(error: BaseException, runs_here: bool = True) -> SsdDistError | None:
     """What a job's exception tells the user, or None if it is a bug.
 
     A worker's DataError comes with a note of the step, or as text inside an exception of the runner's own.
@@ -174,6 +207,10 @@ def explain_failure(error: Exception) -> SsdDistError | None:
     if isinstance(error, SsdDistError) and not isinstance(error, DataError):
         return error
     text = f"DataError: {error}" if isinstance(error, DataError) else str(error)
+    if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in text:
+        if not runs_here:
+            return RestartError("no longer watching the job, which goes on where it runs; stop it there")
+        return RestartError("stopped; run the same command with --resume, which keeps what is finished")
     found = re.findall(r"DataError: (.*?)(?: \[while running|\\n|\n|$)", text)
     if found:
         return DataError(found[-1])
@@ -182,6 +219,11 @@ def explain_failure(error: Exception) -> SsdDistError | None:
             "a worker died (killed, or out of memory); run the same command with --resume, which keeps what is finished"
         )
     return None
+
+
+def runs_here(options: PipelineOptions) -> bool:
+    """Whether the job ends with this process; elsewhere it goes on without."""
+    return runner_name(options) in (*LOCAL_RUNNERS, "daskrunner")
 
 
 def only_submits(options: PipelineOptions) -> bool:

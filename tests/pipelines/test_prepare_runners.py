@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from raw_sets import ROOT, digests, labelled_images, make_voc
@@ -162,6 +163,33 @@ def test_a_killed_job_ends_as_an_undisturbed_one_when_run_again(tmp_path, prepar
     assert all(digests(output)[f"train/{name}"] == expected[f"train/{name}"] for name in finished)
     prepare("voc", source, output, config=LARGER, resume=True)
     assert digests(output) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "sign"), [([], signal.SIGINT), (["--workers=2"], signal.SIGTERM)])
+def test_a_stopped_job_says_so_and_goes_on(tmp_path, prepare, flags, sign):
+    source = make_voc(tmp_path / "voc", labelled_images(300))
+    output = tmp_path / "out"
+    prepare("voc", source, tmp_path / "undisturbed", config=LARGER)
+    job = start(source, output, *flags)
+    deadline = time.monotonic() + 120
+    while not list(output.glob("train/view00-*.tfrecord")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    workers = children(job)
+    os.kill(job.pid, sign)
+    _, errors = job.communicate(timeout=60)
+    assert (job.returncode, len(errors.splitlines()), "--resume" in errors) == (75, 1, True), errors
+    assert not [pid for pid in workers if Path(f"/proc/{pid}/cmdline").exists()]
+    prepare("voc", source, output, config=LARGER, resume=True)
+    assert digests(output) == digests(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_a_mistake_met_by_a_worker_process_is_one_line(source, tmp_path):
+    job = start(source, tmp_path / "out", "--workers=2", "--exclude_classes=a", "--max_rejected_fraction=0.1")
+    output, errors = job.communicate(timeout=120)
+    assert (job.returncode, output, len(errors.splitlines())) == (3, "", 1), errors
+    assert "boxes were rejected" in errors
 
 
 @pytest.mark.parametrize(
