@@ -137,7 +137,10 @@ class DistributedOptimizer(tf.Module):
 
     def _apply_packed(self, packed: list[tf.Tensor], others: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         context = tf.distribute.get_replica_context()
-        reduced = context.all_reduce(tf.distribute.ReduceOp.SUM, [*packed, *others])
+        # In two: the head's gradients, half of all, travel while the backbone's are still being computed.
+        early = sum(group.early for group in self._groups)
+        parts = [part for part in (packed[:early], [*packed[early:], *others]) if part]
+        reduced = [one for part in parts for one in context.all_reduce(tf.distribute.ReduceOp.SUM, part)]
         context.merge_call(self._update_replicas, args=(reduced[: len(packed)],))
         return reduced[len(packed) :]
 

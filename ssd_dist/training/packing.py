@@ -16,12 +16,16 @@ from ssd_dist.core.config import BackboneConfig, OptimizerConfig
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Variables with a common scale of the learning rate and a common weight decay."""
+    """Variables with a common scale of the learning rate and a common weight decay.
+
+    `early` are those whose gradients the backward pass has long before it ends.
+    """
 
     name: str
     variables: tuple[tf.Variable, ...]
     lr_scale: float
     weight_decay: float
+    early: bool = False
 
     @property
     def size(self) -> int:
@@ -43,7 +47,8 @@ def pack_values(variables: Sequence[tf.Variable], tensors: Sequence[tf.Tensor | 
         tf.zeros([int(np.prod(v.shape))], v.dtype) if t is None else tf.reshape(tf.cast(t, v.dtype), [-1])
         for v, t in zip(variables, tensors, strict=True)
     ]
-    return tf.concat(parts, 0) if parts else tf.zeros([0])
+    # What is empty has the type that variables have, too: it travels with others.
+    return tf.concat(parts, 0) if parts else tf.zeros([0], tf_keras.mixed_precision.global_policy().variable_dtype)
 
 
 def unpack_values(variables: Sequence[tf.Variable], flat: tf.Tensor) -> list[tf.Tensor]:
@@ -57,14 +62,14 @@ def unpack_values(variables: Sequence[tf.Variable], flat: tf.Tensor) -> list[tf.
 def group_parameters(
     model: tf_keras.Model, optimizer: OptimizerConfig, backbone: BackboneConfig
 ) -> tuple[ParameterGroup, ...]:
-    """The trainable variables in at most four groups: backbone or not, decayed or not.
+    """The trainable variables in at most four groups: backbone or not, decayed or not; the last layers first.
 
     Batch-norm scales and shifts and biases (everything of rank 1) are not decayed (He et al. 2019, section 3.1).
     A backbone with `lr_scale: 0` is frozen: it is in no group.
     """
     in_backbone = {variable.ref() for variable in model.get_layer("backbone").trainable_variables}
     groups = []
-    for part, lr_scale in (("backbone", backbone.lr_scale), ("head", 1.0)):
+    for part, lr_scale in (("head", 1.0), ("backbone", backbone.lr_scale)):
         for kind, weight_decay in (("kernels", optimizer.weight_decay), ("vectors", 0.0)):
             members = tuple(
                 variable
@@ -73,5 +78,5 @@ def group_parameters(
                 and (len(variable.shape) > 1) == (kind == "kernels")
             )
             if members and lr_scale > 0:
-                groups.append(ParameterGroup(f"{part}_{kind}", members, lr_scale, weight_decay))
+                groups.append(ParameterGroup(f"{part}_{kind}", members, lr_scale, weight_decay, part == "head"))
     return tuple(groups)

@@ -7,8 +7,8 @@ train(n):                                  [eager]
     on each replica:
       count positives and negatives -> all-reduce          labels only, so before the forward pass
       forward -> mining -> loss / global count
-      backward -> optimizer.apply                          all-reduce, skip, clip, update, EMA
-      batch-norm statistics -> mean                        in the same all-reduce
+      backward -> optimizer.apply                          all-reduce in two parts, skip, clip, update, EMA
+      batch-norm statistics -> mean                        with the second part
       add the losses to this replica's own sums            no communication
   train_loop_end: sum over replicas -> metrics
 """
