@@ -7,6 +7,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow as tf
@@ -16,6 +17,7 @@ from benchmarks.shards import BATCH, generated_shards
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import Config
 from ssd_dist.data.batch import TrainBatch
+from ssd_dist.data.decoding import apply_color_map
 from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.storage import load_manifest
 from ssd_dist.model.detector import normalize_image
@@ -51,12 +53,17 @@ def measure_step(config: Config, folder: Path) -> list[Row]:
     ours, reference = take_turns(lambda: trainer.train(tf.constant(4)), lambda: [bare() for _ in range(4)], 6)
     rows = [Row("training step", "img/s", 4 * BATCH / ours, 4 * BATCH / reference, "bare forward + backward")]
     step = ours / 4
-    loss = measure_loss(config, batch, model(pixels, training=False))
-    rows.append(Row("loss, mining, densifying", "ms a step", 1e3 * loss, 1e3 * step, "the step"))
+    gradients = [tf.fill(variable.shape, 1e-6) for variable in state.optimizer.variables_to_train]
+    parts = {
+        "loss, mining, densifying": measure_loss(config, batch, model(pixels, training=False)),
+        "pixels to float32, colours": measure_alone(
+            lambda: apply_color_map(normalize_image(batch.images), batch.color_maps)
+        ),
+        "optimizer with EMA": measure_alone(lambda: strategy.run(state.optimizer.apply, args=(gradients,))),
+    }
     if state.ema is not None:
-        update = tf.function(lambda: state.ema.update(tf.constant(1, tf.int64)), autograph=False)
-        ema, _ = take_turns(update, lambda: None, 20)
-        rows.append(Row("EMA", "ms a step", 1e3 * ema, 1e3 * step, "the step"))
+        parts["EMA"] = measure_alone(lambda: state.ema.update(tf.constant(1, tf.int64)))
+    rows += [Row(name, "ms a step", 1e3 * seconds, 1e3 * step, "the step") for name, seconds in parts.items()]
     checkpoint = state.checkpoint()
     saved = folder / "checkpoint"
     writer = CheckpointWriter(checkpoint, str(saved))
@@ -75,11 +82,15 @@ def write_through(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def measure_alone(work: Callable[[], object]) -> float:
+    """Median seconds of a part of the step by itself."""
+    return take_turns(tf.function(work, autograph=False), lambda: None, 20)[0]
+
+
 def measure_loss(config: Config, batch: TrainBatch, outputs: dict[str, tf.Tensor]) -> float:
     """Seconds of targets, mining, loss and their gradient on constant outputs."""
     anchors = len(generate_anchors(config.anchors, config.model.input_size))
 
-    @tf.function(autograph=False)
     def run() -> list[tf.Tensor]:
         counts = count_targets(batch.targets, anchors, config.mining)
         with tf.GradientTape() as tape:
@@ -91,7 +102,7 @@ def measure_loss(config: Config, batch: TrainBatch, outputs: dict[str, tf.Tensor
             loss = tf.reduce_sum(losses.classification) + tf.reduce_sum(losses.localization)
         return tape.gradient(loss, [outputs["logits"], outputs["offsets"]])
 
-    return take_turns(run, lambda: None, 15)[0]
+    return measure_alone(run)
 
 
 def measure() -> list[Row]:

@@ -166,3 +166,14 @@ def test_the_plan_follows_manifest_and_config(data):
     plan = plan_training(config, manifest.splits["train"], worker=1, workers=3)
     assert (plan.shard_records, plan.shards, plan.steps_per_epoch) == (6, 3, 3)
     assert (plan.worker, plan.workers, plan.seed) == (1, 3, 5)
+
+
+def test_little_goes_to_the_device_besides_the_pixels(tmp_path):
+    config = Config.model_validate({"data": {"dir": str(tmp_path / "out")}, "train": {"global_batch_size": 16}})
+    # COCO has seven objects an image.
+    manifest = write_dataset(tmp_path / "out", config, {"train": 16}, shards=2, objects=7)
+    (batch,) = read_batches(config, manifest, 1, batch_size=16)
+    others = (batch.color_maps, batch.positions, *batch.targets)
+    assert batch.images.dtype == np.uint8
+    assert batch.images.nbytes == 16 * 300 * 300 * 3
+    assert sum(array.nbytes for array in others) < 0.02 * batch.images.nbytes
