@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import BinaryIO
 
-from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.io.localfilesystem import LocalFileSystem
 
@@ -29,6 +29,7 @@ MAX_ITEM_BYTES = 1 << 28
 # What another attempt would not change. Cloud clients raise errors of their own, which share the code of HTTP.
 LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 IMPOSSIBLE_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
+REFUSALS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
 UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG),
@@ -41,7 +42,7 @@ def is_remote(path: str) -> bool:
 
 
 def check_scheme(path: str) -> None:
-    """Refuses a path on a store that Beam does not know, or one whose scheme lacks a slash.
+    """Refuses a path on a store that Beam does not know, a bucket without a folder, or a scheme that lacks a slash.
 
     Raises:
       UsageError: naming it.
@@ -49,6 +50,8 @@ def check_scheme(path: str) -> None:
     scheme = re.match(r"(\w{2,}):/", path)
     if scheme is not None and not is_remote(path):
         raise UsageError(f"{path} would be a folder called {scheme[1]}: here; write {scheme[1]}://...")
+    if path.startswith("gs://") and not re.match("gs://[^/]+/[^/]", path):
+        raise UsageError(f"{path}: name a folder or file in a bucket, gs://bucket/folder")
     try:
         FileSystems.get_filesystem(path)
     except ValueError:
@@ -62,7 +65,8 @@ def join(folder: str, *names: str) -> str:
 
 def exists(path: str) -> bool:
     """Whether a file or folder is there; on an object store a folder is what its files' names begin with."""
-    return bool(FileSystems.exists(path)) or bool(_match(join(_as_pattern(path), "**"), 1))
+    with _refusals(path):
+        return bool(FileSystems.exists(path)) or bool(_match(join(_as_pattern(path), "**"), 1))
 
 
 def is_file(path: str) -> bool:
@@ -191,6 +195,8 @@ def replace_file(path: str) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             delete_files([temporary])
+        if getattr(error, "code", None) in REFUSALS:
+            raise DataError(f"{path} cannot be written: {error}; check who may write there") from None
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise DataError(f"{path} cannot be written: {error.strerror}; make room or choose another place") from None
         raise
@@ -253,8 +259,27 @@ def open_plain(path: str) -> BinaryIO:
 
 
 def _match(pattern: str, limit: int | None = None) -> list[str]:
-    matched = FileSystems.match([pattern], None if limit is None else [limit])[0].metadata_list
+    with _refusals(pattern):
+        matched = FileSystems.match([pattern], None if limit is None else [limit])[0].metadata_list
     return [file.path for file in matched]
+
+
+@contextlib.contextmanager
+def _refusals(path: str) -> Iterator[None]:
+    """Tells an object store's refusal, a mistyped bucket say, from its failures.
+
+    Raises:
+      DataError: naming the path.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException = error
+        while isinstance(cause, BeamIOError) and cause.exception_details:
+            cause = next(iter(cause.exception_details.values()))
+        if getattr(cause, "code", None) not in REFUSALS:
+            raise
+        raise DataError(f"{path}: {type(cause).__name__}; check the bucket's name and who may use it") from None
 
 
 def _as_pattern(folder: str) -> str:

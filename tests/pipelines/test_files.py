@@ -161,6 +161,15 @@ def test_a_place_that_takes_no_file_is_told(tmp_path, monkeypatch, failing):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_store_that_lets_nobody_write_is_told(tmp_path, monkeypatch):
+    class ForbiddenError(Exception):
+        code = 403
+
+    monkeypatch.setattr(files.FileSystems, "create", lambda *_, **__: (_ for _ in ()).throw(ForbiddenError("no")))
+    with pytest.raises(DataError, match="new cannot be written: no; check who may write"):
+        files.write_bytes(str(tmp_path / "new"), b"x")
+
+
 def image(path, **rest):
     return Image("a", 0, 0, "list", path, path, **rest)
 

@@ -77,6 +77,7 @@ def test_every_number_is_printed_at_the_end(places, run):
         (["--split=-x"], ["--split"], 2, ["plain name"]),
         (["--max_rejected_fraction=nan"], [], 2, ["max_rejected_fraction", "nan"]),
         (["--output=gs:/bucket"], ["--output"], 2, ["gs:/bucket", "gs://"]),
+        (["--output=gs://bucket/"], ["--output"], 2, ["gs://bucket/folder"]),
         (["--input=nosuch://bucket"], ["--input"], 2, ["nosuch://bucket", "gs://"]),
         (["--output=x.yaml"], ["--output"], 3, ["x.yaml/train", "Not a directory"]),
         (["--output=/proc/none"], ["--output"], 3, ["/proc/none", "cannot be written"]),
