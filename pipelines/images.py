@@ -105,6 +105,7 @@ class ImagePreparer:
         self._how = preparation
         self._meter = meter
         anchors = generate_anchors(preparation.anchors, preparation.size)
+        self._most_objects = len(anchors)
         self._matcher = Matcher(anchors, preparation.anchors, preparation.matching)
 
     def prepare(
@@ -135,6 +136,11 @@ class ImagePreparer:
         if problem is not None:
             return problem
         checked = check_boxes(image, height, width, classes)
+        count = len(checked.objects.labels)
+        if count > self._most_objects:
+            return Problem(
+                "too_many_boxes", f"{count} objects; there are {self._most_objects} anchors to learn them with"
+            )
         views = tuple(self._view(image, decoded, checked.objects, view) for view in range(self._how.views))
         digest = hashlib.sha256(data).hexdigest()[:HASH_DIGITS]
         return _Rendered(image, views, height, width, digest, checked)

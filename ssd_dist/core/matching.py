@@ -191,9 +191,14 @@ class Matcher:
             anchor = waiting.pop(winner)[2]
             assigned[winner] = anchor
             taken.add(anchor)
+            # Boxes that coincide choose alike; a thousand of them would take half a minute one by one.
+            alike: dict[bytes, _Choice] = {}
             for index, choice in waiting.items():
                 if choice[2] == anchor and len(taken) < len(self._anchors):
-                    waiting[index] = self._choose_again(objects, index, taken)
+                    box = objects.boxes[index].tobytes()
+                    if box not in alike:
+                        alike[box] = self._choose_again(objects, index, taken)
+                    waiting[index] = alike[box]
 
     def _choose_first(self, objects: "_Objects", pairs: Pairs) -> "_Choices":
         """For each object the anchor that suits it best, among equals the nearest, the first; two may want the same."""
@@ -219,10 +224,11 @@ class Matcher:
 
 
 class _Objects:
-    """The objects to be matched, of all images: centres [N, 2], first slots [N] of their images, spans."""
+    """The objects to be matched, of all images: boxes [N, 4], centres [N, 2], first slots [N] of the images, spans."""
 
     def __init__(self, boxes: FloatArray, first_slots: IntArray, grids: AnchorGrids) -> None:
         wide = boxes.astype(np.float64)
+        self.boxes = boxes
         self.centers = (wide[:, :2] + wide[:, 2:]) / 2
         self.first_slots = first_slots
         self.spans = grids.measure(boxes)

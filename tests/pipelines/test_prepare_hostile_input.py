@@ -271,6 +271,14 @@ def test_data_sets_that_count_alike_do_not_label_each_others_images(tmp_path, pr
     assert (split.rejected_images, split.rejected_boxes) == ({"duplicate_id": 1}, {"image_rejected": 1})
 
 
+def test_more_objects_than_anchors(tmp_path, prepare):
+    images = {"crowded": [("cat", 5, 5, 30, 40)] * 3000, "plain": GOOD}
+    manifest = prepare("voc", make_voc(tmp_path / "voc", images), tmp_path / "out", config=SMALL)
+    split = manifest.splits["train"]
+    assert (split.images, split.rejected_images) == (1, {"too_many_boxes": 1})
+    assert (split.boxes, split.rejected_boxes) == (1, {"image_rejected": 3000})
+
+
 def test_names_that_utf8_cannot_hold(tmp_path, prepare, records_of):
     # A file of another encoding, as an archive from elsewhere brings it, and JSON's escapes of half a character.
     yolo = make_yolo(tmp_path / "yolo", {"a": ["0 .5 .5 .5 .5"]}, ["x"])
