@@ -9,7 +9,7 @@ import io
 import json
 import multiprocessing
 import os
-import resource
+import re
 import shutil
 import tempfile
 import threading
@@ -142,8 +142,9 @@ def read_alone(path: Path) -> int:
 def _read(file: CocoFile) -> int:
     for _ in read_file(file, SPLIT):
         pass
-    # Linux counts in KiB.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage, whose maximum a process inherits from the one that started it.
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(peak) * 1024
 
 
 def bare_loop(source: Path, _: Path) -> None:
