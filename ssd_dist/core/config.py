@@ -190,7 +190,7 @@ class TrainConfig(Section):
     `accumulate_steps` splits each replica's batch into that many parts, one after another: less memory, the same
     gradient. After `stall_seconds` without a step the stacks of all threads are printed. A loss that is NaN or infinite
     stops the run, or, at most `recover_from_blowup` times, takes it back to its last checkpoint, from where it goes on
-    after the batch that did it.
+    after the batch that did it. With `jit_compile` XLA compiles the network.
     """
 
     epochs: PositiveInt = 40
@@ -204,6 +204,7 @@ class TrainConfig(Section):
     stall_seconds: PositiveFloat = 300.0
     recover_from_blowup: Count = 0
     sync_batch_norm: bool = False
+    jit_compile: bool = False
 
 
 class EvalConfig(Section):
@@ -293,6 +294,8 @@ class Config(Section):
                 "mining.scope: global ranks the whole batch before the first gradient and train.accumulate_steps: "
                 f"{self.train.accumulate_steps} never has it at once; set one of them to image or 1"
             )
+        if self.train.jit_compile and self.train.sync_batch_norm:
+            raise ValueError("train.jit_compile: XLA cannot compile what train.sync_batch_norm sends; set one to false")
         return self
 
 

@@ -48,7 +48,9 @@ class DetectorTrainer(orbit.StandardTrainer):
         super().__init__(dataset, orbit.StandardTrainerOptions(use_tf_while_loop=True))
         self._config = config
         self._strategy = strategy
-        self._model = state.model
+        # Only the network, whose shapes are fixed; targets have as many positives as the batch has.
+        compiled = config.train.jit_compile
+        self._model = tf.function(state.model, autograph=False, jit_compile=True) if compiled else state.model
         self._optimizer = state.optimizer
         self._loss_scale = state.loss_scale
         self._statistics = moving_statistics(state.model)

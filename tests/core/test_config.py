@@ -63,6 +63,7 @@ CONTRACT = [
     "train.log_every",
     "train.steps_per_loop",
     "train.sync_batch_norm",
+    "train.jit_compile",
     "eval.every_epochs",
     "eval.every_steps",
     "eval.metric",

@@ -1,5 +1,6 @@
 """The inner loop: traced once, then TensorFlow's alone."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from multihost.curve_worker import build_tiny_detector, create_trainer
 from replicas import mirrored
 from synthetic import write_dataset
 
+from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import load_config
 from ssd_dist.training import state as state_module
 from ssd_dist.training.trainer import DetectorTrainer
@@ -18,15 +20,31 @@ SMALL = ["model.input_size=64", "backbone.weights=none", "train.global_batch_siz
 
 
 @pytest.fixture
-def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DetectorTrainer:
+def make_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DetectorTrainer]:
     monkeypatch.setattr(state_module, "build_detector", build_tiny_detector)
     (tmp_path / "small.yaml").write_text("{}")
-    config = load_config(tmp_path / "small.yaml", [*SMALL, f"data.dir={tmp_path / 'data'}"])
-    write_dataset(tmp_path / "data", config, {"train": 16}, shards=4)
-    return create_trainer(config, mirrored(2), 100)[1]
+
+    def load(*overrides: str) -> Config:
+        return load_config(tmp_path / "small.yaml", [*SMALL, f"data.dir={tmp_path / 'data'}", *overrides])
+
+    write_dataset(tmp_path / "data", load(), {"train": 16}, shards=4)
+    return lambda *overrides: create_trainer(load(*overrides), mirrored(2), 100)[1]
 
 
-def test_no_python_runs_inside_the_loop(trainer: DetectorTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_network_learns_the_same(make_trainer: Callable[..., DetectorTrainer]) -> None:
+    plain, compiled = (
+        [trainer.train(tf.constant(1))["loss"] for _ in range(5)]
+        for trainer in (make_trainer(), make_trainer("train.jit_compile=true"))
+    )
+    assert plain[-1] != plain[0]
+    # XLA sums in another order.
+    assert compiled == pytest.approx(plain, rel=1e-4)
+
+
+def test_no_python_runs_inside_the_loop(
+    make_trainer: Callable[..., DetectorTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer()
     # A step that asks Python would halt a GPU each time.
     calls = []
     step = trainer.train_step
