@@ -155,11 +155,13 @@ def with_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return write
 
 
+def poison(record: Record) -> Record:
+    """The record with a loss that is not a number."""
+    return replace(record, targets=replace(record.targets, offsets=np.full_like(record.targets.offsets, np.nan)))
+
+
 @pytest.mark.slow
 def test_a_loss_that_is_not_a_number_stops_the_run_or_is_left_out_for_good(with_record, tmp_path: Path) -> None:
-    def poison(record: Record) -> Record:
-        return replace(record, targets=replace(record.targets, offsets=np.full_like(record.targets.offsets, np.nan)))
-
     data = with_record(poison)
     flags = ["train.log_every=3", "train.steps_per_loop=3", "eval.every_steps=6", "train.epochs=3",
              "checkpoint.every_steps=2"]  # fmt: skip
@@ -187,9 +189,6 @@ def test_a_loss_that_is_not_a_number_stops_the_run_or_is_left_out_for_good(with_
 
 @pytest.mark.slow
 def test_two_workers_leave_out_what_one_does(with_record, tmp_path: Path) -> None:
-    def poison(record: Record) -> Record:
-        return replace(record, targets=replace(record.targets, offsets=np.full_like(record.targets.offsets, np.nan)))
-
     data = with_record(poison)
     flags = ["train.log_every=3", "train.steps_per_loop=3", "train.epochs=2", "checkpoint.every_steps=2",
              "eval.every_epochs=0", "train.recover_from_blowup=2"]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tensorflow as tf
@@ -31,11 +32,21 @@ def make_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     return lambda *overrides: create_trainer(load(*overrides), mirrored(2), 100)[1]
 
 
+def loop_nodes(trainer: DetectorTrainer) -> list[Any]:
+    """All nodes of the traced loop, those within functions among them."""
+    (loop,) = trainer._train_loop_fn._list_all_concrete_functions()
+    graph = loop.graph.as_graph_def()
+    return [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+
+
+def has_xla(trainer: DetectorTrainer) -> bool:
+    return any(node.attr["_XlaMustCompile"].b for node in loop_nodes(trainer) if "_XlaMustCompile" in node.attr)
+
+
 def test_a_compiled_network_learns_the_same(make_trainer: Callable[..., DetectorTrainer]) -> None:
-    plain, compiled = (
-        [trainer.train(tf.constant(1))["loss"] for _ in range(5)]
-        for trainer in (make_trainer(), make_trainer("train.jit_compile=true"))
-    )
+    trainers = make_trainer(), make_trainer("train.jit_compile=true")
+    plain, compiled = ([trainer.train(tf.constant(1))["loss"] for _ in range(5)] for trainer in trainers)
+    assert [has_xla(trainer) for trainer in trainers] == [False, True]
     assert plain[-1] != plain[0]
     # XLA sums in another order.
     assert compiled == pytest.approx(plain, rel=1e-4)
@@ -56,9 +67,6 @@ def test_no_python_runs_inside_the_loop(
         trainer.train(tf.constant(steps))
     assert len(calls) == traced
 
-    (loop,) = trainer._train_loop_fn._list_all_concrete_functions()
-    graph = loop.graph.as_graph_def()
-    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    operations = {node.op for node in nodes}
+    operations = {node.op for node in loop_nodes(trainer)}
     assert any(name in operations for name in ("While", "StatelessWhile"))
     assert not [name for name in operations if "PyFunc" in name]
