@@ -18,7 +18,7 @@ from pipelines.transcode import encode_jpeg
 from pipelines.validate import CheckedBoxes, check_boxes, check_size
 from pipelines.views import choose_window, render_view, see_objects
 from ssd_dist.core.anchors import generate_anchors
-from ssd_dist.core.config import AnchorConfig, Config, MatchingConfig
+from ssd_dist.core.config import AnchorConfig, AugmentationConfig, Config, MatchingConfig
 from ssd_dist.core.images import ImageError, decode_image, stored_size
 from ssd_dist.core.manifest import TRAIN_SPLIT
 from ssd_dist.core.matching import Matcher, Targets
@@ -39,6 +39,7 @@ class Preparation:
       jpeg_quality: of the stored image.
       views: renderings of each image.
       seed: of the views beyond the first.
+      augmentation: how far these may reach beyond the image and into it.
       anchors: the default boxes.
       matching: which of them answer for an object.
     """
@@ -47,6 +48,7 @@ class Preparation:
     jpeg_quality: int
     views: int
     seed: int
+    augmentation: AugmentationConfig
     anchors: AnchorConfig
     matching: MatchingConfig
 
@@ -58,6 +60,7 @@ class Preparation:
             jpeg_quality=config.data.jpeg_quality,
             views=config.data.views if split == TRAIN_SPLIT else 1,
             seed=config.train.seed,
+            augmentation=config.data.augmentation,
             anchors=config.anchors,
             matching=config.matching,
         )
@@ -146,7 +149,7 @@ class ImagePreparer:
         return _Rendered(image, views, height, width, digest, checked)
 
     def _view(self, image: Image, decoded: PillowImage.Image, objects: Objects, number: int) -> _View:
-        window = choose_window(self._how.seed, image.image_id, number, objects.boxes)
+        window = choose_window(self._how.seed, image.image_id, number, objects.boxes, self._how.augmentation)
         with self._meter.time("encode_microseconds"):
             encoded = encode_jpeg(render_view(decoded, window, self._how.size), self._how.jpeg_quality)
         return _View(encoded, see_objects(objects, window))

@@ -183,9 +183,18 @@ def describe_job(job: PrepareJob) -> dict[str, Any]:
         "model.input_size": preparation.size,
         "data.jpeg_quality": preparation.jpeg_quality,
         "data.views": preparation.views,
-        "train.seed": preparation.seed if preparation.views > 1 else 0,
+        **(_describe_windows(preparation) if preparation.views > 1 else {}),
         "anchors": config.anchors.model_dump(mode="json"),
         "matching": config.matching.model_dump(mode="json"),
+    }
+
+
+def _describe_windows(preparation: Preparation) -> dict[str, Any]:
+    augmentation = preparation.augmentation
+    return {
+        "train.seed": preparation.seed,
+        "data.augmentation.largest_expansion": augmentation.largest_expansion,
+        "data.augmentation.smallest_crop": augmentation.smallest_crop,
     }
 
 

@@ -17,20 +17,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from ssd_dist.core.boxes import FloatArray
+from ssd_dist.core.config import AugmentationConfig
 from ssd_dist.core.records import Objects
+from ssd_dist.core.windows import DRAWS, EXPAND_PROBABILITY, FILL, LARGEST_ASPECT, OVERLAPS, TRIALS
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
-# The mean of ImageNet, in RGB.
-FILL = (124, 116, 104)
-EXPAND_PROBABILITY = 0.5
-# The canvas has up to 16 times the area of the image.
-LARGEST_EXPANSION = 4.0
-SMALLEST_SCALE = 0.3
-LARGEST_ASPECT = 2.0
-# A crop must overlap some object at least so much; None takes the canvas as it is, 0 any crop.
-OVERLAPS: tuple[float | None, ...] = (None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
-TRIALS = 50
-DRAWS = 8
 
 Float64Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -61,7 +52,7 @@ class Window:
         return ((boxes.astype(np.float64) - corner) / size).astype(np.float32)
 
 
-def choose_window(seed: int, image_id: str, view: int, boxes: FloatArray) -> Window:
+def choose_window(seed: int, image_id: str, view: int, boxes: FloatArray, config: AugmentationConfig) -> Window:
     """The window of a view: the whole image for view 0, else an expansion (half the time) and a crop.
 
     A crop keeps the centre of at least one of boxes [N, 4], if there are any.
@@ -71,12 +62,12 @@ def choose_window(seed: int, image_id: str, view: int, boxes: FloatArray) -> Win
     digest = hashlib.sha256(f"{seed}|{view}|{image_id}".encode("utf-8", "surrogatepass")).digest()
     # Python promises the same numbers in every version, NumPy does not.
     rng = random.Random(int.from_bytes(digest, "big"))
-    canvas = _expand(rng)
+    canvas = _expand(rng, config.largest_expansion)
     for _ in range(DRAWS):
         overlap = OVERLAPS[int(rng.random() * len(OVERLAPS))]
         if overlap is None:
             return canvas
-        crops = _crop(canvas, rng)
+        crops = _crop(canvas, rng, config.smallest_crop)
         suitable = crops[_suit(crops, boxes.astype(np.float64), overlap)]
         if len(suitable):
             return Window(*suitable[0].tolist())
@@ -123,21 +114,21 @@ def see_objects(objects: Objects, window: Window) -> Objects:
     )
 
 
-def _expand(rng: random.Random) -> Window:
+def _expand(rng: random.Random, largest: float) -> Window:
     if rng.random() >= EXPAND_PROBABILITY:
         return Window(*WHOLE)
-    ratio = 1 + rng.random() * (LARGEST_EXPANSION - 1)
+    ratio = 1 + rng.random() * (largest - 1)
     ymin, xmin = -rng.random() * (ratio - 1), -rng.random() * (ratio - 1)
     return Window(ymin, xmin, ymin + ratio, xmin + ratio)
 
 
-def _crop(canvas: Window, rng: random.Random) -> Float64Array:
+def _crop(canvas: Window, rng: random.Random, smallest: float) -> Float64Array:
     """Random parts [K, 4] of the canvas; those whose aspect ratio would take them beyond it are left out.
 
     Only operations that IEEE 754 rounds exactly: another processor must draw the same.
     """
     scale, turn, y, x = np.array([rng.random() for _ in range(4 * TRIALS)]).reshape(4, TRIALS)
-    scale = SMALLEST_SCALE + scale * (1 - SMALLEST_SCALE)
+    scale = smallest + scale * (1 - smallest)
     aspect = 1 + np.abs(2 * turn - 1) * (LARGEST_ASPECT - 1)
     aspect = np.where(turn < 0.5, 1 / aspect, aspect)
     height, width = scale / np.sqrt(aspect), scale * np.sqrt(aspect)

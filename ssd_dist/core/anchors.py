@@ -47,13 +47,16 @@ def generate_anchors(config: AnchorConfig, input_size: int) -> FloatArray:
 
 
 @lru_cache(maxsize=8)
-def flip_permutation(config: AnchorConfig, input_size: int) -> IntArray:
-    """Indices [A] with flip_boxes(anchors)[i] == anchors[permutation[i]]: where anchor i lands when mirrored."""
+def flip_permutation(config: AnchorConfig, input_size: int, vertical: bool = False) -> IntArray:
+    """Indices [A] with flip_boxes(anchors)[i] == anchors[permutation[i]]: where anchor i lands when mirrored.
+
+    Left to right, or upside down.
+    """
     parts = []
     start = 0
     for cells, shapes in zip(feature_sizes(input_size), anchors_per_cell(config), strict=True):
         grid = start + np.arange(cells * cells * shapes, dtype=np.int64).reshape(cells, cells, shapes)
-        parts.append(grid[:, ::-1].reshape(-1))
+        parts.append((grid[::-1] if vertical else grid[:, ::-1]).reshape(-1))
         start += grid.size
     permutation = np.concatenate(parts)
     permutation.setflags(write=False)

@@ -53,9 +53,11 @@ def decode_boxes(offsets: FloatArray, anchors: FloatArray, center_variance: floa
     return np.concatenate([centers - half, centers + half], axis=-1).astype(np.float32)
 
 
-def flip_boxes(boxes: FloatArray) -> FloatArray:
-    """Boxes [N, 4] mirrored left to right."""
+def flip_boxes(boxes: FloatArray, vertical: bool = False) -> FloatArray:
+    """Boxes [N, 4] mirrored left to right, or upside down."""
     ymin, xmin, ymax, xmax = np.moveaxis(boxes, -1, 0)
+    if vertical:
+        return np.stack([1 - ymax, xmin, 1 - ymin, xmax], axis=-1).astype(np.float32)
     return np.stack([ymin, 1 - xmax, ymax, 1 - xmin], axis=-1).astype(np.float32)
 
 

@@ -24,15 +24,19 @@ class Section(BaseModel):
 
 
 class AugmentationConfig(Section):
-    """What happens to an image on the fly. All but `crop` keep the precomputed targets valid.
+    """What happens to an image on the fly. Flips and colours keep the precomputed targets valid.
 
-    `crop` (SSD's random crops and expansions) acts with `data.targets: online`; else prepared views have them.
-    Brightness and hue are additive (of the value range, of the colour circle); contrast and saturation are
-    factors drawn from [1 - x, 1 + x].
+    `crop` (SSD's random crops and expansions) acts with `data.targets: online`; else prepared views have them. A view
+    shows up to `largest_expansion` times the image's sides and at least `smallest_crop` of them. `flip` is left to
+    right, `flip_vertical` upside down. Brightness and hue are additive (of the value range, of the colour circle);
+    contrast and saturation are factors drawn from [1 - x, 1 + x].
     """
 
     flip: bool = True
+    flip_vertical: bool = False
     crop: bool = True
+    largest_expansion: Annotated[float, Field(ge=1.0, le=16.0)] = 4.0
+    smallest_crop: Annotated[float, Field(ge=0.05, le=1.0)] = 0.3
     brightness: Fraction = 0.125
     contrast: Fraction = 0.5
     saturation: Fraction = 0.5

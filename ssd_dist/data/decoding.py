@@ -49,10 +49,10 @@ def record_seed(seed: int, epoch: tf.Tensor, source_id: tf.Tensor) -> tf.Tensor:
 
 
 def flip_targets(
-    anchors: tf.Tensor, offsets: tf.Tensor, ignored: tf.Tensor, permutation: tf.Tensor
+    anchors: tf.Tensor, offsets: tf.Tensor, ignored: tf.Tensor, permutation: tf.Tensor, vertical: bool = False
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Targets of the mirrored image: each anchor is its mirror image and tx changes its sign."""
-    mirror = tf.constant([1.0, -1.0, 1.0, 1.0])
+    """Targets of the mirrored image: each anchor is its mirror image and tx, or ty, changes its sign."""
+    mirror = tf.constant([-1.0, 1.0, 1.0, 1.0] if vertical else [1.0, -1.0, 1.0, 1.0])
     return tf.gather(permutation, anchors), offsets * mirror, tf.gather(permutation, ignored)
 
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from ssd_dist.core.anchors import generate_anchors
-from ssd_dist.core.config import Config
+from ssd_dist.core.config import AugmentationConfig, Config
 from ssd_dist.core.records import BOX_KEYS
+from ssd_dist.core.windows import DRAWS, EXPAND_PROBABILITY, FILL, LARGEST_ASPECT, OVERLAPS, TRIALS
 from ssd_dist.data.batch import SparseTargets
 from ssd_dist.data.decoding import LIST_OF_FLOATS, LIST_OF_INTS
 from ssd_dist.data.graph_matching import GraphMatcher
@@ -22,16 +23,6 @@ OBJECT_FEATURES: dict[str, Any] = {
     "image/object/class/label": LIST_OF_INTS,
     "image/object/is_crowd": LIST_OF_INTS,
 }
-
-FILL = (124.0, 116.0, 104.0)
-EXPAND_PROBABILITY = 0.5
-LARGEST_EXPANSION = 4.0
-SMALLEST_SCALE = 0.3
-LARGEST_ASPECT = 2.0
-# -1 stands for "the canvas as it is".
-OVERLAPS = (-1.0, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
-TRIALS = 50
-DRAWS = 8
 
 
 class GraphObjects(NamedTuple):
@@ -48,15 +39,15 @@ class OnlineTargets:
     def __init__(self, config: Config) -> None:
         anchors = generate_anchors(config.anchors, config.model.input_size)
         self._matcher = GraphMatcher(anchors, config.anchors, config.matching)
-        self._crop = config.data.augmentation.crop
+        self._augmentation = config.data.augmentation
 
     def make(
         self, image: tf.Tensor, features: dict[str, tf.Tensor], seed: tf.Tensor
     ) -> tuple[tf.Tensor, SparseTargets]:
         """The window's pixels uint8 [S, S, 3] and its targets, from a whole image and its parsed objects."""
         objects = parse_objects(features)
-        if self._crop:
-            window = choose_window(objects.boxes, seed)
+        if self._augmentation.crop:
+            window = choose_window(objects.boxes, seed, self._augmentation)
             image, objects = render_window(image, window), see_objects(objects, window)
         return image, self._matcher.match(objects.boxes, objects.labels, objects.is_crowd)
 
@@ -70,12 +61,13 @@ def parse_objects(features: dict[str, tf.Tensor]) -> GraphObjects:
     )
 
 
-def choose_window(boxes: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def choose_window(boxes: tf.Tensor, seed: tf.Tensor, config: AugmentationConfig) -> tf.Tensor:
     """A window [4] in units of the image: an expansion half the time, then a crop that suits one of boxes [N, 4]."""
-    canvas = _expand(tf.random.fold_in(seed, 11))
-    crops, valid = _draw_crops(canvas, tf.random.fold_in(seed, 12))
+    canvas = _expand(tf.random.fold_in(seed, 11), config.largest_expansion)
+    crops, valid = _draw_crops(canvas, tf.random.fold_in(seed, 12), config.smallest_crop)
     levels = tf.random.stateless_uniform([DRAWS], tf.random.fold_in(seed, 13), 0, len(OVERLAPS), tf.int32)
-    overlaps = tf.gather(tf.constant(OVERLAPS), levels)[:, None]
+    # -1 stands for "the canvas as it is".
+    overlaps = tf.gather(tf.constant([-1.0 if value is None else value for value in OVERLAPS]), levels)[:, None]
     suits = valid & (_overlap_of_held(crops, boxes) >= tf.maximum(overlaps, 0.0))
     # Of each draw the first suitable crop, of the draws the first that has one or takes the canvas.
     as_it_is = overlaps[:, 0] < 0
@@ -94,7 +86,7 @@ def render_window(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
     last = ((low + (size - 0.5) / size * length) * size - 0.5) / (size - 1)
     box = tf.concat([first, last], 0)[None]
     pixels = tf.image.crop_and_resize(tf.cast(image, tf.float32)[None], box, [0], [size, size], extrapolation_value=-1)
-    pixels = tf.where(pixels[0] < 0, tf.constant(FILL), pixels[0])
+    pixels = tf.where(pixels[0] < 0, tf.constant(FILL, tf.float32), pixels[0])
     return tf.cast(tf.round(pixels), tf.uint8)
 
 
@@ -110,17 +102,17 @@ def see_objects(objects: GraphObjects, window: tf.Tensor) -> GraphObjects:
     return GraphObjects(*(tf.boolean_mask(part, keep) for part in (clipped, objects.labels, objects.is_crowd)))
 
 
-def _expand(seed: tf.Tensor) -> tf.Tensor:
+def _expand(seed: tf.Tensor, largest: float) -> tf.Tensor:
     coin, ratio, y, x = tf.unstack(tf.random.stateless_uniform([4], seed))
-    ratio = tf.where(coin < EXPAND_PROBABILITY, 1.0 + ratio * (LARGEST_EXPANSION - 1.0), 1.0)
+    ratio = tf.where(coin < EXPAND_PROBABILITY, 1.0 + ratio * (largest - 1.0), 1.0)
     corner = -tf.stack([y, x]) * (ratio - 1.0)
     return tf.concat([corner, corner + ratio], 0)
 
 
-def _draw_crops(canvas: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _draw_crops(canvas: tf.Tensor, seed: tf.Tensor, smallest: float) -> tuple[tf.Tensor, tf.Tensor]:
     """Random parts [DRAWS, TRIALS, 4] of the canvas and which of them lie within it and show some of the image."""
     scale, turn, y, x = tf.unstack(tf.random.stateless_uniform([4, DRAWS, TRIALS], seed))
-    scale = SMALLEST_SCALE + scale * (1.0 - SMALLEST_SCALE)
+    scale = smallest + scale * (1.0 - smallest)
     aspect = 1.0 + tf.abs(2.0 * turn - 1.0) * (LARGEST_ASPECT - 1.0)
     aspect = tf.sqrt(tf.where(turn < 0.5, 1.0 / aspect, aspect))
     sides = tf.stack([scale / aspect, scale * aspect], -1)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from ssd_dist.core.anchors import flip_permutation
-from ssd_dist.core.config import AugmentationConfig, Config
+from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import Split
 from ssd_dist.data.batch import PADDING, EvalBatch, SparseTargets, TrainBatch
@@ -55,9 +55,12 @@ def plan_training(config: Config, split: Split, worker: int = 0, workers: int = 
 def training_batches(config: Config, plan: EpochPlan, batch_size: int, start_step: int) -> tf.data.Dataset:
     """Endless `TrainBatch`es of `batch_size` from global step `start_step` on."""
     size = config.model.input_size
-    permutation = tf.constant(flip_permutation(config.anchors, size), tf.int32)
     augmentation = config.data.augmentation
-
+    flips = [
+        (vertical, tf.constant(flip_permutation(config.anchors, size, vertical), tf.int32))
+        for vertical, asked in ((False, augmentation.flip), (True, augmentation.flip_vertical))
+        if asked
+    ]
     online = OnlineTargets(config) if config.data.targets == "online" else None
 
     def load(record: tf.Tensor, epoch: tf.Tensor, position: tf.Tensor) -> TrainBatch:
@@ -65,7 +68,8 @@ def training_batches(config: Config, plan: EpochPlan, batch_size: int, start_ste
         image = decode_image(features["image/encoded"], size)
         seed = record_seed(config.train.seed, epoch, features["image/source_id"])
         image, targets = online.make(image, features, seed) if online else (image, _sparse_targets(features))
-        image, targets = _maybe_flip(image, targets, permutation, seed, augmentation)
+        for vertical, permutation in flips:
+            image, targets = _maybe_flip(image, targets, permutation, seed, vertical)
         return TrainBatch(image, draw_colors(tf.random.fold_in(seed, 1)), targets, position)
 
     no_length = SparseTargets(anchors=[None], labels=[None], offsets=[None, 4], ignored=[None])
@@ -127,17 +131,17 @@ def _sparse_targets(features: dict[str, tf.Tensor]) -> SparseTargets:
 
 
 def _maybe_flip(
-    image: tf.Tensor, targets: SparseTargets, permutation: tf.Tensor, seed: tf.Tensor, config: AugmentationConfig
+    image: tf.Tensor, targets: SparseTargets, permutation: tf.Tensor, seed: tf.Tensor, vertical: bool
 ) -> tuple[tf.Tensor, SparseTargets]:
-    if not config.flip:
-        return image, targets
-
     def flip() -> tuple[tf.Tensor, SparseTargets]:
-        anchors, offsets, ignored = flip_targets(targets.anchors, targets.offsets, targets.ignored, permutation)
+        anchors, offsets, ignored = flip_targets(
+            targets.anchors, targets.offsets, targets.ignored, permutation, vertical
+        )
         # tf.reverse moves whole pixels; a slice with a negative step is four times slower.
-        return tf.reverse(image, [1]), SparseTargets(anchors, targets.labels, offsets, ignored)
+        return tf.reverse(image, [0 if vertical else 1]), SparseTargets(anchors, targets.labels, offsets, ignored)
 
-    return tf.cond(tf.random.stateless_uniform([], seed) < 0.5, flip, lambda: (image, targets))
+    coin = tf.random.stateless_uniform([], tf.random.fold_in(seed, 2) if vertical else seed)
+    return tf.cond(coin < 0.5, flip, lambda: (image, targets))
 
 
 def _cumulate(counts: Sequence[int]) -> list[int]:

@@ -85,13 +85,14 @@ def test_order_is_level_row_column_shape():
     assert start == len(anchors)
 
 
+@pytest.mark.parametrize("vertical", [False, True])
 @pytest.mark.parametrize("input_size", FEATURE_SIZES)
-def test_flip_is_a_permutation_and_its_own_inverse(input_size):
+def test_flip_is_a_permutation_and_its_own_inverse(input_size, vertical):
     config = AnchorConfig()
-    anchors, permutation = generate_anchors(config, input_size), flip_permutation(config, input_size)
+    anchors, permutation = generate_anchors(config, input_size), flip_permutation(config, input_size, vertical)
     np.testing.assert_array_equal(np.sort(permutation), np.arange(len(anchors)))
     np.testing.assert_array_equal(permutation[permutation], np.arange(len(anchors)))
-    np.testing.assert_allclose(flip_boxes(anchors), anchors[permutation], rtol=0, atol=2.5e-7)
+    np.testing.assert_allclose(flip_boxes(anchors, vertical), anchors[permutation], rtol=0, atol=2.5e-7)
 
 
 def test_the_shared_arrays_cannot_be_written():

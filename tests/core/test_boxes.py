@@ -74,12 +74,13 @@ def test_encode_by_hand():
 
 
 @settings(deadline=None, max_examples=60)
-@given(BOXES)
-def test_flip_mirrors_and_is_its_own_inverse(boxes):
-    flipped = flip_boxes(boxes)
-    np.testing.assert_array_equal(flipped[:, [0, 2]], boxes[:, [0, 2]])
-    np.testing.assert_allclose(flipped[:, 1] + boxes[:, 3], 1, atol=1e-6)
-    np.testing.assert_allclose(flip_boxes(flipped), boxes, atol=1e-7)
+@given(BOXES, st.booleans())
+def test_flip_mirrors_and_is_its_own_inverse(boxes, vertical):
+    flipped = flip_boxes(boxes, vertical)
+    kept, low, high = ([1, 3], 0, 2) if vertical else ([0, 2], 1, 3)
+    np.testing.assert_array_equal(flipped[:, kept], boxes[:, kept])
+    np.testing.assert_allclose(flipped[:, low] + boxes[:, high], 1, atol=1e-6)
+    np.testing.assert_allclose(flip_boxes(flipped, vertical), boxes, atol=1e-7)
 
 
 def test_no_boxes_are_no_special_case():

@@ -30,18 +30,19 @@ LUMA = np.array([0.299, 0.587, 0.114])
 SEEDS = range(40)
 
 
+@pytest.mark.parametrize("vertical", [False, True])
 @pytest.mark.parametrize("policy", ["multi", "one_to_one"])
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(boxes=general_boxes(), crowds=st.integers(0, 2))
-def test_flipped_targets_are_the_targets_of_the_flipped_boxes(policy, boxes, crowds):
+def test_flipped_targets_are_the_targets_of_the_flipped_boxes(policy, vertical, boxes, crowds):
     matcher = Matcher(generate_anchors(ANCHORS, 300), ANCHORS, MatchingConfig(policy=policy))
     labels = np.arange(1, len(boxes) + 1)
     is_crowd = np.arange(len(boxes)) < crowds
     plain = matcher.match(boxes, labels, is_crowd)
-    expected = matcher.match(flip_boxes(boxes), labels, is_crowd)
+    expected = matcher.match(flip_boxes(boxes, vertical), labels, is_crowd)
     anchors, offsets, ignored = flip_targets(
         tf.constant(plain.anchors), tf.constant(plain.offsets), tf.constant(plain.ignored),
-        tf.constant(flip_permutation(ANCHORS, 300)),
+        tf.constant(flip_permutation(ANCHORS, 300, vertical)), vertical,
     )  # fmt: skip
     order = np.argsort(anchors)
     np.testing.assert_array_equal(anchors.numpy()[order], expected.anchors)

@@ -48,8 +48,10 @@ def decode(record) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(record.encoded)).convert("RGB"))
 
 
-def test_pixels_and_targets_are_mirrored_together(data):
+@pytest.mark.parametrize("vertical", [False, True])
+def test_pixels_and_targets_are_mirrored_together(data, vertical):
     config, manifest = data
+    config = config_of(Path(config.data.dir), flip=not vertical, flip_vertical=vertical)
     records = list(read_split(config.data, manifest.splits["train"]))
     images = np.stack([decode(record) for record in records]).astype(int)
     matcher = Matcher(generate_anchors(config.anchors, SIZE), config.anchors, config.matching)
@@ -57,11 +59,13 @@ def test_pixels_and_targets_are_mirrored_together(data):
     for batch in read_batches(config, manifest, 6):
         for row in range(BATCH):
             pixels = batch.images[row].astype(int)
-            errors = np.abs(np.stack([images - pixels, images[:, :, ::-1] - pixels])).mean((2, 3, 4))
+            mirrored = np.flip(images, 1 if vertical else 2)
+            errors = np.abs(np.stack([images - pixels, mirrored - pixels])).mean((2, 3, 4))
             flipped, index = np.unravel_index(errors.argmin(), errors.shape)
             assert errors[flipped, index] < 1
             objects = records[index].objects
-            expected = matcher.match(flip_boxes(objects.boxes) if flipped else objects.boxes, objects.labels)
+            boxes = flip_boxes(objects.boxes, vertical) if flipped else objects.boxes
+            expected = matcher.match(boxes, objects.labels)
             kept = batch.targets.anchors[row] >= 0
             order = np.argsort(batch.targets.anchors[row][kept])
             np.testing.assert_array_equal(batch.targets.anchors[row][kept][order], expected.anchors)
@@ -74,6 +78,20 @@ def test_pixels_and_targets_are_mirrored_together(data):
     # Two epochs of three steps; about half of all are mirrored.
     assert sorted(seen[:18]) == sorted(seen[18:]) == list(range(18))
     assert 8 < sum(flips) < 28
+
+
+def test_the_two_mirrors_are_drawn_apart(data):
+    config, manifest = data
+    config = config_of(Path(config.data.dir), flip_vertical=True)
+    images = np.stack([decode(record) for record in read_split(config.data, manifest.splits["train"])]).astype(int)
+    found = np.zeros((2, 2), int)
+    for pixels in np.concatenate([batch.images for batch in read_batches(config, manifest, 12)]).astype(int):
+        turned = np.stack([images, images[:, :, ::-1], images[:, ::-1], images[:, ::-1, ::-1]])
+        which = np.abs(turned - pixels).mean((2, 3, 4)).min(1).argmin()
+        found[divmod(int(which), 2)] += 1
+    # A quarter of 72 each: 18, standard deviation 3.7.
+    assert found.min() > 18 - 4 * 3.7
+    assert found.max() < 18 + 4 * 3.7
 
 
 def test_without_augmentation_an_epoch_is_the_records_as_they_are(data):

@@ -6,10 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.views import FILL, WHOLE, Window, choose_window, render_view, see_objects
+from pipelines.views import WHOLE, Window, choose_window, render_view, see_objects
+from ssd_dist.core.config import AugmentationConfig
 from ssd_dist.core.images import resize_image
 from ssd_dist.core.records import Objects
+from ssd_dist.core.windows import FILL
 
+SSD = AugmentationConfig()
 BOXES = np.array([[0.1, 0.1, 0.4, 0.5], [0.3, 0.6, 0.9, 0.95]], np.float32)
 
 
@@ -25,12 +28,12 @@ def objects_of(boxes, crowd=None):
     )
 
 
-def windows(count, boxes=BOXES):
-    return [choose_window(7, f"image {number}", 1 + number % 3, boxes) for number in range(count)]
+def windows(count, boxes=BOXES, config=SSD):
+    return [choose_window(7, f"image {number}", 1 + number % 3, boxes, config) for number in range(count)]
 
 
 def test_view_zero_is_the_whole_image():
-    assert choose_window(7, "a", 0, BOXES) == Window(*WHOLE)
+    assert choose_window(7, "a", 0, BOXES, SSD) == Window(*WHOLE)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8))
     np.testing.assert_array_equal(render_view(image, Window(*WHOLE), 30), resize_image(image, 30))
     objects = objects_of(BOXES)
@@ -38,11 +41,11 @@ def test_view_zero_is_the_whole_image():
 
 
 def test_a_view_depends_on_seed_id_and_number_alone():
-    assert choose_window(7, "a", 1, BOXES) == choose_window(7, "a", 1, BOXES)
-    different = {choose_window(seed, name, view, BOXES) for seed in (1, 2) for name in "ab" for view in (1, 2)}
+    assert choose_window(7, "a", 1, BOXES, SSD) == choose_window(7, "a", 1, BOXES, SSD)
+    different = {choose_window(seed, name, view, BOXES, SSD) for seed in (1, 2) for name in "ab" for view in (1, 2)}
     assert len(different) > 4
     # A golden value: prepared data must not change with a version of Python or NumPy.
-    window = choose_window(0, "BloodImage_00004", 1, BOXES)
+    window = choose_window(0, "BloodImage_00004", 1, BOXES, SSD)
     assert (round(window.ymin, 9), round(window.xmin, 9), round(window.ymax, 9), round(window.xmax, 9)) == (
         0.319567524, 0.564964768, 0.978489819, 0.989992002,
     )  # fmt: skip
@@ -59,6 +62,15 @@ def test_windows_expand_crop_and_leave_alone():
     aspects = np.array([window.width / window.height for window in found])
     assert aspects.min() >= 0.5 - 1e-9
     assert aspects.max() <= 2 + 1e-9
+
+
+def test_expansion_and_crop_keep_to_the_config():
+    found = windows(400, config=AugmentationConfig(largest_expansion=1.5, smallest_crop=0.8))
+    areas = np.array([window.height * window.width for window in found])
+    assert 1.7 < areas.max() <= 1.5**2
+    assert 0.8**2 - 1e-9 <= areas.min() < 0.8**2 + 0.1
+    alone = AugmentationConfig(largest_expansion=1.0, smallest_crop=1.0)
+    assert set(windows(50, config=alone)) == {Window(*WHOLE)}
 
 
 def test_every_view_of_an_image_with_objects_keeps_one():
@@ -121,7 +133,7 @@ def test_pixels_and_boxes_agree(seed):
     image = np.zeros((240, 320, 3), np.uint8)
     image[60:150, 80:260] = 255
     box = np.array([[60 / 240, 80 / 320, 150 / 240, 260 / 320]], np.float32)
-    window = choose_window(seed, "rectangle", 1, box)
+    window = choose_window(seed, "rectangle", 1, box, SSD)
     size = 300
     view = np.asarray(render_view(Image.fromarray(image), window, size))
     seen = see_objects(objects_of(box), window)

@@ -1,0 +1,70 @@
+"""What the study varies, one thing at a time, and on which data."""
+
+from dataclasses import dataclass
+
+# The file that `ssd-inspect --fit_anchors` writes from the data set itself.
+FITTED = "fitted anchors"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Real data: the flags of prepare, and the splits as (in the output, in the source)."""
+
+    name: str
+    flags: tuple[str, ...]
+    splits: tuple[tuple[str, str], tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A change of the recipe: overrides of the config, of which `prepare` says what the shards depend on."""
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    prepare: tuple[str, ...] = ()
+    fit_anchors: bool = False
+
+
+DATA_SETS = (
+    DataSet(
+        "bccd",
+        ("--input_format=voc", "--input={shared}/data/bccd/BCCD"),
+        (("train", "trainval"), ("test", "test")),
+    ),
+    DataSet(
+        "coco10",
+        (
+            "--input_format=yolo", "--input={shared}/data/coco128",
+            # Counted in the labels of train2017: 261 persons to 20 handbags.
+            "--include_classes=person,car,cup,chair,book,bowl,carrot,spoon,teddy bear,handbag",
+        ),
+        (("train", "train2017"), ("val", "val2017")),
+    ),
+)  # fmt: skip
+
+BASE = Variant("the recipe as it is")
+VARIANTS = (
+    BASE,
+    Variant("1 view", prepare=("data.views=1",)),
+    Variant("16 views", prepare=("data.views=16",)),
+    Variant("online targets", ("data.targets=online",)),
+    Variant("one_to_one", prepare=("matching.policy=one_to_one",)),
+    Variant("no EMA", ("ema.enabled=false",)),
+    Variant("EMA decay 0.9", ("ema.decay=0.9",)),
+    Variant("global mining", ("mining.scope=global",)),
+    Variant("mining ratio 1", ("mining.ratio=1.0",)),
+    Variant("mining ratio 10", ("mining.ratio=10.0",)),
+    Variant("backbone lr x 0.1", ("backbone.lr_scale=0.1",)),
+    Variant("head ssd", ("model.head=ssd",)),
+    Variant("SGD 0.01", ("optimizer.name=sgd", "optimizer.lr=0.01")),
+    Variant("2 replicas", ("cluster.strategy=mirrored", "cluster.logical_cpus=2")),
+    Variant("label smoothing 0.1", ("loss.label_smoothing=0.1",)),
+    Variant(FITTED, fit_anchors=True),
+    Variant("lr 0.002", ("optimizer.lr=0.002",)),
+    Variant("smooth L1 beta 0.11", ("loss.beta=0.11",)),
+    Variant("localization weight 2", ("loss.localization_weight=2.0",)),
+    Variant("flips upside down too", ("data.augmentation.flip_vertical=true",)),
+    Variant("no expansion", prepare=("data.augmentation.largest_expansion=1.0",)),
+    Variant("batches of 8", ("train.global_batch_size=8",)),
+)
+SEEDS = (0, 1, 2)
