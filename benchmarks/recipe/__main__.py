@@ -1,6 +1,6 @@
 """`make recipe`: trains every variant with every seed on every data set, and prints the table of docs/recipe.md.
 
-    prepare what the variants share -> a queue of runs, one pinned to each core -> results.jsonl beside this file -> table
+    prepare what the variants share -> a queue of runs, one pinned to each core -> results.jsonl -> table
 
 A run that is in results.jsonl with the same settings is not repeated: stop and go on as you like, or add a variant.
 """
@@ -80,18 +80,22 @@ def run_all(runs: list[Run]) -> None:
     preparing = threading.Lock()
     with ThreadPoolExecutor(cores.qsize()) as pool:
         found = [pool.submit(_do, run, cores, preparing) for run in waiting]
-        try:
-            for number, future in enumerate(as_completed(found), 1):
-                result = future.result()
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(result) + "\n")
-                console.print(
-                    f"{number} of {len(found)}: {result['data_set']}, {result['variant']}, seed {result['seed']}: "
-                    f"AP50 {result['AP50']:.3f}, AP {result['AP']:.3f} in {result['seconds']:.0f} s"
-                )
-        except subprocess.SubprocessError as error:
-            pool.shutdown(cancel_futures=True)
-            sys.exit(f"{error}\n{getattr(error, 'stderr', '')[-2000:]}")
+        failed = 0
+        for number, future in enumerate(as_completed(found), 1):
+            error = future.exception()
+            if error is not None:
+                failed += 1
+                console.print(f"{number} of {len(found)} failed: {error}\n{getattr(error, 'stderr', '')[-1000:]}")
+                continue
+            result = future.result()
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            console.print(
+                f"{number} of {len(found)}: {result['data_set']}, {result['variant']}, seed {result['seed']}: "
+                f"AP50 {result['AP50']:.3f}, AP {result['AP']:.3f} in {result['seconds']:.0f} s"
+            )
+    if failed:
+        sys.exit(f"{failed} runs failed; start again to repeat them")
 
 
 def read_results() -> list[dict]:

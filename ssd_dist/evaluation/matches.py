@@ -12,7 +12,7 @@ import numpy as np
 
 from ssd_dist.core.boxes import iou_matrix
 from ssd_dist.evaluation.detections import Detections, GroundTruth, align_detections
-from ssd_dist.evaluation.voc import ClassCurve, judge, trace_curve
+from ssd_dist.evaluation.voc import ClassCurve, judge_image, trace_curve
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,6 @@ def _match_image(image: int, first_object: int, truth: GroundTruth, found: Detec
     boxes, labels = found.boxes[order], found.labels[order]
     objects = truth.objects
     ignored = objects.difficult | objects.is_crowd
-    verdicts = np.full(len(order), -1, np.int8)
-    for label in np.unique(labels).tolist():
-        theirs = objects.labels == label
-        verdicts[labels == label] = judge(boxes[labels == label], objects.boxes[theirs], ignored[theirs])
     same = labels[:, None] == objects.labels[None]
     iou = iou_matrix(boxes, objects.boxes)
     same_object, same_iou = _find_best(iou, same & ~ignored[None], first_object)
@@ -131,7 +127,7 @@ def _match_image(image: int, first_object: int, truth: GroundTruth, found: Detec
         rows=order,
         labels=labels,
         scores=found.scores[order],
-        verdicts=verdicts,
+        verdicts=judge_image(boxes, labels, objects.boxes, objects.labels, ignored),
         same_object=same_object,
         same_iou=same_iou,
         other_object=other_object,

@@ -19,6 +19,7 @@ _COCO_NAMES = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
     "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large",
 )  # fmt: skip
+_NO_POLYGON: tuple[()] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,11 @@ def _run_coco(
         "annotations": _coco_annotations(truths),
     }
     truth = COCO(dataset, print_function=silent)
-    found = truth.loadRes(coco_results(detections, truths, image_ids, category_ids))
+    results = coco_results(detections, truths, image_ids, category_ids)
+    for result in results:
+        # Else `loadRes` makes a polygon of each box, which nothing reads.
+        result["segmentation"] = _NO_POLYGON
+    found = truth.loadRes(results)
     evaluation = COCOeval_faster(truth, found, "bbox", print_function=silent)
     evaluation.run()
     return evaluation

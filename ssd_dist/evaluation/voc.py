@@ -53,26 +53,35 @@ class ClassCurve:
 
 def class_curves(truths: Sequence[GroundTruth], detections: Sequence[Detections], class_count: int) -> list[ClassCurve]:
     """The curve of each class; equal scores keep the order of images and of detections in them."""
-    scores: list[list[np.ndarray]] = [[] for _ in range(class_count)]
-    verdicts: list[list[np.ndarray]] = [[] for _ in range(class_count)]
     counts = np.zeros(class_count, np.int64)
+    scores, labels, verdicts = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)], [np.zeros(0, np.int8)]
     for truth, found in zip(truths, detections, strict=True):
         objects = truth.objects
         # Crowds are regions of uncounted objects: what VOC calls difficult.
         difficult = objects.difficult | objects.is_crowd
         np.add.at(counts, objects.labels[~difficult] - 1, 1)
         order = np.argsort(-found.scores, kind="stable")
-        for label in np.unique(found.labels).tolist():
-            mine = order[found.labels[order] == label]
-            theirs = objects.labels == label
-            scores[label - 1].append(found.scores[mine])
-            verdicts[label - 1].append(judge(found.boxes[mine], objects.boxes[theirs], difficult[theirs]))
+        scores.append(found.scores[order])
+        labels.append(found.labels[order])
+        verdicts.append(judge_image(found.boxes[order], labels[-1], objects.boxes, objects.labels, difficult))
+    of_label, all_scores, all_verdicts = (np.concatenate(parts) for parts in (labels, scores, verdicts))
+    by_class = np.argsort(of_label, kind="stable")
+    ends = np.searchsorted(of_label[by_class], np.arange(1, class_count + 1)).tolist()
     return [
-        trace_curve(
-            np.concatenate([np.zeros(0, np.float32), *own]), np.concatenate([np.zeros(0, np.int8), *hits]), count
-        )
-        for own, hits, count in zip(scores, verdicts, counts.tolist(), strict=True)
+        trace_curve(all_scores[own], all_verdicts[own], count)
+        for own, count in zip(np.split(by_class, ends)[1:], counts.tolist(), strict=True)
     ]
+
+
+def judge_image(
+    boxes: np.ndarray, labels: np.ndarray, objects: np.ndarray, object_labels: np.ndarray, difficult: np.ndarray
+) -> np.ndarray:
+    """int8 [D]: `judge` of all classes of one image; detections best first."""
+    verdicts = np.full(len(boxes), -1, np.int8)
+    for label in np.unique(object_labels).tolist():
+        mine, theirs = labels == label, object_labels == label
+        verdicts[mine] = judge(boxes[mine], objects[theirs], difficult[theirs])
+    return verdicts
 
 
 def judge(boxes: np.ndarray, objects: np.ndarray, difficult: np.ndarray) -> np.ndarray:
