@@ -86,7 +86,11 @@ class DetectorTrainer(orbit.StandardTrainer):
         with tf.control_dependencies([asked]):
             batch = next(iterator)
         with tf.control_dependencies([self._strategy.experimental_local_results(batch.positions)[0]]):
-            self._waited.assign_add(self._clock.read() - asked)
+            arrived = self._clock.read()
+        self._waited.assign_add(arrived - asked)
+        # Nothing computes before the clock was read: on one core the reading could come after the whole step.
+        with tf.control_dependencies([arrived]):
+            batch = tf.nest.map_structure(tf.identity, batch, expand_composites=True)
         skipped_before = self._loss_scale.skipped_steps.read_value()
         if self._config.train.accumulate_steps == 1:
             self._strategy.run(self._train_replica, args=(batch,))

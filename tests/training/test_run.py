@@ -115,6 +115,14 @@ def test_a_run_set_back_mid_epoch_and_mid_report_ends_bit_equal(data: Path, whol
 
 
 @pytest.mark.slow
+def test_computing_on_one_thread_is_not_taken_for_waiting(data: Path, tmp_path: Path) -> None:
+    command = train_command(data, tmp_path / "run", "train.steps=20", "train.log_every=10", "model.width=0.5")
+    subprocess.run(command, timeout=240, env=QUIET | {"TF_NUM_INTEROP_THREADS": "1"}, check=True, capture_output=True)
+    # Eight images of 64 pixels are there long before they are learnt; read too late, the clock says 0.99.
+    assert read_rows(tmp_path / "run", "train")[-1]["data_wait"] < 0.5
+
+
+@pytest.mark.slow
 def test_a_run_stopped_by_a_signal_ends_bit_equal(data: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = train_command(data, run, *LONG)
