@@ -53,6 +53,11 @@ def measure_step(config: Config, folder: Path) -> list[Row]:
     ours, reference = take_turns(lambda: trainer.train(tf.constant(4)), lambda: [bare() for _ in range(4)], 6)
     rows = [Row("training step", "img/s", 4 * BATCH / ours, 4 * BATCH / reference, "bare forward + backward")]
     step = ours / 4
+    constant = tf.data.Dataset.from_tensors(batch).repeat()
+    with strategy.scope():
+        fed = DetectorTrainer(config, strategy, state, strategy.experimental_distribute_dataset(constant), 100000)
+    ours, reference = take_turns(lambda: trainer.train(tf.constant(4)), lambda: fed.train(tf.constant(4)), 4)
+    rows.append(Row("training from TFRecords", "img/s", 4 * BATCH / ours, 4 * BATCH / reference, "a constant batch"))
     gradients = [tf.fill(variable.shape, 1e-6) for variable in state.optimizer.variables_to_train]
     parts = {
         "loss, mining, densifying": measure_loss(config, batch, model(pixels, training=False)),

@@ -38,7 +38,12 @@ def training_charts(run: RunFacts) -> list[Tile]:
         ),
         (
             "Speed",
-            _chart(run, ("images_per_second",), ("",), "images a second"),
+            _chart(
+                run,
+                ("images_per_second", "images_per_second_without_wait"),
+                ("as it was", "data always ready"),
+                "images a second",
+            ),
             f"Median {np.nanmedian(run.train.column('images_per_second')):,.0f} images a second.",
         ),
         (

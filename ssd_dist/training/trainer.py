@@ -120,8 +120,7 @@ class DetectorTrainer(orbit.StandardTrainer):
             "lr": float(self._optimizer.current_learning_rate()),
             "loss_scale": float(self._loss_scale.scale.numpy()),
             "skipped_steps": int(self._loss_scale.skipped_steps.numpy()),
-            "images_per_second": steps * self._config.train.global_batch_size / self._elapsed,
-            "data_wait": float(self._waited.numpy()) / self._elapsed,
+            **_measure_speed(steps * self._config.train.global_batch_size, self._elapsed, float(self._waited.numpy())),
         }
         self._totals.assign(tf.zeros_like(self._totals))
         self._waited.assign(0.0)
@@ -228,3 +227,12 @@ class DetectorTrainer(orbit.StandardTrainer):
         return lambda losses, candidates: mine_global(
             losses, candidates, totals.quota, batch.positions, self._config.train.global_batch_size
         )
+
+
+def _measure_speed(images: float, elapsed: float, waited: float) -> dict[str, float]:
+    """Images a second, what they would be if no step waited for its data, and the share of the time that was waited."""
+    return {
+        "images_per_second": images / elapsed,
+        "images_per_second_without_wait": images / max(elapsed - waited, 1e-3 * elapsed),
+        "data_wait": waited / elapsed,
+    }

@@ -32,7 +32,7 @@ from ssd_dist.core.config_files import load_config
 
 FAULTS_A_RUN = 10
 EVALUATION = 50
-CLOCKS = ("images_per_second", "data_wait")
+CLOCKS = ("images_per_second", "images_per_second_without_wait", "data_wait")
 
 
 @dataclass(frozen=True)
