@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO := demo
 SHARED := $${SSD_DIST_SHARED:-../shared}
 
-.PHONY: setup demo test test-quick lint bench bench-prepare bench-collectives chaos soak bccd lock clean
+.PHONY: setup demo test test-quick lint bench bench-prepare bench-collectives recipe chaos soak bccd lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -76,6 +76,10 @@ bench-prepare: $(READY)
 # Bytes and time of a step's collectives for 1, 2 and 4 workers here; docs/clusters.md reads them.
 bench-collectives: $(READY)
 	$(BIN)/python -m benchmarks.collectives
+
+# Every variant of the recipe, with three seeds, on real data: hours; it goes on where it was stopped.
+recipe: $(READY)
+	$(BIN)/python -m benchmarks.recipe
 
 # Pins every version anew; needs uv.
 lock:
