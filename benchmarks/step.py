@@ -16,8 +16,8 @@ from benchmarks.rows import Row, run_benchmark, take_turns
 from benchmarks.shards import BATCH, generated_shards
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import Config
+from ssd_dist.data.augmentation import apply_color_map
 from ssd_dist.data.batch import TrainBatch
-from ssd_dist.data.decoding import apply_color_map
 from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.storage import load_manifest
 from ssd_dist.model.detector import normalize_image

@@ -14,14 +14,17 @@ from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import AugmentationConfig, Config
 from ssd_dist.core.records import BOX_KEYS
 from ssd_dist.core.windows import DRAWS, EXPAND_PROBABILITY, FILL, LARGEST_ASPECT, OVERLAPS, TRIALS
+from ssd_dist.data.augmentation import record_seed
 from ssd_dist.data.batch import SparseTargets
-from ssd_dist.data.decoding import LIST_OF_FLOATS, LIST_OF_INTS
+from ssd_dist.data.decoding import IMAGE_FEATURES, decode_image
 from ssd_dist.data.graph_matching import GraphMatcher
 
+_INTS = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
+_FLOATS = tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True)
 OBJECT_FEATURES: dict[str, Any] = {
-    **dict.fromkeys(BOX_KEYS, LIST_OF_FLOATS),
-    "image/object/class/label": LIST_OF_INTS,
-    "image/object/is_crowd": LIST_OF_INTS,
+    **dict.fromkeys(BOX_KEYS, _FLOATS),
+    "image/object/class/label": _INTS,
+    "image/object/is_crowd": _INTS,
 }
 
 
@@ -40,16 +43,20 @@ class OnlineTargets:
         anchors = generate_anchors(config.anchors, config.model.input_size)
         self._matcher = GraphMatcher(anchors, config.anchors, config.matching)
         self._augmentation = config.data.augmentation
+        self._size = config.model.input_size
+        self._seed = config.train.seed
 
-    def make(
-        self, image: tf.Tensor, features: dict[str, tf.Tensor], seed: tf.Tensor
-    ) -> tuple[tf.Tensor, SparseTargets]:
-        """The window's pixels uint8 [S, S, 3] and its targets, from a whole image and its parsed objects."""
+    def make(self, record: tf.Tensor, epoch: tf.Tensor) -> tuple[tf.Tensor, SparseTargets, tf.Tensor]:
+        """The window's pixels uint8 [S, S, 3], its targets and the image's id, from the record of a whole image."""
+        features = tf.io.parse_single_example(record, IMAGE_FEATURES | OBJECT_FEATURES)
+        image = decode_image(features["image/encoded"], self._size)
         objects = parse_objects(features)
         if self._augmentation.crop:
+            seed = record_seed(self._seed, epoch, features["image/source_id"])
             window = choose_window(objects.boxes, seed, self._augmentation)
             image, objects = render_window(image, window), see_objects(objects, window)
-        return image, self._matcher.match(objects.boxes, objects.labels, objects.is_crowd)
+        targets = self._matcher.match(objects.boxes, objects.labels, objects.is_crowd)
+        return image, targets, features["image/source_id"]
 
 
 def parse_objects(features: dict[str, tf.Tensor]) -> GraphObjects:

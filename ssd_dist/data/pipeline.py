@@ -1,6 +1,6 @@
 """The input pipelines: shards in, batches of one replica out.
 
-training:   order -> parse, decode, flip, colour map -> padded batches, endless, resumable at any step
+training:   order -> batches -> parse, decode, flip, colour maps; endless, resumable at any step
 evaluation: every record of a split once -> decode -> batches, filled up with images of index -1
 """
 
@@ -9,21 +9,13 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from ssd_dist.core.anchors import flip_permutation
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import Split
+from ssd_dist.data.augmentation import Augmenter
 from ssd_dist.data.batch import PADDING, EvalBatch, SparseTargets, TrainBatch
-from ssd_dist.data.decoding import (
-    IMAGE_FEATURES,
-    TARGET_FEATURES,
-    decode_image,
-    draw_colors,
-    flip_targets,
-    make_color_maps,
-    record_seed,
-)
-from ssd_dist.data.online import OBJECT_FEATURES, OnlineTargets
+from ssd_dist.data.decoding import IMAGE_FEATURES, TARGET_FEATURES, decode_image, pad_targets
+from ssd_dist.data.online import OnlineTargets
 from ssd_dist.data.order import EpochPlan, read_in_order
 from ssd_dist.data.storage import locate_shards
 
@@ -55,32 +47,43 @@ def plan_training(config: Config, split: Split, worker: int = 0, workers: int = 
 def training_batches(config: Config, plan: EpochPlan, batch_size: int, start_step: int) -> tf.data.Dataset:
     """Endless `TrainBatch`es of `batch_size` from global step `start_step` on."""
     size = config.model.input_size
-    augmentation = config.data.augmentation
-    flips = [
-        (vertical, tf.constant(flip_permutation(config.anchors, size, vertical), tf.int32))
-        for vertical, asked in ((False, augmentation.flip), (True, augmentation.flip_vertical))
-        if asked
-    ]
-    online = OnlineTargets(config) if config.data.targets == "online" else None
+    augment = Augmenter(config)
+    records = read_in_order(plan, start_step)
 
-    def load(record: tf.Tensor, epoch: tf.Tensor, position: tf.Tensor) -> TrainBatch:
-        features = tf.io.parse_single_example(record, IMAGE_FEATURES | (OBJECT_FEATURES if online else TARGET_FEATURES))
-        image = decode_image(features["image/encoded"], size)
-        seed = record_seed(config.train.seed, epoch, features["image/source_id"])
-        image, targets = online.make(image, features, seed) if online else (image, _sparse_targets(features))
-        for vertical, permutation in flips:
-            image, targets = _maybe_flip(image, targets, permutation, seed, vertical)
-        return TrainBatch(image, draw_colors(tf.random.fold_in(seed, 1)), targets, position)
+    def load(records: tf.Tensor, epochs: tf.Tensor, positions: tf.Tensor) -> TrainBatch:
+        features = tf.io.parse_example(records, IMAGE_FEATURES | TARGET_FEATURES)
+        pictures = [decode_image(encoded, size) for encoded in tf.unstack(features["image/encoded"])]
+        return augment(pictures, pad_targets(features), features["image/source_id"], epochs, positions)
 
-    no_length = SparseTargets(anchors=[None], labels=[None], offsets=[None, 4], ignored=[None])
-    shapes = TrainBatch(images=[size, size, 3], color_maps=[4], targets=no_length, positions=[])
-    fill = SparseTargets(PADDING, PADDING, 0.0, PADDING)
-    padding = TrainBatch(tf.constant(0, tf.uint8), 0.0, fill, 0)
-    dataset = read_in_order(plan, start_step).map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    dataset = dataset.padded_batch(batch_size, padded_shapes=shapes, padding_values=padding, drop_remainder=True)
-    # Many small operations, so once a batch.
-    dataset = dataset.map(lambda batch: batch._replace(color_maps=make_color_maps(batch.color_maps, augmentation)))
+    def finish(
+        images: tf.Tensor, targets: SparseTargets, source_ids: tf.Tensor, epochs: tf.Tensor, positions: tf.Tensor
+    ) -> TrainBatch:
+        return augment(tf.unstack(images), targets, source_ids, epochs, positions)
+
+    if config.data.targets == "precomputed":
+        dataset = records.batch(batch_size, drop_remainder=True)
+        dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    else:
+        dataset = _batch_online(config, records, batch_size).map(finish)
     return dataset.prefetch(4)
+
+
+def _batch_online(config: Config, records: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+    """Batches of (images, targets, source ids, epochs, positions), not yet flipped."""
+    online, size = OnlineTargets(config), config.model.input_size
+    no_length = SparseTargets(anchors=[None], labels=[None], offsets=[None, 4], ignored=[None])
+    fill = SparseTargets(PADDING, PADDING, 0.0, PADDING)
+    made = records.map(
+        lambda record, epoch, position: (*online.make(record, epoch), epoch, position),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+    return made.padded_batch(
+        batch_size,
+        padded_shapes=([size, size, 3], no_length, [], [], []),
+        padding_values=(tf.constant(0, tf.uint8), fill, "", tf.constant(0, tf.int64), 0),
+        drop_remainder=True,
+    )
 
 
 def count_eval_steps(split: Split, batch_size: int, workers: int = 1) -> int:
@@ -119,29 +122,6 @@ def eval_batches(
     blank = EvalBatch(tf.zeros([size, size, 3], tf.uint8), tf.constant(PADDING, tf.int64))
     dataset = dataset.concatenate(tf.data.Dataset.from_tensors(blank).repeat()).take(images_per_worker)
     return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
-
-
-def _sparse_targets(features: dict[str, tf.Tensor]) -> SparseTargets:
-    return SparseTargets(
-        anchors=tf.cast(features["target/positive/anchor"], tf.int32),
-        labels=tf.cast(features["target/positive/label"], tf.int32),
-        offsets=tf.reshape(features["target/positive/box"], [-1, 4]),
-        ignored=tf.cast(features["target/ignored/anchor"], tf.int32),
-    )
-
-
-def _maybe_flip(
-    image: tf.Tensor, targets: SparseTargets, permutation: tf.Tensor, seed: tf.Tensor, vertical: bool
-) -> tuple[tf.Tensor, SparseTargets]:
-    def flip() -> tuple[tf.Tensor, SparseTargets]:
-        anchors, offsets, ignored = flip_targets(
-            targets.anchors, targets.offsets, targets.ignored, permutation, vertical
-        )
-        # tf.reverse moves whole pixels; a slice with a negative step is four times slower.
-        return tf.reverse(image, [0 if vertical else 1]), SparseTargets(anchors, targets.labels, offsets, ignored)
-
-    coin = tf.random.stateless_uniform([], tf.random.fold_in(seed, 2) if vertical else seed)
-    return tf.cond(coin < 0.5, flip, lambda: (image, targets))
 
 
 def _cumulate(counts: Sequence[int]) -> list[int]:

@@ -18,8 +18,9 @@ from ssd_dist.core.config import Config, DataConfig
 from ssd_dist.core.errors import CheckpointError, DataError
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest, Split
 from ssd_dist.core.records import Record
+from ssd_dist.data.augmentation import apply_color_map
 from ssd_dist.data.batch import SparseTargets
-from ssd_dist.data.decoding import apply_color_map, decode_image
+from ssd_dist.data.decoding import decode_image
 from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.storage import join, load_manifest
 from ssd_dist.evaluation.analysis import Analysis, analyse_detections

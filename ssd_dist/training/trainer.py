@@ -21,8 +21,8 @@ import tensorflow as tf
 
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import Config
+from ssd_dist.data.augmentation import apply_color_map
 from ssd_dist.data.batch import TrainBatch
-from ssd_dist.data.decoding import apply_color_map
 from ssd_dist.model.batch_norm import moving_statistics
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.training.clock import LoopClock
