@@ -15,6 +15,8 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "dataset.json"
 # The split that is trained on and has views; the others are only ever evaluated, on the plain view.
 TRAIN_SPLIT = "train"
+# Suppression sets labels apart by two powers of two, each one of 64: `model/postprocessing.py`. Label 0 is background.
+MOST_CLASSES = 64 * 64 - 1
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -115,8 +117,13 @@ class Manifest(_Part):
         """Refuses a config whose image size, anchors or matching are not those the targets were made for.
 
         Raises:
-          DataError: naming what differs and the two ways to mend it.
+          DataError: naming what differs and the two ways to mend it; or if there are more than `MOST_CLASSES`.
         """
+        if len(self.classes) > MOST_CLASSES:
+            raise DataError(
+                f"{path} has {len(self.classes)} classes, and detections of at most {MOST_CLASSES} are told apart: "
+                "prepare again without the rare ones (--include_classes or --exclude_classes)"
+            )
         input_size = config.model.input_size
         # Neighbouring image sizes share their anchors, and so the fingerprint.
         fits = self.image_size == input_size and self.fingerprint == fingerprint(

@@ -135,6 +135,16 @@ def test_targets_made_for_another_config_are_refused(change, key, value):
     make_manifest(config).check_fits(config, "OUT/dataset.json")
 
 
+def test_more_classes_than_suppression_tells_apart_are_refused():
+    # 64 scales of each axis, one for the background: `model/postprocessing.py`.
+    fitting, crowded = (
+        make_manifest().model_copy(update={"classes": tuple(map(str, range(count)))}) for count in (4095, 4096)
+    )
+    fitting.check_fits(Config(), "OUT/dataset.json")
+    with pytest.raises(DataError, match=r"OUT/dataset.json has 4096 classes.* 4095 .*--include_classes"):
+        crowded.check_fits(Config(), "OUT/dataset.json")
+
+
 def test_another_image_size_with_the_same_anchors_is_refused():
     # 304 has the feature maps of 300, hence its anchors; the images in the shards are still of another size.
     assert fingerprint_of(Config(model=ModelConfig(input_size=304))) == fingerprint_of(Config())
