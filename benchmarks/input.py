@@ -10,7 +10,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from benchmarks.rows import Row, run_benchmark, take_turns
-from benchmarks.shards import BATCH, generated_shards
+from benchmarks.shards import BATCH, generated_shards, with_online_targets
 from ssd_dist.core.config import Config
 from ssd_dist.core.tfrecord import read_records
 from ssd_dist.data.pipeline import plan_training, training_batches
@@ -29,9 +29,8 @@ def measure_input(config: Config) -> list[Row]:
     count = len(images) // BATCH * BATCH
     bare = tf.data.Dataset.from_tensor_slices(images[:count]).repeat()
     bare = iter(bare.map(tf.io.decode_jpeg, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH).prefetch(4))
-    online_config = config.model_copy(update={"data": config.data.model_copy(update={"targets": "online"})})
     ours = iter(training_batches(config, plan, BATCH, 0))
-    online = iter(training_batches(online_config, plan, BATCH, 0))
+    online = iter(training_batches(with_online_targets(config), plan, BATCH, 0))
 
     def drain(iterator: object) -> Callable[[], None]:
         def run() -> None:

@@ -30,3 +30,8 @@ def generated_shards(images: int = 256) -> Iterator[tuple[Path, Config]]:
 
 def _run(module: str, *flags: str) -> None:
     subprocess.run([sys.executable, "-m", module, *flags], check=True, stdout=subprocess.DEVNULL)
+
+
+def with_online_targets(config: Config) -> Config:
+    """The same experiment with targets made while training."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"targets": "online"})})

@@ -13,7 +13,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from benchmarks.rows import Row, run_benchmark, take_turns
-from benchmarks.shards import BATCH, generated_shards
+from benchmarks.shards import BATCH, generated_shards, with_online_targets
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import Config
 from ssd_dist.data.augmentation import apply_color_map
@@ -53,11 +53,13 @@ def measure_step(config: Config, folder: Path) -> list[Row]:
     ours, reference = take_turns(lambda: trainer.train(tf.constant(4)), lambda: [bare() for _ in range(4)], 6)
     rows = [Row("training step", "img/s", 4 * BATCH / ours, 4 * BATCH / reference, "bare forward + backward")]
     step = ours / 4
-    constant = tf.data.Dataset.from_tensors(batch).repeat()
-    with strategy.scope():
-        fed = DetectorTrainer(config, strategy, state, strategy.experimental_distribute_dataset(constant), 100000)
-    ours, reference = take_turns(lambda: trainer.train(tf.constant(4)), lambda: fed.train(tf.constant(4)), 4)
-    rows.append(Row("training from TFRecords", "img/s", 4 * BATCH / ours, 4 * BATCH / reference, "a constant batch"))
+    constant = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors(batch).repeat())
+    online = distribute_training(with_online_targets(config), strategy, plan, state)
+    for dataset, what in ((constant, "a constant batch"), (online, "data.targets: online")):
+        with strategy.scope():
+            other = DetectorTrainer(config, strategy, state, dataset, 100000)
+        ours, reference = take_turns(lambda: trainer.train(tf.constant(4)), lambda: other.train(tf.constant(4)), 4)  # noqa: B023
+        rows.append(Row("training from TFRecords", "img/s", 4 * BATCH / ours, 4 * BATCH / reference, what))
     gradients = [tf.fill(variable.shape, 1e-6) for variable in state.optimizer.variables_to_train]
     parts = {
         "loss, mining, densifying": measure_loss(config, batch, model(pixels, training=False)),

@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.recipe.table import print_table
-from benchmarks.recipe.variants import BASE, DATA_SETS, SEEDS, VARIANTS, DataSet, Variant
+from benchmarks.recipe.variants import BASE, DATA_SETS, SEEDS, DataSet, Variant
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "runs" / "recipe"
@@ -62,10 +62,15 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="prints the table of what was measured and ends")
     arguments = parser.parse_args()
     if not arguments.table:
-        chosen = [variant for variant in VARIANTS if not arguments.only or variant.name in arguments.only]
-        data_sets = [each for each in DATA_SETS if not arguments.data_set or each.name in arguments.data_set]
         # All variants with one seed first: an interrupted study has seen everything once.
-        run_all([Run(data_set, variant, seed) for seed in SEEDS for variant in chosen for data_set in data_sets])
+        runs = [
+            Run(data_set, variant, seed) for seed in SEEDS for data_set in DATA_SETS for variant in data_set.variants
+        ]
+        run_all([
+            run for run in runs
+            if (not arguments.only or run.variant.name in arguments.only)
+            and (not arguments.data_set or run.data_set.name in arguments.data_set)
+        ])  # fmt: skip
     print_table(read_results())
 
 

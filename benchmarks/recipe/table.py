@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from benchmarks.recipe.variants import BASE, DATA_SETS, VARIANTS
+from benchmarks.recipe.variants import BASE, DATA_SETS
 
 
 def print_table(results: Sequence[dict]) -> None:
@@ -14,7 +14,7 @@ def print_table(results: Sequence[dict]) -> None:
             continue
         print(f"\n{data_set.name}:\n\n| variant | AP50 | AP | AP against the recipe | img/s | runs |\n|{'---|' * 6}")
         base = [result["AP"] for result in own if result["variant"] == BASE.name]
-        for variant in VARIANTS:
+        for variant in data_set.variants:
             found = [result for result in own if result["variant"] == variant.name]
             if found:
                 rates = statistics.median(result["images_per_second"] for result in found)

@@ -7,15 +7,6 @@ FITTED = "fitted anchors"
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """Real data: the flags of prepare, and the splits as (in the output, in the source)."""
-
-    name: str
-    flags: tuple[str, ...]
-    splits: tuple[tuple[str, str], tuple[str, str]]
-
-
-@dataclass(frozen=True)
 class Variant:
     """A change of the recipe: overrides of the config, of which `prepare` says what the shards depend on."""
 
@@ -25,25 +16,8 @@ class Variant:
     fit_anchors: bool = False
 
 
-DATA_SETS = (
-    DataSet(
-        "bccd",
-        ("--input_format=voc", "--input={shared}/data/bccd/BCCD"),
-        (("train", "trainval"), ("test", "test")),
-    ),
-    DataSet(
-        "coco10",
-        (
-            "--input_format=yolo", "--input={shared}/data/coco128",
-            # Counted in the labels of train2017: 261 persons to 20 handbags.
-            "--include_classes=person,car,cup,chair,book,bowl,carrot,spoon,teddy bear,handbag",
-        ),
-        (("train", "train2017"), ("val", "val2017")),
-    ),
-)  # fmt: skip
-
 BASE = Variant("the recipe as it is")
-VARIANTS = (
+ONE_CHANGE = (
     BASE,
     Variant("1 view", prepare=("data.views=1",)),
     Variant("16 views", prepare=("data.views=16",)),
@@ -66,5 +40,43 @@ VARIANTS = (
     Variant("flips upside down too", ("data.augmentation.flip_vertical=true",)),
     Variant("no expansion", prepare=("data.augmentation.largest_expansion=1.0",)),
     Variant("batches of 8", ("train.global_batch_size=8",)),
+)
+LONG_RUNS = (
+    BASE,
+    Variant(
+        "SSD's own windows", prepare=("data.augmentation.largest_expansion=4.0", "data.augmentation.smallest_crop=0.3")
+    ),
+    Variant("no flips upside down", ("data.augmentation.flip_vertical=false",)),
+    Variant("1 view", prepare=("data.views=1",)),
+    Variant("online targets", ("data.targets=online",)),
+    Variant("lr 0.001", ("optimizer.lr=0.001",)),
+    Variant("2 replicas", ("cluster.strategy=mirrored", "cluster.logical_cpus=2")),
+)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Real data and what is varied on it: flags of prepare, splits as (in the output, in the source), variants."""
+
+    name: str
+    flags: tuple[str, ...]
+    splits: tuple[tuple[str, str], tuple[str, str]]
+    variants: tuple[Variant, ...]
+
+
+BCCD = (("--input_format=voc", "--input={shared}/data/bccd/BCCD"), (("train", "trainval"), ("test", "test")))
+COCO10 = (
+    (
+        "--input_format=yolo", "--input={shared}/data/coco128",
+        # Counted in the labels of train2017: 261 persons to 20 handbags.
+        "--include_classes=person,car,cup,chair,book,bowl,carrot,spoon,teddy bear,handbag",
+    ),
+    (("train", "train2017"), ("val", "val2017")),
+)  # fmt: skip
+# Each has its recipe beside this file.
+DATA_SETS = (
+    DataSet("bccd", *BCCD, ONE_CHANGE),
+    DataSet("coco10", *COCO10, ONE_CHANGE),
+    DataSet("bccd_long", *BCCD, LONG_RUNS),
 )
 SEEDS = (0, 1, 2)
