@@ -16,13 +16,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from benchmarks.recipe.table import print_table
 from benchmarks.recipe.variants import BASE, DATA_SETS, SEEDS, DataSet, Variant
+from ssd_dist.core.config_files import load_config
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "runs" / "recipe"
@@ -46,13 +47,13 @@ class Run:
 
     @property
     def settings(self) -> str:
-        """What the result depends on: a digest of the recipe and of what this run changes in it."""
-        recipe = "".join((ROOT / "configs" / "base.yaml").read_text() + path.read_text() for path in self._files())
-        text = json.dumps([recipe, asdict(self.variant) | {"name": ""}, self.seed, self.data_set.flags])
+        """A digest of all that was set for this run, by its recipe and by its variant."""
+        changes = [*self.variant.prepare, *self.variant.overrides, f"train.seed={self.seed}"]
+        # What is not set is left out: a new key of the config makes no old result void.
+        said = load_config(self.config, changes).model_dump(mode="json", exclude_unset=True)
+        said["backbone"]["weights"] = Path(said["backbone"]["weights"]).name
+        text = json.dumps([said, self.variant.fit_anchors, self.data_set.flags], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-    def _files(self) -> list[Path]:
-        return sorted({Path(__file__).parent / "bccd.yaml", self.config})
 
 
 def main() -> None:
