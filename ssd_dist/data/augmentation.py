@@ -2,8 +2,8 @@
 
     pictures, targets -> flip (pixels and, by permutation, anchors) -> draw the colour maps, applied on the device
 
-Draws depend on (seed, epoch, record) alone. What can be done for a whole batch is: a picture is decoded in the time of
-a hundred small operations.
+Draws depend on (seed, epoch, record) alone. What can be done for a whole batch is: small operations for each picture
+took a fifth of the input's time (docs/performance.md).
 """
 
 from collections.abc import Sequence

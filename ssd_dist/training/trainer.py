@@ -231,8 +231,10 @@ class DetectorTrainer(orbit.StandardTrainer):
 
 def _measure_speed(images: float, elapsed: float, waited: float) -> dict[str, float]:
     """Images a second, what they would be if no step waited for its data, and the share of the time that was waited."""
+    # The clock of the waits ticks in steps of 10 ms, so a short report may have waited for more than it lasted.
+    computed = max(elapsed - waited, 1e-3 * elapsed)
     return {
         "images_per_second": images / elapsed,
-        "images_per_second_without_wait": images / max(elapsed - waited, 1e-3 * elapsed),
+        "images_per_second_without_wait": images / computed,
         "data_wait": waited / elapsed,
     }

@@ -73,6 +73,27 @@ def test_views_are_accounted_for_one_by_one(prepared, records_of):
     assert sum(split.views[0].objects_per_class.values()) == split.boxes
 
 
+def test_the_bounds_of_the_windows_are_the_configs(prepared, prepare, tmp_path):
+    source, _, _ = prepared
+    # No expansion, and no crop but the whole: every view is the plain one.
+    bounds = {"largest_expansion": 1.0, "smallest_crop": 1.0}
+    config = Config.model_validate({"model": {"input_size": 64}, "data": {"views": 2, "augmentation": bounds}})
+    prepare("voc", source, tmp_path, "train", config=config)
+    files = {name: value for name, value in digests(tmp_path / "train").items() if name.startswith("view")}
+    plain = {name: value for name, value in files.items() if name.startswith("view00")}
+    assert plain
+    assert {name.replace("view01", "view00"): value for name, value in files.items() if "view01" in name} == plain
+
+
+def test_views_of_other_windows_are_not_resumed(prepared, prepare, tmp_path):
+    source, _, _ = prepared
+    prepare("voc", source, tmp_path, "train", config=VIEWS)
+    augmentation = VIEWS.data.augmentation.model_copy(update={"smallest_crop": 0.6})
+    data = VIEWS.data.model_copy(update={"augmentation": augmentation})
+    with pytest.raises(DataError, match=r"smallest_crop was 0\.3, is 0\.6"):
+        prepare("voc", source, tmp_path, "train", config=VIEWS.model_copy(update={"data": data}), resume=True)
+
+
 def test_rejections_count_once_whatever_the_views(prepare, tmp_path):
     source = make_voc(tmp_path / "voc", labelled_images(10))
     (source / "JPEGImages/image_00003.jpg").write_bytes(b"broken")
