@@ -55,11 +55,14 @@ def measure_step(config: Config, folder: Path) -> list[Row]:
     step = ours / 4
     constant = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors(batch).repeat())
     online = distribute_training(with_online_targets(config), strategy, plan, state)
-    for dataset, what in ((constant, "a constant batch"), (online, "data.targets: online")):
+
+    def beside(dataset: tf.distribute.DistributedDataset, what: str) -> Row:
         with strategy.scope():
             other = DetectorTrainer(config, strategy, state, dataset, 100000)
-        ours, reference = take_turns(lambda: trainer.train(tf.constant(4)), lambda: other.train(tf.constant(4)), 4)  # noqa: B023
-        rows.append(Row("training from TFRecords", "img/s", 4 * BATCH / ours, 4 * BATCH / reference, what))
+        ours, reference = take_turns(lambda: trainer.train(tf.constant(4)), lambda: other.train(tf.constant(4)), 4)
+        return Row("training from TFRecords", "img/s", 4 * BATCH / ours, 4 * BATCH / reference, what)
+
+    rows += [beside(constant, "a constant batch"), beside(online, "data.targets: online")]
     gradients = [tf.fill(variable.shape, 1e-6) for variable in state.optimizer.variables_to_train]
     parts = {
         "loss, mining, densifying": measure_loss(config, batch, model(pixels, training=False)),

@@ -15,14 +15,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
 from benchmarks.recipe.table import print_table
-from benchmarks.recipe.variants import BASE, DATA_SETS, SEEDS, DataSet, Variant
+from benchmarks.recipe.variants import DATA_SETS, SEEDS, DataSet, Variant
 from ssd_dist.core.config_files import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -48,12 +50,8 @@ class Run:
     @property
     def settings(self) -> str:
         """A digest of all that was set for this run, by its recipe and by its variant."""
-        changes = [*self.variant.prepare, *self.variant.overrides, f"train.seed={self.seed}"]
-        # What is not set is left out: a new key of the config makes no old result void.
-        said = load_config(self.config, changes).model_dump(mode="json", exclude_unset=True)
-        said["backbone"]["weights"] = Path(said["backbone"]["weights"]).name
-        text = json.dumps([said, self.variant.fit_anchors, self.data_set.flags], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        overrides = (*self.variant.prepare, *self.variant.overrides, f"train.seed={self.seed}")
+        return _digest(_read_settings(self.config, overrides), self.variant.fit_anchors, self.data_set.flags)
 
 
 def main() -> None:
@@ -63,6 +61,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="prints the table of what was measured and ends")
     arguments = parser.parse_args()
     if not arguments.table:
+        if not Path(SHARED, "data").is_dir():
+            sys.exit(f"no data sets in {SHARED}/data; say where they are by SSD_DIST_SHARED")
         # All variants with one seed first: an interrupted study has seen everything once.
         runs = [
             Run(data_set, variant, seed) for seed in SEEDS for data_set in DATA_SETS for variant in data_set.variants
@@ -84,22 +84,26 @@ def run_all(runs: list[Run]) -> None:
         cores.put(core)
     console = Console(stderr=True)
     preparing = threading.Lock()
+    failed = 0
     with ThreadPoolExecutor(cores.qsize()) as pool:
         found = [pool.submit(_do, run, cores, preparing) for run in waiting]
-        failed = 0
-        for number, future in enumerate(as_completed(found), 1):
-            error = future.exception()
-            if error is not None:
-                failed += 1
-                console.print(f"{number} of {len(found)} failed: {error}\n{getattr(error, 'stderr', '')[-1000:]}")
-                continue
-            result = future.result()
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(result) + "\n")
-            console.print(
-                f"{number} of {len(found)}: {result['data_set']}, {result['variant']}, seed {result['seed']}: "
-                f"AP50 {result['AP50']:.3f}, AP {result['AP']:.3f} in {result['seconds']:.0f} s"
-            )
+        try:
+            for number, future in enumerate(as_completed(found), 1):
+                try:
+                    result = future.result()
+                except subprocess.SubprocessError as error:
+                    failed += 1
+                    console.print(f"{number} of {len(found)} failed: {error}\n{(error.stderr or '')[-1000:]}")
+                    continue
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(result) + "\n")
+                console.print(
+                    f"{number} of {len(found)}: {result['data_set']}, {result['variant']}, seed {result['seed']}: "
+                    f"AP50 {result['AP50']:.3f}, AP {result['AP']:.3f} in {result['seconds']:.0f} s"
+                )
+        finally:
+            # Ctrl-C ends what runs; what waits must not begin.
+            pool.shutdown(cancel_futures=True)
     if failed:
         sys.exit(f"{failed} runs failed; start again to repeat them")
 
@@ -112,69 +116,73 @@ def read_results() -> list[dict]:
 def _do(run: Run, cores: "queue.SimpleQueue[int]", preparing: threading.Lock) -> dict:
     # Two runs must not prepare the same data together.
     with preparing:
-        data = _prepare(run)
+        config = _fit_anchors(run) if run.variant.fit_anchors else run.config
+        data = _prepare(run.data_set, config, run.variant.prepare)
     core = cores.get()
     try:
-        return _train(run, data, core)
+        return _train(run, config, data, core)
     finally:
         cores.put(core)
 
 
-def _prepare(run: Run) -> Path:
-    """The prepared data that this run's variant reads; shared with others where nothing in the shards differs."""
-    overrides = [f"--set={each}" for each in run.variant.prepare]
-    config = run.config
-    if run.variant.fit_anchors:
-        config = _fit_anchors(run)
-    key = hashlib.sha256(json.dumps([config.read_text(), overrides]).encode()).hexdigest()[:12]
-    data = FOLDER / "data" / f"{run.data_set.name}_{key}"
+def _prepare(data_set: DataSet, config: Path, overrides: tuple[str, ...]) -> Path:
+    """The prepared data of a recipe with overrides; made once, for all seeds: they share the views of seed 0."""
+    key = _digest(_read_settings(config, overrides), data_set.flags)
+    data = FOLDER / "data" / f"{data_set.name}_{key}"
     if data.exists():
         return data
     building = data.with_suffix(".building")
     shutil.rmtree(building, ignore_errors=True)
-    for split, source in run.data_set.splits:
+    for split, source in data_set.splits:
         _call(
             "pipelines.prepare", f"--config={config}", f"--output={building}", f"--split={split}",
-            f"--source_split={source}", *(flag.format(shared=SHARED) for flag in run.data_set.flags), *overrides,
+            f"--source_split={source}", *(flag.format(shared=SHARED) for flag in data_set.flags),
+            *(f"--set={each}" for each in overrides),
         )  # fmt: skip
     building.rename(data)
     return data
 
 
 def _fit_anchors(run: Run) -> Path:
-    """A recipe with anchors that fit the training split."""
-    config = FOLDER / f"{run.data_set.name}_fitted.yaml"
+    """The recipe with anchors that fit its training split, beside the data they were fitted to."""
+    plain = _prepare(run.data_set, run.config, ())
+    config = plain.with_suffix(".fitted.yaml")
     if not config.exists():
-        plain = _prepare(Run(run.data_set, BASE, run.seed))
-        anchors = FOLDER / f"{run.data_set.name}_anchors.yaml"
-        _call(
-            "ssd_dist.cli.inspect", f"--data={plain}", f"--fit_anchors={anchors}",
-            f"--output={FOLDER / 'inspect.html'}",
-        )  # fmt: skip
+        anchors = plain.with_suffix(".anchors.yaml")
+        page = plain.with_suffix(".html")
+        _call("ssd_dist.cli.inspect", f"--data={plain}", f"--fit_anchors={anchors}", f"--output={page}")
         config.write_text(f"extends: {run.config}\n{anchors.read_text()}")
     return config
 
 
-def _train(run: Run, data: Path, core: int) -> dict:
-    folder = FOLDER / "runs" / run.settings
-    shutil.rmtree(folder, ignore_errors=True)
-    config = _fit_anchors(run) if run.variant.fit_anchors else run.config
+def _train(run: Run, config: Path, data: Path, core: int) -> dict:
     changes = (*run.variant.prepare, *run.variant.overrides, f"train.seed={run.seed}", f"data.dir={data}")
-    started = time.perf_counter()
-    _call(
-        "ssd_dist.cli.train", f"--config={config}", f"--model_dir={folder}", *(f"--set={each}" for each in changes),
-        core=core,
-    )  # fmt: skip
-    seconds = time.perf_counter() - started
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rates = sorted(row["images_per_second"] for row in rows if row["kind"] == "train")
+    # A folder of its own: a training that outlived an earlier study may still write into the one it had.
+    with TemporaryDirectory(dir=FOLDER, prefix="run_") as folder:
+        started = time.perf_counter()
+        _call(
+            "ssd_dist.cli.train", f"--config={config}", f"--model_dir={folder}", *(f"--set={each}" for each in changes),
+            core=core,
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
     judged = [row for row in rows if row["kind"] == "eval"][-1]
-    shutil.rmtree(folder)
     return {
         "data_set": run.data_set.name, "variant": run.variant.name, "seed": run.seed, "settings": run.settings,
-        "AP50": judged["coco/AP50"], "AP": judged["coco/AP"], "steps": judged["step"],
-        "images_per_second": rates[len(rates) // 2], "seconds": seconds,
+        "AP50": judged["coco/AP50"], "AP": judged["coco/AP"], "steps": judged["step"], "seconds": seconds,
     }  # fmt: skip
+
+
+def _read_settings(config: Path, overrides: Sequence[str]) -> dict:
+    """What a recipe and overrides set. The rest is left out: a new key of the config makes no old result void."""
+    said = load_config(config, overrides).model_dump(mode="json", exclude_unset=True)
+    # The same weights may lie elsewhere.
+    said["backbone"]["weights"] = Path(said["backbone"]["weights"]).name
+    return said
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _call(module: str, *flags: str, core: int | None = None) -> None:

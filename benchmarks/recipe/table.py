@@ -12,15 +12,14 @@ def print_table(results: Sequence[dict]) -> None:
         own = [result for result in results if result["data_set"] == data_set.name]
         if not own:
             continue
-        print(f"\n{data_set.name}:\n\n| variant | AP50 | AP | AP against the recipe | img/s | runs |\n|{'---|' * 6}")
+        print(f"\n{data_set.name}:\n\n| variant | AP50 | AP | AP against the recipe | runs |\n|{'---|' * 5}")
         base = [result["AP"] for result in own if result["variant"] == BASE.name]
         for variant in data_set.variants:
             found = [result for result in own if result["variant"] == variant.name]
             if found:
-                rates = statistics.median(result["images_per_second"] for result in found)
                 values = [_spread([result[key] for result in found]) for key in ("AP50", "AP")]
                 gain = statistics.mean(result["AP"] for result in found) - statistics.mean(base)
-                print(f"| {variant.name} | {' | '.join(values)} | {100 * gain:+.1f} | {rates:.1f} | {len(found)} |")
+                print(f"| {variant.name} | {' | '.join(values)} | {100 * gain:+.1f} | {len(found)} |")
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-# The file that `ssd-inspect --fit_anchors` writes from the data set itself.
-FITTED = "fitted anchors"
-
 
 @dataclass(frozen=True)
 class Variant:
-    """A change of the recipe: overrides of the config, of which `prepare` says what the shards depend on."""
+    """A change of the recipe: overrides of the config, of which `prepare` says what the shards depend on.
+
+    With `fit_anchors` the anchors are those that `ssd-inspect --fit_anchors` finds in the data.
+    """
 
     name: str
     overrides: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ ONE_CHANGE = (
     Variant("SGD 0.01", ("optimizer.name=sgd", "optimizer.lr=0.01")),
     Variant("2 replicas", ("cluster.strategy=mirrored", "cluster.logical_cpus=2")),
     Variant("label smoothing 0.1", ("loss.label_smoothing=0.1",)),
-    Variant(FITTED, fit_anchors=True),
+    Variant("fitted anchors", fit_anchors=True),
     Variant("lr 0.002", ("optimizer.lr=0.002",)),
     Variant("smooth L1 beta 0.11", ("loss.beta=0.11",)),
     Variant("localization weight 2", ("loss.localization_weight=2.0",)),
