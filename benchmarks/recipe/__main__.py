@@ -193,4 +193,7 @@ def _call(module: str, *flags: str, core: int | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; start again to go on")
