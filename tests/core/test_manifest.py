@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from references import anchors_reference
+from box_references import anchors_reference
 
 from ssd_dist.core.config import AnchorConfig, Config, DataConfig, MatchingConfig, ModelConfig
 from ssd_dist.core.errors import DataError

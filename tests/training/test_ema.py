@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import ema_decay_reference, ema_reference
 from replicas import copies, mirrored
+from training_references import ema_decay_reference, ema_reference
 
 from ssd_dist.core.config import EmaConfig
 from ssd_dist.training.ema import ExponentialMovingAverage, ema_decay

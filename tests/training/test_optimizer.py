@@ -5,8 +5,8 @@ from functools import partial
 import numpy as np
 import pytest
 import tensorflow as tf
-from references import AdamWReference, SgdReference, clip_by_global_norm_reference, ema_reference
 from replicas import copies, mirrored, share_rows, trace
+from training_references import AdamWReference, SgdReference, clip_by_global_norm_reference, ema_reference
 
 from ssd_dist.core.config import EmaConfig, OptimizerConfig, ScheduleConfig
 from ssd_dist.training.ema import ExponentialMovingAverage

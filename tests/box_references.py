@@ -1,0 +1,155 @@
+"""Anchors, boxes and matching: float64 NumPy references, written from the formulas in plain loops.
+
+Nothing here imports the package under test.
+
+Sources: DESIGN.md section 3, SSD (Liu et al. 2016). Boxes are [ymin, xmin, ymax, xmax], normalised.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# Numbers closer than this are one number: float32 coordinates carry about 1e-7.
+TIE = 1e-6
+
+
+def anchors_reference(
+    sizes: Sequence[float], aspect_ratios: Sequence[Sequence[float]], feature_sizes: Sequence[int]
+) -> np.ndarray:
+    """Anchors [A, 4] in the order level, row, column, shape; `sizes` has one entry more than there are levels."""
+    anchors = []
+    for level, cells in enumerate(feature_sizes):
+        size, following = sizes[level], sizes[level + 1]
+        widths_and_heights = [(size, size), (math.sqrt(size * following), math.sqrt(size * following))]
+        for ratio in aspect_ratios[level]:
+            widths_and_heights.append((size * math.sqrt(ratio), size / math.sqrt(ratio)))
+            widths_and_heights.append((size / math.sqrt(ratio), size * math.sqrt(ratio)))
+        for row in range(cells):
+            for column in range(cells):
+                cy, cx = (row + 0.5) / cells, (column + 0.5) / cells
+                for width, height in widths_and_heights:
+                    anchors.append([cy - height / 2, cx - width / 2, cy + height / 2, cx + width / 2])
+    return np.array(anchors, np.float64)
+
+
+def area_reference(box: Sequence[float]) -> float:
+    """Area of one box; 0 if it is reversed."""
+    return max(0.0, float(box[2]) - float(box[0])) * max(0.0, float(box[3]) - float(box[1]))
+
+
+def intersection_reference(a: Sequence[float], b: Sequence[float]) -> float:
+    """Area that two boxes share."""
+    height = min(float(a[2]), float(b[2])) - max(float(a[0]), float(b[0]))
+    width = min(float(a[3]), float(b[3])) - max(float(a[1]), float(b[1]))
+    return height * width if height > 0 and width > 0 else 0.0
+
+
+def iou_reference(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two boxes; 0 where the union is empty."""
+    shared = intersection_reference(a, b)
+    union = area_reference(a) + area_reference(b) - shared
+    return shared / union if union > 0 else 0.0
+
+
+def center_distance_reference(a: Sequence[float], b: Sequence[float]) -> float:
+    """Euclidean distance between the centres of two boxes."""
+    dy = (float(a[0]) + float(a[2]) - float(b[0]) - float(b[2])) / 2
+    dx = (float(a[1]) + float(a[3]) - float(b[1]) - float(b[3])) / 2
+    return math.hypot(dy, dx)
+
+
+def encode_reference(box: Sequence[float], anchor: Sequence[float], center_variance: float, size_variance: float):
+    """[ty, tx, th, tw] of one box from one anchor (Liu et al. 2016, equation 2, divided by the variances)."""
+    box, anchor = [float(v) for v in box], [float(v) for v in anchor]
+    out = []
+    for axis in (0, 1):
+        anchor_size = anchor[axis + 2] - anchor[axis]
+        shift = (box[axis] + box[axis + 2]) / 2 - (anchor[axis] + anchor[axis + 2]) / 2
+        out.append(shift / anchor_size / center_variance)
+    for axis in (0, 1):
+        ratio = (box[axis + 2] - box[axis]) / (anchor[axis + 2] - anchor[axis])
+        out.append(math.log(ratio) / size_variance)
+    return np.array(out, np.float64)
+
+
+def decode_reference(offsets: Sequence[float], anchor: Sequence[float], center_variance: float, size_variance: float):
+    """The box whose encoding is `offsets`."""
+    offsets, anchor = [float(v) for v in offsets], [float(v) for v in anchor]
+    box = [0.0] * 4
+    for axis in (0, 1):
+        anchor_size = anchor[axis + 2] - anchor[axis]
+        center = (anchor[axis] + anchor[axis + 2]) / 2 + offsets[axis] * center_variance * anchor_size
+        size = anchor_size * math.exp(offsets[axis + 2] * size_variance)
+        box[axis], box[axis + 2] = center - size / 2, center + size / 2
+    return np.array(box, np.float64)
+
+
+@dataclass(frozen=True)
+class MatchReference:
+    """`positives` maps each positive anchor to its object; `ignored` are the anchors of no class."""
+
+    positives: dict[int, int]
+    ignored: set[int]
+
+
+def match_reference(
+    boxes: np.ndarray,
+    anchors: np.ndarray,
+    policy: str = "multi",
+    positive_iou: float = 0.5,
+    negative_iou: float = 0.4,
+    is_crowd: Sequence[bool] | None = None,
+) -> MatchReference:
+    """Positives, ignored and (the rest) negatives, as DESIGN section 3 has them.
+
+    Above `positive_iou` an anchor is positive (policy `multi`), below `negative_iou` negative, ignored between. An
+    anchor goes to the object with the highest IoU. Every object gets one anchor of its own by greedy bipartite
+    assignment on the global maximum, and that one is positive whatever its IoU. Ties go to the nearer centre, then to
+    the lower index. A crowd makes anchors ignored of which it covers `negative_iou` or more, never positive.
+    """
+    crowd = [False] * len(boxes) if is_crowd is None else list(is_crowd)
+    objects = [n for n in range(len(boxes)) if not crowd[n]]
+    iou = {n: [iou_reference(boxes[n], anchor) for anchor in anchors] for n in objects}
+    distance = {n: [center_distance_reference(boxes[n], anchor) for anchor in anchors] for n in objects}
+
+    positives: dict[int, int] = {}
+    ignored: set[int] = set()
+    for a in range(len(anchors)):
+        if any(
+            intersection_reference(boxes[n], anchors[a]) / area_reference(anchors[a]) >= negative_iou - TIE
+            for n in range(len(boxes))
+            if crowd[n]
+        ):
+            ignored.add(a)
+        if not objects:
+            continue
+        top = max(iou[n][a] for n in objects)
+        if top >= negative_iou - TIE:
+            ignored.add(a)
+        if policy == "multi" and top > positive_iou + TIE:
+            tied = [n for n in objects if iou[n][a] >= top - TIE]
+            nearest = min(distance[n][a] for n in tied)
+            positives[a] = min(n for n in tied if distance[n][a] <= nearest + TIE)
+
+    for a, n in assign_one_each_reference(iou, distance, len(anchors)).items():
+        positives[a] = n
+    return MatchReference(positives, ignored - set(positives))
+
+
+def assign_one_each_reference(
+    iou: dict[int, list[float]], distance: dict[int, list[float]], anchor_count: int
+) -> dict[int, int]:
+    """Greedy bipartite matching: again and again the best pair of an unserved object and a free anchor."""
+    waiting, free, owner = set(iou), set(range(anchor_count)), {}
+    while waiting and free:
+        pairs = [(iou[n][a], n, a) for n in waiting for a in free]
+        top = max(pair[0] for pair in pairs)
+        pairs = [(distance[n][a], n, a) for value, n, a in pairs if value >= top - TIE]
+        nearest = min(pair[0] for pair in pairs)
+        n, a = min((n, a) for value, n, a in pairs if value <= nearest + TIE)
+        owner[a] = n
+        waiting.remove(n)
+        free.remove(a)
+    return owner
