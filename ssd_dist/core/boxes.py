@@ -24,8 +24,8 @@ def iou_matrix(boxes: FloatArray, others: FloatArray) -> npt.NDArray[np.float64]
     Computed in float64 so that equal overlaps compare equal and ties are real ties.
     """
     a, b = boxes.astype(np.float64)[:, None], others.astype(np.float64)[None]
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    intersection = np.prod(np.maximum(sides, 0.0), axis=-1)
+    sides = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0.0)
+    intersection = sides[..., 0] * sides[..., 1]
     union = areas(a) + areas(b) - intersection
     return np.asarray(np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0))
 

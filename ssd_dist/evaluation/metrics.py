@@ -3,8 +3,10 @@
 COCO's numbers are faster-coco-eval's (the algorithm of pycocotools in C++); VOC's come from `voc.py`.
 """
 
+import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +47,8 @@ def evaluate_detections(
       DataError: if the images are not the same.
     """
     detections = align_detections(truths, detections)
-    evaluation = _run_coco(truths, detections, classes)
+    with _without_collection():
+        evaluation = _run_coco(truths, detections, classes)
     curves = class_curves(truths, detections, len(classes))
     scalars = {f"coco/{name}": _number(value) for name, value in zip(_COCO_NAMES, evaluation.stats, strict=False)}
     scalars["voc07/mAP"] = _mean([curve.ap_2007 for curve in curves])
@@ -87,6 +90,18 @@ def _run_coco(
     evaluation = COCOeval_faster(truth, found, "bbox", print_function=silent)
     evaluation.run()
     return evaluation
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Leaves cycles alone: looking for some among half a million dicts that hold none takes a quarter of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _coco_annotations(truths: Sequence[GroundTruth]) -> list[dict[str, Any]]:

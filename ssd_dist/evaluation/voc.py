@@ -76,20 +76,11 @@ def class_curves(truths: Sequence[GroundTruth], detections: Sequence[Detections]
 def judge_image(
     boxes: np.ndarray, labels: np.ndarray, objects: np.ndarray, object_labels: np.ndarray, difficult: np.ndarray
 ) -> np.ndarray:
-    """int8 [D]: `judge` of all classes of one image; detections best first."""
-    verdicts = np.full(len(boxes), -1, np.int8)
-    for label in np.unique(object_labels).tolist():
-        mine, theirs = labels == label, object_labels == label
-        verdicts[mine] = judge(boxes[mine], objects[theirs], difficult[theirs])
-    return verdicts
-
-
-def judge(boxes: np.ndarray, objects: np.ndarray, difficult: np.ndarray) -> np.ndarray:
-    """int8 [D]: 1 hit, -1 miss, 0 neither, for the detections of one class in one image, best first."""
+    """int8 [D]: 1 hit, -1 miss, 0 neither, for the detections of all classes in one image, best first."""
     verdict = np.full(len(boxes), -1, np.int8)
-    if not len(objects):
+    if not len(objects) or not len(boxes):
         return verdict
-    iou = iou_matrix(boxes, objects)
+    iou = np.where(labels[:, None] == object_labels[None], iou_matrix(boxes, objects), 0.0)
     nearest = iou.argmax(axis=1)
     reached = iou.max(axis=1) >= IOU_THRESHOLD
     verdict[reached & difficult[nearest]] = 0
@@ -101,7 +92,7 @@ def judge(boxes: np.ndarray, objects: np.ndarray, difficult: np.ndarray) -> np.n
 
 
 def trace_curve(scores: np.ndarray, verdicts: np.ndarray, objects: int) -> ClassCurve:
-    """The curve of detections with scores [D] and verdicts [D] of `judge` for `objects` objects to be found."""
+    """The curve of detections with scores [D] and verdicts [D] of `judge_image` for `objects` objects to be found."""
     order = np.argsort(-scores, kind="stable")
     order = order[verdicts[order] != 0]
     hits = np.cumsum(verdicts[order] == 1)

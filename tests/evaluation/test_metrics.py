@@ -1,5 +1,7 @@
 """Both protocols in one answer: what holds for either, whatever the order, the names and what is missing."""
 
+import contextlib
+import gc
 import json
 import math
 import subprocess
@@ -107,6 +109,19 @@ def test_evaluation_prints_nothing(capfd, caplog):
 
 
 # --- Which image is which ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [["class 1"], []], ids=["judged", "failed"])
+def test_the_garbage_collector_is_left_as_it_was(names):
+    for collecting in (False, True):
+        (gc.enable if collecting else gc.disable)()
+        try:
+            # A label without a name fails where the results are made.
+            with contextlib.nullcontext() if names else pytest.raises(IndexError):
+                evaluate_detections([truth("a", [BOX], [1])], [found("a", [BOX], [1], [0.9])], names)
+            assert gc.isenabled() == collecting
+        finally:
+            gc.enable()
 
 
 def test_a_repeated_image_counts_once():
