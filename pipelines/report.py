@@ -31,6 +31,7 @@ from ssd_dist.core.manifest import (
     Shard,
     Split,
     View,
+    Windows,
     fingerprint,
     target_spec,
 )
@@ -142,7 +143,8 @@ def write_report(paths: list[str], job: ReportJob) -> str:
     lines = [json.dumps(line.model_dump(exclude={"index"}), ensure_ascii=False) for line in rejected]
     files.write_bytes(files.join(folder, REJECTED_NAME), "".join(f"{line}\n" for line in lines).encode())
     names = {int(image.digest, 16): image.name for part in parts for image in part.images}
-    split = merge_parts(parts, f"{job.split}/{HASHES_NAME}", rejected)
+    windows = Windows.of(job.config.data.augmentation) if len(parts[0].views) > 1 else None
+    split = merge_parts(parts, f"{job.split}/{HASHES_NAME}", rejected, windows)
     check_split(split, job)
     files.write_bytes(files.join(folder, HASHES_NAME), save_array(np.array(sorted(names), np.uint64)))
     path = files.join(job.output, MANIFEST_NAME)
@@ -169,7 +171,7 @@ def sweep(folder: str, kept: list[str]) -> None:
     files.delete_files(stale)
 
 
-def merge_parts(parts: list[ShardReport], hashes: str, rejected: list[Rejected]) -> Split:
+def merge_parts(parts: list[ShardReport], hashes: str, rejected: list[Rejected], windows: Windows | None) -> Split:
     """The manifest's entry of a split."""
     images = Counter(line.reason for line in rejected if not line.where)
     boxes = Counter(line.reason for line in rejected if line.where)
@@ -183,6 +185,7 @@ def merge_parts(parts: list[ShardReport], hashes: str, rejected: list[Rejected])
         clipped_boxes=sum(part.clipped_boxes for part in parts),
         image_hashes=hashes,
         views=tuple(_merge_views(view, parts[0].classes) for view in zip(*(part.views for part in parts), strict=True)),
+        windows=windows,
     )
 
 

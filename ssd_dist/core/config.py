@@ -26,10 +26,10 @@ class Section(BaseModel):
 class AugmentationConfig(Section):
     """What happens to an image on the fly. Flips and colours keep the precomputed targets valid.
 
-    `crop` (SSD's random crops and expansions) acts with `data.targets: online`; else prepared views have them: prepare
-    again after a change. A view shows up to `largest_expansion` times the image's sides and at least `smallest_crop` of
-    them. `flip` is left to right, `flip_vertical` upside down. Brightness and hue are additive (of the value range, of
-    the colour circle); contrast and saturation are factors drawn from [1 - x, 1 + x].
+    `crop` (SSD's random crops and expansions) acts with `data.targets: online`; else prepared views have them, and a
+    config whose windows differ from theirs is refused. A view shows up to `largest_expansion` times the image's sides
+    and at least `smallest_crop` of them. `flip` is left to right, `flip_vertical` upside down. Brightness and hue are
+    additive (of the value range, of the colour circle); contrast and saturation are factors drawn from [1 - x, 1 + x].
     """
 
     flip: bool = True

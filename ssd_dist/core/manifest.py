@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ssd_dist.core.anchors import feature_sizes, generate_anchors
-from ssd_dist.core.config import AnchorConfig, Config, MatchingConfig
+from ssd_dist.core.config import AnchorConfig, AugmentationConfig, Config, MatchingConfig
 from ssd_dist.core.errors import DataError
 
 FORMAT_VERSION = 1
@@ -52,8 +52,23 @@ class PositivesPerObject(_Part):
     histogram: dict[int, Count]
 
 
+class Windows(_Part):
+    """How far the views beyond the plain one reach around the image and into it: `AugmentationConfig`."""
+
+    largest_expansion: float
+    smallest_crop: float
+
+    @classmethod
+    def of(cls, augmentation: AugmentationConfig) -> "Windows":
+        """Those that a config asks for."""
+        return cls(largest_expansion=augmentation.largest_expansion, smallest_crop=augmentation.smallest_crop)
+
+
 class Split(_Part):
-    """One split. Every image read is in the shards or rejected: `images_read == images + rejected images`."""
+    """One split. Every image read is in the shards or rejected: `images_read == images + rejected images`.
+
+    `windows` is null where there is but the plain view, or where it was not written down yet.
+    """
 
     images_read: Count
     images: Count
@@ -64,6 +79,21 @@ class Split(_Part):
     clipped_boxes: Count
     image_hashes: str
     views: tuple[View, ...]
+    windows: Windows | None = None
+
+    def check_windows(self, augmentation: AugmentationConfig, path: str) -> None:
+        """Refuses windows that the views do not have.
+
+        Raises:
+          DataError: naming what differs and how to mend it.
+        """
+        wanted = Windows.of(augmentation)
+        if self.windows not in (None, wanted):
+            differs = _differences(self.windows.model_dump(), wanted.model_dump(), "data.augmentation.")
+            raise DataError(
+                f"the views in {path} were prepared with other windows than the config asks for ({differs}): "
+                "run prepare again with this config, or take over what was prepared"
+            )
 
 
 class Leakage(_Part):

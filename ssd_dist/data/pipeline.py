@@ -35,6 +35,8 @@ def plan_training(config: Config, split: Split, worker: int = 0, workers: int = 
             f"data.views is {config.data.views}, but {config.data.dir} was prepared with {len(split.views)}; "
             "prepare again with this config, or lower data.views"
         )
+    if wanted > 1:
+        split.check_windows(config.data.augmentation, config.data.dir)
     return EpochPlan(
         files=tuple(tuple(locate_shards(view.shards, config.data, config.data.on_corrupt == "skip")) for view in views),
         shard_records=min(shard.examples for view in views for shard in view.shards),

@@ -9,7 +9,17 @@ from box_references import anchors_reference
 
 from ssd_dist.core.config import AnchorConfig, Config, DataConfig, MatchingConfig, ModelConfig
 from ssd_dist.core.errors import DataError
-from ssd_dist.core.manifest import Leakage, Manifest, PositivesPerObject, Shard, Split, View, fingerprint, target_spec
+from ssd_dist.core.manifest import (
+    Leakage,
+    Manifest,
+    PositivesPerObject,
+    Shard,
+    Split,
+    View,
+    Windows,
+    fingerprint,
+    target_spec,
+)
 
 
 def make_manifest(config: Config = Config(), splits: tuple[str, ...] = ("train", "val")) -> Manifest:  # noqa: B008
@@ -30,6 +40,7 @@ def make_manifest(config: Config = Config(), splits: tuple[str, ...] = ("train",
         clipped_boxes=1,
         image_hashes="train/hashes",
         views=(view,),
+        windows=Windows(largest_expansion=4.0, smallest_crop=0.3),
     )
     return Manifest(
         classes=("cat", "köter"),
@@ -65,6 +76,13 @@ def test_a_broken_manifest_is_a_data_error_that_names_the_key(change, words):
     with pytest.raises(DataError, match=r"OUT/dataset\.json") as caught:
         Manifest.from_json(json.dumps(tree), "OUT/dataset.json")
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_manifest_older_than_windows_is_read():
+    tree = json.loads(make_manifest().to_json())
+    for split in tree["splits"].values():
+        del split["windows"]
+    assert Manifest.from_json(json.dumps(tree), "dataset.json").splits["train"].windows is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"x"', make_manifest().to_json()[:-5]])

@@ -42,6 +42,25 @@ def test_the_trainer_takes_both_splits_with_one_config(prepared):
     assert sorted(int(index) for batch in batches for index in batch.indices) == list(range(16))
 
 
+def test_the_trainer_refuses_windows_that_the_views_do_not_have(prepared):
+    pipeline = pytest.importorskip("ssd_dist.data.pipeline")
+    _, output, manifest = prepared
+    train = manifest.splits["train"]
+    assert train.windows.model_dump() == {"largest_expansion": 4.0, "smallest_crop": 0.3}
+    assert manifest.splits["val"].windows is None
+
+    def plan(split=train, **data):
+        tree = {"model": {"input_size": 64}, "data": {"views": 3, "dir": str(output), **data}}
+        return pipeline.plan_training(Config.model_validate(tree | {"train": {"global_batch_size": 4}}), split)
+
+    other = {"augmentation": {"smallest_crop": 0.5}}
+    with pytest.raises(DataError, match=r"data\.augmentation\.smallest_crop: prepared 0\.3, config 0\.5.*prepare"):
+        plan(**other)
+    # Where no window was cut, there is none to differ; older manifests do not say what was cut.
+    assert len(plan(views=1, **other).files) == len(plan(targets="online", **other).files) == 1
+    assert len(plan(train.model_copy(update={"windows": None}), **other).files) == 3
+
+
 def test_view_zero_is_what_a_job_without_views_writes(prepared, prepare, tmp_path):
     source, output, _ = prepared
     prepare("voc", source, tmp_path, "train", config=PLAIN)
