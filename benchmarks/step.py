@@ -72,7 +72,8 @@ def measure_step(config: Config, folder: Path) -> list[Row]:
         "optimizer with EMA": measure_alone(lambda: strategy.run(state.optimizer.apply, args=(gradients,))),
     }
     if state.ema is not None:
-        parts["EMA"] = measure_alone(lambda: state.ema.update(tf.constant(1, tf.int64)))
+        weights = [tf.identity(average) for average in state.ema.averages.values()]
+        parts["EMA"] = measure_alone(lambda: state.ema.update(tf.constant(1, tf.int64), weights))
     rows += [Row(name, "ms a step", 1e3 * seconds, 1e3 * step, "the step") for name, seconds in parts.items()]
     checkpoint = state.checkpoint()
     saved = folder / "checkpoint"

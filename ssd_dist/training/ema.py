@@ -33,12 +33,12 @@ class ExponentialMovingAverage(tf.Module):
             for group in self._groups
         }
 
-    def update(self, step: tf.Tensor) -> None:
-        """Averages in the weights after applied step number `step`; runs inside an update context."""
+    def update(self, step: tf.Tensor, weights: Sequence[tf.Tensor]) -> None:
+        """Averages in the packed weights of each group after applied step `step`; runs inside an update context."""
         if self._config.update_every == 1:
-            self._average(step)
+            self._average(step, weights)
         else:
-            tf.cond(step % self._config.update_every == 0, lambda: self._average(step), lambda: False)
+            tf.cond(step % self._config.update_every == 0, lambda: self._average(step, weights), lambda: False)
 
     @contextmanager
     def eval_context(self) -> Iterator[None]:
@@ -49,22 +49,19 @@ class ExponentialMovingAverage(tf.Module):
             yield
         finally:
             for group, weights in zip(self._groups, backup, strict=True):
-                self._assign(group, weights)
+                for variable, value in zip(group.variables, weights, strict=True):
+                    variable.assign(value)
 
     def assign_to_model(self) -> None:
         """Replaces the weights by their averages, for good; training goes through `eval_context`."""
         for group in self._groups:
-            self._assign(group, group.unpack(self.averages[group.name].read_value()))
+            group.assign(self.averages[group.name].read_value())
 
-    def _average(self, step: tf.Tensor) -> bool:
+    def _average(self, step: tf.Tensor, weights: Sequence[tf.Tensor]) -> bool:
         # Up to warmup_steps the average is the weights themselves.
         decay = tf.where(step <= self._config.warmup_steps, 0.0, ema_decay(self.updates, self._config.decay))
-        for group in self._groups:
+        for group, packed in zip(self._groups, weights, strict=True):
             average = self.averages[group.name]
-            average.assign_add((1.0 - decay) * (group.pack() - average))
+            average.assign_add((1.0 - decay) * (packed - average))
         self.updates.assign_add(tf.cast(step > self._config.warmup_steps, tf.int64))
         return True
-
-    def _assign(self, group: ParameterGroup, weights: Sequence[tf.Tensor]) -> None:
-        for variable, value in zip(group.variables, weights, strict=True):
-            variable.assign(value)

@@ -40,11 +40,9 @@ def sgd_update(
     return (gradient + momentum * velocity if nesterov else velocity), velocity
 
 
-def clip_by_global_norm(gradients: Sequence[tf.Tensor], clip_norm: float) -> list[tf.Tensor]:
-    """Gradients scaled so that the norm over all of them is at most `clip_norm` (Pascanu et al. 2013)."""
-    norm = tf.linalg.global_norm(gradients)
-    factor = clip_norm / tf.maximum(norm, clip_norm)
-    return [gradient * factor for gradient in gradients]
+def clip_factor(norm: tf.Tensor, clip_norm: float) -> tf.Tensor:
+    """What makes gradients of a global norm have at most `clip_norm` (Pascanu et al. 2013); 0 is no limit."""
+    return clip_norm / tf.maximum(norm, clip_norm) if clip_norm > 0 else tf.ones_like(norm)
 
 
 class GradientSum:
@@ -150,25 +148,27 @@ class DistributedOptimizer(tf.Module):
 
     def _update(self, reduced: list[tf.Tensor]) -> tf.Tensor:
         # A finite sum of squares needs finite terms; overflow of the sum itself is past any use as well.
-        finite = tf.math.is_finite(tf.linalg.global_norm(reduced))
+        norm = tf.linalg.global_norm(reduced)
+        finite = tf.math.is_finite(norm)
         inverse_scale = 1.0 / self._loss_scale.scale
-        tf.cond(finite, lambda: self._apply_update([flat * inverse_scale for flat in reduced]), lambda: False)
+        factor = inverse_scale * clip_factor(norm * inverse_scale, self._config.clip_norm)
+        tf.cond(finite, lambda: self._apply_update([flat * factor for flat in reduced]), lambda: False)
         self._loss_scale.update(finite)
         return finite
 
     def _apply_update(self, gradients: list[tf.Tensor]) -> bool:
-        if self._config.clip_norm > 0:
-            gradients = clip_by_global_norm(gradients, self._config.clip_norm)
         rate = self.current_learning_rate()
         step = self.applied_steps.assign_add(1, read_value=True)
+        updated = []
         for group, gradient in zip(self._groups, gradients, strict=True):
+            weights = group.pack()
             direction = self._direction(gradient, self.slots[group.name], step)
             if group.weight_decay > 0:
-                direction += group.weight_decay * group.pack()
-            for variable, change in zip(group.variables, group.unpack(-rate * group.lr_scale * direction), strict=True):
-                variable.assign_add(change)
+                direction += group.weight_decay * weights
+            updated.append(weights - rate * group.lr_scale * direction)
+            group.assign(updated[-1])
         if self._ema is not None:
-            self._ema.update(step)
+            self._ema.update(step, updated)
         return True
 
     def _direction(self, gradient: tf.Tensor, slots: list[tf.Variable], step: tf.Tensor) -> tf.Tensor:

@@ -40,6 +40,11 @@ class ParameterGroup:
         """Tensors shaped as the variables out of a vector [size]."""
         return unpack_values(self.variables, flat)
 
+    def assign(self, flat: tf.Tensor) -> None:
+        """Sets the variables from a vector [size]."""
+        for variable, value in zip(self.variables, self.unpack(flat), strict=True):
+            variable.assign(value)
+
 
 def pack_values(variables: Sequence[tf.Variable], tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:
     """[size] of tensors shaped as the variables and in their type, float32 in training; None is zero."""

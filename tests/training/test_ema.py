@@ -57,7 +57,7 @@ def test_equals_the_reference(decay, update_every, warmup, seed):
     for step in range(1, 16):
         move(groups, rng)
         trajectory.append(flat_weights(groups))
-        ema.update(tf.constant(step, tf.int64))
+        ema.update(tf.constant(step, tf.int64), [group.pack() for group in groups])
         averages.append(flat_averages(ema, groups))
     expected = ema_reference(initial, trajectory, decay, update_every, warmup)
     np.testing.assert_allclose(averages, expected, rtol=1e-5, atol=1e-5)
@@ -69,7 +69,7 @@ def test_by_hand():
     ema = ExponentialMovingAverage([ParameterGroup("g", (weight,), 1.0, 0.0)], EmaConfig(decay=0.999))
     weight.assign([1.0])
     for step, expected in enumerate([0.9, 1 - 0.2 / 11, 1 - 0.05 / 11], start=1):
-        ema.update(tf.constant(step, tf.int64))
+        ema.update(tf.constant(step, tf.int64), [weight])
         assert float(ema.averages["g"][0]) == pytest.approx(expected, rel=1e-6)
     assert int(ema.updates) == 3
 
@@ -87,7 +87,7 @@ def test_up_to_the_warm_up_the_average_is_the_weights():
     ema = ExponentialMovingAverage(groups, EmaConfig(warmup_steps=3))
     for step in range(1, 4):
         move(groups, rng)
-        ema.update(tf.constant(step, tf.int64))
+        ema.update(tf.constant(step, tf.int64), [group.pack() for group in groups])
         np.testing.assert_allclose(flat_averages(ema, groups), flat_weights(groups), rtol=1e-6, atol=1e-7)
     assert int(ema.updates) == 0
 
@@ -165,7 +165,9 @@ def test_each_replica_keeps_the_same_average_bit_for_bit(update_every):
         ema = ExponentialMovingAverage(groups, EmaConfig(decay=0.9, update_every=update_every))
 
     def update_all(step):
-        strategy.extended.update(ema.updates, lambda _, s: ema.update(s), args=(step,), group=True)
+        strategy.extended.update(
+            ema.updates, lambda _, s: ema.update(s, [group.pack() for group in groups]), args=(step,), group=True
+        )
 
     def replica_step(step):
         tf.distribute.get_replica_context().merge_call(lambda _, s: update_all(s), args=(step,))
