@@ -21,7 +21,6 @@ _COCO_NAMES = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
     "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large",
 )  # fmt: skip
-_NO_POLYGON: tuple[()] = ()
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,11 @@ def evaluate_detections(
     """
     detections = align_detections(truths, detections)
     with _without_collection():
-        evaluation = _run_coco(truths, detections, classes)
+        stats, precision = _run_coco(truths, detections, classes)
     curves = class_curves(truths, detections, len(classes))
-    scalars = {f"coco/{name}": _number(value) for name, value in zip(_COCO_NAMES, evaluation.stats, strict=False)}
+    scalars = {f"coco/{name}": _number(value) for name, value in zip(_COCO_NAMES, stats, strict=False)}
     scalars["voc07/mAP"] = _mean([curve.ap_2007 for curve in curves])
     scalars["voc/mAP"] = _mean([curve.ap for curve in curves])
-    # [IoU thresholds, recalls, classes, area ranges, detection limits]
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
     per_class = {
         name: {
             "coco/AP": _number(_mean_of_valid(precision[:, :, index])),
@@ -70,26 +67,28 @@ def evaluate_detections(
 
 def _run_coco(
     truths: Sequence[GroundTruth], detections: Sequence[Detections], classes: Sequence[str]
-) -> COCOeval_faster:
+) -> tuple[np.ndarray, np.ndarray]:
+    """COCO's summary, and the precision [IoU thresholds, recalls, classes] over all areas. No dict outlives it."""
     image_ids = list(range(1, len(truths) + 1))
     category_ids = list(range(1, len(classes) + 1))
     silent = logging.getLogger("faster_coco_eval").debug
-    dataset = {
+    shared = {
         "images": [
             {"id": i, "height": truth.height, "width": truth.width} for i, truth in zip(image_ids, truths, strict=True)
         ],
         "categories": [{"id": i, "name": name} for i, name in zip(category_ids, classes, strict=True)],
-        "annotations": _coco_annotations(truths),
     }
-    truth = COCO(dataset, print_function=silent)
     results = coco_results(detections, truths, image_ids, category_ids)
-    for result in results:
-        # Else `loadRes` makes a polygon of each box, which nothing reads.
-        result["segmentation"] = _NO_POLYGON
-    found = truth.loadRes(results)
+    # What `loadRes` would add, but for a polygon of each box, which nothing reads.
+    for number, result in enumerate(results, start=1):
+        _, _, width, height = result["bbox"]
+        result["id"], result["area"], result["iscrowd"] = number, width * height, 0
+    truth = COCO(shared | {"annotations": _coco_annotations(truths)}, print_function=silent)
+    found = COCO(shared | {"annotations": results}, print_function=silent)
     evaluation = COCOeval_faster(truth, found, "bbox", print_function=silent)
     evaluation.run()
-    return evaluation
+    # Of area ranges and detection limits: all, and most.
+    return evaluation.stats, evaluation.eval["precision"][:, :, :, 0, -1]
 
 
 @contextmanager
