@@ -170,6 +170,7 @@ def _train(run: Run, config: Path, data: Path, core: int) -> dict:
     return {
         "data_set": run.data_set.name, "variant": run.variant.name, "seed": run.seed, "settings": run.settings,
         "AP50": judged["coco/AP50"], "AP": judged["coco/AP"], "steps": judged["step"], "seconds": seconds,
+        "classes": {name: found["coco/AP50"] for name, found in judged["per_class"].items()},
     }  # fmt: skip
 
 
