@@ -60,19 +60,19 @@ def main() -> None:
     parser.add_argument("--data_set", action="append", default=[], help="name of a data set; all by default")
     parser.add_argument("--table", action="store_true", help="prints the table of what was measured and ends")
     arguments = parser.parse_args()
+    # All variants with one seed first: an interrupted study has seen everything once.
+    runs = [Run(data_set, variant, seed) for seed in SEEDS for data_set in DATA_SETS for variant in data_set.variants]
     if not arguments.table:
         if not Path(SHARED, "data").is_dir():
             sys.exit(f"no data sets in {SHARED}/data; say where they are by SSD_DIST_SHARED")
-        # All variants with one seed first: an interrupted study has seen everything once.
-        runs = [
-            Run(data_set, variant, seed) for seed in SEEDS for data_set in DATA_SETS for variant in data_set.variants
-        ]
         run_all([
             run for run in runs
             if (not arguments.only or run.variant.name in arguments.only)
             and (not arguments.data_set or run.data_set.name in arguments.data_set)
         ])  # fmt: skip
-    print_table(read_results())
+    # What was measured with another recipe is no seed of this one.
+    current = {run.settings for run in runs}
+    print_table([result for result in read_results() if result["settings"] in current])
 
 
 def run_all(runs: list[Run]) -> None:

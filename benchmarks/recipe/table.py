@@ -34,7 +34,7 @@ def _print_data_set(data_set: DataSet, results: Sequence[dict]) -> None:
     for name, rows in found.items():
         if rows:
             spreads = [_spread([row[key] for row in rows]) for key in names]
-            gain = "" if name == BASE.name else _gain([row[judge] for row in rows], base)
+            gain = _gain([row[judge] for row in rows], base) if base and name != BASE.name else ""
             print(f"| {' | '.join([name, *spreads, gain, str(len(rows))])} |")
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from benchmarks.recipe.__main__ import Run
+from benchmarks.recipe.__main__ import Run, read_results
 from benchmarks.recipe.table import print_table
 from benchmarks.recipe.variants import BASE, DATA_SETS, SEEDS
 from ssd_dist.core.config_files import load_config
@@ -37,6 +37,19 @@ def test_the_table_holds_mean_spread_and_gain(capsys):
 def test_one_seed_has_no_spread(capsys):
     rows = _read_table(capsys, {BASE.name: (0.51, 0.49), "1 view": (0.56,)}, data_set="bccd", AP50=0.9)
     assert rows[1] == "| 1 view | 90.0 | 56.0 | +6.0 | 1 |"
+
+
+def test_a_variant_without_a_base_has_no_gain(capsys):
+    assert _read_table(capsys, {"1 view": (0.56,)}, data_set="bccd", AP50=0.9) == ["| 1 view | 90.0 | 56.0 |  | 1 |"]
+
+
+def test_the_table_of_what_is_measured_can_be_printed(capsys):
+    current = {run.settings for run in RUNS}
+    results = [result for result in read_results() if result["settings"] in current]
+    print_table(results)
+    counts = [int(line.split("|")[-2]) for line in capsys.readouterr().out.splitlines() if line.endswith(" |")
+              and line.split("|")[-2].strip().isdigit()]  # fmt: skip
+    assert sum(counts) == len(results) > 0
 
 
 def test_the_class_in_focus_judges(capsys):
