@@ -108,8 +108,10 @@ def _coco_annotations(truths: Sequence[GroundTruth]) -> list[dict[str, Any]]:
     for image_id, truth in enumerate(truths, start=1):
         objects = truth.objects
         boxes = coco_boxes(objects.boxes, truth.height, truth.width)
-        rows = zip(boxes, objects.labels.tolist(), objects.area.tolist(), objects.is_crowd.tolist(), strict=True)
-        for box, label, area, crowd in rows:
+        # COCO knows no difficult objects; what it has for neither to be found nor wrong to find is the crowd.
+        ignored = (objects.is_crowd | objects.difficult).tolist()
+        rows = zip(boxes, objects.labels.tolist(), objects.area.tolist(), ignored, strict=True)
+        for box, label, area, ignore in rows:
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -117,7 +119,7 @@ def _coco_annotations(truths: Sequence[GroundTruth]) -> list[dict[str, Any]]:
                     "category_id": label,
                     "bbox": box,
                     "area": area,
-                    "iscrowd": int(crowd),
+                    "iscrowd": int(ignore),
                 }
             )
     return annotations

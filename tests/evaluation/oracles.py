@@ -37,7 +37,8 @@ def pycocotools_reference(truths, detections, classes: int) -> tuple[list[float]
                     "category_id": int(image.objects.labels[n]),
                     "bbox": pixels(box),
                     "area": float(image.objects.area[n]),
-                    "iscrowd": int(image.objects.is_crowd[n]),
+                    # As a crowd: pycocotools overwrites a field "ignore" by this one.
+                    "iscrowd": int(image.objects.is_crowd[n] or image.objects.difficult[n]),
                 }
             )
     for i, image in enumerate(detections):

@@ -41,6 +41,15 @@ def test_coco_on_the_bounds_of_its_size_classes():
     assert_equals_pycocotools([truth("a", boxes, [1] * 6, area=[20000] * 6)], detections, 1)
 
 
+def test_coco_a_difficult_object_is_neither_hit_nor_miss():
+    boxes = [[10, 10, 60, 60], [100, 100, 180, 180]]
+    truths = [truth("a", boxes, [1, 1], difficult=[False, True])]
+    for detections in ([found("a", boxes[:1], [1], [0.9])], [found("a", boxes, [1, 1], [0.8, 0.9])]):
+        assert assert_equals_pycocotools(truths, detections, 1).scalars["coco/AP"] == pytest.approx(1)
+    alone = assert_equals_pycocotools([truth("a", boxes, [1, 1], difficult=[True, True])], [found("a", [], [], [])], 1)
+    assert alone.scalars["coco/AP"] is None
+
+
 def test_coco_at_the_iou_thresholds():
     # A box of 512 x 512; the detection covers k / 512 of it: IoU k / 512 exactly, 256 / 512 being the first threshold.
     for covered in (255, 256, 257, 384, 486, 512):
