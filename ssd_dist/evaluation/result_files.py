@@ -8,6 +8,7 @@ Both are written as the detections come, so that their number does not matter, a
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,14 +46,21 @@ def read_coco_ids(path: str, classes: Sequence[str], files: Sequence[str]) -> Co
     """The ids of an annotation file of COCO's, whose evaluation will then take the results.
 
     Raises:
-      UsageError: if it is none, or lacks a class or one of the `files`.
+      UsageError: if it is none, names two images alike, or lacks a class or one of the `files`.
     """
     try:
         content = json.loads(Path(path).read_text())
-        images = {Path(entry["file_name"]).name: entry["id"] for entry in content["images"]}
+        names = [Path(entry["file_name"]).name for entry in content["images"]]
+        images = dict(zip(names, (entry["id"] for entry in content["images"]), strict=True))
         categories = {entry["name"]: entry["id"] for entry in content["categories"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"--coco_ids={path}: no annotation file in COCO's format ({error!r})") from None
+    if len(images) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise UsageError(
+            f"--coco_ids={path}: {twice!r} is the name of two images in different folders, which --images cannot tell "
+            "apart; leave --coco_ids away, or give the images other names"
+        )
     if missing := [name for name in classes if name not in categories]:
         raise UsageError(f"--coco_ids={path}: has no category {missing[0]!r}")
     if strange := [name for name in files if Path(name).name not in images]:
@@ -102,7 +110,11 @@ def open_result_files(folder: str, classes: Sequence[str], ids: CocoIds) -> Iter
     """Files in `folder` that appear when the block ends without an error."""
     names = [Path(folder) / name for name in (COCO_NAME, CSV_NAME)]
     partial = [path.with_name(path.name + ".partial") for path in names]
-    with partial[0].open("w") as coco, partial[1].open("w", newline="", encoding="utf-8") as table:
+    # A file's name may be no UTF-8: the table has its bytes, JSON escapes them.
+    with (
+        partial[0].open("w") as coco,
+        partial[1].open("w", newline="", encoding="utf-8", errors="surrogateescape") as table,
+    ):
         files = ResultFiles(coco, table, classes, ids)
         yield files
         files.finish()

@@ -20,7 +20,7 @@ from ssd_dist.evaluation.pictures import draw_boxes
 from ssd_dist.evaluation.result_files import CocoIds, open_result_files
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.model.postprocessing import DetectionBatch, anchor_tensor, detect
-from ssd_dist.training.image_files import read_image
+from ssd_dist.training.image_files import is_remote, read_image
 from ssd_dist.training.inference import load_trained_model
 from ssd_dist.training.run_folder import read_run_folder
 
@@ -87,9 +87,11 @@ def predict_images(
       not be read.
 
     Raises:
-      UsageError: if `output` cannot be written.
+      UsageError: if `output` cannot be written, or a picture would take the place of one of `files`.
     """
     names = name_pictures(files)
+    if wishes.pictures:
+        _spare_sources(files, [Path(output) / name for name in names.values()])
     unreadable: list[tuple[str, str]] = []
     looked_at = shown_count = 0
     try:
@@ -126,6 +128,15 @@ def name_pictures(files: Sequence[str]) -> dict[str, str]:
         taken.add(name)
         names[file] = name
     return names
+
+
+def _spare_sources(files: Sequence[str], pictures: Sequence[Path]) -> None:
+    sources = {Path(file).resolve() for file in files if not is_remote(file)}
+    if lost := [str(picture) for picture in pictures if picture.resolve() in sources]:
+        raise UsageError(
+            f"--output: {lost[0]} is one of --images and would be overwritten ({len(lost)} of {len(files)}); "
+            "name another folder, or give --nopictures"
+        )
 
 
 def _read_batches(

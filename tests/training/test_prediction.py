@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import fsspec
@@ -185,6 +186,35 @@ def test_results_hold_all_and_the_table_what_is_shown(tmp_path, detector):
     assert table[1]["class"] == "", "an image on which nothing is shown is in the table all the same"
     assert sorted(path.name for path in out.iterdir()) == ["b.jpg", "d.jpg", "detections.csv", "detections.json"]
     assert Image.open(out / "d.jpg").size == (100, 50)
+
+
+def test_a_picture_never_takes_the_place_of_its_source(tmp_path, detector, monkeypatch):
+    photo = save_picture(tmp_path / "a.jpg")
+    before = Path(photo).read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for output in (str(tmp_path), "."):
+        with pytest.raises(UsageError, match=r"--output: .*a\.jpg is one of --images"):
+            predict_images(detector, [photo], output, wishes())
+    # Another photograph's name counts, too: of a.png the picture would be a.jpg.
+    with pytest.raises(UsageError, match="overwritten"):
+        predict_images(detector, ["other/a.png", photo], ".", wishes())
+    predict_images(detector, [photo], ".", wishes(pictures=False))
+    assert Path(photo).read_bytes() == before
+
+
+def test_names_that_are_no_utf8_are_written_as_they_are(tmp_path, detector):
+    name = save_picture(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    predict_images(detector, [name], str(tmp_path / "out"), wishes())
+    assert b"caf\xe9.png" in (tmp_path / "out" / "detections.csv").read_bytes()
+    assert json.loads((tmp_path / "out" / "detections.json").read_text())[0]["image_id"] == name
+
+
+def test_two_images_of_one_name_have_no_id_of_cocos(tmp_path):
+    entries = [{"file_name": f"{folder}/1.jpg", "id": number} for number, folder in enumerate("ab")]
+    annotations = tmp_path / "instances.json"
+    annotations.write_text(json.dumps({"images": entries, "categories": [{"name": "cat", "id": 1}]}))
+    with pytest.raises(UsageError, match=r"'1\.jpg' is the name of two images"):
+        read_coco_ids(str(annotations), ("cat",), ["b/1.jpg"])
 
 
 def test_nothing_found_is_an_empty_list(tmp_path, detector):
