@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
-from ssd_dist.core.commands import define_override_flag, overrides_from_flags, run_command
+from ssd_dist.core.commands import define_override_flag, overrides_from_flags, refuse_flags, run_command
 from ssd_dist.core.errors import UsageError
 
 REPORT_NAME = "report.html"
@@ -19,6 +19,10 @@ def main(_: list[str]) -> None:
     data, model_dirs = flags.FLAGS["data"].value, list(flags.FLAGS["model_dir"].value)
     if bool(data) == bool(model_dirs):
         raise UsageError("give --data=OUT for a data set, or --model_dir=RUN for a run; one of them")
+    if data:
+        refuse_flags(["set", "checkpoint", "split"], beside="data")
+    else:
+        refuse_flags(["max_images", "fit_anchors"], beside="model_dir")
     output = flags.FLAGS["output"].value or default_output(data, model_dirs)
     # TensorFlow takes seconds to load: only once the flags are right.
     if data:

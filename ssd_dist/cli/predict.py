@@ -8,7 +8,7 @@ import dataclasses
 
 from absl import flags
 
-from ssd_dist.core.commands import define_override_flag, overrides_from_flags, required_flag, run_command
+from ssd_dist.core.commands import define_override_flag, overrides_from_flags, refuse_flags, required_flag, run_command
 from ssd_dist.core.errors import DataError, UsageError
 
 
@@ -20,6 +20,8 @@ def main(_: list[str]) -> None:
     model_dir, saved_model = flags.FLAGS["model_dir"].value, flags.FLAGS["saved_model"].value
     if bool(model_dir) == bool(saved_model):
         raise UsageError("give either --model_dir=RUN or --saved_model=DIR")
+    if saved_model:
+        refuse_flags(["set", "checkpoint"], beside="saved_model")
     # TensorFlow takes seconds to load: only once the flags are right.
     from ssd_dist.evaluation.result_files import CocoIds, read_coco_ids
     from ssd_dist.evaluation.thresholds import parse_thresholds

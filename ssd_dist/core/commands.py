@@ -10,6 +10,7 @@ Flags are defined when the command starts, not when its module is imported: two 
 
 import difflib
 import gc
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -64,6 +65,17 @@ def required_flag(name: str) -> str:
     return str(value)
 
 
+def refuse_flags(names: Sequence[str], beside: str) -> None:
+    """Refuses flags that would change nothing.
+
+    Raises:
+      UsageError: naming the first of `names` that was given beside the flag `beside`.
+    """
+    for name in names:
+        if flags.FLAGS[name].present:
+            raise UsageError(f"--{name} has no effect beside --{beside}; leave one of them away")
+
+
 def run_command(main: Callable[[list[str]], int | None], keep_unknown: bool = False) -> NoReturn:
     """Parses the flags, runs `main` and exits with its code, or with that of the `SsdDistError` it raised.
 
@@ -77,6 +89,9 @@ def run_command(main: Callable[[list[str]], int | None], keep_unknown: bool = Fa
             sys.exit(0)
         return parse_arguments(argv, keep_unknown)
 
+    # A file's name may be no UTF-8; to print it must not end a run.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     # The libraries' own chatter; a user who wants it sets these.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.WARNING)
