@@ -147,7 +147,7 @@ class Manifest(_Part):
         """Refuses a config whose image size, anchors or matching are not those the targets were made for.
 
         Raises:
-          DataError: naming what differs and the two ways to mend it; or if there are more than `MOST_CLASSES`.
+          DataError: naming what differs and how to mend it; or if there are more than `MOST_CLASSES`.
         """
         if len(self.classes) > MOST_CLASSES:
             raise DataError(
@@ -155,12 +155,16 @@ class Manifest(_Part):
                 "prepare again without the rare ones (--include_classes or --exclude_classes)"
             )
         input_size = config.model.input_size
-        # Neighbouring image sizes share their anchors, and so the fingerprint.
-        fits = self.image_size == input_size and self.fingerprint == fingerprint(
+        differs = _differences(self.spec(), target_spec(config.anchors, config.matching, input_size))
+        # The images are in the shards, and neighbouring sizes share their anchors, and so the fingerprint.
+        if self.image_size != input_size:
+            raise DataError(
+                f"{path} was prepared with other images than the config asks for ({differs}): "
+                "run prepare again with this config"
+            )
+        if config.data.targets == "precomputed" and self.fingerprint != fingerprint(
             config.anchors, config.matching, input_size
-        )
-        if config.data.targets == "precomputed" and not fits:
-            differs = _differences(self.spec(), target_spec(config.anchors, config.matching, input_size))
+        ):
             raise DataError(
                 f"{path} was prepared for other targets than the config asks for ({differs}): "
                 "run prepare again with this config, or set data.targets: online"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ssd_dist.core.config import Config
+from ssd_dist.core.config import AmpConfig, Config
 from ssd_dist.core.errors import CheckpointError, UsageError
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
 from ssd_dist.data.storage import load_manifest, read_split
@@ -21,7 +21,7 @@ from ssd_dist.export.parity import compare_detections, detect_rippled, run_expor
 from ssd_dist.export.serving import ServedDetector
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.model.postprocessing import anchor_tensor, detect
-from ssd_dist.training.inference import load_trained_model, locate_checkpoint
+from ssd_dist.training.inference import check_data_of_run, load_trained_model, locate_checkpoint
 from ssd_dist.training.run_folder import read_run_folder
 
 QUANTIZATIONS = {"saved_model": ("none",), "tflite": ("none", "fp16", "int8"), "onnx": ("none",)}
@@ -56,7 +56,10 @@ def export_run(
     """
     postprocess = choose_postprocessing(kind, quantize, postprocess)
     config, manifest = read_run_folder(model_dir, overrides)
+    # Exports compute in float32, and are compared with a checkpoint that does.
+    config = config.model_copy(update={"amp": AmpConfig()})
     data = load_manifest(config.data)
+    check_data_of_run(config, data, manifest, model_dir)
     truths, images = read_images(config, data, pick_split(config, data), JUDGED_IMAGES)
     model = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))
     served = ServedDetector(model, config, manifest.classes, postprocess)
@@ -125,9 +128,13 @@ def choose_postprocessing(kind: str, quantize: str, wanted: bool | None) -> bool
 
 
 def pick_split(config: Config, data: Manifest) -> str:
-    """The split to judge on: the run's evaluation split, else another than the trained one, else that."""
+    """The split to judge on: the run's evaluation split; without one another than the trained one, else that.
+
+    Raises:
+      DataError: if the run names a split that is not there.
+    """
     others = [name for name in data.splits if name != TRAIN_SPLIT]
-    return config.eval.split if config.eval.split in data.splits else (others or list(data.splits))[0]
+    return data.eval_split(config.eval.split, config.data.dir) or (others or list(data.splits))[0]
 
 
 def read_images(config: Config, data: Manifest, split: str, limit: int) -> tuple[list[GroundTruth], list[np.ndarray]]:
@@ -164,13 +171,17 @@ def _size_of(path: Path) -> int:
 
 
 def _describe_output(config: Config, postprocess: bool) -> dict[str, Any]:
+    suppression = {
+        "score_threshold": config.eval.score_threshold,
+        "nms_iou": config.eval.nms_iou,
+        "max_detections": config.eval.max_detections,
+    }
     if postprocess:
         return {
             "boxes": "float32 [N, D, 4]: ymin, xmin, ymax, xmax in 0..1",
             "labels": "int32 [N, D], 1-based; 0 is padding",
             "scores": "float32 [N, D], best first",
-            "max_detections": config.eval.max_detections,
-            "nms_iou": config.eval.nms_iou,
+            **suppression,
         }
     return {
         "logits": "float32 [N, A, C + 1], class 0 is background",
@@ -178,4 +189,5 @@ def _describe_output(config: Config, postprocess: bool) -> dict[str, Any]:
         "anchors": "anchors.npy, float32 [A, 4]: ymin, xmin, ymax, xmax in 0..1",
         "center_variance": config.anchors.center_variance,
         "size_variance": config.anchors.size_variance,
+        **suppression,
     }

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tf_keras
 
 from ssd_dist.core.config import Config
-from ssd_dist.core.errors import CheckpointError
+from ssd_dist.core.errors import CheckpointError, DataError
 from ssd_dist.core.manifest import Manifest
 from ssd_dist.data.storage import load_manifest
 from ssd_dist.evaluation.detections import Detections, GroundTruth
@@ -78,11 +78,7 @@ def evaluate_split(
     """
     config, trained_on = read_run_folder(model_dir, overrides)
     manifest = load_manifest(config.data)
-    if manifest.classes != trained_on.classes:
-        raise CheckpointError(
-            f"{model_dir} was trained on classes {', '.join(trained_on.classes)}; {config.data.dir} has "
-            f"{', '.join(manifest.classes)}; give its own data with --set data.dir=OUT"
-        )
+    check_data_of_run(config, manifest, trained_on, model_dir)
     chosen = manifest.split(split, config.data.dir)
     strategy = create_strategy(config.cluster)
     with strategy.scope():
@@ -91,6 +87,25 @@ def evaluate_split(
     evaluator = DetectorEvaluator(config, strategy, model, chosen, [truth.source_id for truth in truths])
     evaluator.evaluate(tf.constant(evaluator.steps))
     return config, manifest, truths, evaluator.detections
+
+
+def check_data_of_run(config: Config, manifest: Manifest, trained_on: Manifest, model_dir: str) -> None:
+    """Refuses data that the run's model cannot look at; anchors and matching may be others.
+
+    Raises:
+      CheckpointError: if its classes are others.
+      DataError: if its images have another size.
+    """
+    if manifest.classes != trained_on.classes:
+        raise CheckpointError(
+            f"{model_dir} was trained on classes {', '.join(trained_on.classes)}; {config.data.dir} has "
+            f"{', '.join(manifest.classes)}; give its own data with --set data.dir=OUT"
+        )
+    if manifest.image_size != config.model.input_size:
+        raise DataError(
+            f"{config.data.dir} was prepared with image_size {manifest.image_size}, and the model of {model_dir} takes "
+            f"{config.model.input_size}: run prepare again with --config={model_dir}/config.yaml"
+        )
 
 
 def _has_ema(path: str) -> bool:

@@ -23,11 +23,11 @@ from tf_keras import layers
 
 from ssd_dist.core.boxes import iou_matrix
 from ssd_dist.core.config import Config
-from ssd_dist.core.errors import CheckpointError, UsageError
+from ssd_dist.core.errors import CheckpointError, DataError, UsageError
 from ssd_dist.evaluation.detections import Detections
 from ssd_dist.evaluation.result_files import CocoIds
 from ssd_dist.export import export as exporting
-from ssd_dist.export.export import choose_postprocessing, export_run
+from ssd_dist.export.export import choose_postprocessing, export_run, pick_split
 from ssd_dist.export.folding import fold_batch_norm
 from ssd_dist.export.formats import open_saved_model
 from ssd_dist.export.parity import compare_detections, detect_rippled
@@ -36,6 +36,7 @@ from ssd_dist.model.batch_norm import ReplicaBatchNormalization
 from ssd_dist.model.detector import build_detector
 from ssd_dist.model.postprocessing import anchor_tensor
 from ssd_dist.training.checkpoints import BestModel
+from ssd_dist.training.inference import check_data_of_run
 from ssd_dist.training.prediction import Wishes, open_run, predict_images
 from ssd_dist.training.run_folder import open_run_folder
 
@@ -118,6 +119,13 @@ def run(tmp_path_factory):
         open_run_folder(str(folder / "run"), config, manifest)
         BestModel(model, str(folder / "run"), "coco/AP", 1).offer(5, 0.5)
         yield folder / "run"
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    """Of a small data set."""
+    folder = tmp_path_factory.mktemp("data")
+    return write_dataset(folder, Config.model_validate(SETTINGS), {"train": 1, "val": 1}, shards=1)
 
 
 @pytest.fixture(scope="module")
@@ -212,10 +220,21 @@ def test_predict_takes_a_saved_model(run, export, tmp_path):
         ]
         assert min(np.abs(np.subtract(one["bbox"], two["bbox"])).max() for two in twins) < 0.1  # pixels of 90 x 70
 
-    encoded = tf.saved_model.load(exported).signatures["encoded_images"]
-    answer = encoded(encoded=tf.constant([Path(files[0]).read_bytes(), Path(files[1]).read_bytes()]))
-    assert answer["boxes"].shape[0] == 2
+
+@pytest.mark.slow
+def test_encoded_images_are_decoded_to_the_pixels_that_they_hold(export):
+    signatures = tf.saved_model.load(str(export("saved_model")[1])).signatures
+    # Smooth and coloured, in the model's size: nothing is resized, PNG loses nothing, and channels differ.
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)
+    picture = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, ::-1], np.uint8(40)), axis=-1)
+    pixels = np.stack([picture, picture[:, ::-1], picture[..., ::-1], np.zeros_like(picture)])
+    answer = signatures["encoded_images"](encoded=tf.stack([tf.io.encode_png(image) for image in pixels]))
+    expected = signatures["serving_default"](images=tf.constant(pixels))
+    for name, values in expected.items():
+        np.testing.assert_array_equal(answer[name], values)
     assert set(answer["names"].numpy().ravel().tolist()) <= {b"", *(name.encode() for name in CLASSES)}
+    # Four pictures, four answers: turned, swapped and black ones would be noticed.
+    assert len({values.tobytes() for values in answer["scores"].numpy()}) == 4
 
 
 @pytest.mark.slow
@@ -284,6 +303,52 @@ def test_ripples_shake_what_is_tied_and_nothing_else():
     assert all(seen(apart))
     assert seen(first) == [not one for one in seen(second)]
     assert 0 < sum(seen(first)) < len(found)
+
+
+@pytest.mark.slow
+def test_what_computed_in_16_bits_is_shipped_in_32(run, export, tmp_path, monkeypatch):
+    loading = exporting.load_trained_model
+
+    def load_and_see(model_dir, checkpoint, config, class_count):
+        assert not config.amp.enabled, "else the checkpoint rounds otherwise than its export"
+        return loading(model_dir, checkpoint, config, class_count)
+
+    monkeypatch.setattr(exporting, "load_trained_model", load_and_see)
+    half = ["amp.enabled=true", "amp.policy=mixed_bfloat16"]
+    card = export_run(str(run), "best", "tflite", "none", False, str(tmp_path), half)
+    expected = export("tflite", "none", False)[0]
+    assert card["parity"]["missing"] == 0
+    assert card["metrics"] == expected["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("named", "splits", "judged"),
+    [
+        ("auto", ("test", "train", "val"), "val"),
+        ("auto", ("test", "train"), "test"),
+        ("auto", ("odd", "train"), "odd"),
+        ("auto", ("train",), "train"),
+        ("test", ("test", "train", "val"), "test"),
+    ],
+)
+def test_it_is_judged_on_the_split_that_the_run_evaluates_on(manifest, named, splits, judged):
+    config = Config.model_validate(SETTINGS | {"eval": {"split": named}})
+    data = manifest.model_copy(update={"splits": dict.fromkeys(splits, manifest.splits["val"])})
+    assert pick_split(config, data) == judged
+
+
+def test_a_named_split_that_is_not_there_is_refused(manifest):
+    with pytest.raises(DataError, match="no split 'tset'"):
+        pick_split(Config.model_validate(SETTINGS | {"eval": {"split": "tset"}}), manifest)
+
+
+def test_what_was_not_trained_for_is_refused(manifest):
+    config = Config.model_validate(SETTINGS)
+    check_data_of_run(config, manifest, manifest, "RUN")
+    with pytest.raises(DataError, match=r"image_size 400, and the model of RUN takes 64: .*--config=RUN/config.yaml"):
+        check_data_of_run(config, manifest.model_copy(update={"image_size": 400}), manifest, "RUN")
+    with pytest.raises(CheckpointError, match="trained on classes"):
+        check_data_of_run(config, manifest.model_copy(update={"classes": CLASSES[::-1]}), manifest, "RUN")
 
 
 def test_combinations_that_there_are_not():
