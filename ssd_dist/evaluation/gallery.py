@@ -28,7 +28,8 @@ def draw_gallery(
     for record, found in zip(records, (detections[index] for index in sorted(chosen)), strict=True):
         image = Image.open(io.BytesIO(record.encoded))
         scale = 360 / max(record.original_width, record.original_height)
-        size = (round(record.original_width * scale), round(record.original_height * scale))
+        # A strip keeps at least one row.
+        size = (max(1, round(record.original_width * scale)), max(1, round(record.original_height * scale)))
         shown = found.scores >= SHOWN_SCORE
         tiles.append(
             compare(

@@ -21,6 +21,7 @@ from ssd_dist.core.records import Record
 from ssd_dist.data.augmentation import apply_color_map
 from ssd_dist.data.batch import SparseTargets
 from ssd_dist.data.decoding import decode_image
+from ssd_dist.data.integrity import secure_plan
 from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.storage import join, load_manifest
 from ssd_dist.evaluation.analysis import Analysis, analyse_detections
@@ -207,7 +208,8 @@ def draw_first_batch(config: Config, manifest: Manifest) -> list[Picture]:
     Raises:
       DataError, UsageError: if the data does not fit the config.
     """
-    plan = plan_training(config, manifest.split(TRAIN_SPLIT, config.data.dir))
+    split = manifest.split(TRAIN_SPLIT, config.data.dir)
+    plan, _ = secure_plan(plan_training(config, split), split, config)
     size = min(BATCH_PICTURES, config.train.global_batch_size)
     batch = next(iter(training_batches(config, plan, size, 0)))
     pixels = (apply_color_map(normalize_image(batch.images), batch.color_maps).numpy() + 1) * 127.5

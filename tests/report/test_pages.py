@@ -154,6 +154,9 @@ def test_the_pages_of_trained_runs(data: Path, tmp_path: Path) -> None:
         ("inspect", ["--data=/nowhere"], 3, "dataset.json"),
         ("inspect", ["--model_dir=/nowhere"], 4, "not a run"),
         ("inspect", ["--data=a", "--max_images=0"], 2, "max_images"),
+        ("inspect", ["--data=a", "--set", "eval.nms_iou=0.3"], 2, "--set has no effect beside --data"),
+        ("inspect", ["--model_dir=a", "--fit_anchors=b.yaml"], 2, "--fit_anchors has no effect beside --model_dir"),
+        ("predict", ["--images=a", "--output=b", "--saved_model=c", "--checkpoint=last"], 2, "--checkpoint has no"),
         # Before the minutes of an evaluation, not after.
         ("evaluate", ["--model_dir=/nowhere", "--split=test", "--output=/dev/null/a.json"], 2, "--output"),
         ("evaluate", ["--model_dir=/nowhere", "--split=test", "--pictures=/dev"], 2, "--pictures"),
