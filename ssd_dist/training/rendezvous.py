@@ -4,6 +4,7 @@ worker -> chief, on the port that TensorFlow is going to use: who I am, the clus
 chief -> worker, when all are there: an empty answer, or what is wrong.
 """
 
+import contextlib
 import json
 import socket
 import time
@@ -115,21 +116,39 @@ def _receive_all(me: Introduction, server: socket.socket, deadline: float, judge
                 connection.close()  # not one of ours
                 continue
             problem = find_disagreement(me, other)
-            if other.index in waiting:
+            if other.index in waiting and not _is_gone(waiting[other.index]):
                 problem = f"two processes say they are worker {other.index}; one of them is at {address[0]}"
                 connection.close()
             else:
+                # One that ended meanwhile, and came again.
+                if other.index in waiting:
+                    waiting[other.index].close()
                 waiting[other.index] = connection
                 present[other.index] = other
         if problem is None:
             problem = judge([present[index] for index in sorted(present)])
         for connection in waiting.values():
-            connection.sendall(" ".join((problem or "").split()).encode() + b"\n")
+            # One that is gone is missed later, by all.
+            with contextlib.suppress(OSError):
+                connection.sendall(" ".join((problem or "").split()).encode() + b"\n")
     finally:
         for connection in waiting.values():
             connection.close()
     if problem is not None:
         raise UsageError(problem)
+
+
+def _is_gone(connection: socket.socket) -> bool:
+    """Whether the other end has closed; a worker that waits says nothing more."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.settimeout(_ANSWER_SECONDS)
 
 
 def _introduce(me: Introduction, deadline: float) -> None:
@@ -142,7 +161,10 @@ def _introduce(me: Introduction, deadline: float) -> None:
                 connection.settimeout(max(deadline - time.monotonic(), 0.001))
                 answer = connection.makefile("rb").readline(_LONGEST_MESSAGE)
         except socket.gaierror as error:
-            raise UsageError(f"the chief's host in {chief} is not known here: {error}") from None
+            # A scheduler may give a host its name only when it starts it.
+            if time.monotonic() > deadline:
+                raise UsageError(f"the chief's host in {chief} is not known here: {error}") from None
+            answer, reason = b"", str(error)
         except OSError as error:
             answer, reason = b"", str(error)
         else:

@@ -1,5 +1,6 @@
 """Workers meet or are told, all of them, why not."""
 
+import json
 import socket
 import threading
 import time
@@ -71,6 +72,46 @@ def test_another_order_of_the_cluster_is_refused():
     ends = meet_all(gang, timeout=3.0)
     assert "sees the cluster" in str(ends[0])
     assert "sees the cluster" in str(ends[1])
+
+
+def test_a_worker_that_ended_and_came_again_is_no_second_one():
+    gang = gang_of(3)
+    chief = threading.Thread(target=meet, args=[gang[0], 10.0])
+    chief.start()
+    message = json.dumps({**vars(gang[1]), "facts": dict(gang[1].facts)}).encode() + b"\n"
+    host, port = gang[0].addresses[0].split(":")
+    for _ in range(100):
+        try:
+            with socket.create_connection((host, int(port))) as first:
+                first.sendall(message)
+                # The chief has read it when it takes the next one: a stranger that says nothing of ours.
+                with socket.create_connection((host, int(port))) as stranger:
+                    stranger.sendall(b"?\n")
+                    assert stranger.recv(1) == b""
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    rest = [threading.Thread(target=meet, args=[one, 10.0]) for one in gang[1:]]
+    for thread in rest:
+        thread.start()
+    for thread in (chief, *rest):
+        thread.join(15)
+        assert not thread.is_alive()
+
+
+def test_a_chief_without_a_name_yet_is_waited_for(monkeypatch):
+    gang = gang_of(2)
+    connect, asked = socket.create_connection, []
+
+    def connect_late(address, timeout):
+        asked.append(address)
+        if len(asked) < 3:
+            raise socket.gaierror(-2, "Name or service not known")
+        return connect(address, timeout)
+
+    monkeypatch.setattr(socket, "create_connection", connect_late)
+    assert meet_all(gang) == [None, None]
+    assert len(asked) == 3
 
 
 def test_a_worker_that_does_not_come_is_named():
