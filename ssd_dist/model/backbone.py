@@ -43,16 +43,25 @@ def build_backbone(config: BackboneConfig, model: ModelConfig, sync_batch_norm: 
     return tf_keras.Model(network.input, [network.get_layer(name).output for name in TAPS], name="backbone")
 
 
+def check_weights_file(config: BackboneConfig) -> None:
+    """Checks that the weights are here, if they are a file.
+
+    Raises:
+      CheckpointError: if it does not exist.
+    """
+    if config.weights not in ("none", "imagenet") and not Path(config.weights).is_file():
+        raise CheckpointError(
+            f"backbone.weights: file {config.weights} does not exist; give a Keras weight file, `imagenet` or `none`"
+        )
+
+
 def _load_weights(network: tf_keras.Model, config: BackboneConfig, model: ModelConfig) -> None:
     if config.weights == "none":
         return
     if config.weights == "imagenet":
         network.set_weights(_download_imagenet(model))
         return
-    if not Path(config.weights).is_file():
-        raise CheckpointError(
-            f"backbone.weights: file {config.weights} does not exist; give a Keras weight file, `imagenet` or `none`"
-        )
+    check_weights_file(config)
     try:
         network.load_weights(config.weights)
     except (ValueError, OSError, KeyError) as error:

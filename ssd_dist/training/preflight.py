@@ -1,6 +1,6 @@
 """`ssd-train --preflight`: what would stop a run on many workers, found before an hour of GPUs is spent.
 
-on every worker:  cluster, data, shards, classes, folder          no TensorFlow, no word to the others
+on every worker:  cluster, data, shards, classes, weights, folder no TensorFlow, no word to the others
 all to the chief: findings, config, versions, clocks              where training's workers meet, too
 on all together:  batch over replicas, memory, a timed all-reduce    only if all is well so far
 
@@ -27,6 +27,7 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.errors import CheckpointError, SsdDistError, UsageError
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
 from ssd_dist.data.pipeline import plan_training
+from ssd_dist.model.backbone import check_weights_file
 from ssd_dist.model.cost import count_cost
 from ssd_dist.training.agreement import WorkerSum
 from ssd_dist.training.assembly import distribute_training
@@ -129,6 +130,10 @@ def check_worker(
             )
         return f"{len(names)} and background"
 
+    def weights() -> str:
+        check_weights_file(config.backbone)
+        return config.backbone.weights
+
     def folder() -> str:
         try:
             probe.parent.mkdir(parents=True, exist_ok=True)
@@ -146,6 +151,7 @@ def check_worker(
     if manifests:
         found.note("shards", shards)
         found.note("classes", classes)
+    found.note("weights", weights)
     found.note("folder", folder)
     return manifests[0] if manifests else None
 
@@ -215,6 +221,8 @@ def compare_reports(present: Sequence[Introduction], probe: Path) -> list[Findin
 
 def check_together(found: Findings, config: Config, role: WorkerRole, manifest: Manifest) -> None:
     """What takes TensorFlow and all workers; collective."""
+    # TensorFlow takes nearly all of a GPU's memory as soon as it uses it.
+    free = free_memory()
     strategy = create_strategy(config.cluster)
     make_reproducible(config)
     worker_sum = WorkerSum(strategy, role.count)
@@ -233,24 +241,27 @@ def check_together(found: Findings, config: Config, role: WorkerRole, manifest: 
         return
     pairs = estimate_memory(config, state, count_cost(state.model), strategy.num_replicas_in_sync)
     needed = sum(size for _, size in pairs)
+    on_one_device = 1 if tf.config.list_physical_devices("GPU") else strategy.num_replicas_in_sync // role.count
+    own = free / on_one_device
     for worker in range(role.count):
-        own = free_memory(strategy.num_replicas_in_sync // role.count) if worker == role.index else 0.0
-        found.append(judge_memory(worker, needed, worker_sum(own)))
+        found.append(judge_memory(worker, needed, worker_sum(own if worker == role.index else 0.0)))
     if role.count > 1:
         size = sum(variable.shape.num_elements() for variable in state.model.trainable_variables)
         found.append(time_all_reduce(strategy, size))
 
 
-def free_memory(replicas: int) -> float:
-    """Bytes that each of this worker's replicas may take: of its GPU, or its part of what the host has; 0 unknown."""
+def free_memory() -> float:
+    """Bytes free on the fullest GPU that this process sees, or on the host; 0 is unknown."""
     if tf.config.list_physical_devices("GPU"):
         # TensorFlow does not tell; the driver's own tool does.
         command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+        if seen := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            command.append(f"--id={seen}")
         with suppress(OSError, subprocess.SubprocessError, ValueError):
             lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.split()
             return min(float(line) for line in lines) * MEBI
         return 0.0
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / replicas
+    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def judge_memory(worker: int, needed: int, free: float) -> Finding:

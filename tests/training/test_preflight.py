@@ -37,7 +37,7 @@ def look(folder: Path, *overrides: str, workers: int = 1, model_dir: Path | None
 
 def test_what_fits_passes(folder: Path) -> None:
     found = look(folder, workers=2)
-    assert list(found) == ["cluster", "data", "shards", "classes", "folder"]
+    assert list(found) == ["cluster", "data", "shards", "classes", "weights", "folder"]
     assert {code for code, _ in found.values()} == {0}
     assert "32 images" in found["data"][1]
     assert "2 for each of 2 workers" in found["shards"][1]
@@ -47,6 +47,7 @@ def test_what_fits_passes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "workers", "check", "code", "words"),
     [
+        (["backbone.weights=nowhere.h5"], 1, "weights", 4, ["nowhere.h5", "imagenet"]),
         (["data.dir=nowhere"], 1, "data", 3, ["nowhere", "prepare"]),
         (["matching.positive_iou=0.6"], 1, "data", 3, ["positive_iou", "prepare again"]),
         ([], 3, "shards", 2, ["4", "3"]),
