@@ -54,8 +54,9 @@ def count_targets(targets: SparseTargets, anchor_count: int, config: MiningConfi
 
 def negative_quota(positives: tf.Tensor, candidates: tf.Tensor, config: MiningConfig, images: int = 1) -> tf.Tensor:
     """int32: min(max(floor(ratio * positives), min_negatives_per_image * images), candidates), elementwise."""
-    wanted = tf.cast(tf.floor(config.ratio * tf.cast(positives, tf.float32)), tf.int32)
-    return tf.minimum(tf.maximum(wanted, config.min_negatives_per_image * images), candidates)
+    # Bounded before the cast: a large ratio, for all negatives, is no int32.
+    wanted = tf.minimum(tf.floor(config.ratio * tf.cast(positives, tf.float32)), tf.cast(candidates, tf.float32))
+    return tf.minimum(tf.maximum(tf.cast(wanted, tf.int32), config.min_negatives_per_image * images), candidates)
 
 
 def count_rows(mask: tf.Tensor) -> tf.Tensor:

@@ -69,6 +69,8 @@ def test_masks_and_counts(rows, ratio, minimum):
         (10, 10**6, 3.0, 2, 16, 32),  # over a global batch the minimum counts for each image
         (10, 10**6, 0.3, 0, 1, 3),  # 0.3 x 10 is 3, whatever binary makes of it
         (2000, 139712, 3.0, 0, 16, 6000),
+        (3, 8000, 1e9, 0, 1, 8000),  # all negatives, though 3e9 is no int32
+        (0, 8000, 1e9, 5, 1, 5),
     ],
 )
 def test_quota_by_hand(positives, candidates, ratio, minimum, images, quota):
