@@ -3,6 +3,7 @@
 from absl import flags
 
 from ssd_dist.core.commands import config_from_flags, define_config_flags, required_flag, run_command
+from ssd_dist.core.folder_names import check_folder_name
 
 
 def main(_: list[str]) -> int:
@@ -14,6 +15,7 @@ def main(_: list[str]) -> int:
         print_dry_run(describe_dry_run(config, flags.FLAGS["model_dir"].value))
         return 0
     model_dir = required_flag("model_dir")
+    check_folder_name(model_dir)
     # TensorFlow takes seconds to load: only once the flags are right, and with an ear for signals.
     from ssd_dist.training.preemption import StopRequest
 

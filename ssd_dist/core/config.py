@@ -225,7 +225,7 @@ class EvalConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """How often to save (0: once an evaluation and at the end), how many to keep, and how many of the best.
+    """How often to save (0: at the end alone), how many to keep, and how many of the best.
 
     With `async_save` training waits for a copy of its state in memory alone; slow storage is written to meanwhile.
     """

@@ -20,7 +20,7 @@ from ssd_dist.training.metrics_log import MetricsLog
 from ssd_dist.training.precision import AMPContext
 from ssd_dist.training.preemption import StopRequest
 from ssd_dist.training.progress import TrainingProgress
-from ssd_dist.training.run_checks import check_same_start
+from ssd_dist.training.run_checks import check_same_start, check_steps_left
 from ssd_dist.training.stall import StallWatch
 from ssd_dist.training.state import TrainState, create_state
 from ssd_dist.training.trackers import Tracker, create_trackers, show_evaluations
@@ -52,6 +52,16 @@ class Run:
     def stop_requested(self) -> bool:
         """Whether any worker was asked to stop; collective."""
         return self.worker_sum.any(self.stop.requested)
+
+    def steps_to_next_pause(self, seconds_a_step: float) -> int:
+        """How many steps may run before the next look at `stop`; collective.
+
+        To the next boundary, and no longer than a quarter of the grace time: after a signal the rest of it must do for
+        saving. Results do not depend on where training pauses, so they do not depend on this clock.
+        """
+        steps = self.boundaries.steps_to_next(int(self.state.step.numpy()))
+        most = max(int(self.config.preemption.grace_seconds / 4 / seconds_a_step), 1)
+        return min(steps, int(self.worker_sum.from_chief(most, self.log is not None)))
 
     @property
     def overflows_are_usual(self) -> bool:
@@ -87,6 +97,7 @@ def assemble_run(
         store.restore_latest()
         start = int(state.step.numpy())
         check_same_start(start, worker_sum, role, model_dir)
+        check_steps_left(start, total_steps, model_dir)
 
         def read_from() -> tf.distribute.DistributedDataset:
             return distribute_training(config, strategy, plan, state)

@@ -17,13 +17,12 @@ class Boundaries:
 
     @classmethod
     def from_config(cls, config: Config, steps_per_epoch: int, total: int) -> "Boundaries":
-        """`eval.every_steps` goes before `every_epochs`; without `checkpoint.every_steps` each evaluation saves."""
-        evaluation = config.eval.every_steps or config.eval.every_epochs * steps_per_epoch
+        """`eval.every_steps` goes before `every_epochs`."""
         return cls(
             total=total,
             report=config.train.log_every,
-            evaluation=evaluation,
-            checkpoint=config.checkpoint.every_steps or evaluation,
+            evaluation=config.eval.every_steps or config.eval.every_epochs * steps_per_epoch,
+            checkpoint=config.checkpoint.every_steps,
             loop=config.train.steps_per_loop,
         )
 

@@ -64,7 +64,9 @@ class CheckpointStore:
 
     def outdate(self, step: int) -> None:
         """Says that the state after `step` steps has changed since it was saved: an interrupted evaluation was made."""
-        if self._saved_step == step:
+        # The only one is left as it is: to write it anew takes it away for a moment, and an evaluation that is made
+        # twice says the same twice.
+        if self._saved_step == step and len(sealed_checkpoints(self._directory)) > 1:
             self._saved_step = None
 
     def latest(self) -> str | None:

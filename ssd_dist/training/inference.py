@@ -80,7 +80,11 @@ def evaluate_split(
     manifest = load_manifest(config.data)
     check_data_of_run(config, manifest, trained_on, model_dir)
     chosen = manifest.split(split, config.data.dir)
-    strategy = create_strategy(config.cluster)
+    cluster = config.cluster
+    if cluster.strategy == "multi_worker":
+        # That is how it was trained; one process can look at the result.
+        cluster = cluster.model_copy(update={"strategy": "auto"})
+    strategy = create_strategy(cluster)
     with strategy.scope():
         model = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))
     truths = read_ground_truth(config, chosen)

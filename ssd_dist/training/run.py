@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import math
+import time
 from typing import Any
 
 import orbit
@@ -23,7 +25,13 @@ from ssd_dist.training.environment import describe_environment, write_environmen
 from ssd_dist.training.precision import AMPContext
 from ssd_dist.training.preemption import StopRequest
 from ssd_dist.training.rendezvous import meet
-from ssd_dist.training.run_checks import bad_record_is_named, check_data, introduce, lost_peer_means_restart
+from ssd_dist.training.run_checks import (
+    bad_record_is_named,
+    check_data,
+    introduce,
+    lost_peer_means_restart,
+    memory_is_named,
+)
 from ssd_dist.training.run_folder import SKIPPED_NAME, open_run_folder, write_skipped_records
 from ssd_dist.training.state import TrainState
 
@@ -48,7 +56,7 @@ def run_training(config: Config, model_dir: str, stop: StopRequest) -> dict[str,
     plan, replaced = secure_plan(plan, manifest.splits[TRAIN_SPLIT], config)
     if role.is_chief:
         write_skipped_records(model_dir, replaced)
-    with lost_peer_means_restart(role), bad_record_is_named(config, manifest, plan):
+    with memory_is_named(), lost_peer_means_restart(role), bad_record_is_named(config, manifest, plan):
         meet(introduce(role, config, manifest, replaced), START_SECONDS)
         with stop.held_back():
             strategy = create_strategy(config.cluster)
@@ -96,6 +104,8 @@ def run_loop(run: Run) -> None:
     with contextlib.redirect_stdout(io.StringIO()), run.stall:
         if run.config.train.recover_from_blowup and not int(state.step.numpy()):
             run.store.save(0)  # what a blow-up before the first checkpoint goes back to
+        # Until a step was timed, one at a time; the first one is traced as well.
+        seconds_a_step = math.inf
         while True:
             step = int(state.step.numpy())
             run.stall.progress()
@@ -116,7 +126,9 @@ def run_loop(run: Run) -> None:
                 run.store.wait()
                 run.wait_for_all()
                 return
-            controller.train(step + boundaries.steps_to_next(step), checkpoint_at_completion=False)
+            steps, started = run.steps_to_next_pause(seconds_a_step), time.perf_counter()
+            controller.train(step + steps, checkpoint_at_completion=False)
+            seconds_a_step = (time.perf_counter() - started) / steps
             blowup = None if run.overflows_are_usual else run.trainer.find_blowup()
             if blowup is not None:
                 go_back(run, *blowup)
@@ -125,7 +137,8 @@ def run_loop(run: Run) -> None:
 def make_reproducible(config: Config) -> None:
     """Sets the Keras policy, the seeds and, if asked, deterministic kernels: all the global state there is."""
     AMPContext(config.amp).install()
-    tf_keras.utils.set_random_seed(config.train.seed)
+    # NumPy takes 32 bits. All that is drawn of images and of their order takes the whole seed.
+    tf_keras.utils.set_random_seed(config.train.seed % 2**32)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
 

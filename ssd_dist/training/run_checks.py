@@ -60,6 +60,19 @@ def check_same_start(step: int, worker_sum: WorkerSum, role: WorkerRole, model_d
         )
 
 
+def check_steps_left(step: int, total_steps: int, model_dir: str) -> None:
+    """Checks that a restored run is not beyond its end.
+
+    Raises:
+      UsageError: if it is: its last steps cannot be taken back.
+    """
+    if step > total_steps:
+        raise UsageError(
+            f"--model_dir={model_dir} holds a run at step {step}, and train.epochs or train.steps end it at "
+            f"{total_steps}: raise them, or use another --model_dir"
+        )
+
+
 def introduce(role: WorkerRole, config: Config, manifest: Manifest, replaced: Sequence[CorruptRecord]) -> Introduction:
     """What the other workers must agree with."""
     facts = {
@@ -93,6 +106,22 @@ def lost_peer_means_restart(role: WorkerRole) -> Iterator[None]:
         raise RestartError(
             f"worker {role.index} of {role.count} lost a peer ({first_line(error)}); start all workers again: "
             "the run goes on from its last checkpoint"
+        ) from None
+
+
+@contextlib.contextmanager
+def memory_is_named() -> Iterator[None]:
+    """Says what to lower where the device's memory does not do.
+
+    Raises:
+      UsageError: in place of TensorFlow's error; started again, it would run out again.
+    """
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise UsageError(
+            f"out of memory ({first_line(error)}): lower train.global_batch_size or eval.batch_size, raise "
+            "train.accumulate_steps, or take more replicas; docs/out_of_memory.md"
         ) from None
 
 

@@ -7,17 +7,20 @@ from pathlib import Path
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config, flatten_config, load_config
 from ssd_dist.core.errors import CheckpointError, UsageError
+from ssd_dist.core.folder_names import check_folder_name
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
 from ssd_dist.data.integrity import CorruptRecord
+from ssd_dist.training.durable import write_errors, write_text
 
 CONFIG_NAME = "config.yaml"
 SKIPPED_NAME = "skipped_records.jsonl"
 
-# What may change between a run and its continuation: nothing here decides what is learned from a step.
+# What may change between a run and its continuation: nothing here decides what is learned from a batch, or what makes
+# one model better than another.
 _MAY_CHANGE = (
     "data.dir", "data.cache_dir", "data.on_corrupt", "train.epochs", "train.steps", "train.log_every",
     "train.steps_per_loop", "train.stall_seconds", "train.recover_from_blowup",
-    "eval.", "checkpoint.", "preemption.", "cluster.", "tracking.",
+    "eval.every_epochs", "eval.every_steps", "eval.batch_size", "checkpoint.", "preemption.", "cluster.", "tracking.",
 )  # fmt: skip
 
 
@@ -25,17 +28,21 @@ def open_run_folder(model_dir: str, config: Config, manifest: Manifest) -> None:
     """Writes config and manifest into the run's folder, or checks that a run there can be continued with them.
 
     Raises:
-      UsageError: if a run of another config is there, or the folder cannot be written.
-      CheckpointError: if that run was trained on other classes.
+      UsageError: if a run of another config is there, or the folder cannot be made.
+      CheckpointError: if that run was trained on other classes, or the files cannot be written.
     """
     folder = Path(model_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         check_same_run(model_dir, config, manifest)
-        (folder / CONFIG_NAME).write_text(dump_config(config))
-        (folder / MANIFEST_NAME).write_text(manifest.to_json())
     except OSError as error:
         raise UsageError(f"--model_dir={model_dir} cannot be written: {error}") from None
+    # The config last: with it the folder is a run.
+    for name, text in ((MANIFEST_NAME, manifest.to_json()), (CONFIG_NAME, dump_config(config))):
+        path = folder / name
+        with write_errors(str(path)):
+            if not path.exists() or path.read_text() != text:
+                write_text(str(path), text)
 
 
 def read_run_folder(model_dir: str, overrides: Sequence[str] = ()) -> tuple[Config, Manifest]:
@@ -43,7 +50,9 @@ def read_run_folder(model_dir: str, overrides: Sequence[str] = ()) -> tuple[Conf
 
     Raises:
       CheckpointError: if there is no run in the folder.
+      UsageError: if it cannot be the folder of one.
     """
+    check_folder_name(model_dir)
     folder = Path(model_dir)
     for name in (CONFIG_NAME, MANIFEST_NAME):
         if not (folder / name).is_file():

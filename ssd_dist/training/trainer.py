@@ -70,7 +70,7 @@ class DetectorTrainer(orbit.StandardTrainer):
         self._waited = tf.Variable(0.0, trainable=False, dtype=tf.float64, name="waited")
         self._total_steps = total_steps
         self._totals_finite = True
-        self._elapsed = 0.0
+        self._elapsed, self._timed_steps = 0.0, 0
 
     def train_loop_begin(self) -> None:
         """Starts the clock of one inner loop."""
@@ -107,6 +107,7 @@ class DetectorTrainer(orbit.StandardTrainer):
         """
         self._elapsed += time.perf_counter() - self._loop_started
         step = int(self._step.numpy())
+        self._timed_steps += step - self._loop_first_step
         # The totals are part of the checkpoint: a run resumed between two reports reports the same.
         self._totals.assign_add(tf.concat([self._sums.read_value(), [step - self._loop_first_step]], 0))
         self._sums.assign(tf.zeros_like(self._sums))
@@ -120,11 +121,14 @@ class DetectorTrainer(orbit.StandardTrainer):
             "lr": float(self._optimizer.current_learning_rate()),
             "loss_scale": float(self._loss_scale.scale.numpy()),
             "skipped_steps": int(self._loss_scale.skipped_steps.numpy()),
-            **_measure_speed(steps * self._config.train.global_batch_size, self._elapsed, float(self._waited.numpy())),
+            # The clocks are not: of a resumed run they time its own steps.
+            **_measure_speed(
+                self._timed_steps * self._config.train.global_batch_size, self._elapsed, float(self._waited.numpy())
+            ),
         }
         self._totals.assign(tf.zeros_like(self._totals))
         self._waited.assign(0.0)
-        self._elapsed = 0.0
+        self._elapsed, self._timed_steps = 0.0, 0
         return report
 
     def find_blowup(self) -> tuple[int, str] | None:

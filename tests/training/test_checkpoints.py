@@ -267,6 +267,20 @@ def test_a_save_that_is_done_is_not_repeated(store, value, tmp_path):
     assert (tmp_path / "checkpoints" / "ckpt-3.seal").stat().st_mtime_ns == before
 
 
+def test_the_only_one_is_not_written_anew(store, value, tmp_path):
+    save_steps(store, value, 3)
+    seals = tmp_path / "checkpoints" / "ckpt-3.seal", tmp_path / "checkpoints" / "ckpt-4.seal"
+    before = seals[0].stat().st_mtime_ns
+    store.outdate(3)
+    store.save(3)
+    assert seals[0].stat().st_mtime_ns == before, "while it is written anew there would be none"
+    save_steps(store, value, 4)
+    before = seals[1].stat().st_mtime_ns
+    store.outdate(4)
+    store.save(4)
+    assert seals[1].stat().st_mtime_ns > before
+
+
 @pytest.fixture
 def model():
     return tf_keras.Sequential([tf_keras.layers.Dense(1, input_shape=[1])])
