@@ -15,7 +15,9 @@ SUMMARY_KEY = -1
 # Boxes held by a reader to travel together: shuffling costs by the element.
 GATHERED_BOXES = 4096
 # What an image's file may be called, in the order in which they are tried.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif", ".ppm",
+)  # fmt: skip
 
 
 class Problem(NamedTuple):

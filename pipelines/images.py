@@ -95,6 +95,17 @@ class _Rendered:
     checked: CheckedBoxes
 
 
+def _decode(image: Image, data: bytes) -> PillowImage.Image:
+    """The pixels that the boxes lie on: the upright ones, but of a record those it stores, as TensorFlow decodes them.
+
+    A record that claims the size of the upright ones has its boxes there, too.
+    """
+    if image.span is None:
+        return decode_image(data)
+    stored = decode_image(data, upright=False)
+    return stored if check_size(image, stored.height, stored.width) is None else decode_image(data)
+
+
 def count_positives(record: Record) -> list[int]:
     """Positives of each object; of crowds none, which have no positives by their nature."""
     counts = np.bincount(record.targets.objects, minlength=len(record.objects.labels))
@@ -130,7 +141,7 @@ class ImagePreparer:
     def _render(self, image: Image, data: bytes, classes: ClassTable) -> _Rendered | Problem:
         try:
             with self._meter.time("decode_microseconds"):
-                decoded = decode_image(data)
+                decoded = _decode(image, data)
         except ImageError as error:
             return Problem(error.reason, str(error))
         width, height = decoded.size

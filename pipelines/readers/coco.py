@@ -71,11 +71,16 @@ def find_images(path: str, source: Source) -> str:
     """
     if source.image_dir:
         return first_folder([source.image_dir], "images", "check --image_dir")
-    here = posixpath.dirname(path)
-    home = posixpath.dirname(here) if posixpath.basename(here) == "annotations" else here
+    here, home = posixpath.dirname(path), find_home(path)
     split = source.split_name
     candidates = [files.join(home, name) for name in (split, f"images/{split}", "images")]
     return first_folder([*candidates, here], "images", "name their folder with --image_dir")
+
+
+def find_home(path: str) -> str:
+    """The folder of the data set of an annotation file."""
+    here = posixpath.dirname(path)
+    return posixpath.dirname(here) if posixpath.basename(here) == "annotations" else here
 
 
 def read_file(file: CocoFile, source: Source) -> Iterator[Element]:
@@ -131,7 +136,7 @@ def parse_image(item: Any, index: int, row: int, file: CocoFile) -> Image:
     entry = item if isinstance(item, dict) else {}
     image_id, filename = entry.get("id"), entry.get("file_name")
     if isinstance(image_id, int | str) and isinstance(filename, str) and filename:
-        where = locate_image(file.images, filename)
+        where = locate_image(file.images, filename, home=find_home(file.path))
     else:
         detail = f"images[{index}] needs an id and a file_name: {item!r:.200}"
         where = Location(problem=Problem("broken_annotation", detail))

@@ -141,7 +141,7 @@ def parse_line(line: bytes, number: int, file: CsvFile, row: int, order: int) ->
     filename = values["filename"]
     if not filename:
         return _broken(file, row, where, "the line has no file name"), None
-    found = locate_image(file.images, filename)
+    found = locate_image(file.images, filename, home=posixpath.dirname(file.path))
     image = Image(
         image_id=filename,
         file=0,

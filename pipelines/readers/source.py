@@ -87,13 +87,19 @@ class Location:
     problem: Problem | None = None
 
 
-def locate_image(folder: str, filename: str, stem: str = "") -> Location:
-    """Where an image of that file name lies; where it is not there, one of the same stem, or of `stem`, will do."""
+def locate_image(folder: str, filename: str, stem: str = "", home: str = "") -> Location:
+    """Where an image of that file name lies.
+
+    Where it is not there, one of the same stem, or of `stem`, will do, or one of the same stem below `home`.
+    """
     clean = files.relative_path(filename)
     if clean is None:
         return Location(problem=Problem("path_traversal", f"file name {filename!r} leads out of {folder}"))
     stems = dict.fromkeys(name for name in (posixpath.splitext(clean)[0], stem) if name)
-    return Location(files.join(folder, clean), tuple(files.join(folder, name) for name in stems))
+    candidates = [files.join(folder, name) for name in stems]
+    if home and home != folder:
+        candidates.append(files.join(home, posixpath.splitext(clean)[0]))
+    return Location(files.join(folder, clean), tuple(candidates))
 
 
 def find_inputs(pattern: str, suffixes: tuple[str, ...], names: tuple[str, ...]) -> list[str]:

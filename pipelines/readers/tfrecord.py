@@ -89,7 +89,8 @@ def parse_record(
         filename = _text(features, "image/filename") or f"{posixpath.basename(file.path)}#{index}"
         image_id = _text(features, "image/source_id") or filename
         boxes, categories = _parse_boxes(features)
-    except (DataError, ValueError, TypeError, IndexError) as error:
+        size = _size(features)
+    except (DataError, ValueError, TypeError, IndexError, OverflowError) as error:
         return _broken(file, row, where, str(error)), []
     image = Image(
         image_id=image_id,
@@ -98,7 +99,7 @@ def parse_record(
         source=f"{file.path}, {where}",
         filename=filename,
         path=file.path,
-        size=_size(features),
+        size=size,
         packed=pack_boxes(boxes),
         span=span,
     )
@@ -150,9 +151,10 @@ def _text(features: dict[str, Any], key: str) -> str:
 
 
 def _size(features: dict[str, Any]) -> tuple[int, int] | None:
-    """(height, width) that the record claims of its own image."""
+    """(height, width) that the record claims of its own image; None where they are left out or 0."""
     height, width = features.get("image/height", []), features.get("image/width", [])
-    return (int(height[0]), int(width[0])) if len(height) and len(width) else None
+    size = (int(height[0]), int(width[0])) if len(height) and len(width) else (0, 0)
+    return size if min(size) > 0 else None
 
 
 def _broken(file: RecordFile, row: int, where: str, detail: str) -> Image:

@@ -25,11 +25,15 @@ from ssd_dist.core.errors import DataError
 
 @dataclass(frozen=True)
 class VocLayout:
-    """Where one input keeps its parts; `list_file` is empty where every annotation belongs to the split."""
+    """Where one input keeps its parts; `list_file` is empty where every annotation belongs to the split.
+
+    With `is_flat` folders below the annotations are not theirs.
+    """
 
     annotations: str
     images: str
     list_file: str = ""
+    is_flat: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,8 @@ def find_layout(path: str, source: Source) -> VocLayout:
             raise DataError(f"no images in {images}; name their folder with --image_dir")
         return VocLayout(devkit, images, "" if source.split_by else _find_list(path, source))
     for folder in (files.join(path, source.split_name), path):
-        if any(name.endswith(".xml") for name in files.list_files(folder)):
-            return VocLayout(folder, source.image_dir or folder)
+        if any(name.lower().endswith(".xml") for name in files.list_files(folder)):
+            return VocLayout(folder, source.image_dir or folder, is_flat=True)
     raise DataError(f"--input={path} holds neither Annotations/ nor XML files; is --input_format=voc right?")
 
 
@@ -112,7 +116,7 @@ def list_annotations(layouts: tuple[VocLayout, ...], source: Source) -> Iterator
     row = 0
     for layout in layouts:
         for name, where in _annotations(layout):
-            image_id = posixpath.basename(name).removesuffix(".xml")
+            image_id = posixpath.splitext(name)[0] if name.lower().endswith(".xml") else name
             if source.keeps(image_id):
                 images = layout.images or posixpath.dirname(where.path)
                 yield VocEntry(image_id, row, where.path or layout.list_file, images, where.problem)
@@ -122,17 +126,28 @@ def list_annotations(layouts: tuple[VocLayout, ...], source: Source) -> Iterator
 
 def _annotations(layout: VocLayout) -> Iterator[tuple[str, Location]]:
     if layout.list_file:
-        for line in files.read_text(layout.list_file).split("\n"):
-            # The devkit's per-class lists carry a second column: 1, 0 or -1. An id may hold blanks.
-            name = re.sub(r"\s+-?[01]$", "", line.strip())
-            if name:
-                yield name, locate_image(layout.annotations, f"{name}.xml")
+        for name in _listed_names(layout):
+            yield posixpath.basename(name), locate_image(layout.annotations, f"{name}.xml")
         return
     if files.is_pattern(layout.annotations):
-        found = files.match_files(layout.annotations)
-    else:
-        found = [path for path in files.list_files(layout.annotations) if path.endswith(".xml")]
-    yield from ((path, Location(path)) for path in found)
+        yield from ((posixpath.basename(path), Location(path)) for path in files.match_files(layout.annotations))
+        return
+    # Beside their images the annotations of one split lie in one folder; the devkit's folder holds all, at any depth.
+    found = files.list_files(layout.annotations) if layout.is_flat else files.match_below(layout.annotations, "**")
+    for path in found:
+        if path.lower().endswith(".xml"):
+            yield path[len(layout.annotations.rstrip("/")) :].lstrip("/"), Location(path)
+
+
+def _listed_names(layout: VocLayout) -> list[str]:
+    """The ids of the list file, without the second column (1, 0 or -1) of the devkit's per-class lists.
+
+    An id may hold blanks and end in such a number, too: if there is an annotation of that name.
+    """
+    lines = list(filter(None, map(str.strip, files.read_text(layout.list_file).split("\n"))))
+    columns = {line: column[1] for line in lines if (column := re.fullmatch(r"(.*\S)\s+-?[01]", line))}
+    there = {posixpath.basename(path) for path in files.list_files(layout.annotations)} if columns else set()
+    return [columns[line] if line in columns and f"{line}.xml" not in there else line for line in lines]
 
 
 def read_annotation(entry: VocEntry | Listing) -> Iterator[Element]:

@@ -5,7 +5,8 @@
     DIR/X/any.yaml DIR/images/SPLIT/*  DIR/X/labels/SPLIT/*.txt       labels of one task beside shared images
 
 `--input` is DIR or the YAML file itself. SPLIT is a folder or a key of the YAML (`train`, `val`) that names one, or a
-`.txt` list of image files, whose labels lie under `labels/` where the images lie under `images/`.
+`.txt` list of image files, whose labels lie under `labels/` where the images lie under `images/`. Images in folders
+below are read too; such an image is known by its path there.
 """
 
 import posixpath
@@ -101,12 +102,13 @@ def find_layout(path: str, source: Source) -> YoloLayout:
             f"{config}: {split}: expected one folder or list file, got {len(named)}; prepare them as splits"
         )
     if isinstance(named, str) and named.endswith(".txt"):
-        return _find_listed(named, bases, config, names)
+        return _find_listed(named, bases, config, names, source)
     below = named if isinstance(named, str) and files.relative_path(named) else f"images/{split}"
-    image_folders = [source.image_dir] if source.image_dir else []
-    image_folders += [files.join(base, below) for base in bases]
+    image_folders = [files.join(base, below) for base in bases]
     image_folders += [files.join(base, "images", split) for base in bases]
     image_folders += [files.join(base, split, "images") for base in bases]
+    if source.image_dir:
+        image_folders = [source.image_dir]
     images = first_folder(image_folders, f"images of split {split!r}", "--source_split or --image_dir names them")
     inner = below.replace("images", "labels", 1)
     label_folders = [_sibling_labels(images)]
@@ -124,17 +126,22 @@ def _declared_root(home: str, content: dict[str, Any]) -> tuple[str, ...]:
     return (files.join(home, clean),) if clean else ()
 
 
-def _find_listed(named: str, bases: list[str], config: str, names: tuple[str, ...]) -> YoloLayout:
+def _find_listed(named: str, bases: list[str], config: str, names: tuple[str, ...], source: Source) -> YoloLayout:
     clean = files.relative_path(named)
     for base in bases:
         if clean is not None and files.is_file(files.join(base, clean)):
-            return YoloLayout(base, "", names, files.join(base, clean))
+            images = first_folder([source.image_dir], "images", "check --image_dir") if source.image_dir else base
+            return YoloLayout(images, "", names, files.join(base, clean))
     raise DataError(f"{config} names the list {named}, which is not in {' or '.join(bases)}; put it there")
 
 
 def _sibling_labels(images: str) -> str:
-    head, _, tail = images.rpartition("/images")
-    return f"{head}/labels{tail}" if head else images
+    """The folder that lies under `labels` as this one under `images`; itself, if it lies under none."""
+    parts = images.split("/")
+    if "images" not in parts:
+        return images
+    last = len(parts) - 1 - parts[::-1].index("images")
+    return "/".join([*parts[:last], "labels", *parts[last + 1 :]])
 
 
 def _find_yaml(path: str) -> tuple[str, dict[str, Any]]:
@@ -171,8 +178,11 @@ def _class_names(names: Any, config: str) -> tuple[str, ...]:
 def list_labels(layouts: tuple[YoloLayout, ...], source: Source) -> Iterator[YoloEntry | Category | Listing]:
     """The classes, the images of all inputs in order of their names, and the end of the listing.
 
-    Images and labels are matched by stem: an image without a label file shows nothing, a label file without an
-    image is listed too, so that it is reported.
+    Images and labels are matched by their path without suffix: an image without a label file shows nothing, a label
+    file without an image is listed too, so that it is reported.
+
+    Raises:
+      DataError: if a list names images of which none has a label file.
     """
     for index, name in enumerate(layouts[0].names):
         yield Category(str(index), index, name)
@@ -187,20 +197,20 @@ def list_labels(layouts: tuple[YoloLayout, ...], source: Source) -> Iterator[Yol
 
 def _folder_entries(layout: YoloLayout) -> Iterator[YoloEntry]:
     """What the folders hold, in order of the names; two images of one stem are two entries of one id."""
-    images = [path for path in files.list_files(layout.images) if path.lower().endswith(IMAGE_SUFFIXES)]
-    labels = {_stem(path): path for path in files.list_files(layout.labels) if path.endswith(".txt")}
-    stems = {_stem(path) for path in images}
+    images = [path for path in files.match_below(layout.images, "**") if path.lower().endswith(IMAGE_SUFFIXES)]
+    texts = [path for path in files.match_below(layout.labels, "**") if path.lower().endswith(".txt")]
+    labels = {_stem_below(layout.labels, path): path for path in texts}
+    stems = [_stem_below(layout.images, path) for path in images]
     # A list of the classes, which labelling tools put beside the labels.
-    lonely = [("", stem) for stem in {*labels} - stems - {"classes"}]
-    for image, stem in sorted(
-        [*((path, _stem(path)) for path in images), *lonely], key=lambda pair: (pair[1], pair[0])
-    ):
-        yield YoloEntry(stem, 0, posixpath.basename(image), image, labels.get(stem, ""))
+    lonely = [("", stem) for stem in {*labels} - {*stems} - {"classes"}]
+    for image, stem in sorted([*zip(images, stems, strict=True), *lonely], key=lambda pair: (pair[1], pair[0])):
+        yield YoloEntry(stem, 0, _below(layout.images, image) if image else "", image, labels.get(stem, ""))
 
 
 def _listed_entries(layout: YoloLayout) -> Iterator[YoloEntry]:
     """What the list file names, in its order."""
     folders: dict[str, set[str]] = {}
+    labelled = looked_at = 0
     for line in filter(None, map(str.strip, files.read_text(layout.list_file).splitlines())):
         where = locate_image(layout.images, line)
         label = f"{_sibling_labels(posixpath.dirname(where.path))}/{_stem(where.path)}.txt"
@@ -208,11 +218,27 @@ def _listed_entries(layout: YoloLayout) -> Iterator[YoloEntry]:
         if where.problem is None and folder not in folders:
             folders[folder] = set(files.list_files(folder))
         has_label = where.problem is None and label in folders[folder]
+        labelled, looked_at = labelled + has_label, looked_at + 1
         yield YoloEntry(_stem(line), 0, line, where.path, label if has_label else "", where.problem)
+
+    if looked_at and not labelled:
+        raise DataError(
+            f"{layout.list_file}: none of {looked_at} images has a label file in {' or '.join(folders)}; "
+            "put the images below a folder called images, the labels below labels beside it"
+        )
 
 
 def _stem(path: str) -> str:
     return posixpath.basename(path).rpartition(".")[0]
+
+
+def _below(folder: str, path: str) -> str:
+    return path[len(folder.rstrip("/")) :].lstrip("/")
+
+
+def _stem_below(folder: str, path: str) -> str:
+    """The path below the folder without its suffix."""
+    return posixpath.splitext(_below(folder, path))[0]
 
 
 def read_label(entry: YoloEntry | Category | Listing) -> Iterator[Element]:

@@ -32,10 +32,10 @@ class ImageError(DataError):
         return type(self), (self.reason, str(self))
 
 
-def decode_image(data: bytes) -> Image.Image:
-    """Decodes an image file into upright RGB, 8 bits a channel.
+def decode_image(data: bytes, upright: bool = True) -> Image.Image:
+    """Decodes an image file into RGB, 8 bits a channel, upright unless the pixels are wanted as they are stored.
 
-    EXIF's orientation is applied. CMYK, palette, grayscale and 16-bit images are converted; transparency is
+    Upright is as EXIF's orientation says. CMYK, palette, grayscale and 16-bit images are converted; transparency is
     dropped; of several frames the first is taken.
 
     Raises:
@@ -47,7 +47,8 @@ def decode_image(data: bytes) -> Image.Image:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(*image.size)
                 image.load()
-                ImageOps.exif_transpose(image, in_place=True)
+                if upright:
+                    ImageOps.exif_transpose(image, in_place=True)
                 return _convert_to_rgb(image)
     except ImageError:
         raise

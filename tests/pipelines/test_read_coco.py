@@ -5,11 +5,12 @@ import json
 import math
 
 import pytest
-from raw_sets import make_coco
+from raw_sets import jpeg, make_coco
 
 from pipelines.annotations import Category, Image, Listing, LooseBox
 from pipelines.readers.coco import CocoFile, find_images, parse_box, parse_image, read_coco, read_entries
 from pipelines.readers.source import Source
+from pipelines.reading import read_image
 from ssd_dist.core.errors import DataError
 
 FILE = CocoFile(2, "/d/a.json", "/d/images")
@@ -79,6 +80,18 @@ def test_an_image_outside_the_folder_is_refused():
     assert parse_image({"id": 1, "file_name": "../x.jpg"}, 0, 0, FILE).problem.reason == "path_traversal"
     inside = parse_image({"id": 1, "file_name": "sub/./x.jpg"}, 0, 0, FILE)
     assert (inside.problem, inside.path) == (None, "/d/images/sub/x.jpg")
+
+
+def test_a_name_below_the_files_own_folder_is_found(tmp_path):
+    # Label Studio writes result.json beside images/ and names images/a.jpg.
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_bytes(jpeg())
+    path = tmp_path / "result.json"
+    entries = {"images": [{"id": 1, "file_name": "images/a.jpg"}], "annotations": [], "categories": []}
+    path.write_text(json.dumps(entries))
+    (file,) = find_all(path)
+    (image,) = (value for value in read_entries(file, SOURCE) if isinstance(value, Image))
+    assert read_image(image) == jpeg()
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.5, 0.9])

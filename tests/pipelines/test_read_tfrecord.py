@@ -89,6 +89,8 @@ def test_what_tensorflow_writes_is_read(tmp_path):
         {"image/object/class/text": [b"zebra"]},
         {"image/object/difficult": np.array([1])},
         {"image/source_id": [b"\xff"]},
+        {"image/height": np.array([np.inf], np.float32)},
+        {"image/width": [b""]},
     ],
 )
 def test_a_record_whose_lists_disagree_is_an_image_with_a_problem(tmp_path, changes):
@@ -96,6 +98,30 @@ def test_a_record_whose_lists_disagree_is_an_image_with_a_problem(tmp_path, chan
     images = [value for value in values if isinstance(value, Image)]
     assert [image.problem and image.problem.reason for image in images] == [None, *["broken_annotation"] * 2]
     assert values[-1].images == 3
+
+
+def test_a_size_of_nothing_is_no_claim(tmp_path):
+    image = values_of(tmp_path / "x.tfrecord", features(0, **{"image/height": np.array([0])}))[0]
+    assert (image.size, image.problem) == (None, None)
+
+
+@pytest.mark.parametrize(("claimed", "shown"), [((48, 64), "stored"), (None, "stored"), ((64, 48), "upright")])
+def test_boxes_of_a_record_lie_on_the_pixels_it_stores(tmp_path, prepare, records_of, claimed, shown):
+    # TensorFlow's decoders do not turn; only a record that claims the turned size was made of turned pixels.
+    stored = PillowImage.open(io.BytesIO(jpeg(0)))
+    exif = stored.getexif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    buffer = io.BytesIO()
+    stored.save(buffer, "JPEG", exif=exif, quality=95)
+    height, width = (None, None) if claimed is None else (np.array([side]) for side in claimed)
+    data = features(0, **{"image/encoded": [buffer.getvalue()], "image/height": height, "image/width": width})
+    (tmp_path / "train.tfrecord").write_bytes(frame_record(data))
+    manifest = prepare("tfrecord", tmp_path / "train.tfrecord", tmp_path / "out", config=SMALL)
+    record = records_of(tmp_path / "out", manifest)["0"]
+    expected = stored if shown == "stored" else stored.transpose(PillowImage.Transpose.ROTATE_270)
+    assert (record.original_height, record.original_width) == (expected.height, expected.width)
+    square = np.asarray(expected.convert("RGB").resize((64, 64), PillowImage.Resampling.BILINEAR), float)
+    assert np.abs(np.asarray(PillowImage.open(io.BytesIO(record.encoded)), float) - square).mean() < 4  # JPEG, twice
 
 
 def test_a_record_without_an_image_is_told_when_it_is_needed(tmp_path):

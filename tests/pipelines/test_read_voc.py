@@ -1,7 +1,7 @@
 """The VOC reader: layouts, what an annotation says, and annotations that lie, break or attack."""
 
 import pytest
-from raw_sets import make_voc, voc_xml
+from raw_sets import jpeg, make_voc, voc_xml
 
 from pipelines.annotations import Category, Image, Listing
 from pipelines.readers.source import Source
@@ -123,6 +123,28 @@ def test_ids_in_a_list_may_hold_blanks_but_lead_nowhere_else(tmp_path):
 def test_without_lists_all_annotations_count(tmp_path):
     make_voc(tmp_path, {name: [] for name in "bca"}, {})
     assert listed(tmp_path, "train") == ["a", "b", "c"]
+
+
+def test_an_id_that_ends_in_a_number_is_not_cut_to_that_of_another(tmp_path):
+    ids = ["scan 1", "scan 0", "scan"]
+    make_voc(tmp_path, {name: [] for name in ids}, {"train": ids[:2], "val": ids[2:], "cat_train": ["scan 1 -1"]})
+    assert listed(tmp_path, "train") == ids[:2]
+    assert listed(tmp_path, "cat_train") == ["scan 1"]
+
+
+def test_annotations_in_folders_below_and_with_large_suffixes_count(tmp_path):
+    make_voc(tmp_path, {"a": [], "b": []}, {})
+    (tmp_path / "Annotations" / "b.xml").rename(tmp_path / "Annotations" / "b.XML")
+    for name in ("Annotations", "JPEGImages"):
+        (tmp_path / name / "cam1").mkdir()
+    (tmp_path / "Annotations" / "cam1" / "a.xml").write_text(voc_xml("a.jpg", []))
+    (tmp_path / "JPEGImages" / "cam1" / "a.jpg").write_bytes(jpeg())
+    assert listed(tmp_path, "train") == ["a", "b", "cam1/a"]
+    source = Source((str(tmp_path),), fallback_split="train")
+    *entries, _ = list_annotations((find_layout(str(tmp_path), source),), source)
+    image = next(read_annotation(entries[2]))[1]
+    assert (image.image_id, image.problem) == ("cam1/a", None)
+    assert image.stems == (str(tmp_path / "JPEGImages/a"), str(tmp_path / "JPEGImages/cam1/a"))
     with pytest.raises(DataError, match="there are no lists"):
         listed(tmp_path, "train", split="test")
 

@@ -122,6 +122,50 @@ def test_the_listing_ends_with_its_length(tmp_path):
     assert end.images == 2
 
 
+def test_images_in_folders_below_are_known_by_their_path(tmp_path):
+    make_yolo(tmp_path, {"a": ["0 0.5 0.5 0.1 0.1"]}, ["x"])
+    for camera in ("cam1", "cam2"):
+        for name in ("images", "labels"):
+            (tmp_path / name / "train" / camera).mkdir()
+        (tmp_path / "images/train" / camera / "a.jpg").write_bytes(jpeg())
+        (tmp_path / "labels/train" / camera / "a.TXT").write_text("0 0.5 0.5 0.1 0.1\n0 0.2 0.2 0.1 0.1\n")
+    (tmp_path / "labels/train/cam1/ghost.txt").write_text("")
+    (tmp_path / "images/train/bare.PPM").write_bytes(b"P6")
+    images = images_of(tmp_path)
+    assert {name: len(image.boxes) for name, image in images.items()} == {
+        "a": 1, "bare": 0, "cam1/a": 2, "cam1/ghost": 0, "cam2/a": 2,
+    }  # fmt: skip
+    assert images["cam1/a"].path == str(tmp_path / "images/train/cam1/a.jpg")
+    assert images["cam1/ghost"].problem.reason == "missing_image"
+
+
+@pytest.mark.parametrize("given", [".", "data.yaml"])
+def test_a_list_finds_its_labels_from_wherever_it_is_called(tmp_path, given, monkeypatch):
+    make_yolo(tmp_path, {"a": ["0 0.5 0.5 0.1 0.1"]}, ["x"])
+    (tmp_path / "train.txt").write_text("images/train/a.jpg\n")
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": "train.txt", "names": ["x"]}))
+    monkeypatch.chdir(tmp_path)
+    assert [len(image.boxes) for image in images_of(given).values()] == [1]
+
+
+def test_a_list_without_any_label_is_refused(tmp_path):
+    make_yolo(tmp_path, {"a": ["0 0.5 0.5 0.1 0.1"]}, ["x"])
+    (tmp_path / "images").rename(tmp_path / "photos")
+    (tmp_path / "train.txt").write_text("photos/train/a.jpg\n")
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": "train.txt", "names": ["x"]}))
+    with pytest.raises(DataError, match=r"train\.txt: none of 1 images has a label file"):
+        elements_of(tmp_path)
+
+
+@pytest.mark.parametrize("content", [{}, {"train": "train.txt"}])
+def test_a_folder_of_images_that_is_not_there_is_refused(tmp_path, content):
+    make_yolo(tmp_path, {"a": ["0 0.5 0.5 0.1 0.1"]}, ["x"])
+    (tmp_path / "train.txt").write_text("images/train/a.jpg\n")
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"names": ["x"], **content}))
+    with pytest.raises(DataError, match="typo"):
+        find_layout(str(tmp_path), Source((str(tmp_path),), image_dir=str(tmp_path / "typo"), fallback_split="train"))
+
+
 def test_a_list_file_decides_members_and_order(tmp_path):
     make_yolo(tmp_path, {"a": ["0 0.5 0.5 0.1 0.1"], "b": None, "c": []}, ["x"])
     (tmp_path / "train.txt").write_text("./images/train/c.jpg\nimages/train/a.jpg\n\nimages/train/b.jpg\n../x.jpg\n")
