@@ -30,6 +30,8 @@ MAX_ITEM_BYTES = 1 << 28
 LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 IMPOSSIBLE_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
 REFUSALS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
+# By name: each comes from another of the libraries below Beam's client.
+NO_ANSWER = {"RetryError", "TransportError", "ConnectionError"}
 UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG),
@@ -42,7 +44,7 @@ def is_remote(path: str) -> bool:
 
 
 def check_scheme(path: str) -> None:
-    """Refuses a path on a store that Beam does not know, a bucket without a folder, or a scheme that lacks a slash.
+    """Refuses a path on a store other than Google's, a bucket without a folder, or a scheme that lacks a slash.
 
     Raises:
       UsageError: naming it.
@@ -52,10 +54,8 @@ def check_scheme(path: str) -> None:
         raise UsageError(f"{path} would be a folder called {scheme[1]}: here; write {scheme[1]}://...")
     if path.startswith("gs://") and not re.match("gs://[^/]+/[^/]", path):
         raise UsageError(f"{path}: name a folder or file in a bucket, gs://bucket/folder")
-    try:
-        FileSystems.get_filesystem(path)
-    except ValueError:
-        raise UsageError(f"{path}: no file system for such paths is installed; give a local path or gs://...") from None
+    if is_remote(path) and not path.startswith("gs://"):
+        raise UsageError(f"{path}: no file system for such paths is installed; give a local path or gs://...")
 
 
 def join(folder: str, *names: str) -> str:
@@ -277,6 +277,8 @@ def _refusals(path: str) -> Iterator[None]:
         cause: BaseException = error
         while isinstance(cause, BeamIOError) and cause.exception_details:
             cause = next(iter(cause.exception_details.values()))
+        if {kind.__name__ for kind in type(cause).__mro__} & NO_ANSWER:
+            raise DataError(f"{path}: the store does not answer ({type(cause).__name__}); check the network") from None
         if getattr(cause, "code", None) not in REFUSALS:
             raise
         raise DataError(f"{path}: {type(cause).__name__}; check the bucket's name and who may use it") from None

@@ -2,6 +2,7 @@
 
 import json
 import math
+import posixpath
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import apache_beam as beam
 from absl import flags  # type: ignore[import-untyped]
 
 from pipelines import files
-from pipelines.classes import ClassRules, parse_class_file
+from pipelines.classes import ClassRules, first_duplicate, parse_class_file
 from pipelines.images import Preparation
 from pipelines.readers.coco import read_coco
 from pipelines.readers.csv import read_csv
@@ -101,8 +102,11 @@ def job_from_flags() -> PrepareJob:
         raise UsageError(f"--split={split}: expected a plain name, such as train")
     input_format = required_flag("input_format")
     output = required_flag("output").rstrip("/") or "/"
-    for path in (*values.input, values.image_dir, output):
+    for path in (*values.input, values.image_dir, values.classes, output):
         files.check_scheme(path)
+    twice = first_duplicate(tuple(posixpath.normpath(path) for path in values.input))
+    if twice is not None:
+        raise UsageError(f"--input={twice} is given twice; give it once")
     if math.isnan(values.max_rejected_fraction):
         raise UsageError("--max_rejected_fraction=nan: expected a number from 0 to 1")
     shares = parse_split_by(values.split_by)
@@ -120,7 +124,7 @@ def job_from_flags() -> PrepareJob:
         split=split,
         output=output,
         shards=values.shards,
-        rules=_class_rules(class_file, manifest, output),
+        rules=_class_rules(class_file, manifest, split, output),
         max_rejected_fraction=values.max_rejected_fraction,
         config=config,
         class_file=class_file,
@@ -198,15 +202,15 @@ def _describe_windows(preparation: Preparation) -> dict[str, Any]:
     }
 
 
-def _class_rules(class_file: tuple[str, ...], manifest: Manifest | None, output: str) -> ClassRules:
-    """The rules that the flags give; an existing manifest fixes the order of the classes.
+def _class_rules(class_file: tuple[str, ...], manifest: Manifest | None, split: str, output: str) -> ClassRules:
+    """The rules that the flags give; a manifest of other splits than this one fixes the classes and their order.
 
     Raises:
       DataError: if `--classes` gives another order than the manifest.
     """
     values = flags.FLAGS
     fixed = class_file
-    if manifest is not None:
+    if manifest is not None and {*manifest.splits} - {split}:
         path = files.join(output, MANIFEST_NAME)
         if class_file and class_file != manifest.classes:
             raise DataError(

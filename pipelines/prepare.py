@@ -35,7 +35,7 @@ from pipelines.runners import (
 from pipelines.shards import ShardJob, WriteShard
 from pipelines.summary import print_summary
 from ssd_dist.core.commands import run_command
-from ssd_dist.core.errors import DataError
+from ssd_dist.core.errors import DataError, RestartError
 from ssd_dist.core.manifest import Manifest
 
 
@@ -44,7 +44,19 @@ def run_main() -> NoReturn:
     define_flags()
     # Whoever stops the job otherwise than with Ctrl-C gets the same: no litter, no worker left alone, a line.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    run_command(main, keep_unknown=True)
+    run_command(main_until_stopped, keep_unknown=True)
+
+
+def main_until_stopped(arguments: list[str]) -> None:
+    """`main`, of which a signal before the job runs is told as one that comes later.
+
+    Raises:
+      RestartError: if it was stopped.
+    """
+    try:
+        main(arguments)
+    except KeyboardInterrupt:
+        raise RestartError("stopped before the job began; run the same command again") from None
 
 
 def main(arguments: list[str]) -> None:

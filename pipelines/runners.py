@@ -211,6 +211,9 @@ def explain_failure(error: BaseException, runs_here: bool = True) -> SsdDistErro
         if not runs_here:
             return RestartError("no longer watching the job, which goes on where it runs; stop it there")
         return RestartError("stopped; run the same command with --resume, which keeps what is finished")
+    if isinstance(error, DataError) and "[while running" not in text:
+        # Raised here, before a worker had it: nothing of the runner's is around it.
+        return error
     found = re.findall(r"DataError: (.*?)(?: \[while running|\\n|\n|$)", text)
     if found:
         return DataError(found[-1])

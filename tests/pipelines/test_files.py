@@ -5,13 +5,15 @@ import io
 import os
 
 import pytest
+from apache_beam.io.filesystem import BeamIOError
+from google.auth.exceptions import TransportError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import files
 from pipelines.annotations import Image, Problem
 from pipelines.reading import READ_AHEAD, read_images
-from ssd_dist.core.errors import DataError
+from ssd_dist.core.errors import DataError, UsageError
 
 
 def test_a_file_appears_complete(tmp_path):
@@ -70,6 +72,26 @@ def test_lasting_failures_are_not_tried_again(tmp_path, monkeypatch):
     fail(monkeypatch, *[OSError("down")] * files.ATTEMPTS)
     with pytest.raises(OSError, match="down"):
         files.read_bytes(str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("path", ["s3://b/o", "hdfs://h/o", "abc://x/y", "gs://bucket", "gs:/b/o"])
+def test_a_place_on_no_store_of_ours_is_refused(path):
+    with pytest.raises(UsageError, match=path.split(":")[0]):
+        files.check_scheme(path)
+
+
+@pytest.mark.parametrize("path", ["gs://b/o", "/data/x", "a:b/c", "here"])
+def test_other_places_are_taken(path):
+    files.check_scheme(path)
+
+
+def test_a_store_that_does_not_answer_is_told(monkeypatch):
+    def fail(*_):
+        raise BeamIOError("match failed", {"gs://b/*": TransportError("no route to host")})
+
+    monkeypatch.setattr(files.FileSystems, "match", fail)
+    with pytest.raises(DataError, match=r"gs://b/\*: the store does not answer \(TransportError\)"):
+        files.match_files("gs://b/*")
 
 
 def test_names_no_file_system_takes_are_files_that_do_not_exist(tmp_path):

@@ -163,16 +163,29 @@ def test_splits_begun_at_the_same_time_do_not_mix_their_classes(places, run, mon
 
 def test_data_that_grew_leaves_no_shard_of_before(places, run):
     assert run()[0] == 0
-    make_voc(places / "voc", {f"i{number}": [("cat", 5, 5, 30, 40)] for number in range(40)})
+    # Another class as well: as the only split this one decides them.
+    make_voc(places / "voc", {f"i{number}": [("cow", 5, 5, 30, 40)] for number in range(40)})
     assert run()[0] == 0
+    assert json.loads((places / "out/dataset.json").read_text())["classes"] == ["cow"]
     grown = digests(places / "out")
     shards = json.loads((places / "out/dataset.json").read_text())["splits"]["train"]["views"][0]["shards"]
     assert sorted(name for name in grown if name.endswith(".tfrecord")) == [shard["file"] for shard in shards]
-    (places / "names.txt").write_text("cat\ndog\n")
-    assert run("--output=fresh", "--classes=names.txt", without=["--output"])[0] == 0
-    fresh = digests(places / "fresh")
-    changed = {"train/.parts/job.json"}
-    assert {name: grown[name] for name in {*grown} - changed} == {name: fresh[name] for name in {*fresh} - changed}
+    assert run("--output=fresh", without=["--output"])[0] == 0
+    assert grown == digests(places / "fresh")
+
+
+def test_a_signal_before_the_job_means_start_again(run, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.options.read_manifest", interrupt)
+    code, _, err = run()
+    assert (code, len(err.splitlines())) == (75, 1), err
+
+
+def test_an_input_given_twice_is_refused(run):
+    code, _, err = run("--input=./voc/")
+    assert (code, "--input=voc is given twice" in err) == (2, True), err
 
 
 def test_an_output_named_like_a_temporary_file_keeps_its_shards(places, run):
