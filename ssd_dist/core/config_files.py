@@ -21,7 +21,7 @@ _ENVIRONMENT_REFERENCE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(:-(?P
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as a number and refuses a key given twice and aliases."""
+    """Safe YAML that reads 1e-3 as a number, a date as a string, and refuses a key given twice and aliases."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         # An alias may contain itself, or grow a short file beyond memory.
@@ -41,6 +41,12 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` reads: the string "1e-3" in quotes."""
 
+
+# No key of the config is a date, and a folder may well be called 2026-11-25.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 # YAML 1.1 takes 1e-3 for a string; everybody means the number.
 for _handler in (_Loader, _Dumper):
@@ -101,7 +107,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"config file {path} does not exist{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config file {path} cannot be read: {error}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UsageError(f"config file {path} is not valid YAML: {error}") from None
     if content is None:
         return {}
@@ -116,7 +122,7 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise UsageError(f"--set {override}: expected KEY=VALUE with a dotted key, e.g. --set train.epochs=3")
     try:
         value: Any = yaml.load(text, Loader=_Loader) if text else ""
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UsageError(f"--set {override}: the value is not valid YAML: {error}") from None
     for part in reversed(key.split(".")):
         value = {part: value}

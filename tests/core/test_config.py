@@ -200,7 +200,6 @@ def test_overrides_are_typed_as_yaml_is(write, override, section, key, value):
         ("train: {epochs:}", ["train.epochs", "got None", "integer"]),
         ("train: {deterministic: 1}", ["train.deterministic", "got 1", "boolean"]),
         ("data: {dir: 3}", ["data.dir", "got 3", "string"]),
-        ("data: {dir: 2020-01-01}", ["data.dir", "2020", "string"]),
         ("data: {targets: offline}", ["data.targets", "'offline'", "'precomputed' or 'online'"]),
         ("optimizer: {lr: .nan}", ["optimizer.lr", "nan"]),
         ("optimizer: {lr: .inf}", ["optimizer.lr", "inf", "finite"]),
@@ -227,6 +226,12 @@ def test_a_bad_value_is_refused_with_key_given_and_allowed(write, text, words):
     assert message.startswith(str(write(text))), message
     for word in words:
         assert word in message, message
+
+
+def test_a_folder_may_have_the_name_of_a_date(write):
+    for config in (load_config(write("data: {dir: 2026-11-25}")), load_config(write("{}"), ["data.dir=2026-13-45"])):
+        assert config.data.dir.startswith("2026-1")
+        assert load_config(write(dump_config(config))) == config
 
 
 @pytest.mark.parametrize(
