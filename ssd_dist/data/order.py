@@ -93,7 +93,14 @@ def _interleave_shards(plan: EpochPlan, epoch: tf.Tensor) -> tf.data.Dataset:
         def shuffle_block(index: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
             return tf.gather(records, _permute(tf.size(records), tf.random.fold_in(seed, index)))
 
-        blocks = tf.data.TFRecordDataset(file).batch(block).enumerate()
+        records = tf.data.TFRecordDataset(file)
+        if plan.shard_records >= block:
+            # More than one block: from another record on in each epoch and shard, so that what is left over differs and
+            # a batch holds records from all over the listing.
+            start = tf.random.fold_in(seed, tf.constant(-1, tf.int64))
+            first = tf.random.stateless_uniform([], start, 0, plan.shard_records, tf.int64)
+            records = records.skip(first).concatenate(records.take(first))
+        blocks = records.batch(block).enumerate()
         return blocks.map(shuffle_block).unbatch().take(plan.shard_records)
 
     shards = tf.data.Dataset.from_tensor_slices((tf.gather(files, mine), tf.cast(mine, tf.int64)))

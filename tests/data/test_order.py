@@ -140,6 +140,20 @@ def test_shards_larger_than_the_shuffle_memory_lose_nothing(tmp_path, monkeypatc
     assert len(names) == 100
 
 
+def test_what_is_left_over_of_large_shards_differs_too(tmp_path, monkeypatch):
+    # Blocks of 16 records: of 33, a last one of a single record, which one batch of 64 never had.
+    monkeypatch.setattr("ssd_dist.data.order.SHUFFLE_RECORDS", 1)
+    plan = EpochPlan(write_shards(tmp_path, (33, 33)), 33, 64, seed=0)
+    names = [name for name, _, _ in read(plan, 12)]
+    everything = {f"0-{shard}-{i}" for shard in range(2) for i in range(33)}
+    left = [everything - set(names[epoch * 64 : (epoch + 1) * 64]) for epoch in range(12)]
+    assert {len(rest) for rest in left} == {2}
+    assert not set.intersection(*left)
+    # Large shards begin at places of their own: a sorted set is not read in its order.
+    firsts = {int(name.rsplit("-", 1)[1]) // 16 for epoch in range(12) for name in names[epoch * 64 : epoch * 64 + 2]}
+    assert firsts >= {0, 1}
+
+
 def test_one_shard_and_one_record_a_step(tmp_path):
     plan = EpochPlan(write_shards(tmp_path, (3,)), 3, 1, seed=0)
     assert sorted(name for name, _, _ in read(plan, 3)) == ["0-0-0", "0-0-1", "0-0-2"]
