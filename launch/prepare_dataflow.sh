@@ -5,15 +5,19 @@
 #       --input_format=voc --input=gs://B/raw --split=train --output=gs://B/prepared --config=configs/x.yaml
 #
 # IMAGE is the worker container: launch/prepare/Dockerfile, built and pushed by you.
-# Try it first without a cloud:  ... -- PREPARE FLAGS --dry_run=True
+# Look at the job first: ... -- PREPARE FLAGS --dry_run=True, which reads the input's layout, so from the bucket or, with
+# local paths, without a cloud.
 set -euo pipefail
 
 usage() {
-  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
-project="" region="" bucket="" image="" workers=20 python="python3"
+project="" region="" bucket="" image="" workers=20
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=$root/.venv/bin/python
+[[ -x $python ]] || python=python3
 while [[ $# -gt 0 ]]; do
   case "$1" in
     --project=*) project="${1#*=}" ;;
@@ -35,7 +39,8 @@ done
 # Four cores run four Python processes, each under 1 GiB; highcpu has 1 GB a core and would be too tight.
 # Only metadata is shuffled and shards go straight to the bucket, so the disk holds the container and little else.
 # Two threads a process hide what waiting the reading ahead leaves; more would only hold more shards in memory.
-cd "$(dirname "$0")/.."
+# Paths are the caller's.
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 exec "$python" -m pipelines.prepare \
   --runner=DataflowRunner \
   --project="$project" \

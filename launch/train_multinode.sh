@@ -5,6 +5,8 @@
 #   launch/train_multinode.sh --hosts=a,b,c -- ...                                     one worker a host, over ssh
 #   launch/train_multinode.sh -- ...                                                   inside Slurm, Kubernetes, Vertex
 #
+# Paths are the caller's; with --hosts they are relative to this project's folder, which is the same on all.
+#
 #   --port=N           port of the workers with --hosts (default 12345)
 #   --max_restarts=N   how often a gang that lost a worker starts again (default 3); it goes on from its checkpoint
 #   --grace_seconds=N  how long workers may take to save after a signal (default 35; above preemption.grace_seconds)
@@ -20,6 +22,7 @@ fail() { echo "error: $*" >&2; exit 2; }
 
 local_workers='' hosts='' names=() port=12345 max_restarts=3 grace_seconds=35
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 python=$root/.venv/bin/python
 [[ -x $python ]] || python=python3
 
@@ -205,7 +208,6 @@ watch_gang() {
 
 if [[ -z $local_workers && -z $hosts ]]; then run_scheduled; fi
 
-cd "$root" || exit 2
 [[ -z $hosts ]] || open_lifeline
 for ((attempt = 0; ; attempt++)); do
   pids=()
