@@ -12,7 +12,7 @@ import apache_beam as beam
 from absl import flags  # type: ignore[import-untyped]
 
 from pipelines import files
-from pipelines.classes import ClassRules, first_duplicate, parse_class_file
+from pipelines.classes import ClassRules, parse_class_file
 from pipelines.images import Preparation
 from pipelines.readers.coco import read_coco
 from pipelines.readers.csv import read_csv
@@ -104,9 +104,10 @@ def job_from_flags() -> PrepareJob:
     output = required_flag("output").rstrip("/") or "/"
     for path in (*values.input, values.image_dir, values.classes, output):
         files.check_scheme(path)
-    twice = first_duplicate(tuple(posixpath.normpath(path) for path in values.input))
-    if twice is not None:
-        raise UsageError(f"--input={twice} is given twice; give it once")
+    places = [posixpath.normpath(path) for path in values.input]
+    for index, place in enumerate(places):
+        if place in places[:index]:
+            raise UsageError(f"--input={values.input[index]} is given twice; give it once")
     if math.isnan(values.max_rejected_fraction):
         raise UsageError("--max_rejected_fraction=nan: expected a number from 0 to 1")
     shares = parse_split_by(values.split_by)

@@ -23,11 +23,15 @@ from ssd_dist.core.errors import DataError
 
 @dataclass(frozen=True)
 class CocoFile:
-    """One annotation file, its number among the inputs and the folder of its images."""
+    """One annotation file, its number among the inputs and the folder of its images.
+
+    `home` is where names may lead from as well; empty if the folder of the images was given.
+    """
 
     number: int
     path: str
     images: str
+    home: str = ""
 
 
 def read_coco(source: Source) -> beam.PTransform:
@@ -37,7 +41,11 @@ def read_coco(source: Source) -> beam.PTransform:
       DataError: if one of them is missing.
     """
     paths = [path for pattern in source.inputs for path in find_inputs(pattern, (".json", ".json.gz"), _names(source))]
-    return ReadCoco([CocoFile(number, path, find_images(path, source)) for number, path in enumerate(paths)], source)
+    annotation_files = [
+        CocoFile(number, path, find_images(path, source), "" if source.image_dir else find_home(path))
+        for number, path in enumerate(paths)
+    ]
+    return ReadCoco(annotation_files, source)
 
 
 class ReadCoco(beam.PTransform):
@@ -136,7 +144,7 @@ def parse_image(item: Any, index: int, row: int, file: CocoFile) -> Image:
     entry = item if isinstance(item, dict) else {}
     image_id, filename = entry.get("id"), entry.get("file_name")
     if isinstance(image_id, int | str) and isinstance(filename, str) and filename:
-        where = locate_image(file.images, filename, home=find_home(file.path))
+        where = locate_image(file.images, filename, home=file.home)
     else:
         detail = f"images[{index}] needs an id and a file_name: {item!r:.200}"
         where = Location(problem=Problem("broken_annotation", detail))

@@ -27,11 +27,15 @@ UNREADABLE = (OSError, EOFError, zlib.error)
 
 @dataclass(frozen=True)
 class CsvFile:
-    """One file, its columns by name and the folder of its images."""
+    """One file, its columns by name and the folder of its images.
+
+    `home` is where names may lead from as well; empty if the folder of the images was given.
+    """
 
     path: str
     columns: dict[str, int]
     images: str
+    home: str = ""
 
 
 def read_csv(source: Source) -> beam.PTransform:
@@ -43,7 +47,13 @@ def read_csv(source: Source) -> beam.PTransform:
     split = source.split_name
     names = (f"{split}.csv", f"{split}_labels.csv", "annotations.csv")
     paths = [path for pattern in source.inputs for path in find_inputs(pattern, (".csv", ".csv.gz"), names)]
-    return ReadCsv(tuple(CsvFile(path, read_columns(path), find_images(path, source)) for path in paths), source)
+    csv_files = (
+        CsvFile(
+            path, read_columns(path), find_images(path, source), "" if source.image_dir else posixpath.dirname(path)
+        )
+        for path in paths
+    )
+    return ReadCsv(tuple(csv_files), source)
 
 
 class ReadCsv(beam.PTransform):
@@ -141,7 +151,7 @@ def parse_line(line: bytes, number: int, file: CsvFile, row: int, order: int) ->
     filename = values["filename"]
     if not filename:
         return _broken(file, row, where, "the line has no file name"), None
-    found = locate_image(file.images, filename, home=posixpath.dirname(file.path))
+    found = locate_image(file.images, filename, home=file.home)
     image = Image(
         image_id=filename,
         file=0,

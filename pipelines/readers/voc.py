@@ -1,6 +1,7 @@
 """Pascal VOC: one XML file an image.
 
     DIR/Annotations/*.xml  DIR/JPEGImages/*  DIR/ImageSets/Main/SPLIT.txt      the devkit's layout
+    DIR/Annotations/SPLIT/*.xml  DIR/JPEGImages/[SPLIT/]*                      the same without lists
     DIR/SPLIT/*.xml beside the images                                          one folder a split
     DIR/*.xml or a pattern of XML files                                        everything is one split
 
@@ -91,7 +92,12 @@ def find_layout(path: str, source: Source) -> VocLayout:
         images = source.image_dir or files.join(path, "JPEGImages")
         if not files.exists(images):
             raise DataError(f"no images in {images}; name their folder with --image_dir")
-        return VocLayout(devkit, images, "" if source.split_by else _find_list(path, source))
+        list_file = "" if source.split_by else _find_list(path, source)
+        if list_file or source.split_by or not files.exists(files.join(devkit, source.split_name)):
+            return VocLayout(devkit, images, list_file)
+        # No list, but a folder for each split.
+        own = files.join(images, source.split_name)
+        return VocLayout(files.join(devkit, source.split_name), own if files.exists(own) else images)
     for folder in (files.join(path, source.split_name), path):
         if any(name.lower().endswith(".xml") for name in files.list_files(folder)):
             return VocLayout(folder, source.image_dir or folder, is_flat=True)
@@ -127,7 +133,8 @@ def list_annotations(layouts: tuple[VocLayout, ...], source: Source) -> Iterator
 def _annotations(layout: VocLayout) -> Iterator[tuple[str, Location]]:
     if layout.list_file:
         for name in _listed_names(layout):
-            yield posixpath.basename(name), locate_image(layout.annotations, f"{name}.xml")
+            where = locate_image(layout.annotations, f"{name}.xml")
+            yield posixpath.basename(name) if where.problem else name, where
         return
     if files.is_pattern(layout.annotations):
         yield from ((posixpath.basename(path), Location(path)) for path in files.match_files(layout.annotations))
@@ -176,7 +183,10 @@ def parse_annotation(data: bytes, entry: VocEntry) -> Image:
     except (ParseError, ValueError, LookupError) as error:
         return _broken(entry, "broken_annotation", str(error))
     filename = _text(root, "filename") or entry.image_id
-    where = locate_image(entry.images, filename, entry.image_id)
+    # An annotation in a folder below is of the image in the folder of that name, or of one where all are together.
+    below, stem = posixpath.split(entry.image_id)
+    images = files.join(entry.images, below) if below else entry.images
+    where = locate_image(images, filename, stem, home=entry.images)
     return Image(
         image_id=entry.image_id,
         file=0,

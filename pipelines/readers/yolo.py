@@ -28,13 +28,15 @@ from ssd_dist.core.errors import DataError
 class YoloLayout:
     """Where one input keeps its parts; `names` are the classes in order.
 
-    With a `list_file` the split is what it lists, by paths below `images`; `labels` is empty then.
+    With a `list_file` the split is what it lists, by paths below `images`; `labels` is empty then. `others` are the
+    folders of images and labels below these that are another split's.
     """
 
     images: str
     labels: str
     names: tuple[str, ...]
     list_file: str = ""
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,14 @@ def find_layout(path: str, source: Source) -> YoloLayout:
     labels = first_folder(
         [folder for folder in label_folders if folder != images], f"labels of split {split!r}", "is this a YOLO set?"
     )
-    return YoloLayout(images, labels, names)
+    return YoloLayout(images, labels, names, others=_other_splits(content, split, bases))
+
+
+def _other_splits(content: dict[str, Any], split: str, bases: list[str]) -> tuple[str, ...]:
+    """The folders of images that the YAML names for other splits, and those of their labels."""
+    named = [files.relative_path(value) for key, value in content.items() if key != split and isinstance(value, str)]
+    folders = [files.join(base, name) for base in bases for name in named if name]
+    return tuple(dict.fromkeys([*folders, *map(_sibling_labels, folders)]))
 
 
 def _declared_root(home: str, content: dict[str, Any]) -> tuple[str, ...]:
@@ -136,12 +145,15 @@ def _find_listed(named: str, bases: list[str], config: str, names: tuple[str, ..
 
 
 def _sibling_labels(images: str) -> str:
-    """The folder that lies under `labels` as this one under `images`; itself, if it lies under none."""
+    """The folder that lies under `labels` as this one under `images`; itself, if it lies under none.
+
+    What follows the word in a folder's name stays: `images_train` has `labels_train`.
+    """
     parts = images.split("/")
-    if "images" not in parts:
-        return images
-    last = len(parts) - 1 - parts[::-1].index("images")
-    return "/".join([*parts[:last], "labels", *parts[last + 1 :]])
+    for index in reversed(range(len(parts))):
+        if parts[index].startswith("images"):
+            return "/".join([*parts[:index], "labels" + parts[index].removeprefix("images"), *parts[index + 1 :]])
+    return images
 
 
 def _find_yaml(path: str) -> tuple[str, dict[str, Any]]:
@@ -197,14 +209,19 @@ def list_labels(layouts: tuple[YoloLayout, ...], source: Source) -> Iterator[Yol
 
 def _folder_entries(layout: YoloLayout) -> Iterator[YoloEntry]:
     """What the folders hold, in order of the names; two images of one stem are two entries of one id."""
-    images = [path for path in files.match_below(layout.images, "**") if path.lower().endswith(IMAGE_SUFFIXES)]
-    texts = [path for path in files.match_below(layout.labels, "**") if path.lower().endswith(".txt")]
+    images = [path for path in _files_below(layout.images, layout) if path.lower().endswith(IMAGE_SUFFIXES)]
+    texts = [path for path in _files_below(layout.labels, layout) if path.lower().endswith(".txt")]
     labels = {_stem_below(layout.labels, path): path for path in texts}
     stems = [_stem_below(layout.images, path) for path in images]
     # A list of the classes, which labelling tools put beside the labels.
-    lonely = [("", stem) for stem in {*labels} - {*stems} - {"classes"}]
+    lonely = [("", stem) for stem in {*labels} - {*stems} if posixpath.basename(stem) != "classes"]
     for image, stem in sorted([*zip(images, stems, strict=True), *lonely], key=lambda pair: (pair[1], pair[0])):
         yield YoloEntry(stem, 0, _below(layout.images, image) if image else "", image, labels.get(stem, ""))
+
+
+def _files_below(folder: str, layout: YoloLayout) -> list[str]:
+    others = tuple(f"{other}/" for other in layout.others if other.startswith(f"{folder.rstrip('/')}/"))
+    return [path for path in files.match_below(folder, "**") if not path.startswith(others)]
 
 
 def _listed_entries(layout: YoloLayout) -> Iterator[YoloEntry]:
@@ -218,7 +235,7 @@ def _listed_entries(layout: YoloLayout) -> Iterator[YoloEntry]:
         if where.problem is None and folder not in folders:
             folders[folder] = set(files.list_files(folder))
         has_label = where.problem is None and label in folders[folder]
-        labelled, looked_at = labelled + has_label, looked_at + 1
+        labelled, looked_at = labelled + has_label, looked_at + (where.problem is None)
         yield YoloEntry(_stem(line), 0, line, where.path, label if has_label else "", where.problem)
 
     if looked_at and not labelled:

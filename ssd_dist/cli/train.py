@@ -9,13 +9,14 @@ from ssd_dist.core.folder_names import check_folder_name
 def main(_: list[str]) -> int:
     """Runs the experiment of the flags."""
     config = config_from_flags()
+    if flags.FLAGS["model_dir"].value:
+        check_folder_name(flags.FLAGS["model_dir"].value)
     if flags.FLAGS["dry_run"].value:
         from ssd_dist.training.dry_run import describe_dry_run, print_dry_run
 
         print_dry_run(describe_dry_run(config, flags.FLAGS["model_dir"].value))
         return 0
     model_dir = required_flag("model_dir")
-    check_folder_name(model_dir)
     # TensorFlow takes seconds to load: only once the flags are right, and with an ear for signals.
     from ssd_dist.training.preemption import StopRequest
 

@@ -46,7 +46,7 @@ def read_coco_ids(path: str, classes: Sequence[str], files: Sequence[str]) -> Co
     """The ids of an annotation file of COCO's, whose evaluation will then take the results.
 
     Raises:
-      UsageError: if it is none, names two images alike, or lacks a class or one of the `files`.
+      UsageError: if it is none, names one of the `files` twice, or lacks a class or one of the `files`.
     """
     try:
         content = json.loads(Path(path).read_text())
@@ -55,11 +55,11 @@ def read_coco_ids(path: str, classes: Sequence[str], files: Sequence[str]) -> Co
         categories = {entry["name"]: entry["id"] for entry in content["categories"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"--coco_ids={path}: no annotation file in COCO's format ({error!r})") from None
-    if len(images) < len(names):
-        twice = next(name for name, count in Counter(names).items() if count > 1)
+    counts = Counter(names)
+    if twice := [name for name in (Path(file).name for file in files) if counts[name] > 1]:
         raise UsageError(
-            f"--coco_ids={path}: {twice!r} is the name of two images in different folders, which --images cannot tell "
-            "apart; leave --coco_ids away, or give the images other names"
+            f"--coco_ids={path}: {twice[0]!r} is the name of two of its images, which --images cannot tell apart; "
+            "leave --coco_ids away, or give the images other names"
         )
     if missing := [name for name in classes if name not in categories]:
         raise UsageError(f"--coco_ids={path}: has no category {missing[0]!r}")

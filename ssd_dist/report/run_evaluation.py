@@ -21,7 +21,6 @@ from ssd_dist.core.records import Record
 from ssd_dist.data.augmentation import apply_color_map
 from ssd_dist.data.batch import SparseTargets
 from ssd_dist.data.decoding import decode_image
-from ssd_dist.data.integrity import secure_plan
 from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.storage import join, load_manifest
 from ssd_dist.evaluation.analysis import Analysis, analyse_detections
@@ -32,6 +31,7 @@ from ssd_dist.model.detector import normalize_image
 from ssd_dist.report.anchor_pictures import Picture, draw_anchors, draw_negatives
 from ssd_dist.report.dataset_facts import TargetMaker, read_chosen
 from ssd_dist.report.framing import Frame, draw_frames
+from ssd_dist.training.durable import first_line
 from ssd_dist.training.inference import evaluate_split, load_trained_model, locate_checkpoint
 from ssd_dist.training.losses import multibox_losses
 from ssd_dist.training.mining import mine_per_image
@@ -208,10 +208,12 @@ def draw_first_batch(config: Config, manifest: Manifest) -> list[Picture]:
     Raises:
       DataError, UsageError: if the data does not fit the config.
     """
-    split = manifest.split(TRAIN_SPLIT, config.data.dir)
-    plan, _ = secure_plan(plan_training(config, split), split, config)
+    plan = plan_training(config, manifest.split(TRAIN_SPLIT, config.data.dir))
     size = min(BATCH_PICTURES, config.train.global_batch_size)
-    batch = next(iter(training_batches(config, plan, size, 0)))
+    try:
+        batch = next(iter(training_batches(config, plan, size, 0)))
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+        raise DataError(f"{config.data.dir}: a record cannot be read: {first_line(error)}") from None
     pixels = (apply_color_map(normalize_image(batch.images), batch.color_maps).numpy() + 1) * 127.5
     anchors = TargetMaker.create(config.anchors, config.matching, config.model.input_size).anchors
     targets = SparseTargets(*(part.numpy() for part in batch.targets))

@@ -95,8 +95,12 @@ def go_back(run: Run, step: int, reason: str) -> None:
     if stops:
         blowup = Blowup(step, reason, source_ids, run.store.latest())
     else:
+        evaluated = int(state.evaluated.numpy())
         checkpoint = run.store.restore_latest()
         start = int(state.step.numpy())
+        # An evaluation that was made up for may be younger than the checkpoint of its step; it stands.
+        if evaluated <= start:
+            state.evaluated.assign(evaluated)
         if run.worker_sum.any(start != run.worker_sum.from_chief(start, run.log is not None)):
             raise RestartError(
                 f"step {step}: {reason}, and the workers went back to different checkpoints; start again"

@@ -25,7 +25,7 @@ from ssd_dist.training.assembly import distribute_training
 from ssd_dist.training.checkpoints import latest_checkpoint
 from ssd_dist.training.cluster import WorkerRole, create_strategy, read_worker_role
 from ssd_dist.training.run import make_reproducible
-from ssd_dist.training.run_checks import check_data
+from ssd_dist.training.run_checks import check_data, check_steps_left
 from ssd_dist.training.run_folder import check_same_run
 from ssd_dist.training.state import TrainState, create_state
 
@@ -177,6 +177,8 @@ def _describe_steps(
         pairs.append(("too short", "the warm-up never ends: lower schedule.warmup_steps or train longer"))
     if model_dir is not None:
         newest = latest_checkpoint(str(Path(model_dir) / "checkpoints"))
+        if newest:
+            check_steps_left(int(newest.rsplit("-", 1)[1]), total_steps, model_dir)
         pairs.append((model_dir, f"goes on from {Path(newest).name}" if newest else "a new run"))
     return pairs
 

@@ -12,6 +12,7 @@ from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.evaluator import DetectorEvaluator
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.training.checkpoints import BestModel
+from ssd_dist.training.durable import write_errors
 from ssd_dist.training.metrics_log import MetricsLog
 from ssd_dist.training.progress import TrainingProgress
 from ssd_dist.training.state import TrainState
@@ -56,7 +57,8 @@ class Judge:
             metrics = evaluate_detections(self._truths, self.evaluator.detections, self._classes).as_dict()
             log.write("eval", step, metrics)
             if self._show is not None:
-                self._show(step, self.evaluator.detections)
+                with write_errors(f"pictures and weights of step {step}"):
+                    self._show(step, self.evaluator.detections)
             progress.say(
                 f"step {step}  "
                 + "  ".join(f"{name} {_show(metrics[name])}" for name in ("coco/AP", "coco/AP50", "voc/mAP"))

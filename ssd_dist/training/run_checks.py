@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import re
 import time
 from collections.abc import Iterator, Sequence
 
@@ -119,6 +120,9 @@ def memory_is_named() -> Iterator[None]:
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
+        # A full disk and too many open files are the same to TensorFlow.
+        if not re.search(r"\bOOM\b|out of memory|allocat", str(error), re.IGNORECASE):
+            raise
         raise UsageError(
             f"out of memory ({first_line(error)}): lower train.global_batch_size or eval.batch_size, raise "
             "train.accumulate_steps, or take more replicas; docs/out_of_memory.md"

@@ -185,7 +185,7 @@ def test_a_signal_before_the_job_means_start_again(run, monkeypatch):
 
 def test_an_input_given_twice_is_refused(run):
     code, _, err = run("--input=./voc/")
-    assert (code, "--input=voc is given twice" in err) == (2, True), err
+    assert (code, "--input=./voc/ is given twice" in err) == (2, True), err
 
 
 def test_an_output_named_like_a_temporary_file_keeps_its_shards(places, run):

@@ -92,6 +92,11 @@ def test_a_name_below_the_files_own_folder_is_found(tmp_path):
     (file,) = find_all(path)
     (image,) = (value for value in read_entries(file, SOURCE) if isinstance(value, Image))
     assert read_image(image) == jpeg()
+    # But not where the folder of the images was said.
+    (tmp_path / "clean").mkdir()
+    (file,) = read_coco(Source((str(path),), image_dir=str(tmp_path / "clean"), fallback_split="train"))._files
+    (image,) = (value for value in read_entries(file, SOURCE) if isinstance(value, Image))
+    assert read_image(image).reason == "missing_image"
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.5, 0.9])
@@ -115,7 +120,7 @@ def test_files_and_folders_are_found(tmp_path):
     make_coco(tmp_path, {"a.jpg": []}, {1: "x"})
     path = str(tmp_path / "annotations/instances_train.json")
     for given in (tmp_path, path, tmp_path / "annotations/*.json"):
-        assert find_all(given) == [CocoFile(0, path, str(tmp_path / "train"))]
+        assert find_all(given) == [CocoFile(0, path, str(tmp_path / "train"), str(tmp_path))]
     for wrong in (tmp_path / "none.json", tmp_path / "train", tmp_path / "*.nothing"):
         with pytest.raises(DataError, match=wrong.name.replace("*", r"\*")):
             find_all(wrong)

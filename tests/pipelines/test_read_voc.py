@@ -143,8 +143,28 @@ def test_annotations_in_folders_below_and_with_large_suffixes_count(tmp_path):
     source = Source((str(tmp_path),), fallback_split="train")
     *entries, _ = list_annotations((find_layout(str(tmp_path), source),), source)
     image = next(read_annotation(entries[2]))[1]
-    assert (image.image_id, image.problem) == ("cam1/a", None)
-    assert image.stems == (str(tmp_path / "JPEGImages/a"), str(tmp_path / "JPEGImages/cam1/a"))
+    # Not the photograph of the same name above, but where all lie together it would be that.
+    assert (image.image_id, image.path) == ("cam1/a", str(tmp_path / "JPEGImages/cam1/a.jpg"))
+    assert image.stems == (str(tmp_path / "JPEGImages/cam1/a"), str(tmp_path / "JPEGImages/a"))
+
+
+def test_a_list_may_name_annotations_in_folders_below(tmp_path):
+    make_voc(tmp_path, {"a": []}, {"train": ["cam1/a", "a"]})
+    (tmp_path / "Annotations" / "cam1").mkdir()
+    (tmp_path / "Annotations" / "cam1" / "a.xml").write_text(voc_xml("a.jpg", []))
+    assert listed(tmp_path, "train") == ["cam1/a", "a"]
+
+
+def test_a_folder_for_each_split_takes_the_place_of_lists(tmp_path):
+    make_voc(tmp_path, {}, {})
+    for split, name in (("train", "a"), ("val", "b")):
+        for folder in ("Annotations", "JPEGImages"):
+            (tmp_path / folder / split).mkdir()
+        (tmp_path / "Annotations" / split / f"{name}.xml").write_text(voc_xml(f"{name}.jpg", []))
+        (tmp_path / "JPEGImages" / split / f"{name}.jpg").write_bytes(jpeg())
+    assert listed(tmp_path, "train") == ["a"]
+    assert listed(tmp_path, "val") == ["b"]
+    assert find_layout(str(tmp_path), Source(("x",), fallback_split="val")).images == str(tmp_path / "JPEGImages/val")
     with pytest.raises(DataError, match="there are no lists"):
         listed(tmp_path, "train", split="test")
 

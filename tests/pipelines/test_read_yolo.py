@@ -139,6 +139,36 @@ def test_images_in_folders_below_are_known_by_their_path(tmp_path):
     assert images["cam1/ghost"].problem.reason == "missing_image"
 
 
+def test_the_folder_of_another_split_below_is_left_out(tmp_path):
+    for name in ("images", "labels"):
+        (tmp_path / name / "val").mkdir(parents=True)
+    for below in ("a", "val/b"):
+        (tmp_path / f"images/{below}.jpg").write_bytes(jpeg())
+        (tmp_path / f"labels/{below}.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (tmp_path / "labels/val/classes.txt").write_text("x\n")
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": "images", "val": "images/val", "names": ["x"]}))
+    assert list(images_of(tmp_path, "train")) == ["a"]
+    assert list(images_of(tmp_path, "val")) == ["b"]
+
+
+@pytest.mark.parametrize(("images", "labels"), [("images_train", "labels_train"), ("flat", "flat")])
+def test_a_list_finds_labels_beside_or_among_the_images(tmp_path, images, labels):
+    for name in {images, labels}:
+        (tmp_path / name).mkdir()
+    (tmp_path / images / "a.jpg").write_bytes(jpeg())
+    (tmp_path / labels / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (tmp_path / "train.txt").write_text(f"{images}/a.jpg\n")
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": "train.txt", "names": ["x"]}))
+    assert [len(image.boxes) for image in images_of(tmp_path).values()] == [1]
+
+
+def test_names_that_lead_out_of_a_list_are_told_as_such(tmp_path):
+    make_yolo(tmp_path, {"a": []}, ["x"])
+    (tmp_path / "train.txt").write_text("/elsewhere/images/a.jpg\n")
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": "train.txt", "names": ["x"]}))
+    assert [image.problem.reason for image in images_of(tmp_path).values()] == ["path_traversal"]
+
+
 @pytest.mark.parametrize("given", [".", "data.yaml"])
 def test_a_list_finds_its_labels_from_wherever_it_is_called(tmp_path, given, monkeypatch):
     make_yolo(tmp_path, {"a": ["0 0.5 0.5 0.1 0.1"]}, ["x"])

@@ -213,8 +213,11 @@ def test_two_images_of_one_name_have_no_id_of_cocos(tmp_path):
     entries = [{"file_name": f"{folder}/1.jpg", "id": number} for number, folder in enumerate("ab")]
     annotations = tmp_path / "instances.json"
     annotations.write_text(json.dumps({"images": entries, "categories": [{"name": "cat", "id": 1}]}))
-    with pytest.raises(UsageError, match=r"'1\.jpg' is the name of two images"):
+    with pytest.raises(UsageError, match=r"'1\.jpg' is the name of two of its images"):
         read_coco_ids(str(annotations), ("cat",), ["b/1.jpg"])
+    entries.append({"file_name": "c/7.jpg", "id": 7})
+    annotations.write_text(json.dumps({"images": entries, "categories": [{"name": "cat", "id": 1}]}))
+    assert read_coco_ids(str(annotations), ("cat",), ["x/7.jpg"]).of_image("x/7.jpg") == 7
 
 
 def test_nothing_found_is_an_empty_list(tmp_path, detector):

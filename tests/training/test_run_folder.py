@@ -84,6 +84,9 @@ def test_running_out_of_memory_names_what_to_lower():
     said = r"out of memory \(OOM when allocating.*train.global_batch_size"
     with pytest.raises(UsageError, match=said), memory_is_named():
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[9,9]")
+    # To TensorFlow a full disk is the same error.
+    with pytest.raises(tf.errors.ResourceExhaustedError), memory_is_named():
+        raise tf.errors.ResourceExhaustedError(None, None, "events.out; No space left on device")
 
 
 @pytest.mark.parametrize(
@@ -91,9 +94,18 @@ def test_running_out_of_memory_names_what_to_lower():
     [(math.inf, 1), (100.0, 1), (2.0, 3), (0.8, 9), (0.1, 10)],  # a quarter of 30 s, and never beyond the boundary
 )
 def test_training_pauses_before_the_grace_time_is_over(tmp_path, seconds_a_step, steps):
-    boundaries = Boundaries(total=100, report=10, evaluation=0, checkpoint=0, loop=50)
-    run = SimpleNamespace(
-        boundaries=boundaries, config=changed(tmp_path), state=SimpleNamespace(step=tf.constant(20)), log=None,
+    assert Run.steps_to_next_pause(make_run(changed(tmp_path)), seconds_a_step) == steps
+
+
+def test_where_a_run_recovers_pauses_do_not_follow_the_clock(tmp_path):
+    run = make_run(changed(tmp_path, "train.recover_from_blowup=1"))
+    assert Run.steps_to_next_pause(run, 100.0) == 10
+
+
+def make_run(config):
+    """What of a run decides how many steps it makes in one go."""
+    return SimpleNamespace(
+        boundaries=Boundaries(total=100, report=10, evaluation=0, checkpoint=0, loop=50), config=config,
+        state=SimpleNamespace(step=tf.constant(20)), log=None,
         worker_sum=SimpleNamespace(from_chief=lambda value, _: value),
     )  # fmt: skip
-    assert Run.steps_to_next_pause(run, seconds_a_step) == steps
