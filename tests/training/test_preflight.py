@@ -108,10 +108,10 @@ def test_two_workers_are_found_ready(folder: Path, tmp_path: Path) -> None:
     said = read_logs(tmp_path / "logs")
     assert codes == [0, 0], said
     assert "2 workers are ready to train" in said
-    # Five of each worker alone, three of the second beside the chief, batch, memory of both, all-reduce.
+    # Six of each worker alone, three of the second beside the chief, batch, memory of both, all-reduce.
     assert said.count(" pass ") == 2 * 6 + 3 + 1 + 2 + 1
-    for check in ("cluster", "data", "shards", "classes", "folder", "agreement", "clock", "shared folder", "memory",
-                  "all-reduce", "GB/s"):  # fmt: skip
+    for check in ("cluster", "data", "shards", "classes", "weights", "folder", "agreement", "clock", "shared folder",
+                  "memory", "all-reduce", "GB/s"):  # fmt: skip
         assert check in said
     # It leaves nothing in the folder of the run.
     assert not list((tmp_path / "run").iterdir())
