@@ -5,6 +5,7 @@ Nothing is ever visible half written: a file gets a temporary name of its own an
 
 import contextlib
 import errno
+import fcntl
 import os
 import posixpath
 import re
@@ -206,6 +207,22 @@ def write_bytes(path: str, data: bytes) -> None:
     """Writes a whole file, complete or not at all."""
     with replace_file(path) as file:
         file.write(data)
+
+
+@contextlib.contextmanager
+def locked(folder: str) -> Iterator[None]:
+    """Keeps other processes out of the same block for the same local folder; object stores know no locks."""
+    if is_remote(folder):
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network file systems have none either.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def delete_files(paths: list[str]) -> None:

@@ -168,6 +168,9 @@ def claim_output(job: PrepareJob) -> None:
                 f"{folder} was begun with other flags ({', '.join(differing)}; {name} was "
                 f"{begun.get(name)}, is {wanted.get(name)}): choose another --output, or remove that folder"
             )
+    if not job.resume:
+        # Else this run, if it is stopped, would go on with what an earlier one left: the images may be others.
+        files.delete_files(files.match_below(folder, PARTS_FOLDER, "*-of-*.json"))
     files.write_bytes(path, json.dumps(wanted, indent=1).encode())
 
 

@@ -148,12 +148,13 @@ def write_report(paths: list[str], job: ReportJob) -> str:
     check_split(split, job)
     files.write_bytes(files.join(folder, HASHES_NAME), save_array(np.array(sorted(names), np.uint64)))
     path = files.join(job.output, MANIFEST_NAME)
-    before = read_manifest(job.output)
-    if before is not None and {*before.splits} - {job.split} and before.classes != parts[0].classes:
-        # Its labels would mean other classes than these.
-        raise DataError(f"{path} was written by another run meanwhile and has other classes; run this one again")
-    manifest = add_split(before, split, parts[0].classes, names, job)
-    files.write_bytes(path, manifest.to_json().encode())
+    with files.locked(job.output):
+        before = read_manifest(job.output)
+        if before is not None and {*before.splits} - {job.split} and before.classes != parts[0].classes:
+            # Its labels would mean other classes than these.
+            raise DataError(f"{path} was written by another run meanwhile and has other classes; run this one again")
+        manifest = add_split(before, split, parts[0].classes, names, job)
+        files.write_bytes(path, manifest.to_json().encode())
     sweep(folder, [*paths, *(shard.file for view in split.views for shard in view.shards)])
     return path
 

@@ -28,7 +28,7 @@ from ssd_dist.core.manifest import Shard, Split
 from ssd_dist.core.records import Record
 from ssd_dist.core.tfrecord import frame_record, scan_records
 from ssd_dist.data.order import EpochPlan
-from ssd_dist.data.storage import cache_folder, locate_shard
+from ssd_dist.data.storage import cache_folder, locate_shard, name_partial
 
 _CHUNK = 1 << 22
 _NOTES = "sound_shards.json"
@@ -101,8 +101,7 @@ def _secure_shard(
     unchanged = _checksum(path) == shard.sha256
     if not unchanged and config.cache_dir:
         # The copy was damaged here; the original may be sound.
-        Path(path).unlink()
-        path = locate_shard(shard, config, any_size=skip)
+        path = locate_shard(shard, config, any_size=skip, refresh=True)
         unchanged = _checksum(path) == shard.sha256
     corrupt = [] if unchanged and not every_record else find_corrupt_records(path, shard, image_size)
     if corrupt and not skip:
@@ -171,7 +170,7 @@ def _write_mended(path: str, shard: Shard, corrupt: Sequence[CorruptRecord], fol
         chosen.append(frame_record(stand_in))
         digest.update(chosen[-1])
     target = folder / f"mended-{digest.hexdigest()}.tfrecord"
-    partial = target.with_suffix(f".{os.getpid()}.partial")
+    partial = name_partial(target)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(b"".join(chosen))
@@ -220,7 +219,7 @@ class _Notes:
         """Keeps the notes for the next start; where that is not possible it looks again."""
         # Another worker of this host may have noted its own in the meantime; what is lost is looked at again.
         known = {path: note for path, note in (self._load() | self._known).items() if _may_exist(path)}
-        partial = self._path.with_suffix(f".{os.getpid()}.partial")
+        partial = name_partial(self._path)
         try:
             partial.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps(known))

@@ -27,6 +27,7 @@ class EpochPlan:
       global_batch_size: records in a step over all workers.
       seed: `train.seed`.
       worker: index of this worker; workers: their number.
+      largest_shard: records of the largest shard; 0 if all have `shard_records`.
     """
 
     files: tuple[tuple[str, ...], ...]
@@ -35,6 +36,7 @@ class EpochPlan:
     seed: int
     worker: int = 0
     workers: int = 1
+    largest_shard: int = 0
 
     def __post_init__(self) -> None:
         """Raises DataError or UsageError if the shards cannot be read evenly."""
@@ -94,7 +96,7 @@ def _interleave_shards(plan: EpochPlan, epoch: tf.Tensor) -> tf.data.Dataset:
             return tf.gather(records, _permute(tf.size(records), tf.random.fold_in(seed, index)))
 
         records = tf.data.TFRecordDataset(file)
-        if plan.shard_records >= block:
+        if max(plan.shard_records, plan.largest_shard - 1) >= block:
             # More than one block: from another record on in each epoch and shard, so that what is left over differs and
             # a batch holds records from all over the listing.
             start = tf.random.fold_in(seed, tf.constant(-1, tf.int64))

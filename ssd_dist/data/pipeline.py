@@ -40,6 +40,7 @@ def plan_training(config: Config, split: Split, worker: int = 0, workers: int = 
     return EpochPlan(
         files=tuple(tuple(locate_shards(view.shards, config.data, config.data.on_corrupt == "skip")) for view in views),
         shard_records=min(shard.examples for view in views for shard in view.shards),
+        largest_shard=max(shard.examples for view in views for shard in view.shards),
         global_batch_size=config.train.global_batch_size,
         seed=config.train.seed,
         worker=worker,

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,11 +42,11 @@ def locate_shards(shards: tuple[Shard, ...], config: DataConfig, any_size: bool 
     return [locate_shard(shard, config, any_size) for shard in shards]
 
 
-def locate_shard(shard: Shard, config: DataConfig, any_size: bool = False) -> str:
-    """`locate_shards` for one."""
+def locate_shard(shard: Shard, config: DataConfig, any_size: bool = False, refresh: bool = False) -> str:
+    """`locate_shards` for one; with `refresh` a copy in the cache is made anew."""
     path = join(config.dir, shard.file)
     if config.cache_dir:
-        return _cache_shard(path, shard, Path(config.cache_dir), any_size)
+        return _cache_shard(path, shard, Path(config.cache_dir), any_size, refresh)
     _check_size(path, shard, any_size)
     return path
 
@@ -80,26 +81,38 @@ def _check_size(path: str, shard: Shard, any_size: bool) -> None:
         raise DataError(f"shard {path} has {size} bytes, the manifest says {shard.bytes}; prepare the data again")
 
 
-def _cache_shard(path: str, shard: Shard, cache: Path, any_size: bool) -> str:
-    """Copies a shard into the cache under the manifest's checksum; several workers may do so at once."""
+def _cache_shard(path: str, shard: Shard, cache: Path, any_size: bool, refresh: bool) -> str:
+    """Copies a shard into the cache under the manifest's checksum; several workers may do so at once.
+
+    Each writes a file of its own and renames it over the target, which is never away: others may be reading it.
+    """
     target = cache / f"{shard.sha256}.tfrecord"
-    if target.is_file() and target.stat().st_size == shard.bytes:
+    if not refresh and target.is_file() and target.stat().st_size == shard.bytes:
         return str(target)
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(f".{os.getpid()}.partial")
+    partial = name_partial(target)
     try:
+        cache.mkdir(parents=True, exist_ok=True)
         with _open_remote(path) as source, partial.open("wb") as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
-    except OSError as error:
+        with partial.open("rb") as copy:
+            checksum = hashlib.file_digest(copy, "sha256").hexdigest()
+        if checksum != shard.sha256 and not any_size:
+            raise DataError(f"shard {path} does not have the manifest's checksum; prepare the data again")
+        partial.rename(target)
+    except DataError:
+        raise
+    except Exception as error:  # each store's client has errors of its own
+        raise DataError(
+            f"shard {path} cannot be copied into data.cache_dir {cache}: {type(error).__name__}: {error}"
+        ) from None
+    finally:
         partial.unlink(missing_ok=True)
-        raise DataError(f"shard {path} cannot be copied into data.cache_dir {cache}: {error}") from None
-    with partial.open("rb") as copy:
-        checksum = hashlib.file_digest(copy, "sha256").hexdigest()
-    if checksum != shard.sha256 and not any_size:
-        partial.unlink()
-        raise DataError(f"shard {path} does not have the manifest's checksum; prepare the data again")
-    partial.rename(target)
     return str(target)
+
+
+def name_partial(target: Path) -> Path:
+    """A name beside `target` that no other process has, of another host or container either."""
+    return target.with_suffix(f".{uuid.uuid4().hex}.partial")
 
 
 def _read_small_file(path: str, config: DataConfig) -> bytes:
@@ -109,8 +122,9 @@ def _read_small_file(path: str, config: DataConfig) -> bytes:
                 return bytes(file.read())
         with tf.io.gfile.GFile(path, "rb") as file:
             return bytes(file.read())
-    except (OSError, tf.errors.OpError) as error:
-        reason = "does not exist" if isinstance(error, (FileNotFoundError, tf.errors.NotFoundError)) else str(error)
+    except Exception as error:  # each store's client has errors of its own
+        missing = isinstance(error, FileNotFoundError | tf.errors.NotFoundError)
+        reason = "does not exist" if missing else f"cannot be read ({type(error).__name__}: {error})"
         raise DataError(
             f"{path} {reason}: prepare the data first (python -m pipelines.prepare), or mend data.dir"
         ) from None

@@ -2,11 +2,12 @@
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssd_dist.training.durable import write_errors
+from ssd_dist.training.durable import first_line, write_errors
 from ssd_dist.training.trackers import Tracker
 
 
@@ -16,6 +17,7 @@ class MetricsLog:
     def __init__(self, model_dir: str, step: int, evaluated: int, trackers: Sequence[Tracker] = ()) -> None:
         self._path = Path(model_dir) / "metrics.jsonl"
         self._trackers = tuple(trackers)
+        self._silent: list[Tracker] = []
         with write_errors(str(self._path)):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self.drop_rows_after(step, evaluated)
@@ -28,11 +30,20 @@ class MetricsLog:
         """
         row = {"kind": kind, "step": step, **{name: _finite(value) for name, value in values.items()}}
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        with write_errors(str(self._path)):
-            with self._path.open("a") as file:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
-            for tracker in self._trackers:
-                tracker.log_scalars(kind, step, numbers)
+        with write_errors(str(self._path)), self._path.open("a") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+        for tracker in self._trackers:
+            self._tell(tracker, kind, step, numbers)
+
+    def _tell(self, tracker: Tracker, kind: str, step: int, numbers: dict[str, float]) -> None:
+        """A tracker that fails is not worth the run: the row is in the file."""
+        try:
+            tracker.log_scalars(kind, step, numbers)
+        except Exception as error:  # each service has errors of its own
+            if tracker not in self._silent:
+                name = type(tracker).__name__.removesuffix("Tracker")
+                print(f"warning: {name} was not told of step {step}: {first_line(error)}", file=sys.stderr, flush=True)
+            self._silent.append(tracker)
 
     def drop_rows_after(self, step: int, evaluated: int) -> None:
         """A run that goes on from a checkpoint repeats the steps after it, and evaluations after step `evaluated`.

@@ -27,6 +27,7 @@ from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.gallery import draw_gallery
 from ssd_dist.evaluation.matches import Matches, match_detections
 from ssd_dist.evaluation.voc import ClassCurve
+from ssd_dist.training.durable import first_line, write_errors
 
 PR_THRESHOLDS = 101
 MLFLOW_RUN_NAME = "mlflow_run_id"
@@ -139,13 +140,23 @@ def create_trackers(config: Config, model_dir: str) -> list[Tracker]:
     """TensorBoard first, then what `tracking.also` names; the config is told to each. Opens the profiler's port.
 
     Raises:
-      UsageError: naming a package that is not installed.
+      UsageError: naming a package that is not installed, or a service that cannot be had.
     """
     others: dict[str, Any] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
-    trackers: list[Tracker] = [TensorBoardTracker(model_dir)]
-    trackers += [others[name](model_dir, config.tracking.project) for name in config.tracking.also]
-    for tracker in trackers:
-        tracker.log_config(config)
+    with write_errors(f"{model_dir}/tensorboard"):
+        trackers: list[Tracker] = [TensorBoardTracker(model_dir)]
+        trackers[0].log_config(config)
+    for name in config.tracking.also:
+        try:
+            trackers.append(others[name](model_dir, config.tracking.project))
+            trackers[-1].log_config(config)
+        except UsageError:
+            raise
+        except Exception as error:  # each service has errors of its own
+            raise UsageError(
+                f"tracking.also: {name} does not start ({type(error).__name__}: {first_line(error)}); log in to it, or "
+                "take it out of the list"
+            ) from None
     if config.tracking.profiler_port:
         tf.profiler.experimental.server.start(config.tracking.profiler_port)
     return trackers

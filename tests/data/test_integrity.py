@@ -3,6 +3,7 @@
 import hashlib
 import os
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -198,6 +199,20 @@ def test_a_damaged_copy_in_the_cache_is_fetched_anew(data, tmp_path):
     again, replaced = secure(config, manifest, cache_dir=str(tmp_path / "cache"))
     assert not replaced
     assert len(records_of(Path(again.files[0][1]))) == IN_A_SHARD
+
+
+def test_workers_that_share_a_cache_mend_at_the_same_time(data, tmp_path):
+    config, manifest, path = data
+    flip_data(path)
+    # A file of the cache is never away, whoever makes it anew: another worker may be reading it.
+    with ThreadPoolExecutor(4) as pool:
+        changes = {"on_corrupt": "skip", "cache_dir": str(tmp_path / "cache")}
+        starts = [pool.submit(secure, config, manifest, **changes) for _ in range(12)]
+        found = [start.result() for start in starts]
+    assert {replaced for _, replaced in found} == {found[0][1]}
+    assert len(found[0][1]) == 1
+    assert {plan.files for plan, _ in found} == {found[0][0].files}
+    assert not list((tmp_path / "cache").glob("*.partial"))
 
 
 def test_ground_truth_names_shard_and_record(data):

@@ -154,6 +154,13 @@ def test_what_is_left_over_of_large_shards_differs_too(tmp_path, monkeypatch):
     assert firsts >= {0, 1}
 
 
+def test_a_large_shard_beside_a_small_one_is_seen_to_its_end(tmp_path, monkeypatch):
+    # The smallest fits into a block of 16 records, the largest does not.
+    monkeypatch.setattr("ssd_dist.data.order.SHUFFLE_RECORDS", 1)
+    plan = EpochPlan(write_shards(tmp_path, (10, 18)), 10, 20, seed=0, largest_shard=18)
+    assert {name for name, _, _ in read(plan, 30)} >= {f"0-1-{i}" for i in range(18)}
+
+
 def test_one_shard_and_one_record_a_step(tmp_path):
     plan = EpochPlan(write_shards(tmp_path, (3,)), 3, 1, seed=0)
     assert sorted(name for name, _, _ in read(plan, 3)) == ["0-0-0", "0-0-1", "0-0-2"]

@@ -1,6 +1,7 @@
 """Files: complete or absent, read again when storage falters, and never outside their folder."""
 
 import errno
+import fcntl
 import io
 import os
 
@@ -92,6 +93,18 @@ def test_a_store_that_does_not_answer_is_told(monkeypatch):
     monkeypatch.setattr(files.FileSystems, "match", fail)
     with pytest.raises(DataError, match=r"gs://b/\*: the store does not answer \(TransportError\)"):
         files.match_files("gs://b/*")
+
+
+def test_one_block_at_a_time_has_a_folder(tmp_path):
+    with files.locked(str(tmp_path)):
+        other = os.open(tmp_path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(other)
+    assert not list(tmp_path.iterdir())
+    with files.locked("gs://b/o"):
+        pass
 
 
 def test_names_no_file_system_takes_are_files_that_do_not_exist(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from raw_sets import ROOT, digests, labelled_images, make_voc
 
 from ssd_dist.core.config import Config
+from ssd_dist.core.errors import RestartError
 
 IMAGES = labelled_images(60)
 SMALL = Config.model_validate({"model": {"input_size": 64}, "data": {"views": 2}})
@@ -91,6 +92,24 @@ def test_resume_keeps_finished_shards_and_makes_the_others(source, prepare, tmp_
     prepare("voc", source, tmp_path, config=SMALL, shards=6, resume=True)
     assert digests(tmp_path) == undisturbed
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_resume_goes_on_with_the_run_that_was_stopped_and_not_with_the_one_before(prepare, tmp_path, monkeypatch):
+    source = make_voc(tmp_path / "voc", IMAGES)
+    image = source / "JPEGImages/image_00007.jpg"
+    good = image.read_bytes()
+    image.write_bytes(b"broken")
+    assert prepare("voc", source, tmp_path / "out", config=SMALL).splits["train"].images == len(IMAGES) - 1
+    image.write_bytes(good)
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("apache_beam.Pipeline.run", stop)
+        with pytest.raises(RestartError, match="--resume"):
+            prepare("voc", source, tmp_path / "out", config=SMALL)
+    assert prepare("voc", source, tmp_path / "out", config=SMALL, resume=True).splits["train"].images == len(IMAGES)
 
 
 def test_resume_makes_again_what_was_made_from_other_annotations(prepare, tmp_path):

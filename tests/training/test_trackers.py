@@ -130,6 +130,32 @@ def test_other_services_are_told_the_same_and_go_on_with_their_run(tmp_path, ser
     assert ("mlflow", 4, {"train/loss": 2.5}) in services
 
 
+def test_a_service_that_fails_costs_a_warning_and_no_row(tmp_path, services, capsys):
+    config = Config.model_validate({"tracking": {"also": ["mlflow"]}})
+    log = MetricsLog(str(tmp_path), 0, 0, create_trackers(config, str(tmp_path)))
+
+    def refuse(*_, **__):
+        raise ConnectionError("no route to the server")
+
+    sys.modules["mlflow"].log_metrics = refuse
+    for step in (4, 8):
+        log.write("train", step, {"loss": 2.5})
+    assert [json.loads(row)["step"] for row in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [4, 8]
+    said = capsys.readouterr().err
+    assert said.count("warning: Mlflow was not told of step 4: no route to the server") == 1
+    assert "step 8" not in said
+
+
+def test_a_service_that_does_not_start_is_named(tmp_path, services):
+    def refuse(**_):
+        raise RuntimeError("api_key not configured")
+
+    sys.modules["wandb"].init = refuse
+    config = Config.model_validate({"tracking": {"also": ["wandb"]}})
+    with pytest.raises(UsageError, match=r"tracking\.also: wandb does not start .*api_key not configured.*log in"):
+        create_trackers(config, str(tmp_path))
+
+
 def test_nobody_else_is_told_unless_asked(tmp_path, services):
     create_trackers(Config(), str(tmp_path))
     assert services == []
