@@ -163,7 +163,8 @@ def claim_output(job: PrepareJob) -> None:
         begun = json.loads(files.read_text(path))
         differing = sorted(name for name in {*wanted, *begun} if wanted.get(name) != begun.get(name))
         if differing:
-            name = differing[0]
+            # What was named then and now says more than what came with it, as the windows do with a second view.
+            name = next((name for name in differing if name in wanted and name in begun), differing[0])
             raise DataError(
                 f"{folder} was begun with other flags ({', '.join(differing)}; {name} was "
                 f"{begun.get(name)}, is {wanted.get(name)}): choose another --output, or remove that folder"

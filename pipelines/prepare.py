@@ -7,6 +7,7 @@
 
 import os
 import signal
+import sys
 from typing import NoReturn
 
 import apache_beam as beam
@@ -23,12 +24,14 @@ from pipelines.report import ReportJob, WriteReport, read_manifest
 from pipelines.runners import (
     STDERR,
     dask_cluster,
+    is_dry_run,
     make_runner,
     only_submits,
     parse_beam_options,
     plain_failures,
     quiet_logs,
     require_remote,
+    runner_name,
     set_workers,
     step_names,
 )
@@ -42,6 +45,8 @@ from ssd_dist.core.manifest import Manifest
 def run_main() -> NoReturn:
     """The console script."""
     define_flags()
+    # For --help: to absl they are those of the module that defines them.
+    flags.adopt_module_key_flags(sys.modules[define_flags.__module__])
     # Whoever stops the job otherwise than with Ctrl-C gets the same: no litter, no worker left alone, a line.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_command(main_until_stopped, keep_unknown=True)
@@ -69,7 +74,8 @@ def main(arguments: list[str]) -> None:
     require_remote(options, [*job.source.inputs, job.source.image_dir, job.output])
     if only_submits(options):
         steps = submit_job(job, options)
-        print("\n".join(["the job was handed over, not run; its steps:", *(f"  {step}" for step in steps)]))
+        title = "nothing was run; the job's steps:" if is_dry_run(options) else "the job was handed over; its steps:"
+        print("\n".join([title, *(f"  {step}" for step in steps)]))
         return
     # A descriptor of its own: the usual one is held back while worker processes run.
     with (
@@ -85,8 +91,10 @@ def submit_job(job: PrepareJob, options: PipelineOptions) -> list[str]:
     set_workers(options, job.workers)
     pipeline = beam.Pipeline(runner=make_runner(options), options=options)
     build_pipeline(pipeline, job)
-    with plain_failures(options):
-        pipeline.run()
+    # The others do not know a dry run, and would do the work.
+    if runner_name(options) == "dataflowrunner":
+        with plain_failures(options):
+            pipeline.run()
     return step_names(pipeline)
 
 

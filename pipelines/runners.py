@@ -231,8 +231,12 @@ def runs_here(options: PipelineOptions) -> bool:
 
 def only_submits(options: PipelineOptions) -> bool:
     """Whether the job is not to be waited for: a dry run, or a template for Dataflow."""
-    dry_run = options.view_as(TestOptions).dry_run
-    return bool(dry_run) or bool(options.view_as(GoogleCloudOptions).template_location)
+    return is_dry_run(options) or bool(options.view_as(GoogleCloudOptions).template_location)
+
+
+def is_dry_run(options: PipelineOptions) -> bool:
+    """Whether the job is only to be looked at."""
+    return bool(options.view_as(TestOptions).dry_run)
 
 
 def step_names(pipeline: beam.Pipeline) -> list[str]:
@@ -254,7 +258,7 @@ def require_remote(options: PipelineOptions, paths: list[str]) -> None:
       UsageError: naming the path.
     """
     near = [path for path in paths if path and not is_remote(path)]
-    if runner_name(options) == "dataflowrunner" and not options.view_as(TestOptions).dry_run and near:
+    if runner_name(options) == "dataflowrunner" and not is_dry_run(options) and near:
         raise UsageError(
             f"{near[0]} is a path of this machine, which Dataflow's workers cannot reach; give a gs:// path"
         )

@@ -109,6 +109,9 @@ def find_layout(path: str, source: Source) -> YoloLayout:
     image_folders = [files.join(base, below) for base in bases]
     image_folders += [files.join(base, "images", split) for base in bases]
     image_folders += [files.join(base, split, "images") for base in bases]
+    if source.split_by:
+        # One folder for all splits.
+        image_folders += [files.join(base, "images") for base in bases]
     if source.image_dir:
         image_folders = [source.image_dir]
     images = first_folder(image_folders, f"images of split {split!r}", "--source_split or --image_dir names them")

@@ -7,6 +7,9 @@ around each command's `main`, is the only place where they turn into an exit cod
 import sys
 from collections.abc import Callable
 
+# As a shell has it: 128 and the number of SIGINT.
+INTERRUPTED = 130
+
 
 class SsdDistError(Exception):
     """A failure the user can mend; `str(error)` is the whole message."""
@@ -45,9 +48,12 @@ class RestartError(SsdDistError):
 
 
 def exit_with_message(main: Callable[[], int | None]) -> int:
-    """Runs `main`; returns its exit code, or that of the `SsdDistError` it raised, told in one line."""
+    """Runs `main`; returns its exit code, or that of the `SsdDistError` or Ctrl-C that ended it, told in one line."""
     try:
         return main() or 0
     except SsdDistError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("error: stopped", file=sys.stderr)
+        return INTERRUPTED

@@ -48,7 +48,11 @@ class EpochPlan:
             )
         for what, number in (("shards", self.shards), ("train.global_batch_size", self.global_batch_size)):
             if number % self.workers:
-                raise UsageError(f"{number} ({what}) does not divide by {self.workers} workers; change one of them")
+                mend = "prepare again with --shards=" if what == "shards" else "set it to "
+                raise UsageError(
+                    f"{number} ({what}) does not divide by {self.workers} workers; take another number of workers, or "
+                    f"{mend}a multiple of {self.workers}"
+                )
 
     @property
     def shards(self) -> int:

@@ -86,7 +86,8 @@ def write_onnx(served: ServedDetector, path: Path) -> None:
     try:
         import tf2onnx
     except ImportError:
-        raise UsageError('--format=onnx needs tf2onnx: pip install "ssd-dist[export]"') from None
+        install = 'pip install --constraint requirements.lock ".[export]"'
+        raise UsageError(f"--format=onnx needs tf2onnx: {install}") from None
     # ONNX Runtime refuses the loop of suppression over a batch whose size it does not know.
     pixels = tf.TensorSpec([1 if served.postprocess else None, served.size, served.size, 3], tf.uint8, "images")
     tf2onnx.convert.from_function(

@@ -154,9 +154,10 @@ def describe_run(
     """The first line a user sees: what is trained on what."""
     parameters = sum(variable.shape.num_elements() for variable in state.model.trainable_variables)
     start = int(state.step.numpy())
+    devices = "GPU" if tf.config.list_physical_devices("GPU") else "CPU, no GPU found"
     return (
         f"{parameters / 1e6:.1f} M parameters, {len(manifest.classes)} classes, "
-        f"{manifest.splits[TRAIN_SPLIT].images} images; {strategy.num_replicas_in_sync} replicas, "
+        f"{manifest.splits[TRAIN_SPLIT].images} images; {strategy.num_replicas_in_sync} replicas ({devices}), "
         f"global batch {config.train.global_batch_size}, {plan.steps_per_epoch} steps an epoch; "
         + (f"goes on from step {start} to {total_steps}" if start else f"{total_steps} steps")
     )

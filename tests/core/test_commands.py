@@ -16,6 +16,8 @@ PROGRAM = """
     def main(argv):
         if required_flag("name") == "nobody":
             raise DataError("nobody is missing; name\\nsomebody")
+        if required_flag("name") == "^C":
+            raise KeyboardInterrupt
         print(argv, flags.FLAGS.count, config_from_flags().train.epochs)
 
     if __name__ == "__main__":
@@ -56,6 +58,7 @@ def test_unknown_arguments_are_kept_when_asked(tmp_path):
         (["--name=you", "--config=nowhere.yaml"], 2, ["nowhere.yaml"]),
         (["--name=you", "--config=X.YAML", "--set", "train.epoch=3"], 2, ["train.epoch", "train.epochs"]),
         (["--name=nobody"], 3, ["nobody is missing"]),
+        (["--name=^C"], 130, ["stopped"]),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, arguments, code, words):

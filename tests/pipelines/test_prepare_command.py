@@ -174,6 +174,28 @@ def test_data_that_grew_leaves_no_shard_of_before(places, run):
     assert grown == digests(places / "fresh")
 
 
+def test_a_dry_run_here_writes_nothing_and_says_so(places, run):
+    code, out, _ = run("--dry_run=True")
+    assert (code, out.splitlines()[0]) == (0, "nothing was run; the job's steps:")
+    assert "  Write shards" in out.splitlines()
+    assert not (places / "out").exists()
+
+
+def test_help_lists_the_flags():
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.prepare", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    for flag in ("input_format", "input", "split_by", "resume", "config", "set"):
+        assert f"  --{flag}: " in done.stdout
+
+
+def test_the_flag_that_was_changed_is_named_not_what_came_with_it(places, run):
+    assert run()[0] == 0
+    code, _, err = run("--set", "data.views=3")
+    assert (code, "data.views was 1, is 3" in err) == (3, True), err
+
+
 def test_a_signal_before_the_job_means_start_again(run, monkeypatch):
     def interrupt(_):
         raise KeyboardInterrupt

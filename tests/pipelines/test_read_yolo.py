@@ -139,6 +139,13 @@ def test_images_in_folders_below_are_known_by_their_path(tmp_path):
     assert images["cam1/ghost"].problem.reason == "missing_image"
 
 
+def test_a_set_without_splits_is_split_by_a_hash(tmp_path):
+    layout(tmp_path, "images", "labels", "data.yaml", {})
+    shares = (("train", 0.5), ("val", 0.5))
+    found = [list(images_of(tmp_path, split, split_by=shares)) for split in ("train", "val")]
+    assert sorted(found) == [[], ["a"]]
+
+
 def test_the_folder_of_another_split_below_is_left_out(tmp_path):
     for name in ("images", "labels"):
         (tmp_path / name / "val").mkdir(parents=True)
