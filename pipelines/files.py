@@ -232,6 +232,11 @@ def delete_files(paths: list[str]) -> None:
         FileSystems.delete(present)
 
 
+def path_below(folder: str, path: str) -> str:
+    """The rest of a path that begins with `folder`."""
+    return path[len(folder.rstrip("/")) :].lstrip("/")
+
+
 def relative_path(name: str) -> str | None:
     """`name` as a clean relative path with forward slashes, or None if it would lead out of its folder."""
     clean = posixpath.normpath(name.replace("\\", "/"))

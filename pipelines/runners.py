@@ -231,7 +231,8 @@ def runs_here(options: PipelineOptions) -> bool:
 
 def only_submits(options: PipelineOptions) -> bool:
     """Whether the job is not to be waited for: a dry run, or a template for Dataflow."""
-    return is_dry_run(options) or bool(options.view_as(GoogleCloudOptions).template_location)
+    is_template = bool(options.view_as(GoogleCloudOptions).template_location)
+    return is_dry_run(options) or (is_template and runner_name(options) == "dataflowrunner")
 
 
 def is_dry_run(options: PipelineOptions) -> bool:

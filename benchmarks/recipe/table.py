@@ -16,26 +16,26 @@ def print_table(results: Sequence[dict]) -> None:
 
 
 def _print_data_set(data_set: DataSet, results: Sequence[dict]) -> None:
-    names = ["AP50", "AP"]
-    if data_set.focus:
-        names.insert(0, f"AP50 of {data_set.focus}")
+    found = {
+        variant.name: [_figures(result, data_set.focus) for result in results if result["variant"] == variant.name]
+        for variant in data_set.variants
+    }
+    names = list(_figures(results[0], data_set.focus))
     judge = names[0] if data_set.focus else "AP"
     columns = ("variant", *names, f"{judge} against the recipe", "runs")
     print(f"\n{data_set.name}:\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    found = {
-        variant.name: [
-            result | {f"AP50 of {name}": value for name, value in result.get("classes", {}).items()}
-            for result in results
-            if result["variant"] == variant.name
-        ]
-        for variant in data_set.variants
-    }
-    base = [result[judge] for result in found[BASE.name]]
+    base = [row[judge] for row in found[BASE.name]]
     for name, rows in found.items():
         if rows:
             spreads = [_spread([row[key] for row in rows]) for key in names]
             gain = _gain([row[judge] for row in rows], base) if base and name != BASE.name else ""
             print(f"| {' | '.join([name, *spreads, gain, str(len(rows))])} |")
+
+
+def _figures(result: dict, focus: str) -> dict[str, float]:
+    """The columns of a run."""
+    own = {f"AP50 of {focus}": result["classes"][focus]} if focus else {}
+    return own | {key: result[key] for key in ("AP50", "AP")}
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -143,7 +143,7 @@ def _annotations(layout: VocLayout) -> Iterator[tuple[str, Location]]:
     found = files.list_files(layout.annotations) if layout.is_flat else files.match_below(layout.annotations, "**")
     for path in found:
         if path.lower().endswith(".xml"):
-            yield path[len(layout.annotations.rstrip("/")) :].lstrip("/"), Location(path)
+            yield files.path_below(layout.annotations, path), Location(path)
 
 
 def _listed_names(layout: VocLayout) -> list[str]:
@@ -153,7 +153,8 @@ def _listed_names(layout: VocLayout) -> list[str]:
     """
     lines = list(filter(None, map(str.strip, files.read_text(layout.list_file).split("\n"))))
     columns = {line: column[1] for line in lines if (column := re.fullmatch(r"(.*\S)\s+-?[01]", line))}
-    there = {posixpath.basename(path) for path in files.list_files(layout.annotations)} if columns else set()
+    found = files.match_below(layout.annotations, "**") if columns else []
+    there = {files.path_below(layout.annotations, path) for path in found}
     return [columns[line] if line in columns and f"{line}.xml" not in there else line for line in lines]
 
 

@@ -219,7 +219,7 @@ def _folder_entries(layout: YoloLayout) -> Iterator[YoloEntry]:
     # A list of the classes, which labelling tools put beside the labels.
     lonely = [("", stem) for stem in {*labels} - {*stems} if posixpath.basename(stem) != "classes"]
     for image, stem in sorted([*zip(images, stems, strict=True), *lonely], key=lambda pair: (pair[1], pair[0])):
-        yield YoloEntry(stem, 0, _below(layout.images, image) if image else "", image, labels.get(stem, ""))
+        yield YoloEntry(stem, 0, files.path_below(layout.images, image) if image else "", image, labels.get(stem, ""))
 
 
 def _files_below(folder: str, layout: YoloLayout) -> list[str]:
@@ -252,13 +252,9 @@ def _stem(path: str) -> str:
     return posixpath.basename(path).rpartition(".")[0]
 
 
-def _below(folder: str, path: str) -> str:
-    return path[len(folder.rstrip("/")) :].lstrip("/")
-
-
 def _stem_below(folder: str, path: str) -> str:
     """The path below the folder without its suffix."""
-    return posixpath.splitext(_below(folder, path))[0]
+    return posixpath.splitext(files.path_below(folder, path))[0]
 
 
 def read_label(entry: YoloEntry | Category | Listing) -> Iterator[Element]:

@@ -11,6 +11,7 @@ of seed, epoch and position. Every worker looks at what it is going to read, and
 What was found sound is noted by size and time of the file and looked at again only when these change.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ from ssd_dist.core.manifest import Shard, Split
 from ssd_dist.core.records import Record
 from ssd_dist.core.tfrecord import frame_record, scan_records
 from ssd_dist.data.order import EpochPlan
-from ssd_dist.data.storage import cache_folder, locate_shard, name_partial
+from ssd_dist.data.storage import cache_folder, locate_shard, written_aside
 
 _CHUNK = 1 << 22
 _NOTES = "sound_shards.json"
@@ -170,11 +171,9 @@ def _write_mended(path: str, shard: Shard, corrupt: Sequence[CorruptRecord], fol
         chosen.append(frame_record(stand_in))
         digest.update(chosen[-1])
     target = folder / f"mended-{digest.hexdigest()}.tfrecord"
-    partial = name_partial(target)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(b"".join(chosen))
-        partial.rename(target)
+        with written_aside(target) as partial:
+            partial.write_bytes(b"".join(chosen))
     except OSError as error:
         raise DataError(
             f"no mended copy of shard {path} can be written to {folder} ({error}); set data.cache_dir"
@@ -219,13 +218,8 @@ class _Notes:
         """Keeps the notes for the next start; where that is not possible it looks again."""
         # Another worker of this host may have noted its own in the meantime; what is lost is looked at again.
         known = {path: note for path, note in (self._load() | self._known).items() if _may_exist(path)}
-        partial = name_partial(self._path)
-        try:
-            partial.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError), written_aside(self._path) as partial:
             partial.write_text(json.dumps(known))
-            partial.rename(self._path)
-        except OSError:
-            return
 
     def _load(self) -> dict[str, list[object]]:
         try:

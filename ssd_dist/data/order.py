@@ -100,11 +100,12 @@ def _interleave_shards(plan: EpochPlan, epoch: tf.Tensor) -> tf.data.Dataset:
             return tf.gather(records, _permute(tf.size(records), tf.random.fold_in(seed, index)))
 
         records = tf.data.TFRecordDataset(file)
-        if max(plan.shard_records, plan.largest_shard - 1) >= block:
+        largest = max(plan.shard_records, plan.largest_shard)
+        if largest > block:
             # More than one block: from another record on in each epoch and shard, so that what is left over differs and
-            # a batch holds records from all over the listing.
+            # a batch holds records from all over the listing. Beyond a shorter shard's end is its beginning.
             start = tf.random.fold_in(seed, tf.constant(-1, tf.int64))
-            first = tf.random.stateless_uniform([], start, 0, plan.shard_records, tf.int64)
+            first = tf.random.stateless_uniform([], start, 0, largest, tf.int64)
             records = records.skip(first).concatenate(records.take(first))
         blocks = records.batch(block).enumerate()
         return blocks.map(shuffle_block).unbatch().take(plan.shard_records)

@@ -5,6 +5,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tensorflow as tf
@@ -84,35 +85,41 @@ def _check_size(path: str, shard: Shard, any_size: bool) -> None:
 def _cache_shard(path: str, shard: Shard, cache: Path, any_size: bool, refresh: bool) -> str:
     """Copies a shard into the cache under the manifest's checksum; several workers may do so at once.
 
-    Each writes a file of its own and renames it over the target, which is never away: others may be reading it.
+    The target is never away meanwhile: others may be reading it.
     """
     target = cache / f"{shard.sha256}.tfrecord"
     if not refresh and target.is_file() and target.stat().st_size == shard.bytes:
         return str(target)
-    partial = name_partial(target)
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with _open_remote(path) as source, partial.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
-        with partial.open("rb") as copy:
-            checksum = hashlib.file_digest(copy, "sha256").hexdigest()
-        if checksum != shard.sha256 and not any_size:
-            raise DataError(f"shard {path} does not have the manifest's checksum; prepare the data again")
-        partial.rename(target)
+        with written_aside(target) as partial:
+            with _open_remote(path) as source, partial.open("wb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+            with partial.open("rb") as copy:
+                checksum = hashlib.file_digest(copy, "sha256").hexdigest()
+            if checksum != shard.sha256 and not any_size:
+                raise DataError(f"shard {path} does not have the manifest's checksum; prepare the data again")
     except DataError:
         raise
     except Exception as error:  # each store's client has errors of its own
         raise DataError(
             f"shard {path} cannot be copied into data.cache_dir {cache}: {type(error).__name__}: {error}"
         ) from None
-    finally:
-        partial.unlink(missing_ok=True)
     return str(target)
 
 
-def name_partial(target: Path) -> Path:
-    """A name beside `target` that no other process has, of another host or container either."""
-    return target.with_suffix(f".{uuid.uuid4().hex}.partial")
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """A path beside `target` that takes its place when the block ends well, and is gone when it does not.
+
+    No other process has that name, of another host or container either.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{uuid.uuid4().hex}.partial")
+    try:
+        yield partial
+        partial.rename(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _read_small_file(path: str, config: DataConfig) -> bytes:

@@ -162,16 +162,14 @@ def _describe_steps(
     config: Config, manifest: Manifest, plan: EpochPlan, total_steps: int, model_dir: str | None
 ) -> Section:
     split = manifest.eval_split(config.eval.split, config.data.dir)
-    every = ""
-    if config.eval.every_steps or config.eval.every_epochs:
-        steps, epochs = config.eval.every_steps, config.eval.every_epochs
-        every = f"{steps} steps" if steps else f"{epochs} epochs"
+    steps, epochs = config.eval.every_steps, config.eval.every_epochs
+    every = f"{steps} steps" if steps else f"{epochs} epochs"
     pairs = [
         ("steps", f"{total_steps:,}, {plan.steps_per_epoch:,} an epoch; {config.schedule.warmup_steps:,} of warm-up"),
         ("batch", f"{config.train.global_batch_size} images over all replicas"),
         ("optimizer", f"{config.optimizer.name}, rate {config.optimizer.lr:g} to {config.schedule.min_lr:g}"),
         ("numbers", config.amp.policy if config.amp.enabled else "float32"),
-        ("evaluation", f"on {split} every {every}" if split and every else "none"),
+        ("evaluation", f"on {split} every {every}" if split and (steps or epochs) else "none"),
     ]
     if config.schedule.warmup_steps >= total_steps:
         pairs.append(("too short", "the warm-up never ends: lower schedule.warmup_steps or train longer"))

@@ -17,7 +17,7 @@ class MetricsLog:
     def __init__(self, model_dir: str, step: int, evaluated: int, trackers: Sequence[Tracker] = ()) -> None:
         self._path = Path(model_dir) / "metrics.jsonl"
         self._trackers = tuple(trackers)
-        self._silent: list[Tracker] = []
+        self._failed: set[str] = set()
         with write_errors(str(self._path)):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self.drop_rows_after(step, evaluated)
@@ -36,14 +36,14 @@ class MetricsLog:
             self._tell(tracker, kind, step, numbers)
 
     def _tell(self, tracker: Tracker, kind: str, step: int, numbers: dict[str, float]) -> None:
-        """A tracker that fails is not worth the run: the row is in the file."""
+        """A tracker that fails is not worth the run, and one warning: the row is in the file."""
         try:
             tracker.log_scalars(kind, step, numbers)
         except Exception as error:  # each service has errors of its own
-            if tracker not in self._silent:
-                name = type(tracker).__name__.removesuffix("Tracker")
+            name = type(tracker).__name__.removesuffix("Tracker")
+            if name not in self._failed:
                 print(f"warning: {name} was not told of step {step}: {first_line(error)}", file=sys.stderr, flush=True)
-            self._silent.append(tracker)
+            self._failed.add(name)
 
     def drop_rows_after(self, step: int, evaluated: int) -> None:
         """A run that goes on from a checkpoint repeats the steps after it, and evaluations after step `evaluated`.

@@ -1,7 +1,7 @@
 """`ssd-train --preflight`: what would stop a run on many workers, found before an hour of GPUs is spent.
 
-on every worker:  cluster, data, shards, classes, weights, folder no TensorFlow, no word to the others
-all to the chief: findings, config, versions, clocks              where training's workers meet, too
+on every worker:  cluster, data, shards, classes, weights, folder    no TensorFlow, no word to the others
+all to the chief: findings, config, versions, clocks                 where training's workers meet, too
 on all together:  batch over replicas, memory, a timed all-reduce    only if all is well so far
 
 The chief prints the table; every line that failed says how to mend it.

@@ -157,8 +157,9 @@ def test_what_is_left_over_of_large_shards_differs_too(tmp_path, monkeypatch):
 def test_a_large_shard_beside_a_small_one_is_seen_to_its_end(tmp_path, monkeypatch):
     # The smallest fits into a block of 16 records, the largest does not.
     monkeypatch.setattr("ssd_dist.data.order.SHUFFLE_RECORDS", 1)
-    plan = EpochPlan(write_shards(tmp_path, (10, 18)), 10, 20, seed=0, largest_shard=18)
-    assert {name for name, _, _ in read(plan, 30)} >= {f"0-1-{i}" for i in range(18)}
+    for largest in (18, 50):
+        plan = EpochPlan(write_shards(tmp_path, (10, largest)), 10, 20, seed=0, largest_shard=largest)
+        assert {name for name, _, _ in read(plan, 60)} >= {f"0-1-{i}" for i in range(largest)}
 
 
 def test_one_shard_and_one_record_a_step(tmp_path):

@@ -88,6 +88,12 @@ def test_all_workers_share_one_cluster_and_get_the_flags(launch, tmp_path: Path)
         assert f"[worker {index}] hello from {index}" in said
 
 
+def test_workers_start_where_the_caller_is_and_find_the_code(launch, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = launch('echo "in $PWD with $PYTHONPATH"', "--local=1", "--", "--config=mine.yaml").communicate(timeout=30)[0]
+    assert f"in {tmp_path} with {LAUNCHER.parents[1]}" in said
+
+
 def test_one_local_worker_needs_no_cluster(launch, tmp_path: Path) -> None:
     process = launch("exit 0", "--local=1", "--", "--x")
     process.communicate(timeout=30)

@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from raw_sets import ROOT, digests, labelled_images, make_voc
 
+from pipelines import report
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import RestartError
 
@@ -110,6 +112,32 @@ def test_resume_goes_on_with_the_run_that_was_stopped_and_not_with_the_one_befor
         with pytest.raises(RestartError, match="--resume"):
             prepare("voc", source, tmp_path / "out", config=SMALL)
     assert prepare("voc", source, tmp_path / "out", config=SMALL, resume=True).splits["train"].images == len(IMAGES)
+
+
+def test_splits_that_end_at_the_same_time_are_both_in_the_manifest(prepare, tmp_path, monkeypatch):
+    source = make_voc(tmp_path / "voc", IMAGES, {"train": sorted(IMAGES)[:30], "val": sorted(IMAGES)[30:]})
+    out = tmp_path / "out"
+    train = prepare("voc", source, out, config=SMALL)
+    (out / "dataset.json").unlink()
+    parts = [str(path.relative_to(out)) for path in sorted((out / "train/.parts").glob("*-of-*.json"))]
+    job = report.ReportJob(str(out), "train", SMALL, 1.0)
+    others = []
+
+    def read_while_another_writes(output):
+        """On the first call, val's: train's report is written as well, if it is let in."""
+        monkeypatch.setattr(report, "read_manifest", read)
+        others.append(threading.Thread(target=report.write_report, args=([str(out / part) for part in parts], job)))
+        others[0].start()
+        others[0].join(2)
+        return read(output)
+
+    read = report.read_manifest
+    monkeypatch.setattr(report, "read_manifest", read_while_another_writes)
+    prepare("voc", source, out, "val", config=SMALL)
+    others[0].join(20)
+    manifest = read(str(out))
+    assert sorted(manifest.splits) == ["train", "val"]
+    assert manifest.splits["train"] == train.splits["train"]
 
 
 def test_resume_makes_again_what_was_made_from_other_annotations(prepare, tmp_path):

@@ -149,10 +149,11 @@ def test_annotations_in_folders_below_and_with_large_suffixes_count(tmp_path):
 
 
 def test_a_list_may_name_annotations_in_folders_below(tmp_path):
-    make_voc(tmp_path, {"a": []}, {"train": ["cam1/a", "a"]})
+    make_voc(tmp_path, {"a": []}, {"train": ["cam1/a", "a", "cam1/a 1"]})
     (tmp_path / "Annotations" / "cam1").mkdir()
-    (tmp_path / "Annotations" / "cam1" / "a.xml").write_text(voc_xml("a.jpg", []))
-    assert listed(tmp_path, "train") == ["cam1/a", "a"]
+    for name in ("a", "a 1"):
+        (tmp_path / "Annotations" / "cam1" / f"{name}.xml").write_text(voc_xml("a.jpg", []))
+    assert listed(tmp_path, "train") == ["cam1/a", "a", "cam1/a 1"]
 
 
 def test_a_folder_for_each_split_takes_the_place_of_lists(tmp_path):

@@ -18,8 +18,8 @@ def gang_of(count):
     return [Introduction(i, addresses, {"config": "abc"}, time.time()) for i in range(count)]
 
 
-def meet_all(gang, timeout=10.0):
-    """What each worker's meeting ended with: None, or the error."""
+def meet_all(gang, timeout=10.0, first=None):
+    """What each worker's meeting ended with: None, or the error; `first` is called when the chief alone listens."""
     ends = [None] * len(gang)
 
     def one(number):
@@ -29,13 +29,28 @@ def meet_all(gang, timeout=10.0):
             ends[number] = error
 
     threads = [threading.Thread(target=one, args=[number]) for number in range(len(gang))]
-    # The chief last: the others have to wait for it.
-    for thread in reversed(threads):
+    if first is None:
+        # The chief last: the others have to wait for it.
+        starting = list(reversed(threads))
+    else:
+        threads[0].start()
+        call_when_listening(first)
+        starting = threads[1:]
+    for thread in starting:
         thread.start()
     for thread in threads:
         thread.join(timeout + 10)
         assert not thread.is_alive()
     return ends
+
+
+def call_when_listening(action):
+    for _ in range(100):
+        try:
+            return action()
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    raise AssertionError("the chief does not listen")
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -76,27 +91,18 @@ def test_another_order_of_the_cluster_is_refused():
 
 def test_a_worker_that_ended_and_came_again_is_no_second_one():
     gang = gang_of(3)
-    chief = threading.Thread(target=meet, args=[gang[0], 10.0])
-    chief.start()
     message = json.dumps({**vars(gang[1]), "facts": dict(gang[1].facts)}).encode() + b"\n"
     host, port = gang[0].addresses[0].split(":")
-    for _ in range(100):
-        try:
-            with socket.create_connection((host, int(port))) as first:
-                first.sendall(message)
-                # The chief has read it when it takes the next one: a stranger that says nothing of ours.
-                with socket.create_connection((host, int(port))) as stranger:
-                    stranger.sendall(b"?\n")
-                    assert stranger.recv(1) == b""
-            break
-        except ConnectionRefusedError:
-            time.sleep(0.05)
-    rest = [threading.Thread(target=meet, args=[one, 10.0]) for one in gang[1:]]
-    for thread in rest:
-        thread.start()
-    for thread in (chief, *rest):
-        thread.join(15)
-        assert not thread.is_alive()
+
+    def end_before_the_others_come():
+        with socket.create_connection((host, int(port))) as first:
+            first.sendall(message)
+            # The chief has read it when it takes the next one: a stranger that says nothing of ours.
+            with socket.create_connection((host, int(port))) as stranger:
+                stranger.sendall(b"?\n")
+                assert stranger.recv(1) == b""
+
+    assert meet_all(gang, first=end_before_the_others_come) == [None] * 3
 
 
 def test_a_chief_without_a_name_yet_is_waited_for(monkeypatch):

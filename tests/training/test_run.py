@@ -236,8 +236,9 @@ def test_best_model_is_evaluated_and_predicts(data: Path, tmp_path: Path) -> Non
     best = json.loads((run / "best" / "best.json").read_text())
     rows = {row["step"]: row for row in read_rows(run, "eval")}
     assert best["value"] == max(row["coco/AP"] for row in rows.values())
+    # Also of a run that many hosts have trained.
     run_command("evaluate", f"--model_dir={run}", "--split=val", f"--output={tmp_path / 'm.json'}",
-                f"--pictures={tmp_path / 'p.png'}")  # fmt: skip
+                f"--pictures={tmp_path / 'p.png'}", "--set=cluster.strategy=multi_worker")  # fmt: skip
     # The best weights on the same split by another process: the same metrics to the last bit.
     assert json.loads((tmp_path / "m.json").read_text())["coco/AP"] == rows[best["step"]]["coco/AP"]
     assert Image.open(tmp_path / "p.png").size[0] > 300
