@@ -126,10 +126,11 @@ def test_splits_that_end_at_the_same_time_are_both_in_the_manifest(prepare, tmp_
     def read_while_another_writes(output):
         """On the first call, val's: train's report is written as well, if it is let in."""
         monkeypatch.setattr(report, "read_manifest", read)
+        before = read(output)
         others.append(threading.Thread(target=report.write_report, args=([str(out / part) for part in parts], job)))
         others[0].start()
         others[0].join(2)
-        return read(output)
+        return before
 
     read = report.read_manifest
     monkeypatch.setattr(report, "read_manifest", read_while_another_writes)
