@@ -1,17 +1,13 @@
-"""The config: what it takes, what it refuses, and that each refusal names file or flag, key, value and mend."""
+"""What a config holds and refuses; each refusal names file or flag, key, value and mend."""
 
-import contextlib
 from pathlib import Path
 
 import pytest
-import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from config_writing import refusal
 from pydantic import ValidationError
 
 from ssd_dist.core.config import Config, DataConfig, OptimizerConfig
-from ssd_dist.core.config_files import dump_config, flatten_config, load_config
-from ssd_dist.core.errors import UsageError
+from ssd_dist.core.config_files import flatten_config, load_config
 
 # DESIGN.md, section 2, "Config keys that stay", and the value types that a user may rely on.
 CONTRACT = [
@@ -75,29 +71,8 @@ CONTRACT = [
 ]
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write_file(text: str, name: str = "x.yaml"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write_file
-
-
-def refusal(path, overrides=()) -> str:
-    with pytest.raises(UsageError) as caught:
-        load_config(path, overrides)
-    return str(caught.value)
-
-
 def test_the_keys_of_the_contract_are_there():
     assert set(CONTRACT) <= set(flatten_config(Config()))
-
-
-def test_an_empty_file_is_the_default(write):
-    assert load_config(write("")) == Config()
 
 
 def test_the_repositorys_configs_load():
@@ -111,55 +86,6 @@ def test_the_repositorys_configs_load():
 def test_a_config_is_frozen():
     with pytest.raises(ValidationError, match="frozen"):
         Config().train.epochs = 3
-
-
-# --- Layers: extends, files, overrides -----------------------------------------------------------------------------
-
-
-def test_the_nearest_file_wins_and_overrides_win_over_files(write):
-    write("train: {epochs: 1, steps: 1, seed: 1}\nmodel: {width: 0.5}", "shared/base.yaml")
-    write("extends: shared/base.yaml\ntrain: {steps: 2, seed: 2}", "middle.yaml")
-    config = load_config(write("extends: middle.yaml\ntrain: {seed: 3}"), ["train.log_every=4", "train.log_every=5"])
-    train = config.train
-    assert (train.epochs, train.steps, train.seed, train.log_every) == (1, 2, 3, 5)
-    assert config.model.width == 0.5
-
-
-def test_extends_is_relative_to_the_file_that_says_it(write):
-    write("train: {seed: 7}", "a/base.yaml")
-    write("extends: ../a/base.yaml", "b/middle.yaml")
-    assert load_config(write("extends: b/middle.yaml")).train.seed == 7
-
-
-def test_lists_are_replaced_as_a_whole(write):
-    write("amp: {force_fp32: [loss, nms]}", "base.yaml")
-    assert load_config(write("extends: base.yaml\namp: {force_fp32: [iou]}")).amp.force_fp32 == ("iou",)
-
-
-@pytest.mark.parametrize("files", [{"x.yaml": "x.yaml"}, {"x.yaml": "sub/y.yaml", "sub/y.yaml": "../x.yaml"}])
-def test_a_circle_is_named(write, files):
-    for name, base in files.items():
-        write(f"extends: {base}", name)
-    message = refusal(write(f"extends: {files['x.yaml']}"))
-    assert "circle" in message
-    assert "x.yaml" in message
-
-
-def test_a_missing_base_is_named_with_its_nearest_neighbour(write):
-    write("", "base.yaml")
-    message = refusal(write("extends: bsae.yaml"))
-    assert "bsae.yaml does not exist" in message
-    assert "base.yaml?" in message
-
-
-def test_a_mistake_names_the_file_it_is_in(write):
-    write("train: {epochs: none}", "base.yaml")
-    message = refusal(write("extends: base.yaml\ntrain: {seed: 1}"))
-    assert "base.yaml: train.epochs" in message
-    assert "x.yaml" not in message
-
-
-# --- Values --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -228,12 +154,6 @@ def test_a_bad_value_is_refused_with_key_given_and_allowed(write, text, words):
         assert word in message, message
 
 
-def test_a_folder_may_have_the_name_of_a_date(write):
-    for config in (load_config(write("data: {dir: 2026-11-25}")), load_config(write("{}"), ["data.dir=2026-13-45"])):
-        assert config.data.dir.startswith("2026-1")
-        assert load_config(write(dump_config(config))) == config
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -274,132 +194,6 @@ def test_a_bad_override_is_refused_and_named(write, override, words):
     message = refusal(write(""), [override])
     for word in words:
         assert word in message, message
-
-
-# --- Files that are no config --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("train: {epochs: 1, epochs: 2}", ["'epochs' is given twice"]),
-        ("train: {epochs: 1}\ntrain: {steps: 1}", ["'train' is given twice", "line 1"]),
-        ("a: b: c", ["not valid YAML", "line 1, column 5"]),
-        ("[1, 2]", ["list"]),
-        ("just words", ["str"]),
-        ("? [a]\n: 3", ["not valid YAML"]),
-        ("x: !!python/object/apply:os.getcwd []", ["not valid YAML"]),
-        ("train: &t {x: *t}", ["aliases"]),  # it contains itself
-        ("a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]", ["aliases"]),  # a thousand laughs
-        ("[" * 5000, ["not valid YAML"]),
-        ("a: \x00", ["not valid YAML"]),
-        ("extends: 3", ["extends", "got 3", "path of one YAML file"]),
-        ("extends: ''", ["extends", "got ''"]),
-        ("extends: [base.yaml]", ["extends", "path of one YAML file"]),
-    ],
-)
-def test_what_is_no_config_is_refused_by_name(write, text, words):
-    message = refusal(write(text))
-    assert "x.yaml" in message
-    for word in words:
-        assert word in message, message
-
-
-def test_bytes_that_are_no_text_folders_and_missing_files_are_refused_by_name(tmp_path):
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    assert "binary.yaml cannot be read" in refusal(tmp_path / "binary.yaml")
-    assert f"{tmp_path} cannot be read" in refusal(tmp_path)
-    message = refusal(tmp_path / "binray.yaml")
-    assert "binray.yaml does not exist" in message
-    assert "binary.yaml?" in message
-
-
-# --- The environment -----------------------------------------------------------------------------------------------
-
-
-def test_environment_references(write, monkeypatch):
-    monkeypatch.setenv("SSD_TEST_ROOT", "/data")
-    monkeypatch.delenv("SSD_TEST_NONE", raising=False)
-    text = "data: {dir: '${SSD_TEST_ROOT}/voc', cache_dir: '${SSD_TEST_NONE:-/tmp/x}/${SSD_TEST_NONE:-}y'}"
-    config = load_config(write(text), ["backbone.weights=${SSD_TEST_ROOT}/w.h5"])
-    assert config.data.dir == "/data/voc"
-    assert config.data.cache_dir == "/tmp/x/y"
-    assert config.backbone.weights == "/data/w.h5"
-
-
-def test_an_unset_reference_is_named_with_both_mends(write, monkeypatch):
-    monkeypatch.delenv("SSD_TEST_NONE", raising=False)
-    message = refusal(write("data: {dir: '${SSD_TEST_NONE}/x'}"))
-    assert "${SSD_TEST_NONE}" in message
-    assert "export" in message
-    assert "${SSD_TEST_NONE:-default}" in message
-
-
-# --- Round trip ----------------------------------------------------------------------------------------------------
-
-# Control characters are refused by YAML itself; ${...} would be expanded.
-TEXT = st.one_of(
-    st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="${￾￿"), max_size=30),
-    st.sampled_from(
-        ["1e-3", "3", "true", "null", "~", "", "2020-01-01", "a: b", "- x", "#", "0x10", "1:30", "é", "=", "<<"]
-    ),
-)
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    directory=TEXT,
-    lr=st.floats(1e-5, 1e3),
-    sizes=st.lists(st.floats(1e-6, 10), min_size=7, max_size=7),
-    loss_scale=st.one_of(st.just("dynamic"), st.floats(1e-3, 1e30)),
-    seed=st.integers(0, 2**63),
-)
-def test_dump_and_load_are_inverse(tmp_path_factory, directory, lr, sizes, loss_scale, seed):
-    tree = Config().model_dump()
-    tree["data"]["dir"] = directory
-    tree["optimizer"]["lr"] = lr
-    tree["schedule"]["min_lr"] = lr / 2
-    tree["anchors"]["sizes"] = tuple(sizes)
-    tree["amp"]["loss_scale"] = loss_scale
-    tree["train"]["seed"] = seed
-    config = Config.model_validate(tree)
-    path = tmp_path_factory.mktemp("dump") / "config.yaml"
-    path.write_text(dump_config(config), encoding="utf-8")
-    assert load_config(path) == config
-    assert dump_config(load_config(path)) == dump_config(config)
-
-
-def test_a_dump_is_plain_yaml_of_every_key():
-    tree = yaml.safe_load(dump_config(Config()))
-    assert set(flatten_config(Config())) == {".".join(path) for path in _paths(tree)}
-
-
-def _paths(tree, at=()):
-    for key, value in tree.items():
-        yield from _paths(value, (*at, key)) if isinstance(value, dict) else [(*at, key)]
-
-
-@settings(deadline=None, max_examples=300)
-@given(data=st.data())
-def test_no_tree_of_values_gives_anything_but_a_config_or_a_usage_error(tmp_path_factory, data):
-    path = data.draw(st.sampled_from(sorted(key.split(".") for key in flatten_config(Config()))))
-    cut = path[: data.draw(st.integers(1, len(path)))]
-    value = data.draw(
-        st.recursive(
-            st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.sampled_from(["", "x", "dynamic"])),
-            lambda inner: st.one_of(
-                st.lists(inner, max_size=3),
-                st.dictionaries(st.one_of(st.text("abc.", max_size=3), st.integers()), inner),
-            ),
-            max_leaves=5,
-        )
-    )
-    for key in reversed(cut):
-        value = {key: value}
-    file = tmp_path_factory.mktemp("tree") / "x.yaml"
-    file.write_text(yaml.safe_dump(value))
-    with contextlib.suppress(UsageError):
-        assert isinstance(load_config(file), Config)
 
 
 def test_defaults_need_no_coercion():
