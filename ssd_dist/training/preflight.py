@@ -173,7 +173,7 @@ def meet_others(
     facts = dict(introduce(role, config, manifest, ()).facts) if manifest is not None else {}
     report = json.dumps({"findings": [asdict(finding) for finding in found], "facts": facts, "token": token})
     # The config may differ, and the table is to say so: compared by the chief, when all have told what they found.
-    me = Introduction(role.index, role.addresses, {}, time.time(), report)
+    me = Introduction(role.index, role.addresses, {}, report)
     judged = False
 
     def judge(present: Sequence[Introduction]) -> str | None:
@@ -205,8 +205,7 @@ def compare_reports(present: Sequence[Introduction], probe: Path) -> list[Findin
             problem = find_disagreement(chief, replace(one, facts=report["facts"]))
             same = "config, data and versions are the chief's"
             table.append(Finding(one.index, "agreement", problem or same, UsageError.exit_code if problem else 0))
-        skew = one.time - chief.time
-        table.append(Finding(one.index, "clock", f"{skew:+.1f} s from the chief's (with the time it waited)"))
+        table.append(Finding(one.index, "clock", f"{one.skew:+.1f} s from the chief's"))
         try:
             shared = (probe.parent / f".preflight-{one.index}").read_text() == report["token"]
         except OSError:

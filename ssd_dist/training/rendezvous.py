@@ -29,15 +29,15 @@ class Introduction:
       index: its place in the cluster.
       addresses: host:port of all workers, as it sees them.
       facts: what must be the same on all workers, by name, e.g. the config's hash.
-      time: its clock, in seconds.
       report: what it has to tell the chief; need not be the same.
+      skew: seconds by which its clock is ahead of the chief's; the chief finds it on receipt.
     """
 
     index: int
     addresses: tuple[str, ...]
     facts: Mapping[str, str]
-    time: float
     report: str = ""
+    skew: float = 0.0
 
 
 # Given all introductions in order: what is wrong, or nothing.
@@ -76,8 +76,8 @@ def find_disagreement(chief: Introduction, other: Introduction) -> str | None:
             return (
                 f"{name} ({other.addresses[other.index]}): its {fact} is {other.facts.get(fact)}, the chief's {value}"
             )
-    if abs(other.time - chief.time) > MAXIMUM_CLOCK_SKEW:
-        return f"{name} ({other.addresses[other.index]}): its clock is {other.time - chief.time:+.0f} s off the chief's"
+    if abs(other.skew) > MAXIMUM_CLOCK_SKEW:
+        return f"{name} ({other.addresses[other.index]}): its clock is {other.skew:+.0f} s off the chief's"
     return None
 
 
@@ -153,11 +153,10 @@ def _is_gone(connection: socket.socket) -> bool:
 
 def _introduce(me: Introduction, deadline: float) -> None:
     chief = me.addresses[0]
-    message = json.dumps({**vars(me), "facts": dict(me.facts)}).encode() + b"\n"
     while True:
         try:
             with socket.create_connection(_split(chief), timeout=_ANSWER_SECONDS) as connection:
-                connection.sendall(message)
+                connection.sendall(_write_introduction(me))
                 connection.settimeout(max(deadline - time.monotonic(), 0.001))
                 answer = connection.makefile("rb").readline(_LONGEST_MESSAGE)
         except socket.gaierror as error:
@@ -178,13 +177,18 @@ def _introduce(me: Introduction, deadline: float) -> None:
         raise UsageError(problem)
 
 
+def _write_introduction(me: Introduction) -> bytes:
+    """The message, with the time of its sending: the chief may come minutes after the others."""
+    return json.dumps({**vars(me), "facts": dict(me.facts), "time": time.time()}).encode() + b"\n"
+
+
 def _read_introduction(connection: socket.socket) -> Introduction | None:
     connection.settimeout(_ANSWER_SECONDS)
     try:
         tree = json.loads(connection.makefile("rb").readline(_LONGEST_MESSAGE))
-        return Introduction(
-            int(tree["index"]), tuple(tree["addresses"]), dict(tree["facts"]), float(tree["time"]), str(tree["report"])
-        )
+        skew = float(tree["time"]) - time.time()
+        facts = dict(tree["facts"])
+        return Introduction(int(tree["index"]), tuple(tree["addresses"]), facts, str(tree["report"]), skew)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

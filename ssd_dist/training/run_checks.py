@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import re
-import time
 from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
@@ -83,7 +82,7 @@ def introduce(role: WorkerRole, config: Config, manifest: Manifest, replaced: Se
         "list of corrupt records": hashlib.sha256(repr(replaced).encode()).hexdigest()[:12],
         "TensorFlow": tf.__version__,
     }
-    return Introduction(role.index, role.addresses, facts, time.time())
+    return Introduction(role.index, role.addresses, facts)
 
 
 @contextlib.contextmanager

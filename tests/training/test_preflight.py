@@ -69,16 +69,16 @@ def test_a_folder_that_cannot_be_written_is_told(folder: Path) -> None:
 
 
 def test_side_by_side(tmp_path: Path) -> None:
-    def introduce(index: int, facts: dict[str, str], token: str, time: float) -> Introduction:
+    def introduce(index: int, facts: dict[str, str], token: str, skew: float = 0.0) -> Introduction:
         report = json.dumps({"findings": [], "facts": facts, "token": token})
-        return Introduction(index, ("a:1", "b:1", "c:1"), {}, time, report)
+        return Introduction(index, ("a:1", "b:1", "c:1"), {}, report, skew)
 
     for index, token in enumerate(("zero", "one", "not theirs")):
         (tmp_path / f".preflight-{index}").write_text(token)
     present = [
-        introduce(0, {"config": "x"}, "zero", 100.0),
-        introduce(1, {"config": "x"}, "one", 101.5),
-        introduce(2, {"config": "y"}, "two", 100.0),
+        introduce(0, {"config": "x"}, "zero"),
+        introduce(1, {"config": "x"}, "one", 1.5),
+        introduce(2, {"config": "y"}, "two"),
     ]
     found = {(one.worker, one.check): one for one in compare_reports(present, tmp_path / ".preflight-0")}
     assert {key for key, one in found.items() if one.exit_code} == {(2, "agreement"), (2, "shared folder")}

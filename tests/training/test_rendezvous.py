@@ -15,7 +15,7 @@ from ssd_dist.training.rendezvous import Introduction, meet
 
 def gang_of(count):
     addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(count))
-    return [Introduction(i, addresses, {"config": "abc"}, time.time()) for i in range(count)]
+    return [Introduction(i, addresses, {"config": "abc"}) for i in range(count)]
 
 
 def meet_all(gang, timeout=10.0, first=None):
@@ -66,7 +66,6 @@ def test_those_who_agree_meet_and_leave_the_port_free(count):
     ("change", "words"),
     [
         ({"facts": {"config": "xyz"}}, ["worker 1", "config", "xyz", "abc"]),
-        ({"time": 0.0}, ["worker 1", "clock"]),
         ({"index": 2}, ["two processes", "worker 2"]),
     ],
 )
@@ -80,6 +79,38 @@ def test_a_disagreement_is_told_by_name(change, words):
     assert isinstance(ends[1], UsageError | RestartError)
 
 
+def test_a_clock_that_is_off_is_told_by_name():
+    gang = gang_of(2)
+    host, port = gang[0].addresses[0].split(":")
+    said = {**vars(gang[1]), "facts": dict(gang[1].facts), "time": time.time() - 3600}
+    answers = []
+
+    def come_with_a_slow_clock():
+        with socket.create_connection((host, int(port))) as worker:
+            worker.sendall(json.dumps(said).encode() + b"\n")
+            answers.append(worker.makefile().readline())
+
+    ends = meet_all(gang[:1], first=come_with_a_slow_clock)
+    assert isinstance(ends[0], UsageError)
+    assert "worker 1" in str(ends[0])
+    assert "clock is -3600 s off" in answers[0]
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_one_that_comes_minutes_later_has_no_wrong_clock(monkeypatch, late):
+    gang, ends = gang_of(2), []
+    now, jump = time.time, threading.Event()
+    # One clock for both; the other one has waited for five minutes when the late one starts.
+    monkeypatch.setattr(time, "time", lambda: now() + 300 * jump.is_set())
+    early = threading.Thread(target=lambda: ends.append(meet(gang[1 - late], 10.0)))
+    early.start()
+    time.sleep(0.5)
+    jump.set()
+    meet(gang[late], 10.0)
+    early.join(10)
+    assert ends == [None]
+
+
 def test_another_order_of_the_cluster_is_refused():
     gang = gang_of(3)
     first, second, third = gang[1].addresses
@@ -91,7 +122,8 @@ def test_another_order_of_the_cluster_is_refused():
 
 def test_a_worker_that_ended_and_came_again_is_no_second_one():
     gang = gang_of(3)
-    message = json.dumps({**vars(gang[1]), "facts": dict(gang[1].facts)}).encode() + b"\n"
+    said = {**vars(gang[1]), "facts": dict(gang[1].facts), "time": time.time()}
+    message = json.dumps(said).encode() + b"\n"
     host, port = gang[0].addresses[0].split(":")
 
     def end_before_the_others_come():
