@@ -10,6 +10,7 @@ import apache_beam as beam
 
 from pipelines import files
 from pipelines.annotations import Problem
+from pipelines.report import HASHES_NAME, PARTS_FOLDER, REJECTED_NAME
 from ssd_dist.core.errors import DataError, UsageError
 
 # Enough pieces for any number of local workers.
@@ -124,15 +125,26 @@ def find_inputs(pattern: str, suffixes: tuple[str, ...], names: tuple[str, ...])
 
 
 def first_folder(candidates: list[str], what: str, mend: str) -> str:
-    """The first of the folders that exists.
+    """The first of the folders that exists, other than one of shards.
 
     Raises:
       DataError: naming `what` is missing and where it was looked for.
     """
     for candidate in candidates:
-        if files.exists(candidate):
+        if files.exists(candidate) and not holds_shards(candidate):
             return candidate
     raise DataError(f"no {what} in {' or '.join(dict.fromkeys(candidates))}; {mend}")
+
+
+def holds_shards(folder: str) -> bool:
+    """Whether all that is in a folder was written by prepare, whose output may lie within the data set."""
+    if not files.list_files(files.join(folder, PARTS_FOLDER)):
+        return False
+    parts = files.join(folder, PARTS_FOLDER, "")
+    return all(
+        path.startswith(parts) or path.endswith((".tfrecord", REJECTED_NAME, HASHES_NAME)) or files.TEMPORARY in path
+        for path in files.match_below(folder, "**")
+    )
 
 
 def require_input(path: str) -> None:

@@ -5,16 +5,18 @@ import json
 import math
 
 import pytest
-from raw_sets import jpeg, make_coco
+from raw_sets import digests, jpeg, make_coco
 
 from pipelines.annotations import Category, Image, Listing, LooseBox
 from pipelines.readers.coco import CocoFile, find_images, parse_box, parse_image, read_coco, read_entries
 from pipelines.readers.source import Source
 from pipelines.reading import read_image
+from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 
 FILE = CocoFile(2, "/d/a.json", "/d/images")
 SOURCE = Source(("x",), fallback_split="train")
+SMALL = Config.model_validate({"model": {"input_size": 64}})
 
 
 def find_all(given):
@@ -126,3 +128,19 @@ def test_files_and_folders_are_found(tmp_path):
             find_all(wrong)
     with pytest.raises(DataError, match="--image_dir"):
         find_images(path, Source(("x",), image_dir=str(tmp_path / "nowhere")))
+
+
+def test_an_output_within_the_data_set_is_no_folder_of_images(tmp_path, prepare):
+    make_coco(tmp_path, {f"{n}.jpg": [(1, 1, 2, 30, 40)] for n in range(3)}, {1: "x"})
+    (tmp_path / "train").rename(tmp_path / "images")
+    prepare("coco", tmp_path, tmp_path, config=SMALL)
+    before = digests(tmp_path)
+    prepare("coco", tmp_path, tmp_path, config=SMALL)
+    assert digests(tmp_path) == before
+    # Where the images themselves lie there, they are found among the shards.
+    (tmp_path / "images").rename(tmp_path / "photos")
+    for path in (tmp_path / "photos").iterdir():
+        path.rename(tmp_path / "train" / path.name)
+    prepare("coco", tmp_path, tmp_path, config=SMALL)
+    after = digests(tmp_path)
+    assert [name for name in before if name.endswith(".tfrecord") and after[name] != before[name]] == []

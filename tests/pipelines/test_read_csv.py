@@ -8,8 +8,10 @@ from raw_sets import jpeg
 from pipelines.annotations import Category, Image, Listing, LooseBox
 from pipelines.readers.csv import read_columns, read_csv, read_entries
 from pipelines.readers.source import Source
+from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 
+SMALL = Config.model_validate({"model": {"input_size": 64}})
 HEADER = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
 
 
@@ -114,3 +116,12 @@ def test_files_are_found_by_the_split(tmp_path):
         assert file.images == str(tmp_path / "images")
     with pytest.raises(DataError, match=r"test\.csv"):
         read_csv(Source((str(tmp_path),), fallback_split="test"))
+
+
+def test_an_output_within_the_data_set_is_no_folder_of_images(tmp_path, prepare):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_bytes(jpeg())
+    (tmp_path / "train.csv").write_text(HEADER + "a.jpg,64,48,cat,1,2,30,40\n")
+    for _ in range(2):
+        manifest = prepare("csv", tmp_path, tmp_path, config=SMALL)
+        assert manifest.splits["train"].images == 1
