@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -21,6 +22,17 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 # As the commands do: traced graphs are objects that stay, and looking through them again and again takes time.
 gc.set_threshold(50_000, 20, 50)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps the tests, and all that they start, out of the user's own cache.
+
+    Before any module is read, for some copy the environment there; xdist's workers have it from their parent.
+    """
+    if not hasattr(config, "workerinput"):
+        cache = tempfile.TemporaryDirectory(prefix="ssd_dist_tests_")
+        config.add_cleanup(cache.cleanup)
+        os.environ["XDG_CACHE_HOME"] = cache.name
 
 
 @pytest.fixture(scope="session")
