@@ -77,6 +77,7 @@ class Image(NamedTuple):
       path: where the file lies.
       stems: paths without a suffix; if there is no file at `path`, an image with one of these names is taken.
       size: (height, width) that the annotation claims, if any.
+      original: (height, width) of what the image was made from, if that is known to be another, as in our own shards.
       packed: its objects, packed.
       span: (offset, length) of the record that holds the image, where the path is a TFRecord file.
       problem: set if the image is lost already, say by a broken annotation.
@@ -90,6 +91,7 @@ class Image(NamedTuple):
     path: str
     stems: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
+    original: tuple[int, int] | None = None
     packed: bytes = b""
     span: tuple[int, int] | None = None
     problem: Problem | None = None

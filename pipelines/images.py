@@ -85,7 +85,7 @@ class _View:
 
 @dataclass(frozen=True)
 class _Rendered:
-    """An image without its targets: its views, its size as displayed, the hash of its source bytes, its boxes."""
+    """An image without its targets: its views, its original's size, the hash of its source bytes, its boxes."""
 
     image: Image
     views: tuple[_View, ...]
@@ -150,6 +150,7 @@ class ImagePreparer:
         if problem is not None:
             return problem
         checked = check_boxes(image, height, width, classes)
+        height, width = image.original or (height, width)
         count = len(checked.objects.labels)
         if count > self._most_objects:
             return Problem(

@@ -46,7 +46,9 @@ def read_image(image: Image) -> bytes | Problem:
         if image.span is None:
             return files.read_item(image.path)
         (data,) = read_records(io.BytesIO(files.read_span(image.path, *image.span)), image.path)
-        return bytes(decode_example(data)["image/encoded"][0])
+        encoded = decode_example(data)["image/encoded"][0]
+        # A number would be taken for a length.
+        return encoded if isinstance(encoded, bytes) else Problem("unreadable", f"{image.path}: no bytes in it")
     except (FileNotFoundError, NotADirectoryError):
         return _read_by_stem(image)
     except (IsADirectoryError, PermissionError) as error:

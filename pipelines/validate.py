@@ -66,7 +66,7 @@ def check_boxes(image: Image, height: int, width: int, classes: ClassTable) -> C
         found = box.problem or classes.find(box.category)
         problem = found if isinstance(found, Problem) else _find_fault(box, height, width)
         if problem is None and not isinstance(found, Problem):
-            kept.append(_clip(box, *found, height, width))
+            kept.append(_clip(box, *found, height, width, image.original or (height, width)))
         elif problem is not None:
             rejected.append(_reject_box(image, box, problem))
     boxes = np.array([found.inside for found in kept], np.float32).reshape(-1, 4)
@@ -107,7 +107,7 @@ def _find_fault(box: Box, height: int, width: int) -> Problem | None:
     return None
 
 
-def _clip(box: Box, label: int, name: str, height: int, width: int) -> _Kept:
+def _clip(box: Box, label: int, name: str, height: int, width: int, whole: tuple[int, int]) -> _Kept:
     # In plain numbers: for the few boxes of an image quicker than arrays, and rounded alike.
     ymin, xmin, ymax, xmax = box.corners
     corners = box.corners if box.normalized else (ymin / height, xmin / width, ymax / height, xmax / width)
@@ -115,7 +115,7 @@ def _clip(box: Box, label: int, name: str, height: int, width: int) -> _Kept:
     clipped = -min(corners) > ROUNDING or max(corners) - 1 > ROUNDING
     # A claimed area that is no number, or none that a record can hold, is as good as none.
     area = box.area if box.area is not None and 0 < box.area < LARGEST_AREA else 0.0
-    area = area or (bottom - top) * height * (right - left) * width
+    area = area or (bottom - top) * whole[0] * (right - left) * whole[1]
     return _Kept(box, label, name, (top, left, bottom, right), area, clipped)
 
 

@@ -17,6 +17,7 @@ from ssd_dist.core.errors import DataError
 from ssd_dist.core.example_proto import encode_example
 from ssd_dist.core.tfrecord import frame_record
 
+CORNERS = {"ymin": 0.1, "xmin": 0.2, "ymax": 0.3, "xmax": 0.6}
 SMALL = Config.model_validate({"model": {"input_size": 64}})
 
 
@@ -91,6 +92,14 @@ def test_what_tensorflow_writes_is_read(tmp_path):
         {"image/source_id": [b"\xff"]},
         {"image/height": np.array([np.inf], np.float32)},
         {"image/width": [b""]},
+        {"image/filename": np.array([139])},
+        # Taken for a length, this would be 8 EB of zeros.
+        {"image/encoded": np.array([1 << 62])},
+        {"image/object/class/text": np.array([1, 2])},
+        {"image/object/class/label": [b"1", b"2"]},
+        {"image/object/bbox/ymin": [b"0.1", b"0.5"]},
+        {"image/original/height": [b"480"]},
+        {"image/source_id": np.array([0.5], np.float32)},
     ],
 )
 def test_a_record_whose_lists_disagree_is_an_image_with_a_problem(tmp_path, changes):
@@ -129,17 +138,50 @@ def test_a_record_without_an_image_is_told_when_it_is_needed(tmp_path):
     assert read_image(image).reason == "unreadable"
 
 
-def test_a_damaged_file_keeps_the_records_before_the_damage(tmp_path):
+@pytest.mark.parametrize("number", [139, 0, -1, 1 << 62])
+def test_a_number_for_an_id_is_its_digits(tmp_path, number):
+    image = values_of(tmp_path / "x.tfrecord", features(0, **{"image/source_id": np.array([number])}))[0]
+    assert (image.image_id, image.problem) == (str(number), None)
+
+
+@pytest.mark.parametrize(("sides", "area"), [((480, 640), 0.08 * 480 * 640), ((0, 640), 0.08 * 48 * 64)])
+def test_the_size_of_the_original_is_kept(tmp_path, prepare, records_of, sides, area):
+    original = {
+        f"image/original/{name}": np.array([side]) for name, side in zip(("height", "width"), sides, strict=True)
+    }
+    box = {f"image/object/bbox/{side}": np.array([corner], np.float32) for side, corner in CORNERS.items()}
+    classes = {"image/object/class/text": [b"ant"], "image/object/class/label": np.array([1])}
+    (tmp_path / "train.tfrecord").write_bytes(frame_record(features(0, **original, **box, **classes)))
+    record = records_of(tmp_path / "out", prepare("tfrecord", tmp_path, tmp_path / "out", config=SMALL))["0"]
+    assert (record.original_height, record.original_width) == (sides if min(sides) else (48, 64))
+    assert record.objects.area == pytest.approx([area], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "kept"),
+    [
+        (lambda frame: len(frame) // 2, [True, False, True]),
+        (lambda frame: -1, [True, False, True]),  # the body's checksum
+        (lambda frame: 0, [True, False]),  # the length
+        (lambda frame: 8, [True, False]),  # the length's checksum
+    ],
+)
+def test_a_damaged_record_is_lost_alone_unless_its_length_is_lost(tmp_path, damaged, kept):
+    frames = [bytearray(frame_record(features(number))) for number in range(3)]
+    frames[1][damaged(frames[1])] ^= 1
     path = tmp_path / "x.tfrecord"
-    values_of(path, features(0), features(1), features(2))
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    path.write_bytes(b"".join(frames))
     source = Source((str(path),), fallback_split="train")
     (file,) = read_tfrecord(source)._files
-    images = [value for _, value in read_file(file, source) if isinstance(value, Image)]
-    assert [image.problem is None for image in images] == [True, False]
-    assert "lost" in images[1].problem.detail
+    *values, end = [value for _, value in read_file(file, source)]
+    images = [value for value in values if isinstance(value, Image)]
+    assert [image.problem is None for image in images] == kept
+    assert [image.row for image in images] == list(range(end.images))
+    assert "record 1" in f"{images[1].source} {images[1].problem.detail}"
+    assert ("what follows is lost" in images[1].problem.detail) == (len(kept) < 3)
+    assert [read_image(image) for image in images if image.problem is None] == [
+        jpeg(number) for number in range(3) if [*kept, False][number]
+    ]
 
 
 def test_a_compressed_file_is_told(tmp_path):
@@ -164,6 +206,8 @@ def test_prepare_reads_its_own_shards(tmp_path, prepare, records_of):
         np.testing.assert_array_equal(new[name].objects.boxes, record.objects.boxes)
         np.testing.assert_array_equal(new[name].targets.anchors, record.targets.anchors)
         assert new[name].objects.names == record.objects.names
+        np.testing.assert_array_equal(new[name].objects.area, record.objects.area)
+        assert (new[name].original_height, new[name].original_width) == (48, 64)
         pixels = [np.asarray(PillowImage.open(io.BytesIO(r.encoded)), float) for r in (record, new[name])]
         assert np.abs(pixels[0] - pixels[1]).mean() < 3
 
