@@ -6,12 +6,14 @@ Nothing is ever visible half written: a file gets a temporary name of its own an
 import contextlib
 import errno
 import fcntl
+import gzip
 import os
 import posixpath
 import re
 import stat
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import BinaryIO
@@ -33,6 +35,8 @@ IMPOSSIBLE_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
 REFUSALS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
 # By name: each comes from another of the libraries below Beam's client.
 NO_ANSWER = {"RetryError", "TransportError", "ConnectionError"}
+# What reading on in a file may raise, for whatever reason.
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
 UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG),
@@ -115,6 +119,24 @@ def read_lines(stream: BinaryIO, limit: int) -> Iterator[bytes]:
             rest = b""
     if rest:
         yield rest
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether a file's own bytes cause an error of `UNREADABLE`, a broken compressed file say, and not its storage."""
+    if isinstance(error, gzip.BadGzipFile) or not isinstance(error, OSError):
+        return True
+    # What Python's own decoders raise.
+    return type(error) is OSError and error.errno is None
+
+
+def require_damage(error: Exception, path: str) -> None:
+    """Passes if the file itself is at fault, whose rest is lost then; what storage did in passing spoils no data.
+
+    Raises:
+      DataError: for the latter.
+    """
+    if not is_damage(error):
+        raise DataError(f"{path} could not be read to its end ({error!r}); run the same command again") from error
 
 
 def read_bytes(path: str) -> bytes:

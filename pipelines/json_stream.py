@@ -7,9 +7,10 @@ The C scanner of `json` decodes each entry from a rolling buffer, so speed is th
 
 import codecs
 import json
-import zlib
 from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
+
+from pipelines import files
 
 CHUNK_BYTES = 1 << 20
 # An entry beyond this is taken for a bracket that is never closed.
@@ -25,6 +26,7 @@ def stream_arrays(stream: BinaryIO, names: Collection[str]) -> Iterator[tuple[st
 
     Raises:
       JsonStreamError: at the first place that is not valid JSON, after the entries before it.
+      OSError: if storage fails.
     """
     text = _Text(stream)
     text.expect("{")
@@ -122,7 +124,9 @@ class _Text:
         try:
             chunk = self._stream.read(CHUNK_BYTES)
             more = self._decode(chunk, final=not chunk)
-        except (OSError, EOFError, ValueError, zlib.error) as error:
+        except files.UNREADABLE as error:
+            if not files.is_damage(error):
+                raise
             raise self.error(f"the file cannot be read on: {error}") from None
         self._ended = not chunk
         self._buffer = self._buffer[self._position :] + more

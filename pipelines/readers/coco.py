@@ -97,7 +97,11 @@ def read_file(file: CocoFile, source: Source) -> Iterator[Element]:
 
 
 def read_entries(file: CocoFile, source: Source) -> Iterator[Image | LooseBox | Category | Listing]:
-    """Categories, images and boxes of a file as they come, then the end of the listing."""
+    """Categories, images and boxes of a file as they come, then the end of the listing.
+
+    Raises:
+      DataError: if storage fails midway.
+    """
     rows = 0
     listed = False
     problem = None
@@ -119,6 +123,7 @@ def read_entries(file: CocoFile, source: Source) -> Iterator[Image | LooseBox | 
         if not listed:
             raise DataError("the file lists no images")
     except (JsonStreamError, DataError, OSError) as error:
+        files.require_damage(error, file.path)
         # What follows is lost, so the images read so far may lack boxes: all of the file's images are refused, and
         # the file itself stands for those that were not reached.
         problem = Problem("broken_annotation", f"{file.path}: {error}")

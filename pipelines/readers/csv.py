@@ -6,7 +6,6 @@ alone is an image without objects. `--input` is a file, a pattern, or a folder w
 
 import csv
 import posixpath
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,8 +20,6 @@ CORNERS = ("ymin", "xmin", "ymax", "xmax")
 REQUIRED = ("filename", "class", *CORNERS)
 # Longer lines are taken for a file that is no CSV.
 MAX_LINE_BYTES = 1 << 16
-# What a damaged compressed file raises.
-UNREADABLE = (OSError, EOFError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def read_columns(path: str) -> dict[str, int]:
     try:
         with files.open_input(path) as stream:
             names = [name.strip().lower() for name in _fields(next(files.read_lines(stream, MAX_LINE_BYTES), b""))]
-    except (*UNREADABLE, ValueError, csv.Error) as error:
+    except (*files.UNREADABLE, csv.Error) as error:
         raise DataError(f"{path}: the header cannot be read ({error}); expected {','.join(REQUIRED)}") from None
     missing = [name for name in REQUIRED if name not in names]
     if missing:
@@ -106,7 +103,11 @@ def read_files(csv_files: tuple[CsvFile, ...], source: Source) -> Iterator[Eleme
 
 
 def read_entries(csv_files: tuple[CsvFile, ...], source: Source) -> Iterator[Image | LooseBox | Category | Listing]:
-    """Images at the first line that names them, boxes line by line, classes, and the end of the listing."""
+    """Images at the first line that names them, boxes line by line, classes, and the end of the listing.
+
+    Raises:
+      DataError: if storage fails midway.
+    """
     seen: set[int] = set()
     names: set[str] = set()
     line_number = 0
@@ -135,7 +136,8 @@ def _lines(file: CsvFile) -> Iterator[tuple[int, bytes]]:
             for number, line in enumerate(files.read_lines(stream, MAX_LINE_BYTES), start=1):
                 if number > 1 and line.strip():
                     yield number, line
-    except UNREADABLE:
+    except files.UNREADABLE as error:
+        files.require_damage(error, file.path)
         # Not UTF-8, so that it is refused.
         yield number + 1, b"\xff the rest of the file is lost"
 

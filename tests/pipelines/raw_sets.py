@@ -11,6 +11,20 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 
 
+class Failing(io.BytesIO):
+    """An open file whose storage, or decoder, fails where its data ends."""
+
+    def __init__(self, data: bytes, error: Exception) -> None:
+        super().__init__(data)
+        self._error = error
+
+    def read(self, size=-1):
+        data = super().read(size)
+        if not data:
+            raise self._error
+        return data
+
+
 def jpeg(seed: int = 0, height: int = 48, width: int = 64) -> bytes:
     """A small photograph-like image: smooth colours with some noise."""
     rng = np.random.default_rng(seed)

@@ -2,8 +2,10 @@
 
 import errno
 import fcntl
+import gzip
 import io
 import os
+import zlib
 
 import pytest
 from apache_beam.io.filesystem import BeamIOError
@@ -73,6 +75,24 @@ def test_lasting_failures_are_not_tried_again(tmp_path, monkeypatch):
     fail(monkeypatch, *[OSError("down")] * files.ATTEMPTS)
     with pytest.raises(OSError, match="down"):
         files.read_bytes(str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize(
+    ("error", "damage"),
+    [
+        (EOFError(), True),
+        (zlib.error("-3"), True),
+        (gzip.BadGzipFile("no gzip"), True),
+        (OSError("Invalid data stream"), True),  # bz2's
+        (OSError(errno.EIO, "Input/output error"), False),
+        (OSError(errno.ESTALE, "Stale file handle"), False),
+        (ConnectionResetError(), False),  # without a number, as some clients raise it
+        (TimeoutError(), False),
+        (BeamIOError("read failed"), False),
+    ],
+)
+def test_a_damaged_file_is_told_from_storage_that_fails(error, damage):
+    assert files.is_damage(error) == damage
 
 
 @pytest.mark.parametrize("path", ["s3://b/o", "hdfs://h/o", "abc://x/y", "gs://bucket", "gs:/b/o"])

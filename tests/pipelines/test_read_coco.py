@@ -1,12 +1,15 @@
 """The COCO reader: gaps in the ids, flags, and entries that are broken one by one or all at once."""
 
+import errno
 import gzip
 import json
 import math
+from pathlib import Path
 
 import pytest
-from raw_sets import digests, jpeg, make_coco
+from raw_sets import Failing, digests, jpeg, make_coco
 
+from pipelines import files
 from pipelines.annotations import Category, Image, Listing, LooseBox
 from pipelines.readers.coco import CocoFile, find_images, parse_box, parse_image, read_coco, read_entries
 from pipelines.readers.source import Source
@@ -144,3 +147,12 @@ def test_an_output_within_the_data_set_is_no_folder_of_images(tmp_path, prepare)
     prepare("coco", tmp_path, tmp_path, config=SMALL)
     after = digests(tmp_path)
     assert [name for name in before if name.endswith(".tfrecord") and after[name] != before[name]] == []
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), OSError(errno.EIO, "Input/output error")])
+def test_storage_that_fails_midway_loses_no_data(tmp_path, monkeypatch, error):
+    make_coco(tmp_path, {f"{n}.jpg": [] for n in range(9)}, {1: "x"})
+    path = tmp_path / "annotations/instances_train.json"
+    monkeypatch.setattr(files, "open_input", lambda path: Failing(Path(path).read_bytes()[:-50], error))
+    with pytest.raises(DataError, match=r"instances_train\.json could not be read to its end .* again"):
+        values_of(path)

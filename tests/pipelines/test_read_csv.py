@@ -1,10 +1,13 @@
 """The CSV reader: columns by name, images in order of their first line, and lines that are none."""
 
+import errno
 import gzip
+import zlib
 
 import pytest
-from raw_sets import jpeg
+from raw_sets import Failing, jpeg
 
+from pipelines import files
 from pipelines.annotations import Category, Image, Listing, LooseBox
 from pipelines.readers.csv import read_columns, read_csv, read_entries
 from pipelines.readers.source import Source
@@ -12,16 +15,22 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 
 SMALL = Config.model_validate({"model": {"input_size": 64}})
+SOURCE = Source(("x",), fallback_split="train")
 HEADER = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
 
 
-def values_of(folder, *texts, **rest):
+def written(folder, *texts, **rest):
+    """The source of files of these texts beside an image."""
     folder.mkdir(exist_ok=True)
     (folder / "a.jpg").write_bytes(jpeg())
     for number, text in enumerate(texts):
         data = text if isinstance(text, bytes) else text.encode()
         (folder / f"{number}.csv").write_bytes(data)
-    source = Source((str(folder / "*.csv"),), fallback_split="train", **rest)
+    return Source((str(folder / "*.csv"),), fallback_split="train", **rest)
+
+
+def values_of(folder, *texts, **rest):
+    source = written(folder, *texts, **rest)
     return list(read_entries(read_csv(source)._files, source))
 
 
@@ -125,3 +134,21 @@ def test_an_output_within_the_data_set_is_no_folder_of_images(tmp_path, prepare)
     for _ in range(2):
         manifest = prepare("csv", tmp_path, tmp_path, config=SMALL)
         assert manifest.splits["train"].images == 1
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), OSError(errno.EIO, "Input/output error")])
+def test_storage_that_fails_midway_loses_no_data(tmp_path, monkeypatch, error):
+    text = HEADER + "a.jpg,64,48,cat,1,2,3,4\n" * 3
+    (file,) = read_csv(written(tmp_path, text))._files
+    monkeypatch.setattr(files, "open_input", lambda _: Failing(text.encode()[:-5], error))
+    with pytest.raises(DataError, match=r"0\.csv could not be read to its end .* again"):
+        list(read_entries((file,), SOURCE))
+
+
+@pytest.mark.parametrize("error", [EOFError(), zlib.error("-3"), OSError("Invalid data stream")])
+def test_a_damaged_file_keeps_the_lines_before(tmp_path, monkeypatch, error):
+    text = HEADER + "a.jpg,64,48,cat,1,2,3,4\n" * 3
+    (file,) = read_csv(written(tmp_path, text))._files
+    monkeypatch.setattr(files, "open_input", lambda _: Failing(text.encode()[:-5], error))
+    values = list(read_entries((file,), SOURCE))
+    assert [image.problem is None for image in of_type(values, Image)] == [True, False]
