@@ -208,7 +208,7 @@ def _merge_views(views: tuple[ViewReport, ...], classes: tuple[str, ...]) -> Vie
 
 
 def check_split(split: Split, job: ReportJob) -> None:
-    """Refuses a split that is empty or of which more was rejected than the flag allows.
+    """Refuses a split that is empty, that lost all its boxes, or of which more was rejected than the flag allows.
 
     Raises:
       DataError: saying how much and where the reasons are.
@@ -218,6 +218,8 @@ def check_split(split: Split, job: ReportJob) -> None:
         raise DataError(f"split {job.split!r}: the source lists no images; check --input and --source_split")
     if not split.images:
         raise DataError(f"split {job.split!r}: all {split.images_read} images were rejected; {where}")
+    if split.boxes_read and not split.boxes:
+        raise DataError(f"split {job.split!r}: all {split.boxes_read} boxes were rejected; {where}")
     for what, rejected, read in (
         ("images", split.images_read - split.images, split.images_read),
         ("boxes", split.boxes_read - split.boxes, split.boxes_read),

@@ -147,7 +147,7 @@ def parse_category(item: Any, index: int, file: CocoFile) -> Category:
 def parse_image(item: Any, index: int, row: int, file: CocoFile) -> Image:
     """One entry of `images`; what is missing or of a wrong type becomes the image's problem."""
     entry = item if isinstance(item, dict) else {}
-    image_id, filename = entry.get("id"), entry.get("file_name")
+    image_id, filename = _whole(entry.get("id")), entry.get("file_name")
     if isinstance(image_id, int | str) and isinstance(filename, str) and filename:
         where = locate_image(file.images, filename, home=file.home)
     else:
@@ -185,11 +185,16 @@ def parse_box(item: Any, index: int, file: CocoFile) -> LooseBox:
             is_crowd=entry.get("iscrowd") in (1, True),
             area=area if area is not None and 0 < area < math.inf else None,
         )
-    return LooseBox(str(entry.get("image_id")), file.number, index, file.path, box)
+    return LooseBox(str(_whole(entry.get("image_id"))), file.number, index, file.path, box)
 
 
 def _category_key(category: Any, file: CocoFile) -> str:
-    return f"{file.number}/{category}"
+    return f"{file.number}/{_whole(category)}"
+
+
+def _whole(value: Any) -> Any:
+    """An id as it is meant: pandas writes 1 as 1.0 in a column with gaps."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _number(value: Any) -> float | None:

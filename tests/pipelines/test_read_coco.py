@@ -156,3 +156,24 @@ def test_storage_that_fails_midway_loses_no_data(tmp_path, monkeypatch, error):
     monkeypatch.setattr(files, "open_input", lambda path: Failing(Path(path).read_bytes()[:-50], error))
     with pytest.raises(DataError, match=r"instances_train\.json could not be read to its end .* again"):
         values_of(path)
+
+
+def test_ids_that_are_whole_floats_are_numbers(tmp_path, prepare):
+    source = make_coco(tmp_path, {"a.jpg": [(1, 1, 2, 30, 40)], "b.jpg": [(2, 1, 2, 30, 40)]}, {1: "x", 2: "y"})
+    path = source / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    for entry in content["annotations"]:
+        entry.update(image_id=float(entry["image_id"]), category_id=float(entry["category_id"]))
+    path.write_text(json.dumps(content))
+    split = prepare("coco", source, tmp_path / "out", config=SMALL).splits["train"]
+    assert (split.boxes_read, split.boxes) == (2, 2)
+    assert parse_image({"id": 3.0, "file_name": "a.jpg"}, 0, 0, FILE).image_id == "3"
+    assert parse_image({"id": 3.5, "file_name": "a.jpg"}, 0, 0, FILE).problem.reason == "broken_annotation"
+
+
+def test_a_split_that_lost_all_its_boxes_is_refused(tmp_path, prepare):
+    source = make_coco(tmp_path, {"a.jpg": [(1, 1, 2, 30, 40)]}, {1: "x"})
+    path = source / "annotations/instances_train.json"
+    path.write_text(path.read_text().replace('"image_id": 1', '"image_id": "one"'))
+    with pytest.raises(DataError, match=r"all 1 boxes were rejected; the reasons are in .*train/rejected\.jsonl"):
+        prepare("coco", source, tmp_path / "out", config=SMALL)
