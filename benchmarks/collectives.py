@@ -43,7 +43,7 @@ def measure_here(path: Path) -> None:
     from ssd_dist.core.config import ClusterConfig
     from ssd_dist.training.cluster import create_strategy, read_worker_role
 
-    strategy = create_strategy(ClusterConfig())
+    strategy = create_strategy(ClusterConfig(), read_worker_role())
 
     def reduce(size: int) -> tf.types.experimental.GenericFunction:
         def contribute() -> tf.Tensor:

@@ -10,8 +10,7 @@ from absl import flags
 
 from ssd_dist.core.commands import define_override_flag, overrides_from_flags, refuse_flags, run_command
 from ssd_dist.core.errors import UsageError
-
-REPORT_NAME = "report.html"
+from ssd_dist.core.folder_names import REPORT_NAME
 
 
 def main(_: list[str]) -> None:

@@ -1,9 +1,12 @@
 """Trains a detector, or goes on with a run: python -m ssd_dist.cli.train --config=configs/x.yaml --model_dir=RUN."""
 
+import sys
+from pathlib import Path
+
 from absl import flags
 
 from ssd_dist.core.commands import config_from_flags, define_config_flags, required_flag, run_command
-from ssd_dist.core.folder_names import check_folder_name
+from ssd_dist.core.folder_names import REPORT_NAME, check_folder_name
 
 
 def main(_: list[str]) -> int:
@@ -27,16 +30,29 @@ def main(_: list[str]) -> int:
     stop = StopRequest()
     from ssd_dist.training.run import run_training
 
-    best = run_training(config, model_dir, stop)
+    best = run_training(config, model_dir, stop, write_report if flags.FLAGS["report"].value else None)
     if best is not None:
         print(f"best {best['metric']} {best['value']:.4f} at step {best['step']}: {model_dir}/best")
     return 0
+
+
+def write_report() -> None:
+    """Writes the page of the finished run: the one of ssd-inspect."""
+    from ssd_dist.report.run_page import build_run_page
+    from ssd_dist.training.durable import first_line
+
+    model_dir = flags.FLAGS["model_dir"].value
+    try:
+        build_run_page([model_dir], str(Path(model_dir) / REPORT_NAME), "auto", "auto", ())
+    except Exception as error:  # the model is trained and saved: nothing about a page may fail the run
+        print(f"warning: no {REPORT_NAME}: {first_line(error)}; ssd-inspect --model_dir writes it", file=sys.stderr)
 
 
 def run_main() -> None:
     """Console script `ssd-train`."""
     define_config_flags()
     flags.DEFINE_string("model_dir", None, "Folder of the run: checkpoints, metrics, best model.")
+    flags.DEFINE_bool("report", True, "Write RUN/report.html at the end: curves, mistakes, pictures.")
     flags.DEFINE_bool("dry_run", False, "Print model, FLOPs, memory, data and cluster, and train nothing.")
     flags.DEFINE_bool("preflight", False, "Check cluster, data, folder and memory on every worker, and train nothing.")
     run_command(main)

@@ -1,8 +1,11 @@
-"""Which folders a run can be in."""
+"""Which folders a run can be in, and what its page is called there."""
 
 import re
 
 from ssd_dist.core.errors import UsageError
+
+# The page of a run, in its folder.
+REPORT_NAME = "report.html"
 
 
 def check_folder_name(model_dir: str) -> None:

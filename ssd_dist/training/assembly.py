@@ -57,12 +57,9 @@ class Run:
         """How many steps may run before the next look at `stop`; collective.
 
         To the next boundary, and no longer than a quarter of the grace time: after a signal the rest of it must do for
-        saving. Results do not depend on where training pauses, so they do not depend on this clock; but where a run
-        recovers, a loss that is infinite without its gradient is noticed at a pause, and the clock is left out.
+        saving. Results do not depend on where training pauses, so they do not depend on this clock.
         """
         steps = self.boundaries.steps_to_next(int(self.state.step.numpy()))
-        if self.config.train.recover_from_blowup:
-            return steps
         most = max(int(self.config.preemption.grace_seconds / 4 / seconds_a_step), 1)
         return min(steps, int(self.worker_sum.from_chief(most, self.log is not None)))
 

@@ -80,6 +80,11 @@ def read_source_ids(plan: EpochPlan, step: int) -> tuple[str, ...]:
     return tuple(source_id.numpy().decode(errors="replace") for source_id in parsed)
 
 
+def find_blowup(run: Run) -> tuple[int, str] | None:
+    """The step that blew up since this was last asked, and what of it; None where all is well, or as usual."""
+    return None if run.overflows_are_usual else run.trainer.find_blowup()
+
+
 def go_back(run: Run, step: int, reason: str) -> None:
     """Goes on with the last checkpoint's weights after `step`, whose loss or gradient was not finite.
 

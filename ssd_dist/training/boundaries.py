@@ -28,9 +28,9 @@ class Boundaries:
 
     def steps_to_next(self, step: int) -> int:
         """How many steps may run in one go after `step`."""
-        intervals = (self.report, self.evaluation, self.checkpoint)
+        intervals = (self.loop, self.report, self.evaluation, self.checkpoint)
         distances = [interval - step % interval for interval in intervals if interval]
-        return max(1, min(self.loop, self.total - step, *distances))
+        return max(1, min(self.total - step, *distances))
 
     def evaluation_due(self, step: int) -> bool:
         """Whether to evaluate after `step` steps; always at the end."""

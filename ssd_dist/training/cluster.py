@@ -89,13 +89,12 @@ def check_strategy(config: ClusterConfig, role: WorkerRole) -> None:
         )
 
 
-def create_strategy(config: ClusterConfig) -> tf.distribute.Strategy:
-    """The strategy that config and environment ask for; call once, before anything touches a device.
+def create_strategy(config: ClusterConfig, role: WorkerRole) -> tf.distribute.Strategy:
+    """The strategy that the config asks for in this role; call before anything touches a device.
 
     Raises:
       UsageError: if the config asks for what the environment does not have.
     """
-    role = read_worker_role()
     check_strategy(config, role)
     kind = config.strategy
     gpus = tf.config.list_physical_devices("GPU")

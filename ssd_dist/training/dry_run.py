@@ -51,7 +51,7 @@ def describe_dry_run(config: Config, model_dir: str | None) -> dict[str, Section
     plan, replaced = secure_plan(plan_training(config, split, role.index, role.count), split, config)
     total_steps = config.train.steps or config.train.epochs * plan.steps_per_epoch
     # The strategy of several workers waits for all of them; what this one would be is told without it.
-    strategy = create_strategy(config.cluster) if role.count == 1 else tf.distribute.get_strategy()
+    strategy = create_strategy(config.cluster, role) if role.count == 1 else tf.distribute.get_strategy()
     make_reproducible(config)
     with strategy.scope():
         state = create_state(config, len(manifest.classes), total_steps)

@@ -17,7 +17,7 @@ from ssd_dist.data.storage import load_manifest
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.evaluator import DetectorEvaluator, read_ground_truth
 from ssd_dist.training.checkpoints import latest_checkpoint, read_best, restore_checkpoint
-from ssd_dist.training.cluster import create_strategy
+from ssd_dist.training.cluster import WorkerRole, create_strategy
 from ssd_dist.training.precision import AMPContext
 from ssd_dist.training.run_folder import read_run_folder
 from ssd_dist.training.state import create_state
@@ -84,7 +84,8 @@ def evaluate_split(
     if cluster.strategy == "multi_worker":
         # That is how it was trained; one process can look at the result.
         cluster = cluster.model_copy(update={"strategy": "auto"})
-    strategy = create_strategy(cluster)
+    # Alone even where TF_CONFIG names peers: they do not evaluate with us.
+    strategy = create_strategy(cluster, WorkerRole(0))
     with strategy.scope():
         model = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))
     truths = read_ground_truth(config, chosen)

@@ -222,7 +222,7 @@ def check_together(found: Findings, config: Config, role: WorkerRole, manifest: 
     """What takes TensorFlow and all workers; collective."""
     # TensorFlow takes nearly all of a GPU's memory as soon as it uses it.
     free = free_memory()
-    strategy = create_strategy(config.cluster)
+    strategy = create_strategy(config.cluster, role)
     make_reproducible(config)
     worker_sum = WorkerSum(strategy, role.count)
     plan = plan_training(config, manifest.split(TRAIN_SPLIT, config.data.dir), role.index, role.count)

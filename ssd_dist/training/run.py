@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import orbit
@@ -18,7 +19,7 @@ from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import plan_training
 from ssd_dist.evaluation.evaluator import Interrupted
 from ssd_dist.training.assembly import Run, assemble_run
-from ssd_dist.training.blowup import OverflowReport, go_back
+from ssd_dist.training.blowup import OverflowReport, find_blowup, go_back
 from ssd_dist.training.cluster import START_SECONDS, check_strategy, create_strategy, read_worker_role
 from ssd_dist.training.durable import write_errors
 from ssd_dist.training.environment import describe_environment, write_environment
@@ -36,8 +37,10 @@ from ssd_dist.training.run_folder import SKIPPED_NAME, open_run_folder, write_sk
 from ssd_dist.training.state import TrainState
 
 
-def run_training(config: Config, model_dir: str, stop: StopRequest) -> dict[str, Any] | None:
-    """Trains, or goes on with the run in `model_dir`.
+def run_training(
+    config: Config, model_dir: str, stop: StopRequest, report: Callable[[], None] | None = None
+) -> dict[str, Any] | None:
+    """Trains, or goes on with the run in `model_dir`; at its end the chief calls `report`, while the others wait.
 
     Returns:
       The content of best.json; None without evaluation, and on workers other than the chief.
@@ -59,7 +62,7 @@ def run_training(config: Config, model_dir: str, stop: StopRequest) -> dict[str,
     with memory_is_named(), lost_peer_means_restart(role), bad_record_is_named(config, manifest, plan):
         meet(introduce(role, config, manifest, replaced), START_SECONDS)
         with stop.held_back():
-            strategy = create_strategy(config.cluster)
+            strategy = create_strategy(config.cluster, role)
         if role.is_chief:
             with write_errors(model_dir):
                 write_environment(model_dir, describe_environment(strategy, role.count))
@@ -71,6 +74,10 @@ def run_training(config: Config, model_dir: str, stop: StopRequest) -> dict[str,
                 run.progress.say(f"{len(replaced)} corrupt records are left out, others stand in: {SKIPPED_NAME}")
             stop.allow_saving(config.preemption.grace_seconds)
             run_loop(run)
+            if report is not None and role.is_chief:
+                report()
+            # The launcher takes the end of one worker for that of all.
+            run.wait_for_all()
             stop.finish()
     return run.judge.best.best if run.judge and role.is_chief else None
 
@@ -118,19 +125,23 @@ def run_loop(run: Run) -> None:
             if boundaries.checkpoint_due(step):
                 run.store.save(step)
             if run.stop_requested():
+                if find_blowup(run) is not None:
+                    raise RestartError(
+                        f"stopped after step {step} of {boundaries.total}, nothing saved: a loss or gradient since the "
+                        "last checkpoint was not finite; start again to go on"
+                    )
                 run.store.save(step)
                 run.store.wait()
                 run.wait_for_all()
                 raise RestartError(f"stopped and saved after step {step} of {boundaries.total}; start again to go on")
             if step == boundaries.total:
                 run.store.wait()
-                run.wait_for_all()
                 return
             steps, started = run.steps_to_next_pause(seconds_a_step), time.perf_counter()
             controller.train(step + steps, checkpoint_at_completion=False)
             seconds_a_step = (time.perf_counter() - started) / steps
-            blowup = None if run.overflows_are_usual else run.trainer.find_blowup()
-            if blowup is not None:
+            # Looked for at boundaries alone: where a run goes back must not depend on the clock that made it pause.
+            if steps == boundaries.steps_to_next(step) and (blowup := find_blowup(run)) is not None:
                 go_back(run, *blowup)
 
 

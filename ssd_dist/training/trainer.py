@@ -76,7 +76,6 @@ class DetectorTrainer(orbit.StandardTrainer):
         """Starts the clock of one inner loop."""
         self._loop_started = time.perf_counter()
         self._loop_first_step = int(self._step.numpy())
-        self._first_skipped.assign(0)
 
     # Nothing below needs AutoGraph, whose conversion would cost seconds of every start.
     @tf.autograph.experimental.do_not_convert
@@ -132,9 +131,14 @@ class DetectorTrainer(orbit.StandardTrainer):
         return report
 
     def find_blowup(self) -> tuple[int, str] | None:
-        """The first step of the last loop whose gradient or loss is not finite, and which; equal on all workers."""
-        first = int(self._first_skipped.numpy())
-        if self._totals_finite:
+        """The first step since it was last asked whose gradient or loss is not finite, and which; equal on all workers.
+
+        A loss without its gradient is dated by the present step. What was found is forgotten.
+        """
+        first, finite = int(self._first_skipped.numpy()), self._totals_finite
+        self._first_skipped.assign(0)
+        self._totals_finite = True
+        if finite:
             return (first, "the gradient is not finite") if first else None
         return first or int(self._step.numpy()), "the loss is NaN or infinite"
 

@@ -1,11 +1,14 @@
-"""Going back from a blow-up: what was judged stays judged."""
+"""Going back from a blow-up: what was judged stays judged, and what blew up is not saved."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
 
-from ssd_dist.training import blowup
+from ssd_dist.core.errors import RestartError
+from ssd_dist.training import blowup, run
+from ssd_dist.training.boundaries import Boundaries
 
 
 @pytest.mark.parametrize(
@@ -39,3 +42,30 @@ def test_an_evaluation_up_to_the_checkpoint_stands(tmp_path, monkeypatch, saved,
     blowup.go_back(run, 23, "the loss is NaN or infinite")
     assert int(state.evaluated.numpy()) == after
     assert dropped == [(10, after)]
+
+
+def test_a_run_stopped_between_a_blowup_and_its_boundary_saves_nothing(monkeypatch):
+    step = tf.Variable(0)
+    controller = SimpleNamespace(train=lambda upto, **_: step.assign(upto))
+    monkeypatch.setattr(run.orbit, "Controller", lambda **_: controller)
+    saved, paused = [], []
+
+    def requested():
+        paused.append(int(step.numpy()))
+        return paused[-1] == 6
+
+    training = SimpleNamespace(
+        state=SimpleNamespace(step=step, loss_scale=SimpleNamespace(skipped_steps=tf.Variable(0))),
+        boundaries=Boundaries(total=40, report=10, evaluation=0, checkpoint=0, loop=10),
+        steps_to_next_pause=lambda _: 3, stop_requested=requested, overflows_are_usual=False,
+        trainer=SimpleNamespace(find_blowup=lambda: (5, "the gradient is not finite") if step > 4 else None),
+        config=SimpleNamespace(train=SimpleNamespace(recover_from_blowup=1)),
+        store=SimpleNamespace(save=saved.append), judge=None, log=None,
+        stall=nullcontext(), progress=None,
+    )  # fmt: skip
+    training.stall.progress = lambda: None
+    # Found at the pause after step 6, which is no boundary: where the run goes back must not depend on a clock.
+    with pytest.raises(RestartError, match=r"stopped after step 6 of 40, nothing saved"):
+        run.run_loop(training)
+    assert paused == [0, 3, 6]
+    assert saved == [0]  # what a blow-up before the first checkpoint goes back to

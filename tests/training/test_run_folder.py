@@ -97,11 +97,6 @@ def test_training_pauses_before_the_grace_time_is_over(tmp_path, seconds_a_step,
     assert Run.steps_to_next_pause(make_run(changed(tmp_path)), seconds_a_step) == steps
 
 
-def test_where_a_run_recovers_pauses_do_not_follow_the_clock(tmp_path):
-    run = make_run(changed(tmp_path, "train.recover_from_blowup=1"))
-    assert Run.steps_to_next_pause(run, 100.0) == 10
-
-
 def make_run(config):
     """What of a run decides how many steps it makes in one go."""
     return SimpleNamespace(
