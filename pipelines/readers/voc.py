@@ -183,6 +183,11 @@ def parse_annotation(data: bytes, entry: VocEntry) -> Image:
         return _broken(entry, "unsafe_annotation", f"DTDs and entities are refused ({type(error).__name__})")
     except (ParseError, ValueError, LookupError) as error:
         return _broken(entry, "broken_annotation", str(error))
+    for node in root.iter():
+        # The name without its namespace.
+        node.tag = node.tag.rpartition("}")[2]
+    if root.tag != "annotation":
+        return _broken(entry, "broken_annotation", f"expected <annotation>, got <{root.tag:.100}>")
     filename = _text(root, "filename") or entry.image_id
     # An annotation in a folder below is of the image in the folder of that name, or of one where all are together.
     below, stem = posixpath.split(entry.image_id)

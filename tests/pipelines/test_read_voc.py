@@ -25,6 +25,15 @@ def test_an_annotation_is_read_as_it_is():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["", ":v"])
+def test_a_namespace_changes_nothing(name):
+    plain = voc_xml("a.jpg", [("cat", 1, 2, 30, 40)])
+    prefix = f"{name[1:]}:" if name else ""
+    spaced = plain.replace("</", "\0").replace("<", f"<{prefix}").replace("\0", f"</{prefix}")
+    spaced = spaced.replace(f"<{prefix}annotation>", f'<{prefix}annotation xmlns{name}="http://x"><!-- by a tool -->')
+    assert parse(spaced) == parse(plain)
+
+
 def test_a_file_name_of_another_suffix_falls_back_to_the_id():
     image = parse(voc_xml("scan_17.bmp", []))
     assert image.path == "/d/JPEGImages/scan_17.bmp"
@@ -45,6 +54,8 @@ EXTERNAL = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><annotation><f
         (b"\xff\xfe\x00", "broken_annotation"),
         (b'<?xml version="1.0" encoding="no-such"?><a/>', "broken_annotation"),
         (voc_xml("a.jpg", [])[:-5], "broken_annotation"),
+        (f"<annotations>{voc_xml('a.jpg', [])}</annotations>", "broken_annotation"),
+        ("<html><body/></html>", "broken_annotation"),
         (BILLION_LAUGHS, "unsafe_annotation"),
         (EXTERNAL, "unsafe_annotation"),
         (voc_xml("../../etc/passwd", []), "path_traversal"),
