@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import posixpath
+import unicodedata
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -58,8 +60,14 @@ def read_image(image: Image) -> bytes | Problem:
 
 
 def _read_by_stem(image: Image) -> bytes | Problem:
-    for stem in image.stems:
-        for suffix in IMAGE_SUFFIXES:
-            with contextlib.suppress(*files.LASTING, ValueError):
-                return files.read_item(stem + suffix)
+    names = [image.path, *(stem + suffix for stem in image.stems for suffix in IMAGE_SUFFIXES)]
+    for path in dict.fromkeys(spelling for name in names if name for spelling in _spellings(name)):
+        with contextlib.suppress(*files.LASTING, ValueError):
+            return files.read_item(path)
     return Problem("missing_image", f"{image.path or image.filename} does not exist")
+
+
+def _spellings(path: str) -> list[str]:
+    """The path with its file's name as it is, composed and decomposed: an annotation may be of another system."""
+    folder, name = posixpath.split(path)
+    return [path, *(posixpath.join(folder, unicodedata.normalize(form, name)) for form in ("NFC", "NFD"))]

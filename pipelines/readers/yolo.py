@@ -6,10 +6,11 @@
 
 `--input` is DIR or the YAML file itself. SPLIT is a folder or a key of the YAML (`train`, `val`) that names one, or a
 `.txt` list of image files, whose labels lie under `labels/` where the images lie under `images/`. Images in folders
-below are read too; such an image is known by its path there.
+below are read too; such an image is known by its path there, that of a list by its path below the folder of them all.
 """
 
 import posixpath
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -193,8 +194,8 @@ def _class_names(names: Any, config: str) -> tuple[str, ...]:
 def list_labels(layouts: tuple[YoloLayout, ...], source: Source) -> Iterator[YoloEntry | Category | Listing]:
     """The classes, the images of all inputs in order of their names, and the end of the listing.
 
-    Images and labels are matched by their path without suffix: an image without a label file shows nothing, a label
-    file without an image is listed too, so that it is reported.
+    Images and labels are matched by their path without suffix, however Unicode composes it: an image without a label
+    file shows nothing, a label file without an image is listed too, so that it is reported.
 
     Raises:
       DataError: if a list names images of which none has a label file.
@@ -214,12 +215,17 @@ def _folder_entries(layout: YoloLayout) -> Iterator[YoloEntry]:
     """What the folders hold, in order of the names; two images of one stem are two entries of one id."""
     images = [path for path in _files_below(layout.images, layout) if path.lower().endswith(IMAGE_SUFFIXES)]
     texts = [path for path in _files_below(layout.labels, layout) if path.lower().endswith(".txt")]
-    labels = {_stem_below(layout.labels, path): path for path in texts}
     stems = [_stem_below(layout.images, path) for path in images]
-    # A list of the classes, which labelling tools put beside the labels.
-    lonely = [("", stem) for stem in {*labels} - {*stems} if posixpath.basename(stem) != "classes"]
-    for image, stem in sorted([*zip(images, stems, strict=True), *lonely], key=lambda pair: (pair[1], pair[0])):
-        yield YoloEntry(stem, 0, files.path_below(layout.images, image) if image else "", image, labels.get(stem, ""))
+    labels = {_stem_below(layout.labels, path): path for path in texts}
+    # Some systems take a name's letters and accents apart, and archives carry both forms.
+    loose = {_composed(stem): stem for stem in labels.keys() - set(stems)}
+    partners = [stem if stem in labels else loose.get(_composed(stem), "") for stem in stems]
+    entries = [(stem, image, labels.get(own, "")) for stem, image, own in zip(stems, images, partners, strict=True)]
+    # A list of the classes, which labelling tools put beside the labels, is no label.
+    lonely = labels.keys() - set(partners)
+    entries += [(stem, "", labels[stem]) for stem in lonely if posixpath.basename(stem) != "classes"]
+    for stem, image, label in sorted(entries):
+        yield YoloEntry(stem, 0, files.path_below(layout.images, image) if image else "", image, label)
 
 
 def _files_below(folder: str, layout: YoloLayout) -> list[str]:
@@ -228,18 +234,25 @@ def _files_below(folder: str, layout: YoloLayout) -> list[str]:
 
 
 def _listed_entries(layout: YoloLayout) -> Iterator[YoloEntry]:
-    """What the list file names, in its order."""
-    folders: dict[str, set[str]] = {}
+    """What the list file names, in its order; ids are paths below the folder that holds all of it."""
+    lines = list(filter(None, map(str.strip, files.read_text(layout.list_file).splitlines())))
+    places = [locate_image(layout.images, line) for line in lines]
+    found = [files.path_below(layout.images, where.path) for where in places if where.problem is None]
+    shared = files.join(layout.images, posixpath.commonpath(map(posixpath.dirname, found)) if found else "")
+    folders: dict[str, dict[str, str]] = {}
     labelled = looked_at = 0
-    for line in filter(None, map(str.strip, files.read_text(layout.list_file).splitlines())):
-        where = locate_image(layout.images, line)
-        label = f"{_sibling_labels(posixpath.dirname(where.path))}/{_stem(where.path)}.txt"
-        folder = posixpath.dirname(label)
-        if where.problem is None and folder not in folders:
-            folders[folder] = set(files.list_files(folder))
-        has_label = where.problem is None and label in folders[folder]
-        labelled, looked_at = labelled + has_label, looked_at + (where.problem is None)
-        yield YoloEntry(_stem(line), 0, line, where.path, label if has_label else "", where.problem)
+    for line, where in zip(lines, places, strict=True):
+        if where.problem is not None:
+            yield YoloEntry(_stem(line), 0, line, where.path, "", where.problem)
+            continue
+        folder = _sibling_labels(posixpath.dirname(where.path))
+        if folder not in folders:
+            there = files.list_files(folder)
+            folders[folder] = {**{_composed(path): path for path in there}, **{path: path for path in there}}
+        name = f"{folder}/{_stem(where.path)}.txt"
+        label = folders[folder].get(name) or folders[folder].get(_composed(name), "")
+        labelled, looked_at = labelled + bool(label), looked_at + 1
+        yield YoloEntry(_stem_below(shared, where.path), 0, line, where.path, label)
 
     if looked_at and not labelled:
         raise DataError(
@@ -250,6 +263,10 @@ def _listed_entries(layout: YoloLayout) -> Iterator[YoloEntry]:
 
 def _stem(path: str) -> str:
     return posixpath.basename(path).rpartition(".")[0]
+
+
+def _composed(path: str) -> str:
+    return unicodedata.normalize("NFC", path)
 
 
 def _stem_below(folder: str, path: str) -> str:

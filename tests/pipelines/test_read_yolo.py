@@ -1,5 +1,7 @@
 """The YOLO reader: layouts, label lines, and what has no partner."""
 
+import unicodedata
+
 import pytest
 import yaml
 from raw_sets import jpeg, make_yolo
@@ -7,6 +9,7 @@ from raw_sets import jpeg, make_yolo
 from pipelines.annotations import Category, Image, Listing
 from pipelines.readers.source import Source
 from pipelines.readers.yolo import find_layout, list_labels, parse_label, read_label
+from pipelines.reading import read_image
 from ssd_dist.core.errors import DataError
 
 
@@ -60,6 +63,26 @@ def test_images_and_labels_meet_by_stem(tmp_path):
     problems = {name: image.problem.reason for name, image in images.items() if image.problem}
     assert problems == {"broken": "broken_annotation", "ghost": "missing_image"}
     assert [image.row for image in images.values()] == list(range(5))
+
+
+@pytest.mark.parametrize(("of_image", "of_label"), [("NFD", "NFC"), ("NFC", "NFD")])
+@pytest.mark.parametrize("content", [{}, {"train": "train.txt"}])
+def test_names_meet_however_unicode_composes_them(tmp_path, of_image, of_label, content):
+    image, label = (unicodedata.normalize(form, "é") for form in (of_image, of_label))
+    make_yolo(tmp_path, {image: None, "b": []}, ["x"])
+    (tmp_path / f"labels/train/{label}.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    # The list was made where the labels were.
+    (tmp_path / "train.txt").write_text(f"images/train/{label}.jpg\nimages/train/b.jpg\n")
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"names": ["x"], **content}))
+    images = images_of(tmp_path)
+    assert {name: len(found.boxes) for name, found in images.items()} == {label if content else image: 1, "b": 0}
+    assert all(isinstance(read_image(found), bytes) for found in images.values())
+
+
+def test_names_that_differ_in_their_composition_alone_keep_their_own_labels(tmp_path):
+    one, two = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    make_yolo(tmp_path, {one: ["0 .5 .5 .5 .5"], two: ["0 .5 .5 .5 .5"] * 2}, ["x"])
+    assert {name: len(image.boxes) for name, image in images_of(tmp_path).items()} == {one: 1, two: 2}
 
 
 def layout(root, images, labels, config, content):
@@ -215,6 +238,17 @@ def test_a_list_file_decides_members_and_order(tmp_path):
     (tmp_path / "train.txt").unlink()
     with pytest.raises(DataError, match=r"train\.txt"):
         elements_of(tmp_path)
+
+
+def test_images_of_a_list_are_known_by_their_path_where_folders_differ(tmp_path):
+    make_yolo(tmp_path, {"a": ["0 .5 .5 .5 .5"]}, ["x"], "x")
+    for folder in ("images/y/cam", "labels/y/cam"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "images/y/cam/a.jpg").write_bytes(jpeg(1))
+    (tmp_path / "labels/y/cam/a.txt").write_text("0 .5 .5 .5 .5\n" * 2)
+    (tmp_path / "train.txt").write_text("./images/x/a.jpg\nimages/y/cam/a.jpg\n../a.jpg\n")
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": "train.txt", "names": ["x"]}))
+    assert {name: len(image.boxes) for name, image in images_of(tmp_path).items()} == {"x/a": 1, "y/cam/a": 2, "a": 0}
 
 
 def test_the_root_that_the_yaml_declares_is_searched(tmp_path):
