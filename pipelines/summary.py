@@ -10,7 +10,8 @@ from ssd_dist.core.manifest import Manifest, Split
 
 def print_summary(manifest: Manifest, name: str, output: str) -> None:
     """Prints the split's numbers, and any leakage."""
-    console = Console()
+    # Names of classes and folders may hold what looks like markup.
+    console = Console(markup=False, emoji=False)
     rows = list(summary_rows(manifest.splits[name]))
     if console.is_terminal:
         table = Table("", "", title=f"{output}, split {name}", show_header=False)

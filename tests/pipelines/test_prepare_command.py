@@ -51,6 +51,18 @@ def test_every_number_is_printed_at_the_end(places, run):
     assert any(line.startswith("positives per object: ") for line in lines)
 
 
+@pytest.mark.parametrize("terminal", ["1", ""])
+def test_names_are_printed_as_they_are(places, run, monkeypatch, terminal):
+    names = ["bottle [glass]", "[/x]", ":smile:"]
+    make_voc(places / "voc", {"i0": [(name, 5, 5, 30, 40) for name in names]})
+    monkeypatch.setenv("FORCE_COLOR", terminal)
+    monkeypatch.setenv("TERM", "dumb")
+    code, out, err = run("--output=[/out]", without=["--output"])
+    assert (code, err) == (0, "")
+    assert all(f"objects of {name}" in out for name in names)
+    assert "[/out], split train" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "without", "code", "words"),
     [
