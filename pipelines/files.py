@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import BinaryIO
 
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileSystem
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.io.localfilesystem import LocalFileSystem
 
@@ -98,8 +98,8 @@ def match_below(folder: str, *patterns: str) -> list[str]:
 
 
 def match_files(pattern: str) -> list[str]:
-    """Paths that match a glob pattern, sorted."""
-    return sorted(_match(pattern))
+    """Paths that match a glob pattern, sorted; on this machine linked folders count, and links that lead nowhere."""
+    return sorted(_match(pattern) if is_remote(pattern) else _match_here(pattern))
 
 
 def open_input(path: str) -> BinaryIO:
@@ -306,6 +306,35 @@ def _match(pattern: str, limit: int | None = None) -> list[str]:
     with _refusals(pattern):
         matched = FileSystems.match([pattern], None if limit is None else [limit])[0].metadata_list
     return [file.path for file in matched]
+
+
+def _match_here(pattern: str) -> list[str]:
+    """As Beam matches, which walks past links without a word."""
+    pattern = f"{pattern}*" if pattern.endswith("/") else pattern
+    literal = re.match(r"[^*?\[]*", pattern)
+    assert literal is not None
+    if literal[0] == pattern:
+        return [pattern] if os.path.exists(pattern) else []
+    folder = posixpath.dirname(literal[0])
+    levels = None if "**" in pattern else path_below(folder, pattern).count("/")
+    matches = re.compile(FileSystem.translate_pattern(pattern)).match
+    return [path for path in _walk(folder, levels) if matches(path)]
+
+
+def _walk(folder: str, levels: int | None) -> Iterator[str]:
+    """The files below a local folder, as many levels down; a link into a folder above it is not followed."""
+    above: dict[str, tuple[tuple[int, int], ...]] = {folder: ()}
+    for here, folders, names in os.walk(folder, followlinks=True):
+        trail = above.pop(here)
+        status = os.stat(here)
+        place = (status.st_dev, status.st_ino)
+        if place in trail:
+            folders.clear()
+            continue
+        yield from (posixpath.join(here, name) for name in names)
+        if len(trail) == levels:
+            folders.clear()
+        above.update((posixpath.join(here, name), (*trail, place)) for name in folders)
 
 
 @contextlib.contextmanager

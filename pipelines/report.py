@@ -165,9 +165,12 @@ def sweep(folder: str, kept: list[str]) -> None:
     A trainer that reads every shard it finds would meet the images twice.
     """
     names = {posixpath.basename(path) for path in kept}
-    found = ((path, posixpath.basename(path)) for path in files.match_below(folder, "**"))
+    # No deeper, where a link may lead out of the folder.
+    found = [*files.list_files(folder), *files.list_files(files.join(folder, PARTS_FOLDER))]
     stale = [
-        path for path, name in found if files.TEMPORARY in name or (OF_A_SHARD.fullmatch(name) and name not in names)
+        path
+        for path, name in zip(found, map(posixpath.basename, found), strict=True)
+        if files.TEMPORARY in name or (OF_A_SHARD.fullmatch(name) and name not in names)
     ]
     files.delete_files(stale)
 

@@ -146,6 +146,38 @@ def test_files_and_folders_are_told_apart(tmp_path):
     assert files.size(str(tmp_path / "no")) == -1
 
 
+def test_links_are_listed_like_what_they_lead_to(tmp_path):
+    for name in ("set/a/x.jpg", "set/b/y.jpg", "elsewhere/deep/z.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"x")
+    for name, target in (
+        ("far", tmp_path / "elsewhere"),
+        ("lost.jpg", "nowhere.jpg"),
+        # In circles: to a folder above, and two that lead into each other.
+        ("a/up", tmp_path / "set"),
+        ("a/b", tmp_path / "set/b"),
+        ("b/a", tmp_path / "set/a"),
+    ):
+        (tmp_path / "set" / name).symlink_to(target)
+    below = [name.removeprefix(f"{tmp_path}/set/") for name in files.match_below(str(tmp_path / "set"), "**")]
+    assert below == ["a/b/y.jpg", "a/x.jpg", "b/a/x.jpg", "b/y.jpg", "far/deep/z.jpg", "lost.jpg"]
+    assert files.list_files(str(tmp_path / "set")) == [str(tmp_path / "set/lost.jpg")]
+    assert files.match_files(str(tmp_path / "s?t/*/*/*.jpg")) == [
+        str(tmp_path / "set" / name) for name in ("a/b/y.jpg", "b/a/x.jpg", "far/deep/z.jpg")
+    ]
+
+
+def test_files_are_matched_as_beam_matches_them(tmp_path, monkeypatch):
+    for name in ("a/x.jpg", "a/b/y.jpg", "a/.h/z.txt", "a b/c.txt", "train-1", "a[1]/q.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    for pattern in ("*", "**", "a/*", "a/**", "*/*.jpg", "*/*", "train*", "a/x.jpg", "no", "no/*", "a/*/", "a?1?/*"):
+        for path in (pattern, f"./{pattern}", str(tmp_path / pattern)):
+            expected = files.FileSystems.match([path])[0].metadata_list
+            assert files.match_files(path) == sorted(found.path for found in expected), path
+
+
 def test_signs_of_a_pattern_in_a_folder(tmp_path):
     folder = tmp_path / "a[1]*"
     folder.mkdir()

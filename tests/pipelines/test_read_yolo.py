@@ -65,6 +65,13 @@ def test_images_and_labels_meet_by_stem(tmp_path):
     assert [image.row for image in images.values()] == list(range(5))
 
 
+def test_an_image_whose_link_is_broken_is_missing_not_overlooked(tmp_path, prepare):
+    make_yolo(tmp_path, {"a": ["0 0.5 0.5 0.1 0.1"]}, ["x"])
+    (tmp_path / "images/train/b.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    split = prepare("yolo", tmp_path, tmp_path / "out").splits["train"]
+    assert (split.images_read, split.rejected_images) == (2, {"missing_image": 1})
+
+
 @pytest.mark.parametrize(("of_image", "of_label"), [("NFD", "NFC"), ("NFC", "NFD")])
 @pytest.mark.parametrize("content", [{}, {"train": "train.txt"}])
 def test_names_meet_however_unicode_composes_them(tmp_path, of_image, of_label, content):
