@@ -5,6 +5,7 @@ chief -> worker, when all are there: an empty answer, or what is wrong.
 """
 
 import contextlib
+import errno
 import json
 import socket
 import time
@@ -48,8 +49,8 @@ def meet(me: Introduction, timeout: float, judge: Verdict = lambda _: None) -> N
     """Returns when all workers have met and agree; the chief asks `judge` as well, when all are there.
 
     Raises:
-      UsageError: if they do not agree, on all workers, or an address is not to be had.
-      RestartError: if one does not come in time.
+      UsageError: if they do not agree, on all workers, or a port is not to be had at all.
+      RestartError: if one does not come in time, or another process holds a port.
     """
     deadline = time.monotonic() + timeout
     if len(me.addresses) == 1:
@@ -92,10 +93,14 @@ def _listen(address: str, deadline: float) -> socket.socket:
             server.bind(("", port))
             return server
         except OSError as error:
-            if time.monotonic() > deadline:
-                server.close()
-                raise UsageError(f"this worker cannot listen on {address}: {error}; give it another port") from None
-            time.sleep(_POLL_SECONDS)
+            held = error.errno == errno.EADDRINUSE
+            if held and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+                continue
+            server.close()
+            text = f"this worker cannot listen on {address}: {error}; give it another port"
+            # Who holds it may be an earlier worker of this run that cannot be reached: another start may find it gone.
+            raise (RestartError if held else UsageError)(text) from None
 
 
 def _receive_all(me: Introduction, server: socket.socket, deadline: float, judge: Verdict) -> None:

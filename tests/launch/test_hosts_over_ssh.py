@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -100,23 +101,27 @@ def hosts(tmp_path: Path) -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture
-def launch(tmp_path: Path):
-    """Runs the launcher, in a namespace if one is named, and returns what it printed."""
-    (tmp_path / "small.yaml").write_text("{}")
-    write_dataset(tmp_path / "data", load_config(tmp_path / "small.yaml", FLAGS), {"train": 32}, shards=4)
-    # The real ssh, with the keys of these hosts instead of the user's.
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Where `ssh` is the real one, with the keys of these hosts instead of the user's."""
     shim = tmp_path / "bin" / "ssh"
     shim.parent.mkdir()
     options = f"-i {tmp_path}/user -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
     shim.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F none {options} "$@"\n')
     shim.chmod(0o755)
+    return os.environ | {"PATH": f"{shim.parent}:{os.environ['PATH']}"}
+
+
+@pytest.fixture
+def launch(tmp_path: Path, environment: dict[str, str]):
+    """Runs the launcher, in a namespace if one is named, and returns what it printed."""
+    (tmp_path / "small.yaml").write_text("{}")
+    write_dataset(tmp_path / "data", load_config(tmp_path / "small.yaml", FLAGS), {"train": 32}, shards=4)
 
     def start(where: str, model_dir: Path, namespace: str | None = None) -> str:
         sets = [f"--set={item}" for item in (*FLAGS, f"data.dir={tmp_path / 'data'}")]
         command = [LAUNCHER, where, f"--python={sys.executable}", "--max_restarts=0", "--",
                    f"--config={tmp_path / 'small.yaml'}", f"--model_dir={model_dir}", *sets]  # fmt: skip
         inside = ["ip", "netns", "exec", namespace] if namespace else []
-        environment = os.environ | {"PATH": f"{shim.parent}:{os.environ['PATH']}"}
         done = subprocess.run(
             list(map(str, [*inside, *command])), env=environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280,
@@ -125,6 +130,75 @@ def launch(tmp_path: Path):
         return done.stdout
 
     return start
+
+
+@pytest.fixture
+def stand_ins(hosts: tuple[str, str], environment: dict[str, str], tmp_path: Path):
+    """Starts the launcher on the first host, for a worker on each that says "ready" and does as `behaviour` (bash)."""
+    started: list[subprocess.Popen] = []
+
+    def start(behaviour: str, *flags: str) -> subprocess.Popen:
+        worker = tmp_path / "worker"
+        worker.write_text(f"#!/bin/bash\n{behaviour}\necho ready\nwhile :; do sleep 0.1; done\n")
+        worker.chmod(0o755)
+        command = ["ip", "netns", "exec", hosts[0], LAUNCHER, f"--hosts={','.join(ADDRESSES)}", f"--python={worker}"]
+        process = subprocess.Popen(
+            list(map(str, [*command, *flags, "--", "--x"])), env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+        started.append(process)
+        assert {process.stdout.readline() for _ in ADDRESSES} == {f"[{address}] ready\n" for address in ADDRESSES}
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_until_bare(hosts: tuple[str, str]) -> None:
+    """Returns when nothing is left on the hosts but their sshd; the guards look once a second."""
+    deadline = time.monotonic() + 10
+    while True:
+        pids = [pid for name in hosts for pid in run("ip", "netns", "pids", name).split()]
+        left = []
+        for pid in pids:
+            with suppress(OSError):
+                left.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
+        if all("sshd" in command for command in left):
+            return
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("code", [75, 3])
+def test_remote_workers_are_waited_for_while_they_save(hosts: tuple[str, str], stand_ins, code: int) -> None:
+    process = stand_ins(f"trap 'sleep 2; echo saved; exit {code}' TERM")
+    # As a terminal does it; the connections hear it as well.
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode == code
+    for address in ADDRESSES:
+        assert f"[{address}] saved\n" in said
+    wait_until_bare(hosts)
+
+
+def test_remote_workers_that_do_not_stop_are_killed(hosts: tuple[str, str], stand_ins) -> None:
+    process = stand_ins("trap '' TERM", "--grace_seconds=2")
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert 2 <= time.monotonic() - started < 15
+    wait_until_bare(hosts)
+
+
+def test_remote_workers_stop_when_their_launcher_is_killed(hosts: tuple[str, str], stand_ins, tmp_path: Path) -> None:
+    process = stand_ins(f"trap 'mktemp {tmp_path}/saved.XXXXXX; exit 75' TERM")
+    process.kill()
+    process.communicate(timeout=30)
+    wait_until_bare(hosts)
+    assert len(list(tmp_path.glob("saved.*"))) == 2
 
 
 def read_weights(model_dir: Path) -> dict[str, np.ndarray]:
@@ -159,7 +233,4 @@ def test_two_hosts_train_as_one(hosts: tuple[str, str], launch, tmp_path: Path) 
         names = sorted(name for name in one if name.startswith(part))
         first, second = (np.concatenate([weights[name].ravel() for name in names]) for weights in (one, two))
         assert np.linalg.norm(second - first) <= 1e-3 * np.linalg.norm(first), part
-    # Nothing is left on the hosts but their sshd.
-    for name in hosts:
-        pids = run("ip", "netns", "pids", name).split()
-        assert all("sshd" in Path(f"/proc/{pid}/cmdline").read_text() for pid in pids)
+    wait_until_bare(hosts)

@@ -20,6 +20,8 @@ start=$(mktemp "$STARTS/$index.XXXXXX")
 { echo "$$"; echo "${TF_CONFIG:-}"; printf '%s\\n' "$@"; } > "$start"
 echo "hello from $index"
 attempt=$(ls "$STARTS"/"$index".* | wc -l)
+wait_for() { until compgen -G "$STARTS/$1" > /dev/null; do sleep 0.05; done; }
+ready() { touch "$STARTS/../ready.$index"; while :; do sleep 0.1; done; }
 """
 
 
@@ -29,14 +31,14 @@ def launch(tmp_path: Path):
     started: list[subprocess.Popen] = []
     (tmp_path / "starts").mkdir()
 
-    def start(behaviour: str, *flags: str) -> subprocess.Popen:
+    def start(behaviour: str, *flags: str, **variables: str) -> subprocess.Popen:
         worker = tmp_path / "worker"
         worker.write_text(WORKER + behaviour)
         worker.chmod(0o755)
         process = subprocess.Popen(
             [str(LAUNCHER), f"--python={worker}", *flags],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={"PATH": os.environ["PATH"], "STARTS": str(tmp_path / "starts")},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env={"PATH": os.environ["PATH"], "STARTS": str(tmp_path / "starts"), **variables},
         )  # fmt: skip
         started.append(process)
         return process
@@ -56,6 +58,11 @@ def read_starts(folder: Path) -> list[list[str]]:
 
 def worker_pids(folder: Path) -> list[int]:
     return [int(lines[0]) for lines in read_starts(folder) if lines]
+
+
+def wait_until_ready(folder: Path, count: int = 2) -> None:
+    """Returns when that many workers have set their traps."""
+    wait_for(lambda: len(list(folder.glob("ready.*"))) == count)
 
 
 def is_alive(pid: int) -> bool:
@@ -95,15 +102,46 @@ def test_workers_start_where_the_caller_is_and_find_the_code(launch, tmp_path: P
 
 
 def test_one_local_worker_needs_no_cluster(launch, tmp_path: Path) -> None:
-    process = launch("exit 0", "--local=1", "--", "--x")
+    # One that is in the environment is of another run.
+    process = launch("exit 0", "--local=1", "--", "--x", TF_CONFIG='{"task": {"index": 0}}')
     process.communicate(timeout=30)
     assert process.returncode == 0
     assert read_starts(tmp_path)[0][1] == ""
 
 
+@pytest.mark.parametrize(
+    ("visible", "listed", "parts"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "4,5,6,7"}, 8, ["4,5", "6,7"]),
+        ({}, 4, ["0,1", "2,3"]),
+        # No GPUs: nothing is said of them.
+        ({}, 0, ["unset", "unset"]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 8, ["", ""]),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, 8, ["-1", "-1"]),
+    ],
+)
+def test_local_workers_share_the_gpus(launch, tmp_path: Path, visible: dict, listed: int, parts: list[str]) -> None:
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/bash\nfor ((i = 0; i < {listed}; i++)); do echo GPU $i: A100; echo '  MIG 1g'; done\n")
+    tool.chmod(0o755)
+    process = launch('echo "takes ${CUDA_VISIBLE_DEVICES-unset}."', "--local=2", "--", "--x",
+                     PATH=f"{tool.parent}:{os.environ['PATH']}", **visible)  # fmt: skip
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode == 0, said
+    assert [f"[worker {index}] takes {part}." in said for index, part in enumerate(parts)] == [True, True], said
+
+
+def test_gpus_that_do_not_divide_are_told(launch, tmp_path: Path) -> None:
+    process = launch("exit 0", "--local=2", "--", "--x", CUDA_VISIBLE_DEVICES="0,1,2")
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode == 2
+    assert said.startswith("error: --local=2: 3 GPUs do not divide")
+
+
 @pytest.mark.parametrize("code", [2, 3, 4])
 def test_a_users_mistake_ends_the_gang_without_restart(launch, tmp_path: Path, code: int) -> None:
-    process = launch(f"[[ $index == 1 ]] && exit {code}; sleep 60", "--local=2", "--", "--x")
+    process = launch(f"[[ $index == 1 ]] && wait_for '0.*' && exit {code}; sleep 60", "--local=2", "--", "--x")
     process.communicate(timeout=30)
     assert process.returncode == code
     assert len(read_starts(tmp_path)) == 2
@@ -112,8 +150,8 @@ def test_a_users_mistake_ends_the_gang_without_restart(launch, tmp_path: Path, c
 
 @pytest.mark.parametrize("end", ["exit 75", "kill -KILL $$", "exit 1"])
 def test_a_lost_worker_restarts_the_whole_gang(launch, tmp_path: Path, end: str) -> None:
-    process = launch(f"[[ $attempt == 1 && $index == 0 ]] && {end}; [[ $attempt == 1 ]] && exec sleep 60; exit 0",
-                     "--local=2", "--", "--x")  # fmt: skip
+    behaviour = f"[[ $attempt == 1 && $index == 0 ]] && wait_for '1.*' && {end}; [[ $attempt == 1 ]] && exec sleep 60"
+    process = launch(f"{behaviour}; exit 0", "--local=2", "--", "--x")
     said = process.communicate(timeout=30)[0]
     assert process.returncode == 0, said
     assert len(read_starts(tmp_path)) == 4
@@ -128,34 +166,89 @@ def test_restarts_are_bounded(launch, tmp_path: Path) -> None:
     assert 2 <= len(read_starts(tmp_path)) <= 4
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_all_workers_and_nothing_is_left(launch, tmp_path: Path, number: signal.Signals) -> None:
-    behaviour = 'trap "touch $STARTS/../saved.$index; exit 75" TERM INT; while :; do sleep 0.1; done'
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [
+        ("exit 75", "exit 75", 75),
+        ("kill -KILL $$", "exit 0", 75),
+        # A bug is told as one, whatever it made of the others.
+        ("exit 1", "exit 0", 1),
+        ("exit 75", "exit 1", 1),
+        # So is what the user can mend, at once.
+        ("exit 1", "exit 3", 3),
+    ],
+)
+def test_without_restarts_the_code_is_the_workers(launch, tmp_path: Path, first: str, second: str, code: int) -> None:
+    # The second one ends last, after it was told to stop.
+    behaviour = f"""
+if [[ $index == 0 ]]; then wait_for ../ready.1; {first}; fi
+trap '{second}' TERM
+ready
+"""
+    process = launch(behaviour, "--local=2", "--max_restarts=0", "--", "--x")
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode == code
+    assert len(read_starts(tmp_path)) == 2
+    assert ("restarts are used up" in said) == (code != 3)
+
+
+@pytest.mark.parametrize("to_group", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_reaches_all_workers_and_nothing_is_left(
+    launch, tmp_path: Path, number: signal.Signals, to_group: bool
+) -> None:
+    # A terminal signals the whole process group: what the workers say while they save is still heard.
+    behaviour = 'trap "sleep 0.5; echo saved $index; touch $STARTS/../saved.$index; exit 75" TERM; ready'
     process = launch(behaviour, "--local=2", "--", "--x")
-    wait_for(lambda: len(worker_pids(tmp_path)) == 2)
-    time.sleep(0.5)  # for the workers' own traps
-    process.send_signal(number)
-    process.communicate(timeout=30)
+    wait_until_ready(tmp_path)
+    (os.killpg if to_group else os.kill)(process.pid, number)
+    said = process.communicate(timeout=30)[0]
     assert process.returncode == 75
-    assert {path.name for path in tmp_path.glob("saved.*")} == {"saved.0", "saved.1"}
+    for index in range(2):
+        assert f"[worker {index}] saved {index}" in said
+        assert (tmp_path / f"saved.{index}").exists()
     assert not any(map(is_alive, worker_pids(tmp_path)))
 
 
-def test_a_forwarded_signal_comes_once(launch, tmp_path: Path) -> None:
-    # The trainer takes a second one for "now": it would end without saving.
-    behaviour = """
-trap 'echo x >> "$STARTS/../heard.$index"' TERM
-while [[ ! -e "$STARTS/../heard.$index" ]]; do sleep 0.1; done
-for _ in {1..15}; do sleep 0.1; done
-exit 75
-"""
-    process = launch(behaviour, "--local=2", "--", "--x")
-    wait_for(lambda: len(worker_pids(tmp_path)) == 2)
-    time.sleep(0.5)  # for the workers' own traps
+@pytest.mark.parametrize(("codes", "expected"), [((75, 3), 3), ((0, 0), 0), ((0, 75), 75), ((1, 75), 75)])
+def test_after_a_signal_the_code_says_what_it_met(launch, tmp_path: Path, codes: tuple, expected: int) -> None:
+    process = launch(f"codes=({codes[0]} {codes[1]}); trap 'exit ${{codes[index]}}' TERM; ready",
+                     "--local=2", "--", "--x")  # fmt: skip
+    wait_until_ready(tmp_path)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
+    assert process.returncode == expected
+
+
+def test_a_forwarded_signal_comes_once_and_a_later_one_ends_at_once(launch, tmp_path: Path) -> None:
+    process = launch("trap 'echo x >> \"$STARTS/../heard.$index\"' TERM; ready", "--local=2", "--", "--x")
+    wait_until_ready(tmp_path)
+    started = time.monotonic()
+    for pause in (0.5, 3.5, 0):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(pause)
+    process.communicate(timeout=30)
     assert process.returncode == 75
+    assert time.monotonic() - started < 10
     assert [(tmp_path / f"heard.{index}").read_text() for index in range(2)] == ["x\n", "x\n"]
+
+
+def test_who_does_not_stop_in_its_grace_is_killed(launch, tmp_path: Path) -> None:
+    process = launch("trap '' TERM; ready", "--local=2", "--grace_seconds=1", "--", "--x")
+    wait_until_ready(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=15)
+    assert process.returncode == 75
+    assert not any(map(is_alive, worker_pids(tmp_path)))
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv of util-linux")
+def test_workers_stop_when_their_launcher_is_killed(launch, tmp_path: Path) -> None:
+    process = launch('trap "touch $STARTS/../saved.$index; exit 75" TERM; ready', "--local=2", "--", "--x")
+    wait_until_ready(tmp_path)
+    process.kill()
+    wait_for(lambda: len(list(tmp_path.glob("saved.*"))) == 2)
+    wait_for(lambda: not any(map(is_alive, worker_pids(tmp_path))))
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,8 @@ def test_a_port_that_is_taken_is_named(index):
     with socket.socket() as other:
         other.bind(("", int(gang[index].addresses[index].rsplit(":")[1])))
         other.listen()
-        with pytest.raises(UsageError, match=f"cannot listen on {gang[index].addresses[index]}"):
+        # Another start may find it free.
+        with pytest.raises(RestartError, match=f"cannot listen on {gang[index].addresses[index]}"):
             meet(gang[index], 1.0)
 
 
