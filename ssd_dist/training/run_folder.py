@@ -1,7 +1,14 @@
 """The folder of a run: its config and the manifest it was trained on, so that later commands need nothing else."""
 
+import errno
+import fcntl
 import json
+import os
+import socket
+import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ssd_dist.core.config import Config
@@ -14,6 +21,10 @@ from ssd_dist.training.durable import write_errors, write_text
 
 CONFIG_NAME = "config.yaml"
 SKIPPED_NAME = "skipped_records.jsonl"
+LOCK_NAME = ".lock"
+
+# Longer than NFS keeps the lock of a host that is gone (90 s), and than a run takes to save and end.
+_LOCK_SECONDS = 100.0
 
 # What may change between a run and its continuation: nothing here decides what is learned from a batch, or what makes
 # one model better than another.
@@ -27,13 +38,16 @@ _MAY_CHANGE = (
 def open_run_folder(model_dir: str, config: Config, manifest: Manifest) -> None:
     """Writes config and manifest into the run's folder, or checks that a run there can be continued with them.
 
+    From then on the folder is this process's alone.
+
     Raises:
-      UsageError: if a run of another config is there, or the folder cannot be made.
+      UsageError: if a run of another config is there, another process trains there, or the folder cannot be made.
       CheckpointError: if that run was trained on other classes, or the files cannot be written.
     """
     folder = Path(model_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock_run_folder(model_dir)
         check_same_run(model_dir, config, manifest)
     except OSError as error:
         raise UsageError(f"--model_dir={model_dir} cannot be written: {error}") from None
@@ -43,6 +57,42 @@ def open_run_folder(model_dir: str, config: Config, manifest: Manifest) -> None:
         with write_errors(str(path)):
             if not path.exists() or path.read_text() != text:
                 write_text(str(path), text)
+
+
+def lock_run_folder(model_dir: str) -> None:
+    """Keeps other processes from training in the folder while this one lives; one that is just ending is waited for.
+
+    Raises:
+      UsageError: if another process trains there.
+      OSError: if the folder cannot be written.
+    """
+    path = Path(model_dir) / LOCK_NAME
+    # Not closed, ever: that would end the lock, as the end of the process does.
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    deadline = time.monotonic() + _LOCK_SECONDS
+    told = False
+    while not _try_lock(lock):
+        owner = " ".join(path.read_text().split())
+        text = f"--model_dir={model_dir}: another process trains there ({owner})"
+        if time.monotonic() > deadline:
+            raise UsageError(f"{text}; end it, or use another --model_dir; if its host is gone for good, delete {path}")
+        if not told:
+            print(f"{text}; waiting {_LOCK_SECONDS:g} s for its end", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(0.5)
+    # The name is a courtesy; on a full disk the lock is held without it.
+    with suppress(OSError):
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"host {socket.gethostname()}, process {os.getpid()}\n".encode(), 0)
+
+
+def _try_lock(lock: int) -> bool:
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # Any other error: a file system without locks.
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 def read_run_folder(model_dir: str, overrides: Sequence[str] = ()) -> tuple[Config, Manifest]:
