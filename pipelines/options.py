@@ -72,7 +72,9 @@ def define_flags() -> None:
     flags.DEFINE_multi_string("input", [], "Folder, file or pattern of the annotations; may be repeated.")
     flags.DEFINE_string("image_dir", "", "Folder of the images, where it is not that of the format's layout.")
     flags.DEFINE_string("split", None, "Name of the split in the output, e.g. train.")
-    flags.DEFINE_string("source_split", "", "Name of the split in the source; that of --split by default.")
+    flags.DEFINE_string(
+        "source_split", "", "Name of the split in the source; that of --split by default, or with --split_by all of it."
+    )
     flags.DEFINE_string("split_by", "", "Splits by a hash of the image id, e.g. train:0.8,val:0.1,test:0.1.")
     flags.DEFINE_string("output", None, "Folder to write shards and dataset.json to.")
     flags.DEFINE_integer("shards", 0, "Number of shards; 0 chooses by the number of images.", lower_bound=0)
@@ -112,8 +114,8 @@ def job_from_flags() -> PrepareJob:
         raise UsageError("--max_rejected_fraction=nan: expected a number from 0 to 1")
     shares = parse_split_by(values.split_by)
     source = Source(tuple(values.input), values.image_dir, values.source_split, split, shares)
-    if shares and source.split_name not in dict(shares):
-        raise UsageError(f"--split_by={values.split_by} has no share for split {source.split_name!r}; add one")
+    if shares and split not in dict(shares):
+        raise UsageError(f"--split_by={values.split_by} has no share for split {split!r}; add one")
     config = config_from_flags()
     manifest = read_manifest(output)
     if manifest is not None:
@@ -183,7 +185,7 @@ def describe_job(job: PrepareJob) -> dict[str, Any]:
         "input_format": job.input_format,
         "input": list(job.source.inputs),
         "image_dir": job.source.image_dir,
-        "source_split": job.source.split_name,
+        "source_split": job.source.split or job.split,
         "split_by": [list(share) for share in job.source.split_by],
         "shards": job.shards,
         "classes": list(job.class_file),

@@ -3,7 +3,8 @@
 The file is read as a stream, once; images and annotations leave it as they come and meet again by image id. Nothing
 of the file stays in memory and no worker holds a copy.
 
-`--input` is the JSON file (or several, or a pattern), or a folder with `annotations/instances_SPLIT.json`.
+`--input` is the JSON file (or several, or a pattern), or a folder with `annotations/instances_SPLIT.json`; with
+`--split_by`, and no `--source_split`, the folder's only file.
 """
 
 import math
@@ -17,8 +18,19 @@ import apache_beam as beam
 from pipelines import files
 from pipelines.annotations import Box, Category, Element, Image, Listing, LooseBox, Problem, gather_boxes
 from pipelines.json_stream import JsonStreamError, stream_arrays
-from pipelines.readers.source import Location, Source, SpreadInputs, find_inputs, first_folder, locate_image
+from pipelines.readers.source import (
+    Location,
+    Source,
+    SpreadInputs,
+    find_inputs,
+    first_folder,
+    image_folders,
+    locate_image,
+    require_one,
+)
 from ssd_dist.core.errors import DataError
+
+SUFFIXES = (".json", ".json.gz")
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ def read_coco(source: Source) -> beam.PTransform:
     Raises:
       DataError: if one of them is missing.
     """
-    paths = [path for pattern in source.inputs for path in find_inputs(pattern, (".json", ".json.gz"), _names(source))]
+    paths = [path for pattern in source.inputs for path in find_files(pattern, source)]
     annotation_files = [
         CocoFile(number, path, find_images(path, source), "" if source.image_dir else find_home(path))
         for number, path in enumerate(paths)
@@ -65,10 +77,20 @@ class ReadCoco(beam.PTransform):
         )
 
 
-def _names(source: Source) -> tuple[str, ...]:
+def find_files(pattern: str, source: Source) -> list[str]:
+    """The annotation files that an input stands for.
+
+    Raises:
+      DataError: if there are none, or `split_by` does not tell which.
+    """
     split = source.split_name
     usual = (f"annotations/instances_{split}.json", f"annotations/{split}.json", f"{split}.json", "annotations.json")
-    return (*usual, f"{split}/_annotations.coco.json")
+    if not split:
+        # Whatever their split is called.
+        names = ("annotations/instances_*.json", "annotations/*.json", "annotations.json", "*/_annotations.coco.json")
+        found = find_inputs(pattern, SUFFIXES, names)
+        return found if files.is_pattern(pattern) else require_one(found)
+    return find_inputs(pattern, SUFFIXES, (*usual, f"{split}/_annotations.coco.json"))
 
 
 def find_images(path: str, source: Source) -> str:
@@ -80,9 +102,9 @@ def find_images(path: str, source: Source) -> str:
     if source.image_dir:
         return first_folder([source.image_dir], "images", "check --image_dir")
     here, home = posixpath.dirname(path), find_home(path)
-    split = source.split_name
-    candidates = [files.join(home, name) for name in (split, f"images/{split}", "images")]
-    return first_folder([*candidates, here], "images", "name their folder with --image_dir")
+    return first_folder(
+        [*image_folders(home, path, source.split_name), here], "images", "name their folder with --image_dir"
+    )
 
 
 def find_home(path: str) -> str:

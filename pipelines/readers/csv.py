@@ -1,7 +1,8 @@
 """CSV: one box a line under a header `filename,width,height,class,xmin,ymin,xmax,ymax`, in pixels.
 
 Columns are found by name, in any order; others are ignored, width and height may be missing. A line with a file name
-alone is an image without objects. `--input` is a file, a pattern, or a folder with SPLIT.csv or SPLIT_labels.csv.
+alone is an image without objects. `--input` is a file, a pattern, or a folder with SPLIT.csv or SPLIT_labels.csv; with
+`--split_by`, and no `--source_split`, the folder's only file.
 """
 
 import csv
@@ -13,9 +14,18 @@ import apache_beam as beam
 
 from pipelines import files
 from pipelines.annotations import Box, Category, Element, Image, Listing, LooseBox, Problem, gather_boxes, image_key
-from pipelines.readers.source import Source, SpreadInputs, find_inputs, first_folder, locate_image
+from pipelines.readers.source import (
+    Source,
+    SpreadInputs,
+    find_inputs,
+    first_folder,
+    image_folders,
+    locate_image,
+    require_one,
+)
 from ssd_dist.core.errors import DataError
 
+SUFFIXES = (".csv", ".csv.gz")
 CORNERS = ("ymin", "xmin", "ymax", "xmax")
 REQUIRED = ("filename", "class", *CORNERS)
 # Longer lines are taken for a file that is no CSV.
@@ -41,9 +51,7 @@ def read_csv(source: Source) -> beam.PTransform:
     Raises:
       DataError: if a file or a column is missing.
     """
-    split = source.split_name
-    names = (f"{split}.csv", f"{split}_labels.csv", "annotations.csv")
-    paths = [path for pattern in source.inputs for path in find_inputs(pattern, (".csv", ".csv.gz"), names)]
+    paths = [path for pattern in source.inputs for path in find_files(pattern, source)]
     csv_files = (
         CsvFile(
             path, read_columns(path), find_images(path, source), "" if source.image_dir else posixpath.dirname(path)
@@ -83,6 +91,19 @@ def read_columns(path: str) -> dict[str, int]:
     return {name: names.index(name) for name in (*REQUIRED, "width", "height") if name in names}
 
 
+def find_files(pattern: str, source: Source) -> list[str]:
+    """The files that an input stands for.
+
+    Raises:
+      DataError: if there are none, or `split_by` does not tell which.
+    """
+    split = source.split_name
+    if not split:
+        found = find_inputs(pattern, SUFFIXES, ("annotations.csv", "*.csv", "*.csv.gz"))
+        return found if files.is_pattern(pattern) else require_one(found)
+    return find_inputs(pattern, SUFFIXES, (f"{split}.csv", f"{split}_labels.csv", "annotations.csv"))
+
+
 def find_images(path: str, source: Source) -> str:
     """The folder of the images of a file.
 
@@ -92,9 +113,9 @@ def find_images(path: str, source: Source) -> str:
     if source.image_dir:
         return first_folder([source.image_dir], "images", "check --image_dir")
     home = posixpath.dirname(path)
-    names = (source.split_name, f"images/{source.split_name}", "images")
-    candidates = [files.join(home, name) for name in names]
-    return first_folder([*candidates, home], "images", "name their folder with --image_dir")
+    return first_folder(
+        [*image_folders(home, path, source.split_name), home], "images", "name their folder with --image_dir"
+    )
 
 
 def read_files(csv_files: tuple[CsvFile, ...], source: Source) -> Iterator[Element]:

@@ -26,7 +26,7 @@ class Source:
       image_dir: where the images are, if not where the format keeps them.
       split: the split of the source to read; empty if none was asked for.
       fallback_split: its name in the output, tried where `split` is empty.
-      split_by: shares of a split by hash, or empty.
+      split_by: shares of a split by hash, or empty; the share is that of `fallback_split`.
     """
 
     inputs: tuple[str, ...]
@@ -37,12 +37,12 @@ class Source:
 
     @property
     def split_name(self) -> str:
-        """The split to look for."""
-        return self.split or self.fallback_split
+        """The split to look for; empty where `split_by` cuts the whole source, the same whole for each share."""
+        return self.split or ("" if self.split_by else self.fallback_split)
 
     def keeps(self, image_id: str) -> bool:
         """Whether the image is in this split by its hash; always, without `split_by`."""
-        return not self.split_by or hashed_split(image_id, self.split_by) == self.split_name
+        return not self.split_by or hashed_split(image_id, self.split_by) == self.fallback_split
 
 
 def hashed_split(image_id: str, shares: tuple[tuple[str, float], ...]) -> str:
@@ -145,6 +145,27 @@ def holds_shards(folder: str) -> bool:
         path.startswith(parts) or path.endswith((".tfrecord", REJECTED_NAME, HASHES_NAME)) or files.TEMPORARY in path
         for path in files.match_below(folder, "**")
     )
+
+
+def require_one(found: list[str]) -> list[str]:
+    """Refuses several files where `split_by` is to cut one: those of different splits may give an id to two images.
+
+    Raises:
+      DataError: naming them.
+    """
+    if len(found) > 1:
+        raise DataError(
+            f"--split_by: which of {', '.join(map(posixpath.basename, found)):.200} is to be split? name it as --input "
+            "or its split with --source_split"
+        )
+    return found
+
+
+def image_folders(home: str, path: str, split: str) -> list[str]:
+    """Where the images of a file of annotations may be; without a split to look for, by what the file is called."""
+    name = posixpath.basename(path).partition(".")[0].removeprefix("instances_").removesuffix("_labels")
+    names = (split, f"images/{split}", "images") if split else (f"images/{name}", "images", name)
+    return [files.join(home, name) for name in names]
 
 
 def require_input(path: str) -> None:

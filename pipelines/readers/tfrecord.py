@@ -2,7 +2,7 @@
 
 A reader passes on where each record lies and what its boxes are; the worker that writes the shard fetches the image
 from there. What a record says of its original, as those of prepare do, is kept. `--input` is a file, a pattern, or a
-folder with files whose names begin with SPLIT.
+folder with files whose names begin with SPLIT; with `--split_by`, and no `--source_split`, with any.
 """
 
 import posixpath
@@ -41,7 +41,8 @@ def read_tfrecord(source: Source) -> beam.PTransform:
     Raises:
       DataError: if there are none.
     """
-    names = (f"{source.split_name}*",)
+    # The records of all splits may be cut together: their ids do not depend on the file.
+    names = (f"{source.split_name}*",) if source.split_name else ("*.tfrecord*", "*.record*", "*-of-*")
     paths = [path for pattern in source.inputs for path in find_inputs(pattern, (".tfrecord", ".record"), names)]
     return ReadTfrecord([RecordFile(number, path) for number, path in enumerate(paths)], source)
 

@@ -5,6 +5,7 @@
     DIR/SPLIT/*.xml beside the images                                          one folder a split
     DIR/*.xml or a pattern of XML files                                        everything is one split
 
+With `--split_by` all of Annotations is one set, or DIR/*.xml, unless `--source_split` names a SPLIT.
 Boxes are taken as xmin / width and so on, without the devkit's shift by one pixel, as the TF Object Detection API does.
 """
 
@@ -92,16 +93,17 @@ def find_layout(path: str, source: Source) -> VocLayout:
         images = source.image_dir or files.join(path, "JPEGImages")
         if not files.exists(images):
             raise DataError(f"no images in {images}; name their folder with --image_dir")
-        list_file = "" if source.split_by else _find_list(path, source)
-        if list_file or source.split_by or not files.exists(files.join(devkit, source.split_name)):
+        list_file = _find_list(path, source) if source.split_name else ""
+        if list_file or not source.split_name or not files.exists(files.join(devkit, source.split_name)):
             return VocLayout(devkit, images, list_file)
         # No list, but a folder for each split.
         own = files.join(images, source.split_name)
         return VocLayout(files.join(devkit, source.split_name), own if files.exists(own) else images)
-    for folder in (files.join(path, source.split_name), path):
+    for folder in (files.join(path, source.split_name).rstrip("/"), path):
         if any(name.lower().endswith(".xml") for name in files.list_files(folder)):
             return VocLayout(folder, source.image_dir or folder, is_flat=True)
-    raise DataError(f"--input={path} holds neither Annotations/ nor XML files; is --input_format=voc right?")
+    hint = "is --input_format=voc right?" if source.split_name else "--source_split names the folder to split"
+    raise DataError(f"--input={path} holds neither Annotations/ nor XML files; {hint}")
 
 
 def _find_list(path: str, source: Source) -> str:
@@ -110,7 +112,7 @@ def _find_list(path: str, source: Source) -> str:
     if files.exists(wanted):
         return wanted
     known = [posixpath.basename(name).removesuffix(".txt") for name in files.list_files(lists)]
-    if known or source.split:
+    if known or (source.split and not files.exists(files.join(path, "Annotations", source.split))):
         raise DataError(
             f"{wanted} does not exist; --source_split takes one of: {', '.join(known) or 'none, there are no lists'}"
         )

@@ -7,6 +7,7 @@
 `--input` is DIR or the YAML file itself. SPLIT is a folder or a key of the YAML (`train`, `val`) that names one, or a
 `.txt` list of image files, whose labels lie under `labels/` where the images lie under `images/`. Images in folders
 below are read too; such an image is known by its path there, that of a list by its path below the folder of them all.
+With `--split_by` all of `images/` is one set, unless `--source_split` names a SPLIT.
 """
 
 import posixpath
@@ -106,23 +107,24 @@ def find_layout(path: str, source: Source) -> YoloLayout:
         )
     if isinstance(named, str) and named.endswith(".txt"):
         return _find_listed(named, bases, config, names, source)
-    below = named if isinstance(named, str) and files.relative_path(named) else f"images/{split}"
+    below = named if isinstance(named, str) and files.relative_path(named) else f"images/{split}".rstrip("/")
     image_folders = [files.join(base, below) for base in bases]
-    image_folders += [files.join(base, "images", split) for base in bases]
-    image_folders += [files.join(base, split, "images") for base in bases]
-    if source.split_by:
-        # One folder for all splits.
-        image_folders += [files.join(base, "images") for base in bases]
+    if split:
+        image_folders += [files.join(base, "images", split) for base in bases]
+        image_folders += [files.join(base, split, "images") for base in bases]
+    elif any(isinstance(value, str) and value.endswith(".txt") for value in content.values()) and not source.image_dir:
+        raise DataError(f"{config} names lists of images; --source_split says which of them --split_by is to split")
     if source.image_dir:
         image_folders = [source.image_dir]
-    images = first_folder(image_folders, f"images of split {split!r}", "--source_split or --image_dir names them")
+    of_split = f" of split {split!r}" if split else ""
+    images = first_folder(image_folders, f"images{of_split}", "--source_split or --image_dir names them")
     inner = below.replace("images", "labels", 1)
     label_folders = [_sibling_labels(images)]
     label_folders += [files.join(base, name) for base in bases for name in (inner, f"labels/{split}")]
     labels = first_folder(
-        [folder for folder in label_folders if folder != images], f"labels of split {split!r}", "is this a YOLO set?"
+        [folder for folder in label_folders if folder != images], f"labels{of_split}", "is this a YOLO set?"
     )
-    return YoloLayout(images, labels, names, others=_other_splits(content, split, bases))
+    return YoloLayout(images, labels, names, others=_other_splits(content, split, bases) if split else ())
 
 
 def _other_splits(content: dict[str, Any], split: str, bases: list[str]) -> tuple[str, ...]:

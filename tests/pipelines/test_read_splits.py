@@ -1,10 +1,15 @@
 """Splits by hash: of the shares asked for, stable as the data grows, alike in every format."""
 
 import pytest
-from raw_sets import make_coco, make_voc, make_yolo
+from raw_sets import jpeg, make_coco, make_voc, make_yolo, voc_xml
 
 from pipelines.readers.source import Source, hashed_split, locate_image, parse_split_by
-from ssd_dist.core.errors import UsageError
+from pipelines.readers.tfrecord import read_tfrecord
+from pipelines.readers.yolo import find_layout
+from ssd_dist.core.config import Config
+from ssd_dist.core.errors import DataError, UsageError
+
+SMALL = Config.model_validate({"model": {"input_size": 64}})
 
 SHARES = (("train", 0.8), ("val", 0.1), ("test", 0.1))
 
@@ -67,6 +72,93 @@ def test_the_splits_of_a_set_are_disjoint_and_whole(input_format, tmp_path, prep
 def test_the_split_of_a_source_defaults_to_that_of_the_output():
     assert Source((), fallback_split="train").split_name == "train"
     assert Source((), split="train2017", fallback_split="train").split_name == "train2017"
+    # What a share is cut from must not depend on which share it is.
+    assert Source((), fallback_split="train", split_by=SHARES).split_name == ""
+    assert Source((), split="all", fallback_split="train", split_by=SHARES).split_name == "all"
+
+
+def split_source(kind, folder, split, numbers):
+    """A source of the split, beside those of others that may be there."""
+    stems = [f"{number:03d}" for number in numbers]
+    boxes = {f"{stem}.jpg": [(1, 5, 5, 30, 30)] for stem in stems}
+    if kind == "yolo":
+        make_yolo(folder, {stem: ["0 0.5 0.5 0.2 0.2"] for stem in stems}, ["x"], split)
+    elif kind == "coco":
+        make_coco(folder, boxes, {1: "x"}, split)
+    elif kind == "csv":
+        make_coco(folder / "made", boxes, {1: "x"}, split)
+        (folder / "made" / split).rename(folder / split)
+        lines = "".join(f"{name},x,5,5,30,30\n" for name in boxes)
+        (folder / f"{split}_labels.csv").write_text(f"filename,class,xmin,ymin,xmax,ymax\n{lines}")
+    else:
+        make_voc(folder, {}, {})
+        annotations = folder / "Annotations" / split if kind == "voc" else folder / split
+        images = folder / "JPEGImages" / split if kind == "voc" else folder / split
+        for path in (annotations, images):
+            path.mkdir(parents=True, exist_ok=True)
+        for number, stem in enumerate(stems):
+            (annotations / f"{stem}.xml").write_text(voc_xml(f"{stem}.jpg", [("x", 5, 5, 30, 30)]))
+            (images / f"{stem}.jpg").write_bytes(jpeg(number))
+        if kind == "voc_flat":
+            (folder / "Annotations").rmdir()
+
+
+@pytest.mark.parametrize(
+    ("kind", "splits", "source_split", "count"),
+    [
+        ("yolo", ["train"], "", 20),
+        ("yolo", ["train", "val"], "", 40),
+        ("yolo", ["train", "val"], "val", 20),
+        ("voc", ["train", "val"], "", 40),
+        ("voc", ["train", "val"], "train", 20),
+        ("voc_flat", ["train", "val"], "", 0),
+        ("voc_flat", ["train", "val"], "val", 20),
+        ("coco", ["train"], "", 20),
+        ("coco", ["train", "val"], "", 0),
+        ("coco", ["train", "val"], "val", 20),
+        ("csv", ["train"], "", 20),
+        ("csv", ["train", "val"], "", 0),
+        ("csv", ["train", "val"], "val", 20),
+    ],
+)
+def test_a_source_with_splits_of_its_own_is_cut_as_one_or_refused(
+    tmp_path, prepare, records_of, kind, splits, source_split, count
+):
+    for split in splits:
+        split_source(kind, tmp_path / "raw", split, range(20))
+    seen = []
+    for split in ("train", "val"):
+        rest = {"split_by": (("train", 0.6), ("val", 0.4)), "source_split": source_split, "config": SMALL}
+        if not count:
+            with pytest.raises(DataError, match="source_split"):
+                prepare(kind.partition("_")[0], tmp_path / "raw", tmp_path / "out", split, **rest)
+            continue
+        manifest = prepare(kind.partition("_")[0], tmp_path / "raw", tmp_path / "out", split, **rest)
+        seen.append(set(records_of(tmp_path / "out", manifest, split)))
+        assert manifest.splits[split].boxes == len(seen[-1])
+    if count:
+        assert len(seen[0] & seen[1]) == 0
+        assert len(seen[0] | seen[1]) == count
+
+
+def test_records_of_all_splits_are_cut_together(tmp_path):
+    for name in ("train-0-of-1", "val-0-of-1", "label_map.pbtxt"):
+        (tmp_path / name).write_bytes(b"")
+    found = [
+        [file.path for file in read_tfrecord(Source((str(tmp_path),), fallback_split=split, split_by=SHARES))._files]
+        for split in ("train", "val")
+    ]
+    assert found == [[str(tmp_path / "train-0-of-1"), str(tmp_path / "val-0-of-1")]] * 2
+
+
+def test_lists_of_images_are_not_cut_unnamed(tmp_path):
+    make_yolo(tmp_path, {"a": [""]}, ["x"])
+    (tmp_path / "train.txt").write_text("images/train/a.jpg\n")
+    (tmp_path / "data.yaml").write_text('{"train": "train.txt", "names": ["x"]}')
+    with pytest.raises(DataError, match="--source_split"):
+        find_layout(str(tmp_path), Source(("x",), fallback_split="train", split_by=SHARES))
+    layout = find_layout(str(tmp_path), Source(("x",), split="train", fallback_split="val", split_by=SHARES))
+    assert layout.list_file.endswith("train.txt")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "sub/a.jpg", "./a.jpg", "sub\\a.jpg", "a b.jpg", "ü.jpg", "a..jpg"])
