@@ -19,7 +19,7 @@ from ssd_dist.core.errors import NumericsError, RestartError
 from ssd_dist.data.decoding import IMAGE_FEATURES
 from ssd_dist.data.order import EpochPlan, read_in_order
 from ssd_dist.training.assembly import Run
-from ssd_dist.training.durable import write_errors
+from ssd_dist.training.durable import retry, write_errors, write_text
 
 BLOWUPS_NAME = "blowups.jsonl"
 _NAMED = 4
@@ -65,9 +65,9 @@ def write_blowup(model_dir: str, blowup: Blowup) -> None:
     path = Path(model_dir) / BLOWUPS_NAME
     line = json.dumps(vars(blowup)) + "\n"
     with write_errors(str(path)):
-        before = path.read_text() if path.exists() else ""
+        before = retry(lambda: path.read_text() if path.exists() else "", str(path))
         if line not in before:
-            path.write_text(before + line)
+            retry(lambda: write_text(str(path), before + line), str(path))
 
 
 def read_source_ids(plan: EpochPlan, step: int) -> tuple[str, ...]:

@@ -19,11 +19,12 @@ import tensorflow as tf
 import tf_keras
 
 from ssd_dist.core.config import CheckpointConfig
-from ssd_dist.core.errors import CheckpointError
+from ssd_dist.core.errors import CheckpointError, RestartError
 from ssd_dist.training.checkpoint_writing import SEAL, CheckpointWriter, checksum, remove_checkpoint
 from ssd_dist.training.durable import first_line, is_transient, retry, write_errors, write_text
 
 BEST_FILE = "best.json"
+LATEST_FILE = "checkpoint"
 
 
 class CheckpointStore:
@@ -92,7 +93,7 @@ class CheckpointStore:
             remove_checkpoint(path)
         # What TensorFlow's own tools look at.
         write_text(
-            os.path.join(self._directory, "checkpoint"),
+            os.path.join(self._directory, LATEST_FILE),
             f'model_checkpoint_path: "{os.path.basename(newest)}"\n'
             + "".join(f'all_model_checkpoint_paths: "{os.path.basename(path)}"\n' for path in sealed[-self._keep :]),
         )
@@ -116,6 +117,7 @@ class BestModel:
 
         Raises:
           CheckpointError: if it cannot be written; the best before it is as it was.
+          RestartError: if the storage is away.
         """
         ranked = [] if self.best is None else self.best["kept"]
         ranked = sorted(
@@ -128,7 +130,7 @@ class BestModel:
         self.best = {**ranked[0], "metric": self._metric, "kept": ranked}
         path = os.path.join(self._directory, BEST_FILE)
         with write_errors(path):
-            write_text(path, json.dumps(self.best) + "\n")
+            retry(lambda: write_text(path, json.dumps(self.best) + "\n"), path)
         kept = {os.path.join(self._directory, entry["checkpoint"]) for entry in ranked}
         for path in sealed_checkpoints(self._directory):
             if path not in kept:
@@ -153,10 +155,11 @@ def read_best(model_dir: str) -> dict | None:
 
 
 def latest_checkpoint(directory: str) -> str | None:
-    """The newest sound checkpoint of a folder; damaged ones are named on stderr. None if there never was one.
+    """The newest sound checkpoint of a folder; others are named on stderr. None if there never was a finished one.
 
     Raises:
-      CheckpointError: if there are checkpoints and all are damaged.
+      CheckpointError: if there are finished checkpoints and all are damaged.
+      RestartError: if the storage does not answer.
     """
     problems = []
     for path in reversed(all_checkpoints(directory)):
@@ -166,6 +169,11 @@ def latest_checkpoint(directory: str) -> str | None:
                 print(f"warning: {text}; an older one is used", file=sys.stderr)
             return path
         problems.append(problem)
+    # This file follows the first seal: without either, the very first one was being written.
+    begun = tf.io.gfile.exists(os.path.join(directory, LATEST_FILE)) or sealed_checkpoints(directory)
+    if problems and not begun:
+        print(f"warning: {problems[0]}, and none was ever finished in {directory}: a new run", file=sys.stderr)
+        return None
     if problems:
         raise CheckpointError(f"{problems[0]}, and no other in {directory} is sound; take them away to start anew")
     return None
@@ -175,7 +183,7 @@ def find_damage(path: str) -> str | None:
     """What is wrong with a checkpoint's files; None if they are what was written.
 
     Raises:
-      CheckpointError: if the storage does not answer: that says nothing of the files.
+      RestartError: if the storage does not answer: that says nothing of the files.
     """
     try:
         return retry(lambda: _compare_with_seal(path), f"checkpoint {path}")
@@ -183,7 +191,9 @@ def find_damage(path: str) -> str | None:
         return f"checkpoint {path} is incomplete: {first_line(error)}"
     except (OSError, ValueError, TypeError, AttributeError, KeyError, tf.errors.OpError) as error:
         if is_transient(error):
-            raise CheckpointError(f"checkpoint {path}: the storage does not answer: {first_line(error)}") from None
+            raise RestartError(
+                f"checkpoint {path}: the storage does not answer: {first_line(error)}; start again to go on"
+            ) from None
         return f"checkpoint {path} cannot be read: {first_line(error)}"
 
 

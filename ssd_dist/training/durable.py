@@ -1,4 +1,8 @@
-"""Files that survive: written aside, flushed, renamed; slow storage is asked again, failing storage is named."""
+"""Files that survive: written aside, flushed, renamed; slow storage is asked again, failing storage is named.
+
+away      asked again for a while, then the run ends to be started again
+failing   a full disk, a folder that cannot be written: the run ends, for the user to mend it
+"""
 
 import errno
 import os
@@ -11,7 +15,7 @@ from typing import TypeVar
 
 import tensorflow as tf
 
-from ssd_dist.core.errors import CheckpointError
+from ssd_dist.core.errors import CheckpointError, RestartError
 
 Result = TypeVar("Result")
 
@@ -46,11 +50,17 @@ def write_errors(what: str) -> Iterator[None]:
     """Turns what storage says into one line with the mend.
 
     Raises:
-      CheckpointError: for any failure inside; what was saved before is as it was.
+      CheckpointError: for a failure inside; what was saved before is as it was.
+      RestartError: if the storage is only away.
     """
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
+        if is_transient(error):
+            raise RestartError(
+                f"{what} cannot be written, the storage does not answer ({first_line(error)}): start again to go on; "
+                "what was saved before is kept"
+            ) from None
         text = str(error)
         if any(words in text for words in _FULL):
             mend = "the disk is full: free space"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssd_dist.training.durable import first_line, write_errors
+from ssd_dist.training.durable import first_line, retry, write_errors
 from ssd_dist.training.trackers import Tracker
 
 
@@ -27,11 +27,15 @@ class MetricsLog:
 
         Raises:
           CheckpointError: if it cannot be written.
+          RestartError: if the storage is away.
         """
         row = {"kind": kind, "step": step, **{name: _finite(value) for name, value in values.items()}}
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        with write_errors(str(self._path)), self._path.open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        line = json.dumps(row, allow_nan=False) + "\n"
+        what = str(self._path)
+        with write_errors(what):
+            size = retry(lambda: self._path.stat().st_size if self._path.exists() else 0, what)
+            retry(lambda: _append(self._path, line, size), what)
         for tracker in self._trackers:
             self._tell(tracker, kind, step, numbers)
 
@@ -57,6 +61,13 @@ class MetricsLog:
         partial = self._path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last[row["kind"]]))
         partial.rename(self._path)
+
+
+def _append(path: Path, line: str, size: int) -> None:
+    """Adds a line to a file of `size` bytes; an attempt before this one may have left a part of it."""
+    with path.open("a") as file:
+        file.truncate(size)
+        file.write(line)
 
 
 def _finite(value: Any) -> Any:

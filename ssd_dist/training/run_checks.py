@@ -49,15 +49,21 @@ def check_same_start(step: int, worker_sum: WorkerSum, role: WorkerRole, model_d
     """Checks that all workers restored the same checkpoint; collective.
 
     Raises:
-      UsageError: if they did not, because they do not see the same folder.
+      UsageError: if one of them sees no run at all: it does not see the same folder.
+      RestartError: if all see one, but not the same checkpoint.
     """
     chief_step = int(worker_sum.from_chief(step, role.is_chief))
-    if worker_sum.any(step != chief_step):
-        mine = f"this one, {role.index}," if step != chief_step else "another"
-        raise UsageError(
-            f"the chief goes on from step {chief_step} and a worker, {mine} from another step: "
-            f"--model_dir={model_dir} must be one folder that all workers share"
-        )
+    if not worker_sum.any(step != chief_step):
+        return
+    mine = f"this one, {role.index}," if step != chief_step else "another"
+    text = f"the chief goes on from step {chief_step} and a worker, {mine} from another step"
+    if worker_sum.any(step == 0):
+        raise UsageError(f"{text}: --model_dir={model_dir} must be one folder that all workers share")
+    # What a host knows of a folder of NFS may be some seconds old.
+    raise RestartError(
+        f"{text}: start again, when all see the newest checkpoint; --model_dir={model_dir} must be one folder that all "
+        "workers share"
+    )
 
 
 def check_steps_left(step: int, total_steps: int, model_dir: str) -> None:
@@ -81,6 +87,8 @@ def introduce(role: WorkerRole, config: Config, manifest: Manifest, replaced: Se
         "number of corrupt records": str(len(replaced)),
         "list of corrupt records": hashlib.sha256(repr(replaced).encode()).hexdigest()[:12],
         "TensorFlow": tf.__version__,
+        # Collectives of hosts with unlike numbers of replicas hang.
+        "number of GPUs": str(len(tf.config.list_physical_devices("GPU"))),
     }
     return Introduction(role.index, role.addresses, facts)
 

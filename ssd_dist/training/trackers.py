@@ -6,8 +6,10 @@
 A tracker needs two methods. One more service is one more class here and its name in `core/config.py`.
 """
 
-import hashlib
 import importlib
+import os
+import secrets
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -27,9 +29,11 @@ from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.gallery import draw_gallery
 from ssd_dist.evaluation.matches import Matches, match_detections
 from ssd_dist.evaluation.voc import ClassCurve
+from ssd_dist.training.checkpoints import sealed_checkpoints
 from ssd_dist.training.durable import first_line, write_errors
 
 PR_THRESHOLDS = 101
+WANDB_RUN_NAME = "wandb_run_id"
 MLFLOW_RUN_NAME = "mlflow_run_id"
 
 
@@ -97,12 +101,14 @@ def tabulate_curve(curve: ClassCurve) -> np.ndarray:
 
 
 class WandbTracker:
-    """Weights & Biases; the same folder goes on with the same run there."""
+    """Weights & Biases; the id of its run is kept in RUN, so that a continued run is the same there."""
 
     def __init__(self, model_dir: str, project: str) -> None:
         wandb = _import("wandb")
-        identity = hashlib.sha256(str(Path(model_dir).resolve()).encode()).hexdigest()[:16]
+        path = Path(model_dir) / WANDB_RUN_NAME
+        identity = path.read_text().strip() if path.exists() else secrets.token_hex(8)
         self._run = wandb.init(project=project, name=model_dir, id=identity, resume="allow", dir=model_dir)
+        path.write_text(identity + "\n")
 
     def log_config(self, config: Config) -> None:
         """Every key of the config."""
@@ -139,8 +145,10 @@ class MlflowTracker:
 def create_trackers(config: Config, model_dir: str) -> list[Tracker]:
     """TensorBoard first, then what `tracking.also` names; the config is told to each. Opens the profiler's port.
 
+    A run that goes on does so without a service that is away.
+
     Raises:
-      UsageError: naming a package that is not installed, or a service that cannot be had.
+      UsageError: naming a package that is not installed, or a service that a new run cannot have.
     """
     others: dict[str, Any] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
     with write_errors(f"{model_dir}/tensorboard"):
@@ -148,15 +156,17 @@ def create_trackers(config: Config, model_dir: str) -> list[Tracker]:
         trackers[0].log_config(config)
     for name in config.tracking.also:
         try:
-            trackers.append(others[name](model_dir, config.tracking.project))
-            trackers[-1].log_config(config)
+            tracker = others[name](model_dir, config.tracking.project)
+            tracker.log_config(config)
         except UsageError:
             raise
         except Exception as error:  # each service has errors of its own
-            raise UsageError(
-                f"tracking.also: {name} does not start ({type(error).__name__}: {first_line(error)}); log in to it, or "
-                "take it out of the list"
-            ) from None
+            text = f"tracking.also: {name} does not start ({type(error).__name__}: {first_line(error)})"
+            if not sealed_checkpoints(os.path.join(model_dir, "checkpoints")):
+                raise UsageError(f"{text}; log in to it, or take it out of the list") from None
+            print(f"warning: {text}; the run goes on without it", file=sys.stderr, flush=True)
+        else:
+            trackers.append(tracker)
     if config.tracking.profiler_port:
         tf.profiler.experimental.server.start(config.tracking.profiler_port)
     return trackers

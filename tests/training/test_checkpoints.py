@@ -11,8 +11,8 @@ import tf_keras
 from chaos.world import SmallDisk, can_make_worlds, run_command
 
 from ssd_dist.core.config import CheckpointConfig
-from ssd_dist.core.errors import CheckpointError
-from ssd_dist.training import checkpoint_writing, durable
+from ssd_dist.core.errors import CheckpointError, RestartError
+from ssd_dist.training import checkpoint_writing, checkpoints, durable
 from ssd_dist.training.checkpoints import BestModel, CheckpointStore, find_damage, latest_checkpoint
 
 CONFIG = CheckpointConfig(keep=2)
@@ -109,6 +109,23 @@ def test_nothing_sound_is_no_reason_to_start_from_zero(store, value, tmp_path, d
         reopened(tmp_path)[1].restore_latest()
 
 
+def test_a_kill_while_the_first_one_is_written_loses_no_run(store, value, tmp_path, monkeypatch, capfd):
+    def end_before_the_seal(*_):
+        raise SystemExit(137)
+
+    monkeypatch.setattr(checkpoint_writing, "write_text", end_before_the_seal)
+    with pytest.raises(SystemExit):
+        save_steps(store, value, 2)
+    monkeypatch.undo()
+    assert list((tmp_path / "checkpoints").glob("ckpt-2.*"))
+    fresh, again = reopened(tmp_path)
+    assert again.restore_latest() is None
+    assert "ckpt-2" in (said := capfd.readouterr().err)
+    assert "a new run" in said
+    save_steps(again, fresh, 2)
+    assert reopened(tmp_path)[1].restore_latest().endswith("ckpt-2")
+
+
 def test_a_half_written_one_is_invisible(store, value, tmp_path):
     save_steps(store, value, 1)
     partial = tmp_path / "checkpoints" / "partial"
@@ -162,12 +179,12 @@ def test_storage_that_stays_away_is_told_and_is_no_damage(store, value, tmp_path
     monkeypatch.setattr(durable, "RETRY_PAUSES", (0.0, 0.0))
     save_steps(store, value, 1, 2)
     monkeypatch.setattr(tf.train.Checkpoint, "write", unavailable(99, tf.train.Checkpoint.write))
-    with pytest.raises(CheckpointError, match=r"503.*kept"):
+    with pytest.raises(RestartError, match=r"503.*kept"):
         save_steps(store, value, 3)
     assert latest_checkpoint(str(tmp_path / "checkpoints")).endswith("ckpt-2")
     # Where the checkpoints cannot be read for now, the run does not go back to an older one.
     monkeypatch.setattr(tf.io.gfile, "stat", unavailable(99, tf.io.gfile.stat))
-    with pytest.raises(CheckpointError, match="does not answer"):
+    with pytest.raises(RestartError, match="does not answer"):
         latest_checkpoint(str(tmp_path / "checkpoints"))
 
 
@@ -325,3 +342,15 @@ def test_a_broken_best_json_is_told(model, tmp_path):
     (tmp_path / "best" / "best.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"best\.json"):
         BestModel(model, str(tmp_path), "coco/AP", keep=1)
+
+
+def test_a_best_model_survives_storage_that_hesitates(tmp_path, monkeypatch):
+    monkeypatch.setattr(durable, "RETRY_PAUSES", (0.0, 0.0))
+    model = tf_keras.Sequential([tf_keras.layers.Dense(1)])
+    model.build([None, 1])
+    best = BestModel(model, str(tmp_path), "coco/AP", keep=1)
+    monkeypatch.setattr(checkpoints, "write_text", unavailable(2, checkpoints.write_text))
+    assert best.offer(1, 0.5)
+    monkeypatch.setattr(checkpoints, "write_text", unavailable(99, checkpoints.write_text))
+    with pytest.raises(RestartError, match=r"best\.json .*start again"):
+        best.offer(2, 0.6)

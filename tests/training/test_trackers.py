@@ -1,6 +1,8 @@
 """Trackers: TensorBoard has what metrics.jsonl has, the others are asked only if named, one that is missing is told."""
 
+import errno
 import json
+import shutil
 import socket
 import sys
 import threading
@@ -15,11 +17,12 @@ from PIL import Image
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config
-from ssd_dist.core.errors import UsageError
+from ssd_dist.core.errors import RestartError, UsageError
 from ssd_dist.core.records import Objects
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.matches import match_detections
 from ssd_dist.evaluation.voc import trace_curve
+from ssd_dist.training import durable, metrics_log
 from ssd_dist.training.metrics_log import MetricsLog
 from ssd_dist.training.trackers import TensorBoardTracker, create_trackers, tabulate_curve
 
@@ -146,6 +149,27 @@ def test_a_service_that_fails_costs_a_warning_and_no_row(tmp_path, services, cap
     assert "step 8" not in said
 
 
+def test_a_row_is_written_once_on_storage_that_hesitates(tmp_path, monkeypatch):
+    monkeypatch.setattr(durable, "RETRY_PAUSES", (0.0, 0.0))
+    log = MetricsLog(str(tmp_path), 0, 0)
+    append, left = metrics_log._append, [2]
+
+    def hesitate(path, line, size):
+        if left[0]:
+            left[0] -= 1
+            append(path, line[:9], size)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        append(path, line, size)
+
+    monkeypatch.setattr(metrics_log, "_append", hesitate)
+    for step in (4, 8):
+        log.write("train", step, {"loss": 2.5})
+    assert [json.loads(row)["step"] for row in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [4, 8]
+    left[0] = 99
+    with pytest.raises(RestartError, match=r"metrics\.jsonl .*start again"):
+        log.write("train", 12, {"loss": 2.5})
+
+
 def test_a_service_that_does_not_start_is_named(tmp_path, services):
     def refuse(**_):
         raise RuntimeError("api_key not configured")
@@ -154,6 +178,33 @@ def test_a_service_that_does_not_start_is_named(tmp_path, services):
     config = Config.model_validate({"tracking": {"also": ["wandb"]}})
     with pytest.raises(UsageError, match=r"tracking\.also: wandb does not start .*api_key not configured.*log in"):
         create_trackers(config, str(tmp_path))
+
+
+def test_a_service_that_is_away_does_not_end_a_run_that_goes_on(tmp_path, services, capsys):
+    def refuse(**_):
+        raise ConnectionError("no route to the server")
+
+    sys.modules["wandb"].init = refuse
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "ckpt-4.seal").touch()
+    config = Config.model_validate({"tracking": {"also": ["wandb", "mlflow"]}})
+    trackers = create_trackers(config, str(tmp_path))
+    assert [type(tracker).__name__ for tracker in trackers] == ["TensorBoardTracker", "MlflowTracker"]
+    assert "warning: tracking.also: wandb does not start (ConnectionError: no route" in capsys.readouterr().err
+    sys.modules["wandb"] = None
+    with pytest.raises(UsageError, match="not installed"):
+        create_trackers(config, str(tmp_path))
+
+
+def test_another_run_in_the_same_folder_is_another_there(tmp_path, services):
+    config = Config.model_validate({"tracking": {"also": ["wandb"]}})
+    run = tmp_path / "run"
+    for _ in range(2):
+        run.mkdir()
+        create_trackers(config, str(run))
+        shutil.rmtree(run)
+    first, second = (entry[1]["id"] for entry in services if entry[0] == "wandb init")
+    assert first != second
 
 
 def test_nobody_else_is_told_unless_asked(tmp_path, services):
