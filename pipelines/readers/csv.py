@@ -129,7 +129,8 @@ def read_entries(csv_files: tuple[CsvFile, ...], source: Source) -> Iterator[Ima
     Raises:
       DataError: if storage fails midway.
     """
-    seen: set[int] = set()
+    # The size that each image was given by the first line that gives one.
+    seen: dict[int, tuple[int, int] | None] = {}
     names: set[str] = set()
     line_number = 0
     for file in csv_files:
@@ -138,10 +139,15 @@ def read_entries(csv_files: tuple[CsvFile, ...], source: Source) -> Iterator[Ima
             image, box = parse_line(line, number, file, len(seen), line_number)
             if not source.keeps(image.image_id):
                 continue
-            if image_key(image.image_id) not in seen:
+            key = image_key(image.image_id)
+            if key not in seen:
                 yield image
-                seen.add(image_key(image.image_id))
-            if box is not None:
+            size = seen[key] = seen.get(key) or image.size
+            if box is not None and image.size not in (None, size):
+                detail = f"the line says {image.size} pixels (height, width), one before it {size}"
+                lost = box.box._replace(problem=Problem("size_mismatch", detail))
+                yield box._replace(box=lost)
+            elif box is not None:
                 yield box
                 if box.box.problem is None and box.box.category not in names:
                     names.add(box.box.category)

@@ -107,6 +107,17 @@ def test_a_name_that_leads_out_is_refused(tmp_path):
     assert image.problem.reason == "path_traversal"
 
 
+def test_a_line_that_gives_its_image_another_size_is_refused(tmp_path):
+    lines = ["a.jpg,,,x,1,2,3,4", "a.jpg,64,48,x,1,2,3,4", "a.jpg,640,480,x,1,2,3,4", "a.jpg,,,x,1,2,3,4"]
+    values = values_of(tmp_path, HEADER + "\n".join(lines), "".join([HEADER, "a.jpg,64,47,x,1,2,3,4\n"]))
+    assert len(of_type(values, Image)) == 1
+    boxes = [box.box for box in of_type(values, LooseBox)]
+    assert [box.problem and box.problem.reason for box in boxes] == [
+        None, None, "size_mismatch", None, "size_mismatch",
+    ]  # fmt: skip
+    assert "(480, 640)" in boxes[2].problem.detail
+
+
 @pytest.mark.parametrize("header", ["", "filename,class,xmin,ymin,xmax\n", "a;b;c\n"])
 def test_a_header_without_the_columns_is_refused(tmp_path, header):
     path = tmp_path / "x.csv"
