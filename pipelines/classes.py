@@ -33,6 +33,11 @@ class ClassTable:
             "unknown_class", f"the annotation's category {key!r} is not among its categories"
         )
 
+    def unknown(self, keys: Iterable[str]) -> set[str]:
+        """The names of those categories that have one, but no label, though no rule leaves them out."""
+        found = {key: self.find(key) for key in keys if key in self.name_by_key}
+        return {self.name_by_key[key] for key, value in found.items() if value[0] == "unknown_class"}
+
     @cached_property
     def _found(self) -> dict[str, tuple[int, str] | Problem]:
         labels = {name: label for label, name in enumerate(self.names, start=1)}

@@ -3,6 +3,7 @@
 part reports of all shards -> OUT/train/rejected.jsonl, OUT/train/image_hashes.npy -> OUT/dataset.json, last
 """
 
+import contextlib
 import io
 import json
 import posixpath
@@ -96,6 +97,7 @@ class ShardReport(BaseModel):
     clipped_boxes: int = 0
     images: list[ImageReport] = []
     rejected: list[Rejected] = []
+    unknown_classes: list[str] = []
     views: list[ViewReport] = []
 
     def count_read(self, member: Member, boxes: int) -> None:
@@ -107,6 +109,21 @@ class ShardReport(BaseModel):
 def report_path(folder: str, shard: int, shards: int) -> str:
     """Where the report of a shard goes, below the split's folder."""
     return files.join(folder, PARTS_FOLDER, f"{shard:05d}-of-{shards:05d}.json")
+
+
+def read_parts(output: str, split: str) -> list[ShardReport]:
+    """The reports of a finished split's shards, in their order."""
+    return list(map(read_part, files.match_below(files.join(output, split), PARTS_FOLDER, "*-of-*.json")))
+
+
+def read_part(path: str) -> ShardReport:
+    """The report of one shard."""
+    return ShardReport.model_validate_json(files.read_bytes(path))
+
+
+def name_images(parts: list[ShardReport]) -> dict[int, str]:
+    """The file names of a split's images by their hashes."""
+    return {int(image.digest, 16): image.name for part in parts for image in part.images}
 
 
 @dataclass(frozen=True)
@@ -137,12 +154,12 @@ def write_report(paths: list[str], job: ReportJob) -> str:
     Raises:
       DataError: if nothing usable was found or too much of it was rejected.
     """
-    parts = [ShardReport.model_validate_json(files.read_bytes(path)) for path in paths]
+    parts = list(map(read_part, paths))
     folder = files.join(job.output, job.split)
     rejected = sorted((line for part in parts for line in part.rejected), key=lambda line: line.index)
     lines = [json.dumps(line.model_dump(exclude={"index"}), ensure_ascii=False) for line in rejected]
     files.write_bytes(files.join(folder, REJECTED_NAME), "".join(f"{line}\n" for line in lines).encode())
-    names = {int(image.digest, 16): image.name for part in parts for image in part.images}
+    names = name_images(parts)
     windows = Windows.of(job.config.data.augmentation) if len(parts[0].views) > 1 else None
     split = merge_parts(parts, f"{job.split}/{HASHES_NAME}", rejected, windows)
     check_split(split, job)
@@ -256,7 +273,7 @@ def add_split(
         matching=spec["matching"],
         fingerprint=fingerprint(config.anchors, config.matching, config.model.input_size),
         splits=dict(sorted({**others, job.split: split}.items())),
-        leakage=(*kept, *(leak for leak in found if leak is not None)),
+        leakage=tuple(sorted((*kept, *filter(None, found)), key=lambda leak: leak.splits)),
     )
 
 
@@ -266,8 +283,12 @@ def find_leakage(job: ReportJob, other: str, split: Split, names: dict[int, str]
     shared = np.intersect1d(load_hashes(path), np.array(sorted(names), np.uint64))
     if not len(shared):
         return None
-    examples = sorted(names[int(digest)] for digest in shared)[:LEAKAGE_EXAMPLES]
     first, second = sorted((job.split, other))
+    if first == other:
+        # Whichever is prepared last, the manifest is the same. While the other is being made again its parts may go.
+        with contextlib.suppress(FileNotFoundError):
+            names = {**names, **name_images(read_parts(job.output, other))}
+    examples = sorted(names[int(digest)] for digest in shared)[:LEAKAGE_EXAMPLES]
     return Leakage(splits=(first, second), images=len(shared), examples=tuple(examples))
 
 

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from pipelines import files
 from pipelines.annotations import Problem, readable
 from pipelines.assemble import Member, ShardPlan
+from pipelines.classes import ClassTable
 from pipelines.images import BATCH, ImagePreparer, Preparation, PreparedImage, count_positives
 from pipelines.metrics import Meter
 from pipelines.reading import read_images
@@ -123,14 +124,18 @@ def write_shard(
             for member, prepared in zip(members[first : first + BATCH], batch, strict=True):
                 boxes = len(member.image.boxes)
                 report.count_read(member, boxes)
-                write_image(member, prepared, writers, report)
+                write_image(member, prepared, writers, report, plan.classes)
                 count_image(member, boxes, prepared, meter)
     report.views.extend(writer.report() for writer in writers)
     return report
 
 
 def write_image(
-    member: Member, prepared: PreparedImage | Problem, writers: list["RecordWriter"], report: ShardReport
+    member: Member,
+    prepared: PreparedImage | Problem,
+    writers: list["RecordWriter"],
+    report: ShardReport,
+    classes: ClassTable,
 ) -> None:
     """Appends an image's records to the files of their views, or its rejections to the report."""
     if isinstance(prepared, Problem):
@@ -140,6 +145,9 @@ def write_image(
     for writer, record in zip(writers, prepared.records, strict=True):
         writer.write(record)
     report.rejected.extend(Rejected.of(member.place, line) for line in prepared.checked.rejected)
+    if any(line.reason == "unknown_class" for line in prepared.checked.rejected):
+        met = classes.unknown(box.category for box in member.image.boxes)
+        report.unknown_classes = sorted({*report.unknown_classes, *met})
     report.images.append(ImageReport(name=readable(member.image.filename), digest=prepared.digest))
     report.boxes += len(prepared.checked.objects.labels)
     report.clipped_boxes += prepared.checked.clipped

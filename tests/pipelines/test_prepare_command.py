@@ -9,6 +9,7 @@ import pytest
 from raw_sets import ROOT, digests, make_coco, make_voc
 
 from pipelines import options
+from pipelines.summary import near_prime
 
 IMAGES = {f"i{number}": [("cat", 5, 5, 30, 40), ("dog", 1, 2, 3, 9)] for number in range(6)}
 
@@ -141,6 +142,37 @@ def test_a_second_split_takes_the_classes_of_the_first(places, run):
     assert manifest["splits"]["val"]["rejected_boxes"] == {"unknown_class": 1}
 
 
+def test_classes_that_the_data_set_does_not_have_are_named_at_the_end(places, run):
+    make_voc(places / "more", {"a": [("dog", 5, 5, 30, 40), ("cow", 1, 2, 3, 9)], "b": [("ant", 1, 2, 3, 9)]})
+    val = ["--input=more", "--split=val", "--source_split=train"]
+    assert "warning" not in run()[1]
+    _, out, _ = run(*val, without=["--input", "--split"])
+    (line,) = [line for line in out.splitlines() if line.startswith("warning: boxes of ")]
+    assert all(words in line for words in ("ant, cow were", "most classes first", "--classes"))
+    # What a flag leaves out is meant to be.
+    _, out, _ = run(*val, "--output=other", "--exclude_classes=ant,cow", without=["--input", "--split", "--output"])
+    assert "warning: boxes of" not in out
+
+
+@pytest.mark.parametrize(("lost", "shards"), [(range(0, 40, 2), 3), (range(0, 20), 0), ((), 0)])
+def test_gaps_in_step_with_the_shards_are_told(places, run, lost, shards):
+    make_voc(places / "voc", {f"i{number:02d}": [("cat", 5, 5, 30, 40)] for number in range(40)})
+    for number in lost:
+        (places / f"voc/JPEGImages/i{number:02d}.jpg").write_bytes(b"broken")
+    code, out, _ = run("--shards=4")
+    warnings = [line for line in out.splitlines() if line.startswith("warning:")]
+    assert (code, len(warnings)) == (0, 1 if shards else 0)
+    if shards:
+        assert all(words in warnings[0] for words in ("of 4 shards holds 0", "0 of 20", f"--shards={shards}"))
+        _, out, _ = run(f"--shards={shards}", "--output=other", without=["--output"])
+        assert "warning" not in out
+
+
+@pytest.mark.parametrize(("shards", "prime"), [(2, 3), (3, 5), (4, 3), (8, 7), (16, 17), (32, 31), (64, 61), (7, 5)])
+def test_the_number_of_shards_that_is_advised_is_a_prime(shards, prime):
+    assert near_prime(shards) == prime
+
+
 @pytest.mark.parametrize(
     "mistake", ["--input=nowhere", "--exclude_classes=cats", "--source_split=vla", "--input_format=coco"]
 )
@@ -220,6 +252,33 @@ def test_a_signal_before_the_job_means_start_again(run, monkeypatch):
 def test_an_input_given_twice_is_refused(run):
     code, _, err = run("--input=./voc/")
     assert (code, "--input=./voc/ is given twice" in err) == (2, True), err
+
+
+def test_a_slash_at_the_end_of_a_folder_is_no_other_flag(places, run):
+    assert run("--image_dir=voc/JPEGImages")[0] == 0
+    before = digests(places / "out")
+    code, _, err = run("--input=voc/", "--image_dir=voc/JPEGImages/", "--resume", without=["--input"])
+    assert (code, err) == (0, "")
+    assert digests(places / "out") == before
+
+
+def test_the_manifest_does_not_depend_on_which_split_came_last(places, run):
+    ids = list(IMAGES)
+    for split, members in (("test", ids[:3]), ("train", ids[2:5]), ("val", ids[1:3])):
+        (places / f"voc/ImageSets/Main/{split}.txt").write_text("".join(f"{name}\n" for name in members))
+    # The same photographs under other names.
+    make_voc(places / "voc", {f"o{number}": IMAGES["i0"] for number in range(3)}, {"other": ["o0", "o1", "o2"]})
+    manifests = []
+    for order in (("test", "train", "val", "other"), ("other", "val", "train", "test")):
+        (places / "names.txt").write_text("cat\ndog\n")
+        output = f"--output={'-'.join(order)}"
+        for split in order:
+            flags = [f"--split={split}", output, "--classes=names.txt"]
+            assert run(*flags, without=["--split", "--output"])[0] == 0
+        manifests.append((places / output.removeprefix("--output=") / "dataset.json").read_bytes())
+    assert manifests[0] == manifests[1]
+    leakage = {tuple(leak["splits"]): leak["examples"] for leak in json.loads(manifests[0])["leakage"]}
+    assert leakage[("other", "test")] == ["o0.jpg", "o1.jpg", "o2.jpg"]
 
 
 def test_an_output_named_like_a_temporary_file_keeps_its_shards(places, run):

@@ -157,7 +157,7 @@ def test_leakage_is_by_bytes_not_by_name(tmp_path, prepare):
     prepare("voc", source, tmp_path / "out", "train", config=SMALL)
     manifest = prepare("voc", source, tmp_path / "out", "val", config=SMALL)
     (leak,) = manifest.leakage
-    assert (leak.splits, leak.images, leak.examples) == (("train", "val"), 1, ("c.jpg",))
+    assert (leak.splits, leak.images, leak.examples) == (("train", "val"), 1, ("b.jpg",))
 
 
 def mutate(data: bytes, rng) -> bytes:
