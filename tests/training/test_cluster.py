@@ -1,11 +1,14 @@
 """Who a worker is, out of TF_CONFIG; and a TF_CONFIG that cannot be right is refused with the reason."""
 
+import inspect
 import json
 
 import pytest
+from tensorflow.python.distribute import collective_all_reduce_strategy
 
 from ssd_dist.core.config import ClusterConfig
 from ssd_dist.core.errors import UsageError
+from ssd_dist.training import cluster as cluster_module
 from ssd_dist.training.cluster import WorkerRole, check_strategy, read_worker_role
 
 
@@ -75,3 +78,27 @@ def test_a_strategy_needs_the_workers_it_is_for(strategy, workers, fits):
         return
     with pytest.raises(UsageError, match=f"cluster.strategy: {strategy}"):
         check_strategy(config, role)
+
+
+def test_tensorflow_has_what_it_is_told_about_its_peers(monkeypatch):
+    """Private names: under another one they would be set, and nobody would read them."""
+    told = type("Told", (), {})
+    monkeypatch.setattr(cluster_module, "CollectiveAllReduceExtended", told)
+    cluster_module._watch_peers(15.0)
+    values = {name: value for name, value in vars(told).items() if name.startswith("_check_health")}
+    assert len(values) == 4
+    strategy = collective_all_reduce_strategy.CollectiveAllReduceExtended
+    source = inspect.getsource(strategy)
+    for name in values:
+        # Defined for the class and read by its instances; what another test has set is not in the source.
+        assert f"  {name} = " in source
+        assert f"self.{name}" in source
+    # A peer that dies just after a check: one interval, then all attempts in full.
+    interval, tries, each = (values[f"_check_health_{name}"] for name in ("interval", "retry_limit", "timeout"))
+    assert interval + tries * each <= 15
+
+
+def test_tensorflow_starts_variables_where_we_step_in():
+    strategy = collective_all_reduce_strategy.CollectiveAllReduceExtended
+    taken = inspect.signature(strategy._get_variable_creator_initial_value).parameters
+    assert {"replica_id", "device", "primary_var"} <= set(taken)

@@ -17,6 +17,8 @@ NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 FAMILIES = [name for name in NAMES if name.startswith(("voc0712", "coco"))]
 # The others differ from these in size and head alone.
 RECIPES = ("voc0712_ssd300.yaml", "coco_ssd300.yaml")
+# Without parameters a test is skipped: where the folder is another it is to fail.
+assert {*RECIPES} < {*FAMILIES} < {*NAMES}
 # Small enough for a test; what is left is the recipe.
 STAND_IN = [
     "model.input_size=64", "model.width=0.1", "backbone.weights=none", "data.views=1", "train.global_batch_size=4",
