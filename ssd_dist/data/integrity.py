@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ from ssd_dist.data.storage import cache_folder, locate_shard, written_aside
 
 _CHUNK = 1 << 22
 _NOTES = "sound_shards.json"
+# A start that is interrupted has not looked at a large data set in vain.
+_SAVE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,11 @@ def secure_shards(
       DataError: as `secure_plan`.
     """
     notes = _Notes(cache_folder(config))
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        found = list(pool.map(lambda shard: _secure_shard(shard, image_size, config, notes), shards))
-    notes.save()
-    return found
+    try:
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            return list(pool.map(lambda shard: _secure_shard(shard, image_size, config, notes), shards))
+    finally:
+        notes.save()
 
 
 def explain_failure(plan: EpochPlan, split: Split, config: Config) -> str | None:
@@ -195,6 +199,7 @@ class _Notes:
     def __init__(self, folder: Path) -> None:
         self._path = folder / _NOTES
         self._known = self._load()
+        self._saved = time.monotonic()
 
     def know(self, path: str, shard: Shard, every_record: bool) -> bool:
         """Whether this very file was found to have the manifest's checksum; and every record of it looked at."""
@@ -203,8 +208,10 @@ class _Notes:
         return known[:-1] == mine and (known[-1] is True or not every_record)
 
     def add(self, path: str, shard: Shard, every_record: bool) -> None:
-        """Notes that it was."""
+        """Notes that it was; kept at once every few seconds."""
         self._known[path] = [shard.sha256, *_identity(path), every_record]
+        if time.monotonic() - self._saved >= _SAVE_SECONDS:
+            self.save()
 
     def suspect(self, path: str) -> None:
         """Notes that reading the file failed: every record is to be looked at."""
@@ -216,6 +223,7 @@ class _Notes:
 
     def save(self) -> None:
         """Keeps the notes for the next start; where that is not possible it looks again."""
+        self._saved = time.monotonic()
         # Another worker of this host may have noted its own in the meantime; what is lost is looked at again.
         known = {path: note for path, note in (self._load() | self._known).items() if _may_exist(path)}
         with contextlib.suppress(OSError), written_aside(self._path) as partial:

@@ -15,6 +15,7 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import Manifest, Shard
 from ssd_dist.core.tfrecord import frame_record, read_records
+from ssd_dist.data import integrity
 from ssd_dist.data.integrity import explain_failure, secure_plan
 from ssd_dist.data.order import read_in_order
 from ssd_dist.data.pipeline import plan_training
@@ -109,6 +110,24 @@ def test_sound_shards_are_read_as_they_are_and_noted(data, notes):
     assert plan == plan_training(config, manifest.splits["train"])
     assert not replaced
     assert str(path) in notes.read_text()
+
+
+@pytest.mark.parametrize("end", ["damage", "kill"])
+def test_what_was_found_sound_before_the_end_is_noted(data, notes, monkeypatch, end):
+    config, manifest, path = data
+    first = manifest.splits["train"].views[0].shards[0].file
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    if end == "damage":
+        flip_byte(path, offsets_of(path)[3][0] + 20)
+        with pytest.raises(DataError):
+            secure(config, manifest)
+    else:
+        monkeypatch.setattr(integrity, "_SAVE_SECONDS", 0.0)
+        checksum, seen = integrity._checksum, []
+        monkeypatch.setattr(integrity, "_checksum", lambda path: seen.append(notes.exists()) or checksum(path))
+        secure(config, manifest)
+        assert seen == [False, True]
+    assert first in notes.read_text()
 
 
 @pytest.mark.parametrize(("damage", "_lost"), DAMAGES)

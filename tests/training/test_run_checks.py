@@ -4,14 +4,16 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import tensorflow as tf
 from synthetic import write_dataset
 
 from ssd_dist.core.config import Config
-from ssd_dist.core.errors import DataError, UsageError
+from ssd_dist.core.errors import DataError, RestartError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, Leakage
 from ssd_dist.training.agreement import WorkerSum
 from ssd_dist.training.cluster import WorkerRole
-from ssd_dist.training.run_checks import check_data, check_same_start
+from ssd_dist.training.rendezvous import Introduction, find_disagreement
+from ssd_dist.training.run_checks import check_data, check_same_start, introduce
 
 
 @pytest.fixture
@@ -70,8 +72,8 @@ def start_at(steps: list[int]) -> list[str]:
     def start(index: int) -> str:
         try:
             check_same_start(steps[index], together, WorkerRole(index, ("a:1",) * len(steps)), f"/disk{index}")
-        except UsageError as error:
-            return str(error)
+        except (UsageError, RestartError) as error:
+            return f"{error.exit_code}: {error}"
         return ""
 
     with ThreadPoolExecutor(len(steps)) as pool:
@@ -87,8 +89,25 @@ def test_workers_that_restored_the_same_step_go_on(step):
 def test_a_worker_with_a_folder_of_its_own_stops_all(steps):
     said = start_at(steps)
     for index, text in enumerate(said):
-        assert f"the chief goes on from step {steps[0]}" in text
+        assert text.startswith(f"2: the chief goes on from step {steps[0]}")
         assert f"--model_dir=/disk{index} must be one folder that all workers share" in text
     assert "this one, 2," in said[2]
     # The second agrees with the chief: it is another that does not.
     assert "this one" not in said[1]
+
+
+def test_workers_that_see_the_same_run_at_different_steps_start_again():
+    # A listing of NFS may be older than the newest checkpoint.
+    assert [text[:3] for text in start_at([8, 8, 4])] == ["75:"] * 3
+
+
+def test_a_host_with_a_gpu_less_is_named(leaked, monkeypatch):
+    config = leaked(("val", "test"))
+    manifest = check_data(config)
+
+    def introduce_with(index: int, gpus: int) -> Introduction:
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: ["GPU"] * gpus)
+        return introduce(WorkerRole(index, ("a:1", "b:1")), config, manifest, ())
+
+    said = find_disagreement(introduce_with(0, 8), introduce_with(1, 7))
+    assert said == "worker 1 (b:1): its number of GPUs is 7, the chief's 8"
