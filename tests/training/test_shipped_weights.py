@@ -1,0 +1,124 @@
+"""What is judged, kept and shipped are the averaged weights, and the trained ones where there is no average."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from synthetic import CLASSES, write_dataset
+
+from ssd_dist.core.config_files import load_config
+from ssd_dist.evaluation.metrics import evaluate_detections
+from ssd_dist.training.inference import evaluate_split, load_trained_model
+from ssd_dist.training.judge import Judge
+from ssd_dist.training.packing import group_parameters
+from ssd_dist.training.state import create_state
+
+SMALL = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.global_batch_size=8",
+         "eval.every_steps=3", "checkpoint.every_steps=3"]  # fmt: skip
+RUN_ALL = """
+import json, sys
+from ssd_dist.core.config_files import load_config
+from ssd_dist.training.preemption import StopRequest
+from ssd_dist.training.run import run_training
+for folder, overrides in json.load(sys.stdin):
+    run_training(load_config(sys.argv[1], overrides), folder, StopRequest())
+"""
+
+
+def values_of(variables) -> list[np.ndarray]:
+    return [variable.numpy() for variable in variables]
+
+
+def assert_equal(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    for value, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(value, other)
+
+
+def read_model(model: tf_keras.Model, path: Path) -> list[np.ndarray]:
+    """The weights that a file holds under `model`, and nothing done to them; they are the model's then."""
+    tf.train.Checkpoint(model=model).read(str(path)).expect_partial().assert_existing_objects_matched()
+    return values_of(model.variables)
+
+
+def test_the_judge_sees_shows_and_keeps_the_averages_and_puts_the_weights_back(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").touch()
+    state = create_state(load_config(tmp_path / "small.yaml", SMALL), len(CLASSES), total_steps=1)
+    for average in state.ema.averages.values():
+        average.assign_add(tf.ones_like(average))
+    before = values_of(state.model.trainable_variables)
+    seen = []
+
+    def look(*_) -> None:
+        seen.append(values_of(state.model.trainable_variables))
+
+    best = SimpleNamespace(offer=lambda step, value: look() or True)
+    evaluator = SimpleNamespace(steps=1, detections=[])
+    judge = Judge(evaluator, state, best, [], CLASSES, "metric", show=look)
+    with pytest.MonkeyPatch.context() as patch:
+        metrics = SimpleNamespace(as_dict=lambda: dict.fromkeys(("metric", "coco/AP", "coco/AP50", "voc/mAP"), 0.5))
+        patch.setattr("ssd_dist.training.judge.evaluate_detections", lambda *_: metrics)
+        quiet = SimpleNamespace(write=lambda *_: None, say=lambda _: None)
+        judge.judge(SimpleNamespace(evaluate=look), 3, quiet, quiet)
+    assert len(seen) == 3, "evaluated, shown, kept"
+    for weights in seen:
+        assert_equal(weights, [value + np.float32(1) for value in before])
+    assert_equal(values_of(state.model.trainable_variables), before)
+
+
+def train(folder: Path, *starts: list[str]) -> Path:
+    """The folder of a run that was started with these overrides, one after the other, in a process of its own."""
+    (folder / "small.yaml").touch()
+    small = [*SMALL, f"data.dir={folder / 'data'}"]
+    write_dataset(folder / "data", load_config(folder / "small.yaml", small), {"train": 16, "val": 6})
+    jobs = [(str(folder / "run"), [*small, *overrides]) for overrides in starts]
+    subprocess.run(
+        [sys.executable, "-c", RUN_ALL, str(folder / "small.yaml")],
+        input=json.dumps(jobs), text=True, timeout=280, check=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )  # fmt: skip
+    return folder / "run"
+
+
+@pytest.mark.slow
+def test_a_run_keeps_and_loads_its_averages(tmp_path: Path) -> None:
+    run = train(tmp_path, ["train.steps=3"])
+    config = load_config(run / "config.yaml")
+    model = load_trained_model(str(run), "last", config, len(CLASSES))
+    groups = group_parameters(model, config.optimizer, config.backbone)
+    loaded, best = values_of(model.variables), read_model(model, run / "best" / "ckpt-3")
+    assert_equal(loaded, best)
+    kept = {group.name: group.pack().numpy() for group in groups}
+    statistics = values_of(model.non_trainable_variables)
+    weights = read_model(model, run / "checkpoints" / "ckpt-3")
+    reader = tf.train.load_checkpoint(str(run / "checkpoints" / "ckpt-3"))
+    for group in groups:
+        average = reader.get_tensor(f"ema/averages/{group.name}/.ATTRIBUTES/VARIABLE_VALUE")
+        np.testing.assert_array_equal(kept[group.name], average)
+        # Adam moves every weight that has a gradient; after three steps the average lies behind.
+        assert (kept[group.name] != group.pack().numpy()).mean() > 0.5
+    # All that is trained is in a group, and the statistics of batch norm are not averaged twice.
+    assert sum(group.size for group in groups) + sum(value.size for value in statistics) == sum(
+        value.size for value in weights
+    )
+    assert_equal(statistics, values_of(model.non_trainable_variables))
+
+
+@pytest.mark.slow
+def test_without_an_average_a_run_goes_on_and_the_weights_themselves_are_judged(tmp_path: Path) -> None:
+    run = train(tmp_path, ["ema.enabled=false", "train.steps=3"], ["ema.enabled=false", "train.steps=6"])
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    judged = {row["step"]: row for row in rows if row["kind"] == "eval"}
+    assert sorted(judged) == [3, 6]
+    path = run / "checkpoints" / "ckpt-6"
+    assert not any(name.startswith("ema") for name, _ in tf.train.list_variables(str(path)))
+    config, manifest, truths, found = evaluate_split(str(run), "last", "val", [])
+    metrics = evaluate_detections(truths, found, manifest.classes).as_dict()
+    assert metrics == {name: judged[6][name] for name in metrics}
+    model = load_trained_model(str(run), "last", config, len(CLASSES))
+    assert_equal(values_of(model.variables), read_model(model, path))
