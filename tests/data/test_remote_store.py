@@ -1,0 +1,77 @@
+"""Data on an object store, read through `data.cache_dir`: the same records, copied once, and what is wrong is named."""
+
+from pathlib import Path
+
+import fsspec
+import pytest
+from synthetic import write_dataset
+
+from ssd_dist.core.config import Config
+from ssd_dist.core.errors import DataError
+from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
+from ssd_dist.data.integrity import secure_plan
+from ssd_dist.data.pipeline import plan_training
+from ssd_dist.data.storage import load_manifest, read_split
+
+SMALL = {"model": {"input_size": 64}, "train": {"global_batch_size": 4}}
+STORE = "memory://bucket/out"
+
+
+@pytest.fixture
+def local(tmp_path) -> tuple[Config, Manifest]:
+    """A data set of two shards here, all of which is on the store as well."""
+    config = Config.model_validate(SMALL | {"data": {"dir": str(tmp_path / "out")}})
+    manifest = write_dataset(tmp_path / "out", config, {"train": 8}, shards=2)
+    store = fsspec.filesystem("memory")
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file():
+            store.pipe(f"{STORE}/{path.relative_to(tmp_path / 'out')}", path.read_bytes())
+    yield config, manifest
+    store.rm("/bucket", recursive=True)
+
+
+@pytest.fixture
+def config(local, tmp_path) -> Config:
+    """The one that reads it from there."""
+    return Config.model_validate(SMALL | {"data": {"dir": STORE, "cache_dir": str(tmp_path / "cache")}})
+
+
+def test_a_store_holds_what_a_folder_does(local, config):
+    here, manifest = local
+    assert load_manifest(config.data) == manifest
+    split = manifest.splits["train"]
+    expected = [record.to_bytes() for record in read_split(here.data, split)]
+    assert [record.to_bytes() for record in read_split(config.data, split)] == expected
+    # Copied once: from now on the store is not needed.
+    fsspec.filesystem("memory").rm("/bucket/out/train", recursive=True)
+    assert [record.to_bytes() for record in read_split(config.data, split)] == expected
+    plan, replaced = secure_plan(plan_training(config, split), split, config)
+    assert not replaced
+    assert {Path(file).parent for files in plan.files for file in files} == {Path(config.data.cache_dir)}
+    assert len(list(Path(config.data.cache_dir).glob("*.tfrecord"))) == 2
+
+
+def test_a_lost_manifest_is_named(local, config):
+    fsspec.filesystem("memory").rm(f"/bucket/out/{MANIFEST_NAME}")
+    with pytest.raises(DataError, match=rf"{STORE}/{MANIFEST_NAME} does not exist: prepare the data first"):
+        load_manifest(config.data)
+
+
+def test_a_lost_shard_is_named(local, config):
+    split = local[1].splits["train"]
+    lost = split.views[0].shards[1].file
+    fsspec.filesystem("memory").rm(f"/bucket/out/{lost}")
+    with pytest.raises(DataError, match=rf"{STORE}/{lost} cannot be copied into data.cache_dir .*FileNotFoundError"):
+        list(read_split(config.data, split))
+
+
+def test_a_shard_that_is_another_is_named_and_not_kept(local, config):
+    here, manifest = local
+    split = manifest.splits["train"]
+    first, other = split.views[0].shards
+    content = bytearray(Path(here.data.dir, other.file).read_bytes())
+    content[len(content) // 2] ^= 1
+    fsspec.filesystem("memory").pipe(f"{STORE}/{other.file}", bytes(content))
+    with pytest.raises(DataError, match=rf"{STORE}/{other.file} does not have the manifest's checksum"):
+        list(read_split(config.data, split))
+    assert [path.stem for path in Path(config.data.cache_dir).iterdir()] == [first.sha256]
