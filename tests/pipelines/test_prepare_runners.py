@@ -1,5 +1,6 @@
 """The output is a function of input and flags: the same bytes from every runner, and after any accident."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,8 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 from raw_sets import ROOT, digests, labelled_images, make_voc
 
@@ -58,17 +59,21 @@ def cluster(tmp_path):
     dask = [sys.executable, "-m", "dask"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "cwd": tmp_path}
     options = ["--scheduler-file", str(file)]
-    processes = [subprocess.Popen([*dask, "scheduler", "--no-dashboard", "--port", "0", *options], **quiet)]
-    worker = [*dask, "worker", "--no-dashboard", "--nthreads", "1", *options]
-    processes += [subprocess.Popen(worker, **quiet) for _ in range(2)]
-    deadline = time.monotonic() + 60
-    while not file.exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    yield json.loads(file.read_text())["address"]
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.wait(30)
+    processes = []
+    try:
+        processes.append(subprocess.Popen([*dask, "scheduler", "--no-dashboard", "--port", "0", *options], **quiet))
+        worker = [*dask, "worker", "--no-dashboard", "--nthreads", "1", *options]
+        processes += [subprocess.Popen(worker, **quiet) for _ in range(2)]
+        deadline = time.monotonic() + 60
+        while not file.exists():
+            assert time.monotonic() < deadline, "Dask's scheduler did not start within 60 s"
+            time.sleep(0.2)
+        yield json.loads(file.read_text())["address"]
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(30)
 
 
 @pytest.mark.slow
@@ -170,14 +175,26 @@ def start(source, output, *flags):
 
 def children(process):
     """The worker processes, shells that only wait for them left out."""
-    found = subprocess.run(["ps", "-wwAo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    lines = [line.split(None, 2) for line in found.splitlines()]
-    below = {process.pid}
-    for _ in range(3):
-        below |= {int(pid) for pid, parent, _ in lines if int(parent) in below}
-    return [
-        int(pid) for pid, _, args in lines if int(pid) in below and "sdk_worker_main" in args and "sh -c" not in args
-    ]
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        # It may end while it is looked at.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            line = child.cmdline()
+            if "sh" not in map(os.path.basename, line[:1]) and any("sdk_worker_main" in word for word in line):
+                found.append(child.pid)
+    return found
+
+
+def workers_at_first_shard(job, output, workers):
+    """The worker processes, if there are to be any, as soon as a shard is there; the job goes on."""
+    deadline = time.monotonic() + 120
+    while not list(output.glob("train/view00-*.tfrecord")):
+        assert job.poll() is None, f"the job ended before its first shard: {job.communicate()[1]}"
+        assert time.monotonic() < deadline, "no shard within 120 s"
+        time.sleep(0.02)
+    found = children(job)
+    assert bool(found) == workers, f"worker processes: {found}"
+    return found
 
 
 @pytest.mark.slow
@@ -188,11 +205,7 @@ def test_a_killed_job_ends_as_an_undisturbed_one_when_run_again(tmp_path, prepar
     output = tmp_path / "out"
     prepare("voc", source, tmp_path / "undisturbed", config=LARGER)
     job = start(source, output, "--workers=2")
-    deadline = time.monotonic() + 120
-    workers = []
-    while not list(output.glob("train/view00-*.tfrecord")) and time.monotonic() < deadline:
-        workers = workers or children(job)
-        time.sleep(0.02)
+    workers = workers_at_first_shard(job, output, workers=True)
     if victim == "worker":
         os.kill(workers[-1], signal.SIGKILL)
         _, errors = job.communicate(timeout=120)
@@ -220,14 +233,11 @@ def test_a_stopped_job_says_so_and_goes_on(tmp_path, prepare, flags, sign):
     output = tmp_path / "out"
     prepare("voc", source, tmp_path / "undisturbed", config=LARGER)
     job = start(source, output, *flags)
-    deadline = time.monotonic() + 120
-    while not list(output.glob("train/view00-*.tfrecord")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    workers = children(job)
+    workers = workers_at_first_shard(job, output, workers=bool(flags))
     os.kill(job.pid, sign)
     _, errors = job.communicate(timeout=60)
     assert (job.returncode, len(errors.splitlines()), "--resume" in errors) == (75, 1, True), errors
-    assert not [pid for pid in workers if Path(f"/proc/{pid}/cmdline").exists()]
+    assert not [pid for pid in workers if psutil.pid_exists(pid)]
     prepare("voc", source, output, config=LARGER, resume=True)
     assert digests(output) == digests(tmp_path / "undisturbed")
 
