@@ -1,0 +1,97 @@
+"""Detecting over a split: each image once and in its order, whatever the number of replicas and the padding."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from multihost.curve_worker import build_tiny_detector
+from replicas import mirrored
+from synthetic import CLASSES, write_dataset
+
+from ssd_dist.core.config import Config
+from ssd_dist.core.errors import DataError
+from ssd_dist.data.storage import read_split
+from ssd_dist.evaluation.detections import Detections
+from ssd_dist.evaluation.evaluator import DetectorEvaluator, Interrupted
+from ssd_dist.model.detector import normalize_image
+from ssd_dist.model.postprocessing import anchor_tensor, detect
+
+pytestmark = pytest.mark.usefixtures("four_cpus")
+
+IMAGES = 11
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory):
+    """Config, split and names of eleven images in three shards, of four, four and three."""
+    folder = tmp_path_factory.mktemp("data") / "out"
+    config = Config.model_validate({"data": {"dir": str(folder)}, "model": {"input_size": 64}})
+    split = write_dataset(folder, config, {"val": IMAGES}, shards=3, objects=2).splits["val"]
+    return config, split, [record.source_id for record in read_split(config.data, split)]
+
+
+def evaluate(
+    data, strategy: tf.distribute.Strategy, batch_size: int, **options
+) -> tuple[list[Detections], tf_keras.Model]:
+    config, split, names = data
+    config = config.model_copy(update={"eval": config.eval.model_copy(update={"batch_size": batch_size})})
+    with strategy.scope():
+        tf_keras.utils.set_random_seed(3)
+        model = build_tiny_detector(config, len(CLASSES))
+        # Scores far enough apart that rounding does not change their order.
+        for variable in model.trainable_variables:
+            variable.assign(4 * variable)
+    evaluator = DetectorEvaluator(config, strategy, model, split, names, **options)
+    evaluator.evaluate(tf.constant(evaluator.steps))
+    return evaluator.detections, model
+
+
+@pytest.fixture(scope="module")
+def alone(data) -> list[Detections]:
+    """What is detected on each image by itself."""
+    _, model = evaluate(data, tf.distribute.OneDeviceStrategy("CPU:0"), IMAGES)
+    config, split, _ = data
+    found = []
+    for record in read_split(config.data, split):
+        pixels = tf.io.decode_jpeg(record.encoded, channels=3, dct_method="INTEGER_ACCURATE")[None]
+        outputs = model(normalize_image(pixels), training=False)
+        batch = detect(outputs, anchor_tensor(config), config.anchors, config.eval)
+        boxes, labels, scores = (part[0].numpy()[batch.scores[0].numpy() > 0] for part in batch)
+        found.append(Detections(record.source_id, boxes, labels, scores))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("replicas", "batch_size"),
+    [
+        (1, 4),  # one of padding
+        (1, 16),  # more than there are
+        (2, 5),  # two each
+        (4, 2),  # less than replicas: one each
+    ],
+)
+def test_replicas_detect_what_is_detected_on_each_image_alone(data, alone, replicas, batch_size):
+    strategy = mirrored(replicas) if replicas > 1 else tf.distribute.OneDeviceStrategy("CPU:0")
+    found, _ = evaluate(data, strategy, batch_size)
+    assert [one.source_id for one in found] == data[2]
+    assert sum(len(one.scores) for one in alone) > 10 * IMAGES
+    for one, expected in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(one.labels, expected.labels)
+        # A batch of another size may be summed in another order.
+        np.testing.assert_allclose(one.scores, expected.scores, rtol=1e-4)
+        np.testing.assert_allclose(one.boxes, expected.boxes, atol=1e-5)
+
+
+def test_images_differ(alone):
+    assert len({one.scores.tobytes() for one in alone}) == IMAGES
+
+
+def test_it_gives_up_when_the_run_is_to_stop(data):
+    with pytest.raises(Interrupted):
+        evaluate(data, tf.distribute.OneDeviceStrategy("CPU:0"), 4, interrupted=lambda: True)
+
+
+def test_a_split_of_which_not_all_is_seen_is_refused(data):
+    config, split, names = data
+    with pytest.raises(DataError, match=f"saw {IMAGES} of {IMAGES + 1} images"):
+        evaluate((config, split, [*names, "one more"]), tf.distribute.OneDeviceStrategy("CPU:0"), 4)
