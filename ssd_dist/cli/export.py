@@ -26,6 +26,7 @@ def main(_: list[str]) -> None:
     print(f"{where}: {size:.1f} MB, {latency:.0f} ms an image")
     print(
         f"of {parity['detections']} detections on {parity['images']} images {parity['missing']} differ"
+        + (f", {parity['surplus']} more are found" if parity["surplus"] else "")
         + (f" and {parity['undecided']} hang on rounding; " if parity["undecided"] else "; ")
         + "  ".join(f"{name} {before[name]:.3f} -> {after[name]:.3f}" for name in after if after[name] is not None)
     )

@@ -22,6 +22,7 @@ from ssd_dist.export.serving import ServedDetector
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.model.postprocessing import anchor_tensor, detect
 from ssd_dist.training.inference import check_data_of_run, load_trained_model, locate_checkpoint
+from ssd_dist.training.run_checks import memory_is_named
 from ssd_dist.training.run_folder import read_run_folder
 
 QUANTIZATIONS = {"saved_model": ("none",), "tflite": ("none", "fp16", "int8"), "onnx": ("none",)}
@@ -31,6 +32,7 @@ JUDGED_IMAGES = 500
 METRICS = ("coco/AP", "coco/AP50", "voc/mAP")
 
 
+@memory_is_named()
 def export_run(
     model_dir: str, checkpoint: str, kind: str, quantize: str, postprocess: bool | None, output: str,
     overrides: Sequence[str],
@@ -108,7 +110,8 @@ def export_run(
     (folder / CARD_NAME).write_text(json.dumps(card, indent=1) + "\n")
     if quantize == "none" and not parity.holds:
         raise CheckpointError(
-            f"{path} misses {parity.missing} of the checkpoint's {parity.detections} detections: do not ship it; "
+            f"{path} misses {parity.missing} of the checkpoint's {parity.detections} detections and has "
+            f"{parity.surplus} that it has not: do not ship it; "
             f"see {folder / CARD_NAME}"
         )
     return card

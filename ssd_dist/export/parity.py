@@ -35,20 +35,22 @@ class Parity:
       images: on how many images.
       detections: of the checkpoint with a clear score.
       missing: those of which the export has none with the same class and score at the same place.
-      undecided: as many more are missing that the checkpoint itself loses when its outputs ripple.
+      surplus: clear detections of the export of which the checkpoint has none such.
+      undecided: as many more are missing or surplus that the checkpoint itself loses or finds when its outputs ripple.
       max_box_difference: the largest difference of a coordinate among the others, normalised.
     """
 
     images: int
     detections: int
     missing: int
+    surplus: int
     undecided: int
     max_box_difference: float
 
     @property
     def holds(self) -> bool:
         """Whether the export reproduces the checkpoint."""
-        return self.missing == 0
+        return self.missing == self.surplus == 0
 
 
 def run_export(
@@ -91,30 +93,34 @@ def detect_rippled(network: Network, image: np.ndarray, name: str, config: Confi
 def compare_detections(
     reference: Sequence[Detections], found: Sequence[Detections], rippled: Callable[[int], Sequence[Detections]]
 ) -> Parity:
-    """Looks for each clear detection of the checkpoint among the export's.
+    """Looks for each clear detection of the checkpoint among the export's, and the other way round.
 
     Args:
       reference: the checkpoint's, by image.
       found: the export's.
       rippled: for the number of an image, what the checkpoint detects there with rippled outputs.
     """
-    total = missing = undecided = 0
+    total = missing = surplus = undecided = 0
     largest = 0.0
     for number, (expected, actual) in enumerate(zip(reference, found, strict=True)):
-        count = int((expected.scores >= CLEAR_SCORE).sum())
-        distances = _distances(expected, actual, count)
-        total, lost = total + count, distances > BOX_TOLERANCE
-        largest = max(largest, float(distances[~lost].max(initial=0.0)))
-        if lost.any():
-            shaky = np.any([_distances(expected, other, count) > BOX_TOLERANCE for other in rippled(number)], axis=0)
-            missing, undecided = missing + int((lost & ~shaky).sum()), undecided + int((lost & shaky).sum())
-    return Parity(len(reference), total, missing, undecided, largest)
+        distances = _distances(expected, actual)
+        lost, added = distances > BOX_TOLERANCE, _distances(actual, expected) > BOX_TOLERANCE
+        total, largest = total + len(lost), max(largest, float(distances[~lost].max(initial=0.0)))
+        if lost.any() or added.any():
+            ripples = rippled(number)
+            sometimes_lost = np.any([_distances(expected, other) > BOX_TOLERANCE for other in ripples], axis=0)
+            sometimes_found = np.any([_distances(actual, other) <= BOX_TOLERANCE for other in ripples], axis=0)
+            missing += int((lost & ~sometimes_lost).sum())
+            surplus += int((added & ~sometimes_found).sum())
+            undecided += int((lost & sometimes_lost).sum() + (added & sometimes_found).sum())
+    return Parity(len(reference), total, missing, surplus, undecided, largest)
 
 
-def _distances(expected: Detections, actual: Detections, count: int) -> np.ndarray:
-    """How far the nearest detection of the same class and score is from each of the first `count` ones; [count]."""
-    same = (actual.labels == expected.labels[:count, None]) & (
-        np.abs(actual.scores - expected.scores[:count, None]) <= SCORE_TOLERANCE
+def _distances(wanted: Detections, among: Detections) -> np.ndarray:
+    """How far the nearest detection of the same class and score is from each clear one that is wanted."""
+    count = int((wanted.scores >= CLEAR_SCORE).sum())
+    same = (among.labels == wanted.labels[:count, None]) & (
+        np.abs(among.scores - wanted.scores[:count, None]) <= SCORE_TOLERANCE
     )
-    apart = np.abs(actual.boxes - expected.boxes[:count, None]).max(axis=2)
+    apart = np.abs(among.boxes - wanted.boxes[:count, None]).max(axis=2)
     return np.where(same, apart, np.inf).min(axis=1, initial=np.inf)

@@ -10,7 +10,6 @@ equal ones. So the order is made where it is clear, from odds, and handed on as 
 
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from ssd_dist.core.anchors import generate_anchors
@@ -18,9 +17,8 @@ from ssd_dist.core.config import AnchorConfig, Config, EvalConfig
 
 # Pairs of anchor and class that reach suppression; SSD's own code keeps 400 a class (Liu et al. 2016, section 3).
 CANDIDATES = 1000
-# Suppression sees each class at a scale of its own: powers of two, so that nothing is rounded; none below 1, since
-# TensorFlow takes boxes of tiny area for empty.
-SCALES = np.exp2(np.arange(64)).astype(np.float32)
+# Suppression sees each class at a scale of its own on each axis: as many powers of two.
+SCALES = 64
 
 
 class DetectionBatch(NamedTuple):
@@ -69,10 +67,12 @@ def compute_odds(logits: tf.Tensor) -> tf.Tensor:
 def suppress(boxes: tf.Tensor, labels: tf.Tensor, scores: tf.Tensor, config: EvalConfig) -> DetectionBatch:
     """Greedy non-maximum suppression within each class of candidates [B, K], best first; equal scores keep their order.
 
-    Labels are below 4,096: 64 scales of each axis.
+    Labels are below 4,096: 64 scales of each axis. A box of no area is none.
     """
     count = tf.shape(scores)[1]
-    ranks = tf.where(scores > config.score_threshold, tf.cast(count - tf.range(count), tf.float32), 0.0)
+    # Clipped to nothing, it overlaps with no other and would never be suppressed.
+    wanted = (scores > config.score_threshold) & tf.reduce_all(boxes[..., 2:] > boxes[..., :2], axis=-1)
+    ranks = tf.where(wanted, tf.cast(count - tf.range(count), tf.float32), 0.0)
 
     def choose(image: DetectionBatch, ranks: tf.Tensor) -> DetectionBatch:
         index, count = tf.image.non_max_suppression_padded(
@@ -105,10 +105,10 @@ def set_classes_apart(boxes: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
     1..2 times another power of two for each class is a place of its own, and scaling an axis leaves IoU as it is. A
     shift by the label would cost bits: at label 80 a coordinate near 160 is known to 1.5e-5, a box of 6 pixels of 300
-    to 0.1 % of its side.
+    to 0.1 % of its side. Powers of two round nothing; none is below 1, since TensorFlow takes tiny areas for empty.
     """
-    scales = tf.constant(SCALES)
-    y, x = tf.gather(scales, labels // len(SCALES)), tf.gather(scales, labels % len(SCALES))
+    # Computed, not looked up: the converter to float16 makes 65504 of every constant above it.
+    y, x = (tf.pow(2.0, tf.cast(power, tf.float32)) for power in (labels // SCALES, labels % SCALES))
     return (1.0 + boxes) * tf.stack([y, x, y, x], axis=-1)
 
 

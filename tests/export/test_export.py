@@ -34,7 +34,7 @@ from ssd_dist.export.parity import compare_detections, detect_rippled
 from ssd_dist.model import detector
 from ssd_dist.model.batch_norm import ReplicaBatchNormalization
 from ssd_dist.model.detector import build_detector
-from ssd_dist.model.postprocessing import anchor_tensor
+from ssd_dist.model.postprocessing import anchor_tensor, set_classes_apart
 from ssd_dist.training.checkpoints import BestModel
 from ssd_dist.training.inference import check_data_of_run
 from ssd_dist.training.prediction import Wishes, open_run, predict_images
@@ -279,6 +279,28 @@ def test_a_lost_detection_counts_unless_rounding_alone_would_lose_it(photograph)
     assert (other.missing, other.undecided) == (1, 0)
     nothing = without(without(without(photograph, 0), 0), 0)
     assert compare_detections([photograph], [nothing], lambda _: steady).missing == 3
+    # What suppression let through is as wrong as what it took.
+    more = compare_detections(lost, [photograph], lambda _: [without(photograph, 1)] * 3)
+    assert (more.missing, more.surplus, more.holds) == (0, 1, False)
+    assert compare_detections(lost, [photograph], lambda _: shaky).undecided == 1
+
+
+def test_classes_stay_apart_in_float16_files():
+    labels = tf.range(80)
+    boxes = tf.tile([[0.25, 0.5, 0.75, 1.0]], [80, 1])
+    signature = [tf.TensorSpec(value.shape, value.dtype) for value in (boxes, labels)]
+    move = tf.function(set_classes_apart, input_signature=signature)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([move.get_concrete_function()])
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_types = [tf.float16]
+    interpreter = tf.lite.Interpreter(model_content=converter.convert())
+    interpreter.allocate_tensors()
+    for value, detail in zip((boxes, labels), interpreter.get_input_details(), strict=True):
+        assert detail["dtype"] == value.dtype.as_numpy_dtype
+        interpreter.set_tensor(detail["index"], value.numpy())
+    interpreter.invoke()
+    places = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    np.testing.assert_array_equal(places, set_classes_apart(boxes, labels))
 
 
 def test_ripples_shake_what_is_tied_and_nothing_else():

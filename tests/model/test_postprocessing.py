@@ -83,6 +83,14 @@ def test_classes_never_meet():
         np.testing.assert_array_equal(np.log2(low), np.stack([y, x], 1) + cell)
 
 
+def test_a_box_outside_the_image_is_no_detection():
+    # Clipped to nothing, two of them overlap with no other box and would each take a place.
+    boxes = np.array([[0.2, 1.0, 0.4, 1.0], [0.1, 0.1, 0.3, 0.3], [0.0, 0.5, 0.0, 0.6]], np.float32)
+    scores = np.array([0.9, 0.8, 0.7], np.float32)
+    _, _, kept = run_suppress(boxes, np.ones(3, np.int32), scores, EvalConfig(max_detections=3))
+    assert kept.tolist() == [scores[1], 0, 0]
+
+
 def test_equal_scores_keep_their_order():
     boxes = np.tile(np.array([[0.1, 0.1, 0.3, 0.3]], np.float32), (3, 1))
     labels = np.array([2, 1, 2], np.int32)
