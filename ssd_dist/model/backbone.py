@@ -41,7 +41,8 @@ def build_backbone(config: BackboneConfig, model: ModelConfig, sync_batch_norm: 
             return choose_convolution(type(layer), options).from_config(options)
         kind = SyncBatchNormalization if sync_batch_norm else ReplicaBatchNormalization
         norm = kind.from_config({**layer.get_config(), "momentum": model.batch_norm_momentum})
-        norm.trainable = not config.freeze_batch_norm
+        # What learns nothing must not change by its statistics either.
+        norm.trainable = not config.freeze_batch_norm and config.lr_scale > 0
         return norm
 
     network = tf_keras.models.clone_model(stock, clone_function=clone_layer)

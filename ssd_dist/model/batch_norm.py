@@ -13,13 +13,24 @@ from tf_keras import layers
 
 
 class ReplicaBatchNormalization(layers.BatchNormalization):
-    """`BatchNormalization` with statistics of each replica's batch in training."""
+    """`BatchNormalization` over the last axis with statistics of each replica's batch in training."""
 
     def add_weight(self, *args: Any, **options: Any) -> tf.Variable:
         """Moving statistics are read from the first replica: all have the same."""
         if options.get("synchronization") == tf.VariableSynchronization.ON_READ:
             options["aggregation"] = tf.VariableAggregation.ONLY_FIRST_REPLICA
         return super().add_weight(*args, **options)
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Normalises [B, ..., C]; a frozen layer, or one out of training, uses its moving statistics."""
+        if not training or self.trainable:
+            return super().call(inputs, training=training)
+        # Not fused: on GPUs that kernel has no deterministic gradient where the statistics stand still.
+        return self._normalize(tf.cast(inputs, self.moving_mean.dtype), self.moving_mean, self.moving_variance)
+
+    def _normalize(self, values: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+        normalized = tf.nn.batch_normalization(values, mean, variance, self.beta, self.gamma, self.epsilon)
+        return tf.cast(normalized, self.compute_dtype)
 
 
 class SyncBatchNormalization(ReplicaBatchNormalization):
@@ -33,7 +44,7 @@ class SyncBatchNormalization(ReplicaBatchNormalization):
         """Normalises [B, ..., C]; a frozen layer, or one out of training, uses its moving statistics."""
         context = tf.distribute.get_replica_context()
         if not training or not self.trainable or context is None:
-            return super().call(inputs, training=training and context is None)
+            return super().call(inputs, training=training)
         values = tf.cast(inputs, self.moving_mean.dtype)
         center = tf.stop_gradient(self.moving_mean)
         local_mean, local_variance = tf.nn.moments(values, list(range(len(inputs.shape) - 1)))
@@ -43,8 +54,7 @@ class SyncBatchNormalization(ReplicaBatchNormalization):
         mean, variance = center + shift, tf.maximum(second_moment - shift * shift, 0.0)
         self.moving_mean.assign_add((1.0 - self.momentum) * (mean - self.moving_mean))
         self.moving_variance.assign_add((1.0 - self.momentum) * (variance - self.moving_variance))
-        normalized = tf.nn.batch_normalization(values, mean, variance, self.beta, self.gamma, self.epsilon)
-        return tf.cast(normalized, self.compute_dtype)
+        return self._normalize(values, mean, variance)
 
 
 def moving_statistics(model: tf_keras.Model) -> list[tf.Variable]:

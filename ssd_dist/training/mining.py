@@ -88,9 +88,8 @@ def _sortable_bits(values: tf.Tensor) -> tf.Tensor:
 
 def _count_digits(digit: tf.Tensor, within: tf.Tensor, bins: int) -> tf.Tensor:
     """float64 [bins] histogram; float64 counts exactly to 2^53 and every collective takes it."""
-    flat = tf.where(within, tf.cast(digit, tf.int32), bins)
-    counts = tf.math.bincount(tf.reshape(flat, [-1]), minlength=bins + 1, maxlength=bins + 1)
-    return tf.cast(counts[:bins], tf.float64)
+    # Not bincount, of which GPUs have no deterministic kernel.
+    return tf.math.unsorted_segment_sum(tf.cast(within, tf.float64), digit, bins)
 
 
 def _sum_over_replicas(values: tf.Tensor) -> tf.Tensor:

@@ -12,6 +12,7 @@ from ssd_dist.core.anchors import feature_sizes, generate_anchors
 from ssd_dist.core.config import AnchorConfig, Config
 from ssd_dist.core.errors import CheckpointError
 from ssd_dist.model.backbone import build_backbone
+from ssd_dist.model.batch_norm import ReplicaBatchNormalization
 from ssd_dist.model.detector import build_detector, normalize_image
 
 CLASSES = 3
@@ -152,8 +153,9 @@ def test_all_norms_have_the_momentum_of_the_config(detector):
     assert {norm.momentum for norm in norms} == {0.87}
 
 
-def test_freezing_the_norms_of_the_backbone_freezes_only_those():
-    model = build_detector(config_of(freeze_batch_norm=True), CLASSES)
+@pytest.mark.parametrize("frozen", [{"freeze_batch_norm": True}, {"lr_scale": 0.0}])
+def test_freezing_the_norms_of_the_backbone_freezes_only_those(frozen):
+    model = build_detector(config_of(**frozen), CLASSES)
     backbone = model.get_layer("backbone")
     inside = {layer.name for layer in _all_layers(backbone) if isinstance(layer, tf_keras.layers.BatchNormalization)}
     for layer in _all_layers(model):
@@ -163,6 +165,31 @@ def test_freezing_the_norms_of_the_backbone_freezes_only_those():
     model(tf.random.stateless_uniform([2, 64, 64, 3], [0, 1]), training=True)
     for variable, value in zip(backbone.non_trainable_variables, before, strict=True):
         np.testing.assert_array_equal(variable, value)
+
+
+def test_a_frozen_norm_has_a_gradient_that_gpus_compute_deterministically():
+    norm = ReplicaBatchNormalization()
+    norm.build([None, 4, 4, 3])
+    norm.set_weights([*np.random.default_rng(0).uniform(0.5, 2.0, (4, 3))])
+    norm.trainable = False
+
+    @tf.function
+    def run(values):
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            outputs = norm(values, training=True)
+        return outputs, tape.gradient(outputs, values)
+
+    values = tf.random.stateless_normal([2, 4, 4, 3], [0, 1])
+    outputs, gradient = run(values)
+    # Six multiplications in another order.
+    np.testing.assert_allclose(outputs, norm(values, training=False), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        gradient, tf.broadcast_to(norm.gamma / tf.sqrt(norm.moving_variance + norm.epsilon), values.shape), rtol=1e-5
+    )
+    # TensorFlow refuses the fused one there (pull request 50505).
+    graph = run.get_concrete_function(values).graph
+    assert not [operation.type for operation in graph.get_operations() if "FusedBatchNorm" in operation.type]
 
 
 def test_outputs_are_float32_under_mixed_precision():

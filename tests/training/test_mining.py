@@ -156,6 +156,15 @@ def test_replicas_agree_at_the_size_of_ssd300(seed):
         np.testing.assert_array_equal(run_global(replicas, losses, candidates, quota), expected)
 
 
+def test_the_select_needs_nothing_that_gpus_do_not_do_deterministically():
+    losses, candidates = np.zeros((IMAGES, ANCHORS), np.float32), np.ones((IMAGES, ANCHORS), bool)
+    choose = tf.function(lambda *args: mine_global(*args, np.arange(IMAGES, dtype=np.int32), IMAGES))
+    graph = choose.get_concrete_function(losses, candidates, tf.constant(3)).graph
+    kinds = {operation.type for operation in graph.get_operations()}
+    assert "UnsortedSegmentSum" in kinds  # deterministic on GPUs since TensorFlow 2.7
+    assert not {"Bincount", "DenseBincount"} & kinds
+
+
 def test_mining_carries_no_gradient():
     losses = tf.Variable(np.random.default_rng(2).normal(size=(IMAGES, ANCHORS)).astype(np.float32))
     everything = tf.ones([IMAGES, ANCHORS], tf.bool)
