@@ -1,6 +1,7 @@
 """Why detections are wrong, and what each kind of mistake costs: TIDE (Bolya et al. 2020, section 2).
 
-A miss is put down to the first of these that holds, with IoU bounds 0.5 (right place) and 0.1 (some place):
+A miss is put down to the first of these that holds, in an order of our own, with IoU bounds 0.5 (right place) and 0.1
+(some place):
 
     duplicate      its class's object is right there, but a better detection has it
     class          an object of another class is right there

@@ -21,6 +21,8 @@ _COCO_NAMES = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
     "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large",
 )  # fmt: skip
+# COCO's largest size class, "all", ends at 1e5^2 pixels.
+BEYOND_ALL_SIZES = 1e11
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,12 @@ def _coco_annotations(truths: Sequence[GroundTruth]) -> list[dict[str, Any]]:
     for image_id, truth in enumerate(truths, start=1):
         objects = truth.objects
         boxes = coco_boxes(objects.boxes, truth.height, truth.width)
-        # COCO knows no difficult objects; what it has for neither to be found nor wrong to find is the crowd.
-        ignored = (objects.is_crowd | objects.difficult).tolist()
-        rows = zip(boxes, objects.labels.tolist(), objects.area.tolist(), ignored, strict=True)
-        for box, label, area, ignore in rows:
+        # COCO knows no difficult objects; what is outside all of its size classes is neither to be found nor wrong to
+        # find. As a crowd it would excuse whatever lies within it.
+        areas = np.where(objects.difficult & ~objects.is_crowd, BEYOND_ALL_SIZES, objects.area).tolist()
+        for box, label, area, crowd in zip(
+            boxes, objects.labels.tolist(), areas, objects.is_crowd.tolist(), strict=True
+        ):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -119,7 +123,7 @@ def _coco_annotations(truths: Sequence[GroundTruth]) -> list[dict[str, Any]]:
                     "category_id": label,
                     "bbox": box,
                     "area": area,
-                    "iscrowd": int(ignore),
+                    "iscrowd": int(crowd),
                 }
             )
     return annotations

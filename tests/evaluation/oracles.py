@@ -20,6 +20,14 @@ def pycocotools_reference(truths, detections, classes: int) -> tuple[list[float]
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
+    class DifficultIgnored(COCOeval):
+        """pycocotools overwrites a field "ignore" by "iscrowd" as it prepares; this sets it after that."""
+
+        def _prepare(self):
+            super()._prepare()
+            for annotation in (one for group in self._gts.values() for one in group):
+                annotation["ignore"] = annotation["ignore"] or annotation["difficult"]
+
     def pixels(box):
         ymin, xmin, ymax, xmax = (float(v) for v in box)
         return [xmin * WIDTH, ymin * HEIGHT, (xmax - xmin) * WIDTH, (ymax - ymin) * HEIGHT]
@@ -37,8 +45,8 @@ def pycocotools_reference(truths, detections, classes: int) -> tuple[list[float]
                     "category_id": int(image.objects.labels[n]),
                     "bbox": pixels(box),
                     "area": float(image.objects.area[n]),
-                    # As a crowd: pycocotools overwrites a field "ignore" by this one.
-                    "iscrowd": int(image.objects.is_crowd[n] or image.objects.difficult[n]),
+                    "iscrowd": int(image.objects.is_crowd[n]),
+                    "difficult": bool(image.objects.difficult[n]),
                 }
             )
     for i, image in enumerate(detections):
@@ -62,7 +70,7 @@ def pycocotools_reference(truths, detections, classes: int) -> tuple[list[float]
             side.dataset = {"images": images, "categories": categories, "annotations": rows}
             side.createIndex()
             sides.append(side)
-        evaluation = COCOeval(*sides, "bbox")
+        evaluation = DifficultIgnored(*sides, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

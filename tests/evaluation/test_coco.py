@@ -48,6 +48,12 @@ def test_coco_a_difficult_object_is_neither_hit_nor_miss():
         assert assert_equals_pycocotools(truths, detections, 1).scalars["coco/AP"] == pytest.approx(1)
     alone = assert_equals_pycocotools([truth("a", boxes, [1, 1], difficult=[True, True])], [found("a", [], [], [])], 1)
     assert alone.scalars["coco/AP"] is None
+    # It excuses what finds it, not whatever lies within it: five wrong before the right one.
+    large, small = [0, 0, 400, 400], [300, 300, 340, 340]
+    within = [[20 + 50 * n, 20, 50 + 50 * n, 50] for n in range(5)]
+    detections = [found("a", [*within, large, small], [1] * 7, np.linspace(0.95, 0.5, 7))]
+    mixed = [truth("a", [large, small], [1, 1], difficult=[True, False])]
+    assert assert_equals_pycocotools(mixed, detections, 1).scalars["coco/AP"] == pytest.approx(1 / 6)
 
 
 def test_coco_at_the_iou_thresholds():
