@@ -31,7 +31,7 @@ def main(_: list[str]) -> None:
     if output:
         output.write_text(json.dumps(metrics | {"analysis": analysis}, indent=1) + "\n")
     if pictures:
-        subtitle = f"mAP@0.5 {format_value(metrics['coco/AP50'])}, COCO AP {format_value(metrics['coco/AP'])}"
+        subtitle = f"COCO AP50 {format_value(metrics['coco/AP50'])}, AP {format_value(metrics['coco/AP'])}"
         gallery = draw_gallery(config, manifest.splits[split], detections, manifest.classes, title, subtitle)
         gallery.save(pictures, "PNG")
 

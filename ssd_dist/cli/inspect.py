@@ -23,6 +23,9 @@ def main(_: list[str]) -> None:
     else:
         refuse_flags(["max_images", "fit_anchors"], beside="model_dir")
     output = flags.FLAGS["output"].value or default_output(data, model_dirs)
+    for flag, name in (("output", output), ("fit_anchors", flags.FLAGS["fit_anchors"].value)):
+        if name and "://" in name:
+            raise UsageError(f"--{flag}={name}: it is written as a local file; copy it there afterwards")
     # TensorFlow takes seconds to load: only once the flags are right.
     if data:
         from ssd_dist.report.data_page import build_data_page, write_fitted_anchors

@@ -113,7 +113,10 @@ class ModelConfig(Section):
 
 
 class BackboneConfig(Section):
-    """The MobileNetV2 below the heads. `weights` is `imagenet`, `none` or the path of a Keras weight file."""
+    """The MobileNetV2 below the heads. `weights` is `imagenet`, `none` or the path of a Keras weight file.
+
+    Its learning rate is `lr_scale` times that of the rest; 0 freezes it, its batch norms as well.
+    """
 
     weights: Annotated[str, Field(min_length=1)] = "imagenet"
     lr_scale: NonNegativeFloat = 1.0
@@ -146,7 +149,11 @@ class MiningConfig(Section):
 
 
 class AmpConfig(Section):
-    """Mixed precision. `loss_scale` is `dynamic` or a fixed factor; `force_fp32` names ops kept in float32."""
+    """Mixed precision. `loss_scale` is `dynamic` or a fixed factor; `force_fp32` names ops kept in float32.
+
+    Mining, matching, decoding and suppression are made for float32 and keep it in any case. The loss takes what the
+    heads give, which is float32 under both policies, and float64 where Keras computes in that.
+    """
 
     enabled: bool = False
     policy: Literal["mixed_float16", "mixed_bfloat16"] = "mixed_float16"
@@ -171,7 +178,11 @@ class EmaConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW or SGD with momentum; `clip_norm: 0` means no clipping."""
+    """AdamW or SGD with momentum; `clip_norm: 0` means no clipping.
+
+    `weight_decay` is decoupled in both (Loshchilov and Hutter 2019): added to the step, times the learning rate, not to
+    the gradient. SGD's is therefore not multiplied by momentum: papers' 5e-4 at momentum 0.9 are about 5e-3 here.
+    """
 
     name: Literal["adamw", "sgd"] = "adamw"
     lr: PositiveFloat = 1e-3
@@ -191,10 +202,11 @@ class ScheduleConfig(Section):
 class TrainConfig(Section):
     """How long, how many, how reproducible. `steps` above 0 overrides `epochs`.
 
-    `accumulate_steps` splits each replica's batch into that many parts, one after another: less memory, the same
-    gradient. After `stall_seconds` without a step the stacks of all threads are printed. A loss that is NaN or infinite
-    stops the run, or, at most `recover_from_blowup` times, takes it back to its last checkpoint, from where it goes on
-    after the batch that did it. With `jit_compile` XLA compiles the network.
+    `accumulate_steps` splits each replica's batch into that many parts, one after another: less memory, and the same
+    gradient where batch norms are frozen; others see one part at a time. After `stall_seconds` without a step the
+    stacks of all threads are printed. A loss that is NaN or infinite stops the run, or, at most `recover_from_blowup`
+    times, takes it back to its last checkpoint, from where it goes on after the batch that did it. With `jit_compile`
+    XLA compiles the network.
     """
 
     epochs: PositiveInt = 40
@@ -220,7 +232,7 @@ class EvalConfig(Section):
     metric: Literal["coco/AP", "coco/AP50", "voc07/mAP", "voc/mAP"] = "coco/AP"
     batch_size: PositiveInt = 16
     score_threshold: Fraction = 0.01
-    nms_iou: Fraction = 0.5
+    nms_iou: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     max_detections: PositiveInt = 100
 
 

@@ -191,6 +191,8 @@ def _explain_unknown_key(location: Sequence[str], given: Any) -> str:
     if dotted := next((part for part in location if "." in part), None):
         nested = ": {".join(dotted.split(".")) + ": ..." + "}" * dotted.count(".")
         return f"unknown key {key!r} (given: {given!r}): dots are for --set, in a file it is {nested}"
+    if key == "extends":
+        return f"extends (given: {given!r}) belongs in a file, as its first line: what it names is read before the file"
     known = [k for leaf in flatten_config(Config()) for k in (leaf, *_parents(leaf))]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
     # A right name in the wrong section is nearer to what was meant than a similar spelling.

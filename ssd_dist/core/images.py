@@ -1,4 +1,4 @@
-"""From the bytes of an image file to the square the network sees: the same pixels for prepare and for predict.
+"""From the bytes of an image file to the square the network sees: the same way in prepare and in predict.
 
     bytes -> decode (sized first) -> upright (EXIF) -> RGB -> [resize to size x size]
 

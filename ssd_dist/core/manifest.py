@@ -92,7 +92,7 @@ class Split(_Part):
             differs = _differences(self.windows.model_dump(), wanted.model_dump(), "data.augmentation.")
             raise DataError(
                 f"the views in {path} were prepared with other windows than the config asks for ({differs}): "
-                "run prepare again with this config, or take over what was prepared"
+                "prepare again with this config into another --output, or take over what was prepared"
             )
 
 
@@ -121,7 +121,7 @@ class Manifest(_Part):
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, path: str) -> "Manifest":
+    def from_json(cls, text: str | bytes, path: str) -> "Manifest":
         """Parses the manifest read from `path`.
 
         Raises:
@@ -129,12 +129,13 @@ class Manifest(_Part):
         """
         try:
             tree = json.loads(text)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # bytes may also be no UTF-8
             raise DataError(f"{path} is not valid JSON ({error}); prepare the data again") from None
         version = tree.get("format_version") if isinstance(tree, dict) else None
         if version != FORMAT_VERSION:
             raise DataError(
-                f"{path} has format version {version!r}, this program reads {FORMAT_VERSION}; prepare again"
+                f"{path} has format version {version!r}, this program reads {FORMAT_VERSION}; "
+                "prepare again into another --output"
             )
         try:
             return cls.model_validate(tree)
@@ -160,14 +161,14 @@ class Manifest(_Part):
         if self.image_size != input_size:
             raise DataError(
                 f"{path} was prepared with other images than the config asks for ({differs}): "
-                "run prepare again with this config"
+                "prepare again with this config into another --output"
             )
         if config.data.targets == "precomputed" and self.fingerprint != fingerprint(
             config.anchors, config.matching, input_size
         ):
             raise DataError(
                 f"{path} was prepared for other targets than the config asks for ({differs}): "
-                "run prepare again with this config, or set data.targets: online"
+                "prepare again with this config into another --output, or set data.targets: online"
             )
 
     def spec(self) -> dict[str, Any]:

@@ -85,15 +85,25 @@ def choose_window(boxes: tf.Tensor, seed: tf.Tensor, config: AugmentationConfig)
 
 
 def render_window(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
-    """The window of image uint8 [S, S, 3] as uint8 [S, S, 3], bilinear; what lies beyond the image is filled."""
+    """The window of image uint8 [S, S, 3] as uint8 [S, S, 3], bilinear; what lies beyond the image is filled.
+
+    What is made smaller is smoothed first, as the resized pictures are that the model is judged by.
+    """
     size = image.shape[0]
     low, length = window[:2], window[2:] - window[:2]
-    # Pixel centres lie at (i + 0.5) / S; crop_and_resize counts from corner to corner.
-    first = ((low + 0.5 / size * length) * size - 0.5) / (size - 1)
-    last = ((low + (size - 0.5) / size * length) * size - 0.5) / (size - 1)
-    box = tf.concat([first, last], 0)[None]
-    pixels = tf.image.crop_and_resize(tf.cast(image, tf.float32)[None], box, [0], [size, size], extrapolation_value=-1)
-    pixels = tf.where(pixels[0] < 0, tf.constant(FILL, tf.float32), pixels[0])
+    pixels = tf.raw_ops.ScaleAndTranslate(
+        images=image[None],
+        size=[size, size],
+        scale=1.0 / length,
+        translation=-low / length * size,
+        kernel_type="triangle",
+        antialias=True,
+    )[0]
+    # The centres of the window's pixels, in units of the image.
+    centers = low + (tf.range(size, dtype=tf.float32)[:, None] + 0.5) / size * length
+    rows, columns = tf.unstack((centers > 0) & (centers < 1), axis=1)
+    shown = rows[:, None] & columns
+    pixels = tf.where(shown[..., None], pixels, tf.constant(FILL, tf.float32))
     return tf.cast(tf.round(pixels), tf.uint8)
 
 

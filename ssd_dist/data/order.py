@@ -44,11 +44,11 @@ class EpochPlan:
             raise DataError(
                 f"an epoch has {self.shard_records * self.shards} records ({self.shards} shards, each with at least "
                 f"{self.shard_records}), fewer than train.global_batch_size ({self.global_batch_size}): "
-                "prepare with fewer shards (--shards), or lower the batch size"
+                "prepare into another --output with fewer shards (--shards), or lower the batch size"
             )
         for what, number in (("shards", self.shards), ("train.global_batch_size", self.global_batch_size)):
             if number % self.workers:
-                mend = "prepare again with --shards=" if what == "shards" else "set it to "
+                mend = "prepare again into another --output with --shards=" if what == "shards" else "set it to "
                 raise UsageError(
                     f"{number} ({what}) does not divide by {self.workers} workers; take another number of workers, or "
                     f"{mend}a multiple of {self.workers}"

@@ -33,7 +33,7 @@ def plan_training(config: Config, split: Split, worker: int = 0, workers: int = 
     if len(views) < wanted:
         raise DataError(
             f"data.views is {config.data.views}, but {config.data.dir} was prepared with {len(split.views)}; "
-            "prepare again with this config, or lower data.views"
+            "prepare again with this config into another --output, or lower data.views"
         )
     if wanted > 1:
         split.check_windows(config.data.augmentation, config.data.dir)

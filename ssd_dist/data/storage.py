@@ -31,7 +31,7 @@ def load_manifest(config: DataConfig) -> Manifest:
     if not config.dir:
         raise DataError("data.dir is not set; give the folder that prepare wrote, e.g. --set data.dir=OUT")
     path = join(config.dir, MANIFEST_NAME)
-    return Manifest.from_json(_read_small_file(path, config).decode(), path)
+    return Manifest.from_json(_read_small_file(path, config), path)
 
 
 def locate_shards(shards: tuple[Shard, ...], config: DataConfig, any_size: bool = False) -> list[str]:

@@ -149,8 +149,11 @@ def read_best(model_dir: str) -> dict | None:
         return None
     try:
         with tf.io.gfile.GFile(path) as file:
-            return dict(json.loads(file.read()))
-    except (OSError, ValueError, tf.errors.OpError) as error:
+            best = json.loads(file.read())
+        # The three keys that every program may count on say the rest, where no other model is kept.
+        first = _entry(best["step"], best["value"])
+        return {**first, "metric": best["metric"], "kept": best.get("kept", [first])}
+    except (OSError, ValueError, TypeError, KeyError, tf.errors.OpError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); take it away to start a new best") from None
 
 

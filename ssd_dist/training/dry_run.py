@@ -25,7 +25,7 @@ from ssd_dist.training.assembly import distribute_training
 from ssd_dist.training.checkpoints import latest_checkpoint
 from ssd_dist.training.cluster import WorkerRole, create_strategy, read_worker_role
 from ssd_dist.training.run import make_reproducible
-from ssd_dist.training.run_checks import check_data, check_steps_left
+from ssd_dist.training.run_checks import check_data, check_steps_left, memory_is_named
 from ssd_dist.training.run_folder import check_same_run
 from ssd_dist.training.state import TrainState, create_state
 
@@ -37,6 +37,7 @@ MEBI = 2.0**20
 Section = list[tuple[str, str]]
 
 
+@memory_is_named()
 def describe_dry_run(config: Config, model_dir: str | None) -> dict[str, Section]:
     """(name, value) pairs by section, of what `run_training` would do with this config.
 

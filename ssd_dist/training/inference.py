@@ -19,6 +19,7 @@ from ssd_dist.evaluation.evaluator import DetectorEvaluator, read_ground_truth
 from ssd_dist.training.checkpoints import latest_checkpoint, read_best, restore_checkpoint
 from ssd_dist.training.cluster import WorkerRole, create_strategy
 from ssd_dist.training.precision import AMPContext
+from ssd_dist.training.run_checks import memory_is_named
 from ssd_dist.training.run_folder import read_run_folder
 from ssd_dist.training.state import create_state
 
@@ -68,6 +69,7 @@ def locate_checkpoint(model_dir: str, checkpoint: str) -> str:
     return path
 
 
+@memory_is_named()
 def evaluate_split(
     model_dir: str, checkpoint: str, split: str, overrides: Sequence[str]
 ) -> tuple[Config, Manifest, list[GroundTruth], list[Detections]]:
@@ -109,7 +111,7 @@ def check_data_of_run(config: Config, manifest: Manifest, trained_on: Manifest, 
     if manifest.image_size != config.model.input_size:
         raise DataError(
             f"{config.data.dir} was prepared with image_size {manifest.image_size}, and the model of {model_dir} takes "
-            f"{config.model.input_size}: run prepare again with --config={model_dir}/config.yaml"
+            f"{config.model.input_size}: prepare again into another --output with --config={model_dir}/config.yaml"
         )
 
 

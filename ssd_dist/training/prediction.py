@@ -1,4 +1,4 @@
-"""Detections on loose image files, with the very pixels that prepare would have made of them.
+"""Detections on loose image files, resized as prepare resizes them; the JPEG that prepare then writes is left out.
 
 files -> decode, upright, resize (core.images) -> batches -> detections -> pictures, COCO results, CSV
 """
@@ -22,6 +22,7 @@ from ssd_dist.model.detector import normalize_image
 from ssd_dist.model.postprocessing import DetectionBatch, anchor_tensor, detect
 from ssd_dist.training.image_files import is_remote, read_image
 from ssd_dist.training.inference import load_trained_model
+from ssd_dist.training.run_checks import memory_is_named
 from ssd_dist.training.run_folder import read_run_folder
 
 # Decoding and drawing run beside each other: Pillow leaves the interpreter free while it works.
@@ -77,6 +78,7 @@ def open_run(model_dir: str, checkpoint: str, overrides: Sequence[str]) -> Loade
     return LoadedDetector(config.model.input_size, config.eval.batch_size, tuple(manifest.classes), run_batch)
 
 
+@memory_is_named()
 def predict_images(
     detector: LoadedDetector, files: Sequence[str], output: str, wishes: Wishes
 ) -> tuple[int, int, list[tuple[str, str]]]:

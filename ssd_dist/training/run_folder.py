@@ -109,7 +109,7 @@ def read_run_folder(model_dir: str, overrides: Sequence[str] = ()) -> tuple[Conf
             raise CheckpointError(f"{folder} is not a run: it has no {name}; give the --model_dir of a training run")
     manifest_path = folder / MANIFEST_NAME
     return load_config(folder / CONFIG_NAME, overrides), Manifest.from_json(
-        manifest_path.read_text(), str(manifest_path)
+        manifest_path.read_bytes(), str(manifest_path)
     )
 
 

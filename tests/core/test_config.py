@@ -187,6 +187,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(write, text, words):
         ("train=3", ["--set train=3", "section"]),
         ("train.epochs.x=3", ["train.epochs", "integer"]),
         ("train.epochs=[", ["--set train.epochs=[", "not valid YAML"]),
+        ("extends=base.yaml", ["--set extends=base.yaml", "belongs in a file"]),
         ("train.epochs={a: 1, a: 2}", ["'a' is given twice"]),
     ],
 )

@@ -178,8 +178,14 @@ def test_online_targets_fit_any_shards_with_images_of_their_size(change, key, va
     if key != "image_size":
         make_manifest().check_fits(config, "OUT/dataset.json")
         return
-    with pytest.raises(DataError, match=r"prepare again with this config$"):
+    with pytest.raises(DataError, match=r"prepare again with this config into another --output$"):
         make_manifest().check_fits(config, "OUT/dataset.json")
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe{", "{", "[]", "3", b""])
+def test_what_is_no_manifest_is_named(text):
+    with pytest.raises(DataError, match=r"^OUT/dataset.json (is not valid JSON|has format version)"):
+        Manifest.from_json(text, "OUT/dataset.json")
 
 
 def test_splits_are_found_or_the_message_names_those_there_are():

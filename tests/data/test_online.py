@@ -106,8 +106,9 @@ def test_pixels_and_boxes_agree(seed):
     np.testing.assert_allclose(frame_of(view), seen.boxes[0], atol=2.5 / SIZE)
 
 
-def test_the_whole_image_is_itself():
-    image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+@pytest.mark.parametrize("size", [41, 47, 97, SIZE])  # of the first three 0.5 / S * S is not 0.5 in float32
+def test_the_whole_image_is_itself(size):
+    image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
     np.testing.assert_array_equal(render_window(tf.constant(image), tf.constant([0.0, 0.0, 1.0, 1.0])), image)
 
 
@@ -122,6 +123,14 @@ def test_pixels_are_taken_from_where_their_centres_lie(window):
         low, high = window[channel], window[channel + 2]
         # Half a step is the rounding to uint8; half a pixel of the image would be 0.5 more.
         np.testing.assert_allclose(along, (low + centers * (high - low)) * 256 - 0.5, atol=0.5 + 1e-3)
+
+
+def test_what_is_made_smaller_is_smoothed():
+    image = np.zeros((SIZE, SIZE, 3), np.uint8)
+    image[:, ::2] = 255
+    view = render_window(tf.constant(image), tf.constant([0.0, 0.0, 4.0, 4.0])).numpy()
+    # Eight columns under a triangle: near the middle of black and white; each fourth one would be all of one.
+    assert np.abs(view[2:73, 2:73].astype(int) - 128).max() < 20
 
 
 def test_beyond_the_image_is_the_fill():

@@ -152,7 +152,7 @@ def main() -> None:
     first = next(iter(configs.values()))
     # Graph optimization takes longer than these few steps.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    strategy = create_strategy(first.cluster, role)
+    strategy = create_strategy(first.cluster, read_worker_role())
     make_reproducible(first)
     real = state_module.build_detector
     for name, variant in job["variants"].items():

@@ -13,7 +13,7 @@ from chaos.world import SmallDisk, can_make_worlds, run_command
 from ssd_dist.core.config import CheckpointConfig
 from ssd_dist.core.errors import CheckpointError, RestartError
 from ssd_dist.training import checkpoint_writing, checkpoints, durable
-from ssd_dist.training.checkpoints import BestModel, CheckpointStore, find_damage, latest_checkpoint
+from ssd_dist.training.checkpoints import BestModel, CheckpointStore, find_damage, latest_checkpoint, read_best
 
 CONFIG = CheckpointConfig(keep=2)
 
@@ -337,9 +337,18 @@ def test_the_best_few_are_kept(model, tmp_path):
     assert [entry["step"] for entry in best.best["kept"]] == [1, 3]
 
 
-def test_a_broken_best_json_is_told(model, tmp_path):
+def test_a_best_json_of_three_keys_says_enough(tmp_path):
     (tmp_path / "best").mkdir()
-    (tmp_path / "best" / "best.json").write_text("{")
+    (tmp_path / "best" / "best.json").write_text('{"step": 7, "metric": "coco/AP", "value": 0.5}')
+    best = read_best(str(tmp_path))
+    assert best["checkpoint"] == "ckpt-7"
+    assert best["kept"] == [{"step": 7, "value": 0.5, "checkpoint": "ckpt-7"}]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"step": 7}'])
+def test_a_broken_best_json_is_told(model, tmp_path, text):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "best.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"best\.json"):
         BestModel(model, str(tmp_path), "coco/AP", keep=1)
 
