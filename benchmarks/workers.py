@@ -49,6 +49,7 @@ def _measure_rates(folder: Path, name: str, communicate: bool) -> list[float]:
             f"--config={folder / 'bench.yaml'}", f"--model_dir={run}", f"--set=data.dir={folder / 'data'}",
             f"--set=train.global_batch_size={batch}", f"--set=train.steps={STEPS}", "--set=train.log_every=2",
             "--set=backbone.weights=none", "--set=eval.every_epochs=0", "--set=checkpoint.every_steps=0",
+            "--noreport",
         ]  # fmt: skip
         workers.append(
             subprocess.Popen(

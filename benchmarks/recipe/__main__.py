@@ -161,7 +161,8 @@ def _train(run: Run, config: Path, data: Path, core: int) -> dict:
     with TemporaryDirectory(dir=FOLDER, prefix="run_") as folder:
         started = time.perf_counter()
         _call(
-            "ssd_dist.cli.train", f"--config={config}", f"--model_dir={folder}", *(f"--set={each}" for each in changes),
+            "ssd_dist.cli.train", f"--config={config}", f"--model_dir={folder}", "--noreport",
+            *(f"--set={each}" for each in changes),
             core=core,
         )  # fmt: skip
         seconds = time.perf_counter() - started
