@@ -113,7 +113,7 @@ def job_from_flags() -> PrepareJob:
     if math.isnan(values.max_rejected_fraction):
         raise UsageError("--max_rejected_fraction=nan: expected a number from 0 to 1")
     shares = parse_split_by(values.split_by)
-    # Else a resumed job would differ by a slash that was completed once and once not.
+    # A shell completes a folder's name with a slash, which makes it no other folder.
     inputs = [path if files.is_pattern(path) else path.rstrip("/") or "/" for path in values.input]
     source = Source(tuple(inputs), values.image_dir.rstrip("/") or values.image_dir, values.source_split, split, shares)
     if shares and split not in dict(shares):

@@ -89,7 +89,7 @@ def find_files(pattern: str, source: Source) -> list[str]:
         # Whatever their split is called.
         names = ("annotations/instances_*.json", "annotations/*.json", "annotations.json", "*/_annotations.coco.json")
         found = find_inputs(pattern, SUFFIXES, names)
-        return found if files.is_pattern(pattern) else require_one(found)
+        return found if files.is_pattern(pattern) else require_one(found, pattern)
     return find_inputs(pattern, SUFFIXES, (*usual, f"{split}/_annotations.coco.json"))
 
 

@@ -100,7 +100,7 @@ def find_files(pattern: str, source: Source) -> list[str]:
     split = source.split_name
     if not split:
         found = find_inputs(pattern, SUFFIXES, ("annotations.csv", "*.csv", "*.csv.gz"))
-        return found if files.is_pattern(pattern) else require_one(found)
+        return found if files.is_pattern(pattern) else require_one(found, pattern)
     return find_inputs(pattern, SUFFIXES, (f"{split}.csv", f"{split}_labels.csv", "annotations.csv"))
 
 

@@ -142,21 +142,23 @@ def holds_shards(folder: str) -> bool:
         return False
     parts = files.join(folder, PARTS_FOLDER, "")
     return all(
-        path.startswith(parts) or path.endswith((".tfrecord", REJECTED_NAME, HASHES_NAME)) or files.TEMPORARY in path
+        path.startswith(parts)
+        or path.endswith((".tfrecord", REJECTED_NAME, HASHES_NAME))
+        or files.TEMPORARY in posixpath.basename(path)
         for path in files.match_below(folder, "**")
     )
 
 
-def require_one(found: list[str]) -> list[str]:
+def require_one(found: list[str], folder: str) -> list[str]:
     """Refuses several files where `split_by` is to cut one: those of different splits may give an id to two images.
 
     Raises:
       DataError: naming them.
     """
     if len(found) > 1:
+        names = ", ".join(files.path_below(folder, path) for path in found)
         raise DataError(
-            f"--split_by: which of {', '.join(map(posixpath.basename, found)):.200} is to be split? name it as --input "
-            "or its split with --source_split"
+            f"--split_by: which of {names:.200} is to be split? name it as --input, or its split with --source_split"
         )
     return found
 

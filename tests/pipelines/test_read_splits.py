@@ -3,7 +3,7 @@
 import pytest
 from raw_sets import jpeg, make_coco, make_voc, make_yolo, voc_xml
 
-from pipelines.readers.source import Source, hashed_split, locate_image, parse_split_by
+from pipelines.readers.source import Source, hashed_split, holds_shards, locate_image, parse_split_by
 from pipelines.readers.tfrecord import read_tfrecord
 from pipelines.readers.yolo import find_layout
 from ssd_dist.core.config import Config
@@ -159,6 +159,18 @@ def test_lists_of_images_are_not_cut_unnamed(tmp_path):
         find_layout(str(tmp_path), Source(("x",), fallback_split="train", split_by=SHARES))
     layout = find_layout(str(tmp_path), Source(("x",), split="train", fallback_split="val", split_by=SHARES))
     assert layout.list_file.endswith("train.txt")
+
+
+def test_a_folder_of_shards_is_told_from_one_of_images_beside_them(tmp_path):
+    folder = tmp_path / "a.tmp-1"
+    (folder / ".parts").mkdir(parents=True)
+    assert not holds_shards(str(folder))
+    (folder / ".parts/job.json").write_text("{}")
+    for name in ("view00-00000-of-00001.tfrecord", "rejected.jsonl", ".view00-00000-of-00001.tfrecord.tmp-1"):
+        (folder / name).touch()
+    assert holds_shards(str(folder))
+    (folder / "0001").write_bytes(jpeg())
+    assert not holds_shards(str(folder))
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "sub/a.jpg", "./a.jpg", "sub\\a.jpg", "a b.jpg", "ü.jpg", "a..jpg"])
