@@ -1,12 +1,13 @@
 """The command: what it prints, and every mistake as one line with its exit code."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
 
 import pytest
-from raw_sets import ROOT, digests, make_coco, make_voc
+from raw_sets import ROOT, Failing, digests, make_coco, make_voc
 
 from pipelines import options
 from pipelines.summary import near_prime
@@ -292,6 +293,16 @@ def test_coco_from_the_command_line(places, run):
     manifest = json.loads((places / "out/dataset.json").read_text())
     assert manifest["classes"] == ["z", "a"]
     assert manifest["splits"]["train"]["images"] == 2
+
+
+def test_storage_that_fails_midway_ends_the_job_in_one_line(places, run, monkeypatch):
+    source = make_coco(places / "coco", {"a.jpg": [(7, 5, 5, 30, 40)]}, {7: "z"})
+    text = (source / "annotations/instances_train.json").read_bytes()
+    error = OSError(errno.EIO, "Input/output error")
+    monkeypatch.setattr("pipelines.files.open_input", lambda _: Failing(text[:-5], error))
+    code, _, err = run("--input_format=coco", "--input=coco", without=["--input_format", "--input"])
+    assert (code, len(err.splitlines()), "instances_train.json could not be read" in err) == (3, 1, True), err
+    assert not (places / "out/dataset.json").exists()
 
 
 def test_a_wrong_image_dir_is_told_from_a_few_missing_images(places, run):
