@@ -101,7 +101,7 @@ def find_images(path: str, source: Source) -> str:
     """
     if source.image_dir:
         return first_folder([source.image_dir], "images", "check --image_dir")
-    here, home = posixpath.dirname(path), find_home(path)
+    here, home = posixpath.dirname(path) or ".", find_home(path)
     return first_folder(
         [*image_folders(home, path, source.split_name), here], "images", "name their folder with --image_dir"
     )
@@ -109,8 +109,8 @@ def find_images(path: str, source: Source) -> str:
 
 def find_home(path: str) -> str:
     """The folder of the data set of an annotation file."""
-    here = posixpath.dirname(path)
-    return posixpath.dirname(here) if posixpath.basename(here) == "annotations" else here
+    here = posixpath.dirname(path) or "."
+    return (posixpath.dirname(here) or ".") if posixpath.basename(here) == "annotations" else here
 
 
 def read_file(file: CocoFile, source: Source) -> Iterator[Element]:

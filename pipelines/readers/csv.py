@@ -112,7 +112,7 @@ def find_images(path: str, source: Source) -> str:
     """
     if source.image_dir:
         return first_folder([source.image_dir], "images", "check --image_dir")
-    home = posixpath.dirname(path)
+    home = posixpath.dirname(path) or "."
     return first_folder(
         [*image_folders(home, path, source.split_name), home], "images", "name their folder with --image_dir"
     )

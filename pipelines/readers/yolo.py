@@ -95,7 +95,7 @@ def find_layout(path: str, source: Source) -> YoloLayout:
     """
     require_input(path)
     config, content = _find_yaml(path)
-    home = posixpath.dirname(config)
+    home = posixpath.dirname(config) or "."
     root = home if path == config else path
     bases = list(dict.fromkeys((*_declared_root(home, content), home, root)))
     split = source.split_name

@@ -177,3 +177,12 @@ def test_a_split_that_lost_all_its_boxes_is_refused(tmp_path, prepare):
     path.write_text(path.read_text().replace('"image_id": 1', '"image_id": "one"'))
     with pytest.raises(DataError, match=r"all 1 boxes were rejected; the reasons are in .*train/rejected\.jsonl"):
         prepare("coco", source, tmp_path / "out", config=SMALL)
+
+
+@pytest.mark.parametrize("name", ["instances_train.json", "annotations/instances_train.json"])
+def test_images_are_found_from_within_the_data_set(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("annotations", "images"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "images/a.jpg").write_bytes(jpeg())
+    assert find_images(name, Source((name,), fallback_split="train")) == "./images"

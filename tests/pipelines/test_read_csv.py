@@ -138,6 +138,14 @@ def test_files_are_found_by_the_split(tmp_path):
         read_csv(Source((str(tmp_path),), fallback_split="test"))
 
 
+def test_images_lie_beside_a_file_that_is_named_without_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    (tmp_path / "train.csv").write_text(HEADER)
+    (file,) = read_csv(Source(("train.csv",), fallback_split="train"))._files
+    assert file.images == "."
+
+
 def test_an_output_within_the_data_set_is_no_folder_of_images(tmp_path, prepare):
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.jpg").write_bytes(jpeg())
