@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+import psutil
 from chaos.faults import FAULTS, Fault
 from chaos.hurt_run import FLAGS, STEPS, HurtRun
 from chaos.world import CuttableNetwork, SmallDisk, can_make_worlds
@@ -40,15 +41,17 @@ class Outcome:
     """What became of a fault; seconds from it, None where they have no meaning.
 
     Attributes:
+      struck: whether it met a run that still had something to lose; only then it says anything.
       noticed: until the last worker it met was gone.
       training_again: until the next gang reported its first step.
       steps_repeated: steps reported before it that were trained again.
     """
 
     fault: str
-    noticed: float | None
-    training_again: float | None
-    steps_repeated: int
+    struck: bool
+    noticed: float | None = None
+    training_again: float | None = None
+    steps_repeated: int = 0
 
 
 def write_data(folder: Path) -> Path:
@@ -107,15 +110,18 @@ def inflict(run: HurtRun, step: int, fault: Fault) -> Outcome:
     """Waits for the fault's moment, lets it strike, and watches until training goes on."""
     wait_for_moment(run, step, fault.moment)
     if run.code is not None:
-        return Outcome(fault.name, None, None, 0)
+        return Outcome(fault.name, struck=False)
     before, gangs, trained = run.step, len(run.starts), run.trains
     victims = {worker.pid for worker in run.workers()}
     struck = time.monotonic()
-    fault.strike(run)
+    try:
+        fault.strike(run)
+    except (IndexError, psutil.NoSuchProcess):  # who was to be hurt had just ended
+        return Outcome(fault.name, struck=False)
     if fault.passes:
         run.wait_until(lambda: run.step > before or len(run.starts) > gangs)
         if len(run.starts) == gangs:
-            return Outcome(fault.name, None, None, 0)
+            return Outcome(fault.name, struck=True)
     run.wait_until(lambda: not victims & {worker.pid for worker in run.workers()})
     noticed = time.monotonic() - struck
     if run.mend is not None:
@@ -123,9 +129,10 @@ def inflict(run: HurtRun, step: int, fault: Fault) -> Outcome:
         run.mend = None
     run.wait_until(lambda: len(run.starts) > gangs and run.trains)
     if run.code is not None and len(run.starts) == gangs:
-        return Outcome(fault.name, noticed, None, 0)
+        # It had done its last step.
+        return Outcome(fault.name, struck=False)
     again = time.monotonic() - struck
-    return Outcome(fault.name, noticed, again, max(before - run.starts[gangs], 0) if trained else 0)
+    return Outcome(fault.name, True, noticed, again, max(before - run.starts[gangs], 0) if trained else 0)
 
 
 def wait_for_moment(run: HurtRun, step: int, moment: str) -> None:
@@ -175,7 +182,10 @@ def read_rows(folder: Path) -> list[dict]:
 
 
 def tabulate(results: Sequence[tuple[Outcome, bool]], planned: int) -> Table:
-    """One row for each kind of fault; `results` says of each whether its run ended identical."""
+    """One row for each kind of fault; `results` says of each whether its run ended identical.
+
+    One that did not strike is not survived.
+    """
     table = Table("fault", "times", "survived", "noticed, s", "training again, s", "steps repeated", "identical")
 
     def add(name: str, rows: Sequence[tuple[Outcome, bool]]) -> None:
@@ -184,7 +194,7 @@ def tabulate(results: Sequence[tuple[Outcome, bool]], planned: int) -> Table:
             return f"{max(known):.1f}" if known else "-"
 
         table.add_row(
-            name, str(len(rows)), str(len(rows)), largest([one.noticed for one, _ in rows]),
+            name, str(len(rows)), str(sum(one.struck for one, _ in rows)), largest([one.noticed for one, _ in rows]),
             largest([one.training_again for one, _ in rows]), str(max(one.steps_repeated for one, _ in rows)),
             str(sum(same for _, same in rows)),
         )  # fmt: skip
@@ -199,7 +209,10 @@ def tabulate(results: Sequence[tuple[Outcome, bool]], planned: int) -> Table:
 
 
 def main() -> None:
-    """Inflicts the faults and prints what became of them; exit code 1 if a run did not end, or not identical."""
+    """Inflicts the faults and prints what became of them.
+
+    Exit code 1 if a run did not end, or not identical, or a fault did not strike.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faults", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -233,9 +246,11 @@ def main() -> None:
                     failed = True
                     continue
                 differences = find_differences(folder / "undisturbed", hurt)
-            failed |= bool(differences)
+            missed = [outcome.fault for outcome in outcomes if not outcome.struck]
+            failed |= bool(differences or missed)
             results += [(outcome, not differences) for outcome in outcomes]
             said = f"differs: {', '.join(differences[:3])}" if differences else "identical"
+            said += f", did not strike: {', '.join(missed)}" if missed else ""
             print(f"run {number}: {len(outcomes)} faults, {said}, {time.monotonic() - started:.0f} s", flush=True)
     Console(width=120).print(tabulate(results, arguments.faults))
     sys.exit(failed)

@@ -15,11 +15,15 @@ from chaos.world import WRAPPER, CuttableNetwork, SmallDisk
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ROOT / "launch" / "train_multinode.sh"
 STEPS = 100
+# How soon a worker that is gone must be noticed, and how long one that was told to stop may take.
+HEALTH_SECONDS, GRACE_SECONDS = 8, 10
 FLAGS = ("model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.global_batch_size=8",
          f"train.steps={STEPS}", "train.log_every=1", "eval.every_steps=50", "checkpoint.every_steps=4",
-         "checkpoint.keep=2", "preemption.grace_seconds=15", "cluster.health_timeout=8")  # fmt: skip
+         "checkpoint.keep=2", "preemption.grace_seconds=15", f"cluster.health_timeout={HEALTH_SECONDS}")  # fmt: skip
 RESTART, STORAGE = 75, 4
 _LONGEST_SILENCE = 240.0
+# Ten faults, each of which may end the launcher and the one after it: more is a run that never gets on.
+_MOST_LAUNCHES = 25
 
 
 class HurtRun:
@@ -54,13 +58,16 @@ class HurtRun:
         sets = [f"--set={item}" for item in (*FLAGS, f"data.dir={data}", *flags)]
         python = str(WRAPPER) if network else sys.executable
         self._command = [
-            str(LAUNCHER), "--local=2", "--max_restarts=1", "--grace_seconds=10", f"--python={python}", "--",
-            f"--config={data.parent / 'small.yaml'}", f"--model_dir={folder}", *sets,
+            str(LAUNCHER), "--local=2", "--max_restarts=1", f"--grace_seconds={GRACE_SECONDS}", f"--python={python}",
+            "--", f"--config={data.parent / 'small.yaml'}", f"--model_dir={folder}", *sets,
         ]  # fmt: skip
+        self._launches = 0
         self._environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | (network.environment() if network else {})
         self.launcher = self._start()
 
     def _start(self) -> subprocess.Popen:
+        self._launches += 1
+        assert self._launches <= _MOST_LAUNCHES, f"started {_MOST_LAUNCHES} times\n{self.tail()}"
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 self._command, stdout=log, stderr=log, env=self._environment, start_new_session=True

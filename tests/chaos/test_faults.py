@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from chaos.faults import FAULTS
 from chaos.harness import find_differences, run_undisturbed, run_with_faults, write_data
+from chaos.hurt_run import GRACE_SECONDS, HEALTH_SECONDS
 
 
 @pytest.mark.slow
@@ -15,8 +16,14 @@ def test_a_killed_a_frozen_and_a_stopped_worker_change_nothing(tmp_path: Path) -
     plan = [(step, faults[name]) for step, name in names.items()]
     data = write_data(tmp_path)
     run_undisturbed(data, tmp_path / "undisturbed")
-    killed, *_ = run_with_faults(data, tmp_path / "hurt", plan, ["checkpoint.async_save=true"])
-    assert killed.training_again is not None
+    killed, frozen, stopped = run_with_faults(data, tmp_path / "hurt", plan, ["checkpoint.async_save=true"])
+    for outcome in (killed, frozen, stopped):
+        assert outcome.struck, outcome
+        assert outcome.noticed is not None
+        assert outcome.training_again is not None
+    # One that is frozen is missed by its peer, and does not stop when it is told to: the launcher kills it after its
+    # grace. Beyond that: what a machine that does other things as well may add.
+    assert frozen.noticed < HEALTH_SECONDS + GRACE_SECONDS + 20
     # A checkpoint every four steps, which may just be on its way to the disk.
     assert killed.steps_repeated <= 8
     assert find_differences(tmp_path / "undisturbed", tmp_path / "hurt") == []
