@@ -8,6 +8,6 @@ AT_COLLECTION = os.environ.get("XDG_CACHE_HOME", "")
 
 
 def test_the_users_cache_is_left_alone():
-    assert AT_COLLECTION == os.environ["XDG_CACHE_HOME"]
+    assert os.environ["XDG_CACHE_HOME"] == AT_COLLECTION
     assert Path(AT_COLLECTION).is_dir()
     assert Path(AT_COLLECTION).resolve() != (Path.home() / ".cache").resolve()
