@@ -130,6 +130,10 @@ def _receive_all(me: Introduction, server: socket.socket, deadline: float, judge
                     waiting[other.index].close()
                 waiting[other.index] = connection
                 present[other.index] = other
+            if len(waiting) == len(me.addresses) - 1:
+                # One that ended while the others came is waited for: it comes again, or is named.
+                for index in [index for index, one in waiting.items() if _is_gone(one)]:
+                    waiting.pop(index).close()
         if problem is None:
             problem = judge([present[index] for index in sorted(present)])
         for connection in waiting.values():

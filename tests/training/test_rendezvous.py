@@ -134,7 +134,32 @@ def test_a_worker_that_ended_and_came_again_is_no_second_one():
                 stranger.sendall(b"?\n")
                 assert stranger.recv(1) == b""
 
-    assert meet_all(gang, first=end_before_the_others_come) == [None] * 3
+        # The last one is there before the first comes again.
+        last.start()
+        time.sleep(0.5)
+
+    ends = []
+    last = threading.Thread(target=lambda: ends.append(meet(gang[2], 10.0)))
+    assert meet_all(gang[:2], first=end_before_the_others_come) == [None] * 2
+    last.join(10)
+    assert ends == [None]
+
+
+def test_a_worker_that_ended_and_does_not_come_again_is_named():
+    gang = gang_of(2)
+    said = {**vars(gang[1]), "facts": dict(gang[1].facts), "time": time.time()}
+    host, port = gang[0].addresses[0].split(":")
+
+    def come_and_end():
+        # Gone before the chief reads it: another one is before it in the queue.
+        with socket.create_connection((host, int(port))) as stranger:
+            with socket.create_connection((host, int(port))) as worker:
+                worker.sendall(json.dumps(said).encode() + b"\n")
+            stranger.sendall(b"?\n")
+
+    (end,) = meet_all(gang[:1], timeout=2.0, first=come_and_end)
+    assert isinstance(end, RestartError)
+    assert f"no word from {gang[0].addresses[1]}" in str(end)
 
 
 def test_a_chief_without_a_name_yet_is_waited_for(monkeypatch):
