@@ -6,6 +6,7 @@ around each command's `main`, is the only place where they turn into an exit cod
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 # As a shell has it: 128 and the number of SIGINT.
 INTERRUPTED = 130
@@ -52,8 +53,14 @@ def exit_with_message(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except SsdDistError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _tell(f"error: {' '.join(str(error).split())}")
         return error.exit_code
     except KeyboardInterrupt:
-        print("error: stopped", file=sys.stderr)
+        _tell("error: stopped")
         return INTERRUPTED
+
+
+def _tell(message: str) -> None:
+    # The terminal may be closed; the exit code says the same.
+    with suppress(OSError, ValueError):
+        print(message, file=sys.stderr)

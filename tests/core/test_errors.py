@@ -1,0 +1,40 @@
+"""Failures become exit codes, whether or not somebody reads what is said."""
+
+import io
+import sys
+
+import pytest
+
+from ssd_dist.core import errors
+
+CODES = {
+    errors.UsageError: 2, errors.DataError: 3, errors.CheckpointError: 4, errors.NumericsError: 2,
+    errors.RestartError: 75, KeyboardInterrupt: 130,
+}  # fmt: skip
+
+
+class Closed(io.StringIO):
+    """A terminal that is gone."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize(("kind", "code"), CODES.items())
+def test_a_failure_is_one_line_and_its_code(monkeypatch, capsys, kind, code):
+    def fail():
+        raise kind("first\nsecond")
+
+    assert errors.exit_with_message(fail) == code
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    monkeypatch.setattr(sys, "stderr", Closed())
+    assert errors.exit_with_message(fail) == code
+
+
+def test_what_ends_well_is_0_and_a_bug_stays_one():
+    assert errors.exit_with_message(lambda: None) == 0
+    assert errors.exit_with_message(lambda: 1) == 1
+    with pytest.raises(ZeroDivisionError):
+        errors.exit_with_message(lambda: 1 // 0)
