@@ -9,7 +9,6 @@ import functools
 import io
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from tf_keras import layers
 from ssd_dist.core.boxes import iou_matrix
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import CheckpointError, DataError, UsageError
+from ssd_dist.data.storage import read_split
 from ssd_dist.evaluation.detections import Detections
 from ssd_dist.evaluation.result_files import CocoIds
 from ssd_dist.export import export as exporting
@@ -33,7 +33,7 @@ from ssd_dist.export.formats import open_saved_model
 from ssd_dist.export.parity import compare_detections, detect_rippled
 from ssd_dist.model import detector
 from ssd_dist.model.batch_norm import ReplicaBatchNormalization
-from ssd_dist.model.detector import build_detector
+from ssd_dist.model.detector import build_detector, normalize_image
 from ssd_dist.model.postprocessing import anchor_tensor, set_classes_apart
 from ssd_dist.training.checkpoints import BestModel
 from ssd_dist.training.inference import check_data_of_run
@@ -64,6 +64,13 @@ def give_character(model):
         if layer.name.startswith("class_") and isinstance(layer, layers.Conv2D):
             kernel, bias = layer.get_weights()
             layer.set_weights([kernel * 10, bias])
+
+
+def settle_statistics(model, pictures):
+    """Gives the norms the statistics of pictures uint8 [N, S, S, 3]; with others outputs hardly hang on the picture."""
+    for norm in submodules_of_kind(model, layers.BatchNormalization):
+        norm.momentum = 0.0
+    model(normalize_image(tf.constant(pictures)), training=True)
 
 
 def build_few_blocks(config, model, sync_batch_norm=False):
@@ -116,6 +123,8 @@ def run(tmp_path_factory):
         tf_keras.utils.set_random_seed(1)
         model = build_detector(config, len(manifest.classes))
         give_character(model)
+        records = read_split(config.data, manifest.splits["val"])
+        settle_statistics(model, np.stack([Image.open(io.BytesIO(record.encoded)) for record in records]))
         open_run_folder(str(folder / "run"), config, manifest)
         BestModel(model, str(folder / "run"), "coco/AP", 1).offer(5, 0.5)
         yield folder / "run"
@@ -235,24 +244,6 @@ def test_encoded_images_are_decoded_to_the_pixels_that_they_hold(export):
     assert set(answer["names"].numpy().ravel().tolist()) <= {b"", *(name.encode() for name in CLASSES)}
     # Four pictures, four answers: turned, swapped and black ones would be noticed.
     assert len({values.tobytes() for values in answer["scores"].numpy()}) == 4
-
-
-@pytest.mark.slow
-def test_what_does_not_reproduce_the_checkpoint_is_refused(run, export, tmp_path, monkeypatch):
-    real, (_, written) = exporting.open_export, export("saved_model")
-
-    def open_shifted(kind, path):
-        runner = real(kind, path)
-        return lambda images: {name: value + 0.01 * (name == "boxes") for name, value in runner(images).items()
-                               if name != "names"}  # fmt: skip
-
-    monkeypatch.setattr(exporting, "open_export", open_shifted)
-    monkeypatch.setattr(
-        exporting, "write_saved_model", lambda _, path: shutil.copytree(written, path, dirs_exist_ok=True)
-    )
-    with pytest.raises(CheckpointError, match="do not ship"):
-        export_run(str(run), "best", "saved_model", "none", None, str(tmp_path), [])
-    assert json.loads((tmp_path / "export.json").read_text())["parity"]["missing"] > 0
 
 
 @pytest.fixture

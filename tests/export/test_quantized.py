@@ -4,18 +4,16 @@ import io
 
 import numpy as np
 import pytest
-import tensorflow as tf
 import tf_keras
 from PIL import Image
 from synthetic import CLASSES, draw_record
-from test_export import SETTINGS, build_few_blocks, give_character, submodules_of_kind
-from tf_keras import layers
+from test_export import SETTINGS, build_few_blocks, give_character, settle_statistics
 
 from ssd_dist.core.config import Config
 from ssd_dist.export.formats import open_export, write_tflite
 from ssd_dist.export.serving import ServedDetector
 from ssd_dist.model import detector
-from ssd_dist.model.detector import build_detector, normalize_image
+from ssd_dist.model.detector import build_detector
 
 CONFIG = Config.model_validate(SETTINGS)
 
@@ -34,10 +32,7 @@ def outputs(tmp_path_factory):
         tf_keras.utils.set_random_seed(1)
         model = build_detector(CONFIG, len(CLASSES))
     give_character(model)
-    # Statistics as training finds them: with others the outputs are biases, and hardly depend on the picture.
-    for norm in submodules_of_kind(model, layers.BatchNormalization):
-        norm.momentum = 0.0
-    model(normalize_image(tf.constant(np.stack(pictures(range(200, 232))))), training=True)
+    settle_statistics(model, np.stack(pictures(range(200, 232))))
     served, found = ServedDetector(model, CONFIG, CLASSES, postprocess=False), {}
     for quantize in ("none", "fp16", "int8"):
         path = tmp_path_factory.mktemp(quantize) / "model.tflite"

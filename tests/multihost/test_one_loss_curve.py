@@ -149,7 +149,7 @@ def test_the_detector_has_one_gradient_in_every_layout(root: Path) -> None:
     # lacks, and gave the same when tried.
     exact = {"tiny": False, "gradient": True, "overrides": [f"data.dir={root / 'full'}", "amp.force_fp32=[]"]}
     results = train_layouts(root, "exact", {"exact": exact}, ((2, 2),))
-    nudged = {f"nudged{size:g}": exact | {"nudge": size} for size in (1e-10, 1e-7)}
+    nudged = {f"nudged{size:g}": exact | {"nudge": size} for size in (1e-10, 1e-6)}
     results |= train_layouts(root, "exact", {"exact": exact, **nudged}, ((1, 1),))
     base = results[1, 1]["exact"][0]
     assert base["positives"] > 0
@@ -162,14 +162,17 @@ def test_the_detector_has_one_gradient_in_every_layout(root: Path) -> None:
             # Found were 3e-13 and 5e-15: the order of float64 sums, and what the layers make of it.
             assert distance(worker, "gradient") < 1e-10, layout
             assert distance(worker, "statistics") < 1e-12, layout
-    # Why no test compares this detector's gradients in float32: weights that differ as little as float32 rounds move
-    # them by more than 1e-3. Not in proportion: where an activation crosses one of ReLU6's corners its share of the
-    # gradient comes or goes. Closer weights cross none and stay within some hundred times their difference.
+    # Why no test compares this detector's gradients in float32: weights that differ as little as some roundings of
+    # float32 move them by more than 1e-3. Not in proportion: where an activation crosses one of ReLU6's corners its
+    # share of the gradient comes or goes. Closer weights cross none and stay within some hundred times their
+    # difference. How close is chance: the first weights differ in their last bits between processors, and on some
+    # 1e-7 crosses none.
     small, large = (results[1, 1][name][0] for name in nudged)
     assert distance(small, "gradient") < 1e3 * 1e-10
-    assert distance(large, "gradient") > 1e4 * 1e-7
+    assert distance(large, "gradient") > 1e3 * 1e-6
+    assert distance(large, "gradient") / 1e-6 > 10 * distance(small, "gradient") / 1e-10
     # Statistics are continuous: found was 46 times the difference.
-    assert distance(large, "statistics") < 1e3 * 1e-7
+    assert distance(large, "statistics") < 1e3 * 1e-6
 
 
 @pytest.mark.slow
