@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines import files
-from pipelines.report import read_parts
+from pipelines.report import load_hashes, read_parts
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, Split
 
 # The share of the records that training must reach.
@@ -42,6 +42,13 @@ def find_warnings(manifest: Manifest, name: str, output: str) -> Iterator[str]:
                 f"{leak.images} images are in both {leak.splits[0]} and {leak.splits[1]} "
                 f"(e.g. {', '.join(leak.examples)}); training on them is refused unless data.allow_leakage is set"
             )
+    # One hash for each different file.
+    copies = split.images - len(load_hashes(files.join(output, split.image_hashes)))
+    if copies:
+        yield (
+            f"{copies} images are byte for byte others of this split under other ids: where each has some of the "
+            "objects, it teaches that those of the other are background; take copies out, or join their annotations"
+        )
     # The parts are many files, and read for this alone.
     parts = read_parts(output, name) if "unknown_class" in split.rejected_boxes else []
     unknown = sorted({class_name for part in parts for class_name in part.unknown_classes})

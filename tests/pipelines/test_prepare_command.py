@@ -155,6 +155,14 @@ def test_classes_that_the_data_set_does_not_have_are_named_at_the_end(places, ru
     assert "warning: boxes of" not in out
 
 
+def test_a_picture_under_two_ids_is_told(places, run):
+    make_voc(places / "voc", {name: [("cat", 5, 5, 30, 40)] for name in "abc"})
+    (places / "voc/JPEGImages/c.jpg").write_bytes((places / "voc/JPEGImages/a.jpg").read_bytes())
+    code, out, _ = run()
+    (warning,) = [line for line in out.splitlines() if line.startswith("warning:")]
+    assert (code, "warning: 1 images are byte for byte" in warning) == (0, True)
+
+
 @pytest.mark.parametrize(("lost", "shards"), [(range(0, 40, 2), 3), (range(0, 20), 0), ((), 0)])
 def test_gaps_in_step_with_the_shards_are_told(places, run, lost, shards):
     make_voc(places / "voc", {f"i{number:02d}": [("cat", 5, 5, 30, 40)] for number in range(40)})
