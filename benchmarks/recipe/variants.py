@@ -46,13 +46,8 @@ MORE_CHANGES = (
 )
 LONG_RUNS = (
     BASE,
-    Variant(
-        "SSD's own windows", prepare=("data.augmentation.largest_expansion=4.0", "data.augmentation.smallest_crop=0.3")
-    ),
-    Variant("no flips upside down", ("data.augmentation.flip_vertical=false",)),
     Variant("1 view", prepare=("data.views=1",)),
     Variant("online targets", ("data.targets=online",)),
-    Variant("lr 0.001", ("optimizer.lr=0.001",)),
     Variant("2 replicas", ("cluster.strategy=mirrored", "cluster.logical_cpus=2")),
 )
 
