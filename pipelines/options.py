@@ -164,7 +164,10 @@ def claim_output(job: PrepareJob) -> None:
     wanted = describe_job(job)
     # A run that failed before its first shard, say for a mistyped flag, binds nobody.
     if files.exists(path) and files.match_below(folder, PARTS_FOLDER, "*-of-*.json"):
-        begun = json.loads(files.read_text(path))
+        try:
+            begun = dict(json.loads(files.read_text(path)))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path} is damaged ({error}): remove {folder} and prepare that split again") from None
         differing = sorted(name for name in {*wanted, *begun} if wanted.get(name) != begun.get(name))
         if differing:
             # What was named then and now says more than what came with it, as the windows do with a second view.

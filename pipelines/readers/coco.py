@@ -18,16 +18,7 @@ import apache_beam as beam
 from pipelines import files
 from pipelines.annotations import Box, Category, Element, Image, Listing, LooseBox, Problem, gather_boxes
 from pipelines.json_stream import JsonStreamError, stream_arrays
-from pipelines.readers.source import (
-    Location,
-    Source,
-    SpreadInputs,
-    find_inputs,
-    first_folder,
-    image_folders,
-    locate_image,
-    require_one,
-)
+from pipelines.readers.source import Location, Source, SpreadInputs, find_images, find_listings, folder_of, locate_image
 from ssd_dist.core.errors import DataError
 
 SUFFIXES = (".json", ".json.gz")
@@ -52,11 +43,16 @@ def read_coco(source: Source) -> beam.PTransform:
     Raises:
       DataError: if one of them is missing.
     """
-    paths = [path for pattern in source.inputs for path in find_files(pattern, source)]
-    annotation_files = [
-        CocoFile(number, path, find_images(path, source), "" if source.image_dir else find_home(path))
-        for number, path in enumerate(paths)
-    ]
+    split = source.split_name
+    names = (f"annotations/instances_{split}.json", f"annotations/{split}.json", f"{split}.json", "annotations.json",
+             f"{split}/_annotations.coco.json")  # fmt: skip
+    any_name = ("annotations/instances_*.json", "annotations/*.json", "annotations.json", "*/_annotations.coco.json")
+    paths = [path for given in source.inputs for path in find_listings(given, source, SUFFIXES, names, any_name)]
+    annotation_files = []
+    for number, path in enumerate(paths):
+        home = find_home(path)
+        images = find_images(path, home, source)
+        annotation_files.append(CocoFile(number, path, images, "" if source.image_dir else home))
     return ReadCoco(annotation_files, source)
 
 
@@ -77,40 +73,10 @@ class ReadCoco(beam.PTransform):
         )
 
 
-def find_files(pattern: str, source: Source) -> list[str]:
-    """The annotation files that an input stands for.
-
-    Raises:
-      DataError: if there are none, or `split_by` does not tell which.
-    """
-    split = source.split_name
-    usual = (f"annotations/instances_{split}.json", f"annotations/{split}.json", f"{split}.json", "annotations.json")
-    if not split:
-        # Whatever their split is called.
-        names = ("annotations/instances_*.json", "annotations/*.json", "annotations.json", "*/_annotations.coco.json")
-        found = find_inputs(pattern, SUFFIXES, names)
-        return found if files.is_pattern(pattern) else require_one(found, pattern)
-    return find_inputs(pattern, SUFFIXES, (*usual, f"{split}/_annotations.coco.json"))
-
-
-def find_images(path: str, source: Source) -> str:
-    """The folder of the images of an annotation file.
-
-    Raises:
-      DataError: if it cannot be told.
-    """
-    if source.image_dir:
-        return first_folder([source.image_dir], "images", "check --image_dir")
-    here, home = posixpath.dirname(path) or ".", find_home(path)
-    return first_folder(
-        [*image_folders(home, path, source.split_name), here], "images", "name their folder with --image_dir"
-    )
-
-
 def find_home(path: str) -> str:
     """The folder of the data set of an annotation file."""
-    here = posixpath.dirname(path) or "."
-    return (posixpath.dirname(here) or ".") if posixpath.basename(here) == "annotations" else here
+    here = folder_of(path)
+    return folder_of(here) if posixpath.basename(here) == "annotations" else here
 
 
 def read_file(file: CocoFile, source: Source) -> Iterator[Element]:

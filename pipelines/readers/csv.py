@@ -6,7 +6,6 @@ alone is an image without objects. `--input` is a file, a pattern, or a folder w
 """
 
 import csv
-import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,15 +13,7 @@ import apache_beam as beam
 
 from pipelines import files
 from pipelines.annotations import Box, Category, Element, Image, Listing, LooseBox, Problem, gather_boxes, image_key
-from pipelines.readers.source import (
-    Source,
-    SpreadInputs,
-    find_inputs,
-    first_folder,
-    image_folders,
-    locate_image,
-    require_one,
-)
+from pipelines.readers.source import Source, SpreadInputs, find_images, find_listings, folder_of, locate_image
 from ssd_dist.core.errors import DataError
 
 SUFFIXES = (".csv", ".csv.gz")
@@ -51,13 +42,13 @@ def read_csv(source: Source) -> beam.PTransform:
     Raises:
       DataError: if a file or a column is missing.
     """
-    paths = [path for pattern in source.inputs for path in find_files(pattern, source)]
-    csv_files = (
-        CsvFile(
-            path, read_columns(path), find_images(path, source), "" if source.image_dir else posixpath.dirname(path)
-        )
-        for path in paths
-    )
+    split, any_name = source.split_name, ("annotations.csv", "*.csv", "*.csv.gz")
+    names = (f"{split}.csv", f"{split}_labels.csv", "annotations.csv")
+    csv_files = []
+    for path in (path for given in source.inputs for path in find_listings(given, source, SUFFIXES, names, any_name)):
+        home = folder_of(path)
+        images = find_images(path, home, source)
+        csv_files.append(CsvFile(path, read_columns(path), images, "" if source.image_dir else home))
     return ReadCsv(tuple(csv_files), source)
 
 
@@ -89,33 +80,6 @@ def read_columns(path: str) -> dict[str, int]:
     if missing:
         raise DataError(f"{path}: the header lacks {', '.join(missing)}; it has {', '.join(names)}")
     return {name: names.index(name) for name in (*REQUIRED, "width", "height") if name in names}
-
-
-def find_files(pattern: str, source: Source) -> list[str]:
-    """The files that an input stands for.
-
-    Raises:
-      DataError: if there are none, or `split_by` does not tell which.
-    """
-    split = source.split_name
-    if not split:
-        found = find_inputs(pattern, SUFFIXES, ("annotations.csv", "*.csv", "*.csv.gz"))
-        return found if files.is_pattern(pattern) else require_one(found, pattern)
-    return find_inputs(pattern, SUFFIXES, (f"{split}.csv", f"{split}_labels.csv", "annotations.csv"))
-
-
-def find_images(path: str, source: Source) -> str:
-    """The folder of the images of a file.
-
-    Raises:
-      DataError: if it cannot be told.
-    """
-    if source.image_dir:
-        return first_folder([source.image_dir], "images", "check --image_dir")
-    home = posixpath.dirname(path) or "."
-    return first_folder(
-        [*image_folders(home, path, source.split_name), home], "images", "name their folder with --image_dir"
-    )
 
 
 def read_files(csv_files: tuple[CsvFile, ...], source: Source) -> Iterator[Element]:

@@ -149,25 +149,45 @@ def holds_shards(folder: str) -> bool:
     )
 
 
-def require_one(found: list[str], folder: str) -> list[str]:
-    """Refuses several files where `split_by` is to cut one: those of different splits may give an id to two images.
+def find_listings(
+    pattern: str, source: Source, suffixes: tuple[str, ...], of_split: tuple[str, ...], of_any: tuple[str, ...]
+) -> list[str]:
+    """The files of annotations that an input stands for, by the names they have for a split, or for any.
 
     Raises:
-      DataError: naming them.
+      DataError: if there are none; or several where `split_by` is to cut one, as those of different splits may give
+        an id to two images.
     """
-    if len(found) > 1:
-        names = ", ".join(files.path_below(folder, path) for path in found)
+    if source.split_name:
+        return find_inputs(pattern, suffixes, of_split)
+    found = find_inputs(pattern, suffixes, of_any)
+    if len(found) > 1 and not files.is_pattern(pattern):
+        names = ", ".join(files.path_below(pattern, path) for path in found)
         raise DataError(
             f"--split_by: which of {names:.200} is to be split? name it as --input, or its split with --source_split"
         )
     return found
 
 
-def image_folders(home: str, path: str, split: str) -> list[str]:
-    """Where the images of a file of annotations may be; without a split to look for, by what the file is called."""
-    name = posixpath.basename(path).partition(".")[0].removeprefix("instances_").removesuffix("_labels")
+def find_images(path: str, home: str, source: Source) -> str:
+    """The folder of the images of a file of annotations in a data set's folder, or beside the file itself.
+
+    Raises:
+      DataError: if it cannot be told.
+    """
+    if source.image_dir:
+        return first_folder([source.image_dir], "images", "check --image_dir")
+    split, name = source.split_name, posixpath.basename(path).partition(".")[0]
+    # Without a split to look for, by what the file is called.
+    name = name.removeprefix("instances_").removesuffix("_labels")
     names = (split, f"images/{split}", "images") if split else (f"images/{name}", "images", name)
-    return [files.join(home, name) for name in names]
+    folders = [files.join(home, name) for name in names]
+    return first_folder([*folders, folder_of(path)], "images", "name their folder with --image_dir")
+
+
+def folder_of(path: str) -> str:
+    """The folder that a file lies in."""
+    return posixpath.dirname(path) or "."
 
 
 def require_input(path: str) -> None:

@@ -18,11 +18,9 @@ from pipelines.annotations import Box, Category, Element, Image, Listing, Proble
 from pipelines.readers.source import Source, SpreadInputs, find_inputs
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.example_proto import decode_example
-from ssd_dist.core.tfrecord import scan_records
+from ssd_dist.core.tfrecord import DAMAGED_BODY, scan_records
 
 FRAME_BYTES = 16
-# What `scan_records` says of a record after which the next is found.
-DAMAGED_BODY = "checksum does not match"
 SIDES = ("ymin", "xmin", "ymax", "xmax")
 FLAGS = ("difficult", "is_crowd", "area")
 

@@ -22,7 +22,7 @@ import yaml
 from pipelines import files
 from pipelines.annotations import IMAGE_SUFFIXES, Box, Category, Element, Image, Listing, Problem, keyed, pack_boxes
 from pipelines.classes import first_duplicate
-from pipelines.readers.source import Source, SpreadInputs, first_folder, locate_image, require_input
+from pipelines.readers.source import Source, SpreadInputs, first_folder, folder_of, locate_image, require_input
 from ssd_dist.core.errors import DataError
 
 
@@ -95,7 +95,7 @@ def find_layout(path: str, source: Source) -> YoloLayout:
     """
     require_input(path)
     config, content = _find_yaml(path)
-    home = posixpath.dirname(config) or "."
+    home = folder_of(config)
     root = home if path == config else path
     bases = list(dict.fromkeys((*_declared_root(home, content), home, root)))
     split = source.split_name

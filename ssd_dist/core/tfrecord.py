@@ -10,6 +10,8 @@ from ssd_dist.core.errors import DataError
 
 # A longer record is a broken length, or a trap: its bytes would be asked for in one piece.
 MAX_RECORD_BYTES = 1 << 30
+# What is wrong with a record after which the next one is found.
+DAMAGED_BODY = "checksum does not match"
 
 
 def frame_record(data: bytes) -> bytes:
@@ -33,8 +35,8 @@ def read_records(file: BinaryIO, name: str) -> Iterator[bytes]:
 def scan_records(file: BinaryIO) -> Iterator[tuple[bytes, str]]:
     """Each record of an open TFRecord file with what is wrong with it, or an empty text.
 
-    A record whose own checksum fails is followed by the next; one whose length is broken, or that is cut short, is the
-    last: where the next begins is not known.
+    A record whose own checksum fails (`DAMAGED_BODY`) is followed by the next; one whose length is broken, or that is
+    cut short, is the last: where the next begins is not known.
     """
     while header := file.read(12):
         size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
@@ -46,7 +48,7 @@ def scan_records(file: BinaryIO) -> Iterator[tuple[bytes, str]]:
             yield b"", "cut short"
             return
         data = body[:-4]
-        yield data, "" if _masked_crc(data) == body[-4:] else "checksum does not match"
+        yield data, "" if _masked_crc(data) == body[-4:] else DAMAGED_BODY
 
 
 def _masked_crc(data: bytes) -> bytes:

@@ -30,7 +30,7 @@ from ssd_dist.core.manifest import Shard, Split
 from ssd_dist.core.records import Record
 from ssd_dist.core.tfrecord import frame_record, scan_records
 from ssd_dist.data.order import EpochPlan
-from ssd_dist.data.storage import cache_folder, locate_shard, written_aside
+from ssd_dist.data.storage import cache_folder, locate_shard, open_shard, written_aside
 
 _CHUNK = 1 << 22
 _NOTES = "sound_shards.json"
@@ -145,7 +145,7 @@ def find_corrupt_records(path: str, shard: Shard, image_size: int) -> list[Corru
 
 def _scan(path: str) -> Iterator[tuple[bytes, str]]:
     """Each record and what is wrong with its checksum; ends where the framing is broken."""
-    with tf.io.gfile.GFile(path, "rb") as file:
+    with open_shard(path) as file:
         yield from scan_records(file)
 
 
@@ -187,7 +187,7 @@ def _write_mended(path: str, shard: Shard, corrupt: Sequence[CorruptRecord], fol
 
 def _checksum(path: str) -> str:
     digest = hashlib.sha256()
-    with tf.io.gfile.GFile(path, "rb") as file:
+    with open_shard(path) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import tensorflow as tf
 
@@ -59,6 +60,20 @@ def cache_folder(config: DataConfig) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssd_dist"
 
 
+@contextmanager
+def open_shard(path: str) -> Iterator[BinaryIO]:
+    """A shard that was located, to be read.
+
+    Raises:
+      DataError: if its storage refuses or fails.
+    """
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            yield file
+    except (OSError, tf.errors.OpError) as error:
+        raise DataError(f"shard {path} cannot be read ({error}); check its permissions and its storage") from None
+
+
 def read_split(config: DataConfig, split: Split) -> Iterator[Record]:
     """The records of a split's plain view, shard by shard.
 
@@ -66,7 +81,7 @@ def read_split(config: DataConfig, split: Split) -> Iterator[Record]:
       DataError: naming shard and record if one is damaged.
     """
     for path in locate_shards(split.views[0].shards, config):
-        with tf.io.gfile.GFile(path, "rb") as file:
+        with open_shard(path) as file:
             for index, data in enumerate(read_records(file, path)):
                 try:
                     yield Record.from_bytes(data)

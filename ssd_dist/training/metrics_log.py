@@ -57,7 +57,8 @@ class MetricsLog:
         if not self._path.exists():
             return
         last = {"train": step, "eval": evaluated}
-        rows = [row for line in self._path.read_text().splitlines() if (row := _parse(line)) is not None]
+        lines = self._path.read_text(errors="replace").splitlines()
+        rows = [row for line in lines if (row := _parse(line)) is not None]
         partial = self._path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last[row["kind"]]))
         partial.rename(self._path)
@@ -75,8 +76,9 @@ def _finite(value: Any) -> Any:
 
 
 def _parse(line: str) -> dict[str, Any] | None:
-    """The row of a line; None for one that was cut short, which may well end in a brace."""
+    """The row of a line; None for what is none, as one that was cut short, which may well end in a brace."""
     try:
-        return dict(json.loads(line))
-    except ValueError:
+        row = json.loads(line)
+        return row if row["kind"] in ("train", "eval") and isinstance(row["step"], int) else None
+    except (ValueError, TypeError, KeyError):
         return None

@@ -19,7 +19,7 @@ from ssd_dist.data import integrity
 from ssd_dist.data.integrity import explain_failure, secure_plan
 from ssd_dist.data.order import read_in_order
 from ssd_dist.data.pipeline import plan_training
-from ssd_dist.data.storage import read_split
+from ssd_dist.data.storage import open_shard, read_split
 
 SIZE, SHARDS, IN_A_SHARD = 64, 2, 6
 
@@ -239,3 +239,9 @@ def test_ground_truth_names_shard_and_record(data):
     flip_data(path)
     with pytest.raises(DataError, match=rf"{path.name}: record 3"):
         list(read_split(config.data, manifest.splits["train"]))
+
+
+def test_a_shard_that_storage_does_not_give_is_named(tmp_path):
+    (tmp_path / "shard").mkdir()  # there, and not to be read, for root as well
+    with pytest.raises(DataError, match=r"shard .*/shard cannot be read"), open_shard(str(tmp_path / "shard")) as file:
+        file.read(1)

@@ -263,6 +263,14 @@ def test_an_input_given_twice_is_refused(run):
     assert (code, "--input=./voc/ is given twice" in err) == (2, True), err
 
 
+@pytest.mark.parametrize("text", [b"{", b"[1]", b"\xff"])
+def test_notes_that_are_damaged_are_named(places, run, text):
+    assert run()[0] == 0
+    (places / "out/train/.parts/job.json").write_bytes(text)
+    code, _, err = run()
+    assert (code, len(err.splitlines()), "out/train/.parts/job.json" in err) == (3, 1, True), err
+
+
 def test_a_slash_at_the_end_of_a_folder_is_no_other_flag(places, run):
     assert run("--image_dir=voc/JPEGImages")[0] == 0
     before = digests(places / "out")

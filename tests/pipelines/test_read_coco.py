@@ -11,8 +11,8 @@ from raw_sets import Failing, digests, jpeg, make_coco
 
 from pipelines import files
 from pipelines.annotations import Category, Image, Listing, LooseBox
-from pipelines.readers.coco import CocoFile, find_images, parse_box, parse_image, read_coco, read_entries
-from pipelines.readers.source import Source
+from pipelines.readers.coco import CocoFile, find_home, parse_box, parse_image, read_coco, read_entries
+from pipelines.readers.source import Source, find_images
 from pipelines.reading import read_image
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
@@ -130,7 +130,7 @@ def test_files_and_folders_are_found(tmp_path):
         with pytest.raises(DataError, match=wrong.name.replace("*", r"\*")):
             find_all(wrong)
     with pytest.raises(DataError, match="--image_dir"):
-        find_images(path, Source(("x",), image_dir=str(tmp_path / "nowhere")))
+        find_images(path, find_home(path), Source(("x",), image_dir=str(tmp_path / "nowhere")))
 
 
 def test_an_output_within_the_data_set_is_no_folder_of_images(tmp_path, prepare):
@@ -185,4 +185,4 @@ def test_images_are_found_from_within_the_data_set(tmp_path, monkeypatch, name):
     for folder in ("annotations", "images"):
         (tmp_path / folder).mkdir()
     (tmp_path / "images/a.jpg").write_bytes(jpeg())
-    assert find_images(name, Source((name,), fallback_split="train")) == "./images"
+    assert find_images(name, find_home(name), Source((name,), fallback_split="train")) == "./images"

@@ -51,6 +51,16 @@ def test_tensorboard_has_the_scalars_of_the_rows(tmp_path):
     }
 
 
+def test_a_run_goes_on_whatever_became_of_its_rows(tmp_path):
+    row = {"kind": "train", "step": 4, "loss": 2.5}
+    broken = [b'{"kind": "tr', b"7", b"[]", b'{"step": 2}', b'{"kind": "train", "step": null}', b"\xff\xfe", b""]
+    later = json.dumps(row | {"step": 5}).encode()
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join([*broken, json.dumps(row).encode(), later]))
+    MetricsLog(str(tmp_path), 4, 0)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [row]
+
+
 def test_tensorboard_has_curves_histograms_and_pictures(tmp_path):
     box, elsewhere = [0.0, 0.0, 0.5, 0.5], [0.6, 0.6, 0.9, 0.9]
     none = np.zeros(2, bool)
