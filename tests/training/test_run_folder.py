@@ -97,6 +97,13 @@ def test_training_pauses_before_the_grace_time_is_over(tmp_path, seconds_a_step,
     assert Run.steps_to_next_pause(make_run(changed(tmp_path)), seconds_a_step) == steps
 
 
+def test_boundaries_are_where_they_are_wherever_a_run_pauses():
+    boundaries = Boundaries(total=95, report=30, evaluation=40, checkpoint=0, loop=25)
+    wanted = {25, 30, 40, 50, 60, 75, 80, 90, 95}
+    for step in range(95):
+        assert step + boundaries.steps_to_next(step) == min(place for place in wanted if place > step)
+
+
 def make_run(config):
     """What of a run decides how many steps it makes in one go."""
     return SimpleNamespace(
