@@ -28,7 +28,7 @@ $(READY): requirements.lock pyproject.toml
 # Generated data -> shards -> two replicas -> metrics and pictures; nothing is downloaded.
 demo: $(READY)
 	rm -rf $(DEMO)
-	$(BIN)/python -m pipelines.sample --output=$(DEMO)/raw --train=1200
+	$(BIN)/python -m toyset.sample --output=$(DEMO)/raw --train=1200
 	for split in train val; do \
 	  $(BIN)/python -m pipelines.prepare --input_format=coco --input=$(DEMO)/raw --split=$$split \
 	    --output=$(DEMO)/data --config=configs/demo.yaml || exit; \

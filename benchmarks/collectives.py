@@ -40,8 +40,8 @@ def measure_here(path: Path) -> None:
     """In one worker: median seconds of an all-reduce of each size, and the bytes this host's loopback carried."""
     import tensorflow as tf
 
+    from ssd_dist.cluster.strategy import create_strategy, read_worker_role
     from ssd_dist.core.config import ClusterConfig
-    from ssd_dist.training.cluster import create_strategy, read_worker_role
 
     strategy = create_strategy(ClusterConfig(), read_worker_role())
 

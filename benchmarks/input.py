@@ -13,9 +13,9 @@ import tensorflow as tf
 from benchmarks.rows import Row, run_benchmark, take_turns
 from benchmarks.shards import BATCH, generated_shards, with_online_targets
 from ssd_dist.core.config import Config
-from ssd_dist.core.tfrecord import read_records
+from ssd_dist.core.tfrecord_io import read_records
 from ssd_dist.data.pipeline import plan_training, training_batches
-from ssd_dist.data.storage import load_manifest
+from ssd_dist.data.shard_files import load_manifest
 
 # Over the shards in a round: long beside the start of an iterator.
 PASSES = 4

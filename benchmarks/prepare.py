@@ -28,11 +28,11 @@ from pipelines.classes import ClassRules
 from pipelines.options import PrepareJob
 from pipelines.prepare import run_job
 from pipelines.readers.coco import CocoFile, read_file
-from pipelines.readers.source import Source
+from pipelines.readers.sources import Source
 from pipelines.runners import quiet_logs
 from ssd_dist.core.config import Config
 from ssd_dist.core.example_proto import decode_example, encode_example
-from ssd_dist.core.tfrecord import read_records
+from ssd_dist.core.tfrecord_io import read_records
 
 FILES = 48
 OBJECTS = 7

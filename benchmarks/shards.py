@@ -20,7 +20,7 @@ def generated_shards(images: int = 256) -> Iterator[tuple[Path, Config]]:
     with TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "bench.yaml").write_text("{}")
-        _run("pipelines.sample", f"--output={folder / 'raw'}", f"--train={images}", "--val=16")
+        _run("toyset.sample", f"--output={folder / 'raw'}", f"--train={images}", "--val=16")
         _run(
             "pipelines.prepare", "--input_format=coco", f"--input={folder / 'raw'}", "--split=train",
             f"--output={folder / 'data'}", f"--config={folder / 'bench.yaml'}",

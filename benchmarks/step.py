@@ -19,10 +19,10 @@ from ssd_dist.core.config import Config
 from ssd_dist.data.augmentation import apply_color_map
 from ssd_dist.data.batch import TrainBatch
 from ssd_dist.data.pipeline import plan_training, training_batches
-from ssd_dist.data.storage import load_manifest
+from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.model.detector import normalize_image
+from ssd_dist.runs.checkpoint_writer import CheckpointWriter
 from ssd_dist.training.assembly import distribute_training
-from ssd_dist.training.checkpoint_writing import CheckpointWriter
 from ssd_dist.training.losses import multibox_losses
 from ssd_dist.training.mining import mine_per_image
 from ssd_dist.training.run import make_reproducible

@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
-from pipelines import files
+from pipelines import beam_storage
 
 CHUNK_BYTES = 1 << 20
 # An entry beyond this is taken for a bracket that is never closed.
@@ -124,8 +124,8 @@ class _Text:
         try:
             chunk = self._stream.read(CHUNK_BYTES)
             more = self._decode(chunk, final=not chunk)
-        except files.UNREADABLE as error:
-            if not files.is_damage(error):
+        except beam_storage.UNREADABLE as error:
+            if not beam_storage.is_damage(error):
                 raise
             raise self.error(f"the file cannot be read on: {error}") from None
         self._ended = not chunk

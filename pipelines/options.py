@@ -11,16 +11,16 @@ from typing import Any
 import apache_beam as beam
 from absl import flags  # type: ignore[import-untyped]
 
-from pipelines import files
+from pipelines import beam_storage
 from pipelines.classes import ClassRules, parse_class_file
-from pipelines.images import Preparation
+from pipelines.image_preparation import Preparation
 from pipelines.readers.coco import read_coco
 from pipelines.readers.csv import read_csv
-from pipelines.readers.source import Source, parse_split_by
+from pipelines.readers.sources import Source, parse_split_by
 from pipelines.readers.tfrecord import read_tfrecord
 from pipelines.readers.voc import read_voc
 from pipelines.readers.yolo import read_yolo
-from pipelines.report import PARTS_FOLDER, read_manifest
+from pipelines.split_report import PARTS_FOLDER, read_manifest
 from ssd_dist.core.commands import config_from_flags, define_config_flags, required_flag
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError, UsageError
@@ -105,7 +105,7 @@ def job_from_flags() -> PrepareJob:
     input_format = required_flag("input_format")
     output = required_flag("output").rstrip("/") or "/"
     for path in (*values.input, values.image_dir, values.classes, output):
-        files.check_scheme(path)
+        beam_storage.check_scheme(path)
     places = [posixpath.normpath(path) for path in values.input]
     for index, place in enumerate(places):
         if place in places[:index]:
@@ -114,7 +114,7 @@ def job_from_flags() -> PrepareJob:
         raise UsageError("--max_rejected_fraction=nan: expected a number from 0 to 1")
     shares = parse_split_by(values.split_by)
     # A shell completes a folder's name with a slash, which makes it no other folder.
-    inputs = [path if files.is_pattern(path) else path.rstrip("/") or "/" for path in values.input]
+    inputs = [path if beam_storage.is_pattern(path) else path.rstrip("/") or "/" for path in values.input]
     source = Source(tuple(inputs), values.image_dir.rstrip("/") or values.image_dir, values.source_split, split, shares)
     if shares and split not in dict(shares):
         raise UsageError(f"--split_by={values.split_by} has no share for split {split!r}; add one")
@@ -122,7 +122,7 @@ def job_from_flags() -> PrepareJob:
     manifest = read_manifest(output)
     if manifest is not None:
         check_joins(manifest, config, output)
-    class_file = parse_class_file(files.read_text(values.classes), values.classes) if values.classes else ()
+    class_file = parse_class_file(beam_storage.read_text(values.classes), values.classes) if values.classes else ()
     return PrepareJob(
         input_format=input_format,
         source=source,
@@ -148,7 +148,7 @@ def check_joins(manifest: Manifest, config: Config, output: str) -> None:
     differing = [name for name in wanted if wanted[name] != manifest.spec()[name]]
     if differing:
         raise DataError(
-            f"{files.join(output, MANIFEST_NAME)} holds splits prepared with another {' and '.join(differing)} "
+            f"{beam_storage.join(output, MANIFEST_NAME)} holds splits prepared with another {' and '.join(differing)} "
             "than this config's; choose another --output, or remove that folder and prepare every split again"
         )
 
@@ -159,13 +159,13 @@ def claim_output(job: PrepareJob) -> None:
     Raises:
       DataError: naming what differs.
     """
-    folder = files.join(job.output, job.split)
-    path = files.join(folder, PARTS_FOLDER, "job.json")
+    folder = beam_storage.join(job.output, job.split)
+    path = beam_storage.join(folder, PARTS_FOLDER, "job.json")
     wanted = describe_job(job)
     # A run that failed before its first shard, say for a mistyped flag, binds nobody.
-    if files.exists(path) and files.match_below(folder, PARTS_FOLDER, "*-of-*.json"):
+    if beam_storage.exists(path) and beam_storage.match_below(folder, PARTS_FOLDER, "*-of-*.json"):
         try:
-            begun = dict(json.loads(files.read_text(path)))
+            begun = dict(json.loads(beam_storage.read_text(path)))
         except (ValueError, TypeError) as error:
             raise DataError(f"{path} is damaged ({error}): remove {folder} and prepare that split again") from None
         differing = sorted(name for name in {*wanted, *begun} if wanted.get(name) != begun.get(name))
@@ -178,8 +178,8 @@ def claim_output(job: PrepareJob) -> None:
             )
     if not job.resume:
         # Else this run, if it is stopped, would go on with what an earlier one left: the images may be others.
-        files.delete_files(files.match_below(folder, PARTS_FOLDER, "*-of-*.json"))
-    files.write_bytes(path, json.dumps(wanted, indent=1).encode())
+        beam_storage.delete_files(beam_storage.match_below(folder, PARTS_FOLDER, "*-of-*.json"))
+    beam_storage.write_bytes(path, json.dumps(wanted, indent=1).encode())
 
 
 def describe_job(job: PrepareJob) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def _class_rules(class_file: tuple[str, ...], manifest: Manifest | None, split: 
     values = flags.FLAGS
     fixed = class_file
     if manifest is not None and {*manifest.splits} - {split}:
-        path = files.join(output, MANIFEST_NAME)
+        path = beam_storage.join(output, MANIFEST_NAME)
         if class_file and class_file != manifest.classes:
             raise DataError(
                 f"--classes={values.classes} differs from the classes of {path} ({', '.join(manifest.classes)}); "

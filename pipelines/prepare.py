@@ -16,11 +16,8 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 from rich.console import Console
 
-from pipelines.assemble import GroupIntoShards
-from pipelines.images import Preparation
+from pipelines.image_preparation import Preparation
 from pipelines.options import READERS, PrepareJob, claim_output, define_flags, job_from_flags
-from pipelines.progress import show_progress
-from pipelines.report import ReportJob, WriteReport, read_manifest
 from pipelines.runners import (
     STDERR,
     dask_cluster,
@@ -35,7 +32,10 @@ from pipelines.runners import (
     set_workers,
     step_names,
 )
+from pipelines.shard_plan import GroupIntoShards
+from pipelines.shard_progress import show_progress
 from pipelines.shards import ShardJob, WriteShard
+from pipelines.split_report import ReportJob, WriteReport, read_manifest
 from pipelines.summary import print_summary
 from ssd_dist.core.commands import run_command
 from ssd_dist.core.errors import DataError, RestartError

@@ -33,7 +33,7 @@ from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
 from apache_beam.runners.runner import PipelineRunner, create_runner
 
-from pipelines.files import is_remote
+from pipelines.beam_storage import is_remote
 from ssd_dist.core.commands import unknown_flag
 from ssd_dist.core.errors import DataError, RestartError, SsdDistError, UsageError
 

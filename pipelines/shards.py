@@ -16,18 +16,18 @@ from typing import BinaryIO
 import apache_beam as beam
 from pydantic import ValidationError
 
-from pipelines import files
+from pipelines import beam_storage
 from pipelines.annotations import Problem, readable
-from pipelines.assemble import Member, ShardPlan
+from pipelines.beam_metrics import Meter
 from pipelines.classes import ClassTable
-from pipelines.images import BATCH, ImagePreparer, Preparation, PreparedImage, count_positives
-from pipelines.metrics import Meter
-from pipelines.reading import read_images
-from pipelines.report import ImageReport, Rejected, ShardReport, ViewReport, report_path
+from pipelines.image_preparation import BATCH, ImagePreparer, Preparation, PreparedImage, count_positives
+from pipelines.image_reading import read_images
+from pipelines.shard_plan import Member, ShardPlan
+from pipelines.split_report import ImageReport, Rejected, ShardReport, ViewReport, report_path
 from pipelines.validate import reject_image
 from ssd_dist.core.manifest import FORMAT_VERSION, Shard
 from ssd_dist.core.records import Record
-from ssd_dist.core.tfrecord import frame_record
+from ssd_dist.core.tfrecord_io import frame_record
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ShardJob:
     @property
     def folder(self) -> str:
         """Where the split's files go."""
-        return files.join(self.output, self.split)
+        return beam_storage.join(self.output, self.split)
 
 
 class WriteShard(beam.DoFn):
@@ -71,7 +71,7 @@ class WriteShard(beam.DoFn):
         key = shard_key(members, plan, self._job)
         if not (self._job.resume and is_finished(path, key, self._job.output)):
             report = write_shard(shard, members, plan, self._job, self._preparer, self._meter)
-            files.write_bytes(path, report.model_copy(update={"key": key}).model_dump_json().encode())
+            beam_storage.write_bytes(path, report.model_copy(update={"key": key}).model_dump_json().encode())
         yield 0, path
 
 
@@ -97,11 +97,13 @@ def shard_key(members: list[Member], plan: ShardPlan, job: ShardJob) -> str:
 def is_finished(path: str, key: str, output: str) -> bool:
     """Whether the report at `path` is of this very shard and its files are there in full."""
     try:
-        report = ShardReport.model_validate_json(files.read_bytes(path))
+        report = ShardReport.model_validate_json(beam_storage.read_bytes(path))
     except (FileNotFoundError, ValidationError):
         return False
     shards = [view.shard for view in report.views if view.shard is not None]
-    return report.key == key and all(files.size(files.join(output, shard.file)) == shard.bytes for shard in shards)
+    return report.key == key and all(
+        beam_storage.size(beam_storage.join(output, shard.file)) == shard.bytes for shard in shards
+    )
 
 
 def write_shard(
@@ -112,7 +114,10 @@ def write_shard(
     names = [f"view{view:02d}-{shard:05d}-of-{plan.shards:05d}.tfrecord" for view in range(job.preparation.views)]
     with ExitStack() as stack:
         writers = [
-            RecordWriter(f"{job.split}/{name}", stack.enter_context(files.replace_file(files.join(job.folder, name))))
+            RecordWriter(
+                f"{job.split}/{name}",
+                stack.enter_context(beam_storage.replace_file(beam_storage.join(job.folder, name))),
+            )
             for name in names
         ]
         images = (

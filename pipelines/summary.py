@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from pipelines import files
-from pipelines.report import load_hashes, read_parts
+from pipelines import beam_storage
+from pipelines.split_report import load_hashes, read_parts
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, Split
 
 # The share of the records that training must reach.
@@ -43,7 +43,7 @@ def find_warnings(manifest: Manifest, name: str, output: str) -> Iterator[str]:
                 f"(e.g. {', '.join(leak.examples)}); training on them is refused unless data.allow_leakage is set"
             )
     # One hash for each different file.
-    copies = split.images - len(load_hashes(files.join(output, split.image_hashes)))
+    copies = split.images - len(load_hashes(beam_storage.join(output, split.image_hashes)))
     if copies:
         yield (
             f"{copies} images are byte for byte others of this split under other ids: where each has some of the "
@@ -55,8 +55,8 @@ def find_warnings(manifest: Manifest, name: str, output: str) -> Iterator[str]:
     if unknown:
         yield (
             f"boxes of {', '.join(unknown):.500} were rejected, and what they show is background now: "
-            f"{files.join(output, MANIFEST_NAME)} has no such class; prepare the split with most classes first, or "
-            "name them all with --classes, into another --output"
+            f"{beam_storage.join(output, MANIFEST_NAME)} has no such class; prepare the split with most classes first, "
+            "or name them all with --classes, into another --output"
         )
     counts = [shard.examples for shard in split.views[0].shards]
     used, even = len(counts) * min(counts), split.views[0].examples // len(counts)

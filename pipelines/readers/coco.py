@@ -15,10 +15,18 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipelines import files
+from pipelines import beam_storage
 from pipelines.annotations import Box, Category, Element, Image, Listing, LooseBox, Problem, gather_boxes
 from pipelines.json_stream import JsonStreamError, stream_arrays
-from pipelines.readers.source import Location, Source, SpreadInputs, find_images, find_listings, folder_of, locate_image
+from pipelines.readers.sources import (
+    Location,
+    Source,
+    SpreadInputs,
+    find_images,
+    find_listings,
+    folder_of,
+    locate_image,
+)
 from ssd_dist.core.errors import DataError
 
 SUFFIXES = (".json", ".json.gz")
@@ -94,7 +102,7 @@ def read_entries(file: CocoFile, source: Source) -> Iterator[Image | LooseBox | 
     listed = False
     problem = None
     try:
-        with files.open_input(file.path) as stream:
+        with beam_storage.open_input(file.path) as stream:
             for array, index, item in stream_arrays(stream, ("categories", "images", "annotations")):
                 if array == "categories":
                     yield parse_category(item, index, file)
@@ -111,7 +119,7 @@ def read_entries(file: CocoFile, source: Source) -> Iterator[Image | LooseBox | 
         if not listed:
             raise DataError("the file lists no images")
     except (JsonStreamError, DataError, OSError) as error:
-        files.require_damage(error, file.path)
+        beam_storage.require_damage(error, file.path)
         # What follows is lost, so the images read so far may lack boxes: all of the file's images are refused, and
         # the file itself stands for those that were not reached.
         problem = Problem("broken_annotation", f"{file.path}: {error}")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import apache_beam as beam
 
-from pipelines import files
+from pipelines import beam_storage
 from pipelines.annotations import Box, Category, Element, Image, Listing, LooseBox, Problem, gather_boxes, image_key
-from pipelines.readers.source import Source, SpreadInputs, find_images, find_listings, folder_of, locate_image
+from pipelines.readers.sources import Source, SpreadInputs, find_images, find_listings, folder_of, locate_image
 from ssd_dist.core.errors import DataError
 
 SUFFIXES = (".csv", ".csv.gz")
@@ -72,9 +72,11 @@ def read_columns(path: str) -> dict[str, int]:
       DataError: if one that is needed is missing.
     """
     try:
-        with files.open_input(path) as stream:
-            names = [name.strip().lower() for name in _fields(next(files.read_lines(stream, MAX_LINE_BYTES), b""))]
-    except (*files.UNREADABLE, csv.Error) as error:
+        with beam_storage.open_input(path) as stream:
+            names = [
+                name.strip().lower() for name in _fields(next(beam_storage.read_lines(stream, MAX_LINE_BYTES), b""))
+            ]
+    except (*beam_storage.UNREADABLE, csv.Error) as error:
         raise DataError(f"{path}: the header cannot be read ({error}); expected {','.join(REQUIRED)}") from None
     missing = [name for name in REQUIRED if name not in names]
     if missing:
@@ -123,12 +125,12 @@ def _lines(file: CsvFile) -> Iterator[tuple[int, bytes]]:
     """(number, line) of the lines below the header that are not empty, and one more where the file breaks off."""
     number = 1
     try:
-        with files.open_input(file.path) as stream:
-            for number, line in enumerate(files.read_lines(stream, MAX_LINE_BYTES), start=1):
+        with beam_storage.open_input(file.path) as stream:
+            for number, line in enumerate(beam_storage.read_lines(stream, MAX_LINE_BYTES), start=1):
                 if number > 1 and line.strip():
                     yield number, line
-    except files.UNREADABLE as error:
-        files.require_damage(error, file.path)
+    except beam_storage.UNREADABLE as error:
+        beam_storage.require_damage(error, file.path)
         # Not UTF-8, so that it is refused.
         yield number + 1, b"\xff the rest of the file is lost"
 

@@ -13,12 +13,12 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from pipelines import files
+from pipelines import beam_storage
 from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, keyed, pack_boxes
-from pipelines.readers.source import Source, SpreadInputs, find_inputs
+from pipelines.readers.sources import Source, SpreadInputs, find_inputs
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.example_proto import decode_example
-from ssd_dist.core.tfrecord import DAMAGED_BODY, scan_records
+from ssd_dist.core.tfrecord_io import DAMAGED_BODY, scan_records
 
 FRAME_BYTES = 16
 SIDES = ("ymin", "xmin", "ymax", "xmax")
@@ -63,7 +63,7 @@ def read_file(file: RecordFile, source: Source) -> Iterator[Element]:
     row = offset = 0
     named: set[Category] = set()
     # As it lies there: a record must be found again at its offset.
-    with files.open_plain(file.path) as stream:
+    with beam_storage.open_plain(file.path) as stream:
         for index, (data, problem) in enumerate(scan_records(stream)):
             if problem and problem != DAMAGED_BODY:
                 detail = (

@@ -19,9 +19,9 @@ import apache_beam as beam
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
-from pipelines import files
+from pipelines import beam_storage
 from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, keyed, pack_boxes
-from pipelines.readers.source import Location, Source, SpreadInputs, locate_image, require_input
+from pipelines.readers.sources import Location, Source, SpreadInputs, locate_image, require_input
 from ssd_dist.core.errors import DataError
 
 
@@ -83,36 +83,36 @@ def find_layout(path: str, source: Source) -> VocLayout:
     Raises:
       DataError: if there are none, or not this split.
     """
-    if files.is_pattern(path):
-        if not files.match_files(path):
+    if beam_storage.is_pattern(path):
+        if not beam_storage.match_files(path):
             raise DataError(f"--input={path} matches no file; check the pattern")
         return VocLayout(path, source.image_dir)
     require_input(path)
-    devkit = files.join(path, "Annotations")
-    if files.exists(devkit):
-        images = source.image_dir or files.join(path, "JPEGImages")
-        if not files.exists(images):
+    devkit = beam_storage.join(path, "Annotations")
+    if beam_storage.exists(devkit):
+        images = source.image_dir or beam_storage.join(path, "JPEGImages")
+        if not beam_storage.exists(images):
             raise DataError(f"no images in {images}; name their folder with --image_dir")
         list_file = _find_list(path, source) if source.split_name else ""
-        if list_file or not source.split_name or not files.exists(files.join(devkit, source.split_name)):
+        if list_file or not source.split_name or not beam_storage.exists(beam_storage.join(devkit, source.split_name)):
             return VocLayout(devkit, images, list_file)
         # No list, but a folder for each split.
-        own = files.join(images, source.split_name)
-        return VocLayout(files.join(devkit, source.split_name), own if files.exists(own) else images)
-    for folder in (files.join(path, source.split_name).rstrip("/"), path):
-        if any(name.lower().endswith(".xml") for name in files.list_files(folder)):
+        own = beam_storage.join(images, source.split_name)
+        return VocLayout(beam_storage.join(devkit, source.split_name), own if beam_storage.exists(own) else images)
+    for folder in (beam_storage.join(path, source.split_name).rstrip("/"), path):
+        if any(name.lower().endswith(".xml") for name in beam_storage.list_files(folder)):
             return VocLayout(folder, source.image_dir or folder, is_flat=True)
     hint = "is --input_format=voc right?" if source.split_name else "--source_split names the folder to split"
     raise DataError(f"--input={path} holds neither Annotations/ nor XML files; {hint}")
 
 
 def _find_list(path: str, source: Source) -> str:
-    lists = files.join(path, "ImageSets", "Main")
-    wanted = files.join(lists, f"{source.split_name}.txt")
-    if files.exists(wanted):
+    lists = beam_storage.join(path, "ImageSets", "Main")
+    wanted = beam_storage.join(lists, f"{source.split_name}.txt")
+    if beam_storage.exists(wanted):
         return wanted
-    known = [posixpath.basename(name).removesuffix(".txt") for name in files.list_files(lists)]
-    if known or (source.split and not files.exists(files.join(path, "Annotations", source.split))):
+    known = [posixpath.basename(name).removesuffix(".txt") for name in beam_storage.list_files(lists)]
+    if known or (source.split and not beam_storage.exists(beam_storage.join(path, "Annotations", source.split))):
         raise DataError(
             f"{wanted} does not exist; --source_split takes one of: {', '.join(known) or 'none, there are no lists'}"
         )
@@ -138,14 +138,18 @@ def _annotations(layout: VocLayout) -> Iterator[tuple[str, Location]]:
             where = locate_image(layout.annotations, f"{name}.xml")
             yield posixpath.basename(name) if where.problem else name, where
         return
-    if files.is_pattern(layout.annotations):
-        yield from ((posixpath.basename(path), Location(path)) for path in files.match_files(layout.annotations))
+    if beam_storage.is_pattern(layout.annotations):
+        yield from ((posixpath.basename(path), Location(path)) for path in beam_storage.match_files(layout.annotations))
         return
     # Beside their images the annotations of one split lie in one folder; the devkit's folder holds all, at any depth.
-    found = files.list_files(layout.annotations) if layout.is_flat else files.match_below(layout.annotations, "**")
+    found = (
+        beam_storage.list_files(layout.annotations)
+        if layout.is_flat
+        else beam_storage.match_below(layout.annotations, "**")
+    )
     for path in found:
         if path.lower().endswith(".xml"):
-            yield files.path_below(layout.annotations, path), Location(path)
+            yield beam_storage.path_below(layout.annotations, path), Location(path)
 
 
 def _listed_names(layout: VocLayout) -> list[str]:
@@ -153,10 +157,10 @@ def _listed_names(layout: VocLayout) -> list[str]:
 
     An id may hold blanks and end in such a number, too: if there is an annotation of that name.
     """
-    lines = list(filter(None, map(str.strip, files.read_text(layout.list_file).split("\n"))))
+    lines = list(filter(None, map(str.strip, beam_storage.read_text(layout.list_file).split("\n"))))
     columns = {line: column[1] for line in lines if (column := re.fullmatch(r"(.*\S)\s+-?[01]", line))}
-    found = files.match_below(layout.annotations, "**") if columns else []
-    there = {files.path_below(layout.annotations, path) for path in found}
+    found = beam_storage.match_below(layout.annotations, "**") if columns else []
+    there = {beam_storage.path_below(layout.annotations, path) for path in found}
     return [columns[line] if line in columns and f"{line}.xml" not in there else line for line in lines]
 
 
@@ -169,8 +173,8 @@ def read_annotation(entry: VocEntry | Listing) -> Iterator[Element]:
         yield keyed(_broken(entry, *entry.problem))
         return
     try:
-        image = parse_annotation(files.read_item(entry.annotation), entry)
-    except (*files.LASTING, ValueError) as error:
+        image = parse_annotation(beam_storage.read_item(entry.annotation), entry)
+    except (*beam_storage.LASTING, ValueError) as error:
         image = _broken(entry, "missing_annotation", str(error))
     yield keyed(image)
     for name in dict.fromkeys(box.category for box in image.boxes if box.problem is None):
@@ -193,7 +197,7 @@ def parse_annotation(data: bytes, entry: VocEntry) -> Image:
     filename = _text(root, "filename") or entry.image_id
     # An annotation in a folder below is of the image in the folder of that name, or of one where all are together.
     below, stem = posixpath.split(entry.image_id)
-    images = files.join(entry.images, below) if below else entry.images
+    images = beam_storage.join(entry.images, below) if below else entry.images
     where = locate_image(images, filename, stem, home=entry.images)
     return Image(
         image_id=entry.image_id,

@@ -19,10 +19,10 @@ from typing import Any
 import apache_beam as beam
 import yaml
 
-from pipelines import files
+from pipelines import beam_storage
 from pipelines.annotations import IMAGE_SUFFIXES, Box, Category, Element, Image, Listing, Problem, keyed, pack_boxes
 from pipelines.classes import first_duplicate
-from pipelines.readers.source import Source, SpreadInputs, first_folder, folder_of, locate_image, require_input
+from pipelines.readers.sources import Source, SpreadInputs, first_folder, folder_of, locate_image, require_input
 from ssd_dist.core.errors import DataError
 
 
@@ -107,11 +107,11 @@ def find_layout(path: str, source: Source) -> YoloLayout:
         )
     if isinstance(named, str) and named.endswith(".txt"):
         return _find_listed(named, bases, config, names, source)
-    below = named if isinstance(named, str) and files.relative_path(named) else f"images/{split}".rstrip("/")
-    image_folders = [files.join(base, below) for base in bases]
+    below = named if isinstance(named, str) and beam_storage.relative_path(named) else f"images/{split}".rstrip("/")
+    image_folders = [beam_storage.join(base, below) for base in bases]
     if split:
-        image_folders += [files.join(base, "images", split) for base in bases]
-        image_folders += [files.join(base, split, "images") for base in bases]
+        image_folders += [beam_storage.join(base, "images", split) for base in bases]
+        image_folders += [beam_storage.join(base, split, "images") for base in bases]
     elif any(isinstance(value, str) and value.endswith(".txt") for value in content.values()) and not source.image_dir:
         raise DataError(f"{config} names lists of images; --source_split says which of them --split_by is to split")
     if source.image_dir:
@@ -120,7 +120,7 @@ def find_layout(path: str, source: Source) -> YoloLayout:
     images = first_folder(image_folders, f"images{of_split}", "--source_split or --image_dir names them")
     inner = below.replace("images", "labels", 1)
     label_folders = [_sibling_labels(images)]
-    label_folders += [files.join(base, name) for base in bases for name in (inner, f"labels/{split}")]
+    label_folders += [beam_storage.join(base, name) for base in bases for name in (inner, f"labels/{split}")]
     labels = first_folder(
         [folder for folder in label_folders if folder != images], f"labels{of_split}", "is this a YOLO set?"
     )
@@ -129,24 +129,26 @@ def find_layout(path: str, source: Source) -> YoloLayout:
 
 def _other_splits(content: dict[str, Any], split: str, bases: list[str]) -> tuple[str, ...]:
     """The folders of images that the YAML names for other splits, and those of their labels."""
-    named = [files.relative_path(value) for key, value in content.items() if key != split and isinstance(value, str)]
-    folders = [files.join(base, name) for base in bases for name in named if name]
+    named = [
+        beam_storage.relative_path(value) for key, value in content.items() if key != split and isinstance(value, str)
+    ]
+    folders = [beam_storage.join(base, name) for base in bases for name in named if name]
     return tuple(dict.fromkeys([*folders, *map(_sibling_labels, folders)]))
 
 
 def _declared_root(home: str, content: dict[str, Any]) -> tuple[str, ...]:
     """The folder that the YAML's `path:` names, if it lies beside the file or below it."""
     declared = content.get("path")
-    clean = files.relative_path(declared) if isinstance(declared, str) else None
-    return (files.join(home, clean),) if clean else ()
+    clean = beam_storage.relative_path(declared) if isinstance(declared, str) else None
+    return (beam_storage.join(home, clean),) if clean else ()
 
 
 def _find_listed(named: str, bases: list[str], config: str, names: tuple[str, ...], source: Source) -> YoloLayout:
-    clean = files.relative_path(named)
+    clean = beam_storage.relative_path(named)
     for base in bases:
-        if clean is not None and files.is_file(files.join(base, clean)):
+        if clean is not None and beam_storage.is_file(beam_storage.join(base, clean)):
             images = first_folder([source.image_dir], "images", "check --image_dir") if source.image_dir else base
-            return YoloLayout(images, "", names, files.join(base, clean))
+            return YoloLayout(images, "", names, beam_storage.join(base, clean))
     raise DataError(f"{config} names the list {named}, which is not in {' or '.join(bases)}; put it there")
 
 
@@ -166,12 +168,12 @@ def _find_yaml(path: str) -> tuple[str, dict[str, Any]]:
     if path.endswith((".yaml", ".yml")):
         candidates = [path]
     else:
-        found = files.match_below(path, "*.y*ml")
-        found += files.match_below(path, "*", "*.y*ml")
+        found = beam_storage.match_below(path, "*.y*ml")
+        found += beam_storage.match_below(path, "*", "*.y*ml")
         candidates = sorted(found, key=lambda name: (name.count("/"), posixpath.basename(name) != "data.yaml", name))
     for candidate in candidates:
         try:
-            content = yaml.safe_load(files.read_text(candidate))
+            content = yaml.safe_load(beam_storage.read_text(candidate))
         except yaml.YAMLError as error:
             raise DataError(f"{candidate} is not valid YAML: {error}") from None
         if isinstance(content, dict) and "names" in content:
@@ -227,20 +229,20 @@ def _folder_entries(layout: YoloLayout) -> Iterator[YoloEntry]:
     lonely = labels.keys() - set(partners)
     entries += [(stem, "", labels[stem]) for stem in lonely if posixpath.basename(stem) != "classes"]
     for stem, image, label in sorted(entries):
-        yield YoloEntry(stem, 0, files.path_below(layout.images, image) if image else "", image, label)
+        yield YoloEntry(stem, 0, beam_storage.path_below(layout.images, image) if image else "", image, label)
 
 
 def _files_below(folder: str, layout: YoloLayout) -> list[str]:
     others = tuple(f"{other}/" for other in layout.others if other.startswith(f"{folder.rstrip('/')}/"))
-    return [path for path in files.match_below(folder, "**") if not path.startswith(others)]
+    return [path for path in beam_storage.match_below(folder, "**") if not path.startswith(others)]
 
 
 def _listed_entries(layout: YoloLayout) -> Iterator[YoloEntry]:
     """What the list file names, in its order; ids are paths below the folder that holds all of it."""
-    lines = list(filter(None, map(str.strip, files.read_text(layout.list_file).splitlines())))
+    lines = list(filter(None, map(str.strip, beam_storage.read_text(layout.list_file).splitlines())))
     places = [locate_image(layout.images, line) for line in lines]
-    found = [files.path_below(layout.images, where.path) for where in places if where.problem is None]
-    shared = files.join(layout.images, posixpath.commonpath(map(posixpath.dirname, found)) if found else "")
+    found = [beam_storage.path_below(layout.images, where.path) for where in places if where.problem is None]
+    shared = beam_storage.join(layout.images, posixpath.commonpath(map(posixpath.dirname, found)) if found else "")
     folders: dict[str, dict[str, str]] = {}
     labelled = looked_at = 0
     for line, where in zip(lines, places, strict=True):
@@ -249,7 +251,7 @@ def _listed_entries(layout: YoloLayout) -> Iterator[YoloEntry]:
             continue
         folder = _sibling_labels(posixpath.dirname(where.path))
         if folder not in folders:
-            there = files.list_files(folder)
+            there = beam_storage.list_files(folder)
             folders[folder] = {**{_composed(path): path for path in there}, **{path: path for path in there}}
         name = f"{folder}/{_stem(where.path)}.txt"
         label = folders[folder].get(name) or folders[folder].get(_composed(name), "")
@@ -273,7 +275,7 @@ def _composed(path: str) -> str:
 
 def _stem_below(folder: str, path: str) -> str:
     """The path below the folder without its suffix."""
-    return posixpath.splitext(files.path_below(folder, path))[0]
+    return posixpath.splitext(beam_storage.path_below(folder, path))[0]
 
 
 def read_label(entry: YoloEntry | Category | Listing) -> Iterator[Element]:
@@ -287,8 +289,8 @@ def read_label(entry: YoloEntry | Category | Listing) -> Iterator[Element]:
         problem = Problem("missing_image", f"no image has the name of {entry.label}")
     if entry.label:
         try:
-            packed = pack_boxes(parse_label(files.read_item(entry.label).decode("utf-8-sig")))
-        except (*files.LASTING, ValueError) as error:
+            packed = pack_boxes(parse_label(beam_storage.read_item(entry.label).decode("utf-8-sig")))
+        except (*beam_storage.LASTING, ValueError) as error:
             problem = problem or Problem("broken_annotation", str(error))
     source = entry.label or entry.image
     yield keyed(

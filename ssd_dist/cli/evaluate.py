@@ -17,8 +17,8 @@ def main(_: list[str]) -> None:
     from ssd_dist.evaluation.analysis import analyse_detections
     from ssd_dist.evaluation.gallery import draw_gallery
     from ssd_dist.evaluation.metrics import evaluate_detections
-    from ssd_dist.evaluation.table import format_value, print_analysis, print_metrics
-    from ssd_dist.training.inference import evaluate_split
+    from ssd_dist.evaluation.metrics_table import format_value, print_analysis, print_metrics
+    from ssd_dist.inference.trained_model import evaluate_split
 
     config, manifest, truths, detections = evaluate_split(
         model_dir, flags.FLAGS["checkpoint"].value, split, overrides_from_flags()

@@ -15,7 +15,7 @@ def main(_: list[str]) -> None:
     model_dir, output, kind = required_flag("model_dir"), required_flag("output"), required_flag("format")
     quantize, postprocess = flags.FLAGS["quantize"].value, flags.FLAGS["postprocessing"].value
     # TensorFlow takes seconds to load: only once the flags are right.
-    from ssd_dist.export.export import choose_postprocessing, export_run
+    from ssd_dist.export.exporter import choose_postprocessing, export_run
 
     choose_postprocessing(kind, quantize, postprocess)
     card = export_run(

@@ -25,8 +25,8 @@ def main(_: list[str]) -> None:
     # TensorFlow takes seconds to load: only once the flags are right.
     from ssd_dist.evaluation.result_files import CocoIds, read_coco_ids
     from ssd_dist.evaluation.thresholds import parse_thresholds
-    from ssd_dist.training.image_files import find_images
-    from ssd_dist.training.prediction import Wishes, open_run, predict_images
+    from ssd_dist.inference.image_files import find_images
+    from ssd_dist.inference.prediction import PredictionOutputs, open_run, predict_images
 
     files = find_images(sources)
     if saved_model:
@@ -40,7 +40,7 @@ def main(_: list[str]) -> None:
     ids = CocoIds(tuple(range(1, len(detector.classes) + 1)))
     if annotations := flags.FLAGS["coco_ids"].value:
         ids = read_coco_ids(annotations, detector.classes, files)
-    wishes = Wishes(
+    wishes = PredictionOutputs(
         parse_thresholds(flags.FLAGS["score_threshold"].value, detector.classes), ids, flags.FLAGS["pictures"].value
     )
     looked_at, shown, unreadable = predict_images(detector, files, output, wishes)

@@ -15,16 +15,16 @@ def main(_: list[str]) -> int:
     if flags.FLAGS["model_dir"].value:
         check_folder_name(flags.FLAGS["model_dir"].value)
     if flags.FLAGS["dry_run"].value:
-        from ssd_dist.training.dry_run import describe_dry_run, print_dry_run
+        from ssd_dist.checks.dry_run import describe_dry_run, print_dry_run
 
         print_dry_run(describe_dry_run(config, flags.FLAGS["model_dir"].value))
         return 0
     model_dir = required_flag("model_dir")
     # TensorFlow takes seconds to load: only once the flags are right, and with an ear for signals.
-    from ssd_dist.training.preemption import StopRequest
+    from ssd_dist.cluster.preemption import StopRequest
 
     if flags.FLAGS["preflight"].value:
-        from ssd_dist.training.preflight import run_preflight
+        from ssd_dist.checks.preflight import run_preflight
 
         return run_preflight(config, model_dir)
     stop = StopRequest()
@@ -38,8 +38,8 @@ def main(_: list[str]) -> int:
 
 def write_report() -> None:
     """Writes the page of the finished run: the one of ssd-inspect."""
+    from ssd_dist.core.errors import first_line
     from ssd_dist.report.run_page import build_run_page
-    from ssd_dist.training.durable import first_line
 
     model_dir = flags.FLAGS["model_dir"].value
     try:

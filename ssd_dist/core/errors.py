@@ -4,6 +4,7 @@ Every layer raises one of these with one line that names the thing and the mend;
 around each command's `main`, is the only place where they turn into an exit code.
 """
 
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -64,3 +65,11 @@ def _tell(message: str) -> None:
     # The terminal may be closed; the exit code says the same.
     with suppress(OSError, ValueError):
         print(message, file=sys.stderr)
+
+
+def first_line(error: Exception) -> str:
+    """The beginning of what an error's text has to say, which TensorFlow hides among the places it passed."""
+    passed = ("Graph execution error:", "Detected at", "File ")
+    text = re.sub(r"\{\{function_node .*?\}\}|\[Op:\w+\]", "", str(error))
+    told = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(passed)]
+    return (told or [type(error).__name__])[0][:300]

@@ -52,14 +52,14 @@ class PositivesPerObject(_Part):
     histogram: dict[int, Count]
 
 
-class Windows(_Part):
+class CropSettings(_Part):
     """How far the views beyond the plain one reach around the image and into it: `AugmentationConfig`."""
 
     largest_expansion: float
     smallest_crop: float
 
     @classmethod
-    def of(cls, augmentation: AugmentationConfig) -> "Windows":
+    def of(cls, augmentation: AugmentationConfig) -> "CropSettings":
         """Those that a config asks for."""
         return cls(largest_expansion=augmentation.largest_expansion, smallest_crop=augmentation.smallest_crop)
 
@@ -79,15 +79,15 @@ class Split(_Part):
     clipped_boxes: Count
     image_hashes: str
     views: tuple[View, ...]
-    windows: Windows | None = None
+    windows: CropSettings | None = None
 
-    def check_windows(self, augmentation: AugmentationConfig, path: str) -> None:
+    def check_crop_settings(self, augmentation: AugmentationConfig, path: str) -> None:
         """Refuses windows that the views do not have.
 
         Raises:
           DataError: naming what differs and how to mend it.
         """
-        wanted = Windows.of(augmentation)
+        wanted = CropSettings.of(augmentation)
         if self.windows not in (None, wanted):
             differs = _differences(self.windows.model_dump(), wanted.model_dump(), "data.augmentation.")
             raise DataError(

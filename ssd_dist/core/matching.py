@@ -17,9 +17,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ssd_dist.core.anchor_iou import AnchorGrids, Pairs
 from ssd_dist.core.boxes import FloatArray, IntArray, encode_boxes
 from ssd_dist.core.config import AnchorConfig, MatchingConfig
-from ssd_dist.core.overlaps import AnchorGrids, Pairs
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 Float64Array: TypeAlias = npt.NDArray[np.float64]

@@ -47,7 +47,7 @@ class Augmenter:
         for vertical, permutation in self._flips:
             name = "flip vertical" if vertical else "flip"
             flips = draw_uniform(self._seed, epochs, source_ids, [name])[:, 0] < 0.5
-            pictures = flip_pictures(pictures, flips, vertical)
+            pictures = flip_images(pictures, flips, vertical)
             targets = flip_targets(targets, flips, permutation, vertical)
         color_maps = make_color_maps(draw_colors(self._seed, epochs, source_ids), self._augmentation)
         return TrainBatch(tf.stack(pictures), color_maps, targets, positions)
@@ -70,7 +70,7 @@ def record_seed(seed: int, epoch: tf.Tensor, source_id: tf.Tensor) -> tf.Tensor:
     return tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), identity]), epoch)
 
 
-def flip_pictures(pictures: Sequence[tf.Tensor], flips: tf.Tensor, vertical: bool = False) -> list[tf.Tensor]:
+def flip_images(pictures: Sequence[tf.Tensor], flips: tf.Tensor, vertical: bool = False) -> list[tf.Tensor]:
     """Those of B pictures [S, S, 3] mirrored whose flips [B] are true; a list, for a batch would have to be copied."""
 
     def flip(picture: tf.Tensor, flipped: tf.Tensor) -> tf.Tensor:

@@ -16,9 +16,9 @@ from ssd_dist.core.manifest import Split
 from ssd_dist.data.augmentation import Augmenter
 from ssd_dist.data.batch import PADDING, EvalBatch, SparseTargets, TrainBatch
 from ssd_dist.data.decoding import IMAGE_FEATURES, TARGET_FEATURES, decode_image, pad_targets
-from ssd_dist.data.online import OnlineTargets
+from ssd_dist.data.online_targets import OnlineTargets
 from ssd_dist.data.order import EpochPlan, read_in_order
-from ssd_dist.data.storage import locate_shards
+from ssd_dist.data.shard_files import locate_shards
 
 
 def plan_training(config: Config, split: Split, worker: int = 0, workers: int = 1) -> EpochPlan:
@@ -36,7 +36,7 @@ def plan_training(config: Config, split: Split, worker: int = 0, workers: int = 
             "prepare again with this config into another --output, or lower data.views"
         )
     if wanted > 1:
-        split.check_windows(config.data.augmentation, config.data.dir)
+        split.check_crop_settings(config.data.augmentation, config.data.dir)
     return EpochPlan(
         files=tuple(tuple(locate_shards(view.shards, config.data, config.data.on_corrupt == "skip")) for view in views),
         shard_records=min(shard.examples for view in views for shard in view.shards),

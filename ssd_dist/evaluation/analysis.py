@@ -11,10 +11,10 @@ import numpy as np
 
 from ssd_dist.evaluation.confidence import Calibration, OperatingPoint, find_operating_point, measure_calibration
 from ssd_dist.evaluation.confusion import confuse
+from ssd_dist.evaluation.detection_matching import Matches, match_detections
 from ssd_dist.evaluation.detections import Detections, GroundTruth, align_detections
-from ssd_dist.evaluation.errors import HIT, ErrorReport, classify_detections, report_errors
-from ssd_dist.evaluation.matches import Matches, match_detections
-from ssd_dist.evaluation.voc import ClassCurve
+from ssd_dist.evaluation.error_types import HIT, ErrorReport, classify_detections, report_errors
+from ssd_dist.evaluation.voc_metrics import ClassCurve
 
 # The recalls at which a curve is written out.
 RECALLS = np.linspace(0, 1, 101)

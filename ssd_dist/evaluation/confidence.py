@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssd_dist.evaluation.matches import Matches
-from ssd_dist.evaluation.voc import ClassCurve
+from ssd_dist.evaluation.detection_matching import Matches
+from ssd_dist.evaluation.voc_metrics import ClassCurve
 
 BINS = 10
 # For a class without objects there is nothing to choose a threshold by.

@@ -3,9 +3,9 @@
 import numpy as np
 
 from ssd_dist.core.boxes import iou_matrix
+from ssd_dist.evaluation.detection_matching import Matches
 from ssd_dist.evaluation.detections import Detections, GroundTruth
-from ssd_dist.evaluation.matches import Matches
-from ssd_dist.evaluation.voc import IOU_THRESHOLD
+from ssd_dist.evaluation.voc_metrics import IOU_THRESHOLD
 
 
 def confuse(

@@ -14,7 +14,7 @@ from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import Split
 from ssd_dist.data.batch import EvalBatch
 from ssd_dist.data.pipeline import count_eval_steps, eval_batches
-from ssd_dist.data.storage import read_split
+from ssd_dist.data.shard_files import read_split
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.model.postprocessing import DetectionBatch, anchor_tensor, detect

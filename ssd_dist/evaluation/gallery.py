@@ -8,9 +8,9 @@ from PIL import Image
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.manifest import Split
-from ssd_dist.data.storage import read_split
+from ssd_dist.data.shard_files import read_split
 from ssd_dist.evaluation.detections import Detections
-from ssd_dist.evaluation.pictures import compare, contact_sheet
+from ssd_dist.evaluation.visualization import compare, contact_sheet
 
 TILES = 12
 COLUMNS = 2

@@ -14,7 +14,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from ssd_dist.evaluation.detections import Detections, GroundTruth, align_detections, coco_boxes, coco_results
-from ssd_dist.evaluation.voc import class_curves
+from ssd_dist.evaluation.voc_metrics import class_curves
 
 # The order of the twelve numbers of COCO's summary.
 _COCO_NAMES = (

@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from ssd_dist.core.errors import CheckpointError, UsageError
+from ssd_dist.core.errors import CheckpointError, UsageError, first_line
 from ssd_dist.export.serving import ServedDetector
+from ssd_dist.inference.prediction import LoadedDetector
 from ssd_dist.model.postprocessing import DetectionBatch
-from ssd_dist.training.durable import first_line
-from ssd_dist.training.prediction import LoadedDetector
 
 ONNX_OPSET = 17
 # Pictures that a SavedModel is given at once.

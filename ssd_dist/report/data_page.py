@@ -14,13 +14,13 @@ from markupsafe import Markup
 from ssd_dist.core.config import DataConfig
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
-from ssd_dist.data.storage import join, load_manifest
-from ssd_dist.evaluation.pictures import class_color
+from ssd_dist.data.shard_files import join, load_manifest
+from ssd_dist.evaluation.visualization import class_color
 from ssd_dist.report.anchor_fit import describe_anchors, fit_anchors
-from ssd_dist.report.anchor_pictures import Picture, draw_anchors
+from ssd_dist.report.anchor_images import Picture, draw_anchors
 from ssd_dist.report.charts import Axes, columns, histogram, shape_chart
 from ssd_dist.report.dataset_facts import SplitFacts, TargetMaker, examine_split, read_chosen
-from ssd_dist.report.page import SHOWN_CLASSES, render_page, write_page
+from ssd_dist.report.html_page import SHOWN_CLASSES, render_page, write_page
 from ssd_dist.report.svg import format_number
 
 # Whole rows of three.

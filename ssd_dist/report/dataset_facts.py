@@ -17,7 +17,7 @@ from ssd_dist.core.config import AnchorConfig, DataConfig, MatchingConfig
 from ssd_dist.core.manifest import Manifest, Split
 from ssd_dist.core.matching import Matcher
 from ssd_dist.core.records import Record
-from ssd_dist.data.storage import join, read_split
+from ssd_dist.data.shard_files import join, read_split
 
 REJECTED_NAME = "rejected.jsonl"
 EXAMPLES_PER_REASON = 5

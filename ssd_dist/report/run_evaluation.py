@@ -15,24 +15,23 @@ from PIL import Image
 
 from ssd_dist.core.boxes import decode_boxes
 from ssd_dist.core.config import Config, DataConfig
-from ssd_dist.core.errors import CheckpointError, DataError
+from ssd_dist.core.errors import CheckpointError, DataError, first_line
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest, Split
 from ssd_dist.core.records import Record
 from ssd_dist.data.augmentation import apply_color_map
 from ssd_dist.data.batch import SparseTargets
 from ssd_dist.data.decoding import decode_image
 from ssd_dist.data.pipeline import plan_training, training_batches
-from ssd_dist.data.storage import join, load_manifest
+from ssd_dist.data.shard_files import join, load_manifest
 from ssd_dist.evaluation.analysis import Analysis, analyse_detections
 from ssd_dist.evaluation.detections import Detections, GroundTruth
-from ssd_dist.evaluation.errors import HIT, IGNORED, classify_detections
+from ssd_dist.evaluation.error_types import HIT, IGNORED, classify_detections
 from ssd_dist.evaluation.metrics import Metrics, evaluate_detections
+from ssd_dist.inference.trained_model import evaluate_split, load_trained_model, locate_checkpoint
 from ssd_dist.model.detector import normalize_image
-from ssd_dist.report.anchor_pictures import Picture, draw_anchors, draw_negatives
+from ssd_dist.report.anchor_images import Picture, draw_anchors, draw_negatives
+from ssd_dist.report.box_overlay import Frame, draw_frames
 from ssd_dist.report.dataset_facts import TargetMaker, read_chosen
-from ssd_dist.report.framing import Frame, draw_frames
-from ssd_dist.training.durable import first_line
-from ssd_dist.training.inference import evaluate_split, load_trained_model, locate_checkpoint
 from ssd_dist.training.losses import multibox_losses
 from ssd_dist.training.mining import mine_per_image
 from ssd_dist.training.targets import count_targets

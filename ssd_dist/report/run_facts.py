@@ -13,9 +13,9 @@ import numpy as np
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import CheckpointError
 from ssd_dist.core.manifest import Manifest
-from ssd_dist.training.checkpoints import read_best
-from ssd_dist.training.environment import read_environment
-from ssd_dist.training.run_folder import read_run_folder
+from ssd_dist.runs.checkpoints import read_best
+from ssd_dist.runs.environment import read_environment
+from ssd_dist.runs.run_folder import read_run_folder
 
 METRICS_NAME = "metrics.jsonl"
 

@@ -15,10 +15,10 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config, flatten_config
 from ssd_dist.core.errors import SsdDistError
 from ssd_dist.evaluation.analysis import RECALLS, Analysis, interpolate_precision
-from ssd_dist.evaluation.errors import KINDS
-from ssd_dist.evaluation.pictures import class_color
+from ssd_dist.evaluation.error_types import KINDS
+from ssd_dist.evaluation.visualization import class_color
 from ssd_dist.report.charts import Axes, Line, Mark, line_chart, reliability_chart
-from ssd_dist.report.page import SHOWN_CLASSES, render_page, write_page
+from ssd_dist.report.html_page import SHOWN_CLASSES, render_page, write_page
 from ssd_dist.report.run_charts import METRIC_NAMES, compare_charts, metric_charts, training_charts
 from ssd_dist.report.run_evaluation import (
     Evaluation,

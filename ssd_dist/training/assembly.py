@@ -5,25 +5,25 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from ssd_dist.cluster.collectives import WorkerSum
+from ssd_dist.cluster.preemption import StopRequest
+from ssd_dist.cluster.strategy import WorkerRole
+from ssd_dist.cluster.watchdog import Watchdog
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.manifest import Manifest
 from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import training_batches
 from ssd_dist.evaluation.evaluator import DetectorEvaluator, read_ground_truth
-from ssd_dist.training.agreement import WorkerSum
-from ssd_dist.training.boundaries import Boundaries
-from ssd_dist.training.checkpoints import BestModel, CheckpointStore
-from ssd_dist.training.cluster import WorkerRole
-from ssd_dist.training.judge import Judge
-from ssd_dist.training.metrics_log import MetricsLog
+from ssd_dist.runs.checkpoints import BestModel, CheckpointStore
+from ssd_dist.runs.console_progress import TrainingProgress
+from ssd_dist.runs.metrics_log import MetricsLog
+from ssd_dist.runs.trackers import Tracker, create_trackers, show_evaluations
+from ssd_dist.training.intervals import StepIntervals
+from ssd_dist.training.periodic_evaluation import PeriodicEvaluation
 from ssd_dist.training.precision import AMPContext
-from ssd_dist.training.preemption import StopRequest
-from ssd_dist.training.progress import TrainingProgress
 from ssd_dist.training.run_checks import check_same_start, check_steps_left
-from ssd_dist.training.stall import StallWatch
 from ssd_dist.training.state import TrainState, create_state
-from ssd_dist.training.trackers import Tracker, create_trackers, show_evaluations
 from ssd_dist.training.trainer import DetectorTrainer
 
 
@@ -40,14 +40,14 @@ class Run:
     read_from: Callable[[], tf.distribute.DistributedDataset]
     state: TrainState
     trainer: DetectorTrainer
-    judge: Judge | None
+    judge: PeriodicEvaluation | None
     store: CheckpointStore
-    boundaries: Boundaries
+    boundaries: StepIntervals
     log: MetricsLog | None
     progress: TrainingProgress
     worker_sum: WorkerSum
     stop: StopRequest
-    stall: StallWatch
+    stall: Watchdog
 
     def stop_requested(self) -> bool:
         """Whether any worker was asked to stop; collective."""
@@ -85,7 +85,7 @@ def assemble_run(
 ) -> Run:
     """All parts of a run, its state restored from the newest checkpoint if there is one."""
     worker_sum = WorkerSum(strategy, role.count)
-    stall = StallWatch(config.train.stall_seconds)
+    stall = Watchdog(config.train.stall_seconds)
 
     def interrupted() -> bool:
         stall.progress()
@@ -104,7 +104,7 @@ def assemble_run(
 
         trainer = DetectorTrainer(config, strategy, state, read_from(), total_steps)
     trackers = create_trackers(config, model_dir) if role.is_chief else []
-    judge = create_judge(config, strategy, state, manifest, model_dir, interrupted, trackers)
+    judge = create_periodic_evaluation(config, strategy, state, manifest, model_dir, interrupted, trackers)
     return Run(
         config=config,
         model_dir=model_dir,
@@ -114,7 +114,7 @@ def assemble_run(
         trainer=trainer,
         judge=judge,
         store=store,
-        boundaries=Boundaries.from_config(config, plan.steps_per_epoch, total_steps),
+        boundaries=StepIntervals.from_config(config, plan.steps_per_epoch, total_steps),
         log=MetricsLog(model_dir, start, int(state.evaluated.numpy()), trackers) if role.is_chief else None,
         progress=TrainingProgress(start, total_steps, role.is_chief),
         worker_sum=worker_sum,
@@ -146,7 +146,7 @@ def distribute_training(
     return strategy.distribute_datasets_from_function(lambda _: training_batches(config, plan, batch_size, start_step))
 
 
-def create_judge(
+def create_periodic_evaluation(
     config: Config,
     strategy: tf.distribute.Strategy,
     state: TrainState,
@@ -154,7 +154,7 @@ def create_judge(
     model_dir: str,
     interrupted: Callable[[], bool],
     trackers: Sequence[Tracker],
-) -> Judge | None:
+) -> PeriodicEvaluation | None:
     """The evaluation of this run; None if the data has no split to evaluate on.
 
     Raises:
@@ -169,4 +169,4 @@ def create_judge(
     evaluator = DetectorEvaluator(config, strategy, state.model, split, source_ids, interrupted)
     show = show_evaluations(trackers, config, manifest, split_name, truths, state.model)
     best = BestModel(state.model, model_dir, config.eval.metric, config.checkpoint.keep_best)
-    return Judge(evaluator, state, best, truths, manifest.classes, config.eval.metric, show)
+    return PeriodicEvaluation(evaluator, state, best, truths, manifest.classes, config.eval.metric, show)

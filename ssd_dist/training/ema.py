@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import tensorflow as tf
 
 from ssd_dist.core.config import EmaConfig
-from ssd_dist.training.packing import ParameterGroup
+from ssd_dist.training.parameter_groups import ParameterGroup
 
 
 def ema_decay(updates: tf.Tensor, decay: float) -> tf.Tensor:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from ssd_dist.core.config import OptimizerConfig
 from ssd_dist.training.ema import ExponentialMovingAverage
-from ssd_dist.training.packing import ParameterGroup
+from ssd_dist.training.parameter_groups import ParameterGroup
 from ssd_dist.training.precision import LossScale
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7

@@ -11,29 +11,24 @@ import orbit
 import tensorflow as tf
 import tf_keras
 
+from ssd_dist.cluster.failures import explain_out_of_memory, restart_on_lost_peer
+from ssd_dist.cluster.preemption import StopRequest
+from ssd_dist.cluster.rendezvous import wait_for_workers
+from ssd_dist.cluster.strategy import START_SECONDS, check_strategy, create_strategy, read_worker_role
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import RestartError
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
-from ssd_dist.data.integrity import secure_plan
+from ssd_dist.data.corrupt_records import verify_plan
 from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import plan_training
 from ssd_dist.evaluation.evaluator import Interrupted
+from ssd_dist.runs.environment import describe_environment, write_environment
+from ssd_dist.runs.gfile_storage import explain_write_errors
+from ssd_dist.runs.run_folder import SKIPPED_NAME, open_run_folder, write_skipped_records
 from ssd_dist.training.assembly import Run, assemble_run
-from ssd_dist.training.blowup import OverflowReport, find_blowup, go_back
-from ssd_dist.training.cluster import START_SECONDS, check_strategy, create_strategy, read_worker_role
-from ssd_dist.training.durable import write_errors
-from ssd_dist.training.environment import describe_environment, write_environment
+from ssd_dist.training.divergence import OverflowReport, find_divergence, roll_back
 from ssd_dist.training.precision import AMPContext
-from ssd_dist.training.preemption import StopRequest
-from ssd_dist.training.rendezvous import meet
-from ssd_dist.training.run_checks import (
-    bad_record_is_named,
-    check_data,
-    introduce,
-    lost_peer_means_restart,
-    memory_is_named,
-)
-from ssd_dist.training.run_folder import SKIPPED_NAME, open_run_folder, write_skipped_records
+from ssd_dist.training.run_checks import check_data, describe_worker, explain_bad_record
 from ssd_dist.training.state import TrainState
 
 
@@ -56,15 +51,15 @@ def run_training(
     total_steps = config.train.steps or config.train.epochs * plan.steps_per_epoch
     if role.is_chief:
         open_run_folder(model_dir, config, manifest)
-    plan, replaced = secure_plan(plan, manifest.splits[TRAIN_SPLIT], config)
+    plan, replaced = verify_plan(plan, manifest.splits[TRAIN_SPLIT], config)
     if role.is_chief:
         write_skipped_records(model_dir, replaced)
-    with memory_is_named(), lost_peer_means_restart(role), bad_record_is_named(config, manifest, plan):
-        meet(introduce(role, config, manifest, replaced), START_SECONDS)
+    with explain_out_of_memory(), restart_on_lost_peer(role), explain_bad_record(config, manifest, plan):
+        wait_for_workers(describe_worker(role, config, manifest, replaced), START_SECONDS)
         with stop.held_back():
             strategy = create_strategy(config.cluster, role)
         if role.is_chief:
-            with write_errors(model_dir):
+            with explain_write_errors(model_dir):
                 write_environment(model_dir, describe_environment(strategy, role.count))
         make_reproducible(config)
         run = assemble_run(config, model_dir, role, strategy, manifest, plan, total_steps, stop)
@@ -125,7 +120,7 @@ def run_loop(run: Run) -> None:
             if boundaries.checkpoint_due(step):
                 run.store.save(step)
             if run.stop_requested():
-                if find_blowup(run) is not None:
+                if find_divergence(run) is not None:
                     raise RestartError(
                         f"stopped after step {step} of {boundaries.total}, nothing saved: a loss or gradient since the "
                         "last checkpoint was not finite; start again to go on"
@@ -141,8 +136,8 @@ def run_loop(run: Run) -> None:
             controller.train(step + steps, checkpoint_at_completion=False)
             seconds_a_step = (time.perf_counter() - started) / steps
             # Looked for at boundaries alone: where a run goes back must not depend on the clock that made it pause.
-            if steps == boundaries.steps_to_next(step) and (blowup := find_blowup(run)) is not None:
-                go_back(run, *blowup)
+            if steps == boundaries.steps_to_next(step) and (blowup := find_divergence(run)) is not None:
+                roll_back(run, *blowup)
 
 
 def make_reproducible(config: Config) -> None:

@@ -2,22 +2,20 @@
 
 import contextlib
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
+from ssd_dist.cluster.collectives import WorkerSum
+from ssd_dist.cluster.rendezvous import WorkerDescription
+from ssd_dist.cluster.strategy import WorkerRole
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config
 from ssd_dist.core.errors import DataError, RestartError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest
-from ssd_dist.data.integrity import CorruptRecord, explain_failure, secure_shards
+from ssd_dist.data.corrupt_records import CorruptRecord, explain_failure, verify_shards
 from ssd_dist.data.order import EpochPlan
-from ssd_dist.data.storage import join, load_manifest
-from ssd_dist.training.agreement import WorkerSum
-from ssd_dist.training.cluster import WorkerRole
-from ssd_dist.training.durable import first_line
-from ssd_dist.training.rendezvous import Introduction
+from ssd_dist.data.shard_files import join, load_manifest
 
 
 def check_data(config: Config) -> Manifest:
@@ -33,7 +31,7 @@ def check_data(config: Config) -> Manifest:
     judged = manifest.eval_split(config.eval.split, config.data.dir)
     if judged is not None:
         strict = config.data.model_copy(update={"on_corrupt": "fail"})
-        secure_shards(manifest.splits[judged].views[0].shards, config.model.input_size, strict)
+        verify_shards(manifest.splits[judged].views[0].shards, config.model.input_size, strict)
     leaks = [leak for leak in manifest.leakage if TRAIN_SPLIT in leak.splits]
     if leaks and not config.data.allow_leakage:
         leak = leaks[0]
@@ -79,7 +77,9 @@ def check_steps_left(step: int, total_steps: int, model_dir: str) -> None:
         )
 
 
-def introduce(role: WorkerRole, config: Config, manifest: Manifest, replaced: Sequence[CorruptRecord]) -> Introduction:
+def describe_worker(
+    role: WorkerRole, config: Config, manifest: Manifest, replaced: Sequence[CorruptRecord]
+) -> WorkerDescription:
     """What the other workers must agree with."""
     facts = {
         **{key: repr(value) for key, value in flatten_config(config).items()},
@@ -90,54 +90,11 @@ def introduce(role: WorkerRole, config: Config, manifest: Manifest, replaced: Se
         # Collectives of hosts with unlike numbers of replicas hang.
         "number of GPUs": str(len(tf.config.list_physical_devices("GPU"))),
     }
-    return Introduction(role.index, role.addresses, facts)
+    return WorkerDescription(role.index, role.addresses, facts)
 
 
 @contextlib.contextmanager
-def lost_peer_means_restart(role: WorkerRole) -> Iterator[None]:
-    """Turns the failure of a collective, which says that another worker is gone, into "start me again"."""
-    try:
-        yield
-    except (tf.errors.OpError, RuntimeError) as error:
-        # What a lost peer raises depends on where it was lost; alone, the same errors are bugs.
-        lost = isinstance(
-            error,
-            tf.errors.UnavailableError
-            | tf.errors.AbortedError
-            | tf.errors.CancelledError
-            | tf.errors.InternalError
-            | tf.errors.DeadlineExceededError
-            | tf.errors.FailedPreconditionError,
-        ) or "Timeout waiting for the cluster" in str(error)
-        if role.count == 1 or not lost:
-            raise
-        raise RestartError(
-            f"worker {role.index} of {role.count} lost a peer ({first_line(error)}); start all workers again: "
-            "the run goes on from its last checkpoint"
-        ) from None
-
-
-@contextlib.contextmanager
-def memory_is_named() -> Iterator[None]:
-    """Says what to lower where the device's memory does not do.
-
-    Raises:
-      UsageError: in place of TensorFlow's error; started again, it would run out again.
-    """
-    try:
-        yield
-    except tf.errors.ResourceExhaustedError as error:
-        # A full disk and too many open files are the same to TensorFlow.
-        if not re.search(r"\bOOM\b|out of memory|allocat", str(error), re.IGNORECASE):
-            raise
-        raise UsageError(
-            f"out of memory ({first_line(error)}): lower train.global_batch_size or eval.batch_size, raise "
-            "train.accumulate_steps, or take more replicas; docs/out_of_memory.md"
-        ) from None
-
-
-@contextlib.contextmanager
-def bad_record_is_named(config: Config, manifest: Manifest, plan: EpochPlan) -> Iterator[None]:
+def explain_bad_record(config: Config, manifest: Manifest, plan: EpochPlan) -> Iterator[None]:
     """Looks for the record that made TensorFlow's reader fail.
 
     Raises:

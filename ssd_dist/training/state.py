@@ -7,12 +7,12 @@ import orbit
 import tensorflow as tf
 import tf_keras
 
+from ssd_dist.cluster.collectives import share_initial_weights
 from ssd_dist.core.config import Config
 from ssd_dist.model.detector import build_detector
-from ssd_dist.training.agreement import share_initial_weights
 from ssd_dist.training.ema import ExponentialMovingAverage
 from ssd_dist.training.optimizer import DistributedOptimizer
-from ssd_dist.training.packing import group_parameters
+from ssd_dist.training.parameter_groups import group_parameters
 from ssd_dist.training.precision import AMPContext, LossScale
 from ssd_dist.training.schedule import learning_rate
 

@@ -19,16 +19,16 @@ import numpy as np
 import orbit
 import tensorflow as tf
 
+from ssd_dist.cluster.clock import LoopClock
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import Config
 from ssd_dist.data.augmentation import apply_color_map
 from ssd_dist.data.batch import TrainBatch
 from ssd_dist.model.batch_norm import moving_statistics
 from ssd_dist.model.detector import normalize_image
-from ssd_dist.training.clock import LoopClock
 from ssd_dist.training.losses import Miner, multibox_losses, reduce_losses
 from ssd_dist.training.mining import mine_global, mine_per_image
-from ssd_dist.training.packing import pack_values, unpack_values
+from ssd_dist.training.parameter_groups import pack_values, unpack_values
 from ssd_dist.training.precision import AMPContext
 from ssd_dist.training.state import REPORTED_SUMS, TrainState
 from ssd_dist.training.targets import TargetCounts, count_rows, count_targets, negative_quota
@@ -130,7 +130,7 @@ class DetectorTrainer(orbit.StandardTrainer):
         self._elapsed, self._timed_steps = 0.0, 0
         return report
 
-    def find_blowup(self) -> tuple[int, str] | None:
+    def find_divergence(self) -> tuple[int, str] | None:
         """The first step since it was last asked whose gradient or loss is not finite, and which; equal on all workers.
 
         A loss without its gradient is dated by the present step. What was found is forgotten.

@@ -27,7 +27,7 @@ from chaos.hurt_run import FLAGS, STEPS, HurtRun
 from chaos.world import CuttableNetwork, SmallDisk, can_make_worlds
 from rich.console import Console
 from rich.table import Table
-from synthetic import write_dataset
+from support.synthetic import write_dataset
 
 from ssd_dist.core.config_files import load_config
 

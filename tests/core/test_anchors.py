@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from box_references import anchors_reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.box_references import anchors_reference
 
 from ssd_dist.core.anchors import anchors_per_cell, feature_sizes, flip_permutation, generate_anchors
 from ssd_dist.core.boxes import flip_boxes

@@ -5,18 +5,18 @@ import json
 
 import numpy as np
 import pytest
-from box_references import anchors_reference
+from support.box_references import anchors_reference
 
 from ssd_dist.core.config import AnchorConfig, Config, DataConfig, MatchingConfig, ModelConfig
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import (
+    CropSettings,
     Leakage,
     Manifest,
     PositivesPerObject,
     Shard,
     Split,
     View,
-    Windows,
     fingerprint,
     target_spec,
 )
@@ -40,7 +40,7 @@ def make_manifest(config: Config = Config(), splits: tuple[str, ...] = ("train",
         clipped_boxes=1,
         image_hashes="train/hashes",
         views=(view,),
-        windows=Windows(largest_expansion=4.0, smallest_crop=0.3),
+        windows=CropSettings(largest_expansion=4.0, smallest_crop=0.3),
     )
     return Manifest(
         classes=("cat", "köter"),

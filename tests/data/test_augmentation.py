@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from box_strategies import general_boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.box_strategies import general_boxes
 
 from ssd_dist.core.anchors import flip_permutation, generate_anchors
 from ssd_dist.core.boxes import flip_boxes

@@ -6,16 +6,16 @@ from itertools import islice
 import numpy as np
 import pytest
 import tensorflow as tf
-from box_strategies import adversarial_boxes, general_boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import write_dataset
+from support.box_strategies import adversarial_boxes, general_boxes
+from support.synthetic import write_dataset
 
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import AnchorConfig, AugmentationConfig, Config, MatchingConfig
 from ssd_dist.core.matching import Matcher
 from ssd_dist.data.graph_matching import GraphMatcher
-from ssd_dist.data.online import choose_window
+from ssd_dist.data.online_targets import sample_crop
 from ssd_dist.data.pipeline import plan_training, training_batches
 
 ANCHORS = AnchorConfig()
@@ -99,7 +99,7 @@ def test_without_crops_the_online_pipeline_gives_the_prepared_targets(tmp_path):
 def test_online_windows_keep_to_the_config():
     boxes = tf.constant([[0.1, 0.1, 0.4, 0.5], [0.3, 0.6, 0.9, 0.95]])
     config = AugmentationConfig(largest_expansion=1.5, smallest_crop=0.8)
-    draw = tf.function(lambda seed: choose_window(boxes, seed, config))
+    draw = tf.function(lambda seed: sample_crop(boxes, seed, config))
     found = np.stack([draw(tf.constant([number, 7], tf.int64)).numpy() for number in range(400)])
     areas = np.prod(found[:, 2:] - found[:, :2], axis=1)
     # The bounds of the sides, squared; the extremes of 400 draws come near them.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from synthetic import write_dataset
+from support.synthetic import write_dataset
 
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.boxes import flip_boxes
@@ -17,7 +17,7 @@ from ssd_dist.core.errors import DataError
 from ssd_dist.core.matching import Matcher
 from ssd_dist.data.batch import TrainBatch
 from ssd_dist.data.pipeline import count_eval_steps, eval_batches, plan_training, training_batches
-from ssd_dist.data.storage import read_split
+from ssd_dist.data.shard_files import read_split
 
 SIZE = 64
 BATCH = 6

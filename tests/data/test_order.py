@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from ssd_dist.core.errors import DataError, UsageError
-from ssd_dist.core.tfrecord import frame_record
+from ssd_dist.core.tfrecord_io import frame_record
 from ssd_dist.data.order import EpochPlan, read_in_order
 
 SIZES = (7, 6, 8, 6)

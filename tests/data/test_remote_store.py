@@ -4,14 +4,14 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from synthetic import write_dataset
+from support.synthetic import write_dataset
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
-from ssd_dist.data.integrity import secure_plan
+from ssd_dist.data.corrupt_records import verify_plan
 from ssd_dist.data.pipeline import plan_training
-from ssd_dist.data.storage import load_manifest, read_split
+from ssd_dist.data.shard_files import load_manifest, read_split
 
 SMALL = {"model": {"input_size": 64}, "train": {"global_batch_size": 4}}
 STORE = "memory://bucket/out"
@@ -45,7 +45,7 @@ def test_a_store_holds_what_a_folder_does(local, config):
     # Copied once: from now on the store is not needed.
     fsspec.filesystem("memory").rm("/bucket/out/train", recursive=True)
     assert [record.to_bytes() for record in read_split(config.data, split)] == expected
-    plan, replaced = secure_plan(plan_training(config, split), split, config)
+    plan, replaced = verify_plan(plan_training(config, split), split, config)
     assert not replaced
     assert {Path(file).parent for files in plan.files for file in files} == {Path(config.data.cache_dir)}
     assert len(list(Path(config.data.cache_dir).glob("*.tfrecord"))) == 2

@@ -4,8 +4,8 @@ import contextlib
 import io
 
 import pytest
-from detection_references import VocImage, voc_ap_reference
 from scenes import HEIGHT, WIDTH, class_names
+from support.detection_references import VocImage, voc_ap_reference
 
 from ssd_dist.evaluation.metrics import Metrics, evaluate_detections
 

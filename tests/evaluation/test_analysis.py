@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from ssd_dist.core.records import Objects
 from ssd_dist.evaluation.analysis import analyse_detections
 from ssd_dist.evaluation.confidence import find_operating_point, measure_calibration
+from ssd_dist.evaluation.detection_matching import match_detections
 from ssd_dist.evaluation.detections import Detections, GroundTruth
-from ssd_dist.evaluation.errors import KINDS, classify_detections, find_missed, report_errors
-from ssd_dist.evaluation.matches import match_detections
+from ssd_dist.evaluation.error_types import KINDS, classify_detections, find_missed, report_errors
 from ssd_dist.evaluation.metrics import evaluate_detections
-from ssd_dist.evaluation.voc import trace_curve
+from ssd_dist.evaluation.voc_metrics import trace_curve
 
 CLASSES = ("cat", "dog")
 CAT, DOG = 1, 2

@@ -5,12 +5,12 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from multihost.curve_worker import build_tiny_detector
-from replicas import mirrored
-from synthetic import CLASSES, write_dataset
+from support.replicas import mirrored
+from support.synthetic import CLASSES, write_dataset
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
-from ssd_dist.data.storage import read_split
+from ssd_dist.data.shard_files import read_split
 from ssd_dist.evaluation.detections import Detections
 from ssd_dist.evaluation.evaluator import DetectorEvaluator, Interrupted
 from ssd_dist.model.detector import normalize_image

@@ -8,22 +8,22 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from synthetic import write_dataset
-from test_export import SETTINGS, give_character
+from support.synthetic import write_dataset
+from test_exporter import SETTINGS, give_character
 
 from ssd_dist.core.config import Config
 from ssd_dist.model.detector import build_detector
-from ssd_dist.training.checkpoints import BestModel
-from ssd_dist.training.run_folder import open_run_folder
+from ssd_dist.runs.checkpoints import BestModel
+from ssd_dist.runs.run_folder import open_run_folder
 
 # The same command, with an export whose boxes are a hundredth of the image off.
 SHIFTED = """
-from ssd_dist.export import export
-real = export.open_export
+from ssd_dist.export import exporter
+real = exporter.open_export
 def open_shifted(kind, path):
     run = real(kind, path)
     return lambda images: {name: value + 0.01 * (name == "boxes") for name, value in run(images).items()}
-export.open_export = open_shifted
+exporter.open_export = open_shifted
 from ssd_dist.cli.export import run_main
 run_main()
 """

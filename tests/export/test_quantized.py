@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tf_keras
 from PIL import Image
-from synthetic import CLASSES, draw_record
-from test_export import SETTINGS, build_few_blocks, give_character, settle_statistics
+from support.synthetic import CLASSES, draw_record
+from test_exporter import SETTINGS, build_few_blocks, give_character, settle_statistics
 
 from ssd_dist.core.config import Config
 from ssd_dist.export.formats import open_export, write_tflite

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from synthetic import write_dataset
+from support.synthetic import write_dataset
 
 from ssd_dist.core.config_files import load_config
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from box_references import iou_reference
-from box_strategies import random_boxes
-from detection_references import detect_reference, suppress_reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.box_references import iou_reference
+from support.box_strategies import random_boxes
+from support.detection_references import detect_reference, suppress_reference
 
 from ssd_dist.core.boxes import decode_boxes, encode_boxes
 from ssd_dist.core.config import AnchorConfig, EvalConfig

@@ -12,15 +12,15 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from ssd_dist.cluster.strategy import create_strategy, read_worker_role
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import load_config
 from ssd_dist.data.pipeline import plan_training
-from ssd_dist.data.storage import load_manifest
+from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.model.batch_norm import SyncBatchNormalization
 from ssd_dist.training import state as state_module
 from ssd_dist.training.assembly import distribute_training
-from ssd_dist.training.cluster import create_strategy, read_worker_role
 from ssd_dist.training.precision import AMPContext
 from ssd_dist.training.run import make_reproducible
 from ssd_dist.training.state import create_state

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 from multihost.processes import read_logs, start_gang, wait_gang
-from synthetic import write_dataset
+from support.synthetic import write_dataset
 
 from ssd_dist.core.config_files import load_config
 from ssd_dist.training.precision import INITIAL_SCALE

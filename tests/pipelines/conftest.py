@@ -12,12 +12,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipelines.classes import ClassRules
 from pipelines.options import PrepareJob, define_flags
 from pipelines.prepare import main_until_stopped, run_job
-from pipelines.readers.source import Source
+from pipelines.readers.sources import Source
 from pipelines.runners import quiet_logs
 from ssd_dist.core.commands import run_command
 from ssd_dist.core.config import Config
 from ssd_dist.core.records import Record
-from ssd_dist.core.tfrecord import read_records
+from ssd_dist.core.tfrecord_io import read_records
 
 SHARED = Path(os.environ.get("SSD_DIST_SHARED") or Path(__file__).parents[3] / "shared")
 

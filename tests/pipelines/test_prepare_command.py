@@ -315,7 +315,7 @@ def test_storage_that_fails_midway_ends_the_job_in_one_line(places, run, monkeyp
     source = make_coco(places / "coco", {"a.jpg": [(7, 5, 5, 30, 40)]}, {7: "z"})
     text = (source / "annotations/instances_train.json").read_bytes()
     error = OSError(errno.EIO, "Input/output error")
-    monkeypatch.setattr("pipelines.files.open_input", lambda _: Failing(text[:-5], error))
+    monkeypatch.setattr("pipelines.beam_storage.open_input", lambda _: Failing(text[:-5], error))
     code, _, err = run("--input_format=coco", "--input=coco", without=["--input_format", "--input"])
     assert (code, len(err.splitlines()), "instances_train.json could not be read" in err) == (3, 1, True), err
     assert not (places / "out/dataset.json").exists()

@@ -8,15 +8,15 @@ from apache_beam.internal.gcp import auth
 from google.api_core.client_options import ClientOptions
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
-from object_store import emulated_store
 from raw_sets import labelled_images, make_coco, make_voc
+from support.object_store import emulated_store
 
 from pipelines.classes import ClassRules
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import Manifest
 from ssd_dist.core.records import Record
-from ssd_dist.core.tfrecord import read_records
+from ssd_dist.core.tfrecord_io import read_records
 
 BUCKET = "data"
 OPTIONS = ("--no_auth", "--project=my-project-1")

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from raw_sets import Failing, digests, jpeg, make_coco
 
-from pipelines import files
+from pipelines import beam_storage
 from pipelines.annotations import Category, Image, Listing, LooseBox
+from pipelines.image_reading import read_image
 from pipelines.readers.coco import CocoFile, find_home, parse_box, parse_image, read_coco, read_entries
-from pipelines.readers.source import Source, find_images
-from pipelines.reading import read_image
+from pipelines.readers.sources import Source, find_images
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 
@@ -153,7 +153,7 @@ def test_an_output_within_the_data_set_is_no_folder_of_images(tmp_path, prepare)
 def test_storage_that_fails_midway_loses_no_data(tmp_path, monkeypatch, error):
     make_coco(tmp_path, {f"{n}.jpg": [] for n in range(9)}, {1: "x"})
     path = tmp_path / "annotations/instances_train.json"
-    monkeypatch.setattr(files, "open_input", lambda path: Failing(Path(path).read_bytes()[:-50], error))
+    monkeypatch.setattr(beam_storage, "open_input", lambda path: Failing(Path(path).read_bytes()[:-50], error))
     with pytest.raises(DataError, match=r"instances_train\.json could not be read to its end .* again"):
         values_of(path)
 

@@ -7,10 +7,10 @@ import zlib
 import pytest
 from raw_sets import Failing, jpeg
 
-from pipelines import files
+from pipelines import beam_storage
 from pipelines.annotations import Category, Image, Listing, LooseBox
 from pipelines.readers.csv import read_columns, read_csv, read_entries
-from pipelines.readers.source import Source
+from pipelines.readers.sources import Source
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 
@@ -159,7 +159,7 @@ def test_an_output_within_the_data_set_is_no_folder_of_images(tmp_path, prepare)
 def test_storage_that_fails_midway_loses_no_data(tmp_path, monkeypatch, error):
     text = HEADER + "a.jpg,64,48,cat,1,2,3,4\n" * 3
     (file,) = read_csv(written(tmp_path, text))._files
-    monkeypatch.setattr(files, "open_input", lambda _: Failing(text.encode()[:-5], error))
+    monkeypatch.setattr(beam_storage, "open_input", lambda _: Failing(text.encode()[:-5], error))
     with pytest.raises(DataError, match=r"0\.csv could not be read to its end .* again"):
         list(read_entries((file,), SOURCE))
 
@@ -168,6 +168,6 @@ def test_storage_that_fails_midway_loses_no_data(tmp_path, monkeypatch, error):
 def test_a_damaged_file_keeps_the_lines_before(tmp_path, monkeypatch, error):
     text = HEADER + "a.jpg,64,48,cat,1,2,3,4\n" * 3
     (file,) = read_csv(written(tmp_path, text))._files
-    monkeypatch.setattr(files, "open_input", lambda _: Failing(text.encode()[:-5], error))
+    monkeypatch.setattr(beam_storage, "open_input", lambda _: Failing(text.encode()[:-5], error))
     values = list(read_entries((file,), SOURCE))
     assert [image.problem is None for image in of_type(values, Image)] == [True, False]

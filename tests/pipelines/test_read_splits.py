@@ -3,7 +3,7 @@
 import pytest
 from raw_sets import jpeg, make_coco, make_voc, make_yolo, voc_xml
 
-from pipelines.readers.source import Source, hashed_split, holds_shards, locate_image, parse_split_by
+from pipelines.readers.sources import Source, hashed_split, holds_shards, locate_image, parse_split_by
 from pipelines.readers.tfrecord import read_tfrecord
 from pipelines.readers.yolo import find_layout
 from ssd_dist.core.config import Config

@@ -9,13 +9,13 @@ from PIL import Image as PillowImage
 from raw_sets import jpeg, labelled_images, make_voc
 
 from pipelines.annotations import Category, Image, Listing
-from pipelines.readers.source import Source
+from pipelines.image_reading import read_image
+from pipelines.readers.sources import Source
 from pipelines.readers.tfrecord import read_file, read_tfrecord
-from pipelines.reading import read_image
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.example_proto import encode_example
-from ssd_dist.core.tfrecord import frame_record
+from ssd_dist.core.tfrecord_io import frame_record
 
 CORNERS = {"ymin": 0.1, "xmin": 0.2, "ymax": 0.3, "xmax": 0.6}
 SMALL = Config.model_validate({"model": {"input_size": 64}})

@@ -4,7 +4,7 @@ import pytest
 from raw_sets import jpeg, make_voc, voc_xml
 
 from pipelines.annotations import Category, Image, Listing
-from pipelines.readers.source import Source
+from pipelines.readers.sources import Source
 from pipelines.readers.voc import VocEntry, find_layout, list_annotations, parse_annotation, read_annotation
 from ssd_dist.core.errors import DataError
 

@@ -7,9 +7,9 @@ import yaml
 from raw_sets import jpeg, make_yolo
 
 from pipelines.annotations import Category, Image, Listing
-from pipelines.readers.source import Source
+from pipelines.image_reading import read_image
+from pipelines.readers.sources import Source
 from pipelines.readers.yolo import find_layout, list_labels, parse_label, read_label
-from pipelines.reading import read_image
 from ssd_dist.core.errors import DataError
 
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from synthetic import write_dataset
+from support.synthetic import write_dataset
 
 from ssd_dist.core.boxes import iou_matrix
 from ssd_dist.core.config import Config

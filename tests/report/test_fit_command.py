@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import write_dataset
+from support.synthetic import write_dataset
 
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.boxes import iou_matrix
 from ssd_dist.core.config import Config, DataConfig
 from ssd_dist.core.config_files import load_config
-from ssd_dist.data.storage import read_split
+from ssd_dist.data.shard_files import read_split
 
 
 def share_of_fitted(boxes: np.ndarray, config: Config) -> float:

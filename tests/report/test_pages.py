@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import synthetic
 from browser import check_page
+from support import synthetic
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config

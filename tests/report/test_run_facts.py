@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from synthetic import write_dataset
+from support.synthetic import write_dataset
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config
 from ssd_dist.core.errors import CheckpointError
 from ssd_dist.report.run_facts import Rows, read_rows, read_run
-from ssd_dist.training.metrics_log import MetricsLog
+from ssd_dist.runs.metrics_log import MetricsLog
 
 CONFIG = Config.model_validate({"model": {"input_size": 64}, "train": {"global_batch_size": 8, "epochs": 3}})
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from multihost.curve_worker import build_tiny_detector, create_trainer, flatten
-from replicas import mirrored
-from synthetic import write_dataset
+from support.replicas import mirrored
+from support.synthetic import write_dataset
 
 from ssd_dist.core.config_files import load_config
 from ssd_dist.training import state as state_module

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from synthetic import write_dataset
+from support.synthetic import write_dataset
 
 from ssd_dist.core.anchors import feature_sizes
 from ssd_dist.core.config_files import load_config
@@ -52,7 +52,7 @@ def test_a_family_is_what_its_name_says(name: str) -> None:
 RUN_ALL = """
 import json, sys
 from ssd_dist.core.config_files import load_config
-from ssd_dist.training.preemption import StopRequest
+from ssd_dist.cluster.preemption import StopRequest
 from ssd_dist.training.run import run_training
 for path, folder, overrides in json.load(open(sys.argv[1])):
     run_training(load_config(path, overrides), folder, StopRequest())

@@ -7,12 +7,12 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from replicas import copies, mirrored
-from training_references import ema_decay_reference, ema_reference
+from support.replicas import copies, mirrored
+from support.training_references import ema_decay_reference, ema_reference
 
 from ssd_dist.core.config import EmaConfig
 from ssd_dist.training.ema import ExponentialMovingAverage, ema_decay
-from ssd_dist.training.packing import ParameterGroup
+from ssd_dist.training.parameter_groups import ParameterGroup
 
 pytestmark = pytest.mark.usefixtures("four_cpus")
 

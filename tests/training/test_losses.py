@@ -8,8 +8,13 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from replicas import collect_rows, mirrored, share_rows, trace
-from training_references import ImageTargets, cross_entropy_reference, multibox_loss_reference, smooth_l1_reference
+from support.replicas import collect_rows, mirrored, share_rows, trace
+from support.training_references import (
+    ImageTargets,
+    cross_entropy_reference,
+    multibox_loss_reference,
+    smooth_l1_reference,
+)
 
 from ssd_dist.core.config import LossConfig, MiningConfig
 from ssd_dist.data.batch import SparseTargets

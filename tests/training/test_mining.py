@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from replicas import collect_rows, mirrored, share_rows, trace
-from training_references import mine_global_reference, mine_per_image_reference, negative_quota_reference
+from support.replicas import collect_rows, mirrored, share_rows, trace
+from support.training_references import mine_global_reference, mine_per_image_reference, negative_quota_reference
 
 from ssd_dist.core.config import MiningConfig
 from ssd_dist.training.mining import mine_global, mine_per_image

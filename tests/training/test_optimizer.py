@@ -5,13 +5,13 @@ from functools import partial
 import numpy as np
 import pytest
 import tensorflow as tf
-from replicas import copies, mirrored, share_rows, trace
-from training_references import AdamWReference, SgdReference, clip_by_global_norm_reference, ema_reference
+from support.replicas import copies, mirrored, share_rows, trace
+from support.training_references import AdamWReference, SgdReference, clip_by_global_norm_reference, ema_reference
 
 from ssd_dist.core.config import EmaConfig, OptimizerConfig, ScheduleConfig
 from ssd_dist.training.ema import ExponentialMovingAverage
 from ssd_dist.training.optimizer import DistributedOptimizer, clip_factor
-from ssd_dist.training.packing import ParameterGroup
+from ssd_dist.training.parameter_groups import ParameterGroup
 from ssd_dist.training.precision import LossScale
 from ssd_dist.training.schedule import learning_rate
 

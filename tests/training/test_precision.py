@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_keras
 
 from ssd_dist.core.config import AmpConfig
-from ssd_dist.training.blowup import OverflowReport
+from ssd_dist.training.divergence import OverflowReport
 from ssd_dist.training.precision import AMPContext, LossScale, PrecisionConfig
 
 

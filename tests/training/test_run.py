@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import synthetic
-from synthetic import write_dataset
+from support import synthetic
+from support.synthetic import write_dataset
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import load_config

@@ -5,15 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tensorflow as tf
-from synthetic import write_dataset
+from support.synthetic import write_dataset
 
+from ssd_dist.cluster.collectives import WorkerSum
+from ssd_dist.cluster.rendezvous import WorkerDescription, find_disagreement
+from ssd_dist.cluster.strategy import WorkerRole
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError, RestartError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, Leakage
-from ssd_dist.training.agreement import WorkerSum
-from ssd_dist.training.cluster import WorkerRole
-from ssd_dist.training.rendezvous import Introduction, find_disagreement
-from ssd_dist.training.run_checks import check_data, check_same_start, introduce
+from ssd_dist.training.run_checks import check_data, check_same_start, describe_worker
 
 
 @pytest.fixture
@@ -105,9 +105,9 @@ def test_a_host_with_a_gpu_less_is_named(leaked, monkeypatch):
     config = leaked(("val", "test"))
     manifest = check_data(config)
 
-    def introduce_with(index: int, gpus: int) -> Introduction:
+    def introduce_with(index: int, gpus: int) -> WorkerDescription:
         monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: ["GPU"] * gpus)
-        return introduce(WorkerRole(index, ("a:1", "b:1")), config, manifest, ())
+        return describe_worker(WorkerRole(index, ("a:1", "b:1")), config, manifest, ())
 
     said = find_disagreement(introduce_with(0, 8), introduce_with(1, 7))
     assert said == "worker 1 (b:1): its number of GPUs is 7, the chief's 8"

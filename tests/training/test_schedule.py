@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_references import learning_rate_reference
+from support.training_references import learning_rate_reference
 
 from ssd_dist.core.config import ScheduleConfig
 from ssd_dist.training.schedule import learning_rate

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from synthetic import CLASSES, write_dataset
+from support.synthetic import CLASSES, write_dataset
 
 from ssd_dist.core.config_files import load_config
 from ssd_dist.evaluation.metrics import evaluate_detections
-from ssd_dist.training.inference import evaluate_split, load_trained_model
-from ssd_dist.training.judge import Judge
-from ssd_dist.training.packing import group_parameters
+from ssd_dist.inference.trained_model import evaluate_split, load_trained_model
+from ssd_dist.training.parameter_groups import group_parameters
+from ssd_dist.training.periodic_evaluation import PeriodicEvaluation
 from ssd_dist.training.state import create_state
 
 SMALL = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.global_batch_size=8",
@@ -25,7 +25,7 @@ SMALL = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "tra
 RUN_ALL = """
 import json, sys
 from ssd_dist.core.config_files import load_config
-from ssd_dist.training.preemption import StopRequest
+from ssd_dist.cluster.preemption import StopRequest
 from ssd_dist.training.run import run_training
 for folder, overrides in json.load(sys.stdin):
     run_training(load_config(sys.argv[1], overrides), folder, StopRequest())
@@ -60,10 +60,10 @@ def test_the_judge_sees_shows_and_keeps_the_averages_and_puts_the_weights_back(t
 
     best = SimpleNamespace(offer=lambda step, value: look() or True)
     evaluator = SimpleNamespace(steps=1, detections=[])
-    judge = Judge(evaluator, state, best, [], CLASSES, "metric", show=look)
+    judge = PeriodicEvaluation(evaluator, state, best, [], CLASSES, "metric", show=look)
     with pytest.MonkeyPatch.context() as patch:
         metrics = SimpleNamespace(as_dict=lambda: dict.fromkeys(("metric", "coco/AP", "coco/AP50", "voc/mAP"), 0.5))
-        patch.setattr("ssd_dist.training.judge.evaluate_detections", lambda *_: metrics)
+        patch.setattr("ssd_dist.training.periodic_evaluation.evaluate_detections", lambda *_: metrics)
         quiet = SimpleNamespace(write=lambda *_: None, say=lambda _: None)
         judge.judge(SimpleNamespace(evaluate=look), 3, quiet, quiet)
     assert len(seen) == 3, "evaluated, shown, kept"

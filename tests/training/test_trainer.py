@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import tensorflow as tf
 from multihost.curve_worker import build_tiny_detector, create_trainer
-from replicas import mirrored
-from synthetic import write_dataset
+from support.replicas import mirrored
+from support.synthetic import write_dataset
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import load_config

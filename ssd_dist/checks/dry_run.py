@@ -1,0 +1,203 @@
+"""A run told before it starts: its model, its memory, its data, its steps, its machines. Nothing is written.
+
+config -> data found fit -> strategy, model, optimizer -> the first batches drawn -> facts, section by section
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ssd_dist.cluster.failures import explain_out_of_memory
+from ssd_dist.cluster.strategy import WorkerRole, create_strategy, read_worker_role
+from ssd_dist.core.anchors import anchors_per_cell, feature_sizes, generate_anchors
+from ssd_dist.core.config import Config
+from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest, Split
+from ssd_dist.data.corrupt_records import CorruptRecord, verify_plan
+from ssd_dist.data.order import EpochPlan
+from ssd_dist.data.pipeline import plan_training, training_batches
+from ssd_dist.data.shard_files import locate_shards
+from ssd_dist.model.cost import Cost, count_cost
+from ssd_dist.runs.checkpoints import latest_checkpoint
+from ssd_dist.runs.run_folder import check_same_run
+from ssd_dist.training.assembly import distribute_training
+from ssd_dist.training.run import make_reproducible
+from ssd_dist.training.run_checks import check_data, check_steps_left
+from ssd_dist.training.state import TrainState, create_state
+
+# Batches drawn after the first to see how fast the input is, within so many seconds.
+TIMED_BATCHES = 16
+TIMED_SECONDS = 10.0
+MEBI = 2.0**20
+
+Section = list[tuple[str, str]]
+
+
+@explain_out_of_memory()
+def describe_dry_run(config: Config, model_dir: str | None) -> dict[str, Section]:
+    """(name, value) pairs by section, of what `run_training` would do with this config.
+
+    Raises:
+      UsageError, DataError, CheckpointError: what would stop the run.
+    """
+    role = read_worker_role()
+    manifest = check_data(config)
+    if model_dir:
+        check_same_run(model_dir, config, manifest)
+    split = manifest.split(TRAIN_SPLIT, config.data.dir)
+    plan, replaced = verify_plan(plan_training(config, split, role.index, role.count), split, config)
+    total_steps = config.train.steps or config.train.epochs * plan.steps_per_epoch
+    # The strategy of several workers waits for all of them; what this one would be is told without it.
+    strategy = create_strategy(config.cluster, role) if role.count == 1 else tf.distribute.get_strategy()
+    make_reproducible(config)
+    with strategy.scope():
+        state = create_state(config, len(manifest.classes), total_steps)
+        if role.count == 1:
+            distribute_training(config, strategy, plan, state)
+    replicas = strategy.num_replicas_in_sync if role.count == 1 else role.count * max(len(_gpus()), 1)
+    costs = count_cost(state.model)
+    return {
+        "Model": _describe_model(config, manifest, costs),
+        "Memory of a replica": _describe_memory(config, state, costs, replicas),
+        "Data": _describe_data(config, manifest, split, plan, replaced),
+        "Training": _describe_steps(config, manifest, plan, total_steps, model_dir),
+        "Cluster": _describe_cluster(config, role, replicas),
+    }
+
+
+def print_dry_run(sections: dict[str, Section]) -> None:
+    """Prints what `describe_dry_run` found."""
+    console = Console(highlight=False, soft_wrap=True)
+    for title, pairs in sections.items():
+        table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None)
+        table.add_column(min_width=16)
+        table.add_column(overflow="fold")
+        for name, value in pairs:
+            table.add_row(Text(name), Text(value))
+        console.print(table)
+
+
+def _describe_model(config: Config, manifest: Manifest, costs: dict[str, Cost]) -> Section:
+    model, size = config.model, config.model.input_size
+    levels = zip(feature_sizes(size), anchors_per_cell(config.anchors), strict=True)
+    total = sum(costs.values(), Cost())
+    return [
+        ("network", f"MobileNetV2 {model.width}, {model.head} head, {size} x {size}"),
+        ("starts from", config.backbone.weights),
+        ("classes", f"{len(manifest.classes)} and background"),
+        ("anchors", f"{len(generate_anchors(config.anchors, size)):,}: "
+                    + " + ".join(f"{cells}²·{shapes}" for cells, shapes in levels)),
+        *((name, f"{cost.parameters / 1e6:6.2f} M parameters  {cost.multiply_adds / 1e9:6.3f} G multiply-adds")
+          for name, cost in costs.items()),
+        ("together", f"{total.parameters / 1e6:6.2f} M parameters  {total.multiply_adds / 1e9:6.3f} G multiply-adds, "
+                     f"{2 * total.multiply_adds / 1e9:.2f} GFLOP an image; training takes about three times that"),
+    ]  # fmt: skip
+
+
+def estimate_memory(config: Config, state: TrainState, costs: dict[str, Cost], replicas: int) -> list[tuple[str, int]]:
+    """What a replica holds during a step, in bytes, by what it is."""
+    images = config.train.global_batch_size // replicas // config.train.accumulate_steps
+    # Under a 16-bit policy layers put out 16 bits; the weights stay in 32.
+    width = 2 if config.amp.enabled else 4
+    weights = _bytes_of(state.model.variables)
+    averages = _bytes_of(state.ema.averages.values()) if state.ema else 0
+    moments = _bytes_of([slot for slots in state.optimizer.slots.values() for slot in slots])
+    gradients = _bytes_of(state.model.trainable_variables)
+    activations = width * images * sum(costs.values(), Cost()).activations
+    return [
+        ("weights", weights), ("their average", averages), (config.optimizer.name, moments),
+        # Once as the layers give them, once packed for the all-reduce.
+        ("gradients", 2 * gradients), (f"activations of {images} images", activations),
+    ]  # fmt: skip
+
+
+def _describe_memory(config: Config, state: TrainState, costs: dict[str, Cost], replicas: int) -> Section:
+    pairs = estimate_memory(config, state, costs, replicas)
+    return [
+        *((name, f"{size / MEBI:8,.0f} MiB") for name, size in pairs),
+        ("about", f"{sum(size for _, size in pairs) / MEBI:8,.0f} MiB, and the framework's own"),
+    ]
+
+
+def _describe_data(
+    config: Config, manifest: Manifest, split: Split, plan: EpochPlan, replaced: Sequence[CorruptRecord]
+) -> Section:
+    pairs = []
+    for name, part in manifest.splits.items():
+        # Where the shards are, and whether they are as long as the manifest says.
+        for view in part.views:
+            locate_shards(view.shards, config.data)
+        rejected = sum(part.rejected_images.values())
+        size = sum(shard.bytes for view in part.views for shard in view.shards)
+        pairs.append((
+            name,
+            f"{part.images:,} images, {part.boxes:,} objects, {len(part.views)} views in "
+            f"{len(part.views[0].shards)} shards, {size / MEBI:,.0f} MiB; {rejected} images rejected",
+        ))  # fmt: skip
+    counts = split.views[0].objects_per_class
+    if never := [name for name in manifest.classes if not counts.get(name)]:
+        pairs.append(("never in train", f"{', '.join(never[:8])}{' ...' if len(never) > 8 else ''}: cannot be learnt"))
+    if replaced:
+        pairs.append(("corrupt", f"{len(replaced)} records, others stand in: {replaced[0]}"))
+    batch_size = min(config.train.global_batch_size, 64)
+    batches = iter(training_batches(config, plan, batch_size, 0))
+    first = next(batches)
+    positives = (first.targets.anchors.numpy() >= 0).sum(axis=1)
+    pairs.append((
+        "first batch",
+        f"{positives.mean():.1f} positive anchors an image, none on {int((positives == 0).sum())} of {batch_size}",
+    ))  # fmt: skip
+    started, drawn = time.perf_counter(), 0
+    while drawn < TIMED_BATCHES and time.perf_counter() - started < TIMED_SECONDS:
+        next(batches)
+        drawn += 1
+    speed = drawn * batch_size / max(time.perf_counter() - started, 1e-9)
+    return [*pairs, ("input alone", f"{speed:,.0f} images a second here")]
+
+
+def _describe_steps(
+    config: Config, manifest: Manifest, plan: EpochPlan, total_steps: int, model_dir: str | None
+) -> Section:
+    split = manifest.eval_split(config.eval.split, config.data.dir)
+    steps, epochs = config.eval.every_steps, config.eval.every_epochs
+    every = f"{steps} steps" if steps else f"{epochs} epochs"
+    pairs = [
+        ("steps", f"{total_steps:,}, {plan.steps_per_epoch:,} an epoch; {config.schedule.warmup_steps:,} of warm-up"),
+        ("batch", f"{config.train.global_batch_size} images over all replicas"),
+        ("optimizer", f"{config.optimizer.name}, rate {config.optimizer.lr:g} to {config.schedule.min_lr:g}"),
+        ("numbers", config.amp.policy if config.amp.enabled else "float32"),
+        ("evaluation", f"on {split} every {every}" if split and (steps or epochs) else "none"),
+    ]
+    if config.schedule.warmup_steps >= total_steps:
+        pairs.append(("too short", "the warm-up never ends: lower schedule.warmup_steps or train longer"))
+    if model_dir is not None:
+        newest = latest_checkpoint(str(Path(model_dir) / "checkpoints"))
+        if newest:
+            check_steps_left(int(newest.rsplit("-", 1)[1]), total_steps, model_dir)
+        pairs.append((model_dir, f"goes on from {Path(newest).name}" if newest else "a new run"))
+    return pairs
+
+
+def _describe_cluster(config: Config, role: WorkerRole, replicas: int) -> Section:
+    devices = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in _gpus()]
+    pairs = [
+        ("devices here", ", ".join(devices) or f"no GPU; CPU split into {max(config.cluster.logical_cpus, 1)}"),
+        ("replicas", f"{replicas}, {config.train.global_batch_size // replicas} images each"),
+    ]
+    if role.count > 1:
+        pairs.insert(0, ("workers", f"{role.count}, this is {role.index}: {', '.join(role.addresses)}"))
+        pairs.append(("not tried", "whether they reach each other: that needs all of them"))
+    return pairs
+
+
+def _gpus() -> list:
+    return tf.config.list_physical_devices("GPU")
+
+
+def _bytes_of(variables: Sequence[tf.Variable]) -> int:
+    return sum(int(np.prod(variable.shape)) * variable.dtype.size for variable in variables)

@@ -1,0 +1,161 @@
+"""Where shards and manifest are: local folders, gs:// through TensorFlow, or a local cache filled through gcsfs."""
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import tensorflow as tf
+
+from ssd_dist.core.config import DataConfig
+from ssd_dist.core.errors import DataError
+from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, Shard, Split
+from ssd_dist.core.records import Record
+from ssd_dist.core.tfrecord_io import read_records
+
+
+def join(directory: str, name: str) -> str:
+    """The path of `name` in a local or gs:// directory."""
+    return f"{directory.rstrip('/')}/{name}"
+
+
+def load_manifest(config: DataConfig) -> Manifest:
+    """The manifest of `data.dir`.
+
+    Raises:
+      DataError: if it is missing or broken.
+    """
+    if not config.dir:
+        raise DataError("data.dir is not set; give the folder that prepare wrote, e.g. --set data.dir=OUT")
+    path = join(config.dir, MANIFEST_NAME)
+    return Manifest.from_json(_read_small_file(path, config), path)
+
+
+def locate_shards(shards: tuple[Shard, ...], config: DataConfig, any_size: bool = False) -> list[str]:
+    """A readable path for each shard: in `data.dir`, or in `data.cache_dir` where it is copied if not there yet.
+
+    Raises:
+      DataError: naming a shard that is missing or, without `any_size`, whose size is not the manifest's.
+    """
+    return [locate_shard(shard, config, any_size) for shard in shards]
+
+
+def locate_shard(shard: Shard, config: DataConfig, any_size: bool = False, refresh: bool = False) -> str:
+    """`locate_shards` for one; with `refresh` a copy in the cache is made anew."""
+    path = join(config.dir, shard.file)
+    if config.cache_dir:
+        return _cache_shard(path, shard, Path(config.cache_dir), any_size, refresh)
+    _check_size(path, shard, any_size)
+    return path
+
+
+def cache_folder(config: DataConfig) -> Path:
+    """Where this machine keeps what it found out about shards: `data.cache_dir`, else the user's cache."""
+    if config.cache_dir:
+        return Path(config.cache_dir)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssd_dist"
+
+
+@contextmanager
+def open_shard(path: str) -> Iterator[BinaryIO]:
+    """A shard that was located, to be read.
+
+    Raises:
+      DataError: if its storage refuses or fails.
+    """
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            yield file
+    except (OSError, tf.errors.OpError) as error:
+        raise DataError(f"shard {path} cannot be read ({error}); check its permissions and its storage") from None
+
+
+def read_split(config: DataConfig, split: Split) -> Iterator[Record]:
+    """The records of a split's plain view, shard by shard.
+
+    Raises:
+      DataError: naming shard and record if one is damaged.
+    """
+    for path in locate_shards(split.views[0].shards, config):
+        with open_shard(path) as file:
+            for index, data in enumerate(read_records(file, path)):
+                try:
+                    yield Record.from_bytes(data)
+                except DataError as error:
+                    raise DataError(f"{path}: record {index}: {error}") from None
+
+
+def _check_size(path: str, shard: Shard, any_size: bool) -> None:
+    if not tf.io.gfile.exists(path):
+        raise DataError(f"shard {path} is in the manifest but does not exist; prepare the data again")
+    size = tf.io.gfile.stat(path).length
+    if size != shard.bytes and not any_size:
+        raise DataError(f"shard {path} has {size} bytes, the manifest says {shard.bytes}; prepare the data again")
+
+
+def _cache_shard(path: str, shard: Shard, cache: Path, any_size: bool, refresh: bool) -> str:
+    """Copies a shard into the cache under the manifest's checksum; several workers may do so at once.
+
+    The target is never away meanwhile: others may be reading it.
+    """
+    target = cache / f"{shard.sha256}.tfrecord"
+    if not refresh and target.is_file() and target.stat().st_size == shard.bytes:
+        return str(target)
+    try:
+        with written_aside(target) as partial:
+            with _open_remote(path) as source, partial.open("wb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+            with partial.open("rb") as copy:
+                checksum = hashlib.file_digest(copy, "sha256").hexdigest()
+            if checksum != shard.sha256 and not any_size:
+                raise DataError(f"shard {path} does not have the manifest's checksum; prepare the data again")
+    except DataError:
+        raise
+    except Exception as error:  # each store's client has errors of its own
+        raise DataError(
+            f"shard {path} cannot be copied into data.cache_dir {cache}: {type(error).__name__}: {error}"
+        ) from None
+    return str(target)
+
+
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """A path beside `target` that takes its place when the block ends well, and is gone when it does not.
+
+    No other process has that name, of another host or container either.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{uuid.uuid4().hex}.partial")
+    try:
+        yield partial
+        partial.rename(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_small_file(path: str, config: DataConfig) -> bytes:
+    try:
+        if config.cache_dir:
+            with _open_remote(path) as file:
+                return bytes(file.read())
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return bytes(file.read())
+    except Exception as error:  # each store's client has errors of its own
+        missing = isinstance(error, FileNotFoundError | tf.errors.NotFoundError)
+        reason = "does not exist" if missing else f"cannot be read ({type(error).__name__}: {error})"
+        raise DataError(
+            f"{path} {reason}: prepare the data first (python -m pipelines.prepare), or mend data.dir"
+        ) from None
+
+
+def _open_remote(path: str):
+    """A binary file: fsspec opens gs:// through gcsfs, which, unlike TensorFlow, can be pointed at an emulator."""
+    if "://" not in path:
+        return open(path, "rb")
+    import fsspec
+
+    return fsspec.open(path, "rb").open()

@@ -1,0 +1,155 @@
+"""The folder of a run: its config and the manifest it was trained on, so that later commands need nothing else."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ssd_dist.core.config import Config
+from ssd_dist.core.config_files import dump_config, flatten_config, load_config
+from ssd_dist.core.errors import CheckpointError, UsageError
+from ssd_dist.core.folder_names import check_folder_name
+from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
+from ssd_dist.data.corrupt_records import CorruptRecord
+from ssd_dist.runs.gfile_storage import explain_write_errors, write_text
+
+CONFIG_NAME = "config.yaml"
+SKIPPED_NAME = "skipped_records.jsonl"
+LOCK_NAME = ".lock"
+
+# Longer than NFS keeps the lock of a host that is gone (90 s), and than a run takes to save and end.
+_LOCK_SECONDS = 100.0
+
+# What may change between a run and its continuation: nothing here decides what is learned from a batch, or what makes
+# one model better than another.
+_MAY_CHANGE = (
+    "data.dir", "data.cache_dir", "data.on_corrupt", "train.epochs", "train.steps", "train.log_every",
+    "train.steps_per_loop", "train.stall_seconds", "train.recover_from_blowup",
+    "eval.every_epochs", "eval.every_steps", "eval.batch_size", "checkpoint.", "preemption.", "cluster.", "tracking.",
+)  # fmt: skip
+
+
+def open_run_folder(model_dir: str, config: Config, manifest: Manifest) -> None:
+    """Writes config and manifest into the run's folder, or checks that a run there can be continued with them.
+
+    From then on the folder is this process's alone.
+
+    Raises:
+      UsageError: if a run of another config is there, another process trains there, or the folder cannot be made.
+      CheckpointError: if that run was trained on other classes, or the files cannot be written.
+    """
+    folder = Path(model_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock_run_folder(model_dir)
+        check_same_run(model_dir, config, manifest)
+    except OSError as error:
+        raise UsageError(f"--model_dir={model_dir} cannot be written: {error}") from None
+    # The config last: with it the folder is a run.
+    for name, text in ((MANIFEST_NAME, manifest.to_json()), (CONFIG_NAME, dump_config(config))):
+        path = folder / name
+        with explain_write_errors(str(path)):
+            if not path.exists() or path.read_text() != text:
+                write_text(str(path), text)
+
+
+def lock_run_folder(model_dir: str) -> None:
+    """Keeps other processes from training in the folder while this one lives; one that is just ending is waited for.
+
+    Raises:
+      UsageError: if another process trains there.
+      OSError: if the folder cannot be written.
+    """
+    path = Path(model_dir) / LOCK_NAME
+    # Not closed, ever: that would end the lock, as the end of the process does.
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    deadline = time.monotonic() + _LOCK_SECONDS
+    told = False
+    while not _try_lock(lock):
+        owner = " ".join(path.read_text().split())
+        text = f"--model_dir={model_dir}: another process trains there ({owner})"
+        if time.monotonic() > deadline:
+            raise UsageError(f"{text}; end it, or use another --model_dir; if its host is gone for good, delete {path}")
+        if not told:
+            print(f"{text}; waiting {_LOCK_SECONDS:g} s for its end", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(0.5)
+    # The name is a courtesy; on a full disk the lock is held without it.
+    with suppress(OSError):
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"host {socket.gethostname()}, process {os.getpid()}\n".encode(), 0)
+
+
+def _try_lock(lock: int) -> bool:
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # Any other error: a file system without locks.
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
+
+def read_run_folder(model_dir: str, overrides: Sequence[str] = ()) -> tuple[Config, Manifest]:
+    """Config, with `a.b=c` overrides, and manifest of a run.
+
+    Raises:
+      CheckpointError: if there is no run in the folder.
+      UsageError: if it cannot be the folder of one.
+    """
+    check_folder_name(model_dir)
+    folder = Path(model_dir)
+    for name in (CONFIG_NAME, MANIFEST_NAME):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} is not a run: it has no {name}; give the --model_dir of a training run")
+    manifest_path = folder / MANIFEST_NAME
+    return load_config(folder / CONFIG_NAME, overrides), Manifest.from_json(
+        manifest_path.read_bytes(), str(manifest_path)
+    )
+
+
+def check_same_run(model_dir: str, config: Config, manifest: Manifest) -> None:
+    """Checks that a run in the folder, if there is one, can be continued.
+
+    Raises:
+      UsageError: if it has another config.
+      CheckpointError: if it was trained on other classes.
+    """
+    folder = Path(model_dir)
+    if not (folder / CONFIG_NAME).exists():
+        return
+    before_config, before_manifest = read_run_folder(model_dir)
+    before, now = flatten_config(before_config), flatten_config(config)
+    changed = [key for key in now if now[key] != before[key] and not key.startswith(_MAY_CHANGE)]
+    if changed:
+        key = changed[0]
+        raise UsageError(
+            f"--model_dir={folder} holds a run with {key}: {before[key]!r}, this config has {now[key]!r}; "
+            "use another --model_dir, or the same config to go on"
+        )
+    if before_manifest.classes != manifest.classes:
+        raise CheckpointError(
+            f"--model_dir={folder} holds a run on classes {', '.join(before_manifest.classes)}; the data has "
+            f"{', '.join(manifest.classes)}; use another --model_dir"
+        )
+
+
+def write_skipped_records(model_dir: str, records: Sequence[CorruptRecord]) -> None:
+    """Writes which records this start leaves out, and why; without any there is no file.
+
+    Raises:
+      UsageError: if the folder cannot be written.
+    """
+    path = Path(model_dir) / SKIPPED_NAME
+    try:
+        if records:
+            path.write_text("".join(json.dumps(vars(record)) + "\n" for record in records))
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"--model_dir={model_dir} cannot be written: {error}") from None

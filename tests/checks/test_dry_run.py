@@ -1,0 +1,105 @@
+"""The dry run tells what a run would be; its counts are those of the paper and of TensorFlow's own profiler."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+from support.synthetic import write_dataset
+from tensorflow.python.profiler import model_analyzer, option_builder
+
+from ssd_dist.checks.dry_run import describe_dry_run
+from ssd_dist.core.config import Config, ModelConfig
+from ssd_dist.core.config_files import dump_config
+from ssd_dist.core.errors import UsageError
+from ssd_dist.model.cost import Cost, count_cost
+from ssd_dist.model.detector import build_detector
+from ssd_dist.runs.run_folder import open_run_folder
+
+SMALL = {"model": {"input_size": 64, "width": 0.1}, "backbone": {"weights": "none"}}
+
+
+def test_multiply_adds_are_half_of_the_profilers_flops():
+    model = build_detector(Config.model_validate(SMALL), 3)
+    graph = tf.function(lambda image: model(image, training=False)).get_concrete_function(tf.TensorSpec([1, 64, 64, 3]))
+    options = option_builder.ProfileOptionBuilder(option_builder.ProfileOptionBuilder.float_operation())
+    report = model_analyzer.profile(graph.graph, cmd="scope", options=options.with_empty_output().build())
+    counted = sum(count_cost(model).values(), Cost())
+    # The profiler counts the heads' biases too, 0.2 % here.
+    assert 2 * counted.multiply_adds == pytest.approx(report.total_float_ops, rel=0.01)
+    assert counted.parameters == model.count_params()
+
+
+def test_the_backbone_costs_what_its_paper_says():
+    """Sandler et al. 2018, table 4: 300 M multiply-adds at 224; its 1.3 M classifier is not here."""
+    plain = Config.model_validate({"backbone": {"weights": "none"}})
+    small, large = (
+        count_cost(build_detector(plain.model_copy(update={"model": ModelConfig(input_size=size)}), 3))
+        for size in (224, 448)
+    )
+    assert small["backbone"].multiply_adds == pytest.approx(300e6 - 1.28e6, rel=0.01)
+    assert large["backbone"].parameters == small["backbone"].parameters
+    # Four times the cells, all even.
+    assert large["backbone"].multiply_adds == 4 * small["backbone"].multiply_adds
+    assert large["backbone"].activations == pytest.approx(4 * small["backbone"].activations, rel=0.02)
+
+
+def dry_run(folder: Path, config: Config, *flags: str) -> subprocess.CompletedProcess:
+    file = folder / "config.yaml"
+    file.write_text(dump_config(config))
+    command = [sys.executable, "-m", "ssd_dist.cli.train", f"--config={file}", "--dry_run", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"COLUMNS": "120"})
+
+
+@pytest.mark.slow
+def test_a_dry_run_tells_everything_and_leaves_nothing(tmp_path):
+    more = {"train": {"global_batch_size": 8}, "cluster": {"logical_cpus": 2}}
+    config = Config.model_validate(SMALL | more | {"data": {"dir": str(tmp_path / "data")}})
+    write_dataset(tmp_path / "data", config, {"train": 24, "val": 6}, shards=2)
+    done = dry_run(tmp_path, config, f"--model_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    told = " ".join(done.stdout.split())
+    for words in (
+        "MobileNetV2 0.1, ssdlite head, 64 x 64", "8²·4 + 4²·6 + 2²·6 + 1²·6 + 1²·4 + 1²·4", "GFLOP an image",
+        "activations of 4 images", "24 images", "0 images rejected", "images a second here", "120, 3 an epoch",
+        "on val every 5 epochs", "a new run", "2, 4 images each",
+    ):  # fmt: skip
+        assert words in told, (words, told)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_what_would_stop_the_run_stops_the_dry_run(tmp_path):
+    config = Config.model_validate(SMALL | {"data": {"dir": str(tmp_path / "data")}})
+    done = dry_run(tmp_path, config)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
+    assert "prepare the data first" in done.stderr
+
+
+def test_a_run_of_another_config_is_not_gone_on_with(tmp_path):
+    data = {"data": {"dir": str(tmp_path / "data")}}
+    config = Config.model_validate(SMALL | data)
+    manifest = write_dataset(tmp_path / "data", config, {"train": 4, "val": 2}, shards=1)
+    open_run_folder(str(tmp_path / "run"), config, manifest)
+    other = Config.model_validate(SMALL | data | {"train": {"seed": 7}})
+    with pytest.raises(UsageError, match=r"holds a run with train\.seed"):
+        describe_dry_run(other, str(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_a_damaged_shard_stops_the_dry_run_or_is_told(tmp_path):
+    data = {"data": {"dir": str(tmp_path / "data")}, "train": {"global_batch_size": 4}}
+    config = Config.model_validate(SMALL | data)
+    write_dataset(tmp_path / "data", config, {"train": 12, "val": 4}, shards=2)
+    shard = min((tmp_path / "data/train").glob("*.tfrecord"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    done = dry_run(tmp_path, config)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
+    assert shard.name in done.stderr
+    done = dry_run(tmp_path, config, "--set=data.on_corrupt=skip", f"--set=data.cache_dir={tmp_path / 'cache'}")
+    assert done.returncode == 0, done.stderr
+    assert "1 records, others stand in" in " ".join(done.stdout.split())

@@ -1,0 +1,129 @@
+"""`ssd-train --preflight`: what would stop a run is told, with the mend, before it starts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from multihost.processes import read_logs, start_gang, wait_gang
+from support.synthetic import write_dataset
+
+from ssd_dist.checks.preflight import Findings, check_memory, check_worker, compare_reports
+from ssd_dist.cluster.rendezvous import WorkerDescription
+from ssd_dist.cluster.strategy import WorkerRole
+from ssd_dist.core.config_files import load_config
+
+SMALL = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.global_batch_size=8"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("preflight")
+    (folder / "small.yaml").write_text("{}")
+    write_dataset(folder / "data", load_config(folder / "small.yaml", SMALL), {"train": 32}, shards=4)
+    return folder
+
+
+def look(folder: Path, *overrides: str, workers: int = 1, model_dir: Path | None = None) -> dict[str, tuple[int, str]]:
+    """Exit code and detail of each check that a worker does alone."""
+    run = model_dir or folder / "run"
+    found = Findings(0)
+    config = load_config(folder / "small.yaml", [*SMALL, f"data.dir={folder / 'data'}", *overrides])
+    addresses = tuple(f"host:{port}" for port in range(1, workers + 1))
+    check_worker(found, config, WorkerRole(0, addresses), str(run), run / ".preflight-0", "token")
+    return {finding.check: (finding.exit_code, finding.detail) for finding in found}
+
+
+def test_what_fits_passes(folder: Path) -> None:
+    found = look(folder, workers=2)
+    assert list(found) == ["cluster", "data", "shards", "classes", "weights", "folder"]
+    assert {code for code, _ in found.values()} == {0}
+    assert "32 images" in found["data"][1]
+    assert "2 for each of 2 workers" in found["shards"][1]
+    assert found["classes"][1].startswith("3 ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "workers", "check", "code", "words"),
+    [
+        (["backbone.weights=nowhere.h5"], 1, "weights", 4, ["nowhere.h5", "imagenet"]),
+        (["data.dir=nowhere"], 1, "data", 3, ["nowhere", "prepare"]),
+        (["matching.positive_iou=0.6"], 1, "data", 3, ["positive_iou", "prepare again"]),
+        ([], 3, "shards", 2, ["4", "3"]),
+        (["cluster.strategy=mirrored"], 2, "cluster", 2, ["mirrored", "2 workers", "multi_worker"]),
+    ],
+)
+def test_what_does_not_fit_is_told_with_the_mend(folder, overrides, workers, check, code, words) -> None:
+    found = look(folder, *overrides, workers=workers)
+    assert found[check][0] == code
+    assert all(word in found[check][1] for word in words), found[check]
+    # One failure hides no other check.
+    assert found["folder"][0] == 0
+
+
+def test_a_folder_that_cannot_be_written_is_told(folder: Path) -> None:
+    code, detail = look(folder, model_dir=folder / "small.yaml")["folder"]
+    assert code == 2
+    assert "cannot be written" in detail
+
+
+def test_side_by_side(tmp_path: Path) -> None:
+    def describe_worker(index: int, facts: dict[str, str], token: str, skew: float = 0.0) -> WorkerDescription:
+        report = json.dumps({"findings": [], "facts": facts, "token": token})
+        return WorkerDescription(index, ("a:1", "b:1", "c:1"), {}, report, skew)
+
+    for index, token in enumerate(("zero", "one", "not theirs")):
+        (tmp_path / f".preflight-{index}").write_text(token)
+    present = [
+        describe_worker(0, {"config": "x"}, "zero"),
+        describe_worker(1, {"config": "x"}, "one", 1.5),
+        describe_worker(2, {"config": "y"}, "two"),
+    ]
+    found = {(one.worker, one.check): one for one in compare_reports(present, tmp_path / ".preflight-0")}
+    assert {key for key, one in found.items() if one.exit_code} == {(2, "agreement"), (2, "shared folder")}
+    assert "its config is y, the chief's x" in found[2, "agreement"].detail
+    assert "mount one folder" in found[2, "shared folder"].detail
+    assert "+1.5 s" in found[1, "clock"].detail
+
+
+def test_memory_is_judged() -> None:
+    assert check_memory(0, 10 << 20, 20 << 20).exit_code == 0
+    assert check_memory(0, 10 << 20, 0.0).exit_code == 0
+    short = check_memory(1, 20 << 20, 10 << 20)
+    assert short.exit_code == 2
+    assert all(word in short.detail for word in ("20 MiB", "only 10", "train.accumulate_steps"))
+
+
+def command(folder: Path, run: Path, *overrides: str) -> list[str]:
+    sets = [f"--set={item}" for item in (*SMALL, f"data.dir={folder / 'data'}", *overrides)]
+    config = f"--config={folder / 'small.yaml'}"
+    return ["-m", "ssd_dist.cli.train", "--preflight", config, f"--model_dir={run}", *sets]
+
+
+@pytest.mark.slow
+def test_two_workers_are_found_ready(folder: Path, tmp_path: Path) -> None:
+    with start_gang(command(folder, tmp_path / "run"), 2, tmp_path / "logs") as gang:
+        codes = wait_gang(gang, 200)
+    said = read_logs(tmp_path / "logs")
+    assert codes == [0, 0], said
+    assert "2 workers are ready to train" in said
+    # Six of each worker alone, three of the second beside the chief, batch, memory of both, all-reduce.
+    assert said.count(" pass ") == 2 * 6 + 3 + 1 + 2 + 1
+    for check in ("cluster", "data", "shards", "classes", "weights", "folder", "agreement", "clock", "shared folder",
+                  "memory", "all-reduce", "GB/s"):  # fmt: skip
+        assert check in said
+    # It leaves nothing in the folder of the run.
+    assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_divide_ends_with_2(folder: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, *command(folder, tmp_path / "run", "cluster.logical_cpus=3")],
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "FAIL" in done.stdout
+    assert "does not divide over 3 replicas" in " ".join(done.stdout.split())
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,201 @@
+"""Pictures of detections: boxes where they belong, names readable and inside, the same picture every time."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssd_dist.evaluation.visualization import PALETTE, class_color, compare, contact_sheet, draw_boxes
+
+CLASSES = ("cat", "dog", "a class with a name far too long for any box")
+NO_BOXES = (np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+
+
+def blank(width=200, height=150, color=(90, 90, 90)):
+    return Image.new("RGB", (width, height), color)
+
+
+def boxes_of(*rows):
+    return np.array(rows, np.float32).reshape(-1, 4)
+
+
+def changed(before, after):
+    """Rows and columns [top, bottom), [left, right) of what was drawn."""
+    difference = (np.asarray(before) != np.asarray(after)).any(axis=2)
+    rows, columns = np.flatnonzero(difference.any(axis=1)), np.flatnonzero(difference.any(axis=0))
+    return rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+
+
+def test_the_picture_given_is_not_touched_and_nothing_to_draw_changes_nothing():
+    image = blank()
+    assert draw_boxes(image, *NO_BOXES, CLASSES).tobytes() == image.tobytes()
+    draw_boxes(image, boxes_of([0, 0, 1, 1]), np.array([1]), CLASSES)
+    assert image.tobytes() == blank().tobytes()
+
+
+def test_a_frame_lies_on_the_inner_edge_of_its_box():
+    drawn = draw_boxes(blank(400, 300), boxes_of([0.5, 0.25, 0.75, 0.5]), np.array([1]), CLASSES)
+    # In pixels: rows 150 to 225, columns 100 to 200. The name stands above, so the lower half is the frame's alone.
+    top, bottom, left, right = changed(blank(400, 300), drawn)
+    assert (bottom, left, right) == (225, 100, 200)
+    assert 150 - 40 < top < 150
+    pixels = np.asarray(drawn)
+    assert tuple(pixels[187, 150]) == (90, 90, 90), "the inside stays free"
+    assert any(tuple(pixels[187, column]) == class_color(1) for column in range(100, 106))
+    assert any(tuple(pixels[row, 150]) == class_color(1) for row in range(219, 225))
+
+
+@pytest.mark.parametrize("size", [(400, 300), (60, 40), (16, 16), (3, 2), (1, 1), (1200, 90)])
+def test_any_box_can_be_drawn_on_any_size(size):
+    """Boxes at and beyond the edges, of no area, and of the whole picture; names longer than the picture."""
+    boxes = boxes_of([-0.5, -0.5, 0.2, 0.2], [0.9, 0.9, 1.5, 1.5], [0.5, 0.5, 0.5, 0.5], [0, 0, 1, 1], [0, 0.99, 1, 1])
+    drawn = draw_boxes(blank(*size), boxes, np.array([3, 3, 3, 2, 1]), CLASSES, np.full(5, 0.5, np.float32))
+    assert drawn.size == size
+    assert drawn.tobytes() != blank(*size).tobytes()
+
+
+@pytest.mark.parametrize(
+    "corner",
+    [[0, 0, 0.15, 0.1], [0.85, 0.9, 1, 1], [0, 0.9, 0.1, 1], [0.9, 0, 1, 0.1], [0, 0, 1, 1], [0.5, 1, 0.6, 1.2]],
+)
+def test_the_name_is_whole_wherever_the_box_lies(corner):
+    """Its letters cover as many pixels at the edge as in the middle, where there is room on all sides."""
+
+    def letters(box):
+        drawn = np.asarray(draw_boxes(blank(400, 300), boxes_of(box), np.array([1]), ("MMM",)))
+        return (drawn < 60).all(axis=2).sum()
+
+    assert letters(corner) == letters([0.4, 0.4, 0.55, 0.5]) > 20
+
+
+def test_scores_are_written_and_change_the_picture():
+    box, label = boxes_of([0.2, 0.2, 0.8, 0.8]), np.array([2])
+    plain = draw_boxes(blank(), box, label, CLASSES)
+    low, high = (draw_boxes(blank(), box, label, CLASSES, np.array([s], np.float32)) for s in (0.12, 0.98))
+    assert len({picture.tobytes() for picture in (plain, low, high)}) == 3
+
+
+def test_small_boxes_stay_visible_under_large_ones_whatever_the_order():
+    # They share a part of their left edges.
+    boxes, labels = boxes_of([0, 0, 1, 1], [0.4, 0, 0.6, 0.2]), np.array([1, 2])
+    forward = draw_boxes(blank(), boxes, labels, CLASSES)
+    backward = draw_boxes(blank(), boxes[::-1], labels[::-1], CLASSES)
+    assert forward.tobytes() == backward.tobytes()
+    edge = np.asarray(forward)[70:80, :5].reshape(-1, 3)
+    assert (edge == class_color(2)).all(axis=1).any()
+    assert not (edge == class_color(1)).all(axis=1).any()
+
+
+def test_names_move_aside_for_each_other():
+    """Two boxes with one corner in common: both names can be read, so both colours have a chip of the same area."""
+    boxes, labels = boxes_of([0.3, 0.3, 0.9, 0.9], [0.3, 0.3, 0.8, 0.85]), np.array([1, 2])
+    together = np.asarray(draw_boxes(blank(400, 300), boxes, labels, ("cat", "cat")))
+    alone = [np.asarray(draw_boxes(blank(400, 300), boxes[[i]], labels[[i]], ("cat", "cat"))) for i in range(2)]
+    first = (alone[0] == class_color(1)).all(axis=2).sum()
+    assert (together == class_color(1)).all(axis=2).sum() > 0.6 * first
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+def test_any_kind_of_image_is_drawn_on(mode):
+    drawn = draw_boxes(blank().convert(mode), boxes_of([0.2, 0.2, 0.8, 0.8]), np.array([1]), CLASSES)
+    assert (drawn.mode, drawn.size) == ("RGB", (200, 150))
+
+
+def relative_luminance(color):
+    """WCAG 2.1."""
+    parts = [part / 255 for part in color]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("label", range(1, len(PALETTE) + 1))
+def test_names_contrast_with_their_chip(label):
+    """At least 4.5 to 1, the WCAG's AA, between the chip and the darkest or lightest pixel of its text."""
+    names = ["MMMM"] * len(PALETTE)
+    drawn = draw_boxes(blank(800, 600), boxes_of([0.5, 0.1, 0.9, 0.9]), np.array([label]), names)
+    chip = np.asarray(drawn)[: 300 - 4, 80:400].reshape(-1, 3)
+    text = chip[((chip == 0).all(axis=1)) | ((chip == 255).all(axis=1))]
+    assert len(text) > 20
+    lights = sorted([relative_luminance(text[0]), relative_luminance(class_color(label))])
+    assert (lights[1] + 0.05) / (lights[0] + 0.05) >= 4.5
+
+
+def simulate_deuteranopia(color):
+    """Viénot, Brettel and Mollon 1999, on linear RGB."""
+    red, green, blue = (part**2.2 for part in np.asarray(color) / 255)
+    mixed = 0.29275 * red + 0.70725 * green
+    return np.array([mixed, mixed, -0.02234 * red + 0.02234 * green + blue]).clip(0, 1) ** (1 / 2.2) * 255
+
+
+def test_the_colors_differ_for_the_color_blind_too():
+    seen = [simulate_deuteranopia(color) for color in PALETTE]
+    gaps = [np.abs(one - other).max() for i, one in enumerate(seen) for other in seen[:i]]
+    assert min(gaps) > 25
+
+
+def test_a_class_has_one_color_and_the_ninth_begins_anew():
+    assert [class_color(label) for label in range(1, 9)] == list(PALETTE)
+    assert class_color(9) == class_color(1)
+
+
+def test_compare_puts_the_truth_left_and_the_predictions_right():
+    image = blank(240, 160)
+    truth = (boxes_of([0.1, 0.1, 0.5, 0.5]), np.array([1]))
+    prediction = (boxes_of([0.4, 0.4, 0.9, 0.9]), np.array([2]), np.array([0.7], np.float32))
+    tile = compare(image, truth, prediction, CLASSES)
+    assert tile.height > 160
+    assert tile.width > 2 * 240
+    left, right = draw_boxes(image, *truth, CLASSES), draw_boxes(image, *prediction[:2], CLASSES, prediction[2])
+    top = tile.height - 160
+    assert tile.crop((0, top, 240, tile.height)).tobytes() == left.tobytes()
+    assert tile.crop((tile.width - 240, top, tile.width, tile.height)).tobytes() == right.tobytes()
+
+
+def test_captions_fit_tiny_tiles():
+    tile = compare(blank(30, 20), NO_BOXES, (*NO_BOXES, np.zeros(0, np.float32)), CLASSES)
+    assert tile.width < 80
+
+
+def test_every_tile_is_on_the_sheet_as_it_is():
+    rng = np.random.default_rng(0)
+    sizes = [(60, 40), (50, 70), (80, 30), (60, 40), (20, 20)]
+    tiles = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+    sheet = contact_sheet(tiles, 2, "runs/demo, split val", "mAP@0.5 0.812", CLASSES)
+    pixels = np.asarray(sheet)
+    found = []
+    for tile in tiles:
+        part = np.asarray(tile)
+        places = np.argwhere((pixels[: -part.shape[0], : -part.shape[1]] == part[0, 0]).all(axis=2))
+        hits = [(y, x) for y, x in places if (pixels[y : y + part.shape[0], x : x + part.shape[1]] == part).all()]
+        assert len(hits) == 1
+        found.append(hits[0])
+    rows = [y for y, _ in found]
+    assert max(rows[:2]) < min(rows[2:4]), "filled row by row"
+    assert max(rows[2:4]) < rows[4]
+    assert found[0][1] < found[1][1]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 12])
+@pytest.mark.parametrize("classes", [(), CLASSES, tuple(f"class {i}" for i in range(400)), ("word " * 400,)])
+def test_sheets_of_any_length_and_legend(count, classes):
+    sheet = contact_sheet([blank(60, 40)] * count, 3, "a title " * 40, "", classes)
+    assert sheet.mode == "RGB"
+    assert sheet.width >= 480
+    # Even the longest legend leaves most of a full sheet to the pictures.
+    assert sheet.height < 400 + count * 110
+
+
+def test_the_legend_shows_the_colors_of_the_classes():
+    sheet = np.asarray(contact_sheet([], 2, "title", "subtitle", CLASSES[:2])).reshape(-1, 3)
+    counts = [(sheet == class_color(label)).all(axis=1).sum() for label in (1, 2, 3)]
+    assert counts[0] > 50
+    assert counts[1] > 50
+    assert counts[2] == 0
+
+
+def test_the_same_input_gives_the_same_bytes():
+    def draw():
+        prediction = (boxes_of([0.4, 0.4, 0.9, 0.9]), np.array([2]), np.array([0.7], np.float32))
+        tile = compare(blank(), NO_BOXES, prediction, CLASSES)
+        return contact_sheet([tile] * 3, 2, "title", "subtitle", CLASSES).tobytes()
+
+    assert draw() == draw()

@@ -1,0 +1,114 @@
+"""A run is continued with what makes the same model, or it is refused; its files are never half written."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import tensorflow as tf
+from support.synthetic import write_dataset
+
+from ssd_dist.cluster.failures import explain_out_of_memory
+from ssd_dist.core.config import Config
+from ssd_dist.core.config_files import load_config
+from ssd_dist.core.errors import CheckpointError, UsageError
+from ssd_dist.core.folder_names import check_folder_name
+from ssd_dist.runs import gfile_storage
+from ssd_dist.runs.run_folder import open_run_folder, read_run_folder
+from ssd_dist.training.assembly import Run
+from ssd_dist.training.intervals import StepIntervals
+from ssd_dist.training.run_checks import check_steps_left
+
+SMALL = {"model": {"input_size": 64, "width": 0.1}, "backbone": {"weights": "none"}}
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return write_dataset(
+        tmp_path_factory.mktemp("data"), Config.model_validate(SMALL), {"train": 1, "val": 1}, shards=1
+    )
+
+
+def changed(tmp_path, *overrides):
+    (tmp_path / "small.yaml").write_text("model: {input_size: 64, width: 0.1}\nbackbone: {weights: none}\n")
+    return load_config(tmp_path / "small.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    "override", ["eval.metric=coco/AP50", "eval.split=val", "eval.nms_iou=0.4", "optimizer.lr=0.01", "train.seed=1"]
+)
+def test_what_makes_another_model_or_another_best_is_refused(manifest, tmp_path, override):
+    open_run_folder(str(tmp_path / "run"), changed(tmp_path), manifest)
+    with pytest.raises(UsageError, match=override.split("=")[0]):
+        open_run_folder(str(tmp_path / "run"), changed(tmp_path, override), manifest)
+
+
+@pytest.mark.parametrize("override", ["eval.every_steps=7", "eval.batch_size=3", "train.epochs=9", "checkpoint.keep=1"])
+def test_what_does_not_may_change(manifest, tmp_path, override):
+    open_run_folder(str(tmp_path / "run"), changed(tmp_path), manifest)
+    after = changed(tmp_path, override)
+    open_run_folder(str(tmp_path / "run"), after, manifest)
+    assert read_run_folder(str(tmp_path / "run")) == (after, manifest)
+
+
+def test_a_disk_that_fails_leaves_the_files_as_they_were(manifest, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    open_run_folder(str(run), changed(tmp_path), manifest)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+
+    def fail(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gfile_storage, "flush_to_disk", fail)
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        open_run_folder(str(run), changed(tmp_path, "train.epochs=9"), manifest)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.suffix != ".partial"} == before
+    # What did not change is not written: a full disk does not keep a run from going on.
+    open_run_folder(str(run), changed(tmp_path), manifest)
+
+
+def test_a_folder_where_checkpoints_would_not_be_found_again_is_refused():
+    with pytest.raises(UsageError, match=r"gs://B/run is on an object store.*mount"):
+        check_folder_name("gs://B/run")
+    for name in ("runs/a[1]", "run*", "run?"):
+        with pytest.raises(UsageError, match="wildcard"):
+            check_folder_name(name)
+    check_folder_name("/gcs/B/run (1) {a}")
+
+
+def test_a_run_beyond_its_end_is_refused():
+    check_steps_left(300, 300, "RUN")
+    with pytest.raises(UsageError, match=r"at step 500, and train.epochs or train.steps end it at 300"):
+        check_steps_left(500, 300, "RUN")
+
+
+def test_running_out_of_memory_names_what_to_lower():
+    said = r"out of memory \(OOM when allocating.*train.global_batch_size"
+    with pytest.raises(UsageError, match=said), explain_out_of_memory():
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[9,9]")
+    # To TensorFlow a full disk is the same error.
+    with pytest.raises(tf.errors.ResourceExhaustedError), explain_out_of_memory():
+        raise tf.errors.ResourceExhaustedError(None, None, "events.out; No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("seconds_a_step", "steps"),
+    [(math.inf, 1), (100.0, 1), (2.0, 3), (0.8, 9), (0.1, 10)],  # a quarter of 30 s, and never beyond the boundary
+)
+def test_training_pauses_before_the_grace_time_is_over(tmp_path, seconds_a_step, steps):
+    assert Run.steps_to_next_pause(make_run(changed(tmp_path)), seconds_a_step) == steps
+
+
+def test_boundaries_are_where_they_are_wherever_a_run_pauses():
+    boundaries = StepIntervals(total=95, report=30, evaluation=40, checkpoint=0, loop=25)
+    wanted = {25, 30, 40, 50, 60, 75, 80, 90, 95}
+    for step in range(95):
+        assert step + boundaries.steps_to_next(step) == min(place for place in wanted if place > step)
+
+
+def make_run(config):
+    """What of a run decides how many steps it makes in one go."""
+    return SimpleNamespace(
+        boundaries=StepIntervals(total=100, report=10, evaluation=0, checkpoint=0, loop=50), config=config,
+        state=SimpleNamespace(step=tf.constant(20)), log=None,
+        worker_sum=SimpleNamespace(from_chief=lambda value, _: value),
+    )  # fmt: skip

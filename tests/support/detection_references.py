@@ -1,0 +1,121 @@
+"""Suppression and average precision: float64 NumPy references, written from the formulas in plain loops.
+
+Nothing here imports the package under test.
+
+Sources: SSD (Liu et al. 2016), the VOC devkit. Boxes are [ymin, xmin, ymax, xmax], normalised.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from support.box_references import decode_reference, iou_reference
+
+
+def softmax_reference(logits: Sequence[float]) -> list[float]:
+    """Probabilities of the classes."""
+    logits = [float(v) for v in logits]
+    top = max(logits)
+    exponentials = [math.exp(v - top) for v in logits]
+    return [v / sum(exponentials) for v in exponentials]
+
+
+def suppress_reference(
+    boxes: np.ndarray,
+    labels: Sequence[int],
+    scores: Sequence[float],
+    iou_threshold: float,
+    score_threshold: float,
+    max_detections: int,
+) -> list[int]:
+    """Greedy non-maximum suppression in each class: indices of what is kept, best first, equal scores in their order.
+
+    A detection is kept if its score exceeds `score_threshold` and it overlaps no better one of its class that was
+    kept by more than `iou_threshold`; of those the best `max_detections` over all classes.
+    """
+    kept: list[int] = []
+    for i in sorted(range(len(scores)), key=lambda i: (-float(scores[i]), i)):
+        rivals = [k for k in kept if labels[k] == labels[i]]
+        if scores[i] > score_threshold and all(iou_reference(boxes[i], boxes[k]) <= iou_threshold for k in rivals):
+            kept.append(i)
+    return kept[:max_detections]
+
+
+def detect_reference(
+    logits: np.ndarray,
+    offsets: np.ndarray,
+    anchors: np.ndarray,
+    iou_threshold: float,
+    score_threshold: float,
+    max_detections: int,
+    candidates: int,
+) -> list[tuple[int, float, np.ndarray]]:
+    """(label, score, box) of the detections in one image, from logits [A, K] and offsets [A, 4], best first.
+
+    The `candidates` best pairs of anchor and class go into suppression; boxes are clipped to the image before it.
+    """
+    pairs = []
+    for a in range(len(anchors)):
+        probabilities = softmax_reference(logits[a])
+        box = np.clip(decode_reference(offsets[a], anchors[a], 0.1, 0.2), 0.0, 1.0)
+        pairs += [(label, probabilities[label], box) for label in range(1, len(probabilities))]
+    pairs = sorted(pairs, key=lambda pair: -pair[1])[:candidates]
+    labels, scores, boxes = zip(*pairs, strict=True)
+    kept = suppress_reference(np.array(boxes), labels, scores, iou_threshold, score_threshold, max_detections)
+    return [pairs[k] for k in kept]
+
+
+@dataclass(frozen=True)
+class VocImage:
+    """One image of one class: objects [N, 4] with their difficult flags, and detections [D, 4] with scores [D]."""
+
+    objects: np.ndarray
+    difficult: Sequence[bool]
+    boxes: np.ndarray
+    scores: Sequence[float]
+
+
+def voc_ap_reference(images: Sequence[VocImage], iou_threshold: float = 0.5) -> tuple[float, float] | None:
+    """(11-point AP of VOC 2007, area under the envelope of VOC 2010+) of one class; None without objects.
+
+    The devkit's loop: detections of all images by falling score; each goes to the object of its image it overlaps most;
+    below the threshold it is a miss, a difficult object makes it nothing, the first on an object is a hit, the next
+    ones are misses. Equal scores keep the order of images and of detections.
+    """
+    queue = [(-float(score), i, d) for i, image in enumerate(images) for d, score in enumerate(image.scores)]
+    objects = sum(not flag for image in images for flag in image.difficult)
+    if objects == 0:
+        return None
+    found: set[tuple[int, int]] = set()
+    hits = misses = 0
+    recalls, precisions = [], []
+    for _, i, d in sorted(queue):
+        best, best_iou = -1, -math.inf
+        for n, box in enumerate(images[i].objects):
+            overlap = iou_reference(images[i].boxes[d], box)
+            if overlap > best_iou:
+                best, best_iou = n, overlap
+        if best_iou >= iou_threshold and images[i].difficult[best]:
+            continue
+        if best_iou >= iou_threshold and (i, best) not in found:
+            found.add((i, best))
+            hits += 1
+        else:
+            misses += 1
+        recalls.append(hits / objects)
+        precisions.append(hits / (hits + misses))
+
+    eleven = 0.0
+    for tenth in range(11):
+        # Compared as hits x 10 >= tenth x objects would be: 0.3 is not 3 x 0.1 in binary.
+        reached = [p for r, p in zip(recalls, precisions, strict=True) if round(r * objects) * 10 >= tenth * objects]
+        eleven += max(reached, default=0.0) / 11
+
+    recalls, precisions = [0.0, *recalls, 1.0], [0.0, *precisions, 0.0]
+    for k in range(len(precisions) - 2, -1, -1):
+        precisions[k] = max(precisions[k], precisions[k + 1])
+    area = 0.0
+    for k in range(len(recalls) - 1):
+        area += (recalls[k + 1] - recalls[k]) * precisions[k + 1]
+    return eleven, area

@@ -1,0 +1,281 @@
+"""The generated data set: a function of seed, split and number; valid COCO; boxes that fit; the variety it promises."""
+
+import io
+import json
+import subprocess
+import sys
+from contextlib import redirect_stdout
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+from pycocotools.coco import COCO
+
+from ssd_dist.core.errors import UsageError
+from toyset import sample
+from toyset.clutter import CLUTTER
+from toyset.placing import Place, Spot, choose_spots
+from toyset.rendering import Camera, Light, Sprite
+from toyset.scene import Standing, describe_objects, draw_scene, stack_toys
+from toyset.toys import TOYS
+
+MANY = 80
+GREY = np.full(3, 0.4, np.float32)
+UP = np.array([0, 0, 1], np.float32)
+PLACE = Place(np.full((3, 300, 400), 0.4, np.float32), 0, GREY, Camera(30.0), Light(UP, GREY, GREY, GREY))
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def load_coco(path):
+    with redirect_stdout(io.StringIO()):
+        return COCO(str(path))
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """The first scenes of a training split, with their masks."""
+    drafts = [sample.Draft(0, "train", number, "") for number in range(1, MANY + 1)]
+    return [draw_scene(draft.generator(), draft.kind) for draft in drafts]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A small data set as the command writes it, in several processes."""
+    folder = tmp_path_factory.mktemp("sample")
+    sample.write_split(folder, "train", sample.FEW_IMAGES + 4, seed=0)
+    sample.write_split(folder, "val", 3, seed=0)
+    return folder
+
+
+def test_the_seed_decides_every_byte(written, tmp_path):
+    sample.write_split(tmp_path, "val", 3, seed=0)
+    again = files_of(tmp_path)
+    assert again == {name: data for name, data in files_of(written).items() if "val" in name}
+    sample.write_split(tmp_path / "other", "val", 3, seed=1)
+    assert not set(again.values()) & set(files_of(tmp_path / "other").values())
+
+
+def test_more_images_leave_the_first_ones_as_they_are(written, tmp_path):
+    # Few images are drawn in this process, many in several: that must not matter either.
+    few = sample.write_split(tmp_path, "train", 5, seed=0)
+    many = json.loads((written / "annotations/instances_train.json").read_text())
+    assert few["images"] == many["images"][:5]
+    boxes = [entry for entry in many["annotations"] if entry["image_id"] <= 5]
+    assert few["annotations"] == boxes
+    assert len(boxes) > 0
+    for name, data in files_of(tmp_path / "images").items():
+        assert data == (written / "images" / name).read_bytes()
+
+
+def test_splits_share_no_image(written):
+    images = [data for name, data in files_of(written).items() if name.endswith(".jpg")]
+    assert len(set(images)) == len(images) == sample.FEW_IMAGES + 7
+
+
+def test_coco_tools_read_it_and_the_files_are_as_said(written):
+    for split, count in (("train", sample.FEW_IMAGES + 4), ("val", 3)):
+        coco = load_coco(written / f"annotations/instances_{split}.json")
+        assert len(coco.imgs) == count
+        ids = sorted(coco.cats)
+        assert len(ids) >= 5
+        assert ids != list(range(ids[0], ids[0] + len(ids))), "ids without gaps would not test their mapping"
+        assert sorted(category["name"] for category in coco.cats.values()) == sorted(TOYS)
+        for image in coco.imgs.values():
+            with Image.open(written / "images" / split / image["file_name"]) as picture:
+                assert (picture.format, picture.mode, picture.size) == (
+                    "JPEG",
+                    "RGB",
+                    (image["width"], image["height"]),
+                )
+        for entry in coco.anns.values():
+            image = coco.imgs[entry["image_id"]]
+            x, y, width, height = entry["bbox"]
+            assert 0 <= x < x + width <= image["width"]
+            assert 0 <= y < y + height <= image["height"]
+            assert 0 < entry["area"] <= width * height
+            assert entry["category_id"] in coco.cats
+
+
+def test_boxes_are_tight_around_the_masks(scenes):
+    for scene in scenes:
+        for found in scene.objects:
+            x, y, width, height = found.box
+            inside = found.mask[y : y + height, x : x + width]
+            assert inside.sum() == found.mask.sum() == found.area, "nothing lies outside"
+            assert inside[0].any()
+            assert inside[-1].any()
+            assert inside[:, 0].any()
+            assert inside[:, -1].any()
+
+
+def test_a_box_is_where_the_picture_changes():
+    """The mask is where a toy is drawn: dark disc on nothing, its box by the disc's own radius."""
+    y, x = np.mgrid[0:41, 0:41] - 20.0
+    alpha = (np.hypot(x, y) <= 15.2).astype(np.float32)
+    disc = Sprite(np.zeros((3, 41, 41), np.float32), alpha, left=-20, top=-40)
+    toy = Standing(Spot("ball", 60.0, 70.0, 30.0), disc, disc, in_heap=False)
+    _, cover, kept = stack_toys([toy], 120, 90)
+    (found,) = describe_objects(kept, 120, 90)
+    assert found.box == (60 - 15, 70 - 40 + 20 - 15, 31, 31)
+    np.testing.assert_array_equal(cover > 0.5, found.mask)
+
+
+def test_what_others_hide_counts_to_the_box_and_the_hidden_are_dropped():
+    def put(name, x, side):
+        square = Sprite(np.zeros((3, side, side), np.float32), np.ones((side, side), np.float32), 0, -side)
+        return Standing(Spot(name, float(x), 80.0, float(side)), square, square, in_heap=False)
+
+    near, half_hidden, hidden = put("clock", 30, 40), put("book", 55, 40), put("star", 35, 20)
+    cut_off = put("fish", 105, 40)
+    _, _, kept = stack_toys([near, half_hidden, hidden, cut_off], 120, 100)
+    found = {one.name: one.box for one in describe_objects(kept, 120, 100)}
+    assert found == {"clock": (30, 40, 40, 40), "book": (55, 40, 40, 40)}
+
+
+def test_toys_are_seen_for_the_most_part(scenes):
+    """Of every object some pixels stay its own, whatever stands before it."""
+    for scene in scenes:
+        singles = [found for found in scene.objects if not found.is_crowd]
+        nearer = np.zeros(scene.image.shape[:2], bool)
+        # Objects come nearest first.
+        for found in singles:
+            assert (found.mask & ~nearer).sum() > 0.4 * found.area
+            nearer |= found.mask
+
+
+def test_sizes_span_three_octaves(scenes):
+    sides = np.array([max(found.box[2:]) for scene in scenes for found in scene.objects if not found.is_crowd])
+    assert np.log2(sides.max() / sides.min()) >= 3
+    # And not by single strays: below 60 pixels, around 100, above 200.
+    shares = np.histogram(sides, [25, 60, 200, 320])[0] / len(sides)
+    assert shares.sum() == pytest.approx(1)
+    assert shares.min() > 0.03
+
+
+def test_every_twenty_images_have_an_empty_one_a_crowded_one_and_a_heap(scenes):
+    """Shares of 5 % each, even in a small split."""
+    for start in range(0, MANY, 20):
+        counts = [sum(not found.is_crowd for found in scene.objects) for scene in scenes[start : start + 20]]
+        assert counts.count(0) == 1
+        assert sum(count >= 15 for count in counts) == 1
+        heaps = [found for scene in scenes[start : start + 20] for found in scene.objects if found.is_crowd]
+        assert len(heaps) == 1
+
+
+def test_things_of_no_class_lie_about_unlabelled():
+    """Of many scenes without toys some show something all the same: the empty ones differ in nothing but clutter."""
+    toys = [put for seed in range(40) for put in choose_all_spots(seed, "empty")]
+    assert {spot.name for spot in toys} <= set(CLUTTER)
+    assert len(toys) >= 3
+
+
+def choose_all_spots(seed, kind):
+    rng = np.random.default_rng(seed)
+    spots, heap = choose_spots(rng, PLACE, kind)
+    return [*spots, *heap]
+
+
+def test_every_class_is_there_in_fair_numbers(scenes):
+    names = [found.name for scene in scenes for found in scene.objects]
+    shares = {name: names.count(name) / len(names) for name in TOYS}
+    assert min(shares.values()) > 0.5 / len(TOYS)
+    assert max(shares.values()) < 2 / len(TOYS)
+
+
+def test_pictures_look_like_photographs(scenes):
+    """No flat ones, no wholly black or burnt ones, sizes and shapes differ."""
+    for scene in scenes:
+        grey = scene.image.mean(axis=2)
+        assert scene.image.dtype == np.uint8
+        assert 20 < grey.mean() < 235
+        assert grey.std() > 4
+        # Noise and texture: hardly any pixel equals its neighbour.
+        assert (np.diff(grey, axis=1) == 0).mean() < 0.5
+    assert len({scene.image.shape for scene in scenes}) >= 4
+    assert {scene.image.shape[0] > scene.image.shape[1] for scene in scenes} == {True, False}
+
+
+def test_color_alone_does_not_decide_the_class(scenes):
+    """The nearest class by mean colour is often another: a classifier by colour, fitted to these very toys, errs."""
+    colors = {name: [] for name in TOYS}
+    for scene in scenes:
+        for found in scene.objects:
+            colors[found.name].append(scene.image[found.mask].mean(axis=0))
+    means = np.array([np.mean(values, axis=0) for values in colors.values()])
+    toys = [(index, color) for index, values in enumerate(colors.values()) for color in values]
+    right = [np.linalg.norm(means - color, axis=1).argmin() == index for index, color in toys]
+    assert np.mean(right) < 0.8
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs the console script in this process: command("--train=2", ...) -> (exit code, output, errors)."""
+    before = set(flags.FLAGS)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ssd-sample", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            sample.run_main()
+        flags.FLAGS.remove_flag_values(set(flags.FLAGS) - before)
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_writes_both_splits_and_refuses_to_mix(command, tmp_path):
+    arguments = (f"--output={tmp_path / 'new'}", "--train=2", "--val=1", "--seed=3")
+    code, output, errors = command(*arguments)
+    assert (code, errors) == (0, "")
+    assert output.startswith("train: 2 images")
+    assert len(load_coco(tmp_path / "new/annotations/instances_val.json").imgs) == 1
+    code, _, errors = command(*arguments)
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert "holds a split train already" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ((), "--output is missing"),
+        (("--output=X", "--train=0"), "train"),
+        (("--output=X", "--seed=-1"), "seed"),
+        (("--output=/proc/nowhere",), "cannot be written"),
+        (("--output=X", "--vall=3"), "did you mean --val"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(command, arguments, word):
+    code, _, errors = command(*arguments)
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert word in errors
+
+
+def test_a_half_written_split_is_not_taken_for_whole(tmp_path):
+    (tmp_path / "images/val").mkdir(parents=True)
+    (tmp_path / "images/val/000001.jpg").write_bytes(b"")
+    with pytest.raises(UsageError, match="holds a split val already"):
+        sample.write_split(tmp_path, "val", 1, seed=0)
+
+
+def test_drawing_needs_neither_beam_nor_tensorflow():
+    code = "import toyset.sample, sys; print({'tensorflow', 'apache_beam'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_prepare_reads_it(written, tmp_path, prepare):
+    manifest = prepare("coco", written, tmp_path, split="val")
+    assert [*manifest.classes] == [name for name, _ in sorted(TOYS.items(), key=lambda item: item[1].category_id)]
+    assert manifest.splits["val"].views[0].examples == 3
+
+
+def test_draw_scene_is_a_function_of_its_generator():
+    first, second = (draw_scene(np.random.default_rng(7)) for _ in range(2))
+    np.testing.assert_array_equal(first.image, second.image)
+    assert [found.box for found in first.objects] == [found.box for found in second.objects]

@@ -1,0 +1,167 @@
+"""ssd-sample: draws a labelled data set, so that everything can be tried without one.
+
+    python -m toyset.sample --output=DIR [--seed=0] [--train=600] [--val=120]
+
+writes rendered toys on floors and meadows, in COCO's layout:
+
+    DIR/images/{train,val}/000001.jpg ...
+    DIR/annotations/instances_{train,val}.json
+
+Each image is drawn from a hash of the seed, its split and its number: more images leave the first ones as they are.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from absl import flags  # type: ignore[import-untyped]
+from PIL import Image
+from rich.progress import track
+
+from ssd_dist.core.commands import required_flag, run_command
+from ssd_dist.core.errors import UsageError
+from toyset.placing import Kind
+from toyset.scene import draw_scene
+from toyset.toys import TOYS
+
+# Of every twenty images, so that small sets have their share, too.
+SPECIAL_KINDS: dict[int, Kind] = {4: "heap", 9: "crowded", 14: "empty"}
+# Below it, starting processes takes longer than drawing.
+FEW_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What one image needs to be drawn.
+
+    Attributes:
+      seed, split, number: what its random generator starts from; numbers count from 1.
+      path: where the JPEG goes.
+    """
+
+    seed: int
+    split: str
+    number: int
+    path: str
+
+    def generator(self) -> np.random.Generator:
+        """The image's own random generator."""
+        digest = hashlib.sha256(f"{self.seed}/{self.split}/{self.number}".encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest[:16], "big"))
+
+    @property
+    def kind(self) -> Kind:
+        """What the image shows."""
+        return SPECIAL_KINDS.get(self.number % 20, "plain")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One image as COCO describes it: its entry, and those of its objects without their ids."""
+
+    image: dict[str, Any]
+    objects: list[dict[str, Any]]
+
+
+def run_main() -> NoReturn:
+    """The console script."""
+    flags.DEFINE_string("output", None, "Folder for the data set; new or empty.")
+    flags.DEFINE_integer("seed", 0, "Another seed draws other images.", lower_bound=0)
+    flags.DEFINE_integer("train", 600, "Images of the split train.", lower_bound=1)
+    flags.DEFINE_integer("val", 120, "Images of the split val.", lower_bound=1)
+    run_command(main)
+
+
+def main(_: list[str]) -> None:
+    """Draws the data set of the flags and says what is in it."""
+    output = Path(required_flag("output"))
+    for split in ("train", "val"):
+        annotations = write_split(output, split, flags.FLAGS[split].value, flags.FLAGS["seed"].value)
+        crowds = sum(entry["iscrowd"] for entry in annotations["annotations"])
+        print(
+            f"{split}: {len(annotations['images'])} images, {len(annotations['annotations']) - crowds} objects of "
+            f"{len(annotations['categories'])} classes, {crowds} crowds in {output}"
+        )
+
+
+def write_split(output: Path, split: str, count: int, seed: int) -> dict[str, Any]:
+    """Draws `count` images of a split with all cores, writes them and their annotations, and returns those.
+
+    Raises:
+      UsageError: if the folder holds such a split already or cannot be written.
+    """
+    images, listing = output / "images" / split, output / "annotations" / f"instances_{split}.json"
+    try:
+        if listing.exists() or (images.is_dir() and any(images.iterdir())):
+            raise UsageError(f"--output={output} holds a split {split} already: name a new folder, or remove it")
+        images.mkdir(parents=True, exist_ok=True)
+        listing.parent.mkdir(exist_ok=True)
+        drafts = [Draft(seed, split, number, str(images / f"{number:06d}.jpg")) for number in range(1, count + 1)]
+        shown = track(draw_all(drafts), f"drawing {split}", count, disable=not sys.stdout.isatty())
+        annotations = describe_split(shown, split, seed)
+        # The annotations come last: a folder that has them is complete.
+        unfinished = listing.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(annotations) + "\n")
+        unfinished.rename(listing)
+    except OSError as error:
+        raise UsageError(f"--output={output} cannot be written: {error}") from None
+    return annotations
+
+
+def draw_all(drafts: Sequence[Draft]) -> Iterator[Drawn]:
+    """Draws images, in order, in as many processes as there are cores."""
+    cores = len(os.sched_getaffinity(0))
+    if cores == 1 or len(drafts) <= FEW_IMAGES:
+        yield from map(draw_image, drafts)
+        return
+    # Forking would copy whatever threads and locks the caller has.
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(draw_image, drafts, chunksize=8)
+
+
+def draw_image(draft: Draft) -> Drawn:
+    """Draws one image, writes its JPEG and describes it."""
+    rng = draft.generator()
+    scene = draw_scene(rng, draft.kind)
+    Image.fromarray(scene.image).save(draft.path, "JPEG", quality=int(rng.integers(82, 96)))
+    height, width, _ = scene.image.shape
+    image = {"id": draft.number, "file_name": Path(draft.path).name, "width": width, "height": height}
+    objects = [
+        {
+            "image_id": draft.number,
+            "category_id": TOYS[found.name].category_id,
+            "bbox": list(found.box),
+            "area": found.area,
+            "iscrowd": int(found.is_crowd),
+        }
+        for found in scene.objects
+    ]
+    return Drawn(image, objects)
+
+
+def describe_split(drawn: Iterable[Drawn], split: str, seed: int) -> dict[str, Any]:
+    """COCO's annotations of a split; the ids of objects count through."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for one in drawn:
+        images.append(one.image)
+        for entry in one.objects:
+            annotations.append({"id": len(annotations) + 1, **entry})
+    categories = [
+        {"id": toy.category_id, "name": name, "supercategory": "toy"}
+        for name, toy in sorted(TOYS.items(), key=lambda item: item[1].category_id)
+    ]
+    info = {"description": f"ssd_dist sample, split {split}, seed {seed}", "version": "1"}
+    return {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+
+
+if __name__ == "__main__":
+    run_main()
