@@ -49,7 +49,7 @@ class Analysis:
 
     @property
     def thresholds(self) -> np.ndarray:
-        """float [C]: the score threshold of each class, that of its best F1."""
+        """Float [C]: the score threshold of each class, that of its best F1."""
         return np.array([point.threshold for point in self.points])
 
     def as_dict(self) -> dict[str, Any]:

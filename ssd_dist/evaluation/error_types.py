@@ -52,7 +52,7 @@ def classify_detections(matches: Matches) -> np.ndarray:
 
 
 def find_missed(matches: Matches, kinds: np.ndarray) -> np.ndarray:
-    """bool [N]: counted objects that no detection hits, and none is off by class or place alone."""
+    """Bool [N]: counted objects that no detection hits, and none is off by class or place alone."""
     found = matches.found
     reached = np.zeros(len(matches.objects.labels), bool)
     reached[found.same_object[np.isin(kinds, (HIT, "localisation"))]] = True
@@ -104,7 +104,7 @@ def _mean_ap(matches: Matches, kinds: np.ndarray, mended: str) -> float:
 
 
 def _answered_before(answers: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """bool [D]: detections whose object a better one answers for; an oracle would not leave two."""
+    """Bool [D]: detections whose object a better one answers for; an oracle would not leave two."""
     order = np.argsort(-scores, kind="stable")
     order = order[answers[order] >= 0]
     _, first = np.unique(answers[order], return_index=True)

@@ -52,7 +52,7 @@ def detect(
 
 
 def compute_odds(logits: tf.Tensor) -> tf.Tensor:
-    """p / (1 - p) of each class [..., K], where p is the softmax of logits [..., K].
+    """P / (1 - p) of each class [..., K], where p is the softmax of logits [..., K].
 
     In the order of p, and still apart where p is not: float32 has no number between 0.99999994 and 1.
     """

@@ -12,12 +12,12 @@ from ssd_dist.data.batch import SparseTargets
 
 
 def positive_mask(targets: SparseTargets) -> tf.Tensor:
-    """bool [B, P]: which entries are positives and not padding."""
+    """Bool [B, P]: which entries are positives and not padding."""
     return targets.anchors >= 0
 
 
 def candidate_mask(targets: SparseTargets, anchor_count: int) -> tf.Tensor:
-    """bool [B, A]: the background anchors, those that mining may choose from."""
+    """Bool [B, A]: the background anchors, those that mining may choose from."""
     taken = tf.concat([targets.anchors, targets.ignored], axis=1)
     rows = tf.broadcast_to(tf.range(tf.shape(taken)[0])[:, None], tf.shape(taken))
     # Padding lands in an extra column that is cut off: no boolean_mask, so shapes stay static on the device.
