@@ -1,4 +1,4 @@
-# A newcomer needs four words: make demo, make test, make lint, make bench.
+# The most important targets: make demo, make test, make lint, make bench.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,13 +6,13 @@ READY := $(VENV)/.ready
 DEMO := demo
 SHARED := $${SSD_DIST_SHARED:-../shared}
 
-.PHONY: setup demo test test-quick lint bench bench-prepare bench-collectives recipe chaos soak bccd lock clean
+.PHONY: setup demo test test-quick lint bench bench-prepare bench-collectives recipe chaos soak bccd docs dist lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
 
-# uv installs in seconds; where it cannot be had, pip does the same from the same lock. Bytecode is compiled once: where
-# PYTHONDONTWRITEBYTECODE is set, each import of TensorFlow would compile it anew, for 5 s.
+# uv installs in seconds; where it is not available, pip installs from the same lock. Bytecode is compiled here: with
+# PYTHONDONTWRITEBYTECODE set, each import of TensorFlow would otherwise compile it again, which takes 5 s.
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true
@@ -25,7 +25,7 @@ $(READY): requirements.lock pyproject.toml
 	fi
 	touch $@
 
-# Generated data -> shards -> two replicas -> metrics and pictures; nothing is downloaded.
+# Generates a dataset, writes shards, trains on two replicas, evaluates, and draws detections. Downloads nothing.
 demo: $(READY)
 	rm -rf $(DEMO)
 	$(BIN)/python -m toyset.sample --output=$(DEMO)/raw --train=1200
@@ -37,7 +37,7 @@ demo: $(READY)
 	$(BIN)/python -m ssd_dist.cli.evaluate --model_dir=$(DEMO)/run --split=val \
 	  --output=$(DEMO)/metrics.json --pictures=$(DEMO)/predictions.png
 
-# Blood cells, the real data set of the README's figures.
+# Reproduces the README's figures on BCCD, a dataset of blood cells.
 bccd: $(READY)
 	for split in train:trainval test:test; do \
 	  $(BIN)/python -m pipelines.prepare --input_format=voc --input=$(SHARED)/data/bccd/BCCD \
@@ -53,11 +53,11 @@ test: $(READY)
 test-quick: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
 
-# Fifty faults against runs of two workers: what is killed, stopped, cut off, filled or damaged ends as if nothing had been.
+# Injects 50 faults into runs of two workers. Each run must end with the same bits as an undisturbed one.
 chaos: $(READY)
 	$(BIN)/python tests/chaos/harness.py --faults=50
 
-# Half an hour of training: does any process grow?
+# Trains for half an hour and checks that no process leaks memory or open files.
 soak: $(READY)
 	$(BIN)/python tests/chaos/soak.py --minutes=30
 
@@ -73,18 +73,28 @@ bench: $(READY)
 bench-prepare: $(READY)
 	$(BIN)/python -m benchmarks.prepare
 
-# Bytes and time of a step's collectives for 1, 2 and 4 workers here; docs/clusters.md reads them.
+# Measures bytes and time of a step's collectives for 1, 2 and 4 workers on this machine.
 bench-collectives: $(READY)
 	$(BIN)/python -m benchmarks.collectives
 
-# Every variant of the recipe, with three seeds, on real data: hours; it goes on where it was stopped.
+# Trains every variant of the recipe on real data with three seeds. Takes hours; resumes after an interruption.
 recipe: $(READY)
 	$(BIN)/python -m benchmarks.recipe
 
-# Pins every version anew; needs uv.
+# Builds the documentation and the API reference in site/. A broken link or reference is an error.
+docs: $(READY)
+	$(BIN)/mkdocs build --strict
+
+# Builds the wheel and the source distribution in dist/. Needs uv.
+dist: $(READY)
+	rm -rf dist
+	$(BIN)/uv build --out-dir dist
+
+# Adds new requirements of pyproject.toml to the lock and keeps all other pins. Needs uv.
+# To update one package: make lock UPGRADE="--upgrade-package numpy"
 lock:
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --extra pipelines --extra train --extra export --extra dev \
-	  --no-header --no-annotate pyproject.toml --output-file requirements.lock
+	  --no-header --no-annotate $(UPGRADE) pyproject.toml --output-file requirements.lock
 
 clean:
-	rm -rf $(VENV) $(DEMO) runs *.egg-info
+	rm -rf $(VENV) $(DEMO) runs site dist *.egg-info

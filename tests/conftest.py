@@ -1,4 +1,4 @@
-"""What all tests share: quiet TensorFlow on four logical CPUs, and where the real data is."""
+"""Shared fixtures: TensorFlow on four logical CPUs with few log messages, and the folder of real data."""
 
 import gc
 import os
@@ -12,22 +12,23 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import pytest
 from hypothesis import HealthCheck, settings
 
-# How long an example takes says something of the machine, nothing of the code.
+# The time of an example depends on the machine, not on the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
-# What a shell starts in the background ignores SIGINT, and so would all that the tests start.
+# A shell starts background jobs with SIGINT ignored, and all processes that the tests start would inherit this.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# As the commands do: traced graphs are objects that stay, and looking through them again and again takes time.
+# As in the commands: traced graphs are never freed, and repeated garbage collection of them takes time.
 gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keeps the tests, and all that they start, out of the user's own cache.
+    """Gives the tests and the processes that they start a cache folder of their own.
 
-    Before any module is read, for some copy the environment there; xdist's workers have it from their parent.
+    This must happen before any module is imported, because some modules copy the environment at import. The workers of
+    xdist inherit the variable from their parent.
     """
     if not hasattr(config, "workerinput"):
         cache = tempfile.TemporaryDirectory(prefix="ssd_dist_tests_")
@@ -37,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data and weights; a test that needs it is skipped where there is none."""
+    """Returns the folder of real data and weights; skips the test if it does not exist."""
     folder = Path(os.environ.get("SSD_DIST_SHARED", Path(__file__).parents[2] / "shared"))
     if not (folder / "data").is_dir():
         pytest.skip(f"no real data at {folder}; set SSD_DIST_SHARED")
@@ -45,14 +46,14 @@ def shared() -> Path:
 
 
 def pytest_collection_finish() -> None:
-    """Splits the CPU before any test runs an operation: TensorFlow takes the setting only then."""
+    """Splits the CPU before any test runs an operation; TensorFlow ignores the setting afterwards."""
     if "tensorflow" in sys.modules:
         _split_cpu()
 
 
 @pytest.fixture(scope="session")
 def four_cpus() -> list[str]:
-    """Four logical CPU devices, replicas without GPUs."""
+    """Returns the names of four logical CPU devices, to create replicas without GPUs."""
     import tensorflow as tf
 
     _split_cpu()
