@@ -22,13 +22,11 @@ from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.runs.checkpoint_writer import CheckpointWriter
-from ssd_dist.training.assembly import distribute_training
+from ssd_dist.training.assembly import create_state, create_trainer, distribute_training
 from ssd_dist.training.losses import multibox_losses
 from ssd_dist.training.mining import mine_per_image
 from ssd_dist.training.run import make_reproducible
-from ssd_dist.training.state import create_state
 from ssd_dist.training.targets import count_targets
-from ssd_dist.training.trainer import DetectorTrainer
 
 
 def measure_step(config: Config, folder: Path) -> list[Row]:
@@ -38,7 +36,8 @@ def measure_step(config: Config, folder: Path) -> list[Row]:
     plan = plan_training(config, manifest.split("train", config.data.dir))
     with strategy.scope():
         state = create_state(config, len(manifest.classes), 100000)
-        trainer = DetectorTrainer(config, strategy, state, distribute_training(config, strategy, plan, state), 100000)
+        dataset = distribute_training(config, strategy, plan, state)
+        trainer = create_trainer(config, strategy, state, dataset, 100000)
     batch = next(iter(training_batches(config, plan, BATCH, 0)))
     model = state.model
     pixels = normalize_image(batch.images)
@@ -58,7 +57,7 @@ def measure_step(config: Config, folder: Path) -> list[Row]:
 
     def beside(dataset: tf.distribute.DistributedDataset, what: str) -> Row:
         with strategy.scope():
-            other = DetectorTrainer(config, strategy, state, dataset, 100000)
+            other = create_trainer(config, strategy, state, dataset, 100000)
         ours, reference = take_turns(lambda: trainer.train(tf.constant(4)), lambda: other.train(tf.constant(4)), 4)
         return Row("training from TFRecords", "img/s", 4 * BATCH / ours, 4 * BATCH / reference, what)
 

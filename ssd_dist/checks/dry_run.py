@@ -25,10 +25,10 @@ from ssd_dist.data.shard_files import locate_shards
 from ssd_dist.model.cost import Cost, count_cost
 from ssd_dist.runs.checkpoints import latest_checkpoint
 from ssd_dist.runs.run_folder import check_same_run
-from ssd_dist.training.assembly import distribute_training
+from ssd_dist.training.assembly import create_state, distribute_training, load_checked_manifest
 from ssd_dist.training.run import make_reproducible
-from ssd_dist.training.run_checks import check_data, check_steps_left
-from ssd_dist.training.state import TrainState, create_state
+from ssd_dist.training.run_checks import check_steps_left
+from ssd_dist.training.state import TrainState
 
 # Batches drawn after the first to see how fast the input is, within so many seconds.
 TIMED_BATCHES = 16
@@ -46,7 +46,7 @@ def describe_dry_run(config: Config, model_dir: str | None) -> dict[str, Section
       UsageError, DataError, CheckpointError: what would stop the run.
     """
     role = read_worker_role()
-    manifest = check_data(config)
+    manifest = load_checked_manifest(config)
     if model_dir:
         check_same_run(model_dir, config, manifest)
     split = manifest.split(TRAIN_SPLIT, config.data.dir)
@@ -106,7 +106,7 @@ def estimate_memory(config: Config, state: TrainState, costs: dict[str, Cost], r
     width = 2 if config.amp.enabled else 4
     weights = _bytes_of(state.model.variables)
     averages = _bytes_of(state.ema.averages.values()) if state.ema else 0
-    moments = _bytes_of([slot for slots in state.optimizer.slots.values() for slot in slots])
+    moments = _bytes_of([slot for slots in state.optimizer.inner_optimizer.slots.values() for slot in slots])
     gradients = _bytes_of(state.model.trainable_variables)
     activations = width * images * sum(costs.values(), Cost()).activations
     return [

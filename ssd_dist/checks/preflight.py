@@ -29,16 +29,16 @@ from ssd_dist.cluster.failures import restart_on_lost_peer
 from ssd_dist.cluster.rendezvous import WorkerDescription, find_disagreement, wait_for_workers
 from ssd_dist.cluster.strategy import WorkerRole, check_strategy, create_strategy, read_worker_role
 from ssd_dist.core.config import Config
+from ssd_dist.core.config_files import flatten_config
 from ssd_dist.core.errors import CheckpointError, SsdDistError, UsageError
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
 from ssd_dist.data.pipeline import plan_training
 from ssd_dist.model.backbone import check_weights_file
 from ssd_dist.model.cost import count_cost
 from ssd_dist.runs.run_folder import CONFIG_NAME, read_run_folder
-from ssd_dist.training.assembly import distribute_training
+from ssd_dist.training.assembly import create_state, distribute_training, load_checked_manifest
 from ssd_dist.training.run import make_reproducible
-from ssd_dist.training.run_checks import check_data, describe_worker
-from ssd_dist.training.state import create_state
+from ssd_dist.training.run_checks import describe_worker
 
 # Nobody waits for a queue here: all workers were started for this.
 MEETING_SECONDS = 120
@@ -113,7 +113,7 @@ def check_worker(
     manifests: list[Manifest] = []
 
     def data() -> str:
-        manifests.append(check_data(config))
+        manifests.append(load_checked_manifest(config))
         split = manifests[0].split(TRAIN_SPLIT, config.data.dir)
         return f"{config.data.dir}: {split.images:,} images, made for this config ({manifests[0].fingerprint[:12]})"
 
@@ -171,7 +171,7 @@ def meet_others(
     Raises:
       UsageError: on the other workers, if the chief cannot be met.
     """
-    facts = dict(describe_worker(role, config, manifest, ()).facts) if manifest is not None else {}
+    facts = dict(describe_worker(role, flatten_config(config), manifest, ()).facts) if manifest is not None else {}
     report = json.dumps({"findings": [asdict(finding) for finding in found], "facts": facts, "token": token})
     # The config may differ, and the table is to say so: compared by the chief, when all have told what they found.
     me = WorkerDescription(role.index, role.addresses, {}, report)

@@ -149,10 +149,11 @@ class MiningConfig(Section):
 
 
 class AmpConfig(Section):
-    """Mixed precision. `loss_scale` is `dynamic` or a fixed factor; `force_fp32` names ops kept in float32.
+    """Mixed precision. `loss_scale` is `dynamic` or a fixed factor; `force_fp32` lists ops that compute in float32.
 
-    Mining, matching, decoding and suppression are made for float32 and keep it in any case. The loss takes what the
-    heads give, which is float32 under both policies, and float64 where Keras computes in that.
+    `iou`, `decode`, `nms` and `mining` always compute in float32: listing them is valid and changes nothing. `loss`
+    casts the outputs of the heads to float32. Under both policies they are float32 already, so omitting `loss` matters
+    only when Keras computes in float64.
     """
 
     enabled: bool = False
@@ -224,12 +225,17 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
-    """When to evaluate, on which split (`auto`: val, else test), and the metric that decides the best checkpoint."""
+    """When to evaluate, on which split (`auto`: val, else test), and the metric that decides the best checkpoint.
+
+    With `use_ema` the averaged weights are evaluated and kept as the best checkpoint; false evaluates and keeps the
+    trained weights while EMA is on. Without EMA (`ema.enabled: false`) it changes nothing.
+    """
 
     split: Annotated[str, Field(min_length=1)] = "auto"
     every_epochs: Count = 5
     every_steps: Count = 0
     metric: Literal["coco/AP", "coco/AP50", "voc07/mAP", "voc/mAP"] = "coco/AP"
+    use_ema: bool = True
     batch_size: PositiveInt = 16
     score_threshold: Fraction = 0.01
     nms_iou: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5

@@ -20,8 +20,8 @@ from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.evaluator import DetectorEvaluator, read_ground_truth
 from ssd_dist.runs.checkpoints import latest_checkpoint, read_best, restore_checkpoint
 from ssd_dist.runs.run_folder import read_run_folder
+from ssd_dist.training.assembly import create_state
 from ssd_dist.training.precision import AMPContext
-from ssd_dist.training.state import create_state
 
 
 def load_trained_model(model_dir: str, checkpoint: str, config: Config, class_count: int) -> tf_keras.Model:
@@ -30,13 +30,13 @@ def load_trained_model(model_dir: str, checkpoint: str, config: Config, class_co
     Raises:
       CheckpointError: if there is no such checkpoint, or it is of another model.
     """
-    AMPContext(config.amp).install()
+    AMPContext(config.amp).setup_policy()
     path = locate_checkpoint(model_dir, checkpoint)
     # Every weight comes from the checkpoint: the pretrained ones need not be at hand.
     backbone = config.backbone.model_copy(update={"weights": "none"})
     state = create_state(config.model_copy(update={"backbone": backbone}), class_count, total_steps=1)
     parts = {"model": state.model}
-    if state.ema is not None and _has_ema(path):
+    if state.ema is not None and config.eval.use_ema and _has_ema(path):
         parts["ema"] = state.ema
     restore_checkpoint(tf.train.Checkpoint(**parts), path)
     if "ema" in parts:

@@ -1,76 +1,49 @@
-"""The parts of a run, put together and restored from its newest checkpoint."""
+"""Creates the parts of a run from its config and restores its newest checkpoint."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import tensorflow as tf
 
-from ssd_dist.cluster.collectives import WorkerSum
+from ssd_dist.cluster.collectives import WorkerSum, share_initial_weights
 from ssd_dist.cluster.preemption import StopRequest
 from ssd_dist.cluster.strategy import WorkerRole
 from ssd_dist.cluster.watchdog import Watchdog
+from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import UsageError
-from ssd_dist.core.manifest import Manifest
+from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
 from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import training_batches
+from ssd_dist.data.shard_files import join, load_manifest
 from ssd_dist.evaluation.evaluator import DetectorEvaluator, read_ground_truth
+from ssd_dist.model.detector import build_detector
 from ssd_dist.runs.checkpoints import BestModel, CheckpointStore
 from ssd_dist.runs.console_progress import TrainingProgress
 from ssd_dist.runs.metrics_log import MetricsLog
 from ssd_dist.runs.trackers import Tracker, create_trackers, show_evaluations
+from ssd_dist.training.ema import ExponentialMovingAverage
 from ssd_dist.training.intervals import StepIntervals
+from ssd_dist.training.optimizer import PackedOptimizer
+from ssd_dist.training.parameter_groups import group_parameters
 from ssd_dist.training.periodic_evaluation import PeriodicEvaluation
 from ssd_dist.training.precision import AMPContext
-from ssd_dist.training.run_checks import check_same_start, check_steps_left
-from ssd_dist.training.state import TrainState, create_state
+from ssd_dist.training.run_checks import check_data, check_same_start, check_steps_left
+from ssd_dist.training.run_parts import DivergencePolicy, Run, RunOutput, TrainingData, WorkerGroup
+from ssd_dist.training.schedule import CosineWarmupSchedule
+from ssd_dist.training.state import TrainState
 from ssd_dist.training.trainer import DetectorTrainer
 
 
-@dataclass(frozen=True)
-class Run:
-    """The parts that the loop of a run works with; `log` is the chief's alone, `judge` only where one evaluates.
+def load_checked_manifest(config: Config) -> Manifest:
+    """Loads the manifest of the data and checks that the data fits the config.
 
-    `read_from` gives the training batches from the state's step on.
+    Raises:
+      DataError: if the data is missing or damaged, was prepared for another config, or a split leaks into another.
     """
-
-    config: Config
-    model_dir: str
-    plan: EpochPlan
-    read_from: Callable[[], tf.distribute.DistributedDataset]
-    state: TrainState
-    trainer: DetectorTrainer
-    judge: PeriodicEvaluation | None
-    store: CheckpointStore
-    boundaries: StepIntervals
-    log: MetricsLog | None
-    progress: TrainingProgress
-    worker_sum: WorkerSum
-    stop: StopRequest
-    stall: Watchdog
-
-    def stop_requested(self) -> bool:
-        """Whether any worker was asked to stop; collective."""
-        return self.worker_sum.any(self.stop.requested)
-
-    def steps_to_next_pause(self, seconds_a_step: float) -> int:
-        """How many steps may run before the next look at `stop`; collective.
-
-        To the next boundary, and no longer than a quarter of the grace time: after a signal the rest of it must do for
-        saving. Results do not depend on where training pauses, so they do not depend on this clock.
-        """
-        steps = self.boundaries.steps_to_next(int(self.state.step.numpy()))
-        most = max(int(self.config.preemption.grace_seconds / 4 / seconds_a_step), 1)
-        return min(steps, int(self.worker_sum.from_chief(most, self.log is not None)))
-
-    @property
-    def overflows_are_usual(self) -> bool:
-        """Whether gradients may be infinite without the run being ill."""
-        return AMPContext(self.config.amp).policy == "mixed_float16"
-
-    def wait_for_all(self) -> None:
-        """Holds a worker that is done until the chief has saved: the launcher takes the end of one for that of all."""
-        self.worker_sum(0.0)
+    manifest = load_manifest(config.data)
+    manifest.check_fits(config, join(config.data.dir, MANIFEST_NAME))
+    check_data(manifest, config.data, config.eval.split, config.model.input_size)
+    return manifest
 
 
 def assemble_run(
@@ -83,53 +56,85 @@ def assemble_run(
     total_steps: int,
     stop: StopRequest,
 ) -> Run:
-    """All parts of a run, its state restored from the newest checkpoint if there is one."""
-    worker_sum = WorkerSum(strategy, role.count)
-    stall = Watchdog(config.train.stall_seconds)
+    """Creates all parts of a run and restores its newest checkpoint, if there is one.
 
-    def interrupted() -> bool:
-        stall.progress()
-        return worker_sum.any(stop.requested)
-
+    Raises:
+      UsageError: if workers do not share the run folder, or the run is beyond `total_steps`.
+      CheckpointError: if the checkpoint is of another model, or all checkpoints are damaged.
+      RestartError: if workers restored different checkpoints.
+    """
+    workers = WorkerGroup(WorkerSum(strategy, role.count), role.is_chief, stop, Watchdog(config.train.stall_seconds))
     with strategy.scope():
         state = create_state(config, len(manifest.classes), total_steps)
-        store = CheckpointStore(state.checkpoint(), model_dir, config.checkpoint, role.is_chief)
-        store.restore_latest()
-        start = int(state.step.numpy())
-        check_same_start(start, worker_sum, role, model_dir)
+        checkpoints = CheckpointStore(state.checkpoint(), model_dir, config.checkpoint, role.is_chief)
+        checkpoints.restore_latest()
+        start = state.current_step
+        check_same_start(start, workers.worker_sum, role, model_dir)
         check_steps_left(start, total_steps, model_dir)
-
-        def read_from() -> tf.distribute.DistributedDataset:
-            return distribute_training(config, strategy, plan, state)
-
-        trainer = DetectorTrainer(config, strategy, state, read_from(), total_steps)
+        data = TrainingData(plan, lambda: distribute_training(config, strategy, plan, state))
+        trainer = create_trainer(config, strategy, state, data.create_dataset(), total_steps)
     trackers = create_trackers(config, model_dir) if role.is_chief else []
-    judge = create_periodic_evaluation(config, strategy, state, manifest, model_dir, interrupted, trackers)
     return Run(
-        config=config,
-        model_dir=model_dir,
-        plan=plan,
-        read_from=read_from,
         state=state,
         trainer=trainer,
-        judge=judge,
-        store=store,
-        boundaries=StepIntervals.from_config(config, plan.steps_per_epoch, total_steps),
-        log=MetricsLog(model_dir, start, int(state.evaluated.numpy()), trackers) if role.is_chief else None,
-        progress=TrainingProgress(start, total_steps, role.is_chief),
-        worker_sum=worker_sum,
-        stop=stop,
-        stall=stall,
+        evaluation=create_periodic_evaluation(config, strategy, state, manifest, model_dir, workers, trackers),
+        data=data,
+        checkpoints=checkpoints,
+        intervals=StepIntervals.from_config(
+            config.train, config.eval, config.checkpoint, plan.steps_per_epoch, total_steps
+        ),
+        grace_seconds=config.preemption.grace_seconds,
+        workers=workers,
+        output=RunOutput(
+            model_dir,
+            MetricsLog(model_dir, start, state.evaluated_step, trackers) if role.is_chief else None,
+            TrainingProgress(start, total_steps, role.is_chief),
+        ),
+        divergence=DivergencePolicy(config.train.recover_from_blowup, AMPContext(config.amp).overflow_is_expected),
+    )
+
+
+def create_state(config: Config, class_count: int, total_steps: int) -> TrainState:
+    """Creates model, optimizer and counters; call in strategy scope, with the Keras policy and the seeds set."""
+    model = build_detector(config, class_count)
+    share_initial_weights(model.variables)
+    groups = group_parameters(model, config.optimizer, config.backbone)
+    ema = ExponentialMovingAverage(groups, config.ema) if config.ema.enabled else None
+    schedule = CosineWarmupSchedule(config.optimizer.lr, total_steps, config.schedule)
+    optimizer = PackedOptimizer(groups, config.optimizer, schedule, ema)
+    return TrainState.create(
+        model, AMPContext(config.amp).wrap_optimizer(optimizer, config.train.accumulate_steps), ema
+    )
+
+
+def create_trainer(
+    config: Config,
+    strategy: tf.distribute.Strategy,
+    state: TrainState,
+    dataset: tf.distribute.DistributedDataset,
+    total_steps: int,
+) -> DetectorTrainer:
+    """Creates the trainer of a state; call in strategy scope."""
+    return DetectorTrainer(
+        strategy,
+        state,
+        dataset,
+        train=config.train,
+        loss=config.loss,
+        mining=config.mining,
+        precision=AMPContext(config.amp).precision,
+        anchor_count=len(generate_anchors(config.anchors, config.model.input_size)),
+        total_steps=total_steps,
     )
 
 
 def distribute_training(
     config: Config, strategy: tf.distribute.Strategy, plan: EpochPlan, state: TrainState
 ) -> tf.distribute.DistributedDataset:
-    """The training batches of every replica, from the state's step on.
+    """Creates the training batches of every replica, from the state's current step on.
 
     Raises:
-      UsageError: if the global batch does not divide over the replicas and the parts of each.
+      UsageError: if the global batch cannot be divided equally between replicas and accumulation steps.
     """
     parts = strategy.num_replicas_in_sync * config.train.accumulate_steps
     size, rest = divmod(config.train.global_batch_size, parts)
@@ -142,7 +147,7 @@ def distribute_training(
             f"use {max(size, 1) * parts} or {(size + 1) * parts}"
         )
     batch_size = size * config.train.accumulate_steps
-    start_step = int(state.step.numpy())
+    start_step = state.current_step
     return strategy.distribute_datasets_from_function(lambda _: training_batches(config, plan, batch_size, start_step))
 
 
@@ -152,21 +157,38 @@ def create_periodic_evaluation(
     state: TrainState,
     manifest: Manifest,
     model_dir: str,
-    interrupted: Callable[[], bool],
+    workers: WorkerGroup,
     trackers: Sequence[Tracker],
 ) -> PeriodicEvaluation | None:
-    """The evaluation of this run; None if the data has no split to evaluate on.
+    """Creates the evaluation of a run; None if it has no evaluation split or `eval.every_*` are 0.
 
     Raises:
-      DataError: if `eval.split` names a split that is not there.
+      DataError: if the data has no split with the name of `eval.split`.
     """
     split_name = manifest.eval_split(config.eval.split, config.data.dir)
     if split_name is None or not (config.eval.every_epochs or config.eval.every_steps):
         return None
     split = manifest.splits[split_name]
-    truths = read_ground_truth(config, split)
-    source_ids = [truth.source_id for truth in truths]
-    evaluator = DetectorEvaluator(config, strategy, state.model, split, source_ids, interrupted)
-    show = show_evaluations(trackers, config, manifest, split_name, truths, state.model)
-    best = BestModel(state.model, model_dir, config.eval.metric, config.checkpoint.keep_best)
-    return PeriodicEvaluation(evaluator, state, best, truths, manifest.classes, config.eval.metric, show)
+    ground_truth = read_ground_truth(config, split)
+    source_ids = [image.source_id for image in ground_truth]
+    evaluator = DetectorEvaluator(config, strategy, state.model, split, source_ids, create_interrupt_check(workers))
+    return PeriodicEvaluation(
+        evaluator=evaluator,
+        state=state,
+        best=BestModel(state.model, model_dir, config.eval.metric, config.checkpoint.keep_best),
+        ground_truth=ground_truth,
+        classes=manifest.classes,
+        metric=config.eval.metric,
+        use_ema=config.eval.use_ema,
+        log_detections=show_evaluations(trackers, config, manifest, split_name, ground_truth, state.model),
+    )
+
+
+def create_interrupt_check(workers: WorkerGroup) -> Callable[[], bool]:
+    """Creates the function that an evaluation calls after each batch: whether to stop the evaluation."""
+
+    def stop_requested() -> bool:
+        workers.watchdog.progress()
+        return workers.stop_requested()
+
+    return stop_requested

@@ -1,11 +1,12 @@
-"""A loss that is NaN or infinite: the run says which images did it and stops, or goes back and leaves them out.
+"""Handles a loss or gradient that is NaN or infinite: reports the images, then stops the run or recovers.
 
-float32, bfloat16   a gradient that is not finite changes nothing (optimizer.py), yet the run is ill: it is a blow-up
-float16             such gradients are what a dynamic loss scale looks for; worth a word when the scale can fall no more
+float32, bfloat16   the step with such a gradient is skipped (loss_scale.py), but the run is unhealthy: a divergence
+float16             overflows are expected, a dynamic loss scale causes them; warns when the scale is at its minimum
 
-Going back: the weights of the last checkpoint go on with the batch after the one that blew up. What lies between is
-left out with it, for the steps before a blow-up have often led there. The count is part of the checkpoint, and the next
-one is saved at once: a run that is restarted goes the same way.
+Recovery restores the weights of the last checkpoint and resumes with the batch after the divergence. The batches
+between the checkpoint and the divergence are skipped too, because the steps before a divergence often caused it. The
+number of recoveries is part of the checkpoint, and a checkpoint is saved at once, so a run that is restarted afterwards
+continues from the recovered state.
 """
 
 import json
@@ -18,23 +19,26 @@ import tensorflow as tf
 from ssd_dist.core.errors import NumericsError, RestartError
 from ssd_dist.data.decoding import IMAGE_FEATURES
 from ssd_dist.data.order import EpochPlan, read_in_order
+from ssd_dist.runs.console_progress import TrainingProgress
 from ssd_dist.runs.gfile_storage import explain_write_errors, retry, write_text
-from ssd_dist.training.assembly import Run
+from ssd_dist.training.loss_scale import LossScale
+from ssd_dist.training.run_parts import Run
 
 DIVERGENCES_NAME = "blowups.jsonl"
-_NAMED = 4
+# How many images the error message lists.
+_LISTED_IMAGES = 4
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """What went wrong where: RUN/blowups.jsonl has one of these a line.
+    """One divergence, a line of RUN/blowups.jsonl.
 
     Attributes:
       step: the step whose loss or gradient was not finite.
-      reason: which of them.
-      source_ids: the images of its global batch, in order.
-      checkpoint: the last good one; None if there is none.
-      skipped: the steps left out by going back, [first, last]; None if the run stopped.
+      reason: which of the two was not finite.
+      source_ids: the images of the step's global batch, in order.
+      checkpoint: the last checkpoint before the step; None if there is none.
+      skipped: the first and the last step that recovery skipped; None if the run stopped.
     """
 
     step: int
@@ -44,26 +48,26 @@ class Divergence:
     skipped: tuple[int, int] | None = None
 
     def error(self, recoveries: int) -> NumericsError:
-        """The end of the run, told in a line; `recoveries` is how often it went back before."""
-        images = ", ".join(self.source_ids[:_NAMED])
-        if len(self.source_ids) > _NAMED:
-            images += f" and {len(self.source_ids) - _NAMED} more"
-        before = f" for the {recoveries + 1}. time" if recoveries else ""
+        """Returns the error that ends the run after `recoveries` recoveries."""
+        images = ", ".join(self.source_ids[:_LISTED_IMAGES])
+        if len(self.source_ids) > _LISTED_IMAGES:
+            images += f" and {len(self.source_ids) - _LISTED_IMAGES} more"
+        before = f", after {recoveries} recoveries" if recoveries else ""
         return NumericsError(
-            f"{self.reason} at step {self.step}{before}, with the images {images} ({DIVERGENCES_NAME} has all); "
-            f"the last good checkpoint is {self.checkpoint or 'none'}; look at these images, lower optimizer.lr, "
-            f"or set train.recover_from_blowup: {recoveries + 1} to go back and leave them out"
+            f"step {self.step}: {self.reason}{before}; images: {images} (all are listed in {DIVERGENCES_NAME}); last "
+            f"checkpoint: {self.checkpoint or 'none'}; check these images, lower optimizer.lr, or set "
+            f"train.recover_from_blowup: {recoveries + 1} to resume from the checkpoint without them"
         )
 
 
-def write_divergence(model_dir: str, blowup: Divergence) -> None:
-    """Adds it to RUN/blowups.jsonl, once: a run that was restarted comes by the same place again.
+def write_divergence(model_dir: str, divergence: Divergence) -> None:
+    """Appends a divergence to RUN/blowups.jsonl unless it is there: a restarted run may diverge at the same step.
 
     Raises:
-      CheckpointError: if it cannot be written.
+      CheckpointError: if the file cannot be written.
     """
     path = Path(model_dir) / DIVERGENCES_NAME
-    line = json.dumps(vars(blowup)) + "\n"
+    line = json.dumps(vars(divergence)) + "\n"
     with explain_write_errors(str(path)):
         before = retry(lambda: path.read_text() if path.exists() else "", str(path))
         if line not in before:
@@ -71,78 +75,104 @@ def write_divergence(model_dir: str, blowup: Divergence) -> None:
 
 
 def read_source_ids(plan: EpochPlan, step: int) -> tuple[str, ...]:
-    """The images of the global batch of `step` (counted from 1), whoever of the workers read them."""
-    whole = replace(plan, worker=0, workers=1)
+    """Reads the ids of all images in the global batch of `step` (counted from 1), of all workers."""
+    all_workers = replace(plan, worker=0, workers=1)
     with tf.device("/CPU:0"):
-        records = islice(read_in_order(whole, step - 1), plan.global_batch_size)
-        wanted = {"image/source_id": IMAGE_FEATURES["image/source_id"]}
-        parsed = [tf.io.parse_single_example(record, wanted)["image/source_id"] for record, _, _ in records]
+        records = islice(read_in_order(all_workers, step - 1), plan.global_batch_size)
+        features = {"image/source_id": IMAGE_FEATURES["image/source_id"]}
+        parsed = [tf.io.parse_single_example(record, features)["image/source_id"] for record, _, _ in records]
     return tuple(source_id.numpy().decode(errors="replace") for source_id in parsed)
 
 
 def find_divergence(run: Run) -> tuple[int, str] | None:
-    """The step that blew up since this was last asked, and what of it; None where all is well, or as usual."""
-    return None if run.overflows_are_usual else run.trainer.find_divergence()
+    """Returns the first step since the last call that diverged, and the reason; None if there was none.
+
+    Overflows that mixed precision expects are not a divergence.
+    """
+    return None if run.divergence.overflow_is_expected else run.trainer.find_divergence()
 
 
-def roll_back(run: Run, step: int, reason: str) -> None:
-    """Goes on with the last checkpoint's weights after `step`, whose loss or gradient was not finite.
+def recover(run: Run, step: int, reason: str) -> None:
+    """Restores the last checkpoint's weights and resumes after `step`; a collective, so all workers must call it.
+
+    Args:
+      run: the run.
+      step: the step whose loss or gradient was not finite.
+      reason: which of the two was not finite.
 
     Raises:
-      NumericsError: if the config does not want that, or it was done as often as it wants.
+      NumericsError: if the run has used up `train.recover_from_blowup`.
+      RestartError: if the workers restored different checkpoints.
     """
-    state, source_ids = run.state, read_source_ids(run.plan, step)
-    before = int(state.recoveries.numpy())
-    stops = before >= run.config.train.recover_from_blowup
-    # The others read what the chief has written.
-    run.store.wait()
-    run.wait_for_all()
-    if stops:
-        blowup = Divergence(step, reason, source_ids, run.store.latest())
-    else:
-        evaluated = int(state.evaluated.numpy())
-        checkpoint = run.store.restore_latest()
-        start = int(state.step.numpy())
-        # An evaluation that was made up for may be younger than the checkpoint of its step; it stands.
-        if evaluated <= start:
-            state.evaluated.assign(evaluated)
-        if run.worker_sum.any(start != run.worker_sum.from_chief(start, run.log is not None)):
-            raise RestartError(
-                f"step {step}: {reason}, and the workers went back to different checkpoints; start again"
-            )
-        before = int(state.recoveries.numpy())
-        blowup = Divergence(step, reason, source_ids, checkpoint, (start + 1, step))
-    if run.log is not None:
-        write_divergence(run.model_dir, blowup)
-    if stops:
-        run.wait_for_all()
-        raise blowup.error(before)
-    state.recoveries.assign(before + 1)
-    state.step.assign(step)
-    run.trainer.train_dataset = run.read_from()
-    if run.log is not None:
-        run.log.drop_rows_after(start, int(state.evaluated.numpy()))
-    run.progress.say(
-        f"step {step}  {reason}: back to the weights of step {start}, on after step {step} "
-        f"({before + 1} of train.recover_from_blowup: {run.config.train.recover_from_blowup})"
+    source_ids = read_source_ids(run.data.plan, step)
+    # The other workers read the checkpoint that the chief has written.
+    run.checkpoints.wait()
+    run.workers.wait_for_all()
+    recoveries = int(run.state.recoveries.numpy())
+    if recoveries >= run.divergence.max_recoveries:
+        stop_diverged_run(run, Divergence(step, reason, source_ids, run.checkpoints.latest()), recoveries)
+    checkpoint = restore_last_checkpoint(run, step, reason)
+    start = run.state.current_step
+    if run.output.log is not None:
+        write_divergence(run.output.model_dir, Divergence(step, reason, source_ids, checkpoint, (start + 1, step)))
+    # Of the restored checkpoint: it may be older than the last recovery.
+    recoveries = int(run.state.recoveries.numpy()) + 1
+    run.state.recoveries.assign(recoveries)
+    run.state.step.assign(step)
+    run.trainer.train_dataset = run.data.create_dataset()
+    if run.output.log is not None:
+        run.output.log.drop_rows_after(start, run.state.evaluated_step)
+    run.output.progress.say(
+        f"step {step}  {reason}: restored the weights of step {start}, skipped steps {start + 1} to {step} "
+        f"(recovery {recoveries} of train.recover_from_blowup: {run.divergence.max_recoveries})"
     )
-    run.store.save(step)
+    run.checkpoints.save(step)
 
 
-class OverflowReport:
-    """Says at reports when float16 overflows and the loss scale can fall no further."""
+def stop_diverged_run(run: Run, divergence: Divergence, recoveries: int) -> None:
+    """Records the divergence and ends the run.
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._skipped = int(run.state.loss_scale.skipped_steps.numpy())
+    Raises:
+      NumericsError: always.
+    """
+    if run.output.log is not None:
+        write_divergence(run.output.model_dir, divergence)
+    run.workers.wait_for_all()
+    raise divergence.error(recoveries)
 
-    def look(self, step: int) -> None:
-        """Looks at the steps since the last report."""
-        loss_scale = self._run.state.loss_scale
-        skipped, before = int(loss_scale.skipped_steps.numpy()), self._skipped
+
+def restore_last_checkpoint(run: Run, step: int, reason: str) -> str | None:
+    """Restores the newest checkpoint on all workers and returns its path.
+
+    Raises:
+      RestartError: if the workers restored different checkpoints.
+    """
+    evaluated = run.state.evaluated_step
+    checkpoint = run.checkpoints.restore_latest()
+    start = run.state.current_step
+    # The checkpoint may have been saved before the evaluation of its own step; that evaluation remains valid.
+    if evaluated <= start:
+        run.state.evaluated.assign(evaluated)
+    if not run.workers.all_equal(start):
+        raise RestartError(f"step {step}: {reason}, and the workers restored different checkpoints; start again")
+    return checkpoint
+
+
+class OverflowMonitor:
+    """Warns if float16 gradients overflow while the loss scale is at its minimum."""
+
+    def __init__(self, loss_scale: LossScale, progress: TrainingProgress) -> None:
+        self._loss_scale = loss_scale
+        self._progress = progress
+        self._skipped = int(loss_scale.skipped_steps.numpy())
+
+    def check(self, step: int) -> None:
+        """Checks the steps since the last call; `step` is the current step."""
+        skipped, before = int(self._loss_scale.skipped_steps.numpy()), self._skipped
         self._skipped = skipped
-        if self._run.overflows_are_usual and skipped > before and loss_scale.at_floor():
-            self._run.progress.say(
-                f"step {step}  warning: {skipped - before} steps overflowed with the loss scale at its floor, "
-                f"{float(loss_scale.scale.numpy()):g}: lower optimizer.lr, or use amp.policy: mixed_bfloat16"
+        if skipped > before and self._loss_scale.is_minimal():
+            self._progress.say(
+                f"step {step}  warning: gradients of {skipped - before} steps overflowed although the loss scale is at "
+                f"its minimum, {float(self._loss_scale.scale.numpy()):g}; lower optimizer.lr, or use "
+                "amp.policy: mixed_bfloat16"
             )

@@ -1,8 +1,8 @@
-"""The exponential moving average of the weights: the model that is evaluated and shipped.
+"""Exponential moving average (EMA) of the weights: the model that is evaluated and exported.
 
-Each replica averages its own copy of the weights in place, after each applied step: no communication, and since the
-copies are equal bit by bit, so are the averages. Batch-norm statistics are moving averages already; they are used as
-they are and not averaged twice.
+Each replica updates its own averages in place after each applied step, without communication. The copies of the weights
+are equal bit for bit, so the averages are too. Batch-norm statistics already are moving averages; they are used as they
+are and not averaged again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,13 @@ from ssd_dist.training.parameter_groups import ParameterGroup
 
 
 def ema_decay(updates: tf.Tensor, decay: float) -> tf.Tensor:
-    """min(decay, (1 + n) / (10 + n)) after n updates: young averages forget their start."""
+    """Returns min(decay, (1 + n) / (10 + n)) after n updates, so that the initial weights are forgotten quickly."""
     count = tf.cast(updates, tf.float32)
     return tf.minimum(decay, (1.0 + count) / (10.0 + count))
 
 
 class ExponentialMovingAverage(tf.Module):
-    """Averages of all parameter groups, packed as the groups are. Create it in strategy scope."""
+    """Averages of all parameter groups, one packed vector per group. Create it in strategy scope."""
 
     def __init__(self, groups: Sequence[ParameterGroup], config: EmaConfig) -> None:
         super().__init__(name="ema")
@@ -34,7 +34,12 @@ class ExponentialMovingAverage(tf.Module):
         }
 
     def update(self, step: tf.Tensor, weights: Sequence[tf.Tensor]) -> None:
-        """Averages in the packed weights of each group after applied step `step`; runs inside an update context."""
+        """Updates the averages; call in an update context.
+
+        Args:
+          step: int64 scalar, the number of applied steps, counted from 1.
+          weights: the packed weights of each group after that step.
+        """
         if self._config.update_every == 1:
             self._average(step, weights)
         else:
@@ -42,7 +47,10 @@ class ExponentialMovingAverage(tf.Module):
 
     @contextmanager
     def eval_context(self) -> Iterator[None]:
-        """The weights are the averages inside, and bit for bit what they were afterwards, whatever happens."""
+        """Replaces the model's weights with the averages inside the context and restores them bit for bit on exit.
+
+        The weights are restored on every exit, exceptions included.
+        """
         backup = [[tf.identity(variable.read_value()) for variable in group.variables] for group in self._groups]
         try:
             self.assign_to_model()
@@ -53,12 +61,12 @@ class ExponentialMovingAverage(tf.Module):
                     variable.assign(value)
 
     def assign_to_model(self) -> None:
-        """Replaces the weights by their averages, for good; training goes through `eval_context`."""
+        """Replaces the model's weights with the averages permanently; use `eval_context` during training."""
         for group in self._groups:
             group.assign(self.averages[group.name].read_value())
 
     def _average(self, step: tf.Tensor, weights: Sequence[tf.Tensor]) -> bool:
-        # Up to warmup_steps the average is the weights themselves.
+        # Up to warmup_steps the averages equal the weights.
         decay = tf.where(step <= self._config.warmup_steps, 0.0, ema_decay(self.updates, self._config.decay))
         for group, packed in zip(self._groups, weights, strict=True):
             average = self.averages[group.name]

@@ -1,16 +1,16 @@
-"""The multibox loss (Liu et al. 2016, equations 1 to 3), one value for each image.
+"""The multibox loss (Liu et al. 2016, equations 1 to 3), one value per image.
 
-    logits, offsets of the network and the sparse targets
-      -> cross-entropy of positives and of background -> mining chooses the negatives
+    network logits and offsets, sparse targets
+      -> cross-entropy of positives and of background -> mining selects the negatives
       -> smooth L1 of the positives
-      -> two sums for each image
+      -> two sums per image
 
-Positives are gathered, so nothing dense is built but what the softmax needs anyway. Nothing here communicates: the
-counts of the global batch come in as arguments, already summed over replicas.
+The losses of positives are computed on gathered anchors, so the softmax is the only dense computation. Nothing in this
+module communicates: counts of the global batch are arguments, already summed over replicas.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import tensorflow as tf
 
@@ -18,11 +18,12 @@ from ssd_dist.core.config import LossConfig
 from ssd_dist.data.batch import SparseTargets
 from ssd_dist.training.targets import TargetCounts, candidate_mask, positive_mask
 
-Miner = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+# (background losses [B, A], candidates bool [B, A]) -> mined negatives bool [B, A]
+Miner: TypeAlias = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 class ImageLosses(NamedTuple):
-    """Sums over the anchors of each image, not yet normalised.
+    """Sums over the anchors of each image, before normalisation.
 
     Attributes:
       classification: [B], cross-entropy of positives and mined negatives.
@@ -38,14 +39,14 @@ class ImageLosses(NamedTuple):
 def multibox_losses(
     logits: tf.Tensor, offsets: tf.Tensor, targets: SparseTargets, config: LossConfig, mine: Miner
 ) -> ImageLosses:
-    """Losses of a batch.
+    """Computes the classification and localization losses of each image.
 
     Args:
-      logits: float [B, A, C + 1], class 0 is background.
+      logits: float [B, A, C + 1]; class 0 is background.
       offsets: float [B, A, 4], predicted.
       targets: the sparse targets.
-      config: beta and label smoothing are used here.
-      mine: (background losses [B, A], candidates bool [B, A]) -> chosen bool [B, A].
+      config: only `beta` and `label_smoothing` are used here.
+      mine: selects the negatives from the background losses and the candidates.
     """
     mask = positive_mask(targets)
     index = tf.maximum(targets.anchors, 0)
@@ -55,16 +56,16 @@ def multibox_losses(
     background = cross_entropy(log_partition, logits[..., 0], logits, config.label_smoothing)
     negatives = mine(background, candidates)
 
-    at_positives = tf.gather(logits, index, batch_dims=1)
-    of_label = tf.gather(at_positives, tf.maximum(targets.labels, 0), batch_dims=2)
-    partition = tf.gather(log_partition, index, batch_dims=1)
-    foreground = cross_entropy(partition, of_label, at_positives, config.label_smoothing)
+    positive_logits = tf.gather(logits, index, batch_dims=1)
+    label_logits = tf.gather(positive_logits, tf.maximum(targets.labels, 0), batch_dims=2)
+    positive_partition = tf.gather(log_partition, index, batch_dims=1)
+    foreground = cross_entropy(positive_partition, label_logits, positive_logits, config.label_smoothing)
 
-    at_positives = tf.gather(offsets, index, batch_dims=1)
-    distance = smooth_l1(at_positives - tf.cast(targets.offsets, offsets.dtype), config.beta)
+    positive_offsets = tf.gather(offsets, index, batch_dims=1)
+    box_losses = smooth_l1_loss(positive_offsets, tf.cast(targets.offsets, offsets.dtype), config.beta)
     return ImageLosses(
         classification=_sum_where(mask, foreground) + _sum_where(negatives, background),
-        localization=_sum_where(mask, tf.reduce_sum(distance, axis=-1)),
+        localization=_sum_where(mask, tf.reduce_sum(box_losses, axis=-1)),
         negatives=negatives,
     )
 
@@ -72,17 +73,18 @@ def multibox_losses(
 def reduce_losses(
     losses: tf.Tensor, counts: TargetCounts, totals: TargetCounts, images: int, config: LossConfig
 ) -> tf.Tensor:
-    """This replica's share of the loss, a scalar; summed over replicas it is the loss of the global batch.
+    """Computes this replica's share of the loss, a scalar; the sum over replicas is the loss of the global batch.
 
-    Divides by the normaliser, clamped to 1 only after the counts were summed: clamping on each replica would make the
-    result depend on their number. With `reduction: none` the share is the sum, whose gradient is that of the vector.
+    Divides by the normalizer, which is clamped to at least 1 after the counts are summed over replicas. Clamping on
+    each replica would make the result depend on the number of replicas. With `reduction: none` the share is the sum of
+    the per-image losses, because the gradient of a vector is the gradient of its sum.
 
     Args:
       losses: [B], one of the sums of `ImageLosses`.
-      counts: of each image, [B]; `quota` holds the mined negatives.
-      totals: the same summed over the global batch, scalars.
+      counts: per image, [B]; `quota` holds the number of mined negatives.
+      totals: the same counts summed over the global batch, scalars.
       images: number of images in the global batch.
-      config: normalizer, normalize_per and reduction.
+      config: `normalizer`, `normalize_per` and `reduction` are used.
     """
     per_image = config.normalize_per == "image"
     divisor = {
@@ -95,9 +97,16 @@ def reduce_losses(
 
 
 def cross_entropy(log_partition: tf.Tensor, logit: tf.Tensor, logits: tf.Tensor, label_smoothing: float) -> tf.Tensor:
-    """Softmax cross-entropy from its parts: log sum exp(logits), the logit of the label, and all logits [..., K].
+    """Computes softmax cross-entropy from precomputed parts.
 
-    With smoothing e the target is (1 - e) on the label plus e / K on every class (Szegedy et al. 2016, section 7).
+    With smoothing e the target distribution is (1 - e) on the label plus e / K on each of the K classes (Szegedy et
+    al. 2016, section 7).
+
+    Args:
+      log_partition: [...], log sum exp(logits).
+      logit: [...], the logit of the label.
+      logits: [..., K], all logits; used only with label smoothing.
+      label_smoothing: e, from 0 to below 1.
     """
     if not label_smoothing:
         return log_partition - logit
@@ -105,12 +114,25 @@ def cross_entropy(log_partition: tf.Tensor, logit: tf.Tensor, logits: tf.Tensor,
     return log_partition - (1.0 - label_smoothing) * logit - label_smoothing * mean
 
 
-def smooth_l1(difference: tf.Tensor, beta: float) -> tf.Tensor:
-    """d^2 / (2 beta) where |d| < beta, |d| - beta / 2 elsewhere (Girshick 2015, equation 3, with a scale)."""
-    size = tf.abs(difference)
-    # A product without branches: nothing overflows, and the gradient, inside / beta, is exact for the smallest d.
-    inside = tf.minimum(size, beta)
-    return inside / beta * (size - 0.5 * inside)
+def smooth_l1_loss(
+    predictions: tf.Tensor, targets: tf.Tensor, beta: float = 1.0, reduction: Literal["none", "sum", "mean"] = "none"
+) -> tf.Tensor:
+    """Computes d^2 / (2 beta) where |d| < beta and |d| - beta / 2 elsewhere, with d = predictions - targets.
+
+    Girshick 2015, equation 3, with a scale. The training loss uses `none`: it masks padded anchors, and `reduce_losses`
+    divides by counts of the global batch.
+
+    Args:
+      predictions: float tensor.
+      targets: float tensor of the same shape and type.
+      beta: above 0; where the loss changes from quadratic to linear.
+      reduction: `none` returns one loss per element; `sum` and `mean` return a scalar over all elements.
+    """
+    size = tf.abs(predictions - targets)
+    # A product without branches: nothing overflows, and the gradient, clipped / beta, is exact for the smallest d.
+    clipped = tf.minimum(size, beta)
+    losses = clipped / beta * (size - 0.5 * clipped)
+    return {"none": tf.identity, "sum": tf.reduce_sum, "mean": tf.reduce_mean}[reduction](losses)
 
 
 def _sum_where(mask: tf.Tensor, values: tf.Tensor) -> tf.Tensor:

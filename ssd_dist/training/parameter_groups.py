@@ -1,7 +1,7 @@
-"""Parameter groups: the variables that share a learning rate and a weight decay, seen as one flat vector.
+"""Parameter groups: variables that share a learning rate and a weight decay, packed into one flat vector.
 
-A MobileNetV2-SSD has some 240 variables, most of them tiny. Packed into a few vectors, the optimizer, the EMA, the
-clip and the all-reduce cost a few large operations instead of thousands of small ones.
+A MobileNetV2-SSD has about 240 variables, most of them small. Packed into a few vectors, the optimizer, EMA, clipping
+and all-reduce take a few large operations instead of thousands of small ones.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,14 @@ from ssd_dist.core.config import BackboneConfig, OptimizerConfig
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Variables with a common scale of the learning rate and a common weight decay.
+    """Variables with a common learning-rate scale and a common weight decay.
 
-    `early` are those whose gradients the backward pass has long before it ends.
+    Attributes:
+      name: key of the group in checkpoints.
+      variables: the variables, in the order in which they are packed.
+      lr_scale: factor on the learning rate.
+      weight_decay: decoupled weight decay; 0 for none.
+      early: whether the backward pass computes these gradients long before it ends.
     """
 
     name: str
@@ -33,31 +38,34 @@ class ParameterGroup:
         return sum(int(np.prod(variable.shape)) for variable in self.variables)
 
     def pack(self, tensors: Sequence[tf.Tensor | None] | None = None) -> tf.Tensor:
-        """float32 [size] of tensors shaped as the variables (None is zero), or of the variables themselves."""
+        """Packs tensors with the shapes of the variables into float32 [size]; None packs as zeros.
+
+        Without `tensors` packs the variables themselves.
+        """
         return pack_values(self.variables, self.variables if tensors is None else tensors)
 
     def unpack(self, flat: tf.Tensor) -> list[tf.Tensor]:
-        """Tensors shaped as the variables out of a vector [size]."""
+        """Splits a vector [size] into tensors with the shapes of the variables."""
         return unpack_values(self.variables, flat)
 
     def assign(self, flat: tf.Tensor) -> None:
-        """Sets the variables from a vector [size]."""
+        """Assigns a vector [size] to the variables."""
         for variable, value in zip(self.variables, self.unpack(flat), strict=True):
             variable.assign(value)
 
 
 def pack_values(variables: Sequence[tf.Variable], tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:
-    """[size] of tensors shaped as the variables and in their type, float32 in training; None is zero."""
+    """Packs tensors with the shapes of `variables` into one vector of the variables' type; None packs as zeros."""
     parts = [
         tf.zeros([int(np.prod(v.shape))], v.dtype) if t is None else tf.reshape(tf.cast(t, v.dtype), [-1])
         for v, t in zip(variables, tensors, strict=True)
     ]
-    # What is empty has the type that variables have, too: it travels with others.
+    # An empty vector needs the type of the variables too: it is all-reduced together with other vectors.
     return tf.concat(parts, 0) if parts else tf.zeros([0], tf_keras.mixed_precision.global_policy().variable_dtype)
 
 
 def unpack_values(variables: Sequence[tf.Variable], flat: tf.Tensor) -> list[tf.Tensor]:
-    """Tensors shaped as the variables out of a vector [size]."""
+    """Splits a vector [size] into tensors with the shapes of `variables`."""
     if not variables:
         return []
     parts = tf.split(flat, [int(np.prod(variable.shape)) for variable in variables])
@@ -67,10 +75,10 @@ def unpack_values(variables: Sequence[tf.Variable], flat: tf.Tensor) -> list[tf.
 def group_parameters(
     model: tf_keras.Model, optimizer: OptimizerConfig, backbone: BackboneConfig
 ) -> tuple[ParameterGroup, ...]:
-    """The trainable variables in at most four groups: backbone or not, decayed or not; the last layers first.
+    """Divides the trainable variables into at most four groups: head or backbone, kernels or vectors; head first.
 
-    Batch-norm scales and shifts and biases (everything of rank 1) are not decayed (He et al. 2019, section 3.1).
-    A backbone with `lr_scale: 0` is frozen: it is in no group.
+    Batch-norm scales and shifts and biases (every variable of rank 1) are not decayed (He et al. 2019, section 3.1).
+    With `backbone.lr_scale: 0` the backbone is frozen and belongs to no group.
     """
     in_backbone = {variable.ref() for variable in model.get_layer("backbone").trainable_variables}
     groups = []

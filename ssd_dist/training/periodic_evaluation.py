@@ -1,10 +1,10 @@
-"""Evaluation during training: judge the averaged weights, write the row, keep the best.
+"""Evaluation during training: detects, computes metrics, logs them and keeps the best model.
 
-swap in the EMA -> detect over all workers -> metrics, verdict and best model on the chief -> swap back
+averaged weights into the model -> detect on all workers -> on the chief: metrics, log, best model
+  -> trained weights back into the model
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 import orbit
 
@@ -17,11 +17,15 @@ from ssd_dist.runs.gfile_storage import explain_write_errors
 from ssd_dist.runs.metrics_log import MetricsLog
 from ssd_dist.training.state import TrainState
 
+_PRINTED_METRICS = ("coco/AP", "coco/AP50", "voc/mAP")
+
 
 class PeriodicEvaluation:
-    """Evaluates the present model on request and offers it as the best; `truths` is needed on the chief alone.
+    """Evaluates the current model and keeps it if it is among the best.
 
-    `show` is told the detections of each evaluation, on the chief.
+    Attributes:
+      best: the best models so far.
+      evaluator: runs the detector on the evaluation split.
     """
 
     def __init__(
@@ -29,44 +33,63 @@ class PeriodicEvaluation:
         evaluator: DetectorEvaluator,
         state: TrainState,
         best: BestModel,
-        truths: Sequence[GroundTruth],
+        ground_truth: Sequence[GroundTruth],
         classes: Sequence[str],
         metric: str,
-        show: Callable[[int, Sequence[Detections]], None] | None = None,
+        use_ema: bool,
+        log_detections: Callable[[int, Sequence[Detections]], None] | None = None,
     ) -> None:
+        """Creates the evaluation.
+
+        Args:
+          evaluator: runs the detector on the evaluation split.
+          state: the state of the run.
+          best: keeps the best models.
+          ground_truth: annotations of the split, in the order of its records; used only on the chief.
+          classes: class names, without background.
+          metric: the metric that decides which model is best.
+          use_ema: whether to evaluate, and keep as best, the averaged weights instead of the trained ones.
+          log_detections: called on the chief with the step and the detections of each evaluation.
+        """
         self.best = best
         self.evaluator = evaluator
         self._state = state
-        self._truths = truths
+        self._ground_truth = ground_truth
         self._classes = classes
         self._metric = metric
-        self._show = show
+        self._use_ema = use_ema
+        self._log_detections = log_detections
 
-    def judge(
+    def evaluate(
         self, controller: orbit.Controller, step: int, log: MetricsLog | None, progress: TrainingProgress
     ) -> None:
-        """Evaluates after `step` steps; called on all workers together.
+        """Evaluates the model after `step` steps; all workers call it together.
+
+        Args:
+          controller: orbit's controller.
+          step: the current step.
+          log: the metrics log on the chief; None on other workers, which only detect.
+          progress: prints the metrics.
 
         Raises:
-          Interrupted: if the run is to stop; nothing was judged.
+          Interrupted: if the run was asked to stop; nothing was logged or kept.
         """
-        with self._state.ema.eval_context() if self._state.ema else nullcontext():
+        with self._state.eval_context(self._use_ema):
             controller.evaluate(self.evaluator.steps)
             if log is None:
                 return
-            metrics = evaluate_detections(self._truths, self.evaluator.detections, self._classes).as_dict()
+            metrics = evaluate_detections(self._ground_truth, self.evaluator.detections, self._classes).as_dict()
             log.write("eval", step, metrics)
-            if self._show is not None:
-                with explain_write_errors(f"pictures and weights of step {step}"):
-                    self._show(step, self.evaluator.detections)
+            if self._log_detections is not None:
+                with explain_write_errors(f"TensorBoard data of step {step}"):
+                    self._log_detections(step, self.evaluator.detections)
             progress.say(
-                f"step {step}  "
-                + "  ".join(f"{name} {_show(metrics[name])}" for name in ("coco/AP", "coco/AP50", "voc/mAP"))
+                f"step {step}  " + "  ".join(f"{name} {_format_metric(metrics[name])}" for name in _PRINTED_METRICS)
             )
             value = metrics[self._metric]
             if value is not None and self.best.offer(step, value):
                 progress.say(f"step {step}  best {self._metric} so far")
 
 
-def _show(value: float | None) -> str:
+def _format_metric(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"

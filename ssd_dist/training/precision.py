@@ -1,10 +1,8 @@
-"""Mixed precision: which numbers stay float32, and how small gradients survive float16.
+"""Mixed precision: the Keras policy, the loss scale, and the ops that compute in float32.
 
-    loss * scale -> gradients -> all-reduce -> finite? -> / scale -> clip -> apply
-                                      |no
-                                      `-> skip the step on every replica, halve the scale
-
-The verdict is taken on the reduced gradients, so one replica's overflow is everybody's (Micikevicius et al. 2018).
+AMPContext.setup_policy()        before the model is built
+AMPContext.wrap_optimizer(...)   adds the loss scale and the finite check of loss_scale.py
+PrecisionConfig                  which ops compute in float32
 """
 
 from dataclasses import dataclass
@@ -13,78 +11,71 @@ import tensorflow as tf
 import tf_keras
 
 from ssd_dist.core.config import AmpConfig
+from ssd_dist.training.loss_scale import LossScale, LossScaleOptimizer
+from ssd_dist.training.optimizer import PackedOptimizer
 
 INITIAL_SCALE = 2.0**15
-GROWTH_STEPS = 2000
-MINIMUM_SCALE, MAXIMUM_SCALE = 1.0, 2.0**24
+# Implemented in float32 only; naming them in amp.force_fp32 is valid and changes nothing.
+ALWAYS_FP32 = ("iou", "decode", "nms", "mining")
 
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """Answers, op by op, whether float32 is forced under mixed precision."""
+    """Decides per op whether it computes in float32, whatever the Keras policy is.
+
+    Attributes:
+      force_fp32: the ops of `amp.force_fp32`. Only `loss` depends on it: the other ops always compute in float32.
+    """
 
     force_fp32: tuple[str, ...]
 
     def should_force_fp32(self, op: str) -> bool:
-        """Whether `op` (loss, iou, decode, nms or mining) computes in float32 whatever the policy."""
-        return op in self.force_fp32
+        """Returns whether `op` (`loss`, `iou`, `decode`, `nms` or `mining`) computes in float32."""
+        return op in ALWAYS_FP32 or op in self.force_fp32
 
     def cast(self, op: str, values: tf.Tensor) -> tf.Tensor:
-        """`values` as `op` wants them: float32 if forced, as they are otherwise."""
+        """Casts `values` to float32 if `op` computes in float32; returns them unchanged otherwise."""
         return tf.cast(values, tf.float32) if self.should_force_fp32(op) else values
-
-
-class LossScale(tf.Module):
-    """The factor that keeps float16 gradients from vanishing; dynamic, fixed, or 1 without float16.
-
-    Dynamic: halved on every overflow, doubled after 2,000 good steps, kept within [1, 2^24].
-    """
-
-    def __init__(self, initial: float, dynamic: bool) -> None:
-        super().__init__(name="loss_scale")
-        self._dynamic = dynamic
-        self.scale = tf.Variable(initial, trainable=False, dtype=tf.float32, name="scale")
-        self.good_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="good_steps")
-        self.skipped_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="skipped_steps")
-
-    def at_floor(self) -> bool:
-        """Whether the scale cannot fall any more."""
-        return not self._dynamic or float(self.scale.numpy()) <= MINIMUM_SCALE
-
-    def update(self, finite: tf.Tensor) -> None:
-        """Notes one step's verdict, a bool scalar equal on all replicas; runs inside an update context."""
-        self.skipped_steps.assign_add(tf.cast(~finite, tf.int64))
-        if not self._dynamic:
-            return
-        good = tf.where(finite, self.good_steps + 1, 0)
-        grown = good >= GROWTH_STEPS
-        scale = tf.where(finite, tf.where(grown, self.scale * 2.0, self.scale), self.scale / 2.0)
-        self.scale.assign(tf.clip_by_value(scale, MINIMUM_SCALE, MAXIMUM_SCALE))
-        self.good_steps.assign(tf.where(grown, tf.zeros_like(good), good))
 
 
 @dataclass(frozen=True)
 class AMPContext:
-    """All there is to mixed precision in a run: the Keras policy, the loss scale, the forced ops."""
+    """Sets up automatic mixed precision from the `amp` section of the config."""
 
     config: AmpConfig
 
     @property
     def policy(self) -> str:
-        """Name of the Keras policy."""
+        """Name of the Keras policy: `float32`, `mixed_float16` or `mixed_bfloat16`."""
         return self.config.policy if self.config.enabled else "float32"
 
     @property
     def precision(self) -> PrecisionConfig:
-        """Which ops are forced to float32."""
+        """The ops that compute in float32."""
         return PrecisionConfig(self.config.force_fp32)
 
-    def install(self) -> None:
+    @property
+    def overflow_is_expected(self) -> bool:
+        """Whether gradients may overflow in a healthy run: only float16 has a range that small."""
+        return self.policy == "mixed_float16"
+
+    def setup_policy(self) -> None:
         """Sets the global Keras policy; call once, before the model is built."""
         tf_keras.mixed_precision.set_global_policy(self.policy)
 
-    def create_loss_scale(self) -> LossScale:
-        """The loss scale of this policy: bfloat16 and float32 have the range to do without. Call in strategy scope."""
+    def wrap_optimizer(self, optimizer: PackedOptimizer, accumulate_steps: int = 1) -> LossScaleOptimizer:
+        """Adds loss scaling to an optimizer; call in strategy scope.
+
+        The scale is dynamic or fixed (`amp.loss_scale`) for float16, and 1 for bfloat16 and float32, whose range is
+        large enough without.
+
+        Args:
+          optimizer: updates the weights from reduced gradients.
+          accumulate_steps: into how many parts each replica's batch is divided.
+        """
+        return LossScaleOptimizer(optimizer, self._create_loss_scale(), accumulate_steps)
+
+    def _create_loss_scale(self) -> LossScale:
         if self.policy != "mixed_float16":
             return LossScale(1.0, dynamic=False)
         if self.config.loss_scale == "dynamic":

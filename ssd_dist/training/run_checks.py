@@ -1,113 +1,132 @@
-"""What must hold before and while workers train together, and what it means when it does not."""
+"""Checks before and while workers train together, with an explanation of what went wrong."""
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from ssd_dist.cluster.collectives import WorkerSum
 from ssd_dist.cluster.rendezvous import WorkerDescription
 from ssd_dist.cluster.strategy import WorkerRole
-from ssd_dist.core.config import Config
-from ssd_dist.core.config_files import flatten_config
+from ssd_dist.core.config import DataConfig
 from ssd_dist.core.errors import DataError, RestartError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest
-from ssd_dist.data.corrupt_records import CorruptRecord, explain_failure, verify_shards
-from ssd_dist.data.order import EpochPlan
-from ssd_dist.data.shard_files import join, load_manifest
+from ssd_dist.data.corrupt_records import CorruptRecord, verify_shards
+from ssd_dist.data.shard_files import join
 
 
-def check_data(config: Config) -> Manifest:
-    """The manifest of the data, found fit for this config.
+def check_data(manifest: Manifest, data: DataConfig, eval_split: str, input_size: int) -> None:
+    """Checks the shards of the evaluation split, and that no image of the training split is in another split.
+
+    Args:
+      manifest: the manifest of the prepared data.
+      data: where the data is, and whether leakage is allowed.
+      eval_split: `eval.split`, the name of a split or `auto`.
+      input_size: side of the prepared images in pixels.
 
     Raises:
-      DataError: if it is missing, does not fit, or a split leaks into another.
+      DataError: if a shard is missing or damaged, or a split leaks into another.
     """
-    manifest = load_manifest(config.data)
-    path = join(config.data.dir, MANIFEST_NAME)
-    manifest.check_fits(config, path)
-    # A figure over fewer images would be another figure: nothing is skipped here.
-    judged = manifest.eval_split(config.eval.split, config.data.dir)
-    if judged is not None:
-        strict = config.data.model_copy(update={"on_corrupt": "fail"})
-        verify_shards(manifest.splits[judged].views[0].shards, config.model.input_size, strict)
+    path = join(data.dir, MANIFEST_NAME)
+    evaluated = manifest.eval_split(eval_split, data.dir)
+    if evaluated is not None:
+        # Skipping corrupt images would change the metric, so the evaluation split must be complete.
+        strict = data.model_copy(update={"on_corrupt": "fail"})
+        verify_shards(manifest.splits[evaluated].views[0].shards, input_size, strict)
     leaks = [leak for leak in manifest.leakage if TRAIN_SPLIT in leak.splits]
-    if leaks and not config.data.allow_leakage:
+    if leaks and not data.allow_leakage:
         leak = leaks[0]
         raise DataError(
             f"{path}: {leak.images} images are in both {leak.splits[0]} and {leak.splits[1]} "
-            f"(e.g. {', '.join(leak.examples[:2])}): the evaluation would be worthless; take them out of one, "
-            "or set data.allow_leakage: true"
+            f"(e.g. {', '.join(leak.examples[:2])}), so metrics would be too high; remove them from one of the two "
+            "splits, or set data.allow_leakage: true"
         )
-    return manifest
 
 
 def check_same_start(step: int, worker_sum: WorkerSum, role: WorkerRole, model_dir: str) -> None:
-    """Checks that all workers restored the same checkpoint; collective.
+    """Checks that all workers restored the same checkpoint; a collective, so all workers must call it.
+
+    Args:
+      step: the step this worker restored; 0 if it found no checkpoint.
+      worker_sum: sums a number over workers.
+      role: this worker's role.
+      model_dir: the run folder, for the message.
 
     Raises:
-      UsageError: if one of them sees no run at all: it does not see the same folder.
-      RestartError: if all see one, but not the same checkpoint.
+      UsageError: if some workers found a run and others none: they do not share one folder.
+      RestartError: if all workers found a run, but not the same checkpoint.
     """
     chief_step = int(worker_sum.from_chief(step, role.is_chief))
     if not worker_sum.any(step != chief_step):
         return
-    mine = f"this one, {role.index}," if step != chief_step else "another"
-    text = f"the chief goes on from step {chief_step} and a worker, {mine} from another step"
+    worker = f"this worker ({role.index})" if step != chief_step else "another worker"
+    problem = f"--model_dir={model_dir}: the chief resumes at step {chief_step}, but {worker} at a different step"
     if worker_sum.any(step == 0):
-        raise UsageError(f"{text}: --model_dir={model_dir} must be one folder that all workers share")
-    # What a host knows of a folder of NFS may be some seconds old.
+        raise UsageError(f"{problem}; use one folder that all workers share")
+    # A host's view of an NFS folder may be some seconds old.
     raise RestartError(
-        f"{text}: start again, when all see the newest checkpoint; --model_dir={model_dir} must be one folder that all "
-        "workers share"
+        f"{problem}; start again when all workers see the newest checkpoint, and use one folder that all workers share"
     )
 
 
 def check_steps_left(step: int, total_steps: int, model_dir: str) -> None:
-    """Checks that a restored run is not beyond its end.
+    """Checks that a restored run is not beyond its last step.
 
     Raises:
-      UsageError: if it is: its last steps cannot be taken back.
+      UsageError: if it is, because steps cannot be undone.
     """
     if step > total_steps:
         raise UsageError(
-            f"--model_dir={model_dir} holds a run at step {step}, and train.epochs or train.steps end it at "
-            f"{total_steps}: raise them, or use another --model_dir"
+            f"--model_dir={model_dir} holds a run at step {step}, but train.epochs or train.steps end it at "
+            f"{total_steps}; raise them, or use another --model_dir"
         )
 
 
 def describe_worker(
-    role: WorkerRole, config: Config, manifest: Manifest, replaced: Sequence[CorruptRecord]
+    role: WorkerRole, config_values: Mapping[str, Any], manifest: Manifest, replaced: Sequence[CorruptRecord]
 ) -> WorkerDescription:
-    """What the other workers must agree with."""
+    """Describes what must be equal on all workers.
+
+    Args:
+      role: this worker's role.
+      config_values: every value of the config by its dotted key.
+      manifest: the manifest of the data.
+      replaced: corrupt records that this worker replaces.
+    """
     facts = {
-        **{key: repr(value) for key, value in flatten_config(config).items()},
+        **{key: repr(value) for key, value in config_values.items()},
         "dataset.json": hashlib.sha256(manifest.to_json().encode()).hexdigest()[:12],
         "number of corrupt records": str(len(replaced)),
         "list of corrupt records": hashlib.sha256(repr(replaced).encode()).hexdigest()[:12],
         "TensorFlow": tf.__version__,
-        # Collectives of hosts with unlike numbers of replicas hang.
+        # Collectives hang if hosts have different numbers of replicas.
         "number of GPUs": str(len(tf.config.list_physical_devices("GPU"))),
     }
     return WorkerDescription(role.index, role.addresses, facts)
 
 
 @contextlib.contextmanager
-def explain_bad_record(config: Config, manifest: Manifest, plan: EpochPlan) -> Iterator[None]:
-    """Looks for the record that made TensorFlow's reader fail.
+def explain_bad_record(find_bad_record: Callable[[], str | None], data: DataConfig) -> Iterator[None]:
+    """Replaces an error of TensorFlow's reader inside the context with one that names the shard and the record.
+
+    Args:
+      find_bad_record: searches the shards; returns shard and record, or None if all records are valid.
+      data: where the data is, and what to do with corrupt records.
 
     Raises:
-      DataError: with shard and record; RestartError where the next start leaves it out.
+      DataError: with shard and record.
+      RestartError: with `data.on_corrupt: skip`, because the next start skips the record.
     """
     try:
         yield
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
-        found = explain_failure(plan, manifest.splits[TRAIN_SPLIT], config)
+        found = find_bad_record()
         if found is None:
             raise
-        if config.data.on_corrupt == "skip":
-            raise RestartError(f"{found}: corrupt since the start; start again to go on without it") from None
+        if data.on_corrupt == "skip":
+            raise RestartError(f"{found}: became corrupt after the run started; start again to skip it") from None
         raise DataError(
-            f"shard {join(config.data.dir, found)}; prepare the data again, or set data.on_corrupt: skip to do without"
+            f"shard {join(data.dir, found)}; prepare the data again, or set data.on_corrupt: skip to skip the record"
         ) from None

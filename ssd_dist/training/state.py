@@ -1,58 +1,92 @@
-"""Everything a run changes while it trains, built in one place: model, optimizer, EMA, loss scale, step."""
+"""Everything a run changes while it trains and saves in its checkpoints."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import orbit
 import tensorflow as tf
 import tf_keras
 
-from ssd_dist.cluster.collectives import share_initial_weights
-from ssd_dist.core.config import Config
-from ssd_dist.model.detector import build_detector
 from ssd_dist.training.ema import ExponentialMovingAverage
-from ssd_dist.training.optimizer import DistributedOptimizer
-from ssd_dist.training.parameter_groups import group_parameters
-from ssd_dist.training.precision import AMPContext, LossScale
-from ssd_dist.training.schedule import learning_rate
+from ssd_dist.training.loss_scale import LossScale, LossScaleOptimizer
 
-# What each replica sums up between two reports; each is of the global batch once summed over replicas.
+# What each replica sums between two training reports. Summed over replicas each is a value of the global batch.
 REPORTED_SUMS = ("loss", "loss/cls", "loss/loc", "positives", "negatives")
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """The parts of a run's state; `step` counts batches, the optimizer counts applied updates.
+    """The variables of a run.
 
-    `evaluated` is the last step that was evaluated; `recoveries` counts how often the run went back after a blow-up.
-    `report_totals` float64 holds `REPORTED_SUMS` and the number of steps since the last report.
+    Attributes:
+      model: the detector.
+      optimizer: the optimizer with its loss scale; it counts applied updates.
+      ema: the averaged weights; None if `ema.enabled` is false.
+      step: int64 variable, the number of batches.
+      evaluated: int64 variable, the last step that was evaluated.
+      recoveries: int64 variable, how often the run returned to an earlier checkpoint after a divergence.
+      report_totals: float64 variable: `REPORTED_SUMS` and the number of steps since the last training report.
     """
 
     model: tf_keras.Model
-    optimizer: DistributedOptimizer
+    optimizer: LossScaleOptimizer
     ema: ExponentialMovingAverage | None
-    loss_scale: LossScale
     step: tf.Variable
     evaluated: tf.Variable
     recoveries: tf.Variable
     report_totals: tf.Variable
 
+    @classmethod
+    def create(
+        cls, model: tf_keras.Model, optimizer: LossScaleOptimizer, ema: ExponentialMovingAverage | None
+    ) -> "TrainState":
+        """Creates the state of a new run, with all counters at 0; call in strategy scope."""
+        return cls(
+            model=model,
+            optimizer=optimizer,
+            ema=ema,
+            step=orbit.utils.create_global_step(),
+            evaluated=tf.Variable(0, trainable=False, dtype=tf.int64, name="evaluated"),
+            recoveries=tf.Variable(0, trainable=False, dtype=tf.int64, name="recoveries"),
+            report_totals=tf.Variable(
+                tf.zeros([len(REPORTED_SUMS) + 1], tf.float64), trainable=False, name="report_totals"
+            ),
+        )
+
+    @property
+    def loss_scale(self) -> LossScale:
+        """The loss scale of the optimizer."""
+        return self.optimizer.loss_scale
+
+    @property
+    def current_step(self) -> int:
+        """The number of batches the run has trained on."""
+        return int(self.step.numpy())
+
+    @property
+    def evaluated_step(self) -> int:
+        """The last step that was evaluated; 0 if none was."""
+        return int(self.evaluated.numpy())
+
     def checkpoint(self) -> tf.train.Checkpoint:
-        """All of it, as one thing to save and restore."""
-        return tf.train.Checkpoint(**{part: value for part, value in vars(self).items() if value is not None})
+        """Returns the whole state as one checkpoint. The names are those of the files: renaming one breaks old runs."""
+        parts = {
+            "model": self.model,
+            "optimizer": self.optimizer.inner_optimizer,
+            "loss_scale": self.loss_scale,
+            "step": self.step,
+            "evaluated": self.evaluated,
+            "recoveries": self.recoveries,
+            "report_totals": self.report_totals,
+        }
+        if self.ema is not None:
+            parts["ema"] = self.ema
+        return tf.train.Checkpoint(**parts)
 
+    def eval_context(self, use_ema: bool) -> AbstractContextManager[None]:
+        """Returns a context in which the model holds the weights to evaluate; its exit restores the trained weights.
 
-def create_state(config: Config, class_count: int, total_steps: int) -> TrainState:
-    """A new state from the config; call in strategy scope, with the Keras policy and the seeds set."""
-    model = build_detector(config, class_count)
-    share_initial_weights(model.variables)
-    groups = group_parameters(model, config.optimizer, config.backbone)
-    ema = ExponentialMovingAverage(groups, config.ema) if config.ema.enabled else None
-    loss_scale = AMPContext(config.amp).create_loss_scale()
-    schedule = partial(learning_rate, base_lr=config.optimizer.lr, total_steps=total_steps, config=config.schedule)
-    optimizer = DistributedOptimizer(groups, config.optimizer, schedule, loss_scale, ema, config.train.accumulate_steps)
-    evaluated = tf.Variable(0, trainable=False, dtype=tf.int64, name="evaluated")
-    recoveries = tf.Variable(0, trainable=False, dtype=tf.int64, name="recoveries")
-    totals = tf.Variable(tf.zeros([len(REPORTED_SUMS) + 1], tf.float64), trainable=False, name="report_totals")
-    step = orbit.utils.create_global_step()
-    return TrainState(model, optimizer, ema, loss_scale, step, evaluated, recoveries, totals)
+        Args:
+          use_ema: whether to evaluate the averaged weights; without EMA the trained weights are evaluated.
+        """
+        return self.ema.eval_context() if self.ema is not None and use_ema else nullcontext()

@@ -63,6 +63,7 @@ CONTRACT = [
     "eval.every_epochs",
     "eval.every_steps",
     "eval.metric",
+    "eval.use_ema",
     "checkpoint.every_steps",
     "checkpoint.keep",
     "cluster.strategy",

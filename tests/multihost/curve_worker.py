@@ -19,11 +19,10 @@ from ssd_dist.core.config_files import load_config
 from ssd_dist.data.pipeline import plan_training
 from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.model.batch_norm import SyncBatchNormalization
-from ssd_dist.training import state as state_module
-from ssd_dist.training.assembly import distribute_training
+from ssd_dist.training import assembly
 from ssd_dist.training.precision import AMPContext
 from ssd_dist.training.run import make_reproducible
-from ssd_dist.training.state import create_state
+from ssd_dist.training.state import TrainState
 from ssd_dist.training.trainer import DetectorTrainer
 
 REPORTED = ("loss", "loss/cls", "loss/loc", "positives", "negatives", "loss_scale")
@@ -71,13 +70,13 @@ def train_variant(
         state.optimizer.apply = apply_overflow
     rows = [trainer.train(tf.constant(1)) for _ in range(steps)]
     averages = list(state.ema.averages.values())
-    counts = [state.loss_scale.scale, state.optimizer.applied_steps, state.step]
+    counts = [state.loss_scale.scale, state.optimizer.inner_optimizer.applied_steps, state.step]
     return {
         **{key: np.array([row[key] for row in rows]) for key in REPORTED},
         "weights": flatten(state.model.trainable_variables),
         "statistics": flatten(state.model.non_trainable_variables),
         "ema": flatten(averages),
-        "applied": np.array(int(state.optimizer.applied_steps.numpy())),
+        "applied": np.array(int(state.optimizer.inner_optimizer.applied_steps.numpy())),
         "copies": flatten_copies(strategy, [*state.model.variables, *averages, *counts]),
     }
 
@@ -113,17 +112,16 @@ def sum_gradients(config: Config, strategy: tf.distribute.Strategy, nudge: float
     return {"gradient": flatten(found), "statistics": statistics, "positives": np.array(row["positives"])}
 
 
-def create_trainer(
-    config: Config, strategy: tf.distribute.Strategy, steps: int
-) -> tuple[state_module.TrainState, DetectorTrainer]:
+def create_trainer(config: Config, strategy: tf.distribute.Strategy, steps: int) -> tuple[TrainState, DetectorTrainer]:
     """State and trainer as a run has them, each worker with random weights of its own: the chief's must win."""
     role = read_worker_role()
     manifest = load_manifest(config.data)
     plan = plan_training(config, manifest.split("train", config.data.dir), role.index, role.count)
     tf_keras.utils.set_random_seed(config.train.seed + role.index)
     with strategy.scope():
-        state = create_state(config, len(manifest.classes), steps)
-        trainer = DetectorTrainer(config, strategy, state, distribute_training(config, strategy, plan, state), steps)
+        state = assembly.create_state(config, len(manifest.classes), steps)
+        dataset = assembly.distribute_training(config, strategy, plan, state)
+        trainer = assembly.create_trainer(config, strategy, state, dataset, steps)
     return state, trainer
 
 
@@ -154,10 +152,10 @@ def main() -> None:
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     strategy = create_strategy(first.cluster, read_worker_role())
     make_reproducible(first)
-    real = state_module.build_detector
+    real = assembly.build_detector
     for name, variant in job["variants"].items():
-        state_module.build_detector = build_tiny_detector if variant["tiny"] else real
-        AMPContext(configs[name].amp).install()
+        assembly.build_detector = build_tiny_detector if variant["tiny"] else real
+        AMPContext(configs[name].amp).setup_policy()
         if variant.get("gradient"):
             results = sum_gradients(configs[name], strategy, variant.get("nudge", 0.0))
         else:

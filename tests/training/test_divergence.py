@@ -1,4 +1,4 @@
-"""Going back from a blow-up: what was judged stays judged, and what blew up is not saved."""
+"""Recovery from a divergence: evaluations that remain valid are kept, and a diverged state is not saved."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -7,65 +7,125 @@ import pytest
 import tensorflow as tf
 
 from ssd_dist.core.errors import RestartError
-from ssd_dist.training import divergence, run
+from ssd_dist.training import divergence, loop
+from ssd_dist.training.divergence import Divergence
 from ssd_dist.training.intervals import StepIntervals
+from ssd_dist.training.run_parts import DivergencePolicy, Run, RunOutput, TrainingData, WorkerGroup
+from ssd_dist.training.state import TrainState
+
+
+class OneWorkerSum:
+    """The sum over a single worker."""
+
+    def __call__(self, value: float) -> float:
+        return value
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+    def from_chief(self, value: float, is_chief: bool) -> float:
+        return value
+
+
+def create_workers(worker_sum: OneWorkerSum) -> WorkerGroup:
+    watchdog = nullcontext()
+    watchdog.progress = lambda: None
+    return WorkerGroup(worker_sum, True, SimpleNamespace(requested=False), watchdog)
+
+
+def create_run(state: TrainState, intervals: StepIntervals | None = None, **parts) -> Run:
+    """A run of one worker that may recover once."""
+    defaults = {
+        "state": state, "trainer": SimpleNamespace(), "evaluation": None, "data": TrainingData(None, lambda: None),
+        "checkpoints": None, "intervals": intervals, "grace_seconds": 30.0,
+        "workers": create_workers(OneWorkerSum()), "output": RunOutput("", None, None),
+        "divergence": DivergencePolicy(max_recoveries=1, overflow_is_expected=False),
+    }  # fmt: skip
+    return Run(**{**defaults, **parts})
+
+
+def create_state(step: int = 0, evaluated: int = 0) -> TrainState:
+    optimizer = SimpleNamespace(loss_scale=SimpleNamespace(skipped_steps=tf.Variable(0)))
+    return TrainState(None, optimizer, None, tf.Variable(step), tf.Variable(evaluated), tf.Variable(0), None)
 
 
 @pytest.mark.parametrize(
     ("saved", "evaluated", "after"),
     [
-        # The evaluation of step 10 was interrupted, saved as owing, and made up for after the restart.
+        # The checkpoint of step 10 was saved before its evaluation, which was interrupted and done after a restart.
         (0, 10, 10),
-        # What was judged beyond the checkpoint is done again with the steps that lead there.
+        # An evaluation after the checkpoint is repeated, as the steps before it are.
         (0, 20, 0),
         (10, 10, 10),
     ],
 )
-def test_an_evaluation_up_to_the_checkpoint_stands(tmp_path, monkeypatch, saved, evaluated, after):
+def test_an_evaluation_up_to_the_checkpoint_is_kept(tmp_path, monkeypatch, saved, evaluated, after):
     monkeypatch.setattr(divergence, "read_source_ids", lambda *_: ("a",))
-    state = SimpleNamespace(step=tf.Variable(23), recoveries=tf.Variable(0), evaluated=tf.Variable(evaluated))
-    dropped = []
+    state = create_state(23, evaluated)
+    dropped, saves, lines = [], [], []
 
-    def restore():
+    def restore() -> str:
         state.step.assign(10)
         state.evaluated.assign(saved)
         return "ckpt-10"
 
-    run = SimpleNamespace(
-        state=state, plan=None, model_dir=str(tmp_path), wait_for_all=lambda: None, read_from=lambda: None,
-        config=SimpleNamespace(train=SimpleNamespace(recover_from_blowup=1)), trainer=SimpleNamespace(),
-        store=SimpleNamespace(wait=lambda: None, restore_latest=restore, save=lambda _: None),
-        worker_sum=SimpleNamespace(any=bool, from_chief=lambda value, _: value),
-        log=SimpleNamespace(drop_rows_after=lambda *steps: dropped.append(steps)),
-        progress=SimpleNamespace(say=lambda _: None),
-    )  # fmt: skip
-    divergence.roll_back(run, 23, "the loss is NaN or infinite")
+    run = create_run(
+        state,
+        checkpoints=SimpleNamespace(wait=lambda: None, restore_latest=restore, save=saves.append),
+        output=RunOutput(
+            str(tmp_path),
+            SimpleNamespace(drop_rows_after=lambda *steps: dropped.append(steps)),
+            SimpleNamespace(say=lines.append),
+        ),
+    )
+    divergence.recover(run, 23, "the loss is NaN or infinite")
     assert int(state.evaluated.numpy()) == after
     assert dropped == [(10, after)]
+    assert (state.current_step, int(state.recoveries.numpy()), saves) == (23, 1, [23])
+    assert lines == [
+        "step 23  the loss is NaN or infinite: restored the weights of step 10, skipped steps 11 to 23 "
+        "(recovery 1 of train.recover_from_blowup: 1)"
+    ]
 
 
-def test_a_run_stopped_between_a_blowup_and_its_boundary_saves_nothing(monkeypatch):
-    step = tf.Variable(0)
-    controller = SimpleNamespace(train=lambda upto, **_: step.assign(upto))
-    monkeypatch.setattr(run.orbit, "Controller", lambda **_: controller)
+def test_a_run_stopped_between_a_divergence_and_its_interval_saves_nothing(monkeypatch):
+    state = create_state()
+    controller = SimpleNamespace(train=lambda upto, **_: state.step.assign(upto))
+    monkeypatch.setattr(loop.orbit, "Controller", lambda **_: controller)
+    monkeypatch.setattr(loop, "count_steps_to_pause", lambda *_: 3)
     saved, paused = [], []
 
-    def requested():
-        paused.append(int(step.numpy()))
+    def stop_at_step_6(_: bool) -> bool:
+        paused.append(state.current_step)
         return paused[-1] == 6
 
-    training = SimpleNamespace(
-        state=SimpleNamespace(step=step, loss_scale=SimpleNamespace(skipped_steps=tf.Variable(0))),
-        boundaries=StepIntervals(total=40, report=10, evaluation=0, checkpoint=0, loop=10),
-        steps_to_next_pause=lambda _: 3, stop_requested=requested, overflows_are_usual=False,
-        trainer=SimpleNamespace(find_divergence=lambda: (5, "the gradient is not finite") if step > 4 else None),
-        config=SimpleNamespace(train=SimpleNamespace(recover_from_blowup=1)),
-        store=SimpleNamespace(save=saved.append), judge=None, log=None,
-        stall=nullcontext(), progress=None,
-    )  # fmt: skip
-    training.stall.progress = lambda: None
-    # Found at the pause after step 6, which is no boundary: where the run goes back must not depend on a clock.
-    with pytest.raises(RestartError, match=r"stopped after step 6 of 40, nothing saved"):
-        run.run_loop(training)
+    worker_sum = OneWorkerSum()
+    worker_sum.any = stop_at_step_6
+    run = create_run(
+        state,
+        StepIntervals(total=40, report=10, evaluation=0, checkpoint=0, loop=10),
+        trainer=SimpleNamespace(
+            find_divergence=lambda: (5, "the gradient is not finite") if state.current_step > 4 else None
+        ),
+        checkpoints=SimpleNamespace(save=saved.append),
+        workers=create_workers(worker_sum),
+    )
+    # Found at the pause after step 6, which is no interval: where a run recovers must not depend on the clock.
+    with pytest.raises(RestartError, match=r"stopped after step 6 of 40, not saved"):
+        loop.run_loop(run)
     assert paused == [0, 3, 6]
-    assert saved == [0]  # what a blow-up before the first checkpoint goes back to
+    assert saved == [0]  # from here the run could recover before its first checkpoint
+
+
+def test_the_error_lists_images_checkpoint_and_fix():
+    images = tuple(f"image{number}" for number in range(6))
+    text = str(Divergence(7, "the loss is NaN or infinite", images, None).error(recoveries=0))
+    assert text == (
+        "step 7: the loss is NaN or infinite; images: image0, image1, image2, image3 and 2 more (all are listed in "
+        "blowups.jsonl); last checkpoint: none; check these images, lower optimizer.lr, or set "
+        "train.recover_from_blowup: 1 to resume from the checkpoint without them"
+    )
+    text = str(Divergence(7, "the gradient is not finite", ("a",), "RUN/ckpt-5").error(recoveries=2))
+    assert "after 2 recoveries; images: a (all" in text
+    assert "last checkpoint: RUN/ckpt-5" in text
+    assert "train.recover_from_blowup: 3" in text

@@ -1,4 +1,4 @@
-"""The moving average of the weights against its formula; the swap for evaluation leaves no trace."""
+"""The moving average of the weights equals its formula; `eval_context` restores the weights bit for bit."""
 
 from functools import partial
 
@@ -64,7 +64,7 @@ def test_equals_the_reference(decay, update_every, warmup, seed):
 
 
 def test_by_hand():
-    # From 0 to a weight of 1: decays 1/10, 2/11, 3/12 leave 0.9, then 1 - 0.1 x 2/11, then 1 - 0.1 x 2/11 x 1/4.
+    # The weight changes from 0 to 1. Decays 1/10, 2/11, 3/12 give 0.9, 1 - 0.1 x 2/11, 1 - 0.1 x 2/11 x 1/4.
     weight = tf.Variable([0.0])
     ema = ExponentialMovingAverage([ParameterGroup("g", (weight,), 1.0, 0.0)], EmaConfig(decay=0.999))
     weight.assign([1.0])
@@ -76,12 +76,12 @@ def test_by_hand():
 
 @settings(deadline=None, max_examples=30)
 @given(updates=st.integers(0, 10**6), decay=st.floats(0, 0.9999))
-def test_decay_is_the_formula(updates, decay):
+def test_decay_equals_the_formula(updates, decay):
     expected = ema_decay_reference(updates, decay)
     assert float(ema_decay(tf.constant(updates, tf.int64), decay)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_up_to_the_warm_up_the_average_is_the_weights():
+def test_during_warmup_the_average_equals_the_weights():
     rng = np.random.default_rng(0)
     groups = create_groups(rng)
     ema = ExponentialMovingAverage(groups, EmaConfig(warmup_steps=3))
@@ -95,7 +95,7 @@ def test_up_to_the_warm_up_the_average_is_the_weights():
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_eval_context_swaps_and_restores_bit_for_bit(replicas, error):
-    # Trap 5: a swap by adding and subtracting changes half of the weights in the last bit.
+    # Trap 5: swapping by adding and subtracting changes the last bit of half of the weights.
     rng = np.random.default_rng(1)
     strategy = mirrored(replicas)
     with strategy.scope():
@@ -107,7 +107,7 @@ def test_eval_context_swaps_and_restores_bit_for_bit(replicas, error):
     before = [copies(strategy, variable) for variable in variables]
     averages = {group.name: ema.averages[group.name].numpy() for group in groups}
 
-    def look() -> None:
+    def evaluate() -> None:
         with ema.eval_context():
             for group in groups:
                 parts = group.unpack(tf.constant(averages[group.name]))
@@ -118,35 +118,35 @@ def test_eval_context_swaps_and_restores_bit_for_bit(replicas, error):
                 raise error
 
     if error is None:
-        look()
+        evaluate()
     else:
         with pytest.raises(error):
-            look()
+            evaluate()
     for variable, values in zip(variables, before, strict=True):
         np.testing.assert_array_equal(copies(strategy, variable), values)
     for group in groups:
         np.testing.assert_array_equal(ema.averages[group.name], averages[group.name])
 
 
-def test_a_swap_that_fails_half_way_is_undone(monkeypatch):
+def test_a_swap_that_fails_halfway_is_undone(monkeypatch):
     groups = create_groups(np.random.default_rng(2))
     ema = ExponentialMovingAverage(groups, EmaConfig())
     ema.averages["kernels"].assign(tf.zeros([6]))
     before = flat_weights(groups)
 
     def fail(*_):
-        raise RuntimeError("half-way")
+        raise RuntimeError("halfway")
 
     with monkeypatch.context() as patch:
         patch.setattr(
             type(groups[1]), "unpack", lambda group, flat: fail() if group is groups[1] else [tf.zeros([2, 3])]
         )
-        with pytest.raises(RuntimeError, match="half-way"), ema.eval_context():
+        with pytest.raises(RuntimeError, match="halfway"), ema.eval_context():
             raise AssertionError("not reached")
     np.testing.assert_array_equal(flat_weights(groups), before)
 
 
-def test_assign_to_model_is_for_good():
+def test_assign_to_model_is_permanent():
     groups = create_groups(np.random.default_rng(3))
     ema = ExponentialMovingAverage(groups, EmaConfig())
     for group in groups:
@@ -157,7 +157,7 @@ def test_assign_to_model_is_for_good():
 
 @pytest.mark.parametrize("update_every", [1, 2])
 def test_each_replica_keeps_the_same_average_bit_for_bit(update_every):
-    # Trap 5: averages updated once a replica instead of once a step.
+    # Trap 5: averages updated once per replica instead of once per step.
     rng = np.random.default_rng(4)
     strategy = mirrored(2)
     with strategy.scope():

@@ -1,4 +1,4 @@
-"""The multibox loss against plain loops in float64: every option, its gradient, and any number of replicas."""
+"""The multibox loss equals plain float64 loops: every option, its gradient, and any number of replicas."""
 
 import itertools
 from functools import cache, partial
@@ -18,7 +18,7 @@ from support.training_references import (
 
 from ssd_dist.core.config import LossConfig, MiningConfig
 from ssd_dist.data.batch import SparseTargets
-from ssd_dist.training.losses import cross_entropy, multibox_losses, reduce_losses, smooth_l1
+from ssd_dist.training.losses import cross_entropy, multibox_losses, reduce_losses, smooth_l1_loss
 from ssd_dist.training.mining import mine_global, mine_per_image
 from ssd_dist.training.targets import TargetCounts, count_rows, count_targets, negative_quota
 
@@ -28,7 +28,7 @@ IMAGES, ANCHORS, CLASSES = 4, 20, 3
 
 
 def draw_batch(seed: int, empty_images: int = 1) -> tuple[np.ndarray, np.ndarray, list[ImageTargets]]:
-    """Logits, offsets and targets of a batch of which the first images hold no objects."""
+    """Logits, offsets and targets of a batch whose first images have no objects."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (IMAGES, ANCHORS, CLASSES + 1)).astype(np.float32)
     offsets = rng.normal(0, 2, (IMAGES, ANCHORS, 4)).astype(np.float32)
@@ -64,7 +64,7 @@ def pad_targets(targets: list[ImageTargets]) -> SparseTargets:
 
 
 def loss_of_replica(logits, offsets, targets, positions, loss: LossConfig, mining: MiningConfig):
-    """What each replica does in a training step: (its share of the loss, mined negatives [B, A])."""
+    """Computes what each replica does in a training step: (its share of the loss, mined negatives [B, A])."""
     counts = count_targets(targets, ANCHORS, mining)
     context = tf.distribute.get_replica_context()
     totals = TargetCounts(*tf.unstack(context.all_reduce(tf.distribute.ReduceOp.SUM, counts.totals())))
@@ -98,7 +98,7 @@ def traced(replicas: int, loss: LossConfig, mining: MiningConfig):
 
 
 def run_on(replicas: int, logits, offsets, targets, loss: LossConfig, mining: MiningConfig):
-    """(loss of the global batch, mined negatives, gradients by logits and offsets)."""
+    """Returns (loss of the global batch, mined negatives, gradients with respect to logits and offsets)."""
     batch = (logits, offsets, pad_targets(targets), np.arange(IMAGES, dtype=np.int32))
     if replicas == 1:
         value, negatives, gradients = losses_and_gradients(*tf.nest.map_structure(tf.constant, batch), loss, mining)
@@ -136,7 +136,7 @@ EVERY_COUNT = itertools.product(["image", "global"], ["positives", "images", "cl
 @pytest.mark.parametrize(
     ("replicas", "scope", "normalizer", "normalize_per", "reduction"),
     [
-        # One image a replica, of which two are empty. Reductions act after all sums: one with each count is enough.
+        # One image per replica; two have no objects. Reductions come after all sums: one per normalizer is enough.
         *((4, *count, reduction) for count, reduction in zip(EVERY_COUNT, itertools.cycle(["sum", "mean", "none"]))),
         (2, "image", "positives", "batch", "mean"),
         (2, "global", "classified", "image", "sum"),
@@ -144,7 +144,7 @@ EVERY_COUNT = itertools.product(["image", "global"], ["positives", "images", "cl
     ],
 )
 def test_replicas_together_give_the_loss_and_gradient_of_one(replicas, scope, normalizer, normalize_per, reduction):
-    # A replica whose images are all empty must not divide by its own count.
+    # A replica whose images have no objects must not divide by its own count.
     loss = LossConfig(normalizer=normalizer, normalize_per=normalize_per, reduction=reduction)
     mining = MiningConfig(scope=scope, min_negatives_per_image=2)
     batch = draw_batch(seed=1, empty_images=2)
@@ -194,9 +194,9 @@ def test_gradient_equals_finite_differences_of_the_reference(loss, scope):
     logits, offsets = logits.astype(np.float64), offsets.astype(np.float64)
     _, _, gradients = run_on(1, logits.astype(np.float32), offsets.astype(np.float32), targets, loss, mining)
     rng = np.random.default_rng(4)
-    touched = multibox_loss_reference(logits, offsets, targets, **options).negatives
-    # The places that carry gradient, and a few that carry none.
-    places = [("logits", b, a, 0) for b, a in np.argwhere(touched)[:4].tolist()]
+    mined = multibox_loss_reference(logits, offsets, targets, **options).negatives
+    # Inputs that have a gradient, and a few that have none.
+    places = [("logits", b, a, 0) for b, a in np.argwhere(mined)[:4].tolist()]
     places += [("logits", b, a, k) for b, t in enumerate(targets) for a in t.anchors[:1] for k in range(3)]
     places += [("offsets", b, a, k) for b, t in enumerate(targets) for a in t.anchors[:2] for k in range(4)]
     places += [("logits", b, a, 1) for b, t in enumerate(targets) for a in t.ignored[:1]]
@@ -227,7 +227,7 @@ def test_a_batch_without_objects(scope):
 
 
 @pytest.mark.parametrize("scope", ["image", "global"])
-def test_ignored_anchors_have_no_part(scope):
+def test_ignored_anchors_do_not_change_the_loss(scope):
     # Trap 2: not mined, not in the loss, not in the counts.
     logits, offsets, targets = draw_batch(seed=6)
     loss, mining = LossConfig(normalizer="classified"), MiningConfig(scope=scope, ratio=100.0)
@@ -255,15 +255,24 @@ def test_single_equals_batched():
 @settings(deadline=None, max_examples=100)
 @given(st.floats(-100, 100, width=32), st.sampled_from([0.05, 0.11, 1.0, 4.0]))
 def test_smooth_l1_equals_the_reference(difference, beta):
-    value = smooth_l1(tf.constant([difference]), beta).numpy()[0]
+    value = smooth_l1_loss(tf.constant([difference]), tf.zeros([1]), beta).numpy()[0]
     assert value == pytest.approx(smooth_l1_reference(difference, beta), rel=1e-5, abs=1e-30)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_smooth_l1_reductions(reduction):
+    rng = np.random.default_rng(8)
+    predictions, targets = rng.normal(0, 2, (2, 3, 5, 4)).astype(np.float32)
+    each = np.vectorize(smooth_l1_reference)(predictions - targets, 0.5)
+    expected = {"none": each, "sum": each.sum(), "mean": each.mean()}[reduction]
+    np.testing.assert_allclose(smooth_l1_loss(predictions, targets, 0.5, reduction), expected, rtol=1e-5)
 
 
 def test_smooth_l1_and_its_gradient_are_finite_where_squares_overflow():
     difference = tf.constant([3e38, -3e38, 1e20, 0.0, 1e-30])
     with tf.GradientTape() as tape:
         tape.watch(difference)
-        value = smooth_l1(difference, 1.0)
+        value = smooth_l1_loss(difference, tf.zeros_like(difference), 1.0)
     assert np.isfinite(value).all()
     np.testing.assert_array_equal(tape.gradient(value, difference), [1, -1, 1, 0, np.float32(1e-30)])
 
@@ -281,7 +290,7 @@ def test_cross_entropy_equals_the_reference(logits, label, smoothing):
 
 
 def test_cross_entropy_by_hand():
-    # Four equal logits: log 4, whatever the label and the smoothing.
+    # Four equal logits: log 4 for every label and smoothing.
     values = tf.fill([1, 4], 7.0)
     partition = tf.reduce_logsumexp(values, -1)
     for smoothing in (0.0, 0.3):

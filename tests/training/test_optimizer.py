@@ -1,6 +1,4 @@
-"""Optimizers against their published algorithms; one replica's overflow is everybody's."""
-
-from functools import partial
+"""Optimizers equal their published algorithms; an overflow on one replica skips the step on all replicas."""
 
 import numpy as np
 import pytest
@@ -10,20 +8,20 @@ from support.training_references import AdamWReference, SgdReference, clip_by_gl
 
 from ssd_dist.core.config import EmaConfig, OptimizerConfig, ScheduleConfig
 from ssd_dist.training.ema import ExponentialMovingAverage
-from ssd_dist.training.optimizer import DistributedOptimizer, clip_factor
+from ssd_dist.training.loss_scale import LossScale, LossScaleOptimizer
+from ssd_dist.training.optimizer import PackedOptimizer, clip_factor
 from ssd_dist.training.parameter_groups import ParameterGroup
-from ssd_dist.training.precision import LossScale
-from ssd_dist.training.schedule import learning_rate
+from ssd_dist.training.schedule import CosineWarmupSchedule
 
 pytestmark = pytest.mark.usefixtures("four_cpus")
 
 SHAPES = ((3, 2), (4,), (2, 2), ())
-SCHEDULE = partial(learning_rate, base_lr=0.05, total_steps=20, config=ScheduleConfig(warmup_steps=3, min_lr=0.001))
+SCHEDULE = CosineWarmupSchedule(0.05, total_steps=20, config=ScheduleConfig(warmup_steps=3, min_lr=0.001))
 DYNAMIC_SCALE = 1024.0
 
 
 class Setup:
-    """Two groups, a decayed one at a tenth of the rate and an undecayed one, and all that trains them."""
+    """Two parameter groups, one with weight decay at a tenth of the rate and one without decay, and their optimizer."""
 
     def __init__(self, config: OptimizerConfig, scale: float = 1.0, dynamic: bool = False, replicas: int = 1) -> None:
         rng = np.random.default_rng(0)
@@ -36,20 +34,21 @@ class Setup:
             )
             self.ema = ExponentialMovingAverage(self.groups, EmaConfig())
             self.loss_scale = LossScale(scale, dynamic)
-            self.optimizer = DistributedOptimizer(self.groups, config, SCHEDULE, self.loss_scale, self.ema)
+            self.inner = PackedOptimizer(self.groups, config, SCHEDULE, self.ema)
+            self.optimizer = LossScaleOptimizer(self.inner, self.loss_scale)
         self._step = trace(self.optimizer.apply, replicas)
 
     def apply(self, gradients: list[np.ndarray]) -> None:
-        """One step; gradients [replicas, ...], scaled, each replica taking its row."""
+        """Applies one step; replica r uses row r of the scaled gradients [replicas, ...]."""
         shared = share_rows(self.strategy, gradients)
         self._step([_first_row(self.strategy, value) for value in shared])
 
     def state(self) -> dict[str, list[np.ndarray]]:
-        """Every variable of the run, on each replica."""
-        slots = {f"{name}/{i}": slot for name, s in self.optimizer.slots.items() for i, slot in enumerate(s)}
+        """Every variable of the run on each replica, by name."""
+        slots = {f"{name}/{i}": slot for name, s in self.inner.slots.items() for i, slot in enumerate(s)}
         weights = {f"weight{i}": v for i, v in enumerate(self.optimizer.variables_to_train)}
         averages = {f"average/{name}": average for name, average in self.ema.averages.items()}
-        counters = {"applied": self.optimizer.applied_steps, "updates": self.ema.updates}
+        counters = {"applied": self.inner.applied_steps, "updates": self.ema.updates}
         return {
             name: copies(self.strategy, variable)
             for name, variable in {**weights, **slots, **averages, **counters}.items()
@@ -64,7 +63,7 @@ def draw_gradients(rng: np.random.Generator, replicas: int = 1, size: float = 1.
     return [(size * rng.normal(size=(replicas, *shape))).astype(np.float32) for shape in SHAPES]
 
 
-def reference_of(config: OptimizerConfig, weights: np.ndarray, weight_decay: float):
+def create_reference(config: OptimizerConfig, weights: np.ndarray, weight_decay: float):
     if config.name == "adamw":
         return AdamWReference(weights, weight_decay)
     return SgdReference(weights, config.momentum, config.nesterov, weight_decay)
@@ -87,12 +86,12 @@ def test_several_steps_equal_the_reference(config, replicas, scale):
     initial = [variable.numpy() for variable in setup.optimizer.variables_to_train]
     decays = [config.weight_decay, config.weight_decay, 0.0, 0.0]
     rate_scales = [0.1, 0.1, 1.0, 1.0]
-    references = [reference_of(config, w, decay) for w, decay in zip(initial, decays, strict=True)]
+    references = [create_reference(config, w, decay) for w, decay in zip(initial, decays, strict=True)]
     trajectory = []
     for step in range(8):
         gradients = draw_gradients(rng, replicas, size=[1.0, 0.01, 100.0][step % 3])
         setup.apply([gradient * np.float32(scale) for gradient in gradients])
-        # Sum over replicas, then clip the whole: never each replica, never each group.
+        # Sum over replicas, then clip by the global norm: not per replica, not per group.
         total = clip_by_global_norm_reference([g.astype(np.float64).sum(0) for g in gradients], config.clip_norm)
         rate = float(SCHEDULE(tf.constant(step)))
         for reference, gradient, rate_scale in zip(references, total, rate_scales, strict=True):
@@ -101,14 +100,14 @@ def test_several_steps_equal_the_reference(config, replicas, scale):
             for copy in copies(setup.strategy, variable):
                 np.testing.assert_allclose(copy, reference.weights, rtol=1e-5, atol=2e-6)
         trajectory.append(np.concatenate([reference.weights.ravel() for reference in references]))
-    assert int(setup.optimizer.applied_steps.numpy()) == 8
+    assert int(setup.inner.applied_steps.numpy()) == 8
     averages = np.concatenate([setup.ema.averages[group.name].numpy() for group in setup.groups])
     start = np.concatenate([weights.ravel() for weights in initial])
     np.testing.assert_allclose(averages, ema_reference(start, trajectory, 0.999)[-1], rtol=1e-4, atol=1e-5)
 
 
 def test_decay_is_decoupled_from_the_gradient_and_scaled_by_the_rate():
-    # Without gradient Adam does not move, and only the decay is left: w (1 - rate x lr_scale x decay).
+    # With zero gradients Adam does not move, and only the decay acts: w (1 - rate x lr_scale x decay).
     setup = Setup(OptimizerConfig(name="adamw", weight_decay=0.5))
     before = [variable.numpy() for variable in setup.optimizer.variables_to_train]
     rate = float(setup.optimizer.current_learning_rate())
@@ -135,7 +134,7 @@ def test_clip_equals_the_reference(clip_norm):
         np.testing.assert_allclose(gradient * factor, expected, rtol=1e-6)
 
 
-def test_clipping_zero_gradients_is_no_division_by_zero():
+def test_clipping_zero_gradients_does_not_divide_by_zero():
     assert clip_factor(tf.linalg.global_norm([tf.zeros([3])]), 1.0) == 1
 
 
@@ -144,7 +143,7 @@ BAD = {
     "minus infinity": (0.0, -np.inf),
     "not a number": (np.nan, 0.0),
     "infinities of both signs": (np.inf, -np.inf),
-    # Each replica's is finite and only the sum is not.
+    # Finite on each replica; only the sum overflows.
     "overflow of the sum": (3e38, 3e38),
 }
 
@@ -152,7 +151,7 @@ BAD = {
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 @pytest.mark.parametrize("values", BAD.values(), ids=BAD)
 def test_one_replicas_overflow_skips_the_step_everywhere(name, values):
-    # Trap 3: a verdict on replica 0's own gradient lets replica 1's infinity into the weights.
+    # Trap 3: checking only replica 0's own gradient lets replica 1's infinity into the weights.
     setup = Setup(OptimizerConfig(name=name), DYNAMIC_SCALE, dynamic=True, replicas=2)
     rng = np.random.default_rng(3)
     setup.apply([g * DYNAMIC_SCALE for g in draw_gradients(rng, 2)])
@@ -169,15 +168,15 @@ def test_one_replicas_overflow_skips_the_step_everywhere(name, values):
     assert copies(setup.strategy, setup.loss_scale.skipped_steps) == [1, 1]
     assert copies(setup.strategy, setup.loss_scale.good_steps) == [0, 0]
 
-    # And it goes on: the next good step is applied, with the new scale.
+    # The next finite step is applied, with the new scale.
     setup.apply([g * DYNAMIC_SCALE / 2 for g in draw_gradients(rng, 2)])
-    assert copies(setup.strategy, setup.optimizer.applied_steps) == [2, 2]
+    assert copies(setup.strategy, setup.inner.applied_steps) == [2, 2]
     for parts in setup.state().values():
         assert np.isfinite(parts[0]).all()
         np.testing.assert_array_equal(parts[0], parts[1])
 
 
-def test_overflow_without_mixed_precision_skips_as_well():
+def test_a_gradient_that_is_not_finite_skips_the_step_without_mixed_precision_too():
     setup = Setup(OptimizerConfig())
     before = setup.state()
     gradients = draw_gradients(np.random.default_rng(4))
@@ -189,8 +188,8 @@ def test_overflow_without_mixed_precision_skips_as_well():
     assert int(setup.loss_scale.skipped_steps.numpy()) == 1
 
 
-def test_the_loss_scale_changes_nothing_but_the_range():
-    # A power of two only moves the exponent: the same weights bit for bit.
+def test_a_loss_scale_that_is_a_power_of_two_does_not_change_the_weights():
+    # It only changes the exponent of the gradients: the weights are equal bit for bit.
     weights = []
     for scale in (1.0, 2.0**15):
         setup = Setup(OptimizerConfig(clip_norm=1.0), scale)

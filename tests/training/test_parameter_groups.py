@@ -1,4 +1,4 @@
-"""Parameter groups: packing loses nothing, and each variable is in the group it belongs to."""
+"""Parameter groups: packing is lossless, and each variable is in the right group."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_unpack_inverts_pack(shapes, seed):
         np.testing.assert_array_equal(part, value)
 
 
-def test_pack_takes_other_tensors_and_none_for_zero():
+def test_pack_accepts_other_tensors_and_packs_none_as_zeros():
     variables = (tf.Variable(tf.ones([2, 2])), tf.Variable(tf.ones([3])), tf.Variable(1.0))
     group = ParameterGroup("g", variables, 1.0, 0.0)
     half = tf.constant([[1, 2], [3, 4]], tf.float16)
@@ -53,7 +53,7 @@ def test_every_trainable_variable_is_in_one_group(detector):
     assert set(members) == {variable.ref() for variable in detector.trainable_variables}
 
 
-def test_kernels_are_decayed_and_norms_and_biases_are_not(detector):
+def test_weight_decay_applies_to_kernels_and_not_to_norms_and_biases(detector):
     groups = group_parameters(detector, OptimizerConfig(weight_decay=0.01), BackboneConfig())
     decayed = {v.ref() for group in groups if group.weight_decay for v in group.variables}
     assert {group.weight_decay for group in groups} == {0.0, 0.01}
@@ -64,14 +64,14 @@ def test_kernels_are_decayed_and_norms_and_biases_are_not(detector):
         }[kind], variable.name  # fmt: skip
 
 
-def test_the_backbone_has_its_own_rate(detector):
+def test_the_backbone_has_its_own_learning_rate(detector):
     groups = group_parameters(detector, OptimizerConfig(), BackboneConfig(lr_scale=0.1))
     slow = {v.ref() for group in groups if group.lr_scale == 0.1 for v in group.variables}
     assert slow == {v.ref() for v in detector.get_layer("backbone").trainable_variables}
     assert {group.lr_scale for group in groups} == {0.1, 1.0}
 
 
-def test_a_rate_of_zero_freezes_the_backbone(detector):
+def test_a_learning_rate_scale_of_zero_freezes_the_backbone(detector):
     groups = group_parameters(detector, OptimizerConfig(), BackboneConfig(lr_scale=0.0))
     members = {v.ref() for group in groups for v in group.variables}
     backbone = {v.ref() for v in detector.get_layer("backbone").trainable_variables}

@@ -1,29 +1,30 @@
-"""Mixed precision: when the scale moves, how far, and what stays float32."""
-
-from types import SimpleNamespace
+"""Mixed precision: the Keras policy, how the loss scale changes, and which ops compute in float32."""
 
 import pytest
 import tensorflow as tf
 import tf_keras
 
-from ssd_dist.core.config import AmpConfig
-from ssd_dist.training.divergence import OverflowReport
-from ssd_dist.training.precision import AMPContext, LossScale, PrecisionConfig
+from ssd_dist.core.config import AmpConfig, OptimizerConfig
+from ssd_dist.training.divergence import OverflowMonitor
+from ssd_dist.training.loss_scale import LossScale, LossScaleOptimizer
+from ssd_dist.training.optimizer import PackedOptimizer
+from ssd_dist.training.parameter_groups import ParameterGroup
+from ssd_dist.training.precision import AMPContext, PrecisionConfig
 
 
-def state_of(scale: LossScale) -> tuple[float, int, int]:
+def values_of(scale: LossScale) -> tuple[float, int, int]:
     return float(scale.scale), int(scale.good_steps), int(scale.skipped_steps)
 
 
-def test_an_overflow_halves_and_restarts_the_count():
+def test_an_overflow_halves_the_scale_and_resets_the_count():
     scale = LossScale(1024.0, dynamic=True)
     for _ in range(5):
         scale.update(tf.constant(True))
-    assert state_of(scale) == (1024.0, 5, 0)
+    assert values_of(scale) == (1024.0, 5, 0)
     scale.update(tf.constant(False))
-    assert state_of(scale) == (512.0, 0, 1)
+    assert values_of(scale) == (512.0, 0, 1)
     scale.update(tf.constant(False))
-    assert state_of(scale) == (256.0, 0, 2)
+    assert values_of(scale) == (256.0, 0, 2)
 
 
 def test_two_thousand_good_steps_in_a_row_double():
@@ -31,93 +32,115 @@ def test_two_thousand_good_steps_in_a_row_double():
     update = tf.function(scale.update)
     for _ in range(1999):
         update(tf.constant(True))
-    assert state_of(scale) == (8.0, 1999, 0)
+    assert values_of(scale) == (8.0, 1999, 0)
     update(tf.constant(True))
-    assert state_of(scale) == (16.0, 0, 0)
+    assert values_of(scale) == (16.0, 0, 0)
 
 
-def test_an_overflow_before_that_starts_the_wait_anew():
+def test_an_overflow_before_two_thousand_good_steps_restarts_the_count():
     scale = LossScale(8.0, dynamic=True)
     scale.good_steps.assign(1998)
     for finite in (True, False, True):
         scale.update(tf.constant(finite))
-    assert state_of(scale) == (4.0, 1, 1)
+    assert values_of(scale) == (4.0, 1, 1)
 
 
-def test_the_scale_stays_within_1_and_2_to_the_24():
+def test_the_scale_stays_between_1_and_2_to_the_24():
     low = LossScale(1.0, dynamic=True)
     low.update(tf.constant(False))
-    assert state_of(low) == (1.0, 0, 1)
+    assert values_of(low) == (1.0, 0, 1)
     high = LossScale(2.0**24, dynamic=True)
     high.good_steps.assign(1999)
     high.update(tf.constant(True))
-    assert state_of(high) == (2.0**24, 0, 0)
+    assert values_of(high) == (2.0**24, 0, 0)
 
 
-def test_a_fixed_scale_counts_skipped_steps_and_stays():
+def test_a_fixed_scale_counts_skipped_steps_and_does_not_change():
     scale = LossScale(128.0, dynamic=False)
     for finite in (True, False, False, True):
         scale.update(tf.constant(finite))
-    assert state_of(scale) == (128.0, 0, 2)
+    assert values_of(scale) == (128.0, 0, 2)
+
+
+def create_optimizer() -> PackedOptimizer:
+    group = ParameterGroup("kernels", (tf.Variable([1.0]),), 1.0, 0.0)
+    return PackedOptimizer([group], OptimizerConfig(), lambda _: tf.constant(0.1))
 
 
 @pytest.mark.parametrize(
-    ("config", "policy", "initial", "dynamic"),
+    ("config", "policy", "initial", "dynamic", "overflow_is_expected"),
     [
-        (AmpConfig(), "float32", 1.0, False),
-        (AmpConfig(enabled=True), "mixed_float16", 2.0**15, True),
-        (AmpConfig(enabled=True, loss_scale=64.0), "mixed_float16", 64.0, False),
-        # bfloat16 has the range of float32: nothing to scale.
-        (AmpConfig(enabled=True, policy="mixed_bfloat16"), "mixed_bfloat16", 1.0, False),
-        (AmpConfig(policy="mixed_bfloat16"), "float32", 1.0, False),
+        (AmpConfig(), "float32", 1.0, False, False),
+        (AmpConfig(enabled=True), "mixed_float16", 2.0**15, True, True),
+        (AmpConfig(enabled=True, loss_scale=64.0), "mixed_float16", 64.0, False, True),
+        # bfloat16 has the range of float32 and needs no scale.
+        (AmpConfig(enabled=True, policy="mixed_bfloat16"), "mixed_bfloat16", 1.0, False, False),
+        (AmpConfig(policy="mixed_bfloat16"), "float32", 1.0, False, False),
     ],
 )
-def test_the_context_follows_the_config(config, policy, initial, dynamic):
+def test_amp_context_follows_the_config(config, policy, initial, dynamic, overflow_is_expected):
     context = AMPContext(config)
     assert context.policy == policy
-    scale = context.create_loss_scale()
-    assert float(scale.scale) == initial
-    scale.update(tf.constant(False))
-    assert (float(scale.scale) < initial) == dynamic
+    assert context.overflow_is_expected == overflow_is_expected
+    inner = create_optimizer()
+    optimizer = context.wrap_optimizer(inner)
+    assert isinstance(optimizer, LossScaleOptimizer)
+    assert optimizer.inner_optimizer is inner
+    assert float(optimizer.loss_scale.scale) == initial
+    assert float(optimizer.scale_loss(tf.constant(3.0))) == 3.0 * initial
+    optimizer.loss_scale.update(tf.constant(False))
+    assert (float(optimizer.loss_scale.scale) < initial) == dynamic
 
 
-def test_install_sets_the_keras_policy():
+def test_an_optimizer_without_accumulation_refuses_to_accumulate():
+    with pytest.raises(ValueError, match="accumulate_steps above 1"):
+        AMPContext(AmpConfig()).wrap_optimizer(create_optimizer()).accumulate([tf.ones([1])])
+
+
+def test_setup_policy_sets_the_keras_policy():
     before = tf_keras.mixed_precision.global_policy()
     try:
-        AMPContext(AmpConfig(enabled=True)).install()
+        AMPContext(AmpConfig(enabled=True)).setup_policy()
         layer = tf_keras.layers.Dense(2)
         assert layer(tf.zeros([1, 3])).dtype == tf.float16
         assert layer.kernel.dtype == tf.float32
-        AMPContext(AmpConfig()).install()
+        AMPContext(AmpConfig()).setup_policy()
         assert tf_keras.layers.Dense(2)(tf.zeros([1, 3])).dtype == tf.float32
     finally:
         tf_keras.mixed_precision.set_global_policy(before)
 
 
-def test_only_the_named_ops_are_forced():
-    precision = PrecisionConfig(("loss", "nms"))
-    half = tf.zeros([2], tf.float16)
-    assert precision.should_force_fp32("loss")
-    assert not precision.should_force_fp32("mining")
-    assert precision.cast("nms", half).dtype == tf.float32
-    assert precision.cast("decode", half).dtype == tf.float16
+def test_the_loss_computes_in_float32_if_listed_and_the_other_ops_always_do():
     assert set(AmpConfig().force_fp32) == {"loss", "iou", "decode", "nms", "mining"}
+    half, double = tf.zeros([2], tf.float16), tf.zeros([2], tf.float64)
+    for listed, precision in ((True, PrecisionConfig(("loss",))), (False, PrecisionConfig(()))):
+        assert precision.should_force_fp32("loss") == listed
+        assert precision.cast("loss", half).dtype == (tf.float32 if listed else tf.float16)
+        assert precision.cast("loss", double).dtype == (tf.float32 if listed else tf.float64)
+        for op in ("iou", "decode", "nms", "mining"):
+            assert precision.should_force_fp32(op)
+            assert precision.cast(op, half).dtype == tf.float32
 
 
-def test_overflows_are_told_where_the_scale_can_fall_no_further():
-    scale, said = LossScale(4.0, dynamic=True), []
-    run = SimpleNamespace(
-        state=SimpleNamespace(loss_scale=scale),
-        progress=SimpleNamespace(say=said.append),
-        overflows_are_usual=True,
-    )
-    report = OverflowReport(run)
+class FakeProgress:
+    """Collects the lines that would be printed."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_overflows_at_the_minimal_scale_are_reported():
+    scale, progress = LossScale(4.0, dynamic=True), FakeProgress()
+    monitor = OverflowMonitor(scale, progress)
     for step, overflows, lines in ((10, 1, 0), (20, 3, 1), (30, 0, 1), (40, 2, 2)):
         for _ in range(overflows):
             scale.update(tf.constant(False))
-        report.look(step)
-        assert len(said) == lines, said
-    assert "step 20" in said[0]
-    assert "3 steps overflowed" in said[0]
-    assert "floor, 1:" in said[0]
-    assert "2 steps overflowed" in said[1]
+        monitor.check(step)
+        assert len(progress.lines) == lines, progress.lines
+    first, second = progress.lines
+    assert first.startswith("step 20  warning: gradients of 3 steps overflowed")
+    assert "its minimum, 1;" in first
+    assert "gradients of 2 steps overflowed" in second

@@ -1,4 +1,4 @@
-"""Masks and counts from sparse targets, against sets of Python."""
+"""Masks and counts of sparse targets equal those computed with Python sets."""
 
 import math
 
@@ -17,7 +17,7 @@ ANCHORS = 9
 
 @st.composite
 def sparse_rows(draw):
-    """Per image the positive and the ignored anchors: disjoint, ascending, possibly none, possibly all."""
+    """Draws the positive and the ignored anchors of each image: disjoint, ascending, from none to all."""
     rows = []
     for _ in range(draw(st.integers(1, 4))):
         kinds = draw(st.lists(st.sampled_from("nnpi"), min_size=ANCHORS, max_size=ANCHORS))
@@ -60,16 +60,16 @@ def test_masks_and_counts(rows, ratio, minimum):
     ("positives", "candidates", "ratio", "minimum", "images", "quota"),
     [
         (4, 100, 3.0, 0, 1, 12),
-        (5, 100, 2.5, 0, 1, 12),  # 12.5 is cut, not rounded
+        (5, 100, 2.5, 0, 1, 12),  # 12.5 is truncated, not rounded
         (0, 100, 3.0, 0, 1, 0),
         (0, 100, 3.0, 7, 1, 7),
         (4, 100, 3.0, 7, 1, 12),
         (4, 9, 3.0, 0, 1, 9),
         (0, 3, 3.0, 7, 1, 3),
-        (10, 10**6, 3.0, 2, 16, 32),  # over a global batch the minimum counts for each image
-        (10, 10**6, 0.3, 0, 1, 3),  # 0.3 x 10 is 3, whatever binary makes of it
+        (10, 10**6, 3.0, 2, 16, 32),  # in a global batch the minimum counts per image
+        (10, 10**6, 0.3, 0, 1, 3),  # 0.3 x 10 is 3 in spite of binary rounding
         (2000, 139712, 3.0, 0, 16, 6000),
-        (3, 8000, 1e9, 0, 1, 8000),  # all negatives, though 3e9 is no int32
+        (3, 8000, 1e9, 0, 1, 8000),  # all negatives, although 3e9 does not fit into int32
         (0, 8000, 1e9, 5, 1, 5),
     ],
 )

@@ -1,4 +1,4 @@
-"""The inner loop: traced once, then TensorFlow's alone."""
+"""The inner loop is traced once and then runs without Python."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from support.synthetic import write_dataset
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import load_config
-from ssd_dist.training import state as state_module
+from ssd_dist.training import assembly
 from ssd_dist.training.trainer import DetectorTrainer
 
 pytestmark = pytest.mark.usefixtures("four_cpus")
@@ -22,7 +22,7 @@ SMALL = ["model.input_size=64", "backbone.weights=none", "train.global_batch_siz
 
 @pytest.fixture
 def make_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DetectorTrainer]:
-    monkeypatch.setattr(state_module, "build_detector", build_tiny_detector)
+    monkeypatch.setattr(assembly, "build_detector", build_tiny_detector)
     (tmp_path / "small.yaml").write_text("{}")
 
     def load(*overrides: str) -> Config:
@@ -33,7 +33,7 @@ def make_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
 
 def loop_nodes(trainer: DetectorTrainer) -> list[Any]:
-    """All nodes of the traced loop, those within functions among them."""
+    """All nodes of the traced loop, including those inside functions."""
     (loop,) = trainer._train_loop_fn._list_all_concrete_functions()
     graph = loop.graph.as_graph_def()
     return [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
@@ -43,12 +43,12 @@ def has_xla(trainer: DetectorTrainer) -> bool:
     return any(node.attr["_XlaMustCompile"].b for node in loop_nodes(trainer) if "_XlaMustCompile" in node.attr)
 
 
-def test_a_compiled_network_learns_the_same(make_trainer: Callable[..., DetectorTrainer]) -> None:
+def test_a_compiled_network_has_the_same_loss_curve(make_trainer: Callable[..., DetectorTrainer]) -> None:
     trainers = make_trainer(), make_trainer("train.jit_compile=true")
     plain, compiled = ([trainer.train(tf.constant(1))["loss"] for _ in range(5)] for trainer in trainers)
     assert [has_xla(trainer) for trainer in trainers] == [False, True]
     assert plain[-1] != plain[0]
-    # XLA sums in another order.
+    # XLA sums in a different order.
     assert compiled == pytest.approx(plain, rel=1e-4)
 
 
@@ -56,7 +56,7 @@ def test_no_python_runs_inside_the_loop(
     make_trainer: Callable[..., DetectorTrainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer()
-    # A step that asks Python would halt a GPU each time.
+    # A step that called Python would stall a GPU.
     calls = []
     step = trainer.train_step
     monkeypatch.setattr(trainer, "train_step", lambda iterator: calls.append(1) or step(iterator))
