@@ -3,17 +3,17 @@
 import json
 from pathlib import Path
 
-from absl import flags
+from absl import flags  # type: ignore[import-untyped]
 
 from ssd_dist.core.commands import define_override_flag, overrides_from_flags, required_flag, run_command
 from ssd_dist.core.errors import UsageError
 
 
 def main(_: list[str]) -> None:
-    """Evaluates the checkpoint of the flags, prints the tables, writes JSON and pictures."""
+    """Evaluates the checkpoint given by the flags, prints the metrics, and writes the requested files."""
     model_dir, split = required_flag("model_dir"), required_flag("split")
-    output, pictures = _prepare_output("output"), _prepare_output("pictures")
-    # TensorFlow takes seconds to load: only once the flags are right.
+    output, pictures = _check_output("output"), _check_output("pictures")
+    # TensorFlow takes seconds to import, so it is imported after the flags are checked.
     from ssd_dist.evaluation.analysis import analyse_detections
     from ssd_dist.evaluation.gallery import draw_gallery
     from ssd_dist.evaluation.metrics import evaluate_detections
@@ -40,15 +40,19 @@ def run_main() -> None:
     """Console script `ssd-evaluate`."""
     flags.DEFINE_string("model_dir", None, "Folder of a training run.")
     flags.DEFINE_string("checkpoint", "best", "best, last, or the path of a checkpoint.")
-    flags.DEFINE_string("split", None, "Split of the prepared data, e.g. test.")
-    flags.DEFINE_string("output", None, "JSON file for the metrics.")
-    flags.DEFINE_string("pictures", None, "PNG file for pictures of predictions beside ground truth.")
+    flags.DEFINE_string("split", None, "Split of the prepared data to evaluate on, e.g. test.")
+    flags.DEFINE_string("output", None, "JSON file to write the metrics and the error analysis to.")
+    flags.DEFINE_string("pictures", None, "PNG file to write images with predictions and ground truth to.")
     define_override_flag()
     run_command(main)
 
 
-def _prepare_output(flag: str) -> Path | None:
-    """The file that the flag names, found writable before minutes go into what it is to hold."""
+def _check_output(flag: str) -> Path | None:
+    """Returns the path given by a flag; checks that it is writable before minutes of evaluation.
+
+    Raises:
+      UsageError: if the file cannot be written.
+    """
     if not (name := flags.FLAGS[flag].value):
         return None
     path = Path(name)
@@ -59,9 +63,9 @@ def _prepare_output(flag: str) -> Path | None:
         if not existed:
             path.unlink()
         elif path.is_dir():
-            raise IsADirectoryError("it is a folder")
+            raise IsADirectoryError("it is a folder, give a file name")
     except OSError as error:
-        raise UsageError(f"--{flag}={name} cannot be written: {error}") from None
+        raise UsageError(f"--{flag}={name}: cannot write the file: {error}") from None
     return path
 
 

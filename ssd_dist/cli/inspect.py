@@ -1,12 +1,13 @@
-"""A page to look at: python -m ssd_dist.cli.inspect --data=OUT | --model_dir=RUN [--model_dir=RUN2 ...].
+"""Writes an HTML report: python -m ssd_dist.cli.inspect --data=OUT | --model_dir=RUN [--model_dir=RUN2 ...].
 
---data shows a prepared data set and whether its anchors fit; --model_dir shows a run: how it learns, what it gets
-wrong, on which pictures. Several --model_dir are compared. The page is one file that needs no network.
+--data reports on a prepared dataset and on how well the anchors fit its objects. --model_dir reports on a run: training
+curves, metrics, errors, and images with predictions. Several --model_dir are compared with each other. The report is
+one HTML file without scripts, which works offline.
 """
 
 from pathlib import Path
 
-from absl import flags
+from absl import flags  # type: ignore[import-untyped]
 
 from ssd_dist.core.commands import define_override_flag, overrides_from_flags, refuse_flags, run_command
 from ssd_dist.core.errors import UsageError
@@ -14,10 +15,10 @@ from ssd_dist.core.folder_names import REPORT_NAME
 
 
 def main(_: list[str]) -> None:
-    """Writes the page of the flags and says where it is."""
+    """Writes the report requested by the flags and prints its path."""
     data, model_dirs = flags.FLAGS["data"].value, list(flags.FLAGS["model_dir"].value)
     if bool(data) == bool(model_dirs):
-        raise UsageError("give --data=OUT for a data set, or --model_dir=RUN for a run; one of them")
+        raise UsageError("give either --data=OUT, for a dataset, or --model_dir=RUN, for a run")
     if data:
         refuse_flags(["set", "checkpoint", "split"], beside="data")
     else:
@@ -25,8 +26,8 @@ def main(_: list[str]) -> None:
     output = flags.FLAGS["output"].value or default_output(data, model_dirs)
     for flag, name in (("output", output), ("fit_anchors", flags.FLAGS["fit_anchors"].value)):
         if name and "://" in name:
-            raise UsageError(f"--{flag}={name}: it is written as a local file; copy it there afterwards")
-    # TensorFlow takes seconds to load: only once the flags are right.
+            raise UsageError(f"--{flag}={name}: cannot write to remote storage; give a local path and copy the file")
+    # TensorFlow takes seconds to import, so it is imported after the flags are checked.
     if data:
         from ssd_dist.report.data_page import build_data_page, write_fitted_anchors
 
@@ -43,7 +44,7 @@ def main(_: list[str]) -> None:
 
 
 def default_output(data: str | None, model_dirs: list[str]) -> str:
-    """RUN/report.html of a single run, else report.html here."""
+    """Returns RUN/report.html for a single run, else report.html in the current folder."""
     if len(model_dirs) == 1 and not data:
         return str(Path(model_dirs[0]) / REPORT_NAME)
     return REPORT_NAME
@@ -51,13 +52,13 @@ def default_output(data: str | None, model_dirs: list[str]) -> str:
 
 def run_main() -> None:
     """Console script `ssd-inspect`."""
-    flags.DEFINE_string("data", None, "Folder of prepared data, the one with dataset.json.")
-    flags.DEFINE_multi_string("model_dir", [], "Folder of a training run; several are compared.")
-    flags.DEFINE_string("output", None, "HTML file to write; RUN/report.html for a run, else report.html.")
-    flags.DEFINE_string("checkpoint", "auto", "best, last, the path of a checkpoint, or auto: best, else last.")
-    flags.DEFINE_string("split", "auto", "Split to evaluate on; auto: the one that training evaluated on.")
-    flags.DEFINE_integer("max_images", 5000, "With --data: records of each split to examine.", lower_bound=1)
-    flags.DEFINE_string("fit_anchors", None, "With --data: YAML file to write anchors.* to that fit these objects.")
+    flags.DEFINE_string("data", None, "Folder of prepared data, which holds dataset.json.")
+    flags.DEFINE_multi_string("model_dir", [], "Folder of a training run; repeat the flag to compare runs.")
+    flags.DEFINE_string("output", None, "HTML file to write. By default RUN/report.html for one run, else report.html.")
+    flags.DEFINE_string("checkpoint", "auto", "best, last, or the path of a checkpoint; auto uses best, else last.")
+    flags.DEFINE_string("split", "auto", "Split to evaluate on; auto uses the split that training evaluated on.")
+    flags.DEFINE_integer("max_images", 5000, "With --data: maximum number of records to read per split.", lower_bound=1)
+    flags.DEFINE_string("fit_anchors", None, "With --data: YAML file to write anchors.* to, fitted to the objects.")
     define_override_flag()
     run_command(main)
 

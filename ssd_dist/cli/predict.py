@@ -1,19 +1,19 @@
-"""Detects on your own pictures: python -m ssd_dist.cli.predict --model_dir=RUN --images='DIR/*.jpg' --output=DIR.
+"""Detects objects in image files: python -m ssd_dist.cli.predict --model_dir=RUN --images='DIR/*.jpg' --output=DIR.
 
-Writes each picture with its boxes, `detections.csv` with the boxes that are drawn, and `detections.json` with all
-(COCO results). --saved_model=DIR takes an export (`ssd-export --format=saved_model`) in place of a run.
+Writes each image with its boxes, `detections.csv` with the boxes that are drawn, and `detections.json` with all
+detections (COCO results format). --saved_model=DIR uses an export (`ssd-export --format=saved_model`) instead of a run.
 """
 
 import dataclasses
 
-from absl import flags
+from absl import flags  # type: ignore[import-untyped]
 
 from ssd_dist.core.commands import define_override_flag, overrides_from_flags, refuse_flags, required_flag, run_command
 from ssd_dist.core.errors import DataError, UsageError
 
 
 def main(_: list[str]) -> None:
-    """Detects on the images of the flags and tells what could not be read."""
+    """Detects objects in the images given by the flags and prints which files could not be read."""
     output, sources = required_flag("output"), flags.FLAGS["images"].value
     if not sources:
         raise UsageError(f"--images is missing: {flags.FLAGS['images'].help}")
@@ -22,7 +22,7 @@ def main(_: list[str]) -> None:
         raise UsageError("give either --model_dir=RUN or --saved_model=DIR")
     if saved_model:
         refuse_flags(["set", "checkpoint"], beside="saved_model")
-    # TensorFlow takes seconds to load: only once the flags are right.
+    # TensorFlow takes seconds to import, so it is imported after the flags are checked.
     from ssd_dist.evaluation.result_files import CocoIds, read_coco_ids
     from ssd_dist.evaluation.thresholds import parse_thresholds
     from ssd_dist.inference.image_files import find_images
@@ -40,35 +40,38 @@ def main(_: list[str]) -> None:
     ids = CocoIds(tuple(range(1, len(detector.classes) + 1)))
     if annotations := flags.FLAGS["coco_ids"].value:
         ids = read_coco_ids(annotations, detector.classes, files)
-    wishes = PredictionOutputs(
+    outputs = PredictionOutputs(
         parse_thresholds(flags.FLAGS["score_threshold"].value, detector.classes), ids, flags.FLAGS["pictures"].value
     )
-    looked_at, shown, unreadable = predict_images(detector, files, output, wishes)
+    processed, shown, unreadable = predict_images(detector, files, output, outputs)
     for name, reason in unreadable:
         print(f"skipped {name}: {reason}")
-    if not looked_at:
-        raise DataError(f"--images: none of {len(files)} files could be read")
-    print(f"{output}: {shown} detections shown on {looked_at} images; {len(unreadable)} skipped")
+    if not processed:
+        raise DataError(f"--images: none of the {len(files)} files could be read; the lines above give the reasons")
+    print(f"{output}: {shown} detections on {processed} images; {len(unreadable)} files skipped")
 
 
 def run_main() -> None:
     """Console script `ssd-predict`."""
     flags.DEFINE_string("model_dir", None, "Folder of a training run.")
-    flags.DEFINE_string("saved_model", None, "Folder of an export to use in place of a run.")
+    flags.DEFINE_string("saved_model", None, "Folder of a SavedModel export, used instead of a run.")
     flags.DEFINE_string("checkpoint", "best", "best, last, or the path of a checkpoint.")
     flags.DEFINE_multi_string(
-        "images", [], "A file, a folder or a quoted glob pattern, here or on gs://; may be repeated."
+        "images", [], "An image file, a folder, or a quoted glob pattern; local or on gs://; may be repeated."
     )
-    flags.DEFINE_string("output", None, "Folder for the pictures, detections.csv and detections.json.")
+    flags.DEFINE_string("output", None, "Folder for images, detections.csv and detections.json; created if missing.")
     flags.DEFINE_string(
         "score_threshold",
         "0.4",
-        "Lowest score that is drawn and put into detections.csv: 0.4, or by class 0.4,CLASS:0.3, or metrics.json "
-        "of ssd-evaluate (export.json of ssd-export) for the best F1 of each class.",
+        "Minimum score of the boxes that are drawn and listed in detections.csv. Either one number (0.4), or numbers "
+        "per class (0.4,CLASS:0.3), or the JSON file of ssd-evaluate --output or export.json of ssd-export, for the "
+        "threshold of the best F1 of each class.",
     )
-    flags.DEFINE_bool("pictures", True, "Draw the pictures; --nopictures writes the detections alone.")
-    flags.DEFINE_string("coco_ids", None, "Annotation file of COCO's, whose image and category ids the results get.")
-    flags.DEFINE_integer("batch_size", None, "Images given to the model at once; eval.batch_size.", lower_bound=1)
+    flags.DEFINE_bool("pictures", True, "Write the images with their boxes; --nopictures writes only the detections.")
+    flags.DEFINE_string("coco_ids", None, "COCO annotation file; the results use its image and category ids.")
+    flags.DEFINE_integer(
+        "batch_size", None, "Images per batch; by default eval.batch_size, or 16 for an export.", lower_bound=1
+    )
     define_override_flag()
     run_command(main)
 

@@ -1,16 +1,16 @@
-"""Trains a detector, or goes on with a run: python -m ssd_dist.cli.train --config=configs/x.yaml --model_dir=RUN."""
+"""Trains a detector, or resumes a run: python -m ssd_dist.cli.train --config=configs/x.yaml --model_dir=RUN."""
 
 import sys
 from pathlib import Path
 
-from absl import flags
+from absl import flags  # type: ignore[import-untyped]
 
 from ssd_dist.core.commands import config_from_flags, define_config_flags, required_flag, run_command
 from ssd_dist.core.folder_names import REPORT_NAME, check_folder_name
 
 
 def main(_: list[str]) -> int:
-    """Runs the experiment of the flags."""
+    """Runs the experiment given by the flags and returns the exit code."""
     config = config_from_flags()
     if flags.FLAGS["model_dir"].value:
         check_folder_name(flags.FLAGS["model_dir"].value)
@@ -20,7 +20,7 @@ def main(_: list[str]) -> int:
         print_dry_run(describe_dry_run(config, flags.FLAGS["model_dir"].value))
         return 0
     model_dir = required_flag("model_dir")
-    # TensorFlow takes seconds to load: only once the flags are right, and with an ear for signals.
+    # TensorFlow takes seconds to import, so it is imported after the flags are checked and signal handlers are set.
     from ssd_dist.cluster.preemption import StopRequest
 
     if flags.FLAGS["preflight"].value:
@@ -37,24 +37,28 @@ def main(_: list[str]) -> int:
 
 
 def write_report() -> None:
-    """Writes the page of the finished run: the one of ssd-inspect."""
+    """Writes RUN/report.html of the finished run, as ssd-inspect does."""
     from ssd_dist.core.errors import first_line
     from ssd_dist.report.run_page import build_run_page
 
     model_dir = flags.FLAGS["model_dir"].value
     try:
         build_run_page([model_dir], str(Path(model_dir) / REPORT_NAME), "auto", "auto", ())
-    except Exception as error:  # the model is trained and saved: nothing about a page may fail the run
-        print(f"warning: no {REPORT_NAME}: {first_line(error)}; ssd-inspect --model_dir writes it", file=sys.stderr)
+    except Exception as error:  # the model is trained and saved, so no error of the report may fail the run
+        print(
+            f"warning: {REPORT_NAME} was not written: {first_line(error)}; "
+            f"try again with ssd-inspect --model_dir={model_dir}",
+            file=sys.stderr,
+        )
 
 
 def run_main() -> None:
     """Console script `ssd-train`."""
     define_config_flags()
-    flags.DEFINE_string("model_dir", None, "Folder of the run: checkpoints, metrics, best model.")
-    flags.DEFINE_bool("report", True, "Write RUN/report.html at the end: curves, mistakes, pictures.")
-    flags.DEFINE_bool("dry_run", False, "Print model, FLOPs, memory, data and cluster, and train nothing.")
-    flags.DEFINE_bool("preflight", False, "Check cluster, data, folder and memory on every worker, and train nothing.")
+    flags.DEFINE_string("model_dir", None, "Folder of the run, for checkpoints, metrics and the best model.")
+    flags.DEFINE_bool("report", True, "Write RUN/report.html after training: curves, errors, images with predictions.")
+    flags.DEFINE_bool("dry_run", False, "Print model size, FLOPs, memory, data and cluster, without training.")
+    flags.DEFINE_bool("preflight", False, "Check cluster, data, folder and memory on every worker, without training.")
     run_command(main)
 
 

@@ -1,35 +1,63 @@
-"""From a run to a file that others can run, with a card that says what it is and what it is worth."""
+"""Exports the model of a run: writes the file, compares it with the checkpoint, and writes an export summary."""
 
 import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
 from ssd_dist.cluster.failures import explain_out_of_memory
-from ssd_dist.core.config import AmpConfig, Config
+from ssd_dist.core.config import AmpConfig, DataConfig
 from ssd_dist.core.errors import CheckpointError, UsageError
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
 from ssd_dist.data.shard_files import load_manifest, read_split
 from ssd_dist.evaluation.analysis import analyse_detections
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.metrics import evaluate_detections
-from ssd_dist.export.formats import CARD_NAME, FILES, open_export, write_onnx, write_saved_model, write_tflite
-from ssd_dist.export.parity import compare_detections, detect_rippled, run_export
-from ssd_dist.export.serving import ServedDetector
+from ssd_dist.export.formats import (
+    FILES,
+    SUMMARY_NAME,
+    Runner,
+    open_export,
+    write_onnx,
+    write_saved_model,
+    write_tflite,
+)
+from ssd_dist.export.parity import Parity, compare_detections, detect_with_noise, run_export
+from ssd_dist.export.serving import OutputDecoder, ServedDetector
 from ssd_dist.inference.trained_model import check_data_of_run, load_trained_model, locate_checkpoint
 from ssd_dist.model.detector import normalize_image
-from ssd_dist.model.postprocessing import anchor_tensor, detect
 from ssd_dist.runs.run_folder import read_run_folder
 
 QUANTIZATIONS = {"saved_model": ("none",), "tflite": ("none", "fp16", "int8"), "onnx": ("none",)}
-# Images that show int8 the ranges of its activations, and those an export is judged on at most.
+ANCHORS_NAME = "anchors.npy"
+# Training images from which int8 calibrates the ranges of its activations.
 CALIBRATION_IMAGES = 128
+# At most this many images of the evaluation split are compared.
 COMPARED_IMAGES = 500
 METRICS = ("coco/AP", "coco/AP50", "voc/mAP")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An export and its checkpoint on the same images.
+
+    Attributes:
+      checkpoint: detections of the checkpoint, by image.
+      export: detections of the export, by image.
+      parity: how they differ.
+      latency: median milliseconds per image of the export on this machine.
+    """
+
+    checkpoint: list[Detections]
+    export: list[Detections]
+    parity: Parity
+    latency: float
 
 
 @explain_out_of_memory()
@@ -37,160 +65,228 @@ def export_run(
     model_dir: str, checkpoint: str, kind: str, quantize: str, postprocess: bool | None, output: str,
     overrides: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
-    """Writes the export and its card, both judged on the images of the run's evaluation split.
+    """Writes an export and its summary; both are evaluated on the evaluation split of the run.
 
     Args:
-      model_dir: the run.
+      model_dir: folder of the run.
       checkpoint: `best`, `last` or a path.
       kind: `saved_model`, `tflite` or `onnx`.
       quantize: `none`, `fp16` or `int8`.
-      postprocess: whether boxes are decoded and suppressed in the graph; None for what suits the format.
-      output: a folder.
-      overrides: `a.b=c` for the run's config.
+      postprocess: whether box decoding and NMS are part of the graph; None selects the default of the format.
+      output: folder for the export, created if missing.
+      overrides: `a.b=c` overrides of the run's config.
 
     Returns:
-      The card.
+      The export summary, as written to `export.json`.
 
     Raises:
-      UsageError: for what the format does not have, or a folder that cannot be written.
-      CheckpointError: if there is no such model, or the export does not reproduce it.
-      DataError: if the run's data is not at hand.
+      UsageError: if the format does not support an option, or the folder cannot be written.
+      CheckpointError: if the checkpoint does not exist, or the unquantized export does not reproduce it.
+      DataError: if the prepared data of the run is missing or does not fit the model.
     """
     postprocess = choose_postprocessing(kind, quantize, postprocess)
     config, manifest = read_run_folder(model_dir, overrides)
-    # Exports compute in float32, and are compared with a checkpoint that does.
+    # Exports compute in float32, so the checkpoint they are compared with must do so too.
     config = config.model_copy(update={"amp": AmpConfig()})
     data = load_manifest(config.data)
     check_data_of_run(config, data, manifest, model_dir)
-    truths, images = read_images(config, data, pick_split(config, data), COMPARED_IMAGES)
+    split = pick_split(config.eval.split, data, config.data.dir)
+    ground_truths, images = read_images(config.data, data, split, COMPARED_IMAGES)
+    samples = read_images(config.data, data, TRAIN_SPLIT, CALIBRATION_IMAGES)[1] if quantize == "int8" else []
     model = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))
-    served = ServedDetector(model, config, manifest.classes, postprocess)
+    decoder = OutputDecoder.create(config.anchors, config.eval, config.model.input_size)
+    served = ServedDetector(model, decoder, config.model.input_size, manifest.classes, postprocess)
+
     folder = Path(output)
+    path = write_export(served, kind, quantize, samples, folder)
+    names = [image.source_id for image in ground_truths]
+    comparison = compare_with_checkpoint(model, decoder, open_export(kind, path), images, names, quantize)
+    summary = {
+        "format": kind,
+        "quantize": quantize,
+        "file": FILES[kind],
+        "bytes": _size_of(path),
+        "checkpoint": locate_checkpoint(model_dir, checkpoint),
+        "input": f"uint8 [{describe_batch(kind, postprocess)}, {served.size}, {served.size}, 3], RGB",
+        "output": describe_output(decoder, postprocess),
+        **summarise_comparison(comparison, ground_truths, manifest.classes),
+    }
+    (folder / SUMMARY_NAME).write_text(json.dumps(summary, indent=1) + "\n")
+    parity = comparison.parity
+    if quantize == "none" and not parity.holds:
+        raise CheckpointError(
+            f"{path}: the export lacks {parity.missing} of the checkpoint's {parity.detections} detections and has "
+            f"{parity.surplus} others; do not deploy it; details are in {folder / SUMMARY_NAME}"
+        )
+    return summary
+
+
+def choose_postprocessing(kind: str, quantize: str, requested: bool | None) -> bool:
+    """Decides whether box decoding and NMS are part of the graph: by default yes, except for int8.
+
+    Raises:
+      UsageError: if the format does not support the combination.
+    """
+    if quantize not in QUANTIZATIONS[kind]:
+        raise UsageError(
+            f"--quantize={quantize}: not supported by --format={kind}; use {' or '.join(QUANTIZATIONS[kind])}"
+            + ("" if kind == "tflite" else ", or --format=tflite")
+        )
+    if quantize == "int8" and requested:
+        raise UsageError("--postprocessing: box decoding is not exact in 8 bits; omit the flag with --quantize=int8")
+    return quantize != "int8" if requested is None else requested
+
+
+def pick_split(requested: str, manifest: Manifest, data_dir: str) -> str:
+    """Returns the split to evaluate on: that of the run, else one that is not the training split, else that.
+
+    Args:
+      requested: `eval.split` of the run, which may be `auto`.
+      manifest: of the prepared data.
+      data_dir: its folder, for the error message.
+
+    Raises:
+      DataError: if the data has no split of the requested name.
+    """
+    others = [name for name in manifest.splits if name != TRAIN_SPLIT]
+    return manifest.eval_split(requested, data_dir) or (others or list(manifest.splits))[0]
+
+
+def read_images(
+    config: DataConfig, manifest: Manifest, split: str, limit: int
+) -> tuple[list[GroundTruth], list[np.ndarray]]:
+    """Reads annotations and uint8 [S, S, 3] pixels of the first `limit` records of a split."""
+    ground_truths: list[GroundTruth] = []
+    images: list[np.ndarray] = []
+    for record in read_split(config, manifest.split(split, config.dir)):
+        if len(images) == limit:
+            break
+        ground_truths.append(
+            GroundTruth(record.source_id, record.original_height, record.original_width, record.objects)
+        )
+        images.append(tf.io.decode_jpeg(record.encoded, channels=3, dct_method="INTEGER_ACCURATE").numpy())
+    return ground_truths, images
+
+
+def write_export(served: ServedDetector, kind: str, quantize: str, samples: list[np.ndarray], folder: Path) -> Path:
+    """Writes the export into `folder`, with `anchors.npy` if it has no post-processing, and returns its path.
+
+    Args:
+      served: the detector.
+      kind: the format.
+      quantize: `none`, `fp16` or `int8`.
+      samples: uint8 [S, S, 3] images from which `int8` calibrates.
+      folder: created if missing.
+
+    Raises:
+      UsageError: if the folder cannot be written.
+    """
     path = folder / FILES[kind]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if kind == "saved_model":
             write_saved_model(served, path)
         elif kind == "tflite":
-            samples = read_images(config, data, TRAIN_SPLIT, CALIBRATION_IMAGES)[1] if quantize == "int8" else []
             write_tflite(served, path, quantize, samples)
         else:
             write_onnx(served, path)
-        if not postprocess:
-            np.save(folder / "anchors.npy", anchor_tensor(config).numpy())
+        if not served.postprocess:
+            np.save(folder / ANCHORS_NAME, served.decoder.anchors)
     except OSError as error:
-        raise UsageError(f"--output={output} cannot be written: {error}") from None
+        raise UsageError(f"--output={folder}: cannot write the export: {error}") from None
+    return path
 
-    names = [truth.source_id for truth in truths]
-    before = _detect_by_checkpoint(model, config, images, names)
-    after, latency = run_export(open_export(kind, path), images, names, config)
+
+def compare_with_checkpoint(
+    model: tf_keras.Model,
+    decoder: OutputDecoder,
+    runner: Runner,
+    images: Sequence[np.ndarray],
+    names: Sequence[str],
+    quantize: str,
+) -> Comparison:
+    """Runs the checkpoint and the export on the same uint8 [S, S, 3] images and matches their detections.
+
+    Args:
+      model: the checkpoint's model.
+      decoder: decodes its outputs.
+      runner: the opened export.
+      images: the images.
+      names: their ids.
+      quantize: without `none`, every output differs by quantization, so that no difference is excused as rounding;
+        the metrics then show the cost.
+    """
     network = tf.function(lambda pixels: model(normalize_image(pixels), training=False))
 
-    def ripple(number: int) -> list[Detections]:
-        # Quantised numbers differ everywhere, which is no rounding: their metrics say what it costs.
-        return detect_rippled(network, images[number], names[number], config) if quantize == "none" else []
+    def detect_noisy(index: int) -> list[Detections]:
+        return detect_with_noise(network, images[index], names[index], decoder) if quantize == "none" else []
 
-    parity = compare_detections(before, after, ripple)
-    judged = {when: _judge(truths, found, manifest) for when, found in (("checkpoint", before), ("export", after))}
-    batch = "1" if kind == "tflite" or (kind == "onnx" and postprocess) else "N"
-    card = {
-        "format": kind,
-        "quantize": quantize,
-        "file": FILES[kind],
-        "bytes": _size_of(path),
-        "checkpoint": locate_checkpoint(model_dir, checkpoint),
-        "input": f"uint8 [{batch}, {served.size}, {served.size}, 3], RGB",
-        "output": _describe_output(config, postprocess),
-        "classes": list(manifest.classes),
-        "metrics": judged,
-        "operating_points": analyse_detections(truths, after, manifest.classes).as_dict()["operating_points"],
-        "parity": dataclasses.asdict(parity),
-        "milliseconds_an_image_here": latency,
-    }
-    (folder / CARD_NAME).write_text(json.dumps(card, indent=1) + "\n")
-    if quantize == "none" and not parity.holds:
-        raise CheckpointError(
-            f"{path} misses {parity.missing} of the checkpoint's {parity.detections} detections and has "
-            f"{parity.surplus} that it has not: do not ship it; "
-            f"see {folder / CARD_NAME}"
-        )
-    return card
+    expected = detect_with_checkpoint(model, decoder, images, names)
+    found, latency = run_export(runner, images, names, decoder)
+    return Comparison(expected, found, compare_detections(expected, found, detect_noisy), latency)
 
 
-def choose_postprocessing(kind: str, quantize: str, wanted: bool | None) -> bool:
-    """Whether detections are made in the graph; int8 leaves them outside, where they stay exact.
-
-    Raises:
-      UsageError: for a combination that there is not.
-    """
-    if quantize not in QUANTIZATIONS[kind]:
-        raise UsageError(f"--quantize={quantize} is for tflite; --format={kind} has {', '.join(QUANTIZATIONS[kind])}")
-    if quantize == "int8" and wanted:
-        raise UsageError("--quantize=int8 cannot hold box decoding in 8 bits; leave --postprocessing away")
-    return quantize != "int8" if wanted is None else wanted
-
-
-def pick_split(config: Config, data: Manifest) -> str:
-    """The split to judge on: the run's evaluation split; without one another than the trained one, else that.
-
-    Raises:
-      DataError: if the run names a split that is not there.
-    """
-    others = [name for name in data.splits if name != TRAIN_SPLIT]
-    return data.eval_split(config.eval.split, config.data.dir) or (others or list(data.splits))[0]
-
-
-def read_images(config: Config, data: Manifest, split: str, limit: int) -> tuple[list[GroundTruth], list[np.ndarray]]:
-    """Annotations and uint8 [S, S, 3] pixels of the first `limit` records of a split."""
-    truths, images = [], []
-    for record in read_split(config.data, data.split(split, config.data.dir)):
-        if len(images) == limit:
-            break
-        truths.append(GroundTruth(record.source_id, record.original_height, record.original_width, record.objects))
-        images.append(tf.io.decode_jpeg(record.encoded, channels=3, dct_method="INTEGER_ACCURATE").numpy())
-    return truths, images
-
-
-def _detect_by_checkpoint(
-    model, config: Config, images: Sequence[np.ndarray], names: Sequence[str]
+def detect_with_checkpoint(
+    model: tf_keras.Model, decoder: OutputDecoder, images: Sequence[np.ndarray], names: Sequence[str]
 ) -> list[Detections]:
-    anchors = anchor_tensor(config)
+    """Returns the detections of the checkpoint on uint8 [S, S, 3] images, by image."""
 
     @tf.function
     def run(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        return detect(model(normalize_image(pixels), training=False), anchors, config.anchors, config.eval)._asdict()
+        return decoder.decode(model(normalize_image(pixels), training=False))._asdict()
 
-    found, _ = run_export(lambda image: run(tf.constant(image)), images, names, config)
+    found, _ = run_export(lambda image: run(tf.constant(image)), images, names, decoder)
     return found
 
 
-def _judge(truths: Sequence[GroundTruth], found: Sequence[Detections], manifest: Manifest) -> dict[str, float | None]:
-    metrics = evaluate_detections(truths, found, manifest.classes).as_dict()
-    return {name: metrics[name] for name in METRICS}
+def summarise_comparison(
+    comparison: Comparison, ground_truths: Sequence[GroundTruth], classes: Sequence[str]
+) -> dict[str, Any]:
+    """Returns the part of the summary that depends on the images: metrics, thresholds, parity and latency."""
+
+    def evaluate(found: Sequence[Detections]) -> dict[str, float | None]:
+        metrics = evaluate_detections(ground_truths, found, classes).as_dict()
+        return {name: metrics[name] for name in METRICS}
+
+    analysis = analyse_detections(ground_truths, comparison.export, classes).as_dict()
+    return {
+        "classes": list(classes),
+        "metrics": {"checkpoint": evaluate(comparison.checkpoint), "export": evaluate(comparison.export)},
+        "operating_points": analysis["operating_points"],
+        "parity": dataclasses.asdict(comparison.parity),
+        "milliseconds_an_image_here": comparison.latency,
+    }
 
 
-def _size_of(path: Path) -> int:
-    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+def describe_batch(kind: str, postprocess: bool) -> str:
+    """Returns the batch size of an export's input: `1`, or `N` for any."""
+    return "1" if kind == "tflite" or (kind == "onnx" and postprocess) else "N"
 
 
-def _describe_output(config: Config, postprocess: bool) -> dict[str, Any]:
-    suppression = {
-        "score_threshold": config.eval.score_threshold,
-        "nms_iou": config.eval.nms_iou,
-        "max_detections": config.eval.max_detections,
+def describe_output(decoder: OutputDecoder, postprocess: bool) -> dict[str, Any]:
+    """Describes the outputs of an export and, without post-processing, what the caller needs to decode them."""
+    nms = {
+        "score_threshold": decoder.eval_config.score_threshold,
+        "nms_iou": decoder.eval_config.nms_iou,
+        "max_detections": decoder.eval_config.max_detections,
     }
     if postprocess:
         return {
             "boxes": "float32 [N, D, 4]: ymin, xmin, ymax, xmax in 0..1",
             "labels": "int32 [N, D], 1-based; 0 is padding",
             "scores": "float32 [N, D], best first",
-            **suppression,
+            **nms,
         }
     return {
         "logits": "float32 [N, A, C + 1], class 0 is background",
         "offsets": "float32 [N, A, 4]: ty, tx, th, tw",
         "anchors": "anchors.npy, float32 [A, 4]: ymin, xmin, ymax, xmax in 0..1",
-        "center_variance": config.anchors.center_variance,
-        "size_variance": config.anchors.size_variance,
-        **suppression,
+        "center_variance": decoder.anchor_config.center_variance,
+        "size_variance": decoder.anchor_config.size_variance,
+        **nms,
     }
+
+
+def _size_of(path: Path) -> int:
+    """Returns the size in bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())

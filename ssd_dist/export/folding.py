@@ -1,8 +1,9 @@
-"""Batch normalisation folded into the convolutions before it: the same function, a third of the layers less.
+"""Folds each batch normalization into the convolution before it, so that the exported network has fewer layers.
 
     y = gamma (W x - mean) / sqrt(variance + epsilon) + beta  =  (s W) x + (beta - s mean),   s = gamma / sqrt(...)
 
-(Jacob et al. 2018, "Quantization and Training of Neural Networks", section 3.2, equation 14.)
+The network computes the same function with a third fewer layers (Jacob et al. 2018, "Quantization and Training of
+Neural Networks", section 3.2, equation 14).
 """
 
 import numpy as np
@@ -13,14 +14,14 @@ CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
 
 
 def fold_batch_norm(model: tf_keras.Model) -> tf_keras.Model:
-    """A float32 copy of a functional model in which every batch norm has gone into the convolution before it."""
+    """Returns a float32 copy of a functional model with every batch normalization folded into its convolution."""
 
     def copy_layer(layer: layers.Layer) -> layers.Layer:
         if isinstance(layer, tf_keras.Model):
             return tf_keras.models.clone_model(layer, clone_function=copy_layer)
         if isinstance(layer, layers.BatchNormalization):
             return layers.Activation("linear", name=layer.name, dtype="float32")
-        bias = {"use_bias": True} if _norm_after(layer) else {}
+        bias = {"use_bias": True} if _find_following_norm(layer) else {}
         return type(layer).from_config(layer.get_config() | {"dtype": "float32"} | bias)
 
     folded = tf_keras.models.clone_model(model, clone_function=copy_layer)
@@ -33,24 +34,25 @@ def _copy_weights(model: tf_keras.Model, folded: tf_keras.Model) -> None:
         copy = folded.get_layer(layer.name)
         if isinstance(layer, tf_keras.Model):
             _copy_weights(layer, copy)
-        elif norm := _norm_after(layer):
-            copy.set_weights(_fold(layer, norm))
+        elif norm := _find_following_norm(layer):
+            copy.set_weights(_fold_weights(layer, norm))
         elif not isinstance(layer, layers.BatchNormalization):
             copy.set_weights(layer.get_weights())
 
 
-def _norm_after(layer: layers.Layer) -> layers.BatchNormalization | None:
-    """The batch norm that alone follows this convolution."""
-    followers = [node.outbound_layer for node in layer.outbound_nodes]
-    alone = len(followers) == 1 and isinstance(followers[0], layers.BatchNormalization)
-    return followers[0] if alone and isinstance(layer, CONVOLUTIONS) and not layer.use_bias else None
+def _find_following_norm(layer: layers.Layer) -> layers.BatchNormalization | None:
+    """Returns the batch normalization that is the only consumer of a convolution without bias, else None."""
+    consumers = [node.outbound_layer for node in layer.outbound_nodes]
+    only_norm = len(consumers) == 1 and isinstance(consumers[0], layers.BatchNormalization)
+    return consumers[0] if only_norm and isinstance(layer, CONVOLUTIONS) and not layer.use_bias else None
 
 
-def _fold(layer: layers.Layer, norm: layers.BatchNormalization) -> list[np.ndarray]:
-    """Kernel and bias, computed in float64. A depthwise kernel [H, W, C, M] ends in the channels of its output."""
+def _fold_weights(layer: layers.Layer, norm: layers.BatchNormalization) -> list[np.ndarray]:
+    """Returns the folded kernel and bias, computed in float64."""
     (kernel,) = (weight.astype(np.float64) for weight in layer.get_weights())
     gamma, beta, mean, variance = (weight.astype(np.float64) for weight in norm.get_weights())
     scale = gamma / np.sqrt(variance + norm.epsilon)
+    # The output channels are the last axis of a Conv2D kernel, and the last two, [C, M], of a depthwise kernel.
     depthwise = isinstance(layer, layers.DepthwiseConv2D)
     kernel = kernel * (scale.reshape(kernel.shape[-2:]) if depthwise else scale)
     return [kernel.astype(np.float32), (beta - scale * mean).astype(np.float32)]

@@ -1,8 +1,8 @@
-"""Writing a served detector as SavedModel, TFLite or ONNX, and running what was written.
+"""Writes a detector as SavedModel, TFLite or ONNX, and opens such exports for inference.
 
 saved_model   signatures `serving_default` (uint8 batch) and `encoded_images` (bytes), any batch size
-tflite        uint8 [1, S, S, 3]; weights in float32, float16, or all in int8 with float detections outside
-onnx          uint8 [N, S, S, 3], opset 17: ONNX Runtime and TensorRT
+tflite        uint8 [1, S, S, 3]; weights in float32 or float16, or weights and activations in int8
+onnx          uint8 [N, S, S, 3], opset 17, for ONNX Runtime and TensorRT
 """
 
 import json
@@ -20,19 +20,20 @@ from ssd_dist.inference.prediction import LoadedDetector
 from ssd_dist.model.postprocessing import DetectionBatch
 
 ONNX_OPSET = 17
-# Pictures that a SavedModel is given at once.
-BATCH = 16
-# A SavedModel is the folder itself.
+# Images per batch when ssd-predict runs a SavedModel.
+BATCH_SIZE = 16
+# Name of the export inside the output folder; a SavedModel is the folder itself.
 FILES = {"saved_model": ".", "tflite": "model.tflite", "onnx": "model.onnx"}
 
-CARD_NAME = "export.json"
+# The export summary.
+SUMMARY_NAME = "export.json"
 
-# uint8 [1, S, S, 3] to the outputs by name.
+# Maps uint8 [1, S, S, 3] to the outputs by name.
 Runner = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def write_saved_model(served: ServedDetector, path: Path) -> None:
-    """Writes the folder of a SavedModel."""
+    """Writes a SavedModel into the folder `path`."""
     pixels = tf.TensorSpec([None, served.size, served.size, 3], tf.uint8, "images")
     by_pixels = tf.function(lambda images: served.detect_pixels(images, with_names=served.postprocess))
     signatures = {"serving_default": by_pixels.get_concrete_function(pixels)}
@@ -47,12 +48,12 @@ def write_tflite(served: ServedDetector, path: Path, quantize: str, samples: Ite
 
     Args:
       served: the detector.
-      path: the file.
+      path: the file to write.
       quantize: `none`, `fp16` (weights) or `int8` (weights and activations).
-      samples: uint8 [S, S, 3] images that show the range of activations, for `int8`.
+      samples: uint8 [S, S, 3] images from which `int8` calibrates the ranges of the activations.
     """
     shape = [1, served.size, served.size, 3]
-    # The quantised input takes over 0..255, at a scale of 1, from float pixels.
+    # With int8 the converter quantizes a float input: scale 1 and zero point 0, so the file takes uint8 pixels as is.
     pixels = tf.TensorSpec(shape, tf.float32 if quantize == "int8" else tf.uint8, "images")
     function = tf.function(served.detect_pixels).get_concrete_function(pixels)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], served)
@@ -61,14 +62,14 @@ def write_tflite(served: ServedDetector, path: Path, quantize: str, samples: Ite
     if quantize == "fp16":
         converter.target_spec.supported_types = [tf.float16]
     if quantize == "int8":
-        converter.representative_dataset = lambda: _show_ranges(samples)
+        converter.representative_dataset = lambda: _calibration_batches(samples)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = tf.uint8
     path.write_bytes(converter.convert())
 
 
-def _show_ranges(samples: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """Batches of one; the first has a black and a white pixel, so that the range of the input is 0..255."""
+def _calibration_batches(samples: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Yields batches of one image; the first gets a black and a white pixel, so that the input range is 0..255."""
     for number, image in enumerate(samples):
         pixels = image[None].astype(np.float32)
         if number == 0:
@@ -86,8 +87,8 @@ def write_onnx(served: ServedDetector, path: Path) -> None:
         import tf2onnx
     except ImportError:
         install = 'pip install --constraint requirements.lock ".[export]"'
-        raise UsageError(f"--format=onnx needs tf2onnx: {install}") from None
-    # ONNX Runtime refuses the loop of suppression over a batch whose size it does not know.
+        raise UsageError(f"--format=onnx: tf2onnx is not installed; install it with {install}") from None
+    # ONNX Runtime rejects the loop of NMS over a batch of unknown size, so the batch size is 1 with post-processing.
     pixels = tf.TensorSpec([1 if served.postprocess else None, served.size, served.size, 3], tf.uint8, "images")
     tf2onnx.convert.from_function(
         tf.function(served.detect_pixels), input_signature=[pixels], opset=ONNX_OPSET, output_path=str(path)
@@ -95,32 +96,40 @@ def write_onnx(served: ServedDetector, path: Path) -> None:
 
 
 def open_export(kind: str, path: Path) -> Runner:
-    """What runs an export on one image, on the processors here."""
-    return {"saved_model": _open_saved_model, "tflite": _open_tflite, "onnx": _open_onnx}[kind](path)
+    """Opens an export and returns the function that runs it on one image, on CPU."""
+    openers: dict[str, Callable[[Path], Runner]] = {
+        "saved_model": _open_saved_model,
+        "tflite": _open_tflite,
+        "onnx": _open_onnx,
+    }
+    return openers[kind](path)
 
 
 def open_saved_model(folder: str) -> LoadedDetector:
-    """The detector of an export as SavedModel.
+    """Loads a SavedModel export for `ssd-predict`.
 
     Raises:
-      CheckpointError: if the folder holds none, or one without post-processing.
+      CheckpointError: if the folder holds no SavedModel export, or one without post-processing.
     """
     try:
-        card = json.loads((Path(folder) / CARD_NAME).read_text())
+        summary = json.loads((Path(folder) / SUMMARY_NAME).read_text())
         function = tf.saved_model.load(folder).signatures["serving_default"]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"--saved_model={folder} is no export: {first_line(error)}; write one with ssd-export --format=saved_model"
+            f"--saved_model={folder}: not a SavedModel export ({first_line(error)}); "
+            "create one with ssd-export --format=saved_model"
         ) from None
     if "boxes" not in function.structured_outputs:
-        raise CheckpointError(f"--saved_model={folder} has no post-processing; export it with --postprocessing")
+        raise CheckpointError(
+            f"--saved_model={folder}: the export has no post-processing; export again with --postprocessing"
+        )
     size = function.structured_input_signature[1]["images"].shape[1]
 
     def run(images: tf.Tensor) -> DetectionBatch:
         found = function(images=images)
         return DetectionBatch(found["boxes"], found["labels"], found["scores"])
 
-    return LoadedDetector(size, BATCH, tuple(card["classes"]), run)
+    return LoadedDetector(size, BATCH_SIZE, tuple(summary["classes"]), run)
 
 
 def _open_saved_model(path: Path) -> Runner:
@@ -131,7 +140,7 @@ def _open_saved_model(path: Path) -> Runner:
 
 def _open_tflite(path: Path) -> Runner:
     with warnings.catch_warnings():
-        # TensorFlow announces the interpreter's move to a package of its own; ours is the one it ships.
+        # TensorFlow warns that the interpreter will move to a package of its own; this one still ships with it.
         warnings.simplefilter("ignore", UserWarning)
         runner = tf.lite.Interpreter(str(path), num_threads=os.cpu_count()).get_signature_runner()
     return lambda images: runner(images=images)

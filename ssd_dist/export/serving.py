@@ -1,47 +1,84 @@
-"""The detector as it is shipped: pixels or JPEG bytes in, named detections out.
+"""The exported detector: pixels or encoded images in, detections with class names out.
 
 encoded bytes [N]  -> decode -> resize to S x S ->|
-uint8 [N, S, S, 3] -> normalise -> network (batch norm folded) -> softmax, decode, suppress -> detections
+uint8 [N, S, S, 3] -> normalize -> network (batch norm folded) -> softmax, decode boxes, NMS -> detections
 """
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ssd_dist.core.config import Config
+from ssd_dist.core.anchors import generate_anchors
+from ssd_dist.core.config import AnchorConfig, EvalConfig
 from ssd_dist.export.folding import fold_batch_norm
 from ssd_dist.model.detector import normalize_image
-from ssd_dist.model.postprocessing import anchor_tensor, detect
+from ssd_dist.model.postprocessing import DetectionBatch, detect
+
+
+@dataclass(frozen=True)
+class OutputDecoder:
+    """Decodes the network's outputs to detections.
+
+    Attributes:
+      anchors: float32 [A, 4], normalised. A NumPy array: a captured tensor would become an input of an ONNX graph,
+        an array becomes a constant.
+      anchor_config: with the variances that scale the offsets.
+      eval_config: with the score threshold and the settings of NMS.
+    """
+
+    anchors: np.ndarray
+    anchor_config: AnchorConfig
+    eval_config: EvalConfig
+
+    @classmethod
+    def create(cls, anchor_config: AnchorConfig, eval_config: EvalConfig, input_size: int) -> "OutputDecoder":
+        """Returns the decoder of a model with square input of `input_size` pixels."""
+        return cls(generate_anchors(anchor_config, input_size), anchor_config, eval_config)
+
+    def decode(self, outputs: dict[str, tf.Tensor]) -> DetectionBatch:
+        """Decodes `logits` [N, A, C + 1] and `offsets` [N, A, 4]."""
+        return detect(outputs, tf.constant(self.anchors), self.anchor_config, self.eval_config)
 
 
 class ServedDetector(tf.Module):
-    """Signatures around a trained model; `postprocess` False leaves logits and offsets to the caller."""
+    """The signatures of an exported model; without `postprocess` they return logits and offsets."""
 
-    def __init__(self, model: tf_keras.Model, config: Config, classes: tuple[str, ...], postprocess: bool) -> None:
+    def __init__(
+        self, model: tf_keras.Model, decoder: OutputDecoder, size: int, classes: Sequence[str], postprocess: bool
+    ) -> None:
         super().__init__()
         folded = fold_batch_norm(model)
-        # In a closure and as a bare list: of a model that is an attribute, saving would walk every layer and trace
-        # a dozen functions of each, for four times as long and into a larger file.
-        self._network = lambda pixels: folded(pixels, training=False)
+        # The model is held in a closure and its variables in a list. As an attribute, saving would visit every layer
+        # and trace a dozen functions per layer, which takes four times as long and gives a larger file.
+        self._network: Callable[[tf.Tensor], dict[str, tf.Tensor]] = lambda pixels: folded(pixels, training=False)
         self._weights = folded.variables
-        self.size = config.model.input_size
+        self.size = size
         self.postprocess = postprocess
-        self._config = config
-        # No tensors: what a function captures becomes an input of an ONNX graph; these become constants.
-        self._anchors = anchor_tensor(config).numpy()
+        self.decoder = decoder
         self._names = np.array(["", *classes])
 
     def detect_pixels(self, images: tf.Tensor, with_names: bool = False) -> dict[str, tf.Tensor]:
-        """Detections on pixels [N, S, S, 3] in 0..255, as `boxes`, `labels`, `scores`; or `logits` and `offsets`."""
+        """Detects objects in pixels [N, S, S, 3] in 0..255.
+
+        Args:
+          images: the pixels.
+          with_names: whether the class name of each detection is returned as `names`.
+
+        Returns:
+          `boxes`, `labels` and `scores`; without post-processing `logits` and `offsets`.
+        """
         outputs = self._network(normalize_image(images))
         if not self.postprocess:
             return {name: tf.identity(value, name) for name, value in outputs.items()}
-        found = detect(outputs, tf.constant(self._anchors), self._config.anchors, self._config.eval)
+        found = self.decoder.decode(outputs)
         names = {"names": tf.gather(tf.constant(self._names), found.labels)} if with_names else {}
         return {name: tf.identity(value, name) for name, value in (found._asdict() | names).items()}
 
     def detect_encoded(self, encoded: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Detections on encoded images [N] (JPEG, PNG, BMP or GIF) of any size; EXIF turns are not looked at."""
+        """Detects objects in encoded images [N] (JPEG, PNG, BMP or GIF) of any size; EXIF orientation is ignored."""
 
         def read(data: tf.Tensor) -> tf.Tensor:
             image = tf.io.decode_image(data, channels=3, expand_animations=False)

@@ -1,4 +1,4 @@
-"""The command `ssd-export`: what it writes and says, and how it ends where the export is not the checkpoint."""
+"""The command `ssd-export`: its files, its output, and its exit code if the export differs from the checkpoint."""
 
 import json
 import os
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from support.synthetic import write_dataset
-from test_exporter import SETTINGS, give_character
+from test_exporter import SETTINGS, randomize_weights
 
 from ssd_dist.core.config import Config
 from ssd_dist.model.detector import build_detector
 from ssd_dist.runs.checkpoints import BestModel
 from ssd_dist.runs.run_folder import open_run_folder
 
-# The same command, with an export whose boxes are a hundredth of the image off.
+# The same command, with an export whose boxes are shifted by 1 % of the image.
 SHIFTED = """
 from ssd_dist.export import exporter
 real = exporter.open_export
@@ -31,12 +31,12 @@ run_main()
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run whose model nobody trained, with six images to be judged on."""
+    """Creates a run with an untrained model and six validation images; returns its folder."""
     folder = tmp_path_factory.mktemp("command")
     config = Config.model_validate(SETTINGS | {"data": {"dir": str(folder / "data")}})
     manifest = write_dataset(folder / "data", config, {"train": 2, "val": 6}, shards=1, objects=2)
     model = build_detector(config, len(manifest.classes))
-    give_character(model)
+    randomize_weights(model)
     open_run_folder(str(folder / "run"), config, manifest)
     BestModel(model, str(folder / "run"), "coco/AP", 1).offer(5, 0.5)
     return folder / "run"
@@ -51,27 +51,27 @@ def export(run, output, *program: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_a_good_export_is_written_and_told(run, tmp_path):
+def test_a_faithful_export_is_written_and_reported(run, tmp_path):
     done = export(run, tmp_path / "out", "-m", "ssd_dist.cli.export")
     assert done.returncode == 0, done.stderr
-    card = json.loads((tmp_path / "out" / "export.json").read_text())
+    summary = json.loads((tmp_path / "out" / "export.json").read_text())
     file = tmp_path / "out" / "model.tflite"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["export.json", "model.tflite"]
-    assert card["bytes"] == file.stat().st_size
-    assert card["parity"]["detections"] > 0
-    assert f"{file}: {card['bytes'] / 1e6:.1f} MB" in done.stdout
-    assert f"of {card['parity']['detections']} detections on 6 images 0 differ" in done.stdout
+    assert summary["bytes"] == file.stat().st_size
+    assert summary["parity"]["detections"] > 0
+    assert f"{file}: {summary['bytes'] / 1e6:.1f} MB" in done.stdout
+    assert f"0 of {summary['parity']['detections']} detections on 6 images are missing" in done.stdout
     details = tf.lite.Interpreter(str(file)).get_input_details()[0]
     assert (details["shape"].tolist(), details["dtype"]) == ([1, 64, 64, 3], np.uint8)
 
 
 @pytest.mark.slow
-def test_an_export_that_is_not_the_checkpoint_ends_with_4_and_its_card(run, tmp_path):
+def test_an_export_that_differs_from_the_checkpoint_exits_with_4_and_a_summary(run, tmp_path):
     done = export(run, tmp_path / "out", "-c", SHIFTED)
     assert done.returncode == 4, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     missing = json.loads((tmp_path / "out" / "export.json").read_text())["parity"]["missing"]
     assert missing > 0
-    assert f"misses {missing} of the checkpoint's" in line
-    assert "do not ship it" in line
+    assert f"lacks {missing} of the checkpoint's" in line
+    assert "do not deploy it" in line
     assert "export.json" in line

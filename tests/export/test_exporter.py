@@ -1,7 +1,7 @@
-"""What is shipped detects what the checkpoint detects; what does not is refused.
+"""Exports detect what their checkpoint detects; unsupported options and mismatched data are rejected.
 
-Folding is tested on whole MobileNetV2s. The formats are tested on a few blocks of the same layers, since converting is
-what takes the time; each export is made once.
+Folding is tested on complete MobileNetV2s. The formats are tested on a few blocks of the same layers, because
+conversion takes most of the time; each export is written once.
 """
 
 import dataclasses
@@ -30,7 +30,8 @@ from ssd_dist.export import exporter as exporting
 from ssd_dist.export.exporter import choose_postprocessing, export_run, pick_split
 from ssd_dist.export.folding import fold_batch_norm
 from ssd_dist.export.formats import open_saved_model
-from ssd_dist.export.parity import compare_detections, detect_rippled
+from ssd_dist.export.parity import compare_detections, detect_with_noise
+from ssd_dist.export.serving import OutputDecoder
 from ssd_dist.inference.prediction import PredictionOutputs, open_run, predict_images
 from ssd_dist.inference.trained_model import check_data_of_run
 from ssd_dist.model import detector
@@ -51,8 +52,8 @@ def submodules_of_kind(model, kind):
     return [module for module in model.submodules if isinstance(module, kind)]
 
 
-def give_character(model):
-    """Statistics and class scores as a trained model might have them: nothing at its initial value, few ties."""
+def randomize_weights(model):
+    """Gives a model random statistics and larger class weights: no initial values remain, and few scores are tied."""
     rng = np.random.default_rng(7)
     for norm in submodules_of_kind(model, layers.BatchNormalization):
         gamma, beta, mean, variance = norm.get_weights()
@@ -66,15 +67,15 @@ def give_character(model):
             layer.set_weights([kernel * 10, bias])
 
 
-def settle_statistics(model, pictures):
-    """Gives the norms the statistics of pictures uint8 [N, S, S, 3]; with others outputs hardly hang on the picture."""
+def fit_statistics(model, images):
+    """Sets batch statistics to those of uint8 images [N, S, S, 3]; otherwise outputs hardly depend on the image."""
     for norm in submodules_of_kind(model, layers.BatchNormalization):
         norm.momentum = 0.0
-    model(normalize_image(tf.constant(pictures)), training=True)
+    model(normalize_image(tf.constant(images)), training=True)
 
 
 def build_few_blocks(config, model, sync_batch_norm=False):
-    """A backbone of the layers that MobileNetV2 has, with taps at strides 8, 16 and 32."""
+    """Builds a small backbone from the layer types of MobileNetV2, with feature maps at strides 8, 16 and 32."""
 
     def normalize(x, relu=True):
         x = ReplicaBatchNormalization()(x)
@@ -92,8 +93,8 @@ def build_few_blocks(config, model, sync_batch_norm=False):
     return tf_keras.Model(image, taps[1:], name="backbone")
 
 
-def draw_real_records(monkeypatch):
-    """Photographs in the validation records, if there are any here."""
+def use_photographs(monkeypatch):
+    """Puts photographs of COCO128, where available, into the validation records."""
     shared = Path(os.environ.get("SSD_DIST_SHARED", Path(__file__).parents[3] / "shared"))
     photos = sorted((shared / "data/coco128/images/val2017").glob("*.jpg"))
     draw = synthetic.draw_record
@@ -111,20 +112,20 @@ def draw_real_records(monkeypatch):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run whose model nobody trained, and its data: 64 real images to be judged on."""
+    """Creates a run with an untrained model, and its data with 64 validation images; returns the folder of the run."""
     folder = tmp_path_factory.mktemp("export")
     config = Config.model_validate(SETTINGS | {"data": {"dir": str(folder / "data")}})
     with pytest.MonkeyPatch.context() as patch:
-        draw_real_records(patch)
+        use_photographs(patch)
         manifest = write_dataset(folder / "data", config, {"train": 12, "val": 64}, shards=2)
         patch.setattr(detector, "build_backbone", build_few_blocks)
-        # The same weights each time: among thousands of boxes of noise some overlap by just nms_iou, where the last bit
-        # decides which stays.
+        # Seeded: among thousands of random boxes some overlap by nearly nms_iou, where rounding decides which one NMS
+        # keeps.
         tf_keras.utils.set_random_seed(1)
         model = build_detector(config, len(manifest.classes))
-        give_character(model)
+        randomize_weights(model)
         records = read_split(config.data, manifest.splits["val"])
-        settle_statistics(model, np.stack([Image.open(io.BytesIO(record.encoded)) for record in records]))
+        fit_statistics(model, np.stack([Image.open(io.BytesIO(record.encoded)) for record in records]))
         open_run_folder(str(folder / "run"), config, manifest)
         BestModel(model, str(folder / "run"), "coco/AP", 1).offer(5, 0.5)
         yield folder / "run"
@@ -132,46 +133,49 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    """Of a small data set."""
+    """Returns the manifest of a small dataset."""
     folder = tmp_path_factory.mktemp("data")
     return write_dataset(folder, Config.model_validate(SETTINGS), {"train": 1, "val": 1}, shards=1)
 
 
 @pytest.fixture(scope="module")
 def export(run, tmp_path_factory):
-    """Exports the run, each kind once: its card and its folder. The checkpoint is loaded and asked once for all."""
-    made, before = {}, []
-    detect = exporting._detect_by_checkpoint
+    """Returns a function that exports the run, once per set of options, and returns the summary and the folder.
+
+    The checkpoint is loaded and run only once.
+    """
+    exports, reference = {}, []
+    detect = exporting.detect_with_checkpoint
 
     def detect_once(*args):
-        if not before:
-            before.append(detect(*args))
-        return before[0]
+        if not reference:
+            reference.append(detect(*args))
+        return reference[0]
 
     def make(kind, quantize="none", postprocess=None):
         key = (kind, quantize, choose_postprocessing(kind, quantize, postprocess))
-        if key not in made:
+        if key not in exports:
             folder = tmp_path_factory.mktemp("exported")
-            made[key] = export_run(str(run), "best", *key, str(folder), []), folder
-        return made[key]
+            exports[key] = export_run(str(run), "best", *key, str(folder), []), folder
+        return exports[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "_detect_by_checkpoint", detect_once)
+        patch.setattr(exporting, "detect_with_checkpoint", detect_once)
         patch.setattr(exporting, "load_trained_model", functools.cache(exporting.load_trained_model))
         yield make
 
 
 @pytest.mark.parametrize("head", ["ssd", "ssdlite"])
-def test_folding_changes_nothing_but_the_layers(head):
+def test_folding_removes_batch_norm_and_keeps_the_outputs(head):
     config = Config.model_validate(SETTINGS | {"model": SETTINGS["model"] | {"head": head}})
     model = build_detector(config, 3)
-    give_character(model)
+    randomize_weights(model)
     folded = fold_batch_norm(model)
     assert submodules_of_kind(model, layers.BatchNormalization)
     assert not submodules_of_kind(folded, layers.BatchNormalization)
     image = tf.random.stateless_uniform([2, 64, 64, 3], [1, 2], -1, 1)
     for name, expected in model(image, training=False).items():
-        # Folding rounds each weight once: some 1e-7 a layer, through sixty layers.
+        # Folding rounds each weight once: about 1e-7 per layer, through sixty layers.
         np.testing.assert_allclose(folded(image)[name], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -181,45 +185,45 @@ def test_folding_changes_nothing_but_the_layers(head):
 def test_an_export_detects_what_the_checkpoint_detects(export, kind, postprocess):
     if kind == "onnx":
         pytest.importorskip("tf2onnx")
-    card, folder = export(kind, "none", postprocess)
-    assert card["parity"]["images"] == 64
-    assert card["parity"]["detections"] > 200
-    assert card["parity"]["missing"] == 0
-    # What nobody trained ranks by noise: its faint detections change places when the last bits do.
-    assert card["metrics"]["export"] == pytest.approx(card["metrics"]["checkpoint"], abs=2e-3)
-    assert json.loads((folder / "export.json").read_text()) == card
-    assert (folder / card["file"]).exists()
-    assert card["classes"] == list(card["operating_points"]) == list(CLASSES)
+    summary, folder = export(kind, "none", postprocess)
+    assert summary["parity"]["images"] == 64
+    assert summary["parity"]["detections"] > 200
+    assert summary["parity"]["missing"] == 0
+    # The scores of an untrained model are noise: rounding changes the order of detections with low scores.
+    assert summary["metrics"]["export"] == pytest.approx(summary["metrics"]["checkpoint"], abs=2e-3)
+    assert json.loads((folder / "export.json").read_text()) == summary
+    assert (folder / summary["file"]).exists()
+    assert summary["classes"] == list(summary["operating_points"]) == list(CLASSES)
     assert (folder / "anchors.npy").exists() != postprocess
 
 
 @pytest.mark.slow
-def test_smaller_numbers_make_smaller_files(export):
+def test_quantized_files_are_smaller(export):
     sizes = {quantize: export("tflite", quantize, False)[0]["bytes"] for quantize in ("none", "fp16", "int8")}
     assert sizes["fp16"] < 0.75 * sizes["none"]
     assert sizes["int8"] < sizes["fp16"]
-    details = tf.lite.Interpreter(str(export("tflite", "int8")[1] / "model.tflite"))
-    assert details.get_input_details()[0]["dtype"] == np.uint8
-    # Pixels are taken as they are: scale 1, zero point 0.
-    assert details.get_input_details()[0]["quantization"] == (pytest.approx(1.0), 0)
+    interpreter = tf.lite.Interpreter(str(export("tflite", "int8")[1] / "model.tflite"))
+    assert interpreter.get_input_details()[0]["dtype"] == np.uint8
+    # Scale 1 and zero point 0: the file takes uint8 pixels as they are.
+    assert interpreter.get_input_details()[0]["quantization"] == (pytest.approx(1.0), 0)
 
 
 @pytest.mark.slow
-def test_predict_takes_a_saved_model(run, export, tmp_path):
+def test_a_saved_model_predicts_what_its_run_predicts(run, export, tmp_path):
     exported = str(export("saved_model")[1])
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for number in range(3):
         noise = tf.random.stateless_uniform([90, 70, 3], [number, 0], 0, 256, tf.int32)
-        (pictures / f"{number}.jpg").write_bytes(tf.io.encode_jpeg(tf.cast(noise, tf.uint8)).numpy())
-    files = sorted(map(str, pictures.iterdir()))
+        (images / f"{number}.jpg").write_bytes(tf.io.encode_jpeg(tf.cast(noise, tf.uint8)).numpy())
+    files = sorted(map(str, images.iterdir()))
     found = {}
     for name, opened in (
         ("run", open_run(str(run), "best", [])),
         ("export", open_saved_model(exported)),
     ):
-        wishes = PredictionOutputs(np.full(3, 0.4), CocoIds((1, 2, 3)))
-        predict_images(opened, files, str(tmp_path / name), wishes)
+        outputs = PredictionOutputs(np.full(3, 0.4), CocoIds((1, 2, 3)))
+        predict_images(opened, files, str(tmp_path / name), outputs)
         found[name] = json.loads((tmp_path / name / "detections.json").read_text())
     clear = [one for one in found["run"] if one["score"] > 0.1]
     assert len(clear) > 5
@@ -231,52 +235,53 @@ def test_predict_takes_a_saved_model(run, export, tmp_path):
 
 
 @pytest.mark.slow
-def test_encoded_images_are_decoded_to_the_pixels_that_they_hold(export):
+def test_encoded_images_give_the_detections_of_their_pixels(export):
     signatures = tf.saved_model.load(str(export("saved_model")[1])).signatures
-    # Smooth and coloured, in the model's size: nothing is resized, PNG loses nothing, and channels differ.
+    # At the model's input size nothing is resized, PNG is lossless, and the channels differ.
     ramp = np.linspace(0, 255, 64).astype(np.uint8)
-    picture = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, ::-1], np.uint8(40)), axis=-1)
-    pixels = np.stack([picture, picture[:, ::-1], picture[..., ::-1], np.zeros_like(picture)])
-    answer = signatures["encoded_images"](encoded=tf.stack([tf.io.encode_png(image) for image in pixels]))
+    image = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, ::-1], np.uint8(40)), axis=-1)
+    pixels = np.stack([image, image[:, ::-1], image[..., ::-1], np.zeros_like(image)])
+    found = signatures["encoded_images"](encoded=tf.stack([tf.io.encode_png(image) for image in pixels]))
     expected = signatures["serving_default"](images=tf.constant(pixels))
     for name, values in expected.items():
-        np.testing.assert_array_equal(answer[name], values)
-    assert set(answer["names"].numpy().ravel().tolist()) <= {b"", *(name.encode() for name in CLASSES)}
-    # Four pictures, four answers: turned, swapped and black ones would be noticed.
-    assert len({values.tobytes() for values in answer["scores"].numpy()}) == 4
+        np.testing.assert_array_equal(found[name], values)
+    assert set(found["names"].numpy().ravel().tolist()) <= {b"", *(name.encode() for name in CLASSES)}
+    # The results of the four images differ, so the test would notice flipped, swapped or black pixels.
+    assert len({values.tobytes() for values in found["scores"].numpy()}) == 4
 
 
 @pytest.fixture
-def photograph():
-    """One image with three clear detections, far apart, in different classes."""
+def detections():
+    """Returns three detections of different classes with high scores, far apart, on one image."""
     boxes = np.float32([[0.1, 0.1, 0.3, 0.3], [0.4, 0.4, 0.6, 0.6], [0.7, 0.7, 0.9, 0.9]])
     return Detections("a", boxes, np.array([1, 2, 3]), np.float32([0.9, 0.6, 0.3]))
 
 
-def without(found, number):
+def remove(found, number):
     return Detections("a", *(np.delete(part, number, axis=0) for part in (found.boxes, found.labels, found.scores)))
 
 
-def test_a_lost_detection_counts_unless_rounding_alone_would_lose_it(photograph):
-    lost = [without(photograph, 1)]
-    steady, shaky = [photograph] * 3, [photograph, without(photograph, 1)]
-    assert compare_detections([photograph], [photograph], lambda _: pytest.fail("asked in vain")).holds
-    kept = compare_detections([photograph], lost, lambda _: steady)
-    assert (kept.missing, kept.undecided, kept.holds) == (1, 0, False)
-    excused = compare_detections([photograph], lost, lambda _: shaky)
+def test_a_lost_detection_is_missing_unless_noise_also_loses_it(detections):
+    lost = [remove(detections, 1)]
+    stable, unstable = [detections] * 3, [detections, remove(detections, 1)]
+    equal = compare_detections([detections], [detections], lambda _: pytest.fail("equal detections need no noise"))
+    assert equal.holds
+    missing = compare_detections([detections], lost, lambda _: stable)
+    assert (missing.missing, missing.undecided, missing.holds) == (1, 0, False)
+    excused = compare_detections([detections], lost, lambda _: unstable)
     assert (excused.missing, excused.undecided, excused.holds) == (0, 1, True)
-    # What rounding decides about one says nothing about another.
-    other = compare_detections([photograph], [without(photograph, 2)], lambda _: shaky)
+    # An unstable detection does not excuse another one.
+    other = compare_detections([detections], [remove(detections, 2)], lambda _: unstable)
     assert (other.missing, other.undecided) == (1, 0)
-    nothing = without(without(without(photograph, 0), 0), 0)
-    assert compare_detections([photograph], [nothing], lambda _: steady).missing == 3
-    # What suppression let through is as wrong as what it took.
-    more = compare_detections(lost, [photograph], lambda _: [without(photograph, 1)] * 3)
+    nothing = remove(remove(remove(detections, 0), 0), 0)
+    assert compare_detections([detections], [nothing], lambda _: stable).missing == 3
+    # A surplus detection counts like a missing one.
+    more = compare_detections(lost, [detections], lambda _: [remove(detections, 1)] * 3)
     assert (more.missing, more.surplus, more.holds) == (0, 1, False)
-    assert compare_detections(lost, [photograph], lambda _: shaky).undecided == 1
+    assert compare_detections(lost, [detections], lambda _: unstable).undecided == 1
 
 
-def test_classes_stay_apart_in_float16_files():
+def test_class_offsets_are_exact_in_float16_files():
     labels = tf.range(80)
     boxes = tf.tile([[0.25, 0.5, 0.75, 1.0]], [80, 1])
     signature = [tf.TensorSpec(value.shape, value.dtype) for value in (boxes, labels)]
@@ -294,10 +299,10 @@ def test_classes_stay_apart_in_float16_files():
     np.testing.assert_array_equal(places, set_classes_apart(boxes, labels))
 
 
-def test_ripples_shake_what_is_tied_and_nothing_else():
+def test_noise_decides_between_tied_boxes_only():
     config = Config.model_validate(SETTINGS)
     anchors = anchor_tensor(config).numpy()
-    # Two neighbouring anchors of one object, of nearly the same logits; a third, clear one elsewhere.
+    # Two overlapping anchors with nearly the same logits, and a third anchor elsewhere.
     overlaps = iou_matrix(anchors[20:200], anchors[20:200]) - 2 * np.eye(180)
     first, second = 20 + np.array(np.unravel_index(overlaps.argmax(), overlaps.shape))
     apart = int(np.flatnonzero(iou_matrix(anchors[[first]], anchors)[0] == 0)[0])
@@ -308,34 +313,35 @@ def test_ripples_shake_what_is_tied_and_nothing_else():
     def network(_):
         return {"logits": tf.constant(logits), "offsets": tf.zeros([1, len(anchors), 4])}
 
-    found = detect_rippled(network, np.zeros((64, 64, 3), np.uint8), "a", config)
+    decoder = OutputDecoder.create(config.anchors, config.eval, 64)
+    found = detect_with_noise(network, np.zeros((64, 64, 3), np.uint8), "a", decoder)
 
-    def seen(anchor):
+    def detected(anchor):
         return [bool((np.abs(one.boxes - anchors[anchor].clip(0, 1)).max(axis=1) < 1e-3).any()) for one in found]
 
-    assert all(seen(apart))
-    assert seen(first) == [not one for one in seen(second)]
-    assert 0 < sum(seen(first)) < len(found)
+    assert all(detected(apart))
+    assert detected(first) == [not one for one in detected(second)]
+    assert 0 < sum(detected(first)) < len(found)
 
 
 @pytest.mark.slow
-def test_what_computed_in_16_bits_is_shipped_in_32(run, export, tmp_path, monkeypatch):
-    loading = exporting.load_trained_model
+def test_a_mixed_precision_run_is_exported_in_float32(run, export, tmp_path, monkeypatch):
+    load = exporting.load_trained_model
 
-    def load_and_see(model_dir, checkpoint, config, class_count):
-        assert not config.amp.enabled, "else the checkpoint rounds otherwise than its export"
-        return loading(model_dir, checkpoint, config, class_count)
+    def load_and_check(model_dir, checkpoint, config, class_count):
+        assert not config.amp.enabled, "the checkpoint must compute in float32, like its export"
+        return load(model_dir, checkpoint, config, class_count)
 
-    monkeypatch.setattr(exporting, "load_trained_model", load_and_see)
+    monkeypatch.setattr(exporting, "load_trained_model", load_and_check)
     half = ["amp.enabled=true", "amp.policy=mixed_bfloat16"]
-    card = export_run(str(run), "best", "tflite", "none", False, str(tmp_path), half)
+    summary = export_run(str(run), "best", "tflite", "none", False, str(tmp_path), half)
     expected = export("tflite", "none", False)[0]
-    assert card["parity"]["missing"] == 0
-    assert card["metrics"] == expected["metrics"]
+    assert summary["parity"]["missing"] == 0
+    assert summary["metrics"] == expected["metrics"]
 
 
 @pytest.mark.parametrize(
-    ("named", "splits", "judged"),
+    ("requested", "splits", "evaluated"),
     [
         ("auto", ("test", "train", "val"), "val"),
         ("auto", ("test", "train"), "test"),
@@ -344,18 +350,17 @@ def test_what_computed_in_16_bits_is_shipped_in_32(run, export, tmp_path, monkey
         ("test", ("test", "train", "val"), "test"),
     ],
 )
-def test_it_is_judged_on_the_split_that_the_run_evaluates_on(manifest, named, splits, judged):
-    config = Config.model_validate(SETTINGS | {"eval": {"split": named}})
+def test_an_export_is_evaluated_on_the_evaluation_split_of_the_run(manifest, requested, splits, evaluated):
     data = manifest.model_copy(update={"splits": dict.fromkeys(splits, manifest.splits["val"])})
-    assert pick_split(config, data) == judged
+    assert pick_split(requested, data, "OUT") == evaluated
 
 
-def test_a_named_split_that_is_not_there_is_refused(manifest):
+def test_a_missing_split_is_reported(manifest):
     with pytest.raises(DataError, match="no split 'tset'"):
-        pick_split(Config.model_validate(SETTINGS | {"eval": {"split": "tset"}}), manifest)
+        pick_split("tset", manifest, "OUT")
 
 
-def test_what_was_not_trained_for_is_refused(manifest):
+def test_data_of_another_size_or_classes_is_rejected(manifest):
     config = Config.model_validate(SETTINGS)
     check_data_of_run(config, manifest, manifest, "RUN")
     with pytest.raises(DataError, match=r"image_size 400, and the model of RUN takes 64: .*--config=RUN/config.yaml"):
@@ -364,15 +369,15 @@ def test_what_was_not_trained_for_is_refused(manifest):
         check_data_of_run(config, manifest.model_copy(update={"classes": CLASSES[::-1]}), manifest, "RUN")
 
 
-def test_combinations_that_there_are_not():
+def test_postprocessing_defaults_and_unsupported_combinations():
     assert choose_postprocessing("tflite", "int8", None) is False
     assert choose_postprocessing("onnx", "none", None) is True
-    with pytest.raises(UsageError, match="fp16"):
+    with pytest.raises(UsageError, match="--quantize=fp16: not supported by --format=onnx; use none"):
         choose_postprocessing("onnx", "fp16", None)
-    with pytest.raises(UsageError, match="int8"):
+    with pytest.raises(UsageError, match="omit the flag with --quantize=int8"):
         choose_postprocessing("tflite", "int8", True)
 
 
-def test_a_folder_without_an_export_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="ssd-export"):
+def test_a_folder_without_an_export_is_rejected(tmp_path):
+    with pytest.raises(CheckpointError, match=r"not a SavedModel export .*create one with ssd-export"):
         open_saved_model(str(tmp_path))
