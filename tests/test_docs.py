@@ -1,5 +1,7 @@
 """The documentation refers only to things that exist, and the site builds without warnings."""
 
+import doctest
+import importlib
 import re
 import subprocess
 import sys
@@ -67,7 +69,7 @@ def test_every_package_has_a_reference_page():
     pages = [page.read_text() for page in (ROOT / "docs/reference").glob("*.md")]
     documented = {name for page in pages for name in re.findall(r"^::: (\S+)", page, re.MULTILINE)}
     packages = {path.parent.name for path in (ROOT / "ssd_dist").glob("*/__init__.py")}
-    assert documented == {f"ssd_dist.{name}" for name in packages} | {"pipelines", "toyset"}
+    assert documented == {f"ssd_dist.{name}" for name in packages} | {"pipelines", "toyset", "ssd_dist.core.config"}
 
 
 def test_every_page_is_in_the_navigation():
@@ -89,6 +91,13 @@ def test_the_site_builds_without_warnings(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     assert "generate_anchors" in (tmp_path / "reference/core.html").read_text()
+
+
+def test_docstring_examples_run():
+    modules = [path for path in sorted((ROOT / "ssd_dist/core").glob("*.py")) if ">>> " in path.read_text()]
+    results = [doctest.testmod(importlib.import_module(f"ssd_dist.core.{path.stem}")) for path in modules]
+    assert sum(result.attempted for result in results) >= 5
+    assert not sum(result.failed for result in results)
 
 
 def test_module_names_are_unique():
