@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssd_dist.checks.dry_run import MEBI, estimate_memory
-from ssd_dist.cluster.collectives import WorkerSum
+from ssd_dist.cluster.collectives import WorkerCollectives
 from ssd_dist.cluster.failures import restart_on_lost_peer
 from ssd_dist.cluster.rendezvous import WorkerDescription, find_disagreement, wait_for_workers
 from ssd_dist.cluster.strategy import WorkerRole, check_strategy, create_strategy, read_worker_role
@@ -225,7 +225,7 @@ def check_together(found: Findings, config: Config, role: WorkerRole, manifest: 
     free = free_memory()
     strategy = create_strategy(config.cluster, role)
     make_reproducible(config)
-    worker_sum = WorkerSum(strategy, role.count)
+    collectives = WorkerCollectives(strategy, role.count)
     plan = plan_training(config, manifest.split(TRAIN_SPLIT, config.data.dir), role.index, role.count)
     with strategy.scope():
         state = create_state(config, len(manifest.classes), max(config.train.steps, 1))
@@ -244,7 +244,7 @@ def check_together(found: Findings, config: Config, role: WorkerRole, manifest: 
     on_one_device = 1 if tf.config.list_physical_devices("GPU") else strategy.num_replicas_in_sync // role.count
     own = free / on_one_device
     for worker in range(role.count):
-        found.append(check_memory(worker, needed, worker_sum(own if worker == role.index else 0.0)))
+        found.append(check_memory(worker, needed, collectives.sum(own if worker == role.index else 0.0)))
     if role.count > 1:
         size = sum(variable.shape.num_elements() for variable in state.model.trainable_variables)
         found.append(time_all_reduce(strategy, size))

@@ -1,6 +1,6 @@
-"""What workers tell each other outside of the training step; collective, so all must call.
+"""Collective operations between workers outside of the training step. All workers must call each of them.
 
-A number, summed over workers; and, once, the weights they start from.
+`WorkerCollectives` exchanges single numbers; `share_initial_weights` copies the chief's weights of a new model once.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 
-class WorkerSum:
-    """Sums a number over the workers of a strategy. Each call is a collective of its own when there are several."""
+class WorkerCollectives:
+    """Sums and broadcasts numbers between the workers of a strategy.
+
+    Each call is one collective operation; with one worker nothing is communicated.
+    """
 
     def __init__(self, strategy: tf.distribute.Strategy, worker_count: int) -> None:
         self._worker_count = worker_count
@@ -19,39 +22,40 @@ class WorkerSum:
         def reduce(value: tf.Tensor) -> tf.Tensor:
             def contribute() -> tf.Tensor:
                 replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-                # The first of each worker's replicas speaks for it: a share of each would round.
+                # Only the first replica of each worker contributes: equal shares of all replicas would be rounded.
                 return tf.where(replica % (strategy.num_replicas_in_sync // worker_count) == 0, value, 0.0)
 
             return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(contribute), axis=None)
 
         self._reduce = reduce
 
-    def __call__(self, value: float) -> float:
-        """The sum of all workers' values."""
+    def sum(self, value: float) -> float:
+        """Returns the sum of the values of all workers."""
         if self._worker_count == 1:
             return float(value)
         return float(self._reduce(tf.constant(value, tf.float64)))
 
     def any(self, flag: bool) -> bool:
-        """Whether any worker's flag is set."""
-        return self(float(flag)) > 0
+        """Returns whether the flag of any worker is set."""
+        return self.sum(float(flag)) > 0
 
-    def from_chief(self, value: float, is_chief: bool) -> float:
-        """The chief's value, on every worker."""
-        return self(value if is_chief else 0.0)
+    def broadcast_from_chief(self, value: float, is_chief: bool) -> float:
+        """Returns the chief's value on every worker."""
+        return self.sum(value if is_chief else 0.0)
 
 
 def share_initial_weights(variables: Sequence[tf.Variable]) -> None:
-    """Gives all workers the chief's values of a new model's variables, in one collective; call in strategy scope.
+    """Assigns the chief's values of a new model's variables on all workers; call in strategy scope.
 
-    The seeds are the same everywhere, but a worker with another processor may round its random numbers differently.
-    Moving statistics start from constants, and to TensorFlow each look at one is a collective of its own: left alone.
+    All workers use the same seeds, but workers with different processors may round their random numbers differently.
+    Variables that synchronize on read (moving statistics) are skipped: they start from constants, and reading each of
+    them would be a collective of its own. All other variables are sent in one collective.
     """
     strategy = tf.distribute.get_strategy()
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return
     variables = [v for v in variables if v.synchronization != tf.VariableSynchronization.ON_READ]
-    own = np.concatenate([variable.numpy().ravel() for variable in variables])
+    own_values = np.concatenate([variable.numpy().ravel() for variable in variables])
 
     @tf.function(autograph=False)
     def reduce(values: tf.Tensor) -> tf.Tensor:
@@ -61,8 +65,8 @@ def share_initial_weights(variables: Sequence[tf.Variable]) -> None:
 
         return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(contribute), axis=None)
 
-    chiefs = reduce(tf.constant(own)).numpy()
-    if not np.array_equal(own, chiefs):
-        parts = np.split(chiefs, np.cumsum([variable.shape.num_elements() for variable in variables])[:-1])
+    chief_values = reduce(tf.constant(own_values)).numpy()
+    if not np.array_equal(own_values, chief_values):
+        parts = np.split(chief_values, np.cumsum([variable.shape.num_elements() for variable in variables])[:-1])
         for variable, part in zip(variables, parts, strict=True):
             variable.assign(part.reshape(variable.shape))

@@ -12,11 +12,16 @@ from ssd_dist.core.errors import RestartError, UsageError, first_line
 
 @contextlib.contextmanager
 def restart_on_lost_peer(role: WorkerRole) -> Iterator[None]:
-    """Turns the failure of a collective, which says that another worker is gone, into "start me again"."""
+    """Translates the failure of a collective, which means that another worker is lost.
+
+    Raises:
+      RestartError: if the job has several workers and the error may come from a lost peer.
+    """
     try:
         yield
     except (tf.errors.OpError, RuntimeError) as error:
-        # What a lost peer raises depends on where it was lost; alone, the same errors are bugs.
+        # The error depends on the operation that was running when the peer was lost. With one worker, the same errors
+        # are bugs.
         lost = isinstance(
             error,
             tf.errors.UnavailableError
@@ -30,24 +35,24 @@ def restart_on_lost_peer(role: WorkerRole) -> Iterator[None]:
             raise
         raise RestartError(
             f"worker {role.index} of {role.count} lost a peer ({first_line(error)}); start all workers again: "
-            "the run goes on from its last checkpoint"
+            "the run resumes from its last checkpoint"
         ) from None
 
 
 @contextlib.contextmanager
 def explain_out_of_memory() -> Iterator[None]:
-    """Says what to lower where the device's memory does not do.
+    """Translates a failed memory allocation into an error that names the config keys to change.
 
     Raises:
-      UsageError: in place of TensorFlow's error; started again, it would run out again.
+      UsageError: instead of TensorFlow's error. It is not a RestartError: a restarted run would run out again.
     """
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
-        # A full disk and too many open files are the same to TensorFlow.
+        # TensorFlow uses the same error class for a full disk and for too many open files.
         if not re.search(r"\bOOM\b|out of memory|allocat", str(error), re.IGNORECASE):
             raise
         raise UsageError(
             f"out of memory ({first_line(error)}): lower train.global_batch_size or eval.batch_size, raise "
-            "train.accumulate_steps, or take more replicas; docs/out_of_memory.md"
+            "train.accumulate_steps, or use more replicas; see docs/out_of_memory.md"
         ) from None

@@ -1,12 +1,15 @@
-"""Being told to stop: SIGTERM, SIGINT or SIGHUP asks, and training saves and ends at its next pause, on all workers.
+"""Graceful shutdown on SIGTERM, SIGINT or SIGHUP: all workers save at their next pause and exit.
 
-    first signal, before training   ends at once: there is nothing to save
-    first signal, in training       `requested` turns true; the run saves and ends within the grace time
-    another within two seconds      is the same one, which a supervisor and the launcher have both passed on
-    second signal, or grace over    ends at once; the last good checkpoint stays
-    any signal, all done            changes nothing: the run is at its end
+    first signal, before training          exits at once: there is nothing to save
+    first signal, during training          `requested` becomes true; the run saves and exits within the grace time
+    another signal within two seconds      ignored: a supervisor and the launcher may both have sent the same request
+    second signal, or grace time expired   exits at once; the last complete checkpoint stays
+    any signal after everything is saved   ignored: the process is about to exit
 
-The main thread spends its time inside TensorFlow, where Python's handlers wait; so the signals are read by a thread.
+Every exit has code 75, which means "start again to resume".
+
+The main thread spends its time inside TensorFlow, where Python signal handlers do not run. A separate thread therefore
+receives the signals.
 """
 
 import os
@@ -17,111 +20,120 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 from ssd_dist.core.errors import RestartError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _POLL_SECONDS = 0.1
 _SAME_SIGNAL_SECONDS = 2.0
-# A terminal that was halted, or a pipe that nobody empties, holds a line back for ever.
-_TELLING_SECONDS = 1.0
+# Writing to a stopped terminal, or to a pipe that nobody reads, blocks for ever.
+_PRINT_SECONDS = 1.0
 
 
 class StopRequest:
-    """Whether this process has been asked to stop. Create it in the main thread, as early as possible."""
+    """Receives stop signals; create it in the main thread, as early as possible."""
 
     def __init__(self) -> None:
         self._requested = threading.Event()
         self._finished = threading.Event()
         self._grace_seconds: float | None = None
-        # nohup ignores SIGHUP, and that stays so.
+        # nohup makes a process ignore SIGHUP; keep that.
         ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
         self._signals = tuple(number for number in SIGNALS if number not in ignored)
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         self._sockets = reader, writer
-        # Written by the C handler at once, whatever the main thread is doing.
+        # The C signal handler writes to this socket at once, whatever the main thread is doing.
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        # The thread inherits that signals are blocked: they go to the main thread.
-        with self.held_back():
+        # The new thread inherits the signal mask, so that signals go to the main thread.
+        with self.block_signals():
             threading.Thread(target=self._listen, daemon=True).start()
 
     @contextmanager
-    def held_back(self) -> Iterator[None]:
-        """Keeps signals from handlers that are set meanwhile: TensorFlow's coordination service sets its own.
+    def block_signals(self) -> Iterator[None]:
+        """Keeps signals from handlers that other code installs in this context, and removes these handlers on exit.
 
-        A signal ends the process at once, as ever before training: for a peer that does not come TensorFlow waits long.
+        TensorFlow's coordination service installs its own handlers. A signal that arrives in this context exits at
+        once, as always before training: TensorFlow may wait for a missing peer for minutes.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
-        over = threading.Event()
-        watch = threading.Thread(target=self._wait_for_signal, args=(over,), daemon=True)
-        watch.start()
+        stop_waiting = threading.Event()
+        waiter = threading.Thread(target=self._wait_for_signal, args=(stop_waiting,), daemon=True)
+        waiter.start()
         try:
             yield
         finally:
-            over.set()
-            watch.join()
+            stop_waiting.set()
+            waiter.join()
             for number in self._signals:
                 signal.signal(number, lambda *_: None)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal has asked this process to stop."""
         return self._requested.is_set()
 
-    def allow_saving(self, grace_seconds: float) -> None:
-        """From now on a signal leaves `grace_seconds` to save."""
+    def enable_grace_time(self, grace_seconds: float) -> None:
+        """Makes later signals set `requested` instead of exiting; the process then has `grace_seconds` to save."""
         self._grace_seconds = grace_seconds
 
-    def finish(self) -> None:
-        """From now on signals, and one that came late, change nothing: all is saved."""
+    def ignore_signals(self) -> None:
+        """Ignores later signals and cancels a running grace time; call when everything is saved."""
         self._finished.set()
 
-    def _wait_for_signal(self, over: threading.Event) -> None:
-        while not over.is_set():
-            if (found := signal.sigtimedwait(self._signals, _POLL_SECONDS)) is not None:
-                _end_now(f"ended by {signal.Signals(found.si_signo).name}; the last checkpoint is as it was")
+    def _wait_for_signal(self, stop_waiting: threading.Event) -> None:
+        while not stop_waiting.is_set():
+            if (received := signal.sigtimedwait(self._signals, _POLL_SECONDS)) is not None:
+                _exit_on_signal(received.si_signo)
 
     def _listen(self) -> None:
         reader, _ = self._sockets
         first = 0.0
         while data := reader.recv(1):
-            if self._finished.is_set() or data[0] not in self._signals:
+            number = data[0]
+            if self._finished.is_set() or number not in self._signals:
                 continue
-            name = signal.Signals(data[0]).name
             if self._grace_seconds is None:
-                _end_now(f"ended by {name}; the last checkpoint is as it was")
+                _exit_on_signal(number)
             if self._requested.is_set():
                 if time.monotonic() - first > _SAME_SIGNAL_SECONDS:
-                    _end_now(f"ended by {name}; the last checkpoint is as it was")
+                    _exit_on_signal(number)
                 continue
             first = time.monotonic()
             self._requested.set()
-            timer = threading.Timer(self._grace_seconds, self._end_grace)
+            timer = threading.Timer(self._grace_seconds, self._end_grace_time)
             timer.daemon = True
             timer.start()
-            _tell(f"{name}: saving and stopping, within {self._grace_seconds:g} s; a later one ends at once")
+            name = signal.Signals(number).name
+            _print_to_stderr(
+                f"{name}: saving and stopping within {self._grace_seconds:g} s; send the signal again to stop at once"
+            )
 
-    def _end_grace(self) -> None:
+    def _end_grace_time(self) -> None:
         if not self._finished.is_set():
-            _end_now(f"not saved within {self._grace_seconds:g} s (preemption.grace_seconds)")
+            _exit(f"the state was not saved within {self._grace_seconds:g} s (preemption.grace_seconds)")
 
 
-def _tell(message: str) -> None:
-    """Says it on stderr, if somebody reads that; never fails, never waits long."""
+def _print_to_stderr(message: str) -> None:
+    """Prints a line to stderr; never fails, and waits at most `_PRINT_SECONDS` for a reader."""
 
-    def say() -> None:
+    def write() -> None:
         with suppress(OSError, ValueError):
             print(message, file=sys.stderr, flush=True)
 
-    teller = threading.Thread(target=say, daemon=True)
-    teller.start()
-    teller.join(_TELLING_SECONDS)
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    writer.join(_PRINT_SECONDS)
 
 
-def _end_now(message: str) -> None:
+def _exit_on_signal(number: int) -> NoReturn:
+    _exit(f"stopped by {signal.Signals(number).name} without saving; the last checkpoint is unchanged")
+
+
+def _exit(message: str) -> NoReturn:
     try:
-        _tell(f"error: {message}; start again to go on")
+        _print_to_stderr(f"error: {message}; start again to resume")
     finally:
         os._exit(RestartError.exit_code)

@@ -1,4 +1,4 @@
-"""A step or an input pipeline that is stuck says where: after a while without progress all stacks are printed."""
+"""Prints stack traces when training makes no progress, to show where a step or the input pipeline is stuck."""
 
 import faulthandler
 import sys
@@ -7,13 +7,16 @@ from typing import Self
 
 
 class Watchdog:
-    """Prints the stacks of all threads on stderr, once per `seconds` without `progress()`."""
+    """Prints the stack traces of all threads to stderr each time `seconds` pass without a call of `reset`.
+
+    Use as a context manager; the time starts on entry and stops on exit.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
     def __enter__(self) -> Self:
-        self.progress()
+        self.reset()
         return self
 
     def __exit__(
@@ -21,6 +24,7 @@ class Watchdog:
     ) -> None:
         faulthandler.cancel_dump_traceback_later()
 
-    def progress(self) -> None:
-        """Starts the wait anew."""
-        faulthandler.dump_traceback_later(self._seconds, repeat=True, file=sys.__stderr__)
+    def reset(self) -> None:
+        """Restarts the time; call after each piece of progress."""
+        if sys.__stderr__ is not None:
+            faulthandler.dump_traceback_later(self._seconds, repeat=True, file=sys.__stderr__)

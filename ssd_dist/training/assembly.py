@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from ssd_dist.cluster.collectives import WorkerSum, share_initial_weights
+from ssd_dist.cluster.collectives import WorkerCollectives, share_initial_weights
 from ssd_dist.cluster.preemption import StopRequest
 from ssd_dist.cluster.strategy import WorkerRole
 from ssd_dist.cluster.watchdog import Watchdog
@@ -63,13 +63,15 @@ def assemble_run(
       CheckpointError: if the checkpoint is of another model, or all checkpoints are damaged.
       RestartError: if workers restored different checkpoints.
     """
-    workers = WorkerGroup(WorkerSum(strategy, role.count), role.is_chief, stop, Watchdog(config.train.stall_seconds))
+    workers = WorkerGroup(
+        WorkerCollectives(strategy, role.count), role.is_chief, stop, Watchdog(config.train.stall_seconds)
+    )
     with strategy.scope():
         state = create_state(config, len(manifest.classes), total_steps)
         checkpoints = CheckpointStore(state.checkpoint(), model_dir, config.checkpoint, role.is_chief)
         checkpoints.restore_latest()
         start = state.current_step
-        check_same_start(start, workers.worker_sum, role, model_dir)
+        check_same_start(start, workers.collectives, role, model_dir)
         check_steps_left(start, total_steps, model_dir)
         data = TrainingData(plan, lambda: distribute_training(config, strategy, plan, state))
         trainer = create_trainer(config, strategy, state, data.create_dataset(), total_steps)
@@ -188,7 +190,7 @@ def create_interrupt_check(workers: WorkerGroup) -> Callable[[], bool]:
     """Creates the function that an evaluation calls after each batch: whether to stop the evaluation."""
 
     def stop_requested() -> bool:
-        workers.watchdog.progress()
+        workers.watchdog.reset()
         return workers.stop_requested()
 
     return stop_requested

@@ -33,7 +33,7 @@ def run_loop(run: Run) -> None:
         seconds_per_step = math.inf
         while True:
             step = run.state.current_step
-            run.workers.watchdog.progress()
+            run.workers.watchdog.reset()
             evaluate_if_due(run, controller, step)
             save_if_due(run, step)
             stop_if_requested(run, step)

@@ -59,7 +59,7 @@ def run_training(
     find_bad_record = partial(explain_failure, plan, split, config)
     with explain_out_of_memory(), restart_on_lost_peer(role), explain_bad_record(find_bad_record, config.data):
         wait_for_workers(describe_worker(role, flatten_config(config), manifest, replaced), START_SECONDS)
-        with stop.held_back():
+        with stop.block_signals():
             strategy = create_strategy(config.cluster, role)
         if role.is_chief:
             with explain_write_errors(model_dir):
@@ -72,12 +72,12 @@ def run_training(
                 run.output.progress.say(
                     f"{len(replaced)} corrupt records were replaced by valid ones; they are listed in {SKIPPED_NAME}"
                 )
-            stop.allow_saving(config.preemption.grace_seconds)
+            stop.enable_grace_time(config.preemption.grace_seconds)
             run_loop(run)
             if write_report is not None and role.is_chief:
                 write_report()
             run.workers.wait_for_all()
-            stop.finish()
+            stop.ignore_signals()
     return run.evaluation.best.best if run.evaluation and role.is_chief else None
 
 

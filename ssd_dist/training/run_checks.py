@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from ssd_dist.cluster.collectives import WorkerSum
+from ssd_dist.cluster.collectives import WorkerCollectives
 from ssd_dist.cluster.rendezvous import WorkerDescription
 from ssd_dist.cluster.strategy import WorkerRole
 from ssd_dist.core.config import DataConfig
@@ -45,12 +45,12 @@ def check_data(manifest: Manifest, data: DataConfig, eval_split: str, input_size
         )
 
 
-def check_same_start(step: int, worker_sum: WorkerSum, role: WorkerRole, model_dir: str) -> None:
+def check_same_start(step: int, collectives: WorkerCollectives, role: WorkerRole, model_dir: str) -> None:
     """Checks that all workers restored the same checkpoint; a collective, so all workers must call it.
 
     Args:
       step: the step this worker restored; 0 if it found no checkpoint.
-      worker_sum: sums a number over workers.
+      collectives: exchanges numbers between workers.
       role: this worker's role.
       model_dir: the run folder, for the message.
 
@@ -58,12 +58,12 @@ def check_same_start(step: int, worker_sum: WorkerSum, role: WorkerRole, model_d
       UsageError: if some workers found a run and others none: they do not share one folder.
       RestartError: if all workers found a run, but not the same checkpoint.
     """
-    chief_step = int(worker_sum.from_chief(step, role.is_chief))
-    if not worker_sum.any(step != chief_step):
+    chief_step = int(collectives.broadcast_from_chief(step, role.is_chief))
+    if not collectives.any(step != chief_step):
         return
     worker = f"this worker ({role.index})" if step != chief_step else "another worker"
     problem = f"--model_dir={model_dir}: the chief resumes at step {chief_step}, but {worker} at a different step"
-    if worker_sum.any(step == 0):
+    if collectives.any(step == 0):
         raise UsageError(f"{problem}; use one folder that all workers share")
     # A host's view of an NFS folder may be some seconds old.
     raise RestartError(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from ssd_dist.cluster.collectives import WorkerSum
+from ssd_dist.cluster.collectives import WorkerCollectives
 from ssd_dist.cluster.preemption import StopRequest
 from ssd_dist.cluster.watchdog import Watchdog
 from ssd_dist.data.order import EpochPlan
@@ -36,28 +36,28 @@ class WorkerGroup:
     """What the workers of a run decide together. Every method is a collective: all workers must call it.
 
     Attributes:
-      worker_sum: sums a number over workers.
+      collectives: exchanges numbers between workers.
       is_chief: whether this worker is the chief, the only one that writes to the run folder.
       stop: whether a signal asked this process to stop.
       watchdog: prints stack traces if no step finishes for a while.
     """
 
-    worker_sum: WorkerSum
+    collectives: WorkerCollectives
     is_chief: bool
     stop: StopRequest
     watchdog: Watchdog
 
     def stop_requested(self) -> bool:
         """Returns whether any worker was asked to stop."""
-        return self.worker_sum.any(self.stop.requested)
+        return self.collectives.any(self.stop.requested)
 
     def broadcast_from_chief(self, value: float) -> float:
         """Returns the chief's value on every worker."""
-        return self.worker_sum.from_chief(value, self.is_chief)
+        return self.collectives.broadcast_from_chief(value, self.is_chief)
 
     def all_equal(self, value: float) -> bool:
         """Returns whether all workers have the chief's value."""
-        return not self.worker_sum.any(value != self.broadcast_from_chief(value))
+        return not self.collectives.any(value != self.broadcast_from_chief(value))
 
     def wait_for_all(self) -> None:
         """Waits until all workers have called it.
@@ -65,7 +65,7 @@ class WorkerGroup:
         At the end of a run this keeps workers alive until the chief has saved: the launcher stops all workers when one
         of them ends.
         """
-        self.worker_sum(0.0)
+        self.collectives.sum(0.0)
 
 
 @dataclass(frozen=True)

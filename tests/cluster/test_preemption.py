@@ -1,4 +1,4 @@
-"""A signal is heard at any moment, also while the main thread does not run Python; a later one ends at once."""
+"""Stop signals are received at any moment, also while the main thread does not run Python."""
 
 import signal
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 
 def start(body, *flags):
-    """A process that says `ready` and then runs the body; the main thread is in C most of the time."""
+    """Starts a process that runs the body and waits until it has printed `ready`."""
     script = "import time, ctypes\nfrom ssd_dist.cluster.preemption import StopRequest\nstop = StopRequest()\n"
     process = subprocess.Popen(
         [sys.executable, "-c", script + textwrap.dedent(body), *flags],
@@ -22,77 +22,78 @@ def start(body, *flags):
     return process
 
 
-def end_of(process):
+def wait_for_exit(process):
+    """Returns the exit code, stdout and stderr."""
     out, errors = process.communicate(timeout=20)
     return process.returncode, out, errors
 
 
-# In C without the interpreter lock, as TensorFlow is; sleeps are cut short by signals, so there are many.
+# C code without the interpreter lock, like TensorFlow. A signal ends a sleep early, so there are several.
 BUSY = "print('ready', flush=True)\nfor _ in range(20):\n    ctypes.CDLL(None).sleep(2)\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_before_training_it_ends_at_once(number):
+def test_a_signal_before_training_exits_at_once(number):
     process = start(BUSY)
     process.send_signal(number)
-    code, _, errors = end_of(process)
+    code, _, errors = wait_for_exit(process)
     assert code == 75
     assert errors.startswith("error: ")
     assert "start again" in errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_while_tensorflow_waits_for_peers_it_ends_at_once(number):
-    process = start("with stop.held_back():\n" + textwrap.indent(BUSY, "    "))
+def test_a_signal_while_tensorflow_waits_for_peers_exits_at_once(number):
+    process = start("with stop.block_signals():\n" + textwrap.indent(BUSY, "    "))
     process.send_signal(number)
-    code, _, errors = end_of(process)
+    code, _, errors = wait_for_exit(process)
     assert code == 75
-    assert "ended by SIG" in errors
+    assert "stopped by SIG" in errors
 
 
-def test_in_training_it_is_only_noted():
+def test_a_signal_during_training_sets_the_request():
     process = start("""
-        stop.allow_saving(20.0)
+        stop.enable_grace_time(20.0)
         print("ready", flush=True)
         while not stop.requested:
             time.sleep(0.01)
         print("saved")
         """)
     process.send_signal(signal.SIGTERM)
-    code, out, errors = end_of(process)
+    code, out, errors = wait_for_exit(process)
     assert (code, out) == (0, "saved\n")
     assert "SIGTERM" in errors
 
 
-def test_a_signal_is_heard_although_another_took_the_handler():
+def test_a_signal_is_received_although_other_code_replaced_the_handler():
     process = start("""
         import signal
-        with stop.held_back():
+        with stop.block_signals():
             ctypes.CDLL(None).signal(int(signal.SIGTERM), ctypes.c_void_p(1))
             print("ready", flush=True)
             time.sleep(15)
         print("not reached")
         """)
     process.send_signal(signal.SIGTERM)
-    code, out, errors = end_of(process)
+    code, out, errors = wait_for_exit(process)
     assert (code, out) == (75, "")
     assert "SIGTERM" in errors
 
 
-def test_a_later_signal_ends_at_once():
-    process = start("stop.allow_saving(20.0)\n" + BUSY)
+def test_a_second_signal_exits_at_once():
+    process = start("stop.enable_grace_time(20.0)\n" + BUSY)
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
     time.sleep(2.5)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert end_of(process)[0] == 75
+    assert wait_for_exit(process)[0] == 75
     assert time.monotonic() - started < 10
 
 
-def test_a_signal_that_comes_by_two_ways_is_one():
+def test_signals_within_two_seconds_count_as_one():
     process = start("""
-        stop.allow_saving(20.0)
+        stop.enable_grace_time(20.0)
         print("ready", flush=True)
         time.sleep(2)
         print("saved")
@@ -100,29 +101,29 @@ def test_a_signal_that_comes_by_two_ways_is_one():
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
         process.send_signal(number)
         time.sleep(0.2)
-    assert end_of(process)[:2] == (0, "saved\n")
+    assert wait_for_exit(process)[:2] == (0, "saved\n")
 
 
-def test_nohup_stays_in_force():
-    # A child inherits what is ignored.
+def test_nohup_keeps_ignoring_sighup():
+    # A child process inherits which signals are ignored.
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        process = start("with stop.held_back():\n    print('ready', flush=True)\n    time.sleep(1)\ntime.sleep(1)")
+        process = start("with stop.block_signals():\n    print('ready', flush=True)\n    time.sleep(1)\ntime.sleep(1)")
     finally:
         signal.signal(signal.SIGHUP, before)
     for _ in range(3):
         process.send_signal(signal.SIGHUP)
         time.sleep(0.5)
-    assert end_of(process)[0] == 0
+    assert wait_for_exit(process)[0] == 0
 
 
-@pytest.mark.parametrize("reader", ["gone", "asleep"])
-def test_what_nobody_reads_holds_no_signal_back(reader):
+@pytest.mark.parametrize("reader", ["closed", "blocked"])
+def test_the_grace_time_ends_although_nobody_reads_stderr(reader):
     process = start("""
         import os, sys
-        stop.allow_saving(3.0)
+        stop.enable_grace_time(3.0)
         print("ready", flush=True)
-        if sys.argv[1:] == ["asleep"]:
+        if sys.argv[1:] == ["blocked"]:
             os.set_blocking(2, False)
             try:
                 while True:
@@ -132,40 +133,40 @@ def test_what_nobody_reads_holds_no_signal_back(reader):
         for _ in range(200):
             time.sleep(0.1)
         """, reader)  # fmt: skip
-    if reader == "gone":
+    if reader == "closed":
         process.stderr.close()
     time.sleep(1)
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    # The grace time counts although the first word finds no reader.
+    # The grace time starts although the first message cannot be written.
     assert process.wait(timeout=20) == 75
     assert 2 < time.monotonic() - started < 8
     for pipe in (process.stdout, process.stderr):
         pipe.close()
 
 
-def test_when_the_grace_time_is_over_it_ends():
-    process = start("stop.allow_saving(0.5)\n" + BUSY)
+def test_the_process_exits_when_the_grace_time_is_over():
+    process = start("stop.enable_grace_time(0.5)\n" + BUSY)
     process.send_signal(signal.SIGTERM)
-    code, _, errors = end_of(process)
+    code, _, errors = wait_for_exit(process)
     assert code == 75
     assert "preemption.grace_seconds" in errors
 
 
-def test_when_all_is_done_signals_change_nothing():
+def test_signals_are_ignored_after_everything_is_saved():
     process = start("""
-        stop.allow_saving(3.0)
+        stop.enable_grace_time(3.0)
         print("ready", flush=True)
         while not stop.requested:
             time.sleep(0.01)
-        stop.finish()
+        stop.ignore_signals()
         print("done", flush=True)
         for _ in range(50):
             time.sleep(0.1)
         """)
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "done\n"
-    # Later than what counts as the same signal; and before the process ends its grace time does.
+    # Later than the two seconds of the same signal. The grace time ends before the process does.
     time.sleep(2.2)
     process.send_signal(signal.SIGTERM)
-    assert end_of(process)[0] == 0
+    assert wait_for_exit(process)[0] == 0

@@ -1,36 +1,36 @@
-"""A step that is stuck says where, again and again; one that is not says nothing."""
+"""The watchdog prints stack traces repeatedly while the program is stuck, and prints nothing otherwise."""
 
 import subprocess
 import sys
 import textwrap
 
-IMPORTS = "import time\nfrom ssd_dist.cluster.watchdog import StallWatch\n"
+IMPORTS = "import time\nfrom ssd_dist.cluster.watchdog import Watchdog\n"
 
 
-def test_what_is_stuck_is_named_again_and_again():
+def test_stack_traces_of_a_stuck_program_are_printed_repeatedly():
     script = """
         def read_next_batch():
             time.sleep(60)
 
-        with StallWatch(0.2):
+        with Watchdog(0.2):
             read_next_batch()
         """
     command = [sys.executable, "-c", IMPORTS + textwrap.dedent(script)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
-            # No clock: it ends with the third, however slow the machine is.
-            names = (line for line in process.stderr if "in read_next_batch" in line)
-            assert [next(names, None) is not None for _ in range(3)] == [True] * 3
+            # The test ends with the third stack trace, however slow the machine is.
+            lines = (line for line in process.stderr if "in read_next_batch" in line)
+            assert [next(lines, None) is not None for _ in range(3)] == [True] * 3
         finally:
             process.kill()
 
 
-def test_progress_and_the_end_start_and_stop_the_wait():
+def test_reset_restarts_the_time_and_exit_stops_it():
     script = """
-        with StallWatch(1.5) as watch:
+        with Watchdog(1.5) as watchdog:
             for _ in range(20):
                 time.sleep(0.1)
-                watch.progress()
+                watchdog.reset()
         time.sleep(1.7)
         """
     done = subprocess.run(

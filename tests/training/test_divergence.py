@@ -14,23 +14,23 @@ from ssd_dist.training.run_parts import DivergencePolicy, Run, RunOutput, Traini
 from ssd_dist.training.state import TrainState
 
 
-class OneWorkerSum:
-    """The sum over a single worker."""
+class OneWorkerCollectives:
+    """The collectives of a single worker."""
 
-    def __call__(self, value: float) -> float:
+    def sum(self, value: float) -> float:
         return value
 
     def any(self, flag: bool) -> bool:
         return flag
 
-    def from_chief(self, value: float, is_chief: bool) -> float:
+    def broadcast_from_chief(self, value: float, is_chief: bool) -> float:
         return value
 
 
-def create_workers(worker_sum: OneWorkerSum) -> WorkerGroup:
+def create_workers(collectives: OneWorkerCollectives) -> WorkerGroup:
     watchdog = nullcontext()
-    watchdog.progress = lambda: None
-    return WorkerGroup(worker_sum, True, SimpleNamespace(requested=False), watchdog)
+    watchdog.reset = lambda: None
+    return WorkerGroup(collectives, True, SimpleNamespace(requested=False), watchdog)
 
 
 def create_run(state: TrainState, intervals: StepIntervals | None = None, **parts) -> Run:
@@ -38,7 +38,7 @@ def create_run(state: TrainState, intervals: StepIntervals | None = None, **part
     defaults = {
         "state": state, "trainer": SimpleNamespace(), "evaluation": None, "data": TrainingData(None, lambda: None),
         "checkpoints": None, "intervals": intervals, "grace_seconds": 30.0,
-        "workers": create_workers(OneWorkerSum()), "output": RunOutput("", None, None),
+        "workers": create_workers(OneWorkerCollectives()), "output": RunOutput("", None, None),
         "divergence": DivergencePolicy(max_recoveries=1, overflow_is_expected=False),
     }  # fmt: skip
     return Run(**{**defaults, **parts})
@@ -99,8 +99,8 @@ def test_a_run_stopped_between_a_divergence_and_its_interval_saves_nothing(monke
         paused.append(state.current_step)
         return paused[-1] == 6
 
-    worker_sum = OneWorkerSum()
-    worker_sum.any = stop_at_step_6
+    collectives = OneWorkerCollectives()
+    collectives.any = stop_at_step_6
     run = create_run(
         state,
         StepIntervals(total=40, report=10, evaluation=0, checkpoint=0, loop=10),
@@ -108,7 +108,7 @@ def test_a_run_stopped_between_a_divergence_and_its_interval_saves_nothing(monke
             find_divergence=lambda: (5, "the gradient is not finite") if state.current_step > 4 else None
         ),
         checkpoints=SimpleNamespace(save=saved.append),
-        workers=create_workers(worker_sum),
+        workers=create_workers(collectives),
     )
     # Found at the pause after step 6, which is no interval: where a run recovers must not depend on the clock.
     with pytest.raises(RestartError, match=r"stopped after step 6 of 40, not saved"):

@@ -1,4 +1,4 @@
-"""What must hold before training: no leaked images, and one checkpoint from which all workers go on."""
+"""Checks before training: no image is in two splits, and all workers resume from the same checkpoint."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -7,18 +7,20 @@ import pytest
 import tensorflow as tf
 from support.synthetic import write_dataset
 
-from ssd_dist.cluster.collectives import WorkerSum
+from ssd_dist.cluster.collectives import WorkerCollectives
 from ssd_dist.cluster.rendezvous import WorkerDescription, find_disagreement
 from ssd_dist.cluster.strategy import WorkerRole
-from ssd_dist.core.config import Config
+from ssd_dist.core.config import Config, DataConfig
+from ssd_dist.core.config_files import flatten_config
 from ssd_dist.core.errors import DataError, RestartError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, Leakage
-from ssd_dist.training.run_checks import check_data, check_same_start, describe_worker
+from ssd_dist.training.assembly import load_checked_manifest
+from ssd_dist.training.run_checks import check_same_start, describe_worker, explain_bad_record
 
 
 @pytest.fixture
 def leaked(tmp_path):
-    """Writes a data set in which two splits share an image; returns its config, with the leak allowed or not."""
+    """Writes a dataset in which two splits share an image; returns its config, with leakage allowed or not."""
 
     def write(splits: tuple[str, str], allow: bool = False) -> Config:
         config = Config.model_validate(
@@ -35,27 +37,27 @@ def leaked(tmp_path):
 @pytest.mark.parametrize("splits", [("train", "val"), ("test", "train")])
 def test_a_split_that_leaks_into_training_is_refused(leaked, splits):
     with pytest.raises(DataError) as caught:
-        check_data(leaked(splits))
+        load_checked_manifest(leaked(splits))
     for word in ("1 image", *splits, "(e.g. a)", "data.allow_leakage: true"):
         assert word in str(caught.value)
 
 
-def test_a_leak_is_trained_on_where_the_config_says_so(leaked):
-    assert check_data(leaked(("train", "val"), allow=True)).leakage
+def test_a_leak_is_accepted_if_the_config_allows_it(leaked):
+    assert load_checked_manifest(leaked(("train", "val"), allow=True)).leakage
 
 
-def test_a_leak_between_splits_that_are_not_trained_on_does_no_harm(leaked):
-    assert check_data(leaked(("val", "test"))).leakage
+def test_a_leak_between_splits_other_than_train_is_accepted(leaked):
+    assert load_checked_manifest(leaked(("val", "test"))).leakage
 
 
-class ThreadSum(WorkerSum):
-    """The sum over workers that are threads; as a collective, it returns when all have called."""
+class ThreadCollectives(WorkerCollectives):
+    """The collectives of workers that are threads; a call returns when all workers have called it."""
 
     def __init__(self, count: int) -> None:
         self._barrier = threading.Barrier(count, timeout=60)
         self._values: list[float] = []
 
-    def __call__(self, value: float) -> float:
+    def sum(self, value: float) -> float:
         self._values.append(value)
         self._barrier.wait()
         total = sum(self._values)
@@ -66,8 +68,8 @@ class ThreadSum(WorkerSum):
 
 
 def start_at(steps: list[int]) -> list[str]:
-    """What each worker that restored one of `steps` is told; nothing where it may go on."""
-    together = ThreadSum(len(steps))
+    """Returns the exit code and error of each worker, which restored one of `steps`; an empty text without an error."""
+    together = ThreadCollectives(len(steps))
 
     def start(index: int) -> str:
         try:
@@ -81,33 +83,57 @@ def start_at(steps: list[int]) -> list[str]:
 
 
 @pytest.mark.parametrize("step", [0, 7])
-def test_workers_that_restored_the_same_step_go_on(step):
+def test_workers_that_restored_the_same_step_start(step):
     assert start_at([step] * 3) == [""] * 3
 
 
 @pytest.mark.parametrize("steps", [[7, 7, 0], [0, 0, 7]])
-def test_a_worker_with_a_folder_of_its_own_stops_all(steps):
-    said = start_at(steps)
-    for index, text in enumerate(said):
-        assert text.startswith(f"2: the chief goes on from step {steps[0]}")
-        assert f"--model_dir=/disk{index} must be one folder that all workers share" in text
-    assert "this one, 2," in said[2]
-    # The second agrees with the chief: it is another that does not.
-    assert "this one" not in said[1]
+def test_a_worker_with_its_own_folder_stops_all_workers(steps):
+    errors = start_at(steps)
+    for index, text in enumerate(errors):
+        assert text.startswith(f"2: --model_dir=/disk{index}: the chief resumes at step {steps[0]}, but ")
+        assert text.endswith("; use one folder that all workers share")
+    assert "this worker (2)" in errors[2]
+    # The second worker resumes at the chief's step; another worker does not.
+    assert "another worker" in errors[1]
 
 
 def test_workers_that_see_the_same_run_at_different_steps_start_again():
-    # A listing of NFS may be older than the newest checkpoint.
+    # An NFS listing may be older than the newest checkpoint.
     assert [text[:3] for text in start_at([8, 8, 4])] == ["75:"] * 3
 
 
-def test_a_host_with_a_gpu_less_is_named(leaked, monkeypatch):
+def test_a_host_with_fewer_gpus_is_reported(leaked, monkeypatch):
     config = leaked(("val", "test"))
-    manifest = check_data(config)
+    manifest = load_checked_manifest(config)
 
-    def introduce_with(index: int, gpus: int) -> WorkerDescription:
+    def describe_with(index: int, gpus: int) -> WorkerDescription:
         monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: ["GPU"] * gpus)
-        return describe_worker(WorkerRole(index, ("a:1", "b:1")), config, manifest, ())
+        return describe_worker(WorkerRole(index, ("a:1", "b:1")), flatten_config(config), manifest, ())
 
-    said = find_disagreement(introduce_with(0, 8), introduce_with(1, 7))
-    assert said == "worker 1 (b:1): its number of GPUs is 7, the chief's 8"
+    problem = find_disagreement(describe_with(0, 8), describe_with(1, 7))
+    assert problem == "worker 1 (b:1): its number of GPUs is 7, the chief's 8"
+
+
+@pytest.mark.parametrize(
+    ("on_corrupt", "found", "error", "words"),
+    [
+        (
+            "fail",
+            "train/a.tfrecord, record 3: no JPEG",
+            DataError,
+            ["DATA/train/a.tfrecord, record 3", "on_corrupt: skip"],
+        ),
+        ("skip", "train/a.tfrecord, record 3: no JPEG", RestartError, ["train/a.tfrecord, record 3", "start again"]),
+        # All records are valid: the error has another cause and stays as it is.
+        ("fail", None, tf.errors.DataLossError, ["truncated"]),
+    ],
+)
+def test_an_error_of_the_reader_is_replaced_by_one_with_shard_and_record(on_corrupt, found, error, words):
+    with (
+        pytest.raises(error) as caught,
+        explain_bad_record(lambda: found, DataConfig(dir="DATA", on_corrupt=on_corrupt)),
+    ):
+        raise tf.errors.DataLossError(None, None, "truncated")
+    for word in words:
+        assert word in str(caught.value)

@@ -1,0 +1,96 @@
+"""Changes to private attributes of TensorFlow; no other module changes any.
+
+The attributes may change in any TensorFlow release. Each patch first checks that they exist. If one is missing, the
+patch prints a warning with the tested version and leaves TensorFlow as it is: training still works, but without the
+improvement that the warning names.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+TESTED_VERSION = "2.20"
+_STRATEGY_MODULE = "tensorflow.python.distribute.collective_all_reduce_strategy"
+_TRACKABLE_MODULE = "tensorflow.python.trackable.base"
+_CREATE_INITIAL_VALUE = "_get_variable_creator_initial_value"
+
+
+def set_health_check(health_timeout: float, start_timeout: float) -> None:
+    """Sets how soon a dead or frozen peer is detected; call before the strategy is created.
+
+    TensorFlow reads these settings from its strategy class only; no public function sets them.
+
+    Args:
+      health_timeout: seconds within which a lost peer must be detected (`cluster.health_timeout`).
+      start_timeout: seconds to wait for all peers at the start.
+    """
+    attributes = {
+        # In the worst case a peer dies just after a check: one interval, then two attempts that wait in full.
+        "_check_health_interval": health_timeout / 5,
+        "_check_health_retry_limit": 2,
+        "_check_health_timeout": max(1, int(health_timeout * 2 / 5)),
+        "_check_health_initial_timeout": start_timeout,
+    }
+    strategy_class = _import_private(_STRATEGY_MODULE, "CollectiveAllReduceExtended")
+    missing = [name for name in attributes if not hasattr(strategy_class, name)]
+    if missing:
+        _warn(missing[0], "cluster.health_timeout has no effect, and TensorFlow's own timeouts apply")
+        return
+    for name, value in attributes.items():
+        setattr(strategy_class, name, value)
+
+
+def initialize_variables_locally(strategy: tf.distribute.MultiWorkerMirroredStrategy) -> None:
+    """Makes each worker initialize its variables itself; `share_initial_weights` then makes them equal.
+
+    TensorFlow broadcasts the chief's initial value of each variable when the variable is created. For the detector
+    these are 390 collectives, one after the other: two thirds of the time in which two workers build a model.
+    """
+    extended = strategy.extended
+    copy_first_replica = getattr(extended, _CREATE_INITIAL_VALUE, None)
+    wrapper_class = _import_private(_TRACKABLE_MODULE, "CheckpointInitialValue")
+    if copy_first_replica is None or wrapper_class is None:
+        missing = _CREATE_INITIAL_VALUE if copy_first_replica is None else "CheckpointInitialValue"
+        _warn(missing, "building the model on several workers takes longer")
+        return
+
+    def create_initial_value(
+        replica_id: int, device: str, primary_var: tf.Variable, **options: Any
+    ) -> Callable[[], tf.Tensor]:
+        if replica_id > 0:
+            # Other replicas of this worker copy the first one, as before.
+            copy: Callable[[], tf.Tensor] = copy_first_replica(
+                replica_id=replica_id, device=device, primary_var=primary_var, **options
+            )
+            return copy
+
+        def initialize() -> tf.Tensor:
+            with tf.device(device):
+                value = options["initial_value"]
+                value = value() if callable(value) else value
+                value = value.wrapped_value if isinstance(value, wrapper_class) else value
+                return tf.convert_to_tensor(value, dtype=options.get("dtype"))
+
+        return initialize
+
+    setattr(extended, _CREATE_INITIAL_VALUE, create_initial_value)
+
+
+def _import_private(module: str, name: str) -> Any:
+    """Returns an attribute of a private module; None if either does not exist."""
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None
+
+
+def _warn(name: str, effect: str) -> None:
+    print(
+        f"warning: TensorFlow {tf.__version__} has no {name}: {effect}; "
+        f"ssd-dist was tested with TensorFlow {TESTED_VERSION}",
+        file=sys.stderr,
+        flush=True,
+    )

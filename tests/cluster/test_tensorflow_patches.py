@@ -1,0 +1,70 @@
+"""The patched private attributes exist in this TensorFlow; if one is missing, a warning reports the effect."""
+
+import inspect
+
+import pytest
+import tensorflow as tf
+from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
+
+from ssd_dist.cluster import tensorflow_patches
+from ssd_dist.cluster.tensorflow_patches import TESTED_VERSION, initialize_variables_locally, set_health_check
+
+
+def use_strategy_class(monkeypatch: pytest.MonkeyPatch, strategy_class: type) -> None:
+    monkeypatch.setattr(tensorflow_patches, "_import_private", lambda module, name: strategy_class)
+
+
+def test_the_installed_tensorflow_has_the_tested_version():
+    assert tf.__version__.startswith(TESTED_VERSION + ".")
+
+
+def test_the_health_check_settings_exist_and_are_read_by_tensorflow(monkeypatch, capsys):
+    # A subclass: it has TensorFlow's attributes, and TensorFlow's own class stays as it is.
+    patched = type("Patched", (CollectiveAllReduceExtended,), {})
+    use_strategy_class(monkeypatch, patched)
+    set_health_check(15.0, 600)
+    values = {name: value for name, value in vars(patched).items() if name.startswith("_check_health")}
+    assert len(values) == 4
+    source = inspect.getsource(CollectiveAllReduceExtended)
+    for name in values:
+        # Class attributes that the methods read through `self`.
+        assert f"  {name} = " in source
+        assert f"self.{name}" in source
+    # If a peer dies just after a check: one interval, then all attempts in full.
+    interval, attempts, each = (values[f"_check_health_{name}"] for name in ("interval", "retry_limit", "timeout"))
+    assert interval + attempts * each <= 15
+    assert values["_check_health_initial_timeout"] == 600
+    assert capsys.readouterr().err == ""
+
+
+def test_the_initial_value_function_has_the_expected_parameters():
+    function = CollectiveAllReduceExtended._get_variable_creator_initial_value
+    assert {"replica_id", "device", "primary_var"} <= set(inspect.signature(function).parameters)
+    wrapper = tensorflow_patches._import_private(tensorflow_patches._TRACKABLE_MODULE, "CheckpointInitialValue")
+    assert "self.wrapped_value = " in inspect.getsource(wrapper)
+
+
+def test_a_missing_health_check_setting_is_reported_and_nothing_is_set(monkeypatch, capsys):
+    other = type("Other", (), {"_check_health_interval": 30})
+    use_strategy_class(monkeypatch, other)
+    set_health_check(15.0, 600)
+    assert other._check_health_interval == 30
+    warning = capsys.readouterr().err
+    assert "no _check_health_retry_limit: cluster.health_timeout has no effect" in warning
+    assert f"tested with TensorFlow {TESTED_VERSION}" in warning
+
+
+@pytest.mark.parametrize("missing", ["module", "attribute"])
+def test_a_missing_class_is_reported(monkeypatch, capsys, missing):
+    value = "tensorflow.python.no_such_module" if missing == "module" else "tensorflow.python.trackable.base"
+    monkeypatch.setattr(tensorflow_patches, "_STRATEGY_MODULE", value)
+    set_health_check(15.0, 600)
+    assert "cluster.health_timeout has no effect" in capsys.readouterr().err
+
+
+def test_a_missing_initial_value_function_is_reported(capsys):
+    strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+    name = "_get_variable_creator_initial_value"
+    assert not hasattr(strategy.extended, name)
+    initialize_variables_locally(strategy)
+    assert f"no {name}: building the model on several workers takes longer" in capsys.readouterr().err
