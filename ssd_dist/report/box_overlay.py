@@ -1,4 +1,4 @@
-"""Pictures with boxes: the pixels as a small embedded image, boxes and names as SVG on top, sharp at any size."""
+"""Draws images with boxes: the pixels as a small embedded image, boxes and labels on top as SVG, sharp at any size."""
 
 import base64
 import io
@@ -11,89 +11,113 @@ from PIL import Image
 
 from ssd_dist.report.svg import Svg
 
+# Longer side of an image, in pixels.
 SIDE = 320
-CHIP = 15
-# Widths of letters at 11 pixels; the text is then fitted to their sum, whatever the reader's font.
-NARROW, WIDE = frozenset("fijlrtI.,:;'|!()[] "), frozenset("mwMW@%")
-# Beyond that many names hide the picture; only what is wrong keeps its own, the others have it on hovering.
-MOST_NAMES = 14
+LABEL_HEIGHT = 15
+# Letters that are narrower and wider than others in an 11-pixel font. The browser stretches each label to the width
+# computed from them, whatever font it has.
+NARROW_LETTERS, WIDE_LETTERS = frozenset("fijlrtI.,:;'|!()[] "), frozenset("mwMW@%")
+# With more labels than this the image would be hidden: only wrong boxes keep theirs, the others show it as a tooltip.
+MAX_LABELS = 14
 
 
 @dataclass(frozen=True)
-class Frame:
-    """A box [4] to draw; `style` is a class of the style sheet, `name` stands at its corner, `hint` on hovering."""
+class OverlayBox:
+    """A box to draw on an image.
+
+    Attributes:
+      box: float [4], normalised.
+      style: CSS classes, which set the colour; boxes with the class `plain` have no dark outline.
+      label: text at a corner of the box.
+      tooltip: text shown when the pointer is over the box; by default the label.
+    """
 
     box: np.ndarray
     style: str
-    name: str = ""
-    hint: str = ""
+    label: str = ""
+    tooltip: str = ""
 
 
-def draw_frames(
-    pixels: Image.Image, frames: Sequence[Frame], label: str, shape: tuple[int, int] | None = None, side: int = SIDE
+def draw_overlay(
+    pixels: Image.Image,
+    boxes: Sequence[OverlayBox],
+    description: str,
+    shape: tuple[int, int] | None = None,
+    side: int = SIDE,
 ) -> Markup:
-    """The picture with its frames, in the proportions of `shape` (height, width); records are squares of it."""
-    height, width = shape or (pixels.height, pixels.width)
-    scale = side / max(height, width)
-    # A strip of a picture would have no room for its names.
-    width, height = max(width * scale, side / 4), max(height * scale, side / 4)
-    svg = Svg(width, height, label, "picture")
-    svg.add("image", href=embed(pixels, side), width=width, height=height, preserveAspectRatio="none")
-    taken: list[tuple[float, float, float, float]] = []
-    for frame in frames:
-        top, left, bottom, right = (frame.box * np.array([height, width, height, width])).tolist()
-        place = {"x": left, "y": top, "width": max(right - left, 1.0), "height": max(bottom - top, 1.0)}
-        # A dark rim keeps a light frame visible on light ground.
-        if "plain" not in frame.style:
-            svg.add("rect", class_="rim", **place)
-        svg.add("rect", hint=frame.hint or frame.name, class_=f"frame {frame.style}", **place)
-    named = sum(bool(frame.name) for frame in frames)
-    for frame in frames:
-        if frame.name and (named <= MOST_NAMES or frame.style == "wrong"):
-            _add_name(svg, frame, width, height, taken)
+    """Draws an image with boxes.
+
+    Args:
+      pixels: the image; images of records are squares.
+      boxes: the boxes.
+      description: text for screen readers.
+      shape: height and width of the original image, which set the proportions of the drawing.
+      side: longer side of the drawing, in pixels.
+    """
+    original_height, original_width = shape or (pixels.height, pixels.width)
+    scale = side / max(original_height, original_width)
+    # A very narrow image would have no room for labels.
+    width, height = max(original_width * scale, side / 4), max(original_height * scale, side / 4)
+    svg = Svg(width, height, description, "overlay")
+    svg.add("image", href=embed_image(pixels, side), width=width, height=height, preserveAspectRatio="none")
+    for box in boxes:
+        top, left, bottom, right = (box.box * np.array([height, width, height, width])).tolist()
+        position = {"x": left, "y": top, "width": max(right - left, 1.0), "height": max(bottom - top, 1.0)}
+        # A dark outline keeps a light box visible on a light background.
+        if "plain" not in box.style:
+            svg.add("rect", class_="outline", **position)
+        svg.add("rect", tooltip=box.tooltip or box.label, class_=f"box {box.style}", **position)
+    labelled = sum(bool(box.label) for box in boxes)
+    occupied: list[tuple[float, float, float, float]] = []
+    for box in boxes:
+        if box.label and (labelled <= MAX_LABELS or box.style == "wrong"):
+            _add_label(svg, box, width, height, occupied)
     return svg.markup()
 
 
-def embed(pixels: Image.Image, side: int = SIDE) -> str:
-    """The picture as a data URI, at most `side` pixels wide and high."""
-    picture = pixels.convert("RGB")
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+def embed_image(pixels: Image.Image, side: int = SIDE) -> str:
+    """Returns the image as a data URI, reduced to at most `side` pixels."""
+    image = pixels.convert("RGB")
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=80, method=4)
+    image.save(buffer, "WEBP", quality=80, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _add_name(
-    svg: Svg, frame: Frame, width: float, height: float, taken: list[tuple[float, float, float, float]]
+def _add_label(
+    svg: Svg, box: OverlayBox, width: float, height: float, occupied: list[tuple[float, float, float, float]]
 ) -> None:
-    """A chip with the name at the corner of the box that covers least of the other chips."""
-    text = frame.name
-    while len(text) > 1 and measure_text(text) > width - 8:
+    """Writes a label at the corner of its box where it overlaps other labels least, and adds it to `occupied`."""
+    text = box.label
+    while len(text) > 1 and estimate_text_width(text) > width - 8:
         text = text.removesuffix("…")[:-1] + "…"
-    long = measure_text(text) + 8
-    top, left, bottom, right = (frame.box * np.array([height, width, height, width])).tolist()
-    places = [(x, y) for y in (top - CHIP, top, bottom, bottom - CHIP) for x in (left, right - long)]
-    best, least = (0.0, 0.0), float("inf")
-    for x, y in places:
-        inside = min(max(x, 0.0), width - long), min(max(y, 0.0), height - CHIP)
-        moved = abs(inside[0] - x) + abs(inside[1] - y)
-        cost = sum(_overlap((*inside, long, CHIP), other) for other in taken) + 2 * moved
-        if cost < least:
-            best, least = inside, cost
-    taken.append((*best, long, CHIP))
-    svg.add("rect", x=best[0], y=best[1], width=long, height=CHIP, rx=3, class_=f"chip {frame.style}")
+    label_width = estimate_text_width(text) + 8
+    top, left, bottom, right = (box.box * np.array([height, width, height, width])).tolist()
+    corners = [
+        (x, y) for y in (top - LABEL_HEIGHT, top, bottom, bottom - LABEL_HEIGHT) for x in (left, right - label_width)
+    ]
+    best, lowest_cost = (0.0, 0.0), float("inf")
+    for x, y in corners:
+        inside = min(max(x, 0.0), width - label_width), min(max(y, 0.0), height - LABEL_HEIGHT)
+        shift = abs(inside[0] - x) + abs(inside[1] - y)
+        cost = sum(_overlap_area((*inside, label_width, LABEL_HEIGHT), other) for other in occupied) + 2 * shift
+        if cost < lowest_cost:
+            best, lowest_cost = inside, cost
+    occupied.append((*best, label_width, LABEL_HEIGHT))
+    svg.add("rect", x=best[0], y=best[1], width=label_width, height=LABEL_HEIGHT, rx=3, class_=f"label {box.style}")
     svg.add(
-        "text", text, x=best[0] + 4, y=best[1] + 11.3, textLength=long - 8, lengthAdjust="spacingAndGlyphs",
-        class_="chip-text",
+        "text", text, x=best[0] + 4, y=best[1] + 11.3, textLength=label_width - 8, lengthAdjust="spacingAndGlyphs",
+        class_="label-text",
     )  # fmt: skip
 
 
-def measure_text(text: str) -> float:
-    """About the width of a text of 11 pixels."""
-    return sum(3.6 if letter in NARROW else 9.6 if letter in WIDE else 6.6 for letter in text)
+def estimate_text_width(text: str) -> float:
+    """Estimates the width in pixels of a text in an 11-pixel font."""
+    return sum(3.6 if letter in NARROW_LETTERS else 9.6 if letter in WIDE_LETTERS else 6.6 for letter in text)
 
 
-def _overlap(first: tuple[float, ...], second: tuple[float, ...]) -> float:
+def _overlap_area(first: tuple[float, ...], second: tuple[float, ...]) -> float:
+    """Returns the overlap of two rectangles given as x, y, width, height."""
     across = min(first[0] + first[2], second[0] + second[2]) - max(first[0], second[0])
     down = min(first[1] + first[3], second[1] + second[3]) - max(first[1], second[1])
     return max(across, 0.0) * max(down, 0.0)

@@ -1,12 +1,13 @@
-"""What there is to know about a prepared data set: counted by prepare, or measured here on its records.
+"""Collects the facts about a prepared dataset: counts of prepare, and measurements on its records.
 
-dataset.json, rejected.jsonl, records -> for each split: counts, and of each object its size, best IoU, positives
+dataset.json, rejected.jsonl, records -> per split: counts; per object: size, best IoU, number of positive anchors
 """
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -21,13 +22,13 @@ from ssd_dist.data.shard_files import join, read_split
 
 REJECTED_NAME = "rejected.jsonl"
 EXAMPLES_PER_REASON = 5
-# What TF OD API and the PyTorch SSDs call a match.
-OTHERS_IOU = 0.5
+# IoU of a positive anchor in TF OD API and in the PyTorch SSDs.
+REFERENCE_IOU = 0.5
 
 
 @dataclass(frozen=True)
 class TargetMaker:
-    """The anchors [A, 4] and the matching that a data set was prepared for."""
+    """Anchors [A, 4] with the configuration and the matcher that assign them to objects."""
 
     anchor_config: AnchorConfig
     matching: MatchingConfig
@@ -35,30 +36,30 @@ class TargetMaker:
     matcher: Matcher
 
     @classmethod
-    def of(cls, manifest: Manifest) -> "TargetMaker":
-        """Those of a manifest."""
+    def from_manifest(cls, manifest: Manifest) -> "TargetMaker":
+        """Returns the anchors and the matching that a dataset was prepared with."""
         keys = AnchorConfig.model_fields
         anchor_config = AnchorConfig(**{key: value for key, value in manifest.anchors.items() if key in keys})
         return cls.create(anchor_config, MatchingConfig(**manifest.matching), manifest.image_size)
 
     @classmethod
     def create(cls, anchor_config: AnchorConfig, matching: MatchingConfig, input_size: int) -> "TargetMaker":
-        """Those of a config."""
+        """Returns the anchors and the matching of a config, for a model input of `input_size` pixels."""
         anchors = generate_anchors(anchor_config, input_size)
         return cls(anchor_config, matching, anchors, Matcher(anchors, anchor_config, matching))
 
 
 @dataclass(frozen=True)
 class ExaminedObjects:
-    """Objects other than crowds of the records examined, image after image.
+    """The objects of the records read, without crowds, in record order.
 
     Attributes:
-      records: int64 [N], which record of the split each belongs to.
-      boxes: float32 [N, 4].
+      records: int64 [N], index of the record in the split.
+      boxes: float32 [N, 4], normalised.
       labels: int64 [N], 1-based.
-      pixels: float64 [N], the square root of the area in the original image.
-      best_iou: float64 [N], the highest that any anchor reaches.
-      positives: int64 [N], anchors that answer for it.
+      pixels: float64 [N], square root of the area in pixels of the original image.
+      best_iou: float64 [N], highest IoU with any anchor.
+      positives: int64 [N], number of positive anchors.
     """
 
     records: np.ndarray
@@ -70,22 +71,26 @@ class ExaminedObjects:
 
     @property
     def sides(self) -> np.ndarray:
-        """float64 [N, 2]: width and height in shares of the image."""
+        """float64 [N, 2]: width and height in shares of the image sides."""
         return (self.boxes[:, 2:] - self.boxes[:, :2])[:, ::-1].astype(np.float64)
+
+    def select(self, mask: np.ndarray) -> "ExaminedObjects":
+        """Returns the objects for which `mask` [N] is true."""
+        return ExaminedObjects(**{name: values[mask] for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """One split.
+    """Facts about one split.
 
     Attributes:
-      name: of the split.
-      split: what the manifest says.
-      examined: records read.
-      objects_per_image: int64 [examined], crowds included.
+      name: name of the split.
+      split: its entry in the manifest.
+      examined: number of records read.
+      objects_per_image: int64 [examined], with crowds.
       objects: the objects read.
-      orphans: objects left without a positive under other programs' rules, by the rule's name.
-      rejections: for each reason a few lines of rejected.jsonl.
+      orphans: number of objects without a positive anchor under the rules of other programs, by rule (`first`, `last`).
+      rejections: a few lines of rejected.jsonl per reason.
     """
 
     name: str
@@ -97,18 +102,20 @@ class SplitFacts:
     rejections: dict[str, list[dict[str, str]]]
 
 
-def examine_split(folder: str, name: str, split: Split, maker: TargetMaker, most: int) -> SplitFacts:
-    """Reads at most `most` records of a split; shards are filled in turn, so the first records are a fair sample.
+def examine_split(folder: str, name: str, split: Split, maker: TargetMaker, limit: int) -> SplitFacts:
+    """Reads the first `limit` records of a split.
+
+    Prepare assigns records to shards in turn, so the first records are spread over the whole dataset.
 
     Raises:
-      DataError: naming shard and record if one is damaged.
+      DataError: if a record is damaged.
     """
     tables: list[ExaminedObjects] = []
     counts: list[int] = []
     orphans = {"first": 0, "last": 0}
-    for index, record in enumerate(islice(read_split(DataConfig(dir=folder), split), most)):
-        real = ~record.objects.is_crowd
-        boxes, labels = record.objects.boxes[real], record.objects.labels[real]
+    for index, record in enumerate(islice(read_split(DataConfig(dir=folder), split), limit)):
+        no_crowd = ~record.objects.is_crowd
+        boxes, labels = record.objects.boxes[no_crowd], record.objects.labels[no_crowd]
         counts.append(len(record.objects.labels))
         targets = maker.matcher.match(boxes, labels)
         tables.append(
@@ -116,15 +123,15 @@ def examine_split(folder: str, name: str, split: Split, maker: TargetMaker, most
                 records=np.full(len(boxes), index),
                 boxes=boxes,
                 labels=labels,
-                pixels=np.sqrt(record.objects.area[real].astype(np.float64)),
+                pixels=np.sqrt(record.objects.area[no_crowd].astype(np.float64)),
                 best_iou=maker.matcher.best_iou(boxes),
                 positives=np.bincount(targets.objects, minlength=len(boxes)),
             )
         )
         if len(boxes) > 1:
             iou = iou_matrix(boxes, maker.anchors)
-            for winner in orphans:
-                orphans[winner] += count_orphans(iou, winner)
+            for rule in orphans:
+                orphans[rule] += count_orphans(iou, rule)
     return SplitFacts(
         name=name,
         split=split,
@@ -136,14 +143,18 @@ def examine_split(folder: str, name: str, split: Split, maker: TargetMaker, most
     )
 
 
-def count_orphans(iou: np.ndarray, winner: str) -> int:
-    """Objects of iou [N, A] without a positive, if of several with one best anchor the `first` or the `last` has it.
+def count_orphans(iou: np.ndarray, rule: str) -> int:
+    """Counts orphans: objects that get no positive anchor under the matching rule of another program.
 
-    The rule of TF OD API (first) and of the PyTorch SSDs (last): an anchor goes to the object it overlaps most if
-    their IoU is 0.5 or more, and the best anchor of each object goes to that object.
+    Both rules assign an anchor to the object it overlaps most if their IoU is at least 0.5, and then assign the best
+    anchor of each object to that object. They differ if two objects have the same best anchor.
+
+    Args:
+      iou: float [N, A], of objects and anchors.
+      rule: `first` (TF OD API) or `last` (PyTorch SSDs): the object that keeps a shared best anchor.
     """
-    owner = np.where(iou.max(axis=0) >= OTHERS_IOU, iou.argmax(axis=0), -1)
-    objects = range(len(iou)) if winner == "last" else range(len(iou) - 1, -1, -1)
+    owner = np.where(iou.max(axis=0) >= REFERENCE_IOU, iou.argmax(axis=0), -1)
+    objects = range(len(iou)) if rule == "last" else range(len(iou) - 1, -1, -1)
     best = iou.argmax(axis=1)
     for index in objects:
         owner[best[index]] = index
@@ -151,24 +162,25 @@ def count_orphans(iou: np.ndarray, winner: str) -> int:
 
 
 def read_rejections(folder: str, split: str) -> dict[str, list[dict[str, str]]]:
-    """A few lines of rejected.jsonl for each reason; none if it is missing."""
+    """Reads a few lines of rejected.jsonl per reason; returns nothing if the file is missing."""
     path = join(folder, f"{split}/{REJECTED_NAME}")
     found: dict[str, list[dict[str, str]]] = {}
-    for line in _lines(path):
+    for line in _read_objects(path):
         examples = found.setdefault(str(line.get("reason", "")), [])
         if len(examples) < EXAMPLES_PER_REASON:
             examples.append({key: str(value) for key, value in line.items()})
     return found
 
 
-def read_chosen(config: DataConfig, split: Split, chosen: set[int]) -> dict[int, Record]:
-    """The records of a split whose numbers are `chosen`."""
-    last = max(chosen, default=-1)
+def read_selected(config: DataConfig, split: Split, selected: set[int]) -> dict[int, Record]:
+    """Reads the records of a split with the `selected` indices."""
+    last = max(selected, default=-1)
     records = islice(read_split(config, split), last + 1)
-    return {index: record for index, record in enumerate(records) if index in chosen}
+    return {index: record for index, record in enumerate(records) if index in selected}
 
 
-def _lines(path: str) -> Iterator[dict]:
+def _read_objects(path: str) -> Iterator[dict[str, Any]]:
+    """Yields the JSON objects of a file with one per line; skips other lines."""
     if not tf.io.gfile.exists(path):
         return
     with tf.io.gfile.GFile(path) as file:

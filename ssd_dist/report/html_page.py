@@ -1,4 +1,4 @@
-"""From a template and its values to one file that needs nothing else: no network, no script, no second file."""
+"""Renders a report as one self-contained HTML file: no scripts, no network access, no other files."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,12 @@ import jinja2
 from ssd_dist.core.errors import UsageError
 from ssd_dist.report.svg import format_number
 
-# Longer tables of classes are folded.
+# Further rows of a class table are collapsed.
 SHOWN_CLASSES = 24
 
 
 def render_page(template: str, **values: Any) -> str:
-    """The page of `templates/<template>`; every value is escaped but drawings, which are escaped already."""
+    """Renders `templates/<template>`; values are escaped, except drawings (`Markup`), which are escaped already."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ssd_dist.report"),
         autoescape=True,
@@ -28,17 +28,17 @@ def render_page(template: str, **values: Any) -> str:
 
 
 def write_page(output: str, html: str) -> None:
-    """Writes the text under a temporary name and renames it.
+    """Writes `html` to a temporary file and renames it to `output`.
 
     Raises:
-      UsageError: if it cannot be written.
+      UsageError: if the file cannot be written.
     """
     path = Path(output)
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A file name that is no Unicode must not cost the page.
+        # errors="replace": an image file name that is not valid Unicode must not prevent the report.
         partial.write_text(html, encoding="utf-8", errors="replace")
         partial.replace(path)
     except OSError as error:
-        raise UsageError(f"{output} cannot be written: {error}") from None
+        raise UsageError(f"{output}: cannot write the file: {error}") from None

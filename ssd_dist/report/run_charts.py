@@ -1,16 +1,17 @@
-"""Curves of one run or of several, laid over each other: one chart a quantity, one line a run."""
+"""Charts of one run, and comparison charts with one line per run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from ssd_dist.report.charts import Axes, Line, Mark, line_chart
+from ssd_dist.report.charts import Axes, Line, Mark, draw_line_chart
 from ssd_dist.report.run_facts import RunFacts
 
-# (title, chart, sentence)
+# Title, chart and caption.
 Tile = tuple[str, Markup, str]
-MOST_LINES = 6
+MAX_LINES = 6
 METRIC_NAMES = {
     "coco/AP": "COCO AP",
     "coco/AP50": "COCO AP50",
@@ -20,54 +21,61 @@ METRIC_NAMES = {
 }
 
 
-def training_charts(run: RunFacts) -> list[Tile]:
-    """Loss parts, learning rate, anchors, speed, waiting and loss scale of one run; none without reports."""
+def draw_training_charts(run: RunFacts) -> list[Tile]:
+    """Draws losses, learning rate, anchors, speed, input wait and loss scale of a run; no charts without reports."""
     if not run.train.rows:
         return []
     return [
         (
             "Loss",
-            _chart(run, ("loss", "loss/cls", "loss/loc"), ("total", "class", "place"), "loss", robust=True),
-            "Means of the steps between two reports. The first, steep steps may lie above the chart.",
+            _draw_reports(
+                run,
+                ("loss", "loss/cls", "loss/loc"),
+                ("total", "classification", "localization"),
+                "loss",
+                clip_peaks=True,
+            ),
+            "Means over the steps between two reports. The high values of the first steps may be cut off.",
         ),
-        ("Learning rate", _chart(run, ("lr",), ("",), "learning rate"), "Linear warm-up, then a cosine."),
+        ("Learning rate", _draw_reports(run, ("lr",), ("",), "learning rate"), "Linear warm-up, then cosine decay."),
         (
             "Anchors in the loss",
-            _chart(run, ("positives", "negatives"), ("positives", "negatives"), "anchors a step, global batch"),
-            f"Mining keeps {run.config.mining.ratio:g} negatives for each positive.",
+            _draw_reports(run, ("positives", "negatives"), ("positives", "negatives"), "anchors per global batch"),
+            f"Hard negative mining keeps {run.config.mining.ratio:g} negatives per positive.",
         ),
         (
-            "Speed",
-            _chart(
+            "Training speed",
+            _draw_reports(
                 run,
-                # What was is drawn over what could have been: mostly the two are one line.
+                # The measured speed is drawn last, on top: mostly the two lines coincide.
                 ("images_per_second_without_wait", "images_per_second"),
-                ("data always ready", "as it was"),
-                "images a second",
+                ("without waiting", "measured"),
+                "images per second",
             ),
-            f"Median {np.nanmedian(run.train.column('images_per_second')):,.0f} images a second. "
-            "Where the lines part, steps wait for data.",
+            f"Median {np.nanmedian(run.train.column('images_per_second')):,.0f} images per second. Where the lines "
+            "differ, training waits for data.",
         ),
         (
             "Waiting for data",
-            _chart(run, ("data_wait",), ("",), "share of the time", percent=True),
-            "Above a few percent the input is the brake: data.cache_dir, more cores, precomputed targets.",
+            _draw_reports(run, ("data_wait",), ("",), "share of time", percent=True),
+            "Above a few percent, the input pipeline is the bottleneck: set data.cache_dir, use more CPU cores, or "
+            "use precomputed targets.",
         ),
-        _scale_chart(run),
+        _draw_loss_scale(run),
     ]
 
 
-def metric_charts(run: RunFacts) -> list[Tile]:
-    """Metrics by step, the best of the one that decides marked, by size and by class; none without evaluations."""
+def draw_metric_charts(run: RunFacts) -> list[Tile]:
+    """Draws the metrics by step, also by object size and by class; no charts without evaluations."""
     if not run.evaluations.rows:
         return []
-    return [_metrics(run), _metrics_by_size(run), _metrics_by_class(run)]
+    return [_draw_metrics(run), _draw_metrics_by_size(run), _draw_metrics_by_class(run)]
 
 
-def _metrics(run: RunFacts) -> Tile:
-    decides = run.config.eval.metric
-    names = list(dict.fromkeys(("coco/AP50", "coco/AP75", "coco/AP", decides)))
-    styles = {name: f"s{index}" for index, name in enumerate([decides, *(n for n in names if n != decides)])}
+def _draw_metrics(run: RunFacts) -> Tile:
+    selected = run.config.eval.metric
+    names = list(dict.fromkeys(("coco/AP50", "coco/AP75", "coco/AP", selected)))
+    styles = {name: f"s{index}" for index, name in enumerate([selected, *(n for n in names if n != selected)])}
     lines = [
         Line(METRIC_NAMES[name], run.evaluations.steps, run.evaluations.column(name), styles[name]) for name in names
     ]
@@ -77,101 +85,124 @@ def _metrics(run: RunFacts) -> Tile:
         marks = [Mark(run.best["step"], run.best["value"], f"best {run.best['value']:.3f}", right=early)]
     return (
         "Metrics by step",
-        line_chart("metrics by step", lines, Axes("step", "on the evaluation split", y_range=(0, 1)), marks),
-        f"{METRIC_NAMES[decides]} decides which checkpoint is kept as the best.",
+        draw_line_chart("metrics by step", lines, Axes("step", "on the evaluation split", y_range=(0, 1)), marks),
+        f"The best checkpoint is the one with the highest {METRIC_NAMES[selected]} (eval.metric).",
     )
 
 
-def _metrics_by_size(run: RunFacts) -> Tile:
+def _draw_metrics_by_size(run: RunFacts) -> Tile:
     lines = [
         Line(size, run.evaluations.steps, run.evaluations.column(f"coco/AP_{size}"), f"s{index}")
         for index, size in enumerate(("small", "medium", "large"))
     ]
     axes = Axes("step", "COCO AP", y_range=(0, 1))
-    sentence = "Below 32², below 96² and above, in pixels of the original images."
-    return "By size of object", line_chart("COCO AP by step and size", lines, axes), sentence
+    caption = "Small: area below 32² pixels of the original image; medium: below 96²; large: from 96²."
+    return "AP by object size", draw_line_chart("COCO AP by step and object size", lines, axes), caption
 
 
-def _metrics_by_class(run: RunFacts) -> Tile:
-    last = _per_class(run.evaluations.rows[-1])
-    names = sorted(last, key=lambda name: last[name])[:MOST_LINES]
+def _draw_metrics_by_class(run: RunFacts) -> Tile:
+    last = _class_ap50(run.evaluations.rows[-1])
+    names = sorted(last, key=lambda name: last[name])[:MAX_LINES]
     lines = [
         Line(
             name,
             run.evaluations.steps,
-            np.array([_per_class(row).get(name, np.nan) for row in run.evaluations.rows]),
+            np.array([_class_ap50(row).get(name, np.nan) for row in run.evaluations.rows]),
             f"s{index}",
         )
         for index, name in enumerate(names)
     ]
-    sentence = "" if len(last) <= MOST_LINES else f"The {MOST_LINES} weakest of {len(last)} classes."
+    caption = "" if len(last) <= MAX_LINES else f"The {MAX_LINES} classes with the lowest AP50, of {len(last)}."
     axes = Axes("step", "COCO AP50", y_range=(0, 1))
-    return "By class", line_chart("COCO AP50 by step and class", lines, axes), sentence
+    return "AP50 by class", draw_line_chart("COCO AP50 by step and class", lines, axes), caption
 
 
-def _per_class(row: dict) -> dict[str, float]:
-    """AP50 of the classes that have one."""
+def _class_ap50(row: dict[str, Any]) -> dict[str, float]:
+    """Returns the AP50 of each class that has one."""
     found = row.get("per_class")
     values = found.items() if isinstance(found, dict) else ()
     pairs = ((name, part.get("coco/AP50") if isinstance(part, dict) else None) for name, part in values)
     return {name: float(value) for name, value in pairs if isinstance(value, int | float)}
 
 
-def compare_charts(runs: Sequence[RunFacts], names: Sequence[str]) -> list[Tile]:
-    """The same quantities of several runs, each in its own colour."""
+def draw_comparison_charts(runs: Sequence[RunFacts], names: Sequence[str]) -> list[Tile]:
+    """Draws the curves of several runs, one colour per run."""
 
-    def overlay(title: str, unit: str, kind: str, column: str, sentence: str = "", **options) -> Tile:
+    def compare(
+        title: str,
+        unit: str,
+        kind: str,
+        column: str,
+        caption: str = "",
+        clip_peaks: bool = False,
+        percent: bool = False,
+    ) -> Tile:
         rows = [run.train if kind == "train" else run.evaluations for run in runs]
         lines = [
             Line(name, part.steps, part.column(column), f"s{index % 7}")
             for index, (name, part) in enumerate(zip(names, rows, strict=True))
             if part.rows
         ]
-        if options.pop("robust", False):
-            options["y_range"] = _robust_range([line.y for line in lines])
-        return title, line_chart(f"{title} by step", lines, Axes("step", unit, **options)), sentence
+        axes = Axes(
+            "step", unit, y_range=_clip_range([line.y for line in lines]) if clip_peaks else None, percent=percent
+        )
+        return title, draw_line_chart(f"{title} by step", lines, axes), caption
 
     return [
-        overlay("COCO AP", "IoU 0.50:0.95", "eval", "coco/AP"),
-        overlay("COCO AP50", "IoU 0.50", "eval", "coco/AP50"),
-        overlay(
-            "Loss", "total loss", "train", "loss", "Comparable where normalizer and batch are the same.", robust=True
+        compare("COCO AP", "IoU 0.50:0.95", "eval", "coco/AP"),
+        compare("COCO AP50", "IoU 0.50", "eval", "coco/AP50"),
+        compare(
+            "Total loss",
+            "loss",
+            "train",
+            "loss",
+            "Losses are comparable only between runs with the same loss.normalizer and global batch size.",
+            clip_peaks=True,
         ),
-        overlay("Loss of classes", "loss/cls", "train", "loss/cls", robust=True),
-        overlay("Loss of places", "loss/loc", "train", "loss/loc", robust=True),
-        overlay("Learning rate", "learning rate", "train", "lr"),
-        overlay("Speed", "images a second", "train", "images_per_second"),
-        overlay("Waiting for data", "share of the time", "train", "data_wait", percent=True),
+        compare("Classification loss", "loss/cls", "train", "loss/cls", clip_peaks=True),
+        compare("Localization loss", "loss/loc", "train", "loss/loc", clip_peaks=True),
+        compare("Learning rate", "learning rate", "train", "lr"),
+        compare("Training speed", "images per second", "train", "images_per_second"),
+        compare("Waiting for data", "share of time", "train", "data_wait", percent=True),
     ]
 
 
-def _scale_chart(run: RunFacts) -> Tile:
+def _draw_loss_scale(run: RunFacts) -> Tile:
     scale = run.train.column("loss_scale")
     skipped = int(np.nan_to_num(run.train.column("skipped_steps")).max(initial=0))
     constant = len(np.unique(scale[np.isfinite(scale)])) <= 1
-    sentence = (
-        f"Constant: without float16 nothing needs to be scaled. {skipped} steps were skipped."
+    caption = (
+        f"Constant, as in every run without float16. Skipped steps: {skipped}."
         if constant
-        else f"Halved at each overflow, whose step is skipped on all replicas: {skipped} steps so far."
+        else f"Halved at each overflow; that step is skipped on all replicas. Skipped steps: {skipped}."
     )
     log = bool(np.nanmin(scale) > 0) and not constant if np.isfinite(scale).any() else False
-    return "Loss scale", _chart(run, ("loss_scale",), ("",), "factor", log=log), sentence
+    return "Loss scale", _draw_reports(run, ("loss_scale",), ("",), "factor", log=log), caption
 
 
-def _chart(
-    run: RunFacts, columns: Sequence[str], names: Sequence[str], unit: str, robust: bool = False, **options
+def _draw_reports(
+    run: RunFacts,
+    columns: Sequence[str],
+    names: Sequence[str],
+    unit: str,
+    clip_peaks: bool = False,
+    log: bool = False,
+    percent: bool = False,
 ) -> Markup:
+    """Draws columns of the training reports by step."""
     values = [run.train.column(column) for column in columns]
-    if robust:
-        options["y_range"] = _robust_range(values)
+    axes = Axes("step", unit, y_range=_clip_range(values) if clip_peaks else None, log=log, percent=percent)
     lines = [
         Line(name, run.train.steps, y, f"s{index}") for index, (name, y) in enumerate(zip(names, values, strict=True))
     ]
-    return line_chart(f"{', '.join(columns)} by step", lines, Axes("step", unit, **options))
+    return draw_line_chart(f"{', '.join(columns)} by step", lines, axes)
 
 
-def _robust_range(values: Sequence[np.ndarray]) -> tuple[float, float]:
-    """From 0 to where nearly all values lie: a loss begins an order of magnitude above where it is interesting."""
-    finite: Callable[[np.ndarray], np.ndarray] = lambda part: part[np.isfinite(part)]  # noqa: E731
-    tops = [float(np.quantile(finite(part), 0.97)) for part in values if finite(part).size]
+def _clip_range(values: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Returns a range that starts at 0 and covers 97 % of the values.
+
+    The first losses are ten times as high as the later ones; showing them would flatten the rest of the curve.
+    """
+    finite = [part[np.isfinite(part)] for part in values]
+    tops = [float(np.quantile(part, 0.97)) for part in finite if part.size]
     return 0.0, 1.15 * max(tops, default=1.0) or 1.0

@@ -1,7 +1,8 @@
-"""A run's model on its evaluation split, and the pictures that tell about it.
+"""Evaluates the checkpoint of a run and draws its images: detections, mined negatives and the first training batch.
 
-checkpoint -> detections -> metrics, analysis -> galleries;  checkpoint, training records -> mined negatives
-first training batch, as the model gets it -> pictures
+checkpoint -> detections -> metrics, error analysis -> galleries
+checkpoint, training records -> mined negatives
+first training batch -> images with the boxes of its targets
 """
 
 import io
@@ -14,9 +15,10 @@ import tensorflow as tf
 from PIL import Image
 
 from ssd_dist.core.boxes import decode_boxes
-from ssd_dist.core.config import Config, DataConfig
+from ssd_dist.core.config import Config, DataConfig, LossConfig, MiningConfig
 from ssd_dist.core.errors import CheckpointError, DataError, first_line
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest, Split
+from ssd_dist.core.matching import Targets
 from ssd_dist.core.records import Record
 from ssd_dist.data.augmentation import apply_color_map
 from ssd_dist.data.batch import SparseTargets
@@ -29,207 +31,265 @@ from ssd_dist.evaluation.error_types import HIT, IGNORED, classify_detections
 from ssd_dist.evaluation.metrics import Metrics, evaluate_detections
 from ssd_dist.inference.trained_model import evaluate_split, load_trained_model, locate_checkpoint
 from ssd_dist.model.detector import normalize_image
-from ssd_dist.report.anchor_images import Picture, draw_anchors, draw_negatives
-from ssd_dist.report.box_overlay import Frame, draw_frames
-from ssd_dist.report.dataset_facts import TargetMaker, read_chosen
+from ssd_dist.report.anchor_images import CaptionedImage, draw_anchors, draw_negatives
+from ssd_dist.report.box_overlay import OverlayBox, draw_overlay
+from ssd_dist.report.dataset_facts import TargetMaker, read_selected
 from ssd_dist.training.losses import multibox_losses
 from ssd_dist.training.mining import mine_per_image
 from ssd_dist.training.targets import count_targets
 
-GALLERY = 4
-ANCHOR_PICTURES = 4
-BATCH_PICTURES = 16
+# Numbers of images per section of the report.
+GALLERY_IMAGES, MINING_IMAGES, BATCH_IMAGES = 4, 4, 16
+# Side of an image of the training batch, in pixels.
 BATCH_SIDE = 200
-# What stands beside a detection that is no hit; nothing for the commonest, where nothing is annotated.
-KIND_WORDS = {"localisation": "place", "both": "class, place", "background": "", IGNORED: "not counted"}
-# One process shows runs of any cluster: a single device will do.
+# Names of error types in the report where they differ from the keys of the metrics files.
+ERROR_NAMES = {"localisation": "localization", "both": "class and localization"}
+# Suffixes of the labels of detections that are not true positives; none for background, the most frequent type.
+KIND_LABELS = {
+    "localisation": "low IoU",
+    "class": "wrong class",
+    "both": "wrong class, low IoU",
+    "background": "",
+    IGNORED: "ignored",
+}
+# The report is built in one process on one device, whatever cluster the run was trained on.
 ONE_DEVICE = ("cluster.strategy=one_device", "cluster.logical_cpus=0")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a checkpoint does on a split."""
+    """The results of a checkpoint on a split; lists are by image."""
 
     checkpoint: str
     split_name: str
     data: DataConfig
     split: Split
     classes: tuple[str, ...]
-    truths: list[GroundTruth]
+    ground_truths: list[GroundTruth]
     detections: list[Detections]
     metrics: Metrics
     analysis: Analysis
 
 
-def choose_checkpoint(model_dir: str, wanted: str) -> str:
-    """`best`, `last` or a path; for `auto` best if there is one, else last.
+def choose_checkpoint(model_dir: str, requested: str) -> str:
+    """Returns `requested`, or for `auto` `best` if it exists, else `last`.
 
     Raises:
-      CheckpointError: if there is none.
+      CheckpointError: for `auto`, if the run has no checkpoint.
     """
-    if wanted != "auto":
-        return wanted
+    if requested != "auto":
+        return requested
     for name in ("best", "last"):
         try:
             locate_checkpoint(model_dir, name)
         except CheckpointError:
             continue
         return name
-    raise CheckpointError(f"{model_dir} has no checkpoint that can be evaluated yet")
+    raise CheckpointError(f"{model_dir}: the run has no checkpoint yet; train it first")
 
 
-def evaluate_run(model_dir: str, checkpoint: str, config: Config, split: str, overrides: Sequence[str]) -> Evaluation:
-    """Evaluates a checkpoint; `split` may be `auto`, the one that training evaluated on.
+def choose_split(data: DataConfig, eval_split: str, requested: str) -> str:
+    """Returns `requested`, or for `auto` the split that training evaluates on.
+
+    Args:
+      data: the data of the run.
+      eval_split: `eval.split` of the run.
+      requested: name of a split, or `auto`.
 
     Raises:
-      CheckpointError, DataError, UsageError: for a run, data or overrides that do not fit.
+      DataError: for `auto`, if the data has no split to evaluate on.
     """
-    if split == "auto":
-        manifest, path = load_manifest(config.data), join(config.data.dir, MANIFEST_NAME)
-        found = manifest.eval_split(config.eval.split, path)
-        if found is None:
-            raise DataError(f"{path} has neither val nor test to evaluate on; give --split")
-        split = found
-    config, manifest, truths, detections = evaluate_split(model_dir, checkpoint, split, [*overrides, *ONE_DEVICE])
+    if requested != "auto":
+        return requested
+    path = join(data.dir, MANIFEST_NAME)
+    found = load_manifest(data).eval_split(eval_split, path)
+    if found is None:
+        raise DataError(f"{path}: the data has neither a val nor a test split; choose one with --split")
+    return found
+
+
+def evaluate_run(model_dir: str, checkpoint: str, split: str, overrides: Sequence[str]) -> Evaluation:
+    """Evaluates a checkpoint of a run on a split.
+
+    Raises:
+      CheckpointError: if the checkpoint does not exist or was trained on other classes.
+      DataError: if the data is missing or does not fit the model.
+      UsageError: if an override is not valid.
+    """
+    overrides = [*overrides, *ONE_DEVICE]
+    config, manifest, ground_truths, detections = evaluate_split(model_dir, checkpoint, split, overrides)
     return Evaluation(
         checkpoint=checkpoint,
         split_name=split,
         data=config.data,
         split=manifest.splits[split],
         classes=manifest.classes,
-        truths=truths,
+        ground_truths=ground_truths,
         detections=detections,
-        metrics=evaluate_detections(truths, detections, manifest.classes),
-        analysis=analyse_detections(truths, detections, manifest.classes),
+        metrics=evaluate_detections(ground_truths, detections, manifest.classes),
+        analysis=analyse_detections(ground_truths, detections, manifest.classes),
     )
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One image twice, side by side."""
+class ImagePair:
+    """Two drawings of one image, shown side by side."""
 
-    left: Picture
-    right: Picture
+    left: CaptionedImage
+    right: CaptionedImage
 
 
-def draw_galleries(evaluation: Evaluation) -> list[tuple[str, str, list[Pair]]]:
-    """(title, what it means, pairs) of the best, the worst and the most confusing images; none is in two."""
+def draw_galleries(evaluation: Evaluation) -> list[tuple[str, str, list[ImagePair]]]:
+    """Draws the worst, the most confusing and the best images, each gallery as (title, caption, image pairs).
+
+    No image is in two galleries.
+    """
     ranked = evaluation.analysis.ranked
     shown: set[int] = set()
-    chosen: dict[str, list[int]] = {}
+    selected: dict[str, list[int]] = {}
     for name, order in (("confusing", ranked.confusing), ("worst", ranked.worst), ("best", ranked.best)):
-        chosen[name] = [image for image in order if image not in shown][:GALLERY]
-        shown |= set(chosen[name])
-    records = read_chosen(evaluation.data, evaluation.split, shown)
+        selected[name] = [image for image in order if image not in shown][:GALLERY_IMAGES]
+        shown |= set(selected[name])
+    records = read_selected(evaluation.data, evaluation.split, shown)
     drawn = {image: draw_pair(evaluation, image, records[image]) for image in shown}
     titles = (
-        ("worst", "Worst", "Lowest F1: objects not found, detections that are wrong."),
-        ("confusing", "Most confusing", "Where the model is surest and wrong. Look for missing annotations here."),
-        ("best", "Best", "Highest F1, of equals those with most objects."),
+        ("worst", "Worst images", "Images with the lowest F1: missed objects and false positives."),
+        (
+            "confusing",
+            "Most confident errors",
+            "Images with the false positives of the highest scores. Check these images for missing annotations.",
+        ),
+        ("best", "Best images", "Images with the highest F1; ties go to the image with more objects."),
     )
-    return [(title, text, [drawn[image] for image in chosen[name]]) for name, title, text in titles]
+    return [(title, text, [drawn[image] for image in selected[name]]) for name, title, text in titles]
 
 
-def draw_pair(evaluation: Evaluation, image: int, record: Record) -> Pair:
-    """Annotations beside detections above the thresholds of their classes."""
+def draw_pair(evaluation: Evaluation, image: int, record: Record) -> ImagePair:
+    """Draws ground truth on the left, and detections above the thresholds of their classes on the right.
+
+    Args:
+      evaluation: the results.
+      image: index of the image in the split.
+      record: its record.
+    """
     matches = evaluation.analysis.matches.above(evaluation.analysis.thresholds)
     matches = matches.select(matches.found.images == image)
     kinds = classify_detections(matches).tolist()
-    found, detections, truth = matches.found, evaluation.detections[image], evaluation.truths[image]
+    found, detections, annotated = matches.found, evaluation.detections[image], evaluation.ground_truths[image]
     first = int(np.searchsorted(matches.objects.images, image))
-    hit = {int(index) - first for index, kind in zip(found.same_object, kinds, strict=True) if kind == HIT}
+    detected = {int(index) - first for index, kind in zip(found.same_object, kinds, strict=True) if kind == HIT}
     pixels = Image.open(io.BytesIO(record.encoded))
-    shape = (truth.height, truth.width)
+    shape = (annotated.height, annotated.width)
     left = []
-    for index, (box, label) in enumerate(zip(truth.objects.boxes, truth.objects.labels, strict=True)):
+    for index, (box, label) in enumerate(zip(annotated.objects.boxes, annotated.objects.labels, strict=True)):
         counted = matches.objects.counted[first + index]
-        style = "truth" if index in hit else "wrong" if counted else "crowd"
-        left.append(Frame(box, style, evaluation.classes[label - 1]))
+        style = "ground-truth" if index in detected else "wrong" if counted else "crowd"
+        left.append(OverlayBox(box, style, evaluation.classes[label - 1]))
     right = []
     for row, label, score, kind in zip(found.rows, found.labels, found.scores, kinds, strict=True):
         name = f"{evaluation.classes[label - 1]} {score:.2f}"
-        style = {HIT: "right", IGNORED: "crowd"}.get(kind, "wrong")
-        word = "" if style == "right" else KIND_WORDS.get(kind, kind)
-        right.append(Frame(detections.boxes[row], style, f"{name} {word}".strip(), f"{name}, {kind}"))
-    wrong = Counter(kind for frame, kind in zip(right, kinds, strict=True) if frame.style == "wrong")
+        style = {HIT: "correct", IGNORED: "crowd"}.get(kind, "wrong")
+        suffix = "" if style == "correct" else KIND_LABELS.get(kind, kind)
+        tooltip = f"{name}, {'true positive' if style == 'correct' else ERROR_NAMES.get(kind, kind)}"
+        right.append(OverlayBox(detections.boxes[row], style, f"{name} {suffix}".strip(), tooltip))
+    wrong = Counter(kind for box, kind in zip(right, kinds, strict=True) if box.style == "wrong")
     counted = int(matches.objects.counted[matches.objects.images == image].sum())
-    told = f"{len(hit)} of {counted} found; wrong: "
-    told += ", ".join(f"{count} {kind}" for kind, count in wrong.most_common()) or "none"
-    return Pair(
-        Picture(draw_frames(pixels, left, f"annotations of {record.filename}", shape), record.filename),
-        Picture(
-            draw_frames(pixels, right, f"detections on {record.filename}", shape),
-            told,
-        ),
+    caption = f"{len(detected)} of {counted} objects detected; false positives: "
+    caption += ", ".join(f"{count} {ERROR_NAMES.get(kind, kind)}" for kind, count in wrong.most_common()) or "none"
+    return ImagePair(
+        CaptionedImage(draw_overlay(pixels, left, f"ground truth of {record.filename}", shape), record.filename),
+        CaptionedImage(draw_overlay(pixels, right, f"detections in {record.filename}", shape), caption),
     )
 
 
-def draw_mined(model_dir: str, checkpoint: str, config: Config, manifest: Manifest) -> list[Pair]:
-    """Training images with the anchors the loss looks at; mining is that of `mining.scope: image`."""
+def draw_mined(model_dir: str, checkpoint: str, config: Config, manifest: Manifest) -> list[ImagePair]:
+    """Draws training images with their positive anchors on the left and their mined negatives on the right."""
     model = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))
     maker = TargetMaker.create(config.anchors, config.matching, config.model.input_size)
     split = manifest.split(TRAIN_SPLIT, config.data.dir)
     count = split.views[0].examples
-    chosen = np.linspace(0, count - 1, min(ANCHOR_PICTURES, count)).round().astype(int).tolist()
-    pictures = []
-    for record in read_chosen(config.data, split, set(chosen)).values():
+    selected = np.linspace(0, count - 1, min(MINING_IMAGES, count)).round().astype(int).tolist()
+    pairs = []
+    for record in read_selected(config.data, split, set(selected)).values():
         objects = record.objects
-        # As the config has them: the records may hold those of other anchors, for online targets.
+        # Matched again with the config of the run: with online targets, the records may hold other anchors.
         targets = maker.matcher.match(objects.boxes, objects.labels, objects.is_crowd)
-        batch = SparseTargets(
-            tf.constant(targets.anchors[None], tf.int32),
-            tf.constant(targets.labels[None], tf.int32),
-            tf.constant(targets.offsets[None]),
-            tf.constant(targets.ignored[None], tf.int32),
-        )
-        quota = count_targets(batch, len(maker.anchors), config.mining).quota
         image = decode_image(tf.constant(record.encoded), config.model.input_size)
         outputs = model(normalize_image(image[None]), training=False)
-        losses = multibox_losses(
-            outputs["logits"],
-            outputs["offsets"],
-            batch,
-            config.loss,
-            lambda values, candidates, quota=quota: mine_per_image(values, candidates, quota),
-        )
-        mined = np.flatnonzero(losses.negatives[0].numpy())
-        # Mining's own order: the likelier an object, the harder.
-        background = tf.nn.log_softmax(outputs["logits"][0])[:, 0].numpy()
-        mined = mined[np.argsort(background[mined], kind="stable")]
+        mined = find_mined_negatives(outputs, targets, len(maker.anchors), config.mining, config.loss)
         record = replace(record, targets=targets)
-        pictures.append(Pair(draw_anchors(record, maker, manifest.classes), draw_negatives(record, maker, mined)))
-    return pictures
+        pairs.append(ImagePair(draw_anchors(record, maker, manifest.classes), draw_negatives(record, maker, mined)))
+    return pairs
 
 
-def draw_first_batch(config: Config, manifest: Manifest) -> list[Picture]:
-    """The first training batch after every augmentation, with the boxes that its targets encode.
+def find_mined_negatives(
+    outputs: dict[str, tf.Tensor], targets: Targets, anchor_count: int, mining: MiningConfig, loss: LossConfig
+) -> np.ndarray:
+    """Returns the anchors that hard negative mining selects in one image, as with `mining.scope: image`.
+
+    Args:
+      outputs: `logits` [1, A, C + 1] and `offsets` [1, A, 4] of the image.
+      targets: its targets.
+      anchor_count: A.
+      mining: number of negatives.
+      loss: the loss by which they are ranked.
+
+    Returns:
+      int64 [M], indices of anchors in order of decreasing probability of an object.
+    """
+    batch = SparseTargets(
+        tf.constant(targets.anchors[None], tf.int32),
+        tf.constant(targets.labels[None], tf.int32),
+        tf.constant(targets.offsets[None]),
+        tf.constant(targets.ignored[None], tf.int32),
+    )
+    quota = count_targets(batch, anchor_count, mining).quota
+
+    def mine(losses: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
+        return mine_per_image(losses, candidates, quota)
+
+    losses = multibox_losses(outputs["logits"], outputs["offsets"], batch, loss, mine)
+    mined = np.flatnonzero(losses.negatives[0].numpy())
+    background = tf.nn.log_softmax(outputs["logits"][0])[:, 0].numpy()
+    return mined[np.argsort(background[mined], kind="stable")]
+
+
+def draw_first_batch(config: Config, manifest: Manifest) -> list[CaptionedImage]:
+    """Draws images of the first training batch after augmentation, with the boxes that their targets encode.
 
     Raises:
-      DataError, UsageError: if the data does not fit the config.
+      DataError: if a record is damaged, or the data does not fit the config.
+      UsageError: if batch size or shards do not fit the config.
     """
     plan = plan_training(config, manifest.split(TRAIN_SPLIT, config.data.dir))
-    size = min(BATCH_PICTURES, config.train.global_batch_size)
+    size = min(BATCH_IMAGES, config.train.global_batch_size)
     try:
         batch = next(iter(training_batches(config, plan, size, 0)))
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
-        raise DataError(f"{config.data.dir}: a record cannot be read: {first_line(error)}") from None
+        raise DataError(
+            f"{config.data.dir}: a record cannot be read: {first_line(error)}; prepare the data again"
+        ) from None
     pixels = (apply_color_map(normalize_image(batch.images), batch.color_maps).numpy() + 1) * 127.5
-    anchors = TargetMaker.create(config.anchors, config.matching, config.model.input_size).anchors
+    maker = TargetMaker.create(config.anchors, config.matching, config.model.input_size)
     targets = SparseTargets(*(part.numpy() for part in batch.targets))
-    pictures = []
-    for row in range(size):
-        real = targets.anchors[row] >= 0
-        boxes = decode_boxes(
-            targets.offsets[row][real],
-            anchors[targets.anchors[row][real]],
-            config.anchors.center_variance,
-            config.anchors.size_variance,
-        )
-        # Every positive of an object encodes the object's box, up to rounding.
-        _, first = np.unique(boxes.round(3), axis=0, return_index=True)
-        labels = targets.labels[row][real]
-        frames = [Frame(boxes[index], "truth", manifest.classes[labels[index] - 1]) for index in first]
-        image = Image.fromarray(pixels[row].round().astype(np.uint8))
-        drawing = draw_frames(image, frames, f"image {row + 1} of the first training batch", side=BATCH_SIDE)
-        pictures.append(Picture(drawing, f"{real.sum()} positive"))
-    return pictures
+    return [_draw_training_image(pixels[row], targets, row, maker, manifest.classes) for row in range(size)]
+
+
+def _draw_training_image(
+    pixels: np.ndarray, targets: SparseTargets, row: int, maker: TargetMaker, classes: Sequence[str]
+) -> CaptionedImage:
+    """Draws one image of a batch; `pixels` is float [S, S, 3] in 0..255."""
+    positive = targets.anchors[row] >= 0
+    boxes = decode_boxes(
+        targets.offsets[row][positive],
+        maker.anchors[targets.anchors[row][positive]],
+        maker.anchor_config.center_variance,
+        maker.anchor_config.size_variance,
+    )
+    # All positive anchors of an object encode the same box, up to rounding: draw it once.
+    _, first = np.unique(boxes.round(3), axis=0, return_index=True)
+    labels = targets.labels[row][positive]
+    overlay = [OverlayBox(boxes[index], "ground-truth", classes[labels[index] - 1]) for index in first]
+    image = Image.fromarray(pixels.round().astype(np.uint8))
+    drawing = draw_overlay(image, overlay, f"image {row + 1} of the first training batch", side=BATCH_SIDE)
+    return CaptionedImage(drawing, f"{positive.sum()} positive anchors")

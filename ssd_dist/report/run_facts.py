@@ -1,6 +1,6 @@
-"""What a run's folder says, however far the run came: rows of metrics.jsonl, the best model, config, environment.
+"""Reads the facts about a run from its folder: rows of metrics.jsonl, the best model, config and environment.
 
-Nothing here fails for a file that is missing or half written; `notes` say what is not there.
+A missing or partly written file is not an error, since a run may be unfinished; `notes` report what is missing.
 """
 
 import json
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ssd_dist.core.config import Config
+from ssd_dist.core.config import Config, TrainConfig
 from ssd_dist.core.errors import CheckpointError
-from ssd_dist.core.manifest import Manifest
+from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
 from ssd_dist.runs.checkpoints import read_best
 from ssd_dist.runs.environment import read_environment
 from ssd_dist.runs.run_folder import read_run_folder
@@ -22,23 +22,35 @@ METRICS_NAME = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one kind, ascending by step."""
+    """Rows of metrics.jsonl of one kind, in ascending order of step."""
 
     rows: list[dict[str, Any]]
 
     @property
     def steps(self) -> np.ndarray:
-        """float64 [R]."""
+        """float64 [R]: the step of each row."""
         return np.array([row["step"] for row in self.rows], float)
 
     def column(self, name: str) -> np.ndarray:
-        """float64 [R], NaN where a row has no such number."""
+        """Returns the values of a key as float64 [R], with NaN where a row has no number."""
         return np.array([_as_number(row.get(name)) for row in self.rows])
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """One run; `best` is the content of best.json, `total_steps` what its config asks for."""
+    """Facts about one run.
+
+    Attributes:
+      model_dir: folder of the run.
+      config: its config.
+      manifest: manifest of the data it was trained on.
+      train: training reports.
+      evaluations: evaluations during training.
+      best: content of best.json, None if there is no best model.
+      environment: content of environment.json, empty if the file is missing.
+      total_steps: steps that the config requests.
+      notes: sentences about missing or damaged files.
+    """
 
     model_dir: str
     config: Config
@@ -52,34 +64,34 @@ class RunFacts:
 
     @property
     def name(self) -> str:
-        """The last parts of the path, enough to tell runs apart."""
+        """A short name for comparisons: the last part of the path, or two if the last is `run` or `model`."""
         parts = Path(self.model_dir).resolve().parts
         return "/".join(parts[-2:]) if parts[-1] in ("run", "model") else parts[-1]
 
     @property
     def last_step(self) -> int:
-        """The last step there is a row of."""
+        """The highest step in metrics.jsonl, 0 if there is none."""
         return int(max([0.0, *self.train.steps, *self.evaluations.steps]))
 
 
 def read_run(model_dir: str, overrides: list[str]) -> RunFacts:
-    """Reads what there is.
+    """Reads the facts about a run, and notes what is missing.
 
     Raises:
-      CheckpointError: if the folder is no run at all.
+      CheckpointError: if the folder is not a run.
     """
     config, manifest = read_run_folder(model_dir, overrides)
-    rows, broken = read_rows(Path(model_dir) / METRICS_NAME)
+    rows, damaged = read_rows(Path(model_dir) / METRICS_NAME)
     train, evaluations = (Rows([row for row in rows if row.get("kind") == kind]) for kind in ("train", "eval"))
     notes = []
-    if broken:
-        notes.append(f"Damaged or half-written lines of {METRICS_NAME}, left out: {broken}.")
+    if damaged:
+        notes.append(f"Damaged or incomplete lines in {METRICS_NAME}: {damaged}. They were ignored.")
     if not train.rows:
         notes.append(
-            f"No training report yet: {METRICS_NAME} has no rows; the first comes after train.log_every steps."
+            f"No training report yet: {METRICS_NAME} has no rows. The first row follows after train.log_every steps."
         )
     if not evaluations.rows:
-        notes.append("No evaluation yet: see eval.every_epochs and eval.every_steps.")
+        notes.append("No evaluation yet: eval.every_epochs and eval.every_steps set when the run is evaluated.")
     best = _read_best(model_dir, notes)
     facts = RunFacts(
         model_dir=model_dir,
@@ -89,19 +101,23 @@ def read_run(model_dir: str, overrides: list[str]) -> RunFacts:
         evaluations=evaluations,
         best=best,
         environment=read_environment(model_dir),
-        total_steps=count_steps(config, manifest),
+        total_steps=count_steps(config.train, manifest),
         notes=notes,
     )
     if rows and facts.last_step < facts.total_steps:
         notes.append(
-            f"The run is at step {facts.last_step:,} of {facts.total_steps:,}: still training, or interrupted; "
-            "start it again and it goes on."
+            f"The run has reached step {facts.last_step:,} of {facts.total_steps:,}: it is still training, or it was "
+            "interrupted. To resume it, start the same command again."
         )
     return facts
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The rows of a metrics file by ascending step, and how many lines are no rows; none if there is no file."""
+    """Reads a metrics file.
+
+    Returns:
+      The rows in ascending order of step, and the number of lines that are not rows; no rows if the file is missing.
+    """
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:
@@ -117,13 +133,13 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
     return sorted(rows, key=lambda row: row["step"]), len(lines) - len(rows)
 
 
-def count_steps(config: Config, manifest: Manifest) -> int:
-    """The steps a run has in view; 0 if its data has no training split."""
-    if config.train.steps or "train" not in manifest.splits:
-        return config.train.steps
-    shards = [shard.examples for view in manifest.splits["train"].views for shard in view.shards]
-    number = len(manifest.splits["train"].views[0].shards)
-    return config.train.epochs * (min(shards, default=0) * number // config.train.global_batch_size)
+def count_steps(config: TrainConfig, manifest: Manifest) -> int:
+    """Returns the number of steps that a config requests; 0 if its data has no training split."""
+    if config.steps or TRAIN_SPLIT not in manifest.splits:
+        return config.steps
+    views = manifest.splits[TRAIN_SPLIT].views
+    smallest = min((shard.examples for view in views for shard in view.shards), default=0)
+    return config.epochs * (smallest * len(views[0].shards) // config.global_batch_size)
 
 
 def _read_best(model_dir: str, notes: list[str]) -> dict[str, Any] | None:
@@ -133,9 +149,9 @@ def _read_best(model_dir: str, notes: list[str]) -> dict[str, Any] | None:
         notes.append(f"{error}.")
         return None
     if best is None:
-        notes.append("No best model yet: there was no evaluation to choose one by.")
+        notes.append("No best model yet: it is saved after the first evaluation.")
     elif not {"step", "value", "metric"} <= best.keys():
-        notes.append("best/best.json lacks step, value or metric and is left out.")
+        notes.append("best/best.json has no step, value or metric and was ignored.")
         return None
     return best
 

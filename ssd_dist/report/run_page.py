@@ -1,8 +1,9 @@
-"""The page of a run, or of several side by side: how it learnt, what it gets wrong, on which pictures.
+"""Builds the report of a run, or of several runs compared: training curves, metrics, errors and images.
 
 RUN -> facts (run_facts) -> evaluation, galleries (run_evaluation) -> charts, tables -> one HTML file
 
-A run that is unfinished, or whose data is gone, has a page too: each part that cannot be made becomes a note.
+The report can also be built for a run that is unfinished or whose data is missing: notes replace the parts that need
+them.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,12 +18,14 @@ from ssd_dist.core.errors import SsdDistError
 from ssd_dist.evaluation.analysis import RECALLS, Analysis, interpolate_precision
 from ssd_dist.evaluation.error_types import KINDS
 from ssd_dist.evaluation.visualization import class_color
-from ssd_dist.report.charts import Axes, Line, Mark, line_chart, reliability_chart
+from ssd_dist.report.charts import Axes, Line, Mark, draw_calibration_chart, draw_line_chart
 from ssd_dist.report.html_page import SHOWN_CLASSES, render_page, write_page
-from ssd_dist.report.run_charts import METRIC_NAMES, compare_charts, metric_charts, training_charts
+from ssd_dist.report.run_charts import METRIC_NAMES, draw_comparison_charts, draw_metric_charts, draw_training_charts
 from ssd_dist.report.run_evaluation import (
+    ERROR_NAMES,
     Evaluation,
     choose_checkpoint,
+    choose_split,
     draw_first_batch,
     draw_galleries,
     draw_mined,
@@ -31,15 +34,15 @@ from ssd_dist.report.run_evaluation import (
 from ssd_dist.report.run_facts import RunFacts, read_run
 from ssd_dist.report.svg import format_number
 
-MOST_CURVES = 24
-MOST_CONFUSED = 18
-KIND_TEXTS = {
-    "localisation": "right class, IoU between 0.1 and 0.5",
-    "class": "right place, another class",
-    "both": "near an object of another class",
-    "duplicate": "a better detection has the object",
-    "background": "nothing is there",
-    "missed": "object that no detection comes near",
+# Classes with a precision-recall curve, and classes in the confusion matrix.
+MAX_CURVES, MAX_CONFUSED = 24, 18
+ERROR_DESCRIPTIONS = {
+    "localisation": "correct class, but IoU between 0.1 and 0.5",
+    "class": "IoU of at least 0.5 with an object of another class",
+    "both": "IoU between 0.1 and 0.5 with an object of another class",
+    "duplicate": "the object is already detected with a higher score",
+    "background": "IoU below 0.1 with every object",
+    "missed": "object without a true positive and without a localization or class error",
 }
 T = TypeVar("T")
 
@@ -47,11 +50,19 @@ T = TypeVar("T")
 def build_run_page(
     model_dirs: Sequence[str], output: str, checkpoint: str, split: str, overrides: Sequence[str]
 ) -> None:
-    """Writes the page of one run, or the comparison of several.
+    """Writes the report of one run, or the comparison of several runs.
+
+    Args:
+      model_dirs: folders of the runs.
+      output: HTML file to write.
+      checkpoint: `best`, `last`, a path, or `auto` for `best`, else `last`.
+      split: split to evaluate on, or `auto` for the one that training evaluates on.
+      overrides: `a.b=c` overrides of the configs.
 
     Raises:
-      CheckpointError: if a folder is no run. UsageError: for a wrong override, or a page that cannot be written.
-      DataError, CheckpointError: if a checkpoint or split other than `auto` cannot be evaluated.
+      CheckpointError: if a folder is not a run, or a checkpoint other than `auto` does not exist.
+      DataError: if a split other than `auto` cannot be evaluated.
+      UsageError: if an override is not valid, or the file cannot be written.
     """
     runs = [read_run(model_dir, list(overrides)) for model_dir in model_dirs]
     evaluations = [_evaluate(run, checkpoint, split, overrides) for run in runs]
@@ -62,47 +73,47 @@ def build_run_page(
 
 
 def render_run_page(run: RunFacts, evaluation: Evaluation | None) -> str:
-    """The page of one run as HTML."""
+    """Renders the report of one run as HTML."""
     mined, galleries = [], []
     if evaluation is not None:
-        galleries = _attempt(run, "Galleries", lambda: draw_galleries(evaluation)) or []
+        galleries = _try_section(run, "Images with detections", lambda: draw_galleries(evaluation)) or []
         mined = (
-            _attempt(
+            _try_section(
                 run,
-                "Anchors on pictures",
+                "Mined negatives",
                 lambda: draw_mined(run.model_dir, evaluation.checkpoint, run.config, run.manifest),
             )
             or []
         )
-    curves = _pr_charts(evaluation) if evaluation else []
-    batch = _attempt(run, "The first training batch", lambda: draw_first_batch(run.config, run.manifest)) or []
+    curves = _draw_precision_recall_curves(evaluation) if evaluation else []
+    batch = _try_section(run, "First training batch", lambda: draw_first_batch(run.config, run.manifest)) or []
     return render_page(
         "run.html",
         title=run.model_dir,
         run=run,
-        headline=_headline(run, evaluation),
-        metrics=metric_charts(run),
-        training=training_charts(run),
+        headline=_build_headline(run, evaluation),
+        metrics=draw_metric_charts(run),
+        training=draw_training_charts(run),
         evaluation=evaluation,
-        totals=_totals(evaluation),
-        class_rows=_class_rows(evaluation) if evaluation else [],
+        totals=_group_metrics(evaluation),
+        class_rows=_build_class_rows(evaluation) if evaluation else [],
         shown_classes=SHOWN_CLASSES,
         curves=curves,
         hidden_curves=len(evaluation.classes) - len(curves) if evaluation else 0,
-        confusion=_confusion_rows(evaluation.analysis) if evaluation else None,
-        calibration=_calibration(evaluation.analysis) if evaluation else None,
-        errors=_error_rows(evaluation.analysis) if evaluation else [],
+        confusion=_build_confusion_matrix(evaluation.analysis) if evaluation else None,
+        calibration=_draw_calibration(evaluation.analysis) if evaluation else None,
+        errors=_build_error_rows(evaluation.analysis) if evaluation else [],
         galleries=galleries,
         mined=mined,
         batch=batch,
-        changed=changed_keys(run.config),
+        changed=find_changed_keys(run.config),
         config=dump_config(run.config),
         notes=run.notes,
     )
 
 
 def render_comparison(runs: Sequence[RunFacts], evaluations: Sequence[Evaluation | None]) -> str:
-    """The page of several runs as HTML."""
+    """Renders the comparison of several runs as HTML."""
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [run.model_dir for run in runs]
@@ -114,69 +125,74 @@ def render_comparison(runs: Sequence[RunFacts], evaluations: Sequence[Evaluation
         title=f"{len(runs)} runs",
         runs=list(zip(names, runs, strict=True)),
         notes=[f"{name}: {note}" for name, run in zip(names, runs, strict=True) for note in run.notes],
-        charts=compare_charts(runs, names),
-        mean_curve=_mean_curves(names, evaluations) if known else None,
+        charts=draw_comparison_charts(runs, names),
+        mean_curve=_draw_mean_curves(names, evaluations) if known else None,
         table=_compare_metrics(runs, evaluations),
-        errors=[(kind, [None if e is None else e.analysis.errors.gains[kind] for e in evaluations]) for kind in KINDS]
+        errors=[
+            (ERROR_NAMES.get(kind, kind), [None if e is None else e.analysis.errors.gains[kind] for e in evaluations])
+            for kind in KINDS
+        ]
         if known
         else [],
         differences=[(key, [leaf[key] for leaf in leaves]) for key in keys],
     )
 
 
-def changed_keys(config: Config) -> list[tuple[str, Any, Any]]:
-    """(key, value, default) of what the run's config says otherwise than the defaults."""
+def find_changed_keys(config: Config) -> list[tuple[str, Any, Any]]:
+    """Returns (key, value, default) of each key that differs from the defaults."""
     defaults = flatten_config(Config())
     return [(key, value, defaults[key]) for key, value in flatten_config(config).items() if value != defaults[key]]
 
 
 def _evaluate(run: RunFacts, checkpoint: str, split: str, overrides: Sequence[str]) -> Evaluation | None:
+    """Evaluates a run; with `auto` for checkpoint and split, a failure becomes a note of the report."""
+
     def evaluate() -> Evaluation:
-        chosen = choose_checkpoint(run.model_dir, checkpoint)
-        return evaluate_run(run.model_dir, chosen, run.config, split, overrides)
+        selected = choose_checkpoint(run.model_dir, checkpoint)
+        evaluated = choose_split(run.config.data, run.config.eval.split, split)
+        return evaluate_run(run.model_dir, selected, evaluated, overrides)
 
-    # What is asked for by name must be there.
-    named = (checkpoint, split) != ("auto", "auto")
-    return evaluate() if named else _attempt(run, "Evaluation", evaluate)
+    explicit = (checkpoint, split) != ("auto", "auto")
+    return evaluate() if explicit else _try_section(run, "Evaluation", evaluate)
 
 
-def _attempt(run: RunFacts, what: str, make: Callable[[], T]) -> T | None:
-    """What `make` makes; None, and a note, where something the user can mend stands in the way."""
+def _try_section(run: RunFacts, title: str, build: Callable[[], T]) -> T | None:
+    """Builds a section; if an error prevents it, adds a note to the run and returns None."""
     try:
-        return make()
+        return build()
     except SsdDistError as error:
-        run.notes.append(f"{what}: not here. {error}.")
+        run.notes.append(f"{title}: not available. {error}.")
         return None
 
 
-def _headline(run: RunFacts, evaluation: Evaluation | None) -> list[tuple[str, str]]:
+def _build_headline(run: RunFacts, evaluation: Evaluation | None) -> list[tuple[str, str]]:
     numbers = []
     if run.best is not None:
         metric = METRIC_NAMES.get(run.best["metric"], run.best["metric"])
-        numbers.append((f"best {metric}, step {run.best['step']:,}", f"{run.best['value']:.3f}"))
+        numbers.append((f"best {metric}, at step {run.best['step']:,}", f"{run.best['value']:.3f}"))
     if evaluation is not None:
         value = evaluation.metrics.scalars["coco/AP50"]
         numbers.append(("COCO AP50", "–" if value is None else f"{value:.3f}"))
     if run.train.rows:
         numbers.append(("last loss", format_number(run.train.column("loss")[-1])))
-        numbers.append(("images a second, median", f"{np.nanmedian(run.train.column('images_per_second')):,.0f}"))
-    numbers.append((f"of {run.total_steps:,} steps", f"{run.last_step:,}"))
+        numbers.append(("images per second, median", f"{np.nanmedian(run.train.column('images_per_second')):,.0f}"))
+    numbers.append((f"steps trained, of {run.total_steps:,}", f"{run.last_step:,}"))
     return numbers
 
 
-def _totals(evaluation: Evaluation | None) -> list[tuple[str, list[tuple[str, float | None]]]]:
+def _group_metrics(evaluation: Evaluation | None) -> list[tuple[str, list[tuple[str, float | None]]]]:
     if evaluation is None:
         return []
     values = evaluation.metrics.scalars
     return [
         ("COCO", [("AP", values["coco/AP"]), ("AP50", values["coco/AP50"]), ("AP75", values["coco/AP75"])]),
-        ("By size", [(f"AP {size}", values[f"coco/AP_{size}"]) for size in ("small", "medium", "large")]),
+        ("COCO AP by size", [(f"AP {size}", values[f"coco/AP_{size}"]) for size in ("small", "medium", "large")]),
         ("Recall", [(f"AR{count}", values[f"coco/AR{count}"]) for count in (1, 10, 100)]),
-        ("VOC, IoU 0.50", [("mAP 2007, 11 points", values["voc07/mAP"]), ("mAP, area", values["voc/mAP"])]),
+        ("VOC, IoU 0.50", [("mAP, 11 points (2007)", values["voc07/mAP"]), ("mAP, area", values["voc/mAP"])]),
     ]
 
 
-def _class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+def _build_class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     per_class = evaluation.metrics.per_class
     points = evaluation.analysis.points
     rows = [
@@ -193,67 +209,75 @@ def _class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: 1.0 if row["ap50"] is None else -row["ap50"])
 
 
-def _pr_charts(evaluation: Evaluation) -> list[tuple[str, Markup, str]]:
-    """One tile a class, those with most objects first; a class that is hardly ever found has nothing to show."""
+def _draw_precision_recall_curves(evaluation: Evaluation) -> list[tuple[str, Markup, str]]:
+    """Draws the precision-recall curve of each class with an AP of at least 0.01, in order of decreasing objects."""
     analysis = evaluation.analysis
     tiles = []
-    for index in [index for index in _by_objects(analysis) if (analysis.curves[index].ap or 0) >= 0.01][:MOST_CURVES]:
+    for index in [index for index in _classes_by_objects(analysis) if (analysis.curves[index].ap or 0) >= 0.01][
+        :MAX_CURVES
+    ]:
         curve, point = analysis.curves[index], analysis.points[index]
         marks = []
         if point.f1 is not None:
             marks = [Mark(point.recall or 0, point.precision or 0, f"{point.threshold:.3f}", right=True)]
         unit = (0.0, 1.0)
         axes = Axes("recall", "precision", unit, unit, width=252, height=200)
-        # From the start at full precision: the first detection may be a miss.
+        # The curve starts at recall 0 with the precision of the first detection.
         line = Line("", np.append(0.0, curve.recall), np.append(curve.precision[:1], curve.precision))
         name = evaluation.classes[index]
-        drawing = line_chart(f"precision by recall of {name}", [line], axes, marks)
+        drawing = draw_line_chart(f"precision-recall curve of {name}", [line], axes, marks)
         tiles.append((name, drawing, f"AP {curve.ap or 0:.3f}, {curve.objects:,} objects"))
     return tiles
 
 
-def _by_objects(analysis: Analysis) -> list[int]:
+def _classes_by_objects(analysis: Analysis) -> list[int]:
+    """Returns the class indices in order of decreasing number of objects."""
     return np.argsort(-analysis.matches.count_objects(), kind="stable").tolist()
 
 
-def _confusion_rows(analysis: Analysis) -> dict[str, Any]:
-    """Names and cells (count, share of the row, kind) of the classes that are most confused with others."""
+def _build_confusion_matrix(analysis: Analysis) -> dict[str, Any]:
+    """Returns the confusion matrix of the classes with most confusions; a cell is (count, share of the row, style)."""
     matrix, classes = analysis.confusion, analysis.matches.classes
     off = matrix - np.diag(np.diag(matrix))
     weight = (off.sum(axis=0) + off.sum(axis=1))[:-1]
-    chosen = sorted(np.argsort(-weight, kind="stable")[:MOST_CONFUSED].tolist())
+    selected = sorted(np.argsort(-weight, kind="stable")[:MAX_CONFUSED].tolist())
     last = len(classes)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     rows = []
-    for row in [*chosen, last]:
-        cells = []
-        for column in [*chosen, last]:
-            kind = "right" if row == column else "off"
-            cells.append(
-                (int(matrix[row, column]), float(shares[row, column]), kind if matrix[row, column] else "none")
-            )
-        # Nothing there and nothing found is not counted.
+    for row in [*selected, last]:
+        cells: list[tuple[int | None, float, str]] = []
+        for column in [*selected, last]:
+            style = "none" if not matrix[row, column] else "correct" if row == column else "error"
+            cells.append((int(matrix[row, column]), float(shares[row, column]), style))
+        # True negatives are not counted.
         if row == last:
             cells[-1] = (None, 0.0, "none")
         rows.append(("background" if row == last else classes[row], cells))
     return {
-        "columns": [*(classes[column] for column in chosen), "missed"],
+        "columns": [*(classes[column] for column in selected), "missed"],
         "rows": rows,
-        "hidden": len(classes) - len(chosen),
+        "hidden": len(classes) - len(selected),
     }
 
 
-def _calibration(analysis: Analysis) -> tuple[Markup, float | None]:
+def _draw_calibration(analysis: Analysis) -> tuple[Markup, float | None]:
+    """Returns the calibration chart and the expected calibration error."""
     found = analysis.calibration
-    return reliability_chart("hit rate by score", found.scores, found.hit_rates, found.counts), found.error
+    return draw_calibration_chart("precision by score", found.scores, found.hit_rates, found.counts), found.error
 
 
-def _error_rows(analysis: Analysis) -> list[tuple[str, str, int, float, float]]:
-    """(kind, meaning, count, gain, gain as a share of the largest)."""
+def _build_error_rows(analysis: Analysis) -> list[tuple[str, str, int, float, float]]:
+    """Returns (name, description, count, mAP gain, gain divided by the largest gain) for each type of error."""
     errors = analysis.errors
     largest = max(*errors.gains.values(), 1e-9)
     return [
-        (kind, KIND_TEXTS[kind], errors.counts[kind], errors.gains[kind], max(errors.gains[kind], 0.0) / largest)
+        (
+            ERROR_NAMES.get(kind, kind),
+            ERROR_DESCRIPTIONS[kind],
+            errors.counts[kind],
+            errors.gains[kind],
+            max(errors.gains[kind], 0.0) / largest,
+        )
         for kind in KINDS
     ]
 
@@ -261,10 +285,10 @@ def _error_rows(analysis: Analysis) -> list[tuple[str, str, int, float, float]]:
 def _compare_metrics(
     runs: Sequence[RunFacts], evaluations: Sequence[Evaluation | None]
 ) -> list[tuple[str, list[str], list[int]]]:
-    """(name, a cell for each run, the indices of the best if there are better and worse)."""
+    """Returns (name, one cell per run, indices of the best runs) for each row; no indices if all runs are equal."""
     rows: list[tuple[str, list[str], list[int]]] = [
         ("evaluated", ["–" if e is None else f"{e.checkpoint} on {e.split_name}" for e in evaluations], []),
-        ("steps", [f"{run.last_step:,} of {run.total_steps:,}" for run in runs], []),
+        ("steps trained", [f"{run.last_step:,} of {run.total_steps:,}" for run in runs], []),
         ("best step", ["–" if run.best is None else f"{run.best['step']:,}" for run in runs], []),
     ]
     wanted = {**METRIC_NAMES, **{f"coco/AP_{size}": f"COCO AP, {size}" for size in ("small", "medium", "large")}}
@@ -275,19 +299,23 @@ def _compare_metrics(
         rows.append((name, ["–" if value is None else f"{value:.3f}" for value in values], best))
     errors = ["–" if e is None or e.analysis.calibration.error is None else f"{e.analysis.calibration.error:.3f}"
               for e in evaluations]  # fmt: skip
-    rows.append(("calibration error", errors, []))
+    rows.append(("expected calibration error", errors, []))
     speeds = [f"{np.nanmedian(run.train.column('images_per_second')):,.0f}" if run.train.rows else "–" for run in runs]
-    rows.append(("images a second, median", speeds, []))
+    rows.append(("images per second, median", speeds, []))
     return rows
 
 
-def _mean_curves(names: Sequence[str], evaluations: Sequence[Evaluation | None]) -> Markup:
+def _draw_mean_curves(names: Sequence[str], evaluations: Sequence[Evaluation | None]) -> Markup:
     lines = []
     for index, (name, evaluation) in enumerate(zip(names, evaluations, strict=True)):
         if evaluation is None:
             continue
-        curves = [interpolate_precision(curve) for curve in evaluation.analysis.curves if curve.objects]
+        curves = [
+            values for curve in evaluation.analysis.curves if (values := interpolate_precision(curve)) is not None
+        ]
         if curves:
             lines.append(Line(name, RECALLS, np.mean(curves, axis=0), f"s{index % 7}"))
     unit = (0.0, 1.0)
-    return line_chart("precision by recall, mean of the classes", lines, Axes("recall", "precision", unit, unit))
+    return draw_line_chart(
+        "precision-recall curve, mean over the classes", lines, Axes("recall", "precision", unit, unit)
+    )

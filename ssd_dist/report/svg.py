@@ -1,10 +1,10 @@
-"""SVG as a tree of elements: whatever text goes in, the tree's writer escapes it.
+"""Builds SVG drawings as trees of elements, scales values to pixels, and formats numbers.
 
     drawing = Svg(360, 200, "loss by step")
-    drawing.add("line", x1=0, y1=0, x2=10, y2=10, class_="rule")
-    drawing.markup()                                   # safe to put into a template
+    drawing.add("line", x1=0, y1=0, x2=10, y2=10, class_="axis")
+    drawing.markup()                                   # escaped, so safe in a template
 
-Colours are classes of `templates/style.css`, so that a chart follows the page into the dark.
+Colours are CSS classes of `templates/style.css`, so that charts follow the light or dark mode of the page.
 """
 
 import math
@@ -18,42 +18,52 @@ Number = int | float
 
 
 class Svg:
-    """One drawing of `width` x `height` units, shown at that size in pixels where there is room."""
+    """A drawing of `width` x `height` pixels; it shrinks on narrow screens. `label` describes it to screen readers."""
 
     def __init__(self, width: Number, height: Number, label: str, class_: str = "chart") -> None:
         self._root = ElementTree.Element(
             "svg",
             {
-                "viewBox": f"0 0 {_shorten(width)} {_shorten(height)}",
-                "width": _shorten(width),
-                "height": _shorten(height),
+                "viewBox": f"0 0 {_format_length(width)} {_format_length(height)}",
+                "width": _format_length(width),
+                "height": _format_length(height),
                 "role": "img",
-                "aria-label": _printable(label),
+                "aria-label": _replace_unprintable(label),
                 "class": class_,
             },
         )
 
-    def add(self, tag: str, text: str = "", hint: str = "", **attributes: str | Number) -> None:
-        """Adds an element; `class_` and `stroke_width` mean class and stroke-width, `hint` is shown on hovering."""
+    def add(self, tag: str, text: str = "", tooltip: str = "", **attributes: str | Number) -> None:
+        """Adds an element.
+
+        Args:
+          tag: name of the element.
+          text: its content.
+          tooltip: shown when the pointer is over the element.
+          **attributes: `class_` sets class and `stroke_width` sets stroke-width; numbers are written with two decimals.
+        """
         names = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
         element = ElementTree.SubElement(
             self._root,
             tag,
-            {name: _printable(value) if isinstance(value, str) else _shorten(value) for name, value in names.items()},
+            {
+                name: _replace_unprintable(value) if isinstance(value, str) else _format_length(value)
+                for name, value in names.items()
+            },
         )
-        element.text = _printable(text)
-        if hint:
-            ElementTree.SubElement(element, "title").text = _printable(hint)
+        element.text = _replace_unprintable(text)
+        if tooltip:
+            ElementTree.SubElement(element, "title").text = _replace_unprintable(tooltip)
 
     def markup(self) -> Markup:
-        """The drawing as HTML."""
-        # Not input passed through: the writer has escaped every text and attribute.
+        """Returns the drawing as HTML."""
+        # Safe: ElementTree has escaped every text and attribute.
         return Markup(ElementTree.tostring(self._root, encoding="unicode"))
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps `low`..`high` to pixels `start`..`end`, by logarithms if `log`."""
+    """Maps values `low`..`high` to pixels `start`..`end`, on a logarithmic axis if `log`."""
 
     low: float
     high: float
@@ -62,16 +72,16 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """The pixel of a value; beyond the ends it stays at the end."""
-        bend: Callable[[float], float] = math.log10 if self.log else float
-        low, high = bend(self.low), bend(self.high)
-        part = (bend(max(value, self.low) if self.log else value) - low) / (high - low or 1.0)
-        return self.start + min(max(part, 0.0), 1.0) * (self.end - self.start)
+        """Returns the pixel of a value; values outside the range are clipped to its ends."""
+        transform: Callable[[float], float] = math.log10 if self.log else float
+        low, high = transform(self.low), transform(self.high)
+        share = (transform(max(value, self.low) if self.log else value) - low) / (high - low or 1.0)
+        return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)
 
     def ticks(self, count: int = 4) -> list[float]:
-        """About `count` round values within the range."""
+        """Returns about `count` round values within the range."""
         if not self.log:
-            return nice_ticks(self.low, self.high, count)
+            return choose_ticks(self.low, self.high, count)
         first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
         if last - first >= 2:
             return [10.0**power for power in range(first, last + 1, max(1, (last - first) // count))]
@@ -79,8 +89,8 @@ class Scale:
         return [step for step in steps if self.low <= step * (1 + 1e-9) and step <= self.high * (1 + 1e-9)]
 
 
-def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Multiples of 1, 2, 2.5 or 5 times a power of ten within low..high, about `count` of them."""
+def choose_ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Returns about `count` multiples of 1, 2, 2.5 or 5 times a power of ten within low..high."""
     if not high > low:
         return [low]
     raw = (high - low) / count
@@ -91,7 +101,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def format_number(value: float) -> str:
-    """A number as short as it can be read: 1,200; 0.35; 4e-5; 12k."""
+    """Formats a number briefly: 1,200; 0.35; 4e-5; 12k."""
     size = abs(value)
     if size >= 1e6:
         return f"{value / 1e6:.3g}M"
@@ -105,10 +115,10 @@ def format_number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _shorten(value: Number) -> str:
+def _format_length(value: Number) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def _printable(text: str) -> str:
-    """The text without the control characters and surrogates that no XML or UTF-8 can hold."""
+def _replace_unprintable(text: str) -> str:
+    """Replaces control characters and surrogates, which XML or UTF-8 cannot represent."""
     return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)

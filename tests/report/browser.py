@@ -1,4 +1,4 @@
-"""What a reader of a page would meet: its text and, in headless Chromium, width, requests, console messages."""
+"""Opens a report in headless Chromium and checks its width, requests and console messages; extracts its text."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
-# The page sits in a frame of the width in question; the outside page measures it and writes what it found.
+# An outer page shows the report in a frame of the given width, measures it, and writes the result as JSON.
 _PROBE = """<!doctype html><title>probe</title><pre id="found"></pre>
 <iframe id="page" src="{page}" style="width:{width}px;height:4000px;border:0"></iframe>
 <script>
@@ -27,14 +27,14 @@ document.getElementById("page").onload = function () {{
 
 @dataclass(frozen=True)
 class Visit:
-    """What the browser found, as `_PROBE` writes it, and its console messages."""
+    """Measurements of the page, as `_PROBE` writes them, and console messages."""
 
     found: dict
     console: list[str]
 
 
 def visit(program: str, page: Path, width: int, folder: Path) -> Visit:
-    """Opens a page `width` pixels wide."""
+    """Opens a page in a frame of `width` pixels."""
     probe = folder / f"probe{width}.html"
     probe.write_text(_PROBE.format(page=page.resolve().as_uri(), width=width))
     done = subprocess.run(
@@ -52,25 +52,28 @@ def visit(program: str, page: Path, width: int, folder: Path) -> Visit:
 
 
 def check_page(page: Path, folder: Path) -> str:
-    """Asserts what every page of ours keeps to, as far as there is a browser to tell; returns its text."""
+    """Asserts that a report is self-contained and fits its width, the latter only if Chromium is installed.
+
+    Returns the text of the report.
+    """
     html = page.read_text()
     assert len(html.encode()) < 5e6
-    assert not re.findall(r'(?:src|href|action)="(?!data:|#)', html), "everything is in the file"
+    assert not re.findall(r'(?:src|href|action)="(?!data:|#)', html), "the file refers to other files"
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
-        warnings.warn("no Chromium here: the page was read, not opened", stacklevel=2)
+        warnings.warn("Chromium is not installed: the report was not opened in a browser", stacklevel=2)
     for width in (1280, 400) if program else ():
-        seen = visit(program, page, width, folder)
-        assert seen.console == []
-        assert seen.found["requests"] == []
-        assert seen.found["scripts"] == 0
-        assert seen.found["broken_images"] == 0
-        assert seen.found["scroll_width"] <= width, "nothing sticks out at the side"
+        result = visit(program, page, width, folder)
+        assert result.console == []
+        assert result.found["requests"] == []
+        assert result.found["scripts"] == 0
+        assert result.found["broken_images"] == 0
+        assert result.found["scroll_width"] <= width, "the page is wider than the window"
     return read_text(html)
 
 
 def read_text(html: str) -> str:
-    """The words between the tags, as a browser would decode them."""
+    """Returns the text between the tags, decoded as in a browser."""
     parts: list[str] = []
 
     class Reader(HTMLParser):

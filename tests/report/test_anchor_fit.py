@@ -1,4 +1,4 @@
-"""Fitted anchors are a config that can be read, never fit worse than those before, and find shapes that are there."""
+"""Fitted anchors load as a config, never fit worse than the anchors before, and match the shapes of the objects."""
 
 import numpy as np
 import pytest
@@ -12,13 +12,13 @@ MATCHING = MatchingConfig()
 
 
 def scatter(rng, count, height, width):
-    """Boxes of about one shape, anywhere."""
+    """Returns boxes of nearly equal shape at random positions."""
     sides = np.array([height, width]) * rng.uniform(0.95, 1.05, (count, 2))
     corner = rng.uniform(0, 1, (count, 2)) * (1 - sides)
     return np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
 
 
-def test_clusters_are_the_shapes_that_are_there():
+def test_clusters_are_the_shapes_of_the_objects():
     rng = np.random.default_rng(0)
     shapes = np.array([[0.05, 0.1], [0.3, 0.3], [0.8, 0.4]])
     sides = np.concatenate([shape * rng.uniform(0.98, 1.02, (50, 2)) for shape in shapes])
@@ -27,7 +27,7 @@ def test_clusters_are_the_shapes_that_are_there():
 
 
 def test_small_upright_objects_are_fitted(tmp_path):
-    """4 % wide, 24 % high, a ratio of 6: the nearest default shapes, 7 % by 14 % and 12 % by 35 %, reach 0.41."""
+    """Objects of 4 % by 24 %, ratio 6: the nearest default anchors, 7 % by 14 % and 12 % by 35 %, reach IoU 0.41."""
     rng = np.random.default_rng(1)
     boxes = scatter(rng, 200, 0.24, 0.04)
     current = AnchorConfig()
@@ -41,12 +41,12 @@ def test_small_upright_objects_are_fitted(tmp_path):
     assert load_config(path).anchors == found
 
 
-def test_anchors_that_fit_already_do_not_get_worse():
+def test_fitting_never_makes_the_fit_worse():
     boxes = scatter(np.random.default_rng(2), 60, 0.2, 0.2)
     _, before, after = fit_anchors(boxes, AnchorConfig(), MATCHING, 64)
     assert after.score >= before.score
 
 
-def test_a_handful_of_objects_is_refused():
-    with pytest.raises(DataError, match="too few"):
+def test_too_few_objects_are_an_error():
+    with pytest.raises(DataError, match="3 objects are too few; at least 20 are needed"):
         fit_anchors(np.zeros((3, 4), np.float32), AnchorConfig(), MATCHING, 64)

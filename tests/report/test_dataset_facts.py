@@ -1,4 +1,4 @@
-"""What is measured on records equals what is counted by hand or by prepare."""
+"""Facts measured on records equal those counted by hand or by prepare."""
 
 import json
 
@@ -13,22 +13,22 @@ from ssd_dist.report.dataset_facts import TargetMaker, count_orphans, examine_sp
 CONFIG = Config.model_validate({"model": {"input_size": 64}})
 
 
-def test_orphans_by_hand():
-    # Two objects share their best anchor, 0; the second has anchor 1 above 0.5, the first nothing else.
+def test_orphans_counted_by_hand():
+    # Both objects have anchor 0 as their best; only the second also overlaps another anchor, 1, by more than 0.5.
     iou = np.array([[0.8, 0.1, 0.0], [0.7, 0.6, 0.0]])
     assert count_orphans(iou, "first") == 0
     assert count_orphans(iou, "last") == 1
-    # Turned round, the other rule loses one.
+    # In reverse order the other rule leaves an orphan.
     assert count_orphans(iou[::-1], "first") == 1
     assert count_orphans(iou[::-1], "last") == 0
-    # Two objects on one spot: somebody is lost in either.
+    # Two objects at the same place: both rules leave one orphan.
     assert [count_orphans(np.array([[0.3, 0.2], [0.3, 0.2]]), rule) for rule in ("first", "last")] == [1, 1]
     assert count_orphans(np.array([[0.3, 0.2], [0.1, 0.4]]), "first") == 0
 
 
 def test_the_facts_of_a_split(tmp_path):
     manifest = write_dataset(tmp_path, CONFIG, {"train": 12, "val": 3}, shards=2)
-    maker = TargetMaker.of(manifest)
+    maker = TargetMaker.from_manifest(manifest)
     facts = examine_split(str(tmp_path), "train", manifest.splits["train"], maker, 100)
     objects = facts.objects
     assert facts.examined == 12
@@ -37,18 +37,18 @@ def test_the_facts_of_a_split(tmp_path):
         manifest.splits["train"].views[0].objects_per_class.values()
     )
     assert objects.best_iou == pytest.approx(iou_matrix(objects.boxes, maker.anchors).max(axis=1), abs=1e-6)
-    assert (objects.positives >= 1).all(), "no object is ever lost"
-    # An object that many anchors fit has at least one positive for each it overlaps most; one that none fits has one.
+    assert (objects.positives >= 1).all(), "every object has a positive anchor"
+    # An object without a fitting anchor has exactly one positive anchor.
     assert (objects.positives[objects.best_iou <= maker.matching.positive_iou] == 1).all()
 
 
-def test_at_most_so_many_records_are_read(tmp_path):
+def test_the_number_of_records_read_is_limited(tmp_path):
     manifest = write_dataset(tmp_path, CONFIG, {"train": 12}, shards=2)
-    facts = examine_split(str(tmp_path), "train", manifest.splits["train"], TargetMaker.of(manifest), 5)
+    facts = examine_split(str(tmp_path), "train", manifest.splits["train"], TargetMaker.from_manifest(manifest), 5)
     assert facts.examined == len(facts.objects_per_image) == 5
 
 
-def test_a_few_rejections_of_each_reason(tmp_path):
+def test_up_to_five_rejections_are_read_per_reason(tmp_path):
     (tmp_path / "train").mkdir()
     lines = [{"reason": "unreadable", "image": f"{i}.jpg", "detail": "cut"} for i in range(9)]
     lines += [{"reason": "zero_area", "image": "x.jpg", "where": "object 3"}]

@@ -1,4 +1,4 @@
-"""The pages opened in Chromium: one file each, no request, no message, as wide as the window, hostile names as text."""
+"""The reports are single files that open in Chromium without requests, messages or overflow, and escape all names."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from support import synthetic
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config
 from ssd_dist.core.manifest import Leakage, Manifest
-from ssd_dist.report.data_page import build_data_page, count_in_steps
+from ssd_dist.report.data_page import build_data_page, count_in_columns
 from ssd_dist.report.run_page import build_run_page
 
 SMALL = {
@@ -27,15 +27,15 @@ SMALL = {
     "eval": {"every_steps": 4},
     "schedule": {"warmup_steps": 2},
 }
-EVIL = ("<script>alert(1)</script>", 'green" onmouseover="alert(2)', "blü&e\x07 </style></svg>")
+HOSTILE_NAMES = ("<script>alert(1)</script>", 'green" onmouseover="alert(2)', "blü&e\x07 </style></svg>")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set whose every name is an attack, with leakage and rejections."""
+    """Writes a dataset with leakage and rejections in which every name contains markup."""
     folder = tmp_path_factory.mktemp("pages") / "data"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthetic, "CLASSES", EVIL)
+        patch.setattr(synthetic, "CLASSES", HOSTILE_NAMES)
         manifest = synthetic.write_dataset(folder, Config.model_validate(SMALL), {"train": 24, "val": 6}, shards=4)
     split = manifest.splits["train"]
     splits = {
@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check_hostile_names(text: str, html: str) -> None:
-    assert EVIL[0] in text, "the name is to be read, not run"
+    assert HOSTILE_NAMES[0] in text, "the name is shown as text"
     attributes: list[str] = []
 
     class Reader(HTMLParser):
@@ -66,9 +66,9 @@ def check_hostile_names(text: str, html: str) -> None:
     assert not [name for name in attributes if name.startswith("on")]
 
 
-def test_the_page_of_a_data_set(data: Path, tmp_path: Path) -> None:
+def test_the_report_of_a_dataset(data: Path, tmp_path: Path) -> None:
     page = tmp_path / "data.html"
-    build_data_page(str(data), str(page), most=100)
+    build_data_page(str(data), str(page), limit=100)
     html = page.read_text()
     assert "<img src=x>" not in html
     assert "Leakage" in html
@@ -77,7 +77,7 @@ def test_the_page_of_a_data_set(data: Path, tmp_path: Path) -> None:
     check_hostile_names(text, html)
     for word in (
         "Best IoU of each object",
-        "Objects that would be lost",
+        "Objects without a positive anchor, by matching rule",
         "<i>q</i>.jpg",
     ):
         assert word in text, word
@@ -91,79 +91,85 @@ def start_run(data: Path, folder: Path) -> Path:
     return folder
 
 
-def test_the_page_of_a_run_that_was_interrupted_early(data: Path, tmp_path: Path) -> None:
-    """No checkpoint, no evaluation, a last line cut short: the page says what is missing and shows the rest."""
+def test_the_report_of_a_run_that_was_interrupted_early(data: Path, tmp_path: Path) -> None:
+    """Without a checkpoint or an evaluation, and with an incomplete row, the report notes what is missing."""
     run = start_run(data, tmp_path / "run")
     row = {"kind": "train", "step": 2, "loss": 3.0, "loss/cls": 2.0, "loss/loc": 1.0, "lr": 1e-3, "positives": 9.0,
            "negatives": 27.0, "images_per_second": 5.0, "data_wait": 0.1, "loss_scale": 1.0}  # fmt: skip
     (run / "metrics.jsonl").write_text(json.dumps(row) + '\n{"kind": "train", "st')
     build_run_page([str(run)], str(run / "report.html"), "auto", "auto", [])
     text = check_page(run / "report.html", tmp_path)
-    for word in ("left out: 1", "No evaluation yet", "No best model yet", "Evaluation: not here", "step 2 of 8"):
+    for word in (
+        "Damaged or incomplete lines in metrics.jsonl: 1.",
+        "No evaluation yet",
+        "No best model yet",
+        "Evaluation: not available",
+        "step 2 of 8",
+    ):
         assert word in text, word
-    assert "The first training batch" in text
+    assert "First training batch" in text
 
 
-def test_the_page_of_a_run_whose_data_is_gone(data: Path, tmp_path: Path) -> None:
+def test_the_report_of_a_run_without_its_data(data: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(data, moved)
     run = start_run(moved, tmp_path / "run")
     shutil.rmtree(moved)
     build_run_page([str(run)], str(run / "report.html"), "auto", "auto", [])
     html = (run / "report.html").read_text()
-    assert "The first training batch: not here" in html
+    assert "First training batch: not available" in html
 
 
 @pytest.mark.slow
-def test_the_pages_of_trained_runs(data: Path, tmp_path: Path) -> None:
+def test_the_reports_of_trained_runs(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = tmp_path / "small.yaml"
     config.write_text(dump_config(Config.model_validate(SMALL | {"data": {"dir": str(data), "allow_leakage": True}})))
     call("train", f"--config={config}", f"--model_dir={run}")
     assert json.loads((run / "environment.json").read_text())["replicas"] == 1
-    said = call("inspect", f"--model_dir={run}")
-    assert str(run / "report.html") in said
+    printed = call("inspect", f"--model_dir={run}")
+    assert str(run / "report.html") in printed
     text = check_page(run / "report.html", tmp_path)
     check_hostile_names(text, (run / "report.html").read_text())
-    for word in ("Metrics by step", "best 0.", "What is taken for what", "Is a score what it says?", "Most confusing",
-                 "What the loss looks at", "The first training batch", "Environment", "tensorflow"):  # fmt: skip
+    for word in ("Metrics by step", "best 0.", "Confusion matrix", "Calibration of the scores", "Most confident errors",
+                 "Mined negatives", "First training batch", "Environment", "tensorflow"):  # fmt: skip
         assert word in text, word
     other = tmp_path / "other"
     shutil.copytree(run, other)
-    # A run of which nothing but the reports is left is compared all the same.
+    # A run without checkpoints is compared by its training reports.
     shutil.rmtree(other / "best")
     shutil.rmtree(other / "checkpoints")
     page = tmp_path / "both.html"
     call("inspect", f"--model_dir={run}", f"--model_dir={other}", f"--output={page}")
     text = check_page(page, tmp_path)
-    for word in ("2 runs", "other: Evaluation: not here", "COCO AP50", "What the configs differ in"):
+    for word in ("2 runs", "other: Evaluation: not available", "COCO AP50", "Config differences"):
         assert word in text, word
-    # What is asked for by name is not left out with a note.
+    # A split requested by name is an error, not a note.
     assert "no split 'tset'" in call("inspect", f"--model_dir={run}", "--split=tset", expect=3)
     broken = tmp_path / "broken.jpg"
-    broken.write_text("no image")
+    broken.write_text("not an image")
     flags = (f"--model_dir={run}", f"--images={broken}", f"--output={tmp_path / 'found'}")
-    assert "none of 1 files could be read" in call("predict", *flags, expect=3)
+    assert "none of the 1 files could be read" in call("predict", *flags, expect=3)
 
 
 @pytest.mark.parametrize(
     ("module", "flags", "code", "word"),
     [
         ("inspect", [], 2, "--data=OUT"),
-        ("inspect", ["--data=a", "--model_dir=b"], 2, "one of them"),
+        ("inspect", ["--data=a", "--model_dir=b"], 2, "give either --data=OUT, for a dataset, or --model_dir=RUN"),
         ("inspect", ["--data=/nowhere"], 3, "dataset.json"),
         ("inspect", ["--model_dir=/nowhere"], 4, "not a run"),
         ("inspect", ["--data=a", "--max_images=0"], 2, "max_images"),
-        ("inspect", ["--data=a", "--output=gs://b/c.html"], 2, "--output=gs://b/c.html: it is written as a local file"),
+        ("inspect", ["--data=a", "--output=gs://b/c.html"], 2, "--output=gs://b/c.html: cannot write to remote"),
         ("inspect", ["--data=a", "--set", "eval.nms_iou=0.3"], 2, "--set has no effect beside --data"),
         ("inspect", ["--model_dir=a", "--fit_anchors=b.yaml"], 2, "--fit_anchors has no effect beside --model_dir"),
         ("predict", ["--images=a", "--output=b", "--saved_model=c", "--checkpoint=last"], 2, "--checkpoint has no"),
-        # Before the minutes of an evaluation, not after.
+        # Output files are checked before the evaluation.
         ("evaluate", ["--model_dir=/nowhere", "--split=test", "--output=/dev/null/a.json"], 2, "--output"),
         ("evaluate", ["--model_dir=/nowhere", "--split=test", "--pictures=/dev"], 2, "--pictures"),
     ],
 )
-def test_mistakes_are_told(module: str, flags: list[str], code: int, word: str) -> None:
+def test_user_errors_are_reported(module: str, flags: list[str], code: int, word: str) -> None:
     assert word in call(module, *flags, expect=code)
 
 
@@ -177,11 +183,11 @@ def call(module: str, *flags: str, expect: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def test_a_manifest_without_splits_has_a_page(tmp_path: Path) -> None:
+def test_a_manifest_without_splits_has_a_report(tmp_path: Path) -> None:
     manifest = synthetic.write_dataset(tmp_path / "data", Config.model_validate(SMALL), {"train": 1}, shards=1)
     empty = Manifest.model_validate(manifest.model_dump() | {"splits": {}})
     (tmp_path / "data" / "dataset.json").write_text(empty.to_json())
-    build_data_page(str(tmp_path / "data"), str(tmp_path / "page.html"), most=10)
+    build_data_page(str(tmp_path / "data"), str(tmp_path / "page.html"), limit=10)
     assert "none yet" in (tmp_path / "page.html").read_text()
 
 
@@ -190,15 +196,15 @@ def test_a_manifest_without_splits_has_a_page(tmp_path: Path) -> None:
     [
         ([], 1),
         ([0, 0, 3, 9], 1),
-        # A crowd among many small images does not widen the columns.
+        # One image with many objects does not widen the columns.
         ([*[4] * 99, 500], 1),
         ([13] * 50, 2),
         ([45, 46], 5),
         ([1000] * 3, 200),
     ],
 )
-def test_columns_are_as_wide_as_the_usual_numbers_need(numbers, step):
-    found, names, counts = count_in_steps(np.array(numbers, np.int64))
+def test_columns_are_as_wide_as_95_percent_of_the_numbers_need(numbers, step):
+    found, names, counts = count_in_columns(np.array(numbers, np.int64))
     assert found == step
     assert names == [*(str(step * column) for column in range(10)), f"{10 * step}+"]
     bounds = [*(step * column for column in range(11)), float("inf")]

@@ -1,4 +1,4 @@
-"""A run's folder is read however far the run came."""
+"""The facts of a run are read at every stage of the run, also from damaged files."""
 
 import json
 
@@ -24,7 +24,7 @@ def run(tmp_path):
     return folder
 
 
-def test_a_run_that_has_written_nothing_says_so(run):
+def test_notes_report_that_a_new_run_has_no_results(run):
     facts = read_run(str(run), [])
     assert (facts.train.rows, facts.evaluations.rows, facts.best, facts.last_step) == ([], [], None, 0)
     assert facts.total_steps == 12, "3 epochs of 32 records in batches of 8"
@@ -33,18 +33,18 @@ def test_a_run_that_has_written_nothing_says_so(run):
         assert f"No {what}" in text
 
 
-def test_half_written_lines_are_left_out_and_counted(run):
+def test_incomplete_lines_are_ignored_and_counted(run):
     rows = [{"kind": "train", "step": 2, "loss": 3.0}, {"kind": "eval", "step": 4, "coco/AP": None, "per_class": {}}]
     damaged = ['{"kind": "eval", "step": 6, "per_class": {"a": {"x": 1}', "[1]", '{"kind": "train"}', "\x00\x00"]
     (run / "metrics.jsonl").write_text("\n".join([*map(json.dumps, rows), *damaged]))
     facts = read_run(str(run), [])
     assert [row["step"] for row in facts.train.rows] == [2]
     assert [row["step"] for row in facts.evaluations.rows] == [4]
-    assert any("left out: 4" in note for note in facts.notes)
+    assert any("Damaged or incomplete lines in metrics.jsonl: 4." in note for note in facts.notes)
     assert any("step 4 of 12" in note for note in facts.notes)
 
 
-def test_a_damaged_best_is_a_note(run):
+def test_a_damaged_best_json_is_reported_in_a_note(run):
     (run / "best").mkdir()
     for text in ("{", '{"step": 1}'):
         (run / "best" / "best.json").write_text(text)
@@ -52,21 +52,21 @@ def test_a_damaged_best_is_a_note(run):
         assert any("best.json" in note for note in facts.notes)
 
 
-def test_what_is_no_number_is_a_gap():
+def test_missing_numbers_are_nan():
     column = Rows([{"step": 1, "a": None}, {"step": 2}, {"step": 3, "a": 2}]).column("a")
     assert column.tolist() == pytest.approx([float("nan"), float("nan"), 2.0], nan_ok=True)
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
+def test_a_folder_that_is_not_a_run_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="not a run"):
         read_run(str(tmp_path), [])
 
 
-def test_a_resumed_run_drops_a_row_cut_after_a_brace(tmp_path):
-    """An evaluation row holds objects: cut short it may end in a brace and still be no row."""
+def test_a_resumed_run_drops_an_incomplete_row_that_ends_in_a_brace(tmp_path):
+    """An evaluation row holds nested objects, so an incomplete row may end in a brace without being valid JSON."""
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"kind": "train", "step": 2}\n{"kind": "eval", "step": 4, "per_class": {"a": {"x": 1}')
     MetricsLog(str(tmp_path), 4, 4).write("train", 6, {"loss": 1.0})
-    rows, broken = read_rows(path)
+    rows, damaged = read_rows(path)
     assert [row["step"] for row in rows] == [2, 6]
-    assert broken == 0
+    assert damaged == 0

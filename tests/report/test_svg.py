@@ -1,4 +1,4 @@
-"""Drawings: text comes out as text, ticks are round and within, charts take whatever numbers come."""
+"""SVG drawings: text is escaped, ticks are round and in range, and charts accept any numbers."""
 
 import re
 from xml.etree import ElementTree
@@ -8,30 +8,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssd_dist.report.charts import MOST_POINTS, Axes, Line, Mark, columns, histogram, line_chart, thin_out
-from ssd_dist.report.svg import Scale, Svg, format_number, nice_ticks
+from ssd_dist.report.charts import MAX_POINTS, Axes, Line, Mark, draw_columns, draw_histogram, draw_line_chart, thin_out
+from ssd_dist.report.svg import Scale, Svg, choose_ticks, format_number
 
 AXES = Axes("step", "loss")
 
 
 @given(st.text())
-def test_any_text_comes_out_as_text(text):
+def test_any_text_is_escaped(text):
     drawing = Svg(10, 10, text)
-    drawing.add("text", text, hint=text, x=1, class_=text)
+    drawing.add("text", text, tooltip=text, x=1, class_=text)
     root = ElementTree.fromstring(str(drawing.markup()))
     assert {element.tag for element in root.iter()} <= {"svg", "text", "title"}
 
 
-def test_markup_in_a_name_stays_a_name():
+def test_markup_in_a_name_is_escaped():
     drawing = Svg(10, 10, 'a"><script>alert(1)</script>')
-    drawing.add("text", "<script>", hint="<b>")
+    drawing.add("text", "<script>", tooltip="<b>")
     assert "<script" not in drawing.markup()
     assert "<b>" not in drawing.markup()
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 8))
-def test_ticks_are_within_and_evenly_spaced(low, size, count):
-    ticks = nice_ticks(low, low + size, count)
+def test_ticks_are_in_range_and_evenly_spaced(low, size, count):
+    ticks = choose_ticks(low, low + size, count)
     slack = 1e-6 * (abs(low) + size)
     assert all(low - slack <= tick <= low + size + slack for tick in ticks)
     assert 1 <= len(ticks) <= count + 1
@@ -39,9 +39,9 @@ def test_ticks_are_within_and_evenly_spaced(low, size, count):
         assert np.diff(ticks) == pytest.approx(ticks[1] - ticks[0], rel=1e-3, abs=slack)
 
 
-def test_ticks_by_hand():
-    assert nice_ticks(0, 1650, 4) == [0, 500, 1000, 1500]
-    assert nice_ticks(0, 1, 4) == [0, 0.25, 0.5, 0.75, 1]
+def test_ticks_of_known_ranges():
+    assert choose_ticks(0, 1650, 4) == [0, 500, 1000, 1500]
+    assert choose_ticks(0, 1, 4) == [0, 0.25, 0.5, 0.75, 1]
     assert Scale(1, 1e6, 0, 1, log=True).ticks(3) == [1, 100, 1e4, 1e6]
     assert Scale(0.05, 1.4, 0, 1, log=True).ticks() == [0.05, 0.1, 0.2, 0.3, 0.5, 1.0]
 
@@ -50,7 +50,7 @@ def test_ticks_by_hand():
     ("value", "text"),
     [(0, "0"), (1650, "1,650"), (32768, "32.77k"), (4e-5, "4e-5"), (0.004, "0.004"), (2.5e6, "2.5M"), (0.25, "0.25")],
 )
-def test_numbers_are_short(value, text):
+def test_numbers_are_formatted_briefly(value, text):
     assert format_number(value) == text
 
 
@@ -61,7 +61,7 @@ def test_numbers_are_short(value, text):
 @pytest.mark.parametrize("log", [False, True])
 def test_a_chart_of_any_numbers_is_drawn_without_nan(values, log):
     line = Line("name", np.arange(len(values)), np.array(values))
-    markup = line_chart("label", [line], Axes("x", "y", log=log), [Mark(0, 1, "best")])
+    markup = draw_line_chart("label", [line], Axes("x", "y", log=log), [Mark(0, 1, "best")])
     assert "nan" not in markup
     assert "inf" not in markup
 
@@ -70,16 +70,16 @@ def test_thinning_keeps_ends_and_spikes():
     y = np.zeros(10_000)
     y[7777] = 5.0
     x, kept = thin_out(np.arange(10_000.0), y)
-    assert len(x) <= MOST_POINTS + 2
+    assert len(x) <= MAX_POINTS + 2
     assert (x[0], x[-1]) == (0, 9999)
     assert kept.max() == 5.0
 
 
 def test_bars_below_the_bound_are_marked():
-    markup = histogram("label", np.linspace(0, 1, 5), np.array([1, 2, 3, 4]), AXES, bound=0.5)
+    markup = draw_histogram("label", np.linspace(0, 1, 5), np.array([1, 2, 3, 4]), AXES, bound=0.5)
     assert markup.count('class="bar wrong"') == 2
     assert markup.count('class="bar"') == 2
-    assert columns("label", ["a", "b"], np.zeros(2, int), AXES, wrong=(0,)).count('class="bar wrong"') == 1
+    assert draw_columns("label", ["a", "b"], np.zeros(2, int), AXES, wrong=(0,)).count('class="bar wrong"') == 1
 
 
 @pytest.mark.parametrize(
@@ -87,25 +87,25 @@ def test_bars_below_the_bound_are_marked():
     [
         (["a", "b"], ["a", "b"]),
         ([str(5 * n) for n in range(10)] + ["50+"], ["0", "10", "20", "30", "40", "50+"]),
-        # As wide as the chart: the last alone.
+        # Names as wide as the chart: only the last is written.
         (["long " * 12] * 3, ["long " * 12]),
         ([], []),
     ],
 )
-def test_names_of_columns_do_not_touch(names, written):
-    chart = columns("label", names, np.zeros(len(names), int), Axes("x", "y", width=252))
+def test_names_of_columns_do_not_overlap(names, written):
+    chart = draw_columns("label", names, np.zeros(len(names), int), Axes("x", "y", width=252))
     found = re.findall(r'class="tick" text-anchor="middle">([^<]+)<', chart)
     assert found == written
 
 
-def test_a_marks_words_stand_clear_of_the_line_above():
+def test_the_label_of_a_mark_avoids_the_line_above():
     x = np.arange(3.0)
     low = Line("", x, np.full(3, 0.5))
     axes = Axes("x", "y", y_range=(0, 1))
 
-    def height_of_words(*lines):
-        found = re.search(r'y="([\d.]+)"[^>]*>here<', line_chart("label", lines, axes, [Mark(1, 0.5, "here")]))
+    def label_y(*lines):
+        found = re.search(r'y="([\d.]+)"[^>]*>here<', draw_line_chart("label", lines, axes, [Mark(1, 0.5, "here")]))
         return float(found.group(1))
 
-    alone, crowded = height_of_words(low), height_of_words(low, Line("", x, np.full(3, 0.55)))
-    assert alone < crowded, "above where there is room, else below"
+    alone, crowded = label_y(low), label_y(low, Line("", x, np.full(3, 0.55)))
+    assert alone < crowded, "the label is above the mark if there is room, else below"
