@@ -12,7 +12,7 @@ from ssd_dist.core.errors import UsageError
 def main(_: list[str]) -> None:
     """Evaluates the checkpoint given by the flags, prints the metrics, and writes the requested files."""
     model_dir, split = required_flag("model_dir"), required_flag("split")
-    output, pictures = _check_output("output"), _check_output("pictures")
+    output, gallery_path = _check_output("output"), _check_output("pictures")
     # TensorFlow takes seconds to import, so it is imported after the flags are checked.
     from ssd_dist.evaluation.analysis import analyse_detections
     from ssd_dist.evaluation.gallery import draw_gallery
@@ -20,20 +20,20 @@ def main(_: list[str]) -> None:
     from ssd_dist.evaluation.metrics_table import format_value, print_analysis, print_metrics
     from ssd_dist.inference.trained_model import evaluate_split
 
-    config, manifest, truths, detections = evaluate_split(
+    config, manifest, ground_truths, detections = evaluate_split(
         model_dir, flags.FLAGS["checkpoint"].value, split, overrides_from_flags()
     )
-    metrics = evaluate_detections(truths, detections, manifest.classes).as_dict()
-    analysis = analyse_detections(truths, detections, manifest.classes).as_dict()
-    title = f"{model_dir}, split {split}, {len(truths)} images"
+    metrics = evaluate_detections(ground_truths, detections, manifest.classes).as_dict()
+    analysis = analyse_detections(ground_truths, detections, manifest.classes).as_dict()
+    title = f"{model_dir}, split {split}, {len(ground_truths)} images"
     print_metrics(metrics, title)
     print_analysis(analysis)
     if output:
         output.write_text(json.dumps(metrics | {"analysis": analysis}, indent=1) + "\n")
-    if pictures:
+    if gallery_path:
         subtitle = f"COCO AP50 {format_value(metrics['coco/AP50'])}, AP {format_value(metrics['coco/AP'])}"
         gallery = draw_gallery(config, manifest.splits[split], detections, manifest.classes, title, subtitle)
-        gallery.save(pictures, "PNG")
+        gallery.save(gallery_path, "PNG")
 
 
 def run_main() -> None:

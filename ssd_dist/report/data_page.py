@@ -132,6 +132,7 @@ def render_data_page(folder: str, manifest: Manifest, maker: TargetMaker, facts:
 
 
 def _build_headline(facts: Sequence[SplitFacts], maker: TargetMaker) -> list[tuple[str, str]]:
+    """Returns the (label, value) pairs at the top of the report."""
     numbers = [
         ("images", format_number(sum(f.split.images for f in facts))),
         ("objects", format_number(sum(f.split.boxes for f in facts))),
@@ -147,10 +148,12 @@ def _build_headline(facts: Sequence[SplitFacts], maker: TargetMaker) -> list[tup
 
 
 def _measure_fitting_share(best_iou: np.ndarray, maker: TargetMaker) -> float:
+    """Returns the share of objects with a fitting anchor; 1 without objects."""
     return float((best_iou > maker.matching.positive_iou).mean()) if len(best_iou) else 1.0
 
 
 def _note_partial_splits(facts: Sequence[SplitFacts]) -> list[str]:
+    """Returns a note for each split of which not all records were read."""
     return [
         f"Split {f.name}: the charts use the first {f.examined:,} of {f.split.images:,} records (--max_images); "
         "the counts cover all records."
@@ -160,6 +163,7 @@ def _note_partial_splits(facts: Sequence[SplitFacts]) -> list[str]:
 
 
 def _build_class_rows(manifest: Manifest, facts: Sequence[SplitFacts], maker: TargetMaker) -> list[ClassRow]:
+    """Returns the rows of the class table, in order of decreasing objects in the first split."""
     counts = np.array(
         [[f.split.views[0].objects_per_class.get(name, 0) for f in facts] for name in manifest.classes], float
     ).reshape(len(manifest.classes), len(facts))
@@ -204,7 +208,7 @@ def _draw_size_charts(facts: SplitFacts) -> list[tuple[str, Markup, str]]:
                 Axes("objects", "images", width=SMALL_CHART),
             ),
             f"{empty:,} images without objects; at most {facts.objects_per_image.max(initial=0)} objects per image"
-            + (f"; one column covers {step} counts." if step > 1 else "."),
+            + (f"; each column covers {step} values." if step > 1 else "."),
         ),
         (
             "Object size",
@@ -244,8 +248,8 @@ def count_in_columns(numbers: np.ndarray) -> tuple[int, list[str], np.ndarray]:
     """Counts integers [N] in ten columns of equal width and an eleventh for all larger numbers.
 
     Returns:
-      The width of the columns, 1, 2 or 5 times a power of ten, such that at most 5 % of the numbers are in the last
-      column; the first number of each column as text; and the counts.
+      The width of the columns, 1, 2 or 5 times a power of ten, such that the last column holds about 5 % of the
+      numbers at most; the first number of each column as text; and the counts.
     """
     high = np.percentile(numbers, 95) if len(numbers) else 0
     step = next(

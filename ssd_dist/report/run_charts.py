@@ -22,7 +22,7 @@ METRIC_NAMES = {
 
 
 def draw_training_charts(run: RunFacts) -> list[Tile]:
-    """Draws losses, learning rate, anchors, speed, input wait and loss scale of a run; no charts without reports."""
+    """Draws the charts of the training reports; returns none if there are no reports."""
     if not run.train.rows:
         return []
     return [
@@ -47,7 +47,7 @@ def draw_training_charts(run: RunFacts) -> list[Tile]:
             "Training speed",
             _draw_reports(
                 run,
-                # The measured speed is drawn last, on top: mostly the two lines coincide.
+                # The measured speed is drawn last, so that it is visible where the two lines coincide.
                 ("images_per_second_without_wait", "images_per_second"),
                 ("without waiting", "measured"),
                 "images per second",
@@ -66,7 +66,7 @@ def draw_training_charts(run: RunFacts) -> list[Tile]:
 
 
 def draw_metric_charts(run: RunFacts) -> list[Tile]:
-    """Draws the metrics by step, also by object size and by class; no charts without evaluations."""
+    """Draws the metrics by step, in total, by object size and by class; returns none if there are no evaluations."""
     if not run.evaluations.rows:
         return []
     return [_draw_metrics(run), _draw_metrics_by_size(run), _draw_metrics_by_class(run)]
@@ -143,9 +143,8 @@ def draw_comparison_charts(runs: Sequence[RunFacts], names: Sequence[str]) -> li
             for index, (name, part) in enumerate(zip(names, rows, strict=True))
             if part.rows
         ]
-        axes = Axes(
-            "step", unit, y_range=_clip_range([line.y for line in lines]) if clip_peaks else None, percent=percent
-        )
+        y_range = _clip_range([line.y for line in lines]) if clip_peaks else None
+        axes = Axes("step", unit, y_range=y_range, percent=percent)
         return title, draw_line_chart(f"{title} by step", lines, axes), caption
 
     return [

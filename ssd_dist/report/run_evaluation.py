@@ -140,7 +140,7 @@ class ImagePair:
 
 
 def draw_galleries(evaluation: Evaluation) -> list[tuple[str, str, list[ImagePair]]]:
-    """Draws the worst, the most confusing and the best images, each gallery as (title, caption, image pairs).
+    """Draws the worst images, the most confident errors and the best images, as (title, caption, image pairs).
 
     No image is in two galleries.
     """

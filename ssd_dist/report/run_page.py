@@ -166,6 +166,7 @@ def _try_section(run: RunFacts, title: str, build: Callable[[], T]) -> T | None:
 
 
 def _build_headline(run: RunFacts, evaluation: Evaluation | None) -> list[tuple[str, str]]:
+    """Returns the (label, value) pairs at the top of the report."""
     numbers = []
     if run.best is not None:
         metric = METRIC_NAMES.get(run.best["metric"], run.best["metric"])
@@ -181,6 +182,7 @@ def _build_headline(run: RunFacts, evaluation: Evaluation | None) -> list[tuple[
 
 
 def _group_metrics(evaluation: Evaluation | None) -> list[tuple[str, list[tuple[str, float | None]]]]:
+    """Returns the metrics over all classes as (group, (name, value) pairs)."""
     if evaluation is None:
         return []
     values = evaluation.metrics.scalars
@@ -193,6 +195,7 @@ def _group_metrics(evaluation: Evaluation | None) -> list[tuple[str, list[tuple[
 
 
 def _build_class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Returns the rows of the class table, in order of decreasing AP50."""
     per_class = evaluation.metrics.per_class
     points = evaluation.analysis.points
     rows = [
@@ -213,9 +216,8 @@ def _draw_precision_recall_curves(evaluation: Evaluation) -> list[tuple[str, Mar
     """Draws the precision-recall curve of each class with an AP of at least 0.01, in order of decreasing objects."""
     analysis = evaluation.analysis
     tiles = []
-    for index in [index for index in _classes_by_objects(analysis) if (analysis.curves[index].ap or 0) >= 0.01][
-        :MAX_CURVES
-    ]:
+    shown = [index for index in _sort_classes_by_objects(analysis) if (analysis.curves[index].ap or 0) >= 0.01]
+    for index in shown[:MAX_CURVES]:
         curve, point = analysis.curves[index], analysis.points[index]
         marks = []
         if point.f1 is not None:
@@ -230,7 +232,7 @@ def _draw_precision_recall_curves(evaluation: Evaluation) -> list[tuple[str, Mar
     return tiles
 
 
-def _classes_by_objects(analysis: Analysis) -> list[int]:
+def _sort_classes_by_objects(analysis: Analysis) -> list[int]:
     """Returns the class indices in order of decreasing number of objects."""
     return np.argsort(-analysis.matches.count_objects(), kind="stable").tolist()
 
@@ -291,8 +293,8 @@ def _compare_metrics(
         ("steps trained", [f"{run.last_step:,} of {run.total_steps:,}" for run in runs], []),
         ("best step", ["–" if run.best is None else f"{run.best['step']:,}" for run in runs], []),
     ]
-    wanted = {**METRIC_NAMES, **{f"coco/AP_{size}": f"COCO AP, {size}" for size in ("small", "medium", "large")}}
-    for key, name in wanted.items():
+    labels = {**METRIC_NAMES, **{f"coco/AP_{size}": f"COCO AP, {size}" for size in ("small", "medium", "large")}}
+    for key, name in labels.items():
         values = [None if e is None else e.metrics.scalars[key] for e in evaluations]
         known = [value for value in values if value is not None]
         best = [index for index, value in enumerate(values) if len(set(known)) > 1 and value == max(known)]
@@ -306,16 +308,14 @@ def _compare_metrics(
 
 
 def _draw_mean_curves(names: Sequence[str], evaluations: Sequence[Evaluation | None]) -> Markup:
+    """Draws the precision-recall curve of each run, averaged over the classes."""
     lines = []
     for index, (name, evaluation) in enumerate(zip(names, evaluations, strict=True)):
         if evaluation is None:
             continue
-        curves = [
-            values for curve in evaluation.analysis.curves if (values := interpolate_precision(curve)) is not None
-        ]
+        interpolated = [interpolate_precision(curve) for curve in evaluation.analysis.curves]
+        curves = [values for values in interpolated if values is not None]
         if curves:
             lines.append(Line(name, RECALLS, np.mean(curves, axis=0), f"s{index % 7}"))
-    unit = (0.0, 1.0)
-    return draw_line_chart(
-        "precision-recall curve, mean over the classes", lines, Axes("recall", "precision", unit, unit)
-    )
+    axes = Axes("recall", "precision", x_range=(0.0, 1.0), y_range=(0.0, 1.0))
+    return draw_line_chart("precision-recall curve, mean over the classes", lines, axes)
