@@ -35,12 +35,11 @@ def load_trained_model(model_dir: str, checkpoint: str, config: Config, class_co
     # Every weight comes from the checkpoint: the pretrained ones need not be at hand.
     backbone = config.backbone.model_copy(update={"weights": "none"})
     state = create_state(config.model_copy(update={"backbone": backbone}), class_count, total_steps=1)
-    parts = {"model": state.model}
-    if state.ema is not None and config.eval.use_ema and _has_ema(path):
-        parts["ema"] = state.ema
+    ema = state.ema if state.ema is not None and config.eval.use_ema and _has_ema(path) else None
+    parts = {"model": state.model} if ema is None else {"model": state.model, "ema": ema}
     restore_checkpoint(tf.train.Checkpoint(**parts), path)
-    if "ema" in parts:
-        state.ema.assign_to_model()
+    if ema is not None:
+        ema.assign_to_model()
     return state.model
 
 

@@ -20,7 +20,7 @@ from ssd_dist.model.detector import build_detector
 from ssd_dist.runs.checkpoints import BestModel, CheckpointStore
 from ssd_dist.runs.console_progress import TrainingProgress
 from ssd_dist.runs.metrics_log import MetricsLog
-from ssd_dist.runs.trackers import Tracker, create_trackers, show_evaluations
+from ssd_dist.runs.trackers import Tracker, create_detection_logger, create_trackers
 from ssd_dist.training.ema import ExponentialMovingAverage
 from ssd_dist.training.intervals import StepIntervals
 from ssd_dist.training.optimizer import PackedOptimizer
@@ -182,7 +182,7 @@ def create_periodic_evaluation(
         classes=manifest.classes,
         metric=config.eval.metric,
         use_ema=config.eval.use_ema,
-        log_detections=show_evaluations(trackers, config, manifest, split_name, ground_truth, state.model),
+        log_detections=create_detection_logger(trackers, config, manifest, split_name, ground_truth, state.model),
     )
 
 

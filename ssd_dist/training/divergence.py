@@ -122,7 +122,7 @@ def recover(run: Run, step: int, reason: str) -> None:
     run.trainer.train_dataset = run.data.create_dataset()
     if run.output.log is not None:
         run.output.log.drop_rows_after(start, run.state.evaluated_step)
-    run.output.progress.say(
+    run.output.progress.print_line(
         f"step {step}  {reason}: restored the weights of step {start}, skipped steps {start + 1} to {step} "
         f"(recovery {recoveries} of train.recover_from_blowup: {run.divergence.max_recoveries})"
     )
@@ -171,7 +171,7 @@ class OverflowMonitor:
         skipped, before = int(self._loss_scale.skipped_steps.numpy()), self._skipped
         self._skipped = skipped
         if skipped > before and self._loss_scale.is_minimal():
-            self._progress.say(
+            self._progress.print_line(
                 f"step {step}  warning: gradients of {skipped - before} steps overflowed although the loss scale is at "
                 f"its minimum, {float(self._loss_scale.scale.numpy()):g}; lower optimizer.lr, or use "
                 "amp.policy: mixed_bfloat16"

@@ -81,7 +81,7 @@ def evaluate_if_due(run: Run, controller: orbit.Controller, step: int) -> None:
     with contextlib.suppress(Interrupted):
         run.evaluation.evaluate(controller, step, run.output.log, run.output.progress)
         run.state.evaluated.assign(step)
-        run.checkpoints.outdate(step)
+        run.checkpoints.mark_outdated(step)
 
 
 def save_if_due(run: Run, step: int) -> None:

@@ -83,12 +83,12 @@ class PeriodicEvaluation:
             if self._log_detections is not None:
                 with explain_write_errors(f"TensorBoard data of step {step}"):
                     self._log_detections(step, self.evaluator.detections)
-            progress.say(
+            progress.print_line(
                 f"step {step}  " + "  ".join(f"{name} {_format_metric(metrics[name])}" for name in _PRINTED_METRICS)
             )
             value = metrics[self._metric]
-            if value is not None and self.best.offer(step, value):
-                progress.say(f"step {step}  best {self._metric} so far")
+            if value is not None and self.best.save_if_best(step, value):
+                progress.print_line(f"step {step}  best {self._metric} so far")
 
 
 def _format_metric(value: float | None) -> str:

@@ -67,9 +67,9 @@ def run_training(
         make_reproducible(config)
         run = assemble_run(config, model_dir, role, strategy, manifest, plan, total_steps, stop)
         with run.output.progress:
-            run.output.progress.say(describe_run(config, manifest, strategy, plan, run.state, total_steps))
+            run.output.progress.print_line(describe_run(config, manifest, strategy, plan, run.state, total_steps))
             if replaced:
-                run.output.progress.say(
+                run.output.progress.print_line(
                     f"{len(replaced)} corrupt records were replaced by valid ones; they are listed in {SKIPPED_NAME}"
                 )
             stop.enable_grace_time(config.preemption.grace_seconds)

@@ -130,7 +130,7 @@ class HurtRun:
         said = said[: said.rfind(b"\n") + 1]
         self._read += len(said)
         for line in said.decode(errors="replace").splitlines():
-            if match := re.search(r"steps an epoch; (?:goes on from step (\d+) to )?\d+", line):
+            if match := re.search(r"steps per epoch; (?:resumes at step (\d+) of )?\d+", line):
                 self.starts.append(int(match[1] or 0))
                 self.trains = False
             elif match := re.search(r"\bstep (\d+)/\d+ ", line):

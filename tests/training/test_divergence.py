@@ -75,7 +75,7 @@ def test_an_evaluation_up_to_the_checkpoint_is_kept(tmp_path, monkeypatch, saved
         output=RunOutput(
             str(tmp_path),
             SimpleNamespace(drop_rows_after=lambda *steps: dropped.append(steps)),
-            SimpleNamespace(say=lines.append),
+            SimpleNamespace(print_line=lines.append),
         ),
     )
     divergence.recover(run, 23, "the loss is NaN or infinite")

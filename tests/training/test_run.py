@@ -1,7 +1,8 @@
-"""Whole runs: a resumed run is the undisturbed one bit by bit, replicas do not change the loss, mistakes are told."""
+"""Whole runs: a resumed run equals an uninterrupted one bit for bit, and user errors are reported in one line."""
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,7 +38,7 @@ def load_small_config(folder: Path, *overrides: str) -> Config:
 
 
 def run_command(module: str, *flags: str, expect: int = 0) -> str:
-    """Runs a command of ours; returns what it printed. A traceback is never an answer to a user."""
+    """Runs a command of the package and returns its output; checks the exit code, and that errors have no traceback."""
     command = [sys.executable, "-m", f"ssd_dist.cli.{module}", *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=QUIET)
     assert done.returncode == expect, done.stdout + done.stderr
@@ -76,13 +77,13 @@ LONG = ["train.log_every=4", "train.steps_per_loop=3", "eval.every_steps=6", "tr
 
 @pytest.fixture(scope="module")
 def whole(data: Path) -> Path:
-    """An undisturbed run of two replicas."""
+    """An uninterrupted run of two replicas."""
     train(data, data.parent / "whole", *LONG)
     return data.parent / "whole"
 
 
 def assert_same_end(whole: Path, other: Path) -> None:
-    """All weights, averages, slots, counters and metrics are equal bit by bit."""
+    """Checks that all weights, averages, slots, counters and metrics are equal bit for bit."""
     first, second = read_weights(whole), read_weights(other)
     assert first.keys() == second.keys()
     assert any("ema" in name for name in first)
@@ -98,31 +99,31 @@ def assert_same_end(whole: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_set_back_mid_epoch_and_mid_report_ends_bit_equal(data: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_run_resumed_mid_epoch_and_mid_report_ends_bit_equal(data: Path, whole: Path, tmp_path: Path) -> None:
     assert [row["step"] for row in read_rows(whole, "train")] == [4, 8, 12]
     assert [row["step"] for row in read_rows(whole, "eval")] == [6, 12]
-    # What a crash after step 5 leaves, and a newest checkpoint that was cut off.
+    # The files after a crash after step 5, with a truncated newest checkpoint.
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     shutil.rmtree(run / "best")
     for file in (run / "checkpoints").glob("ckpt-12.*"):
         file.unlink()
     os.truncate(run / "checkpoints" / "ckpt-10.data-00000-of-00001", 1000)
-    said = train(data, run, *LONG)
-    assert "ckpt-10 is damaged" in said
-    assert "goes on from step 5 to 12" in said
+    output = train(data, run, *LONG)
+    assert "ckpt-10 is damaged" in output
+    assert "resumes at step 5 of 12" in output
     assert_same_end(whole, run)
 
 
 @pytest.mark.slow
-def test_computing_on_one_thread_is_not_taken_for_waiting(data: Path, tmp_path: Path) -> None:
+def test_computing_on_one_thread_does_not_count_as_waiting_for_data(data: Path, tmp_path: Path) -> None:
     command = train_command(data, tmp_path / "run", "train.steps=20", "train.log_every=10", "model.width=0.5")
     subprocess.run(command, timeout=240, env=QUIET | {"TF_NUM_INTEROP_THREADS": "1"}, check=True, capture_output=True)
-    # Eight images of 64 pixels are there long before they are learnt; read too late, the clock says 0.99.
+    # Eight images of 64 pixels are read much faster than trained on; a clock read too late measures 0.99.
     row = read_rows(tmp_path / "run", "train")[-1]
     assert row["data_wait"] < 0.5
-    fed = row["images_per_second"] / (1 - row["data_wait"])
-    assert row["images_per_second_without_wait"] == pytest.approx(fed, rel=1e-6)
+    without_wait = row["images_per_second"] / (1 - row["data_wait"])
+    assert row["images_per_second_without_wait"] == pytest.approx(without_wait, rel=1e-6)
 
 
 @pytest.mark.slow
@@ -135,20 +136,20 @@ def test_a_run_stopped_by_a_signal_ends_bit_equal(data: Path, whole: Path, tmp_p
             if line.startswith("step 4/12"):
                 process.send_signal(signal.SIGTERM)
                 break
-        said = process.communicate(timeout=120)[0]
-        assert process.returncode == 75, said
+        output = process.communicate(timeout=120)[0]
+        assert process.returncode == 75, output
     finally:
         process.kill()
-    assert "stopped and saved after step" in said
-    stopped_at = int(said.split("saved after step ")[1].split(" ")[0])
-    assert 4 <= stopped_at < 12
+    stopped = re.search(r"stopped after step (\d+) of 12, saved; start again to resume", output)
+    assert stopped, output
+    assert 4 <= int(stopped[1]) < 12
     train(data, run, *LONG)
     assert_same_end(whole, run)
 
 
 @pytest.fixture
 def with_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Writes a data set in which record train13 has been changed before it was written."""
+    """Returns a function that writes a dataset in which record train13 is changed."""
 
     def write(change) -> Path:
         draw = synthetic.draw_record
@@ -166,33 +167,33 @@ def with_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return write
 
 
-def poison(record: Record) -> Record:
-    """The record with a loss that is not a number."""
+def set_offsets_to_nan(record: Record) -> Record:
+    """Changes a record so that its loss is NaN."""
     return replace(record, targets=replace(record.targets, offsets=np.full_like(record.targets.offsets, np.nan)))
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_a_number_stops_the_run_or_is_left_out_for_good(with_record, tmp_path: Path) -> None:
-    data = with_record(poison)
+def test_a_nan_loss_stops_the_run_or_its_steps_are_skipped(with_record, tmp_path: Path) -> None:
+    data = with_record(set_offsets_to_nan)
     flags = ["train.log_every=3", "train.steps_per_loop=3", "eval.every_steps=6", "train.epochs=3",
              "checkpoint.every_steps=2"]  # fmt: skip
     run = tmp_path / "run"
     # The record is in one batch of each of the three epochs of four steps.
-    said = train(data, run, *flags, "train.recover_from_blowup=1", expect=2)
+    output = train(data, run, *flags, "train.recover_from_blowup=1", expect=2)
     rows = [json.loads(line) for line in (run / "blowups.jsonl").read_text().splitlines()]
     assert [(row["step"] - 1) // 4 for row in rows] == [0, 1]
     assert all("train13" in row["source_ids"] and len(row["source_ids"]) == 8 for row in rows)
     first, second = rows
     assert first["skipped"] == [(first["step"] - 1) // 2 * 2 + 1, first["step"]]
     assert second["skipped"] is None
-    error = next(line for line in said.splitlines() if line.startswith("error: "))
+    error = next(line for line in output.splitlines() if line.startswith("error: "))
     assert f"step {second['step']}" in error
     assert second["checkpoint"] in error
     assert "train.recover_from_blowup: 2" in error
-    # What it left out before it stopped is remembered: it ends as a run that was never stopped.
-    said = train(data, run, *flags, "train.recover_from_blowup=3")
-    assert "(3 of train.recover_from_blowup: 3)" in said
-    # Nor does it matter that a clock makes it pause after each step.
+    # The steps skipped before the stop stay skipped: the run ends like one that was never stopped.
+    output = train(data, run, *flags, "train.recover_from_blowup=3")
+    assert "(recovery 3 of train.recover_from_blowup: 3)" in output
+    # A clock that makes the run pause after every step changes nothing.
     train(data, tmp_path / "whole", *flags, "train.recover_from_blowup=3", "preemption.grace_seconds=0.1")
     assert_same_end(tmp_path / "whole", run)
     values = [np.asarray(value) for value in read_weights(run).values()]
@@ -200,13 +201,13 @@ def test_a_loss_that_is_not_a_number_stops_the_run_or_is_left_out_for_good(with_
 
 
 @pytest.mark.slow
-def test_two_workers_leave_out_what_one_does(with_record, tmp_path: Path) -> None:
-    data = with_record(poison)
+def test_two_workers_skip_the_same_steps_as_one(with_record, tmp_path: Path) -> None:
+    data = with_record(set_offsets_to_nan)
     flags = ["train.log_every=3", "train.steps_per_loop=3", "train.epochs=2", "checkpoint.every_steps=2",
              "eval.every_epochs=0", "train.recover_from_blowup=2"]  # fmt: skip
     train(data, tmp_path / "one", *flags)
-    gang = [str(LAUNCHER), "--local=2", "--max_restarts=0", f"--python={sys.executable}"]
-    command = [*gang, "--", *train_flags(data, tmp_path / "two", *flags)]
+    launch = [str(LAUNCHER), "--local=2", "--max_restarts=0", f"--python={sys.executable}"]
+    command = [*launch, "--", *train_flags(data, tmp_path / "two", *flags)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=QUIET)
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = ((tmp_path / name / "blowups.jsonl").read_text() for name in ("one", "two"))
@@ -217,13 +218,13 @@ def test_two_workers_leave_out_what_one_does(with_record, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_record_that_cannot_be_decoded_is_named_or_done_without(with_record, tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_decoded_is_reported_or_skipped(with_record, tmp_path: Path) -> None:
     data = with_record(lambda record: replace(record, encoded=b"no JPEG"))
-    # Record 13 of four shards: the fourth of the second. The manifest knows no better: it is found while training.
-    said = train(data, tmp_path / "run", "train.epochs=1", expect=3)
-    assert "train/view00-00001-of-00004.tfrecord, record 3" in said
-    said = train(data, tmp_path / "run", "train.epochs=1", "data.on_corrupt=skip")
-    assert "1 corrupt" in said
+    # Record 13 of four shards is the fourth of the second. Its checksum is valid, so training finds it.
+    output = train(data, tmp_path / "run", "train.epochs=1", expect=3)
+    assert "train/view00-00001-of-00004.tfrecord, record 3" in output
+    output = train(data, tmp_path / "run", "train.epochs=1", "data.on_corrupt=skip")
+    assert "1 corrupt records were replaced by valid ones" in output
     (row,) = [json.loads(line) for line in (tmp_path / "run" / "skipped_records.jsonl").read_text().splitlines()]
     assert (row["shard"], row["record"]) == ("train/view00-00001-of-00004.tfrecord", 3)
 
@@ -239,21 +240,21 @@ def test_best_model_is_evaluated_and_predicts(data: Path, tmp_path: Path) -> Non
     best = json.loads((run / "best" / "best.json").read_text())
     rows = {row["step"]: row for row in read_rows(run, "eval")}
     assert best["value"] == max(row["coco/AP"] for row in rows.values())
-    # Also of a run that many hosts have trained.
+    # Works for a run that several hosts trained, too.
     run_command("evaluate", f"--model_dir={run}", "--split=val", f"--output={tmp_path / 'm.json'}",
                 f"--pictures={tmp_path / 'p.png'}", "--set=cluster.strategy=multi_worker")  # fmt: skip
-    # The best weights on the same split by another process: the same metrics to the last bit.
+    # The best weights evaluated on the same split by another process: equal metrics, bit for bit.
     assert json.loads((tmp_path / "m.json").read_text())["coco/AP"] == rows[best["step"]]["coco/AP"]
     assert Image.open(tmp_path / "p.png").size[0] > 300
 
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    Image.new("RGB", (90, 60), "gray").save(pictures / "a.jpg")
-    (pictures / "b.jpg").write_bytes(b"no image")
-    said = run_command("predict", f"--model_dir={run}", f"--images={pictures}", f"--output={tmp_path / 'out'}")
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (90, 60), "gray").save(images / "a.jpg")
+    (images / "b.jpg").write_bytes(b"no image")
+    output = run_command("predict", f"--model_dir={run}", f"--images={images}", f"--output={tmp_path / 'out'}")
     assert Image.open(tmp_path / "out" / "a.jpg").size == (90, 60)
-    assert "skipped" in said
-    assert "b.jpg" in said
+    assert "skipped" in output
+    assert "b.jpg" in output
 
 
 @pytest.mark.parametrize(
@@ -261,7 +262,7 @@ def test_best_model_is_evaluated_and_predicts(data: Path, tmp_path: Path) -> Non
     [
         (["train.epoch=3"], 2, ["train.epoch", "train.epochs"]),
         (["data.dir=/nowhere"], 3, ["/nowhere", "prepare"]),
-        (["matching.positive_iou=0.7"], 3, ["positive_iou", "online"]),  # not what the shards were made for
+        (["matching.positive_iou=0.7"], 3, ["positive_iou", "online"]),  # the shards were made for another value
         (["data.views=2"], 3, ["data.views", "prepare"]),
         (["train.global_batch_size=512"], 3, ["global_batch_size"]),  # an epoch has fewer records
         (["eval.split=nosuch"], 3, ["nosuch", "val"]),
@@ -270,11 +271,11 @@ def test_best_model_is_evaluated_and_predicts(data: Path, tmp_path: Path) -> Non
     ],
 )
 @pytest.mark.slow
-def test_a_mistake_is_one_line_and_an_exit_code(
+def test_a_user_error_is_one_line_and_an_exit_code(
     data: Path, tmp_path: Path, overrides: list[str], code: int, words: list[str]
 ) -> None:
-    said = train(data, tmp_path / "run", *overrides, expect=code)
-    line = next(line for line in said.splitlines() if line.startswith("error: "))
+    output = train(data, tmp_path / "run", *overrides, expect=code)
+    line = next(line for line in output.splitlines() if line.startswith("error: "))
     assert all(word in line for word in words), line
 
 
@@ -282,11 +283,11 @@ def test_a_mistake_is_one_line_and_an_exit_code(
 def test_a_run_of_another_model_is_not_overwritten(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(data, run, "train.steps=1", "eval.every_epochs=0")
-    said = train(data, run, "train.steps=2", "model.head=ssd", expect=2)
-    assert "model.head" in said
-    said = run_command("evaluate", f"--model_dir={run}", "--split=val", expect=4)
-    assert "--checkpoint=last" in said
+    output = train(data, run, "train.steps=2", "model.head=ssd", expect=2)
+    assert "model.head" in output
+    output = run_command("evaluate", f"--model_dir={run}", "--split=val", expect=4)
+    assert "--checkpoint=last" in output
     checkpoint = next((run / "checkpoints").glob("ckpt-1.data*"))
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    said = run_command("evaluate", f"--model_dir={run}", "--checkpoint=last", "--split=val", expect=4)
-    assert "ckpt-1" in said
+    output = run_command("evaluate", f"--model_dir={run}", "--checkpoint=last", "--split=val", expect=4)
+    assert "ckpt-1" in output

@@ -112,7 +112,7 @@ def test_a_host_with_fewer_gpus_is_reported(leaked, monkeypatch):
         return describe_worker(WorkerRole(index, ("a:1", "b:1")), flatten_config(config), manifest, ())
 
     problem = find_disagreement(describe_with(0, 8), describe_with(1, 7))
-    assert problem == "worker 1 (b:1): its number of GPUs is 7, the chief's 8"
+    assert problem == "worker 1 (b:1): its number of GPUs is 7, the chief's is 8; make them equal"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The inner loop is traced once and then runs without Python."""
+"""The inner loop is traced once and then calls Python only to read the clock."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -52,11 +52,11 @@ def test_a_compiled_network_has_the_same_loss_curve(make_trainer: Callable[..., 
     assert compiled == pytest.approx(plain, rel=1e-4)
 
 
-def test_no_python_runs_inside_the_loop(
+def test_the_loop_calls_python_only_to_read_the_clock(
     make_trainer: Callable[..., DetectorTrainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer()
-    # A step that called Python would stall a GPU.
+    # Python code in a step would stall a GPU.
     calls = []
     step = trainer.train_step
     monkeypatch.setattr(trainer, "train_step", lambda iterator: calls.append(1) or step(iterator))
@@ -67,6 +67,7 @@ def test_no_python_runs_inside_the_loop(
         trainer.train(tf.constant(steps))
     assert len(calls) == traced
 
-    operations = {node.op for node in loop_nodes(trainer)}
+    operations = [node.op for node in loop_nodes(trainer)]
     assert any(name in operations for name in ("While", "StatelessWhile"))
-    assert not [name for name in operations if "PyFunc" in name]
+    # Before and after the batch arrives.
+    assert sum("PyFunc" in name for name in operations) == 2
