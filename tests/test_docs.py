@@ -56,6 +56,14 @@ def test_named_make_targets_exist(page):
     assert named <= targets
 
 
+def test_the_named_sections_of_the_reports_exist():
+    guide = (ROOT / "docs/reading_the_report.md").read_text()
+    titles = {title for line in guide.splitlines() for title in re.findall(r"^(?:\| )?\*\*([^*]+)\*\*", line)}
+    assert len(titles) > 10
+    sources = [path.read_text() for path in ROOT.glob("ssd_dist/report/**/*") if path.suffix in (".py", ".html")]
+    assert not [title for title in titles if not any(title.lower() in source.lower() for source in sources)]
+
+
 def test_every_module_of_the_layout_diagram_exists():
     diagram = (ROOT / "docs/code_layout.md").read_text().partition("## Two functions")[0]
     modules = re.findall(r"([\w/]+/)?(\w+\.py)\b", diagram)
