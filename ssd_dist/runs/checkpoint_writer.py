@@ -1,9 +1,10 @@
-"""Writing a checkpoint so that it is whole or not there, at once or while training goes on.
+"""Writes checkpoints so that each is either complete or ignored, synchronously or in the background.
 
-    variables -> RUN/checkpoints/partial/ -> flush -> rename -> seal                            at once
-    variables -> memory, and in a thread: memory -> partial/ -> flush -> rename -> seal         checkpoint.async_save
+    variables -> RUN/checkpoints/partial/ -> flush -> rename -> checksum file                      synchronous
+    variables -> memory, then in a thread: memory -> partial/ -> flush -> rename -> checksum file  checkpoint.async_save
 
-The seal, `ckpt-<step>.seal`, is written last: the size and the checksum of each file of the checkpoint.
+The checksum file `ckpt-<step>.seal` is written last. It holds the size and the CRC-32C of each file of the checkpoint.
+A checkpoint without a checksum file was never finished.
 """
 
 import json
@@ -18,8 +19,8 @@ import tensorflow as tf
 from ssd_dist.runs.gfile_storage import explain_write_errors, flush_to_disk, retry, write_text
 
 CHECKSUM_SUFFIX = ".seal"
-_CHUNK = 1 << 22
-# TensorFlow's file system in memory. It appends where a file is written twice: each snapshot has a folder of its own.
+_CHUNK_BYTES = 1 << 22
+# TensorFlow's in-memory file system. Writing a file twice appends to it, so each snapshot has its own folder.
 _MEMORY = "ram://checkpoints"
 
 
@@ -32,79 +33,83 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, "checkpoints") if in_background else None
         self._running: Future[None] | None = None
 
-    def write(self, name: str, then: Callable[[str], None] = lambda _: None) -> None:
-        """Writes `name` and then calls `then` with its path; in the background only the variables are copied first.
+    def write(self, name: str, on_written: Callable[[str], None] = lambda _: None) -> None:
+        """Writes a checkpoint; in the background, returns after the variables are copied to memory.
+
+        Args:
+          name: file name prefix, e.g. "ckpt-100".
+          on_written: called with the checkpoint's path when it is complete.
 
         Raises:
-          CheckpointError: if this one, or the one before it in the background, cannot be written.
+          CheckpointError: if this checkpoint, or the previous one in the background, cannot be written.
         """
         self.wait()
         path = os.path.join(self._directory, name)
         if self._thread is None:
-            self._publish(path, self._checkpoint.write, then)
+            self._publish(path, self._checkpoint.write, on_written)
             return
         snapshot = f"{_MEMORY}/{uuid.uuid4().hex}"
         self._checkpoint.write(f"{snapshot}/{name}")
 
-        def copy(aside: str) -> None:
+        def copy_snapshot(target: str) -> None:
             for file in tf.io.gfile.listdir(snapshot):
-                tf.io.gfile.copy(f"{snapshot}/{file}", os.path.join(os.path.dirname(aside), file), overwrite=True)
+                tf.io.gfile.copy(f"{snapshot}/{file}", os.path.join(os.path.dirname(target), file), overwrite=True)
 
-        def finish() -> None:
+        def publish_snapshot() -> None:
             try:
-                self._publish(path, copy, then)
+                self._publish(path, copy_snapshot, on_written)
             finally:
                 tf.io.gfile.rmtree(snapshot)
 
-        self._running = self._thread.submit(finish)
+        self._running = self._thread.submit(publish_snapshot)
 
     def wait(self) -> None:
-        """Returns when nothing is being written.
+        """Waits until the background write, if there is one, has finished.
 
         Raises:
-          CheckpointError: if what was written in the background could not be.
+          CheckpointError: if the background write failed.
         """
         running, self._running = self._running, None
         if running is not None:
             running.result()
 
-    def _publish(self, path: str, write: Callable[[str], object], then: Callable[[str], None]) -> None:
+    def _publish(self, path: str, write: Callable[[str], object], on_written: Callable[[str], None]) -> None:
         with explain_write_errors(f"checkpoint {path}"):
             retry(lambda: _write_with_checksums(path, write), f"checkpoint {path}")
-            then(path)
+            on_written(path)
 
 
 def remove_checkpoint(path: str) -> None:
-    """Deletes a checkpoint's files, the seal first: what is left in between is no checkpoint."""
+    """Deletes a checkpoint's files; the checksum file first, so that a partly deleted checkpoint is ignored."""
     for file in [path + CHECKSUM_SUFFIX, *tf.io.gfile.glob(path + ".*")]:
         if tf.io.gfile.exists(file):
             tf.io.gfile.remove(file)
 
 
 def checksum(path: str) -> str:
-    """CRC-32C of a file, eight hexadecimal digits."""
+    """Returns the CRC-32C of a file as eight hexadecimal digits."""
     crc = 0
     with tf.io.gfile.GFile(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
+        while chunk := file.read(_CHUNK_BYTES):
             crc = google_crc32c.extend(crc, chunk)
     return f"{crc:08x}"
 
 
 def _write_with_checksums(path: str, write: Callable[[str], object]) -> None:
     directory, name = os.path.split(path)
-    aside = os.path.join(directory, "partial")
-    if tf.io.gfile.exists(aside):
-        tf.io.gfile.rmtree(aside)
-    tf.io.gfile.makedirs(aside)
-    write(os.path.join(aside, name))
+    partial = os.path.join(directory, "partial")
+    if tf.io.gfile.exists(partial):
+        tf.io.gfile.rmtree(partial)
+    tf.io.gfile.makedirs(partial)
+    write(os.path.join(partial, name))
     remove_checkpoint(path)
-    seal = {}
-    for file in sorted(tf.io.gfile.listdir(aside)):
-        written = os.path.join(aside, file)
+    checksums = {}
+    for file in sorted(tf.io.gfile.listdir(partial)):
+        written = os.path.join(partial, file)
         flush_to_disk(written)
-        seal[file] = {"bytes": tf.io.gfile.stat(written).length, "crc32c": checksum(written)}
+        checksums[file] = {"bytes": tf.io.gfile.stat(written).length, "crc32c": checksum(written)}
         tf.io.gfile.rename(written, os.path.join(directory, file), overwrite=True)
     flush_to_disk(directory)
-    write_text(path + CHECKSUM_SUFFIX, json.dumps(seal) + "\n")
+    write_text(path + CHECKSUM_SUFFIX, json.dumps(checksums) + "\n")
     flush_to_disk(directory)
-    tf.io.gfile.rmtree(aside)
+    tf.io.gfile.rmtree(partial)

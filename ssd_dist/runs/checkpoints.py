@@ -1,19 +1,20 @@
-"""What a run leaves on disk to go on from, and the best models it has seen.
+"""The checkpoints of a run: states to resume from, and the best models so far.
 
-    RUN/checkpoints/ckpt-<step>   weights, optimizer, EMA, loss scale, step: everything
+    RUN/checkpoints/ckpt-<step>   the complete state: weights, optimizer, EMA, loss scale, step
     RUN/best/ckpt-<step>          the evaluated weights of the best steps
-    RUN/best/best.json            the best one's step, metric and value, written last
+    RUN/best/best.json            step, metric and value of the best model; written last
 
-A checkpoint is sealed with the checksums of its files (`checkpoint_writing.py`). One without a seal was never finished;
-one that does not match it was damaged later. Neither is used.
+Each checkpoint has a file with the checksums of its files (`checkpoint_writer.py`). A checkpoint without a checksum
+file was never finished; one whose files differ from the checksums was damaged later. Neither is used.
 
-The chief alone saves and all restore from its folder: every replica has the same values, so nothing is gathered.
+Only the chief saves, and all workers restore from its folder: the replicas have equal values, so nothing is gathered.
 """
 
 import json
 import os
 import re
 import sys
+from typing import Any
 
 import tensorflow as tf
 import tf_keras
@@ -28,7 +29,7 @@ LATEST_FILE = "checkpoint"
 
 
 class CheckpointStore:
-    """The resumable checkpoints of a run."""
+    """Saves and restores the complete state of a run."""
 
     def __init__(
         self, checkpoint: tf.train.Checkpoint, model_dir: str, config: CheckpointConfig, is_chief: bool
@@ -41,10 +42,13 @@ class CheckpointStore:
         self._saved_step: int | None = None
 
     def restore_latest(self) -> str | None:
-        """Restores the newest sound checkpoint and returns its path; None if the run is new.
+        """Restores the newest intact checkpoint.
+
+        Returns:
+          The checkpoint's path; None if the run is new.
 
         Raises:
-          CheckpointError: if it is of another model, or none of those there is sound.
+          CheckpointError: if the checkpoint is of another model, or all checkpoints are damaged.
         """
         self._writer.wait()
         path = latest_checkpoint(self._directory)
@@ -54,53 +58,58 @@ class CheckpointStore:
         return path
 
     def save(self, step: int) -> None:
-        """Saves the state after `step` steps, if that is not done; on the chief.
+        """Saves the state after `step` steps, unless it is already saved; does nothing on workers but the chief.
 
         Raises:
-          CheckpointError: if it cannot be written; the checkpoints before it are as they were.
+          CheckpointError: if it cannot be written; earlier checkpoints are unchanged.
         """
         if self._is_chief and self._saved_step != step:
-            self._writer.write(f"ckpt-{step}", self._retire_older)
+            self._writer.write(f"ckpt-{step}", self._remove_older)
             self._saved_step = step
 
-    def outdate(self, step: int) -> None:
-        """Says that the state after `step` steps has changed since it was saved: an interrupted evaluation was made."""
-        # The only one is left as it is: to write it anew takes it away for a moment, and an evaluation that is made
-        # twice says the same twice.
+    def mark_outdated(self, step: int) -> None:
+        """Makes the next `save` write the state of `step` again: an evaluation has changed it since it was saved.
+
+        A single checkpoint is not written again: while it is replaced, the run would have none. If the run resumes
+        from it, it repeats the evaluation, with the same result.
+        """
         if self._saved_step == step and len(complete_checkpoints(self._directory)) > 1:
             self._saved_step = None
 
     def latest(self) -> str | None:
-        """The path of the newest sound checkpoint."""
+        """Returns the path of the newest intact checkpoint; None if there is none."""
         return latest_checkpoint(self._directory)
 
     def wait(self) -> None:
-        """Returns when all that was to be saved is on disk.
+        """Waits until all checkpoints are on disk.
 
         Raises:
-          CheckpointError: if it cannot be written.
+          CheckpointError: if a checkpoint cannot be written.
         """
         self._writer.wait()
 
-    def _retire_older(self, newest: str) -> None:
-        # A later one is damaged, or the run would have gone on from it.
-        sealed = [path for path in complete_checkpoints(self._directory) if _step_of(path) <= _step_of(newest)]
-        # The last good one is never given up for one that the disk did not keep.
+    def _remove_older(self, newest: str) -> None:
+        """Removes checkpoints beyond the number to keep, after verifying the newest one."""
+        # Later checkpoints are damaged; otherwise the run would have resumed from them.
+        complete = [path for path in complete_checkpoints(self._directory) if _step_of(path) <= _step_of(newest)]
+        # An intact checkpoint is never removed in favour of one that the disk did not store correctly.
         problem = find_damage(newest)
         if problem is not None:
-            raise CheckpointError(f"{problem}, just after it was written: the disk fails; the ones before it are kept")
-        for path in sealed[: -self._keep]:
+            raise CheckpointError(
+                f"{problem}, directly after it was written; check the disk; earlier checkpoints are kept"
+            )
+        for path in complete[: -self._keep]:
             remove_checkpoint(path)
-        # What TensorFlow's own tools look at.
+        # The file that TensorFlow's own tools read.
         write_text(
             os.path.join(self._directory, LATEST_FILE),
             f'model_checkpoint_path: "{os.path.basename(newest)}"\n'
-            + "".join(f'all_model_checkpoint_paths: "{os.path.basename(path)}"\n' for path in sealed[-self._keep :]),
+            + "".join(f'all_model_checkpoint_paths: "{os.path.basename(path)}"\n' for path in complete[-self._keep :]),
         )
 
 
 class BestModel:
-    """The best weights by the metric the config names; a resumed run goes on where the value stands."""
+    """Keeps the weights with the best values of one metric; a resumed run continues from the stored values."""
 
     def __init__(self, model: tf_keras.Model, model_dir: str, metric: str, keep: int) -> None:
         self._directory = os.path.join(model_dir, "best")
@@ -109,15 +118,15 @@ class BestModel:
         self._keep = keep
         self.best = read_best(model_dir)
 
-    def offer(self, step: int, value: float) -> bool:
-        """Keeps the model's present weights if `value` is among the best so far.
+    def save_if_best(self, step: int, value: float) -> bool:
+        """Saves the model's current weights if `value` is among the best `keep` values so far.
 
         Returns:
-          Whether it is the best of all.
+          Whether it is the best value of all.
 
         Raises:
-          CheckpointError: if it cannot be written; the best before it is as it was.
-          RestartError: if the storage is away.
+          CheckpointError: if it cannot be written; the previous best model is unchanged.
+          RestartError: if the storage does not answer.
         """
         ranked = [] if self.best is None else self.best["kept"]
         ranked = sorted(
@@ -138,11 +147,15 @@ class BestModel:
         return ranked[0]["step"] == step
 
 
-def read_best(model_dir: str) -> dict | None:
-    """`best.json` of a run; None if there is no best model yet.
+def read_best(model_dir: str) -> dict[str, Any] | None:
+    """Reads `best.json` of a run.
+
+    Returns:
+      `step`, `value`, `checkpoint` and `metric` of the best model, and `kept`: step, value and checkpoint of all kept
+      models, best first. None if there is no best model yet.
 
     Raises:
-      CheckpointError: if it cannot be read.
+      CheckpointError: if the file cannot be read.
     """
     path = os.path.join(model_dir, "best", BEST_FILE)
     if not tf.io.gfile.exists(path):
@@ -150,43 +163,51 @@ def read_best(model_dir: str) -> dict | None:
     try:
         with tf.io.gfile.GFile(path) as file:
             best = json.loads(file.read())
-        # The three keys that every program may count on say the rest, where no other model is kept.
+        # Only step, metric and value are required; without "kept", the best model is the only one.
         first = _entry(best["step"], best["value"])
         return {**first, "metric": best["metric"], "kept": best.get("kept", [first])}
     except (OSError, ValueError, TypeError, KeyError, tf.errors.OpError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); take it away to start a new best") from None
+        raise CheckpointError(f"{path} cannot be read ({error}); delete it to start without a best model") from None
 
 
 def latest_checkpoint(directory: str) -> str | None:
-    """The newest sound checkpoint of a folder; others are named on stderr. None if there never was a finished one.
+    """Returns the newest intact checkpoint of a folder and reports damaged ones on stderr.
+
+    Returns:
+      The checkpoint's path; None if no checkpoint was ever finished.
 
     Raises:
-      CheckpointError: if there are finished checkpoints and all are damaged.
+      CheckpointError: if all finished checkpoints are damaged.
       RestartError: if the storage does not answer.
     """
-    problems = []
+    problems: list[str] = []
     for path in reversed(all_checkpoints(directory)):
         problem = find_damage(path)
         if problem is None:
             for text in problems:
-                print(f"warning: {text}; an older one is used", file=sys.stderr)
+                print(f"warning: {text}; an older checkpoint is used", file=sys.stderr)
             return path
         problems.append(problem)
-    # This file follows the first seal: without either, the very first one was being written.
-    begun = tf.io.gfile.exists(os.path.join(directory, LATEST_FILE)) or complete_checkpoints(directory)
-    if problems and not begun:
-        print(f"warning: {problems[0]}, and none was ever finished in {directory}: a new run", file=sys.stderr)
+    # This file is written after the first checksum file. Without both, the very first checkpoint was never finished.
+    any_finished = tf.io.gfile.exists(os.path.join(directory, LATEST_FILE)) or complete_checkpoints(directory)
+    if problems and not any_finished:
+        print(
+            f"warning: {problems[0]}, and no checkpoint in {directory} was ever finished; a new run starts",
+            file=sys.stderr,
+        )
         return None
     if problems:
-        raise CheckpointError(f"{problems[0]}, and no other in {directory} is sound; take them away to start anew")
+        raise CheckpointError(
+            f"{problems[0]}, and no other checkpoint in {directory} is intact; delete them to start a new run"
+        )
     return None
 
 
 def find_damage(path: str) -> str | None:
-    """What is wrong with a checkpoint's files; None if they are what was written.
+    """Returns what is wrong with a checkpoint's files; None if they match their checksums.
 
     Raises:
-      RestartError: if the storage does not answer: that says nothing of the files.
+      RestartError: if the storage does not answer, so that the state of the files is unknown.
     """
     try:
         return retry(lambda: _verify_checksums(path), f"checkpoint {path}")
@@ -195,15 +216,15 @@ def find_damage(path: str) -> str | None:
     except (OSError, ValueError, TypeError, AttributeError, KeyError, tf.errors.OpError) as error:
         if is_transient(error):
             raise RestartError(
-                f"checkpoint {path}: the storage does not answer: {first_line(error)}; start again to go on"
+                f"checkpoint {path}: the storage does not answer: {first_line(error)}; start again to resume"
             ) from None
         return f"checkpoint {path} cannot be read: {first_line(error)}"
 
 
 def _verify_checksums(path: str) -> str | None:
     with tf.io.gfile.GFile(path + CHECKSUM_SUFFIX) as file:
-        seal = json.loads(file.read())
-    for name, expected in seal.items():
+        checksums = json.loads(file.read())
+    for name, expected in checksums.items():
         file_path = os.path.join(os.path.dirname(path), name)
         size = tf.io.gfile.stat(file_path).length
         if size != expected["bytes"]:
@@ -214,7 +235,7 @@ def _verify_checksums(path: str) -> str | None:
 
 
 def complete_checkpoints(directory: str) -> list[str]:
-    """Paths of the checkpoints that were finished, oldest first."""
+    """Returns the paths of the checkpoints that were finished, oldest first."""
     return sorted(
         (f[: -len(CHECKSUM_SUFFIX)] for f in tf.io.gfile.glob(os.path.join(directory, "ckpt-*" + CHECKSUM_SUFFIX))),
         key=_step_of,
@@ -222,7 +243,7 @@ def complete_checkpoints(directory: str) -> list[str]:
 
 
 def all_checkpoints(directory: str) -> list[str]:
-    """Paths of all checkpoints of which anything is there, oldest first."""
+    """Returns the paths of all checkpoints of which at least one file exists, oldest first."""
     files = tf.io.gfile.glob(os.path.join(directory, "ckpt-*"))
     found = {match.group(0) for file in files if (match := re.match(r".*ckpt-\d+(?=\.)", file))}
     return sorted(found, key=_step_of)
@@ -232,7 +253,7 @@ def restore_checkpoint(checkpoint: tf.train.Checkpoint, path: str) -> None:
     """Restores every object of `checkpoint` from `path`.
 
     Raises:
-      CheckpointError: if the file is missing, damaged or of another model.
+      CheckpointError: if the checkpoint is missing, damaged or of another model.
     """
     problem = find_damage(path)
     if problem is not None:
@@ -240,7 +261,9 @@ def restore_checkpoint(checkpoint: tf.train.Checkpoint, path: str) -> None:
     try:
         checkpoint.read(path).expect_partial().assert_existing_objects_matched()
     except AssertionError as error:
-        raise CheckpointError(f"checkpoint {path} is of another model: {first_line(error)}") from None
+        raise CheckpointError(
+            f"checkpoint {path} is of another model: {first_line(error)}; use the config it was trained with"
+        ) from None
     except (ValueError, IndexError, tf.errors.OpError) as error:
         what = "is of another model" if "shape" in str(error) else "cannot be read"
         raise CheckpointError(
@@ -248,7 +271,7 @@ def restore_checkpoint(checkpoint: tf.train.Checkpoint, path: str) -> None:
         ) from None
 
 
-def _entry(step: int, value: float) -> dict:
+def _entry(step: int, value: float) -> dict[str, Any]:
     return {"step": step, "value": value, "checkpoint": f"ckpt-{step}"}
 
 

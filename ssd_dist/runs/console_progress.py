@@ -1,24 +1,24 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run on the console: a progress bar on a terminal, plain lines elsewhere."""
 
 import os
 import sys
 import time
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import IO, Any, Self, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 
 class TrainingProgress:
-    """Shows step, loss, learning rate, images per second and time left; silent on workers other than the chief."""
+    """Shows step, loss, learning rate, images per second and time left; prints only on the chief."""
 
     def __init__(self, start_step: int, total_steps: int, is_chief: bool) -> None:
-        # The real stdout: orbit's own lines are sent elsewhere while training runs.
-        stdout = sys.__stdout__ and _LenientFile(sys.__stdout__)
+        # The original stdout: `sys.stdout` is redirected during training, to discard orbit's own lines.
+        stdout = cast("IO[str]", _LenientFile(sys.__stdout__)) if sys.__stdout__ is not None else None
         self._console = Console(file=stdout, highlight=False, soft_wrap=True, quiet=not is_chief)
         self._total = total_steps
-        self._first = self._latest = start_step
+        self._first = start_step
         self._started = time.perf_counter()
         self._bar = Progress(
             TextColumn("[bold]train"),
@@ -41,51 +41,51 @@ class TrainingProgress:
 
     def report(self, step: int, values: dict[str, float]) -> None:
         """Shows one training report."""
-        self._latest = step
         status = (
             f"loss {values['loss']:.3f}  lr {values['lr']:.2e}  {values['images_per_second']:.1f} img/s  "
-            f"left {self._time_left(step)}"
+            f"left {self._format_time_left(step)}"
         )
         self._bar.update(self._task, completed=step, status=status)
         if not self._console.is_terminal:
             self._console.print(f"step {step}/{self._total}  {status}")
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Prints a line above the bar."""
         self._console.print(line, markup=False)
 
-    def _time_left(self, step: int) -> str:
+    def _format_time_left(self, step: int) -> str:
         per_step = (time.perf_counter() - self._started) / max(step - self._first, 1)
         seconds = int(per_step * (self._total - step))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
 class _LenientFile:
-    """A file that may fail: what nobody reads any more, or has no room, must not end a run."""
+    """A file whose write errors do not end the run: its reader may have gone, or the disk may be full."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: IO[str]) -> None:
         self._file = file
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
     def write(self, text: str) -> int:
-        """Writes; after the first failure into nothing."""
+        """Writes text; after the first error all output is discarded."""
         try:
             self._file.write(text)
         except OSError:
-            self._give_up()
+            self._discard_output()
         return len(text)
 
     def flush(self) -> None:
-        """Flushes; after the first failure into nothing."""
+        """Flushes the file; after the first error all output is discarded."""
         try:
             self._file.flush()
         except OSError:
-            self._give_up()
+            self._discard_output()
 
-    def _give_up(self) -> None:
-        # Whoever else prints there would fail as well, and so would Python at its end with what is buffered.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._file.fileno())
-        os.close(nowhere)
+    def _discard_output(self) -> None:
+        # Redirects the file descriptor itself: other code that prints to it would fail as well, and so would Python
+        # when it flushes its buffers at exit.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._file.fileno())
+        os.close(null)

@@ -1,4 +1,4 @@
-"""What a run was trained on: versions, machine, devices; `RUN/environment.json`, for who compares runs later."""
+"""Records the versions, machine and devices of a run in `RUN/environment.json`, for later comparison of runs."""
 
 import json
 import os
@@ -15,7 +15,7 @@ PACKAGES = ("tensorflow", "tf-keras", "tf-models-official", "numpy", "ssd-dist")
 
 
 def describe_environment(strategy: tf.distribute.Strategy, workers: int) -> dict[str, Any]:
-    """Facts of this process and its strategy, JSON-ready."""
+    """Returns facts about this process and its strategy as JSON-serializable values."""
     gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
     return {
         "command": " ".join(sys.argv),
@@ -26,12 +26,12 @@ def describe_environment(strategy: tf.distribute.Strategy, workers: int) -> dict
         "workers": workers,
         "replicas": strategy.num_replicas_in_sync,
         "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
+        **{name: _find_version(name) for name in PACKAGES},
     }
 
 
 def write_environment(model_dir: str, environment: dict[str, Any]) -> None:
-    """Writes it into the folder of a run; a continued run has the machine it was continued on."""
+    """Writes the environment into the run folder; a resumed run replaces it with its current environment."""
     path = Path(model_dir) / ENVIRONMENT_NAME
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(environment, indent=1) + "\n")
@@ -39,7 +39,7 @@ def write_environment(model_dir: str, environment: dict[str, Any]) -> None:
 
 
 def read_environment(model_dir: str) -> dict[str, Any]:
-    """What was written; empty if there is nothing readable."""
+    """Reads the environment of a run; an empty dict if the file is missing or cannot be read."""
     try:
         found = json.loads((Path(model_dir) / ENVIRONMENT_NAME).read_text())
     except (OSError, ValueError):
@@ -47,7 +47,7 @@ def read_environment(model_dir: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _version(package: str) -> str:
+def _find_version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""`metrics.jsonl` of a run, one row for each report and each evaluation; the numbers go to the trackers as well."""
+"""Writes `metrics.jsonl` of a run, one row per report and evaluation, and sends the numbers to the trackers."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from ssd_dist.runs.trackers import Tracker
 
 
 class MetricsLog:
-    """Appends rows to RUN/metrics.jsonl and tells the trackers; only the chief has one."""
+    """Appends rows to RUN/metrics.jsonl and passes their numbers to the trackers; exists only on the chief."""
 
     def __init__(self, model_dir: str, step: int, evaluated: int, trackers: Sequence[Tracker] = ()) -> None:
         self._path = Path(model_dir) / "metrics.jsonl"
@@ -24,11 +24,16 @@ class MetricsLog:
             self.drop_rows_after(step, evaluated)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Adds one row of `kind` train or eval; JSON has no NaN, which becomes null.
+        """Appends one row.
+
+        Args:
+          kind: "train" or "eval".
+          step: the step of the report or evaluation.
+          values: the row's other values. NaN and infinity, which JSON does not have, become null.
 
         Raises:
-          CheckpointError: if it cannot be written.
-          RestartError: if the storage is away.
+          CheckpointError: if the row cannot be written.
+          RestartError: if the storage does not answer.
         """
         row = {"kind": kind, "step": step, **{name: _finite(value) for name, value in values.items()}}
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
@@ -38,23 +43,24 @@ class MetricsLog:
             size = retry(lambda: self._path.stat().st_size if self._path.exists() else 0, what)
             retry(lambda: _append(self._path, line, size), what)
         for tracker in self._trackers:
-            self._tell(tracker, kind, step, numbers)
+            self._log_to_tracker(tracker, kind, step, numbers)
 
-    def _tell(self, tracker: Tracker, kind: str, step: int, numbers: dict[str, float]) -> None:
-        """A tracker that fails is not worth the run, and one warning: the row is in the file."""
+    def _log_to_tracker(self, tracker: Tracker, kind: str, step: int, numbers: dict[str, float]) -> None:
+        """Passes numbers to a tracker; an error does not end the run, and only its first one is reported."""
         try:
             tracker.log_scalars(kind, step, numbers)
-        except Exception as error:  # each service has errors of its own
+        except Exception as error:  # each service has its own error classes
             name = type(tracker).__name__.removesuffix("Tracker")
             if name not in self._failed:
-                print(f"warning: {name} was not told of step {step}: {first_line(error)}", file=sys.stderr, flush=True)
+                print(
+                    f"warning: {name} has no values of step {step}: {first_line(error)}; metrics.jsonl has them",
+                    file=sys.stderr,
+                    flush=True,
+                )
             self._failed.add(name)
 
     def drop_rows_after(self, step: int, evaluated: int) -> None:
-        """A run that goes on from a checkpoint repeats the steps after it, and evaluations after step `evaluated`.
-
-        Their rows would be there twice.
-        """
+        """Removes rows that a resumed run writes again: reports after `step`, evaluations after step `evaluated`."""
         if not self._path.exists():
             return
         last = {"train": step, "eval": evaluated}
@@ -66,7 +72,7 @@ class MetricsLog:
 
 
 def _append(path: Path, line: str, size: int) -> None:
-    """Adds a line to a file of `size` bytes; an attempt before this one may have left a part of it."""
+    """Appends a line to a file of `size` bytes; removes what an earlier failed attempt may have appended."""
     with path.open("a") as file:
         file.truncate(size)
         file.write(line)
@@ -77,7 +83,7 @@ def _finite(value: Any) -> Any:
 
 
 def _parse(line: str) -> dict[str, Any] | None:
-    """The row of a line; None for what is none, as one that was cut short, which may well end in a brace."""
+    """Returns the row of a line; None if the line is not a row, for example because it was cut off."""
     try:
         row = json.loads(line)
         return row if row["kind"] in ("train", "eval") and isinstance(row["step"], int) else None

@@ -1,4 +1,4 @@
-"""The folder of a run: its config and the manifest it was trained on, so that later commands need nothing else."""
+"""The run folder: stores the config and the manifest of a run, so that later commands need no other input."""
 
 import errno
 import fcntl
@@ -23,11 +23,11 @@ CONFIG_NAME = "config.yaml"
 SKIPPED_NAME = "skipped_records.jsonl"
 LOCK_NAME = ".lock"
 
-# Longer than NFS keeps the lock of a host that is gone (90 s), and than a run takes to save and end.
+# Longer than NFS keeps the lock of a lost host (90 s), and longer than a run takes to save and exit.
 _LOCK_SECONDS = 100.0
 
-# What may change between a run and its continuation: nothing here decides what is learned from a batch, or what makes
-# one model better than another.
+# Keys, and prefixes of keys, that may change when a run is resumed: they affect neither what is learned from a batch
+# nor which model is the best.
 _MAY_CHANGE = (
     "data.dir", "data.cache_dir", "data.on_corrupt", "train.epochs", "train.steps", "train.log_every",
     "train.steps_per_loop", "train.stall_seconds", "train.recover_from_blowup",
@@ -36,13 +36,13 @@ _MAY_CHANGE = (
 
 
 def open_run_folder(model_dir: str, config: Config, manifest: Manifest) -> None:
-    """Writes config and manifest into the run's folder, or checks that a run there can be continued with them.
+    """Writes config and manifest into the run folder, or checks that the run in it can be resumed with them.
 
-    From then on the folder is this process's alone.
+    Locks the folder for this process.
 
     Raises:
-      UsageError: if a run of another config is there, another process trains there, or the folder cannot be made.
-      CheckpointError: if that run was trained on other classes, or the files cannot be written.
+      UsageError: if the folder has a run with another config, another process trains in it, or it cannot be created.
+      CheckpointError: if the run in it was trained on other classes, or the files cannot be written.
     """
     folder = Path(model_dir)
     try:
@@ -51,7 +51,7 @@ def open_run_folder(model_dir: str, config: Config, manifest: Manifest) -> None:
         check_same_run(model_dir, config, manifest)
     except OSError as error:
         raise UsageError(f"--model_dir={model_dir} cannot be written: {error}") from None
-    # The config last: with it the folder is a run.
+    # The config is written last: a folder with a config is a run.
     for name, text in ((MANIFEST_NAME, manifest.to_json()), (CONFIG_NAME, dump_config(config))):
         path = folder / name
         with explain_write_errors(str(path)):
@@ -60,27 +60,29 @@ def open_run_folder(model_dir: str, config: Config, manifest: Manifest) -> None:
 
 
 def lock_run_folder(model_dir: str) -> None:
-    """Keeps other processes from training in the folder while this one lives; one that is just ending is waited for.
+    """Locks the run folder until this process ends; waits for another process that is about to exit.
 
     Raises:
-      UsageError: if another process trains there.
+      UsageError: if another process still trains in the folder after `_LOCK_SECONDS`.
       OSError: if the folder cannot be written.
     """
     path = Path(model_dir) / LOCK_NAME
-    # Not closed, ever: that would end the lock, as the end of the process does.
+    # Never closed: closing the file releases the lock. The operating system closes it when the process ends.
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     deadline = time.monotonic() + _LOCK_SECONDS
-    told = False
+    reported = False
     while not _try_lock(lock):
         owner = " ".join(path.read_text().split())
-        text = f"--model_dir={model_dir}: another process trains there ({owner})"
+        text = f"--model_dir={model_dir}: another process trains in this folder ({owner})"
         if time.monotonic() > deadline:
-            raise UsageError(f"{text}; end it, or use another --model_dir; if its host is gone for good, delete {path}")
-        if not told:
-            print(f"{text}; waiting {_LOCK_SECONDS:g} s for its end", file=sys.stderr, flush=True)
-            told = True
+            raise UsageError(
+                f"{text}; stop it, or use another --model_dir; if its host no longer exists, delete {path}"
+            )
+        if not reported:
+            print(f"{text}; waiting up to {_LOCK_SECONDS:g} s for it to exit", file=sys.stderr, flush=True)
+            reported = True
         time.sleep(0.5)
-    # The name is a courtesy; on a full disk the lock is held without it.
+    # The owner is only for the message above; on a full disk the lock works without it.
     with suppress(OSError):
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"host {socket.gethostname()}, process {os.getpid()}\n".encode(), 0)
@@ -90,23 +92,27 @@ def _try_lock(lock: int) -> bool:
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        # Any other error: a file system without locks.
+        # Any other error means that the file system does not support locks.
         return error.errno not in (errno.EACCES, errno.EAGAIN)
     return True
 
 
 def read_run_folder(model_dir: str, overrides: Sequence[str] = ()) -> tuple[Config, Manifest]:
-    """Config, with `a.b=c` overrides, and manifest of a run.
+    """Reads the config and the manifest of a run.
+
+    Args:
+      model_dir: the run folder.
+      overrides: config keys to change, as `a.b=c`.
 
     Raises:
       CheckpointError: if there is no run in the folder.
-      UsageError: if it cannot be the folder of one.
+      UsageError: if the name of the folder or an override is not valid.
     """
     check_folder_name(model_dir)
     folder = Path(model_dir)
     for name in (CONFIG_NAME, MANIFEST_NAME):
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} is not a run: it has no {name}; give the --model_dir of a training run")
+            raise CheckpointError(f"{folder} is not a run: it has no {name}; use the --model_dir of a training run")
     manifest_path = folder / MANIFEST_NAME
     return load_config(folder / CONFIG_NAME, overrides), Manifest.from_json(
         manifest_path.read_bytes(), str(manifest_path)
@@ -114,11 +120,11 @@ def read_run_folder(model_dir: str, overrides: Sequence[str] = ()) -> tuple[Conf
 
 
 def check_same_run(model_dir: str, config: Config, manifest: Manifest) -> None:
-    """Checks that a run in the folder, if there is one, can be continued.
+    """Checks that the run in the folder, if there is one, can be resumed with this config and manifest.
 
     Raises:
-      UsageError: if it has another config.
-      CheckpointError: if it was trained on other classes.
+      UsageError: if the run has another config.
+      CheckpointError: if the run was trained on other classes.
     """
     folder = Path(model_dir)
     if not (folder / CONFIG_NAME).exists():
@@ -129,18 +135,18 @@ def check_same_run(model_dir: str, config: Config, manifest: Manifest) -> None:
     if changed:
         key = changed[0]
         raise UsageError(
-            f"--model_dir={folder} holds a run with {key}: {before[key]!r}, this config has {now[key]!r}; "
-            "use another --model_dir, or the same config to go on"
+            f"--model_dir={folder} has a run with {key}: {before[key]!r}, this config has {now[key]!r}; "
+            "use another --model_dir, or the same config to resume the run"
         )
     if before_manifest.classes != manifest.classes:
         raise CheckpointError(
-            f"--model_dir={folder} holds a run on classes {', '.join(before_manifest.classes)}; the data has "
+            f"--model_dir={folder} has a run on classes {', '.join(before_manifest.classes)}; the data has "
             f"{', '.join(manifest.classes)}; use another --model_dir"
         )
 
 
 def write_skipped_records(model_dir: str, records: Sequence[CorruptRecord]) -> None:
-    """Writes which records this start leaves out, and why; without any there is no file.
+    """Writes the records that this start skips, with the reasons; removes the file if there are none.
 
     Raises:
       UsageError: if the folder cannot be written.

@@ -1,9 +1,10 @@
-"""Where a run's numbers go besides metrics.jsonl: TensorBoard always, Weights & Biases and MLflow if asked for.
+"""Sends a run's metrics to TensorBoard, and to Weights & Biases and MLflow if the config asks for them.
 
     tracking:
       also: [wandb]
 
-A tracker needs two methods. One more service is one more class here and its name in `core/config.py`.
+A tracker has two methods. To add a service, write one class here and add its name to `TrackingConfig` in
+`core/config.py`.
 """
 
 import importlib
@@ -38,50 +39,56 @@ MLFLOW_RUN_NAME = "mlflow_run_id"
 
 
 class Tracker(Protocol):
-    """What is told of a run."""
+    """Receives the config and the metrics of a run."""
 
     def log_config(self, config: Config) -> None:
-        """Called once, when the run starts or goes on."""
+        """Logs the config; called once when the run starts or resumes."""
 
     def log_scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """Called for each report (`kind` train) and each evaluation (`kind` eval)."""
+        """Logs the numbers of a report (`kind` "train") or of an evaluation (`kind` "eval")."""
 
 
 class TensorBoardTracker:
-    """RUN/tensorboard."""
+    """Writes event files to RUN/tensorboard."""
 
     def __init__(self, model_dir: str) -> None:
         self._writer = tf.summary.create_file_writer(str(Path(model_dir) / "tensorboard"))
 
     def log_config(self, config: Config) -> None:
-        """The config as a text, indented so that it is shown as it is."""
+        """Logs the config as YAML text; the indentation makes TensorBoard show it unformatted."""
         text = "".join(f"    {line}\n" for line in dump_config(config).splitlines())
         with self._writer.as_default(0):
             tf.summary.text("config", text)
 
     def log_scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """One scalar each, under `kind`."""
+        """Logs one scalar per value, with the prefix `kind`."""
         with self._writer.as_default(step):
             for name, value in values.items():
                 tf.summary.scalar(f"{kind}/{name}", value)
         self._writer.flush()
 
-    def log_evaluation(self, step: int, matches: Matches, sheet: Image.Image) -> None:
-        """Precision and recall of each class, scores of hits and misses, pictures of detections beside the truth."""
+    def log_evaluation(self, step: int, matches: Matches, gallery: Image.Image) -> None:
+        """Logs the precision-recall curve of each class, the scores of true and false positives, and an image.
+
+        Args:
+          step: step of the evaluated model.
+          matches: the detections matched to the ground truth.
+          gallery: images with their detections and ground truth.
+        """
         with self._writer.as_default(step):
             for name, curve in zip(matches.classes, matches.curves(), strict=True):
                 data = pr_curve.create_summary_metadata(name, "", PR_THRESHOLDS)
                 tf.summary.write(f"pr/{name}", tabulate_curve(curve), metadata=data)
-            for name, verdict in (("hits", 1), ("misses", -1)):
+            for name, verdict in (("true_positives", 1), ("false_positives", -1)):
                 tf.summary.histogram(f"scores/{name}", matches.found.scores[matches.found.verdicts == verdict])
-            small = sheet.convert("RGB")
-            # The event file keeps one of every evaluation.
+            small = gallery.convert("RGB")
+            # The event file keeps the image of every evaluation.
             small.thumbnail((640, 2000))
             tf.summary.image("detections", np.asarray(small)[None])
         self._writer.flush()
 
     def log_weights(self, step: int, model: tf_keras.Model) -> None:
-        """The weights of each convolution; they are mirrored, so no other worker is asked."""
+        """Logs a histogram of each convolution's weights; reading mirrored variables needs no communication."""
         with self._writer.as_default(step):
             for variable in model.trainable_variables:
                 name, _, kind = variable.name.removesuffix(":0").rpartition("/")
@@ -91,80 +98,88 @@ class TensorBoardTracker:
 
 
 def tabulate_curve(curve: ClassCurve) -> np.ndarray:
-    """float32 [6, PR_THRESHOLDS], as TensorBoard wants it: hits, misses, 0, objects not found, precision, recall."""
+    """Samples a precision-recall curve at equidistant score thresholds, in the layout of TensorBoard's plugin.
+
+    Returns:
+      float32 [6, PR_THRESHOLDS]: true positives, false positives, true negatives (always 0), false negatives,
+      precision, recall.
+    """
     kept = np.searchsorted(-curve.scores, -np.linspace(0, 1, PR_THRESHOLDS), side="right")
-    hits = np.append(0.0, curve.recall * max(curve.objects, 1))[kept]
+    true_positives = np.append(0.0, curve.recall * max(curve.objects, 1))[kept]
     precision = np.append(1.0, curve.precision)[kept]
-    lost = curve.objects - hits
-    rows = (hits, kept - hits, np.zeros_like(hits), lost, precision, hits / max(curve.objects, 1))
+    recall = true_positives / max(curve.objects, 1)
+    true_negatives = np.zeros_like(true_positives)
+    rows = (
+        true_positives, kept - true_positives, true_negatives, curve.objects - true_positives, precision, recall
+    )  # fmt: skip
     return np.stack(rows).astype(np.float32)
 
 
 class WandbTracker:
-    """Weights & Biases; the id of its run is kept in RUN, so that a continued run is the same there."""
+    """Logs to Weights & Biases; the id of its run is stored in RUN, so that a resumed run continues it."""
 
     def __init__(self, model_dir: str, project: str) -> None:
         wandb = _import("wandb")
         path = Path(model_dir) / WANDB_RUN_NAME
-        identity = path.read_text().strip() if path.exists() else secrets.token_hex(8)
-        self._run = wandb.init(project=project, name=model_dir, id=identity, resume="allow", dir=model_dir)
-        path.write_text(identity + "\n")
+        run_id = path.read_text().strip() if path.exists() else secrets.token_hex(8)
+        self._run = wandb.init(project=project, name=model_dir, id=run_id, resume="allow", dir=model_dir)
+        path.write_text(run_id + "\n")
 
     def log_config(self, config: Config) -> None:
-        """Every key of the config."""
+        """Logs every key of the config."""
         self._run.config.update(flatten_config(config), allow_val_change=True)
 
     def log_scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """One metric each, under `kind`."""
-        # A resumed run repeats steps, which W&B takes only if the step is a metric like others.
+        """Logs one metric per value, with the prefix `kind`."""
+        # A resumed run repeats steps. W&B refuses a repeated step number, but accepts it as a metric.
         self._run.log({f"{kind}/{name}": value for name, value in values.items()} | {"step": step})
 
 
 class MlflowTracker:
-    """MLflow; the id of its run is kept in RUN, so that a continued run is the same there."""
+    """Logs to MLflow; the id of its run is stored in RUN, so that a resumed run continues it."""
 
     def __init__(self, model_dir: str, project: str) -> None:
         self._mlflow = _import("mlflow")
         self._mlflow.set_experiment(project)
         path = Path(model_dir) / MLFLOW_RUN_NAME
-        known = path.read_text().strip() if path.exists() else None
-        run = self._mlflow.start_run(run_id=known, run_name=None if known else model_dir)
+        run_id = path.read_text().strip() if path.exists() else None
+        run = self._mlflow.start_run(run_id=run_id, run_name=None if run_id else model_dir)
         path.write_text(run.info.run_id + "\n")
-        self._continued = known is not None
+        self._resumed = run_id is not None
 
     def log_config(self, config: Config) -> None:
-        """Every key of the config; MLflow refuses a parameter that changes, and a continued run has them."""
-        if not self._continued:
+        """Logs every key of the config of a new run; a resumed run has them, and MLflow refuses to change them."""
+        if not self._resumed:
             self._mlflow.log_params({key: str(value) for key, value in flatten_config(config).items()})
 
     def log_scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """One metric each, under `kind`."""
+        """Logs one metric per value, with the prefix `kind`."""
         self._mlflow.log_metrics({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
 
 def create_trackers(config: Config, model_dir: str) -> list[Tracker]:
-    """TensorBoard first, then what `tracking.also` names; the config is told to each. Opens the profiler's port.
+    """Creates TensorBoard's tracker and those of `tracking.also`, logs the config, and starts the profiler's server.
 
-    A run that goes on does so without a service that is away.
+    If a service is not available, a resumed run continues without it.
 
     Raises:
-      UsageError: naming a package that is not installed, or a service that a new run cannot have.
+      UsageError: if a package is not installed, or a service is not available to a new run.
     """
-    others: dict[str, Any] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
+    services: dict[str, Any] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
     with explain_write_errors(f"{model_dir}/tensorboard"):
         trackers: list[Tracker] = [TensorBoardTracker(model_dir)]
         trackers[0].log_config(config)
     for name in config.tracking.also:
         try:
-            tracker = others[name](model_dir, config.tracking.project)
+            tracker = services[name](model_dir, config.tracking.project)
             tracker.log_config(config)
         except UsageError:
             raise
-        except Exception as error:  # each service has errors of its own
+        except Exception as error:  # each service has its own error classes
             text = f"tracking.also: {name} does not start ({type(error).__name__}: {first_line(error)})"
             if not complete_checkpoints(os.path.join(model_dir, "checkpoints")):
-                raise UsageError(f"{text}; log in to it, or take it out of the list") from None
-            print(f"warning: {text}; the run goes on without it", file=sys.stderr, flush=True)
+                raise UsageError(f"{text}; log in to it, or remove it from the list") from None
+            print(f"warning: {text}; the run continues without it", file=sys.stderr, flush=True)
         else:
             trackers.append(tracker)
     if config.tracking.profiler_port:
@@ -172,30 +187,42 @@ def create_trackers(config: Config, model_dir: str) -> list[Tracker]:
     return trackers
 
 
-def show_evaluations(
+def create_detection_logger(
     trackers: Sequence[Tracker],
     config: Config,
     manifest: Manifest,
     split_name: str,
-    truths: Sequence[GroundTruth],
+    ground_truth: Sequence[GroundTruth],
     model: tf_keras.Model,
 ) -> Callable[[int, Sequence[Detections]], None]:
-    """What shows TensorBoard an evaluation, given its step and detections, and the weights it was of."""
+    """Creates a function that logs an evaluation and the model's weights to TensorBoard.
+
+    Args:
+      trackers: all trackers of the run; only TensorBoard's is used.
+      config: the config of the run.
+      manifest: the manifest of the data.
+      split_name: the split that is evaluated.
+      ground_truth: the annotations of all images of the split.
+      model: the evaluated model.
+
+    Returns:
+      A function of the step and the detections on all images of the split.
+    """
     classes = manifest.classes
 
-    def show(step: int, detections: Sequence[Detections]) -> None:
-        matches = match_detections(truths, detections, classes)
-        sheet = draw_gallery(config, manifest.splits[split_name], detections, classes, f"step {step}", split_name)
+    def log_detections(step: int, detections: Sequence[Detections]) -> None:
+        matches = match_detections(ground_truth, detections, classes)
+        gallery = draw_gallery(config, manifest.splits[split_name], detections, classes, f"step {step}", split_name)
         for tracker in trackers:
             if isinstance(tracker, TensorBoardTracker):
-                tracker.log_evaluation(step, matches, sheet)
+                tracker.log_evaluation(step, matches, gallery)
                 tracker.log_weights(step, model)
 
-    return show
+    return log_detections
 
 
 def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UsageError(f"tracking.also: {name} is not installed; install it, or take it out of the list") from None
+        raise UsageError(f"tracking.also: {name} is not installed; install it, or remove it from the list") from None

@@ -98,7 +98,7 @@ def assemble_run(
 
 def create_state(config: Config, class_count: int, total_steps: int) -> TrainState:
     """Creates model, optimizer and counters; call in strategy scope, with the Keras policy and the seeds set."""
-    model = build_detector(config, class_count)
+    model = build_detector(config.model, config.backbone, config.anchors, class_count, config.train.sync_batch_norm)
     share_initial_weights(model.variables)
     groups = group_parameters(model, config.optimizer, config.backbone)
     ema = ExponentialMovingAverage(groups, config.ema) if config.ema.enabled else None
@@ -171,9 +171,19 @@ def create_periodic_evaluation(
     if split_name is None or not (config.eval.every_epochs or config.eval.every_steps):
         return None
     split = manifest.splits[split_name]
-    ground_truth = read_ground_truth(config, split)
+    ground_truth = read_ground_truth(config.data, split)
     source_ids = [image.source_id for image in ground_truth]
-    evaluator = DetectorEvaluator(config, strategy, state.model, split, source_ids, create_interrupt_check(workers))
+    evaluator = DetectorEvaluator(
+        strategy,
+        state.model,
+        split,
+        source_ids,
+        data=config.data,
+        anchors=config.anchors,
+        evaluation=config.eval,
+        input_size=config.model.input_size,
+        interrupted=create_interrupt_check(workers),
+    )
     return PeriodicEvaluation(
         evaluator=evaluator,
         state=state,

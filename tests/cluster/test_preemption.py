@@ -57,6 +57,7 @@ def test_a_signal_during_training_sets_the_request():
         print("ready", flush=True)
         while not stop.requested:
             time.sleep(0.01)
+        time.sleep(2)  # the message is printed by another thread
         print("saved")
         """)
     process.send_signal(signal.SIGTERM)

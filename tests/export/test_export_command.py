@@ -35,10 +35,10 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("command")
     config = Config.model_validate(SETTINGS | {"data": {"dir": str(folder / "data")}})
     manifest = write_dataset(folder / "data", config, {"train": 2, "val": 6}, shards=1, objects=2)
-    model = build_detector(config, len(manifest.classes))
+    model = build_detector(config.model, config.backbone, config.anchors, len(manifest.classes))
     randomize_weights(model)
     open_run_folder(str(folder / "run"), config, manifest)
-    BestModel(model, str(folder / "run"), "coco/AP", 1).offer(5, 0.5)
+    BestModel(model, str(folder / "run"), "coco/AP", 1).save_if_best(5, 0.5)
     return folder / "run"
 
 

@@ -37,7 +37,7 @@ from ssd_dist.inference.trained_model import check_data_of_run
 from ssd_dist.model import detector
 from ssd_dist.model.batch_norm import ReplicaBatchNormalization
 from ssd_dist.model.detector import build_detector, normalize_image
-from ssd_dist.model.postprocessing import anchor_tensor, set_classes_apart
+from ssd_dist.model.postprocessing import create_anchor_tensor, separate_classes
 from ssd_dist.runs.checkpoints import BestModel
 from ssd_dist.runs.run_folder import open_run_folder
 
@@ -122,12 +122,12 @@ def run(tmp_path_factory):
         # Seeded: among thousands of random boxes some overlap by nearly nms_iou, where rounding decides which one NMS
         # keeps.
         tf_keras.utils.set_random_seed(1)
-        model = build_detector(config, len(manifest.classes))
+        model = build_detector(config.model, config.backbone, config.anchors, len(manifest.classes))
         randomize_weights(model)
         records = read_split(config.data, manifest.splits["val"])
         fit_statistics(model, np.stack([Image.open(io.BytesIO(record.encoded)) for record in records]))
         open_run_folder(str(folder / "run"), config, manifest)
-        BestModel(model, str(folder / "run"), "coco/AP", 1).offer(5, 0.5)
+        BestModel(model, str(folder / "run"), "coco/AP", 1).save_if_best(5, 0.5)
         yield folder / "run"
 
 
@@ -168,7 +168,7 @@ def export(run, tmp_path_factory):
 @pytest.mark.parametrize("head", ["ssd", "ssdlite"])
 def test_folding_removes_batch_norm_and_keeps_the_outputs(head):
     config = Config.model_validate(SETTINGS | {"model": SETTINGS["model"] | {"head": head}})
-    model = build_detector(config, 3)
+    model = build_detector(config.model, config.backbone, config.anchors, 3)
     randomize_weights(model)
     folded = fold_batch_norm(model)
     assert submodules_of_kind(model, layers.BatchNormalization)
@@ -285,7 +285,7 @@ def test_class_offsets_are_exact_in_float16_files():
     labels = tf.range(80)
     boxes = tf.tile([[0.25, 0.5, 0.75, 1.0]], [80, 1])
     signature = [tf.TensorSpec(value.shape, value.dtype) for value in (boxes, labels)]
-    move = tf.function(set_classes_apart, input_signature=signature)
+    move = tf.function(separate_classes, input_signature=signature)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([move.get_concrete_function()])
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.target_spec.supported_types = [tf.float16]
@@ -296,12 +296,12 @@ def test_class_offsets_are_exact_in_float16_files():
         interpreter.set_tensor(detail["index"], value.numpy())
     interpreter.invoke()
     places = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-    np.testing.assert_array_equal(places, set_classes_apart(boxes, labels))
+    np.testing.assert_array_equal(places, separate_classes(boxes, labels))
 
 
 def test_noise_decides_between_tied_boxes_only():
     config = Config.model_validate(SETTINGS)
-    anchors = anchor_tensor(config).numpy()
+    anchors = create_anchor_tensor(config.anchors, config.model.input_size).numpy()
     # Two overlapping anchors with nearly the same logits, and a third anchor elsewhere.
     overlaps = iou_matrix(anchors[20:200], anchors[20:200]) - 2 * np.eye(180)
     first, second = 20 + np.array(np.unravel_index(overlaps.argmax(), overlaps.shape))

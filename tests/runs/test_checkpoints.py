@@ -1,4 +1,4 @@
-"""Checkpoints: what is on disk is whole or is not used, and the one before it is."""
+"""Checkpoints: an incomplete or damaged checkpoint is not used; the run resumes from the one before it."""
 
 import json
 import os
@@ -28,7 +28,8 @@ def store(value, tmp_path):
     return CheckpointStore(tf.train.Checkpoint(value=value), str(tmp_path), CONFIG, is_chief=True)
 
 
-def reopened(tmp_path):
+def reopen(tmp_path):
+    """Returns a new variable and a new store of the same run folder."""
     fresh = tf.Variable(np.zeros(5000, np.float32))
     return fresh, CheckpointStore(tf.train.Checkpoint(value=fresh), str(tmp_path), CONFIG, is_chief=True)
 
@@ -39,13 +40,13 @@ def save_steps(store, value, *steps):
         store.save(step)
 
 
-def test_the_newest_is_restored_and_the_oldest_are_taken_away(store, value, tmp_path):
+def test_the_newest_checkpoint_is_restored_and_the_oldest_are_removed(store, value, tmp_path):
     save_steps(store, value, 1, 2, 10)
-    fresh, again = reopened(tmp_path)
+    fresh, again = reopen(tmp_path)
     assert again.restore_latest() == str(tmp_path / "checkpoints" / "ckpt-10")
     assert (fresh.numpy() == 10).all()
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("*.seal")) == ["ckpt-10.seal", "ckpt-2.seal"]
-    # TensorFlow's own tools find it too.
+    # TensorFlow's own function finds it as well.
     assert tf.train.latest_checkpoint(str(tmp_path / "checkpoints")) == str(tmp_path / "checkpoints" / "ckpt-10")
 
 
@@ -55,89 +56,89 @@ def test_only_the_chief_saves(value, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_new_run_has_none(tmp_path):
-    assert reopened(tmp_path)[1].restore_latest() is None
+def test_a_new_run_has_no_checkpoint(tmp_path):
+    assert reopen(tmp_path)[1].restore_latest() is None
 
 
-def damage_by_flip(path):
+def flip_bit(path):
     data = bytearray(path.with_name("ckpt-2.data-00000-of-00001").read_bytes())
     data[len(data) // 2] ^= 1
     path.with_name("ckpt-2.data-00000-of-00001").write_bytes(data)
 
 
-def damage_by_cut(path):
+def truncate_data(path):
     os.truncate(path.with_name("ckpt-2.data-00000-of-00001"), 1000)
 
 
-def damage_index(path):
+def truncate_index(path):
     os.truncate(path.with_name("ckpt-2.index"), 10)
 
 
-def lose_data(path):
+def remove_data(path):
     path.with_name("ckpt-2.data-00000-of-00001").unlink()
 
 
-def lose_seal(path):
+def remove_checksums(path):
     path.with_name("ckpt-2.seal").unlink()
 
 
-def garble_seal(path):
+def corrupt_checksums(path):
     path.with_name("ckpt-2.seal").write_text("[1")
 
 
-DAMAGES = [damage_by_flip, damage_by_cut, damage_index, lose_data, lose_seal, garble_seal]
+DAMAGES = [flip_bit, truncate_data, truncate_index, remove_data, remove_checksums, corrupt_checksums]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_one_is_named_and_the_one_before_it_used(store, value, tmp_path, damage, capfd):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(store, value, tmp_path, damage, capfd):
     save_steps(store, value, 1, 2)
     damage(tmp_path / "checkpoints" / "ckpt-2")
-    fresh, again = reopened(tmp_path)
+    fresh, again = reopen(tmp_path)
     assert again.restore_latest().endswith("ckpt-1")
     assert (fresh.numpy() == 1).all()
     assert "ckpt-2" in capfd.readouterr().err
-    # Going on from there, the same step is saved anew and is whole.
+    # The resumed run saves the same step again; the new checkpoint is intact.
     save_steps(again, fresh, 2)
     assert find_damage(str(tmp_path / "checkpoints" / "ckpt-2")) is None
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_nothing_sound_is_no_reason_to_start_from_zero(store, value, tmp_path, damage):
+def test_a_run_with_only_damaged_checkpoints_does_not_start_from_zero(store, value, tmp_path, damage):
     save_steps(store, value, 2)
     damage(tmp_path / "checkpoints" / "ckpt-2")
-    with pytest.raises(CheckpointError, match=r"ckpt-2.*take them away"):
-        reopened(tmp_path)[1].restore_latest()
+    with pytest.raises(CheckpointError, match=r"ckpt-2.*delete them"):
+        reopen(tmp_path)[1].restore_latest()
 
 
-def test_a_kill_while_the_first_one_is_written_loses_no_run(store, value, tmp_path, monkeypatch, capfd):
-    def end_before_the_seal(*_):
+def test_a_run_killed_while_it_writes_its_first_checkpoint_starts_again(store, value, tmp_path, monkeypatch, capfd):
+    def exit_before_the_checksums(*_):
         raise SystemExit(137)
 
-    monkeypatch.setattr(checkpoint_writer, "write_text", end_before_the_seal)
+    monkeypatch.setattr(checkpoint_writer, "write_text", exit_before_the_checksums)
     with pytest.raises(SystemExit):
         save_steps(store, value, 2)
     monkeypatch.undo()
     assert list((tmp_path / "checkpoints").glob("ckpt-2.*"))
-    fresh, again = reopened(tmp_path)
+    fresh, again = reopen(tmp_path)
     assert again.restore_latest() is None
-    assert "ckpt-2" in (said := capfd.readouterr().err)
-    assert "a new run" in said
+    assert "ckpt-2" in (warning := capfd.readouterr().err)
+    assert "a new run" in warning
     save_steps(again, fresh, 2)
-    assert reopened(tmp_path)[1].restore_latest().endswith("ckpt-2")
+    assert reopen(tmp_path)[1].restore_latest().endswith("ckpt-2")
 
 
-def test_a_half_written_one_is_invisible(store, value, tmp_path):
+def test_a_partly_written_checkpoint_is_ignored(store, value, tmp_path):
     save_steps(store, value, 1)
     partial = tmp_path / "checkpoints" / "partial"
     partial.mkdir()
     (partial / "ckpt-2.index").write_bytes(b"half")
-    fresh, again = reopened(tmp_path)
+    fresh, again = reopen(tmp_path)
     assert again.restore_latest().endswith("ckpt-1")
     save_steps(again, fresh, 2)
     assert not partial.exists()
 
 
-def test_a_failing_disk_is_told_and_the_last_one_kept(store, value, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_the_last_checkpoint_is_kept(store, value, tmp_path, monkeypatch):
     save_steps(store, value, 1)
 
     def fail(*_, **__):
@@ -151,7 +152,7 @@ def test_a_failing_disk_is_told_and_the_last_one_kept(store, value, tmp_path, mo
 
 
 def unavailable(times, wrapped):
-    """`wrapped`, which says that the storage is away for the first few calls."""
+    """Returns `wrapped` with the first few calls raising an error of unavailable storage."""
     left = [times]
 
     def call(*arguments, **options):
@@ -163,7 +164,7 @@ def unavailable(times, wrapped):
     return call
 
 
-def test_storage_that_hesitates_is_asked_again(store, value, tmp_path, monkeypatch, capfd):
+def test_transient_storage_errors_are_retried(store, value, tmp_path, monkeypatch, capfd):
     pauses = []
     monkeypatch.setattr(gfile_storage.time, "sleep", pauses.append)
     save_steps(store, value, 1)
@@ -175,14 +176,14 @@ def test_storage_that_hesitates_is_asked_again(store, value, tmp_path, monkeypat
     assert latest_checkpoint(str(tmp_path / "checkpoints")).endswith("ckpt-2")
 
 
-def test_storage_that_stays_away_is_told_and_is_no_damage(store, value, tmp_path, monkeypatch):
+def test_unavailable_storage_is_reported_and_is_not_taken_for_damage(store, value, tmp_path, monkeypatch):
     monkeypatch.setattr(gfile_storage, "RETRY_PAUSES", (0.0, 0.0))
     save_steps(store, value, 1, 2)
     monkeypatch.setattr(tf.train.Checkpoint, "write", unavailable(99, tf.train.Checkpoint.write))
     with pytest.raises(RestartError, match=r"503.*kept"):
         save_steps(store, value, 3)
     assert latest_checkpoint(str(tmp_path / "checkpoints")).endswith("ckpt-2")
-    # Where the checkpoints cannot be read for now, the run does not go back to an older one.
+    # If the checkpoints cannot be read at the moment, the run does not fall back to an older one.
     monkeypatch.setattr(tf.io.gfile, "stat", unavailable(99, tf.io.gfile.stat))
     with pytest.raises(RestartError, match="does not answer"):
         latest_checkpoint(str(tmp_path / "checkpoints"))
@@ -191,13 +192,13 @@ def test_storage_that_stays_away_is_told_and_is_no_damage(store, value, tmp_path
 @pytest.fixture
 def disk(tmp_path):
     if not can_make_worlds():
-        pytest.skip("only root makes disks")
+        pytest.skip("needs root, to mount a disk")
     with SmallDisk(tmp_path / "disk") as disk:
         yield disk
 
 
 @pytest.mark.parametrize("in_background", [False, True])
-def test_a_full_and_a_closed_disk_lose_nothing(value, disk, in_background):
+def test_checkpoints_survive_a_full_and_a_read_only_disk(value, disk, in_background):
     config = CheckpointConfig(keep=2, async_save=in_background)
     store = CheckpointStore(tf.train.Checkpoint(value=value), str(disk.folder), config, is_chief=True)
 
@@ -220,37 +221,37 @@ def test_a_full_and_a_closed_disk_lose_nothing(value, disk, in_background):
     assert not (disk.folder / "checkpoints" / "partial").exists()
 
 
-def test_the_last_good_one_is_not_given_up_for_one_that_the_disk_did_not_keep(value, tmp_path, monkeypatch):
+def test_the_last_intact_checkpoint_is_kept_if_the_disk_corrupts_the_newest(value, tmp_path, monkeypatch):
     config = CheckpointConfig(keep=1)
     store = CheckpointStore(tf.train.Checkpoint(value=value), str(tmp_path), config, is_chief=True)
     save_steps(store, value, 1)
     write = checkpoint_writer.write_text
 
-    def write_and_lose(path, text):
+    def write_and_corrupt(path, text):
         write(path, text)
         if path.endswith("ckpt-2.seal"):
-            damage_by_flip(tmp_path / "checkpoints" / "ckpt-2")
+            flip_bit(tmp_path / "checkpoints" / "ckpt-2")
 
-    monkeypatch.setattr(checkpoint_writer, "write_text", write_and_lose)
-    with pytest.raises(CheckpointError, match=r"ckpt-2.*the disk fails"):
+    monkeypatch.setattr(checkpoint_writer, "write_text", write_and_corrupt)
+    with pytest.raises(CheckpointError, match=r"ckpt-2.*check the disk"):
         save_steps(store, value, 2)
     assert latest_checkpoint(str(tmp_path / "checkpoints")).endswith("ckpt-1")
 
 
-def test_a_save_in_the_background_is_of_its_moment_and_the_same_file(store, value, tmp_path, monkeypatch):
+def test_a_background_save_writes_the_same_files_as_a_synchronous_one(store, value, tmp_path, monkeypatch):
     config = CheckpointConfig(keep=2, async_save=True)
     later = CheckpointStore(tf.train.Checkpoint(value=value), str(tmp_path / "later"), config, is_chief=True)
     gate = threading.Event()
     copy = tf.io.gfile.copy
 
-    def copy_when_told(*arguments, **options):
+    def copy_after_the_gate_opens(*arguments, **options):
         assert gate.wait(30)
         return copy(*arguments, **options)
 
-    monkeypatch.setattr(tf.io.gfile, "copy", copy_when_told)
+    monkeypatch.setattr(tf.io.gfile, "copy", copy_after_the_gate_opens)
     save_steps(store, value, 1)
     save_steps(later, value, 1)
-    value.assign(tf.zeros([5000]))  # training goes on while the storage has not taken a byte
+    value.assign(tf.zeros([5000]))  # training continues while nothing is written yet
     assert latest_checkpoint(str(tmp_path / "later" / "checkpoints")) is None
     gate.set()
     save_steps(later, value, 2, 3)  # each waits for the one before
@@ -264,7 +265,7 @@ def test_a_save_in_the_background_is_of_its_moment_and_the_same_file(store, valu
     assert not tf.io.gfile.glob("ram://checkpoints/*/*")
 
 
-def test_a_save_that_failed_in_the_background_is_told_by_the_next(value, tmp_path, monkeypatch):
+def test_a_failed_background_save_is_reported_by_the_next_save(value, tmp_path, monkeypatch):
     config = CheckpointConfig(async_save=True)
     store = CheckpointStore(tf.train.Checkpoint(value=value), str(tmp_path), config, is_chief=True)
 
@@ -277,25 +278,25 @@ def test_a_save_that_failed_in_the_background_is_told_by_the_next(value, tmp_pat
         save_steps(store, value, 2)
 
 
-def test_a_save_that_is_done_is_not_repeated(store, value, tmp_path):
+def test_a_saved_step_is_not_saved_again(store, value, tmp_path):
     save_steps(store, value, 3)
     before = (tmp_path / "checkpoints" / "ckpt-3.seal").stat().st_mtime_ns
     store.save(3)
     assert (tmp_path / "checkpoints" / "ckpt-3.seal").stat().st_mtime_ns == before
 
 
-def test_the_only_one_is_not_written_anew(store, value, tmp_path):
+def test_an_outdated_checkpoint_is_written_again_unless_it_is_the_only_one(store, value, tmp_path):
     save_steps(store, value, 3)
-    seals = tmp_path / "checkpoints" / "ckpt-3.seal", tmp_path / "checkpoints" / "ckpt-4.seal"
-    before = seals[0].stat().st_mtime_ns
-    store.outdate(3)
+    files = tmp_path / "checkpoints" / "ckpt-3.seal", tmp_path / "checkpoints" / "ckpt-4.seal"
+    before = files[0].stat().st_mtime_ns
+    store.mark_outdated(3)
     store.save(3)
-    assert seals[0].stat().st_mtime_ns == before, "while it is written anew there would be none"
+    assert files[0].stat().st_mtime_ns == before, "while it is replaced, the run would have no checkpoint"
     save_steps(store, value, 4)
-    before = seals[1].stat().st_mtime_ns
-    store.outdate(4)
+    before = files[1].stat().st_mtime_ns
+    store.mark_outdated(4)
     store.save(4)
-    assert seals[1].stat().st_mtime_ns > before
+    assert files[1].stat().st_mtime_ns > before
 
 
 @pytest.fixture
@@ -307,9 +308,9 @@ def kept(folder):
     return sorted(path.stem for path in (folder / "best").glob("*.seal"))
 
 
-def test_the_best_is_kept_whatever_comes_later(model, tmp_path):
+def test_the_best_model_is_kept_until_a_better_one(model, tmp_path):
     best = BestModel(model, str(tmp_path), "coco/AP", keep=1)
-    assert [best.offer(step, value) for step, value in [(1, 0.2), (2, 0.5), (3, 0.4), (4, 0.5)]] == [
+    assert [best.save_if_best(step, value) for step, value in [(1, 0.2), (2, 0.5), (3, 0.4), (4, 0.5)]] == [
         True,
         True,
         False,
@@ -318,16 +319,16 @@ def test_the_best_is_kept_whatever_comes_later(model, tmp_path):
     found = json.loads((tmp_path / "best" / "best.json").read_text())
     assert (found["step"], found["metric"], found["value"]) == (2, "coco/AP", 0.5)
     assert kept(tmp_path) == ["ckpt-2"]
-    # A run that goes on does not replace it by a worse one.
+    # A resumed run does not replace it by a worse model.
     again = BestModel(model, str(tmp_path), "coco/AP", keep=1)
-    assert not again.offer(5, 0.49)
-    assert again.offer(6, 0.51)
+    assert not again.save_if_best(5, 0.49)
+    assert again.save_if_best(6, 0.51)
     assert kept(tmp_path) == ["ckpt-6"]
 
 
-def test_the_best_few_are_kept(model, tmp_path):
+def test_the_two_best_models_are_kept(model, tmp_path):
     best = BestModel(model, str(tmp_path), "coco/AP", keep=2)
-    assert [best.offer(step, value) for step, value in [(1, 0.5), (2, 0.2), (3, 0.4), (4, 0.1)]] == [
+    assert [best.save_if_best(step, value) for step, value in [(1, 0.5), (2, 0.2), (3, 0.4), (4, 0.1)]] == [
         True,
         False,
         False,
@@ -337,7 +338,7 @@ def test_the_best_few_are_kept(model, tmp_path):
     assert [entry["step"] for entry in best.best["kept"]] == [1, 3]
 
 
-def test_a_best_json_of_three_keys_says_enough(tmp_path):
+def test_three_keys_of_best_json_are_enough(tmp_path):
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "best.json").write_text('{"step": 7, "metric": "coco/AP", "value": 0.5}')
     best = read_best(str(tmp_path))
@@ -346,20 +347,20 @@ def test_a_best_json_of_three_keys_says_enough(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", '{"step": 7}'])
-def test_a_broken_best_json_is_told(model, tmp_path, text):
+def test_an_invalid_best_json_is_reported(model, tmp_path, text):
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "best.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"best\.json"):
         BestModel(model, str(tmp_path), "coco/AP", keep=1)
 
 
-def test_a_best_model_survives_storage_that_hesitates(tmp_path, monkeypatch):
+def test_transient_errors_while_writing_the_best_model_are_retried(tmp_path, monkeypatch):
     monkeypatch.setattr(gfile_storage, "RETRY_PAUSES", (0.0, 0.0))
     model = tf_keras.Sequential([tf_keras.layers.Dense(1)])
     model.build([None, 1])
     best = BestModel(model, str(tmp_path), "coco/AP", keep=1)
     monkeypatch.setattr(checkpoints, "write_text", unavailable(2, checkpoints.write_text))
-    assert best.offer(1, 0.5)
+    assert best.save_if_best(1, 0.5)
     monkeypatch.setattr(checkpoints, "write_text", unavailable(99, checkpoints.write_text))
     with pytest.raises(RestartError, match=r"best\.json .*start again"):
-        best.offer(2, 0.6)
+        best.save_if_best(2, 0.6)

@@ -1,4 +1,4 @@
-"""Progress is for people: where nobody reads it any more the run goes on."""
+"""A run continues when its console output can no longer be written."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from ssd_dist.runs.console_progress import TrainingProgress
 with TrainingProgress(0, 100, is_chief=True) as progress:
     for step in range(100):
         progress.report(step, {"loss": 1.0, "lr": 0.1, "images_per_second": 5.0})
-        progress.say("x" * 1000)
+        progress.print_line("x" * 1000)
         time.sleep(0.01)
 print("the last line")
 sys.stderr.write("done")
@@ -20,7 +20,7 @@ sys.stderr.write("done")
 
 
 @pytest.mark.parametrize("where", ["pipe", "terminal", "full disk"])
-def test_a_run_does_not_end_with_its_reader(where):
+def test_a_run_does_not_end_when_its_output_fails(where):
     if where == "full disk":
         reader, writer = None, os.open("/dev/full", os.O_WRONLY)
     else:

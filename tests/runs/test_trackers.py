@@ -1,4 +1,4 @@
-"""Trackers: TensorBoard has what metrics.jsonl has, the others are asked only if named, one that is missing is told."""
+"""TensorBoard gets the values of metrics.jsonl; other services are used only if the config lists them."""
 
 import errno
 import json
@@ -36,7 +36,7 @@ def read_events(folder: Path) -> dict[str, tuple[int, tf.Tensor]]:
     return found
 
 
-def test_tensorboard_has_the_scalars_of_the_rows(tmp_path):
+def test_tensorboard_has_the_numbers_of_metrics_jsonl(tmp_path):
     log = MetricsLog(str(tmp_path), 0, 0, create_trackers(Config(), str(tmp_path)))
     log.write("train", 4, {"loss": 2.5, "skipped_steps": 1})
     log.write("eval", 8, {"coco/AP": 0.25, "coco/AP75": None, "per_class": {"cat": {}}})
@@ -51,7 +51,7 @@ def test_tensorboard_has_the_scalars_of_the_rows(tmp_path):
     }
 
 
-def test_a_run_goes_on_whatever_became_of_its_rows(tmp_path):
+def test_a_resumed_run_drops_broken_and_later_rows(tmp_path):
     row = {"kind": "train", "step": 4, "loss": 2.5}
     broken = [b'{"kind": "tr', b"7", b"[]", b'{"step": 2}', b'{"kind": "train", "step": null}', b"\xff\xfe", b""]
     later = json.dumps(row | {"step": 5}).encode()
@@ -61,7 +61,7 @@ def test_a_run_goes_on_whatever_became_of_its_rows(tmp_path):
     assert [json.loads(line) for line in path.read_text().splitlines()] == [row]
 
 
-def test_tensorboard_has_curves_histograms_and_pictures(tmp_path):
+def test_tensorboard_has_curves_histograms_and_images(tmp_path):
     box, elsewhere = [0.0, 0.0, 0.5, 0.5], [0.6, 0.6, 0.9, 0.9]
     none = np.zeros(2, bool)
     labels, areas = np.array([1, 1]), np.ones(2, np.float32)
@@ -70,12 +70,12 @@ def test_tensorboard_has_curves_histograms_and_pictures(tmp_path):
     matches = match_detections([GroundTruth("a", 100, 100, objects)], [found], ("cat",))
     TensorBoardTracker(str(tmp_path)).log_evaluation(6, matches, Image.new("RGB", (40, 20)))
     events = read_events(tmp_path)
-    assert set(events) == {"pr/cat", "scores/hits", "scores/misses", "detections"}
-    # One hit at 0.9, one miss at 0.4, two objects.
+    assert set(events) == {"pr/cat", "scores/true_positives", "scores/false_positives", "detections"}
+    # A true positive at 0.9, a false positive at 0.4, two objects.
     curve = trace_curve(np.float32([0.9, 0.4]), np.array([1, -1], np.int8), 2)
     assert events["pr/cat"][1] == pytest.approx(tabulate_curve(curve))
-    # Buckets of a histogram: low, high, count.
-    for name, score in (("scores/hits", 0.9), ("scores/misses", 0.4)):
+    # Columns of a histogram: low, high, count.
+    for name, score in (("scores/true_positives", 0.9), ("scores/false_positives", 0.4)):
         ((low, high, count),) = [row for row in np.asarray(events[name][1]) if row[2]]
         assert count == 1, name
         # Scores are float32.
@@ -94,56 +94,56 @@ def test_tensorboard_has_a_histogram_of_each_convolutions_weights(tmp_path):
     assert (low[0], high[-1]) == pytest.approx((kernel.min(), kernel.max()))
 
 
-def test_a_curve_as_tensorboard_wants_it():
-    """One hit at 0.9, one miss at 0.4, two objects."""
-    hits, misses, _, lost, precision, recall = tabulate_curve(
+def test_a_curve_is_sampled_at_thresholds():
+    # A true positive at 0.9, a false positive at 0.4, two objects.
+    found, wrong, _, missed, precision, recall = tabulate_curve(
         trace_curve(np.array([0.9, 0.4]), np.array([1, -1], np.int8), 2)
     )
     for threshold, expected in ((0, (1, 1, 1, 0.5, 0.5)), (50, (1, 0, 1, 1, 0.5)), (95, (0, 0, 2, 1, 0))):
-        row = (hits[threshold], misses[threshold], lost[threshold], precision[threshold], recall[threshold])
+        row = (found[threshold], wrong[threshold], missed[threshold], precision[threshold], recall[threshold])
         assert row == pytest.approx(expected)
     on_the_threshold = tabulate_curve(trace_curve(np.array([0.5]), np.array([1], np.int8), 1))
-    assert on_the_threshold[0, [50, 51]].tolist() == [1, 0], "a score that reaches the threshold counts"
+    assert on_the_threshold[0, [50, 51]].tolist() == [1, 0], "a score equal to the threshold counts"
     empty = trace_curve(np.zeros(0), np.zeros(0, np.int8), 0)
     assert np.isfinite(tabulate_curve(empty)).all()
 
 
 @pytest.fixture
 def services(monkeypatch):
-    """Stand-ins for wandb and mlflow that write down what they are told."""
-    told: list[tuple] = []
+    """Replaces wandb and mlflow by fakes that record their calls; returns the calls."""
+    calls: list[tuple] = []
     run = types.SimpleNamespace(
-        config=types.SimpleNamespace(update=lambda values, **_: told.append(("wandb config", values))),
-        log=lambda values: told.append(("wandb", values)),
+        config=types.SimpleNamespace(update=lambda values, **_: calls.append(("wandb config", values))),
+        log=lambda values: calls.append(("wandb", values)),
     )
     wandb = types.ModuleType("wandb")
-    wandb.init = lambda **options: told.append(("wandb init", options)) or run
+    wandb.init = lambda **options: calls.append(("wandb init", options)) or run
     mlflow = types.ModuleType("mlflow")
-    mlflow.set_experiment = lambda name: told.append(("experiment", name))
+    mlflow.set_experiment = lambda name: calls.append(("experiment", name))
     mlflow.start_run = lambda run_id, run_name: (
-        told.append(("mlflow run", run_id)) or types.SimpleNamespace(info=types.SimpleNamespace(run_id="r1"))
+        calls.append(("mlflow run", run_id)) or types.SimpleNamespace(info=types.SimpleNamespace(run_id="r1"))
     )
-    mlflow.log_params = lambda values: told.append(("mlflow params", values))
-    mlflow.log_metrics = lambda values, step: told.append(("mlflow", step, values))
+    mlflow.log_params = lambda values: calls.append(("mlflow params", values))
+    mlflow.log_metrics = lambda values, step: calls.append(("mlflow", step, values))
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    return told
+    return calls
 
 
-def test_other_services_are_told_the_same_and_go_on_with_their_run(tmp_path, services):
+def test_other_services_get_the_same_values_and_resume_their_run(tmp_path, services):
     config = Config.model_validate({"tracking": {"also": ["wandb", "mlflow"], "project": "toys"}})
     for _ in range(2):
         log = MetricsLog(str(tmp_path), 0, 0, create_trackers(config, str(tmp_path)))
     log.write("train", 4, {"loss": 2.5})
     first, second = (options for kind, options in (entry for entry in services if entry[0] == "wandb init"))
-    assert first == second, "the same folder is the same run"
+    assert first == second, "the same folder has the same run id"
     assert [entry[1] for entry in services if entry[0] == "mlflow run"] == [None, "r1"]
     assert [set(entry[1]) for entry in services if entry[0] == "mlflow params"] == [set(flatten_config(config))]
     assert ("wandb", {"train/loss": 2.5, "step": 4}) in services
     assert ("mlflow", 4, {"train/loss": 2.5}) in services
 
 
-def test_a_service_that_fails_costs_a_warning_and_no_row(tmp_path, services, capsys):
+def test_a_failing_service_causes_one_warning_and_no_lost_row(tmp_path, services, capsys):
     config = Config.model_validate({"tracking": {"also": ["mlflow"]}})
     log = MetricsLog(str(tmp_path), 0, 0, create_trackers(config, str(tmp_path)))
 
@@ -154,24 +154,24 @@ def test_a_service_that_fails_costs_a_warning_and_no_row(tmp_path, services, cap
     for step in (4, 8):
         log.write("train", step, {"loss": 2.5})
     assert [json.loads(row)["step"] for row in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [4, 8]
-    said = capsys.readouterr().err
-    assert said.count("warning: Mlflow was not told of step 4: no route to the server") == 1
-    assert "step 8" not in said
+    warnings = capsys.readouterr().err
+    assert warnings.count("warning: Mlflow has no values of step 4: no route to the server") == 1
+    assert "step 8" not in warnings
 
 
-def test_a_row_is_written_once_on_storage_that_hesitates(tmp_path, monkeypatch):
+def test_a_row_is_written_once_although_storage_fails_at_first(tmp_path, monkeypatch):
     monkeypatch.setattr(gfile_storage, "RETRY_PAUSES", (0.0, 0.0))
     log = MetricsLog(str(tmp_path), 0, 0)
     append, left = metrics_log._append, [2]
 
-    def hesitate(path, line, size):
+    def append_part_and_fail(path, line, size):
         if left[0]:
             left[0] -= 1
             append(path, line[:9], size)
             raise OSError(errno.ESTALE, "Stale file handle")
         append(path, line, size)
 
-    monkeypatch.setattr(metrics_log, "_append", hesitate)
+    monkeypatch.setattr(metrics_log, "_append", append_part_and_fail)
     for step in (4, 8):
         log.write("train", step, {"loss": 2.5})
     assert [json.loads(row)["step"] for row in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [4, 8]
@@ -180,7 +180,7 @@ def test_a_row_is_written_once_on_storage_that_hesitates(tmp_path, monkeypatch):
         log.write("train", 12, {"loss": 2.5})
 
 
-def test_a_service_that_does_not_start_is_named(tmp_path, services):
+def test_a_service_that_does_not_start_is_reported(tmp_path, services):
     def refuse(**_):
         raise RuntimeError("api_key not configured")
 
@@ -190,7 +190,7 @@ def test_a_service_that_does_not_start_is_named(tmp_path, services):
         create_trackers(config, str(tmp_path))
 
 
-def test_a_service_that_is_away_does_not_end_a_run_that_goes_on(tmp_path, services, capsys):
+def test_a_resumed_run_continues_without_an_unavailable_service(tmp_path, services, capsys):
     def refuse(**_):
         raise ConnectionError("no route to the server")
 
@@ -206,7 +206,7 @@ def test_a_service_that_is_away_does_not_end_a_run_that_goes_on(tmp_path, servic
         create_trackers(config, str(tmp_path))
 
 
-def test_another_run_in_the_same_folder_is_another_there(tmp_path, services):
+def test_a_new_run_in_the_same_folder_gets_a_new_run_id(tmp_path, services):
     config = Config.model_validate({"tracking": {"also": ["wandb"]}})
     run = tmp_path / "run"
     for _ in range(2):
@@ -217,19 +217,19 @@ def test_another_run_in_the_same_folder_is_another_there(tmp_path, services):
     assert first != second
 
 
-def test_nobody_else_is_told_unless_asked(tmp_path, services):
+def test_other_services_are_not_used_by_default(tmp_path, services):
     create_trackers(Config(), str(tmp_path))
     assert services == []
 
 
-def test_a_service_that_is_not_installed_is_named(tmp_path, monkeypatch):
+def test_a_service_that_is_not_installed_is_reported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     config = Config.model_validate({"tracking": {"also": ["wandb"]}})
     with pytest.raises(UsageError, match=r"tracking\.also: wandb is not installed"):
         create_trackers(config, str(tmp_path))
 
 
-def test_a_profile_is_taken_on_demand_while_the_process_works(tmp_path):
+def test_a_running_process_can_be_profiled(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
