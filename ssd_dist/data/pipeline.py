@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from ssd_dist.core.config import Config
+from ssd_dist.core.config import Config, DataConfig
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import Split
 from ssd_dist.data.augmentation import Augmenter
@@ -100,21 +100,27 @@ def count_eval_steps(split: Split, batch_size: int, workers: int = 1) -> int:
 
 
 def eval_batches(
-    config: Config, split: Split, batch_size: int, images_per_worker: int, worker: int = 0, workers: int = 1
+    config: DataConfig,
+    input_size: int,
+    split: Split,
+    batch_size: int,
+    images_per_worker: int,
+    worker: int = 0,
+    workers: int = 1,
 ) -> tf.data.Dataset:
     """Every record of this worker's shards (w, w + W, ...) once, filled up to `images_per_worker` images.
 
     Args:
-      config: data and input size are used.
+      config: where and how to read the dataset.
+      input_size: side of the images in pixels.
       split: the split, of which view 0 is read.
       batch_size: images in an `EvalBatch`, for one replica.
       images_per_worker: a multiple of `batch_size`, equal on all workers.
       worker: index of this worker.
       workers: number of workers.
     """
-    size = config.model.input_size
     shards = split.views[0].shards
-    files = locate_shards(shards, config.data)
+    files = locate_shards(shards, config)
     first_index = tf.constant(_cumulate([shard.examples for shard in shards]), tf.int64)
 
     def read_shard(file: tf.Tensor, first: tf.Tensor) -> tf.data.Dataset:
@@ -122,11 +128,11 @@ def eval_batches(
 
     def load(index: tf.Tensor, record: tf.Tensor) -> EvalBatch:
         features = tf.io.parse_single_example(record, {"image/encoded": IMAGE_FEATURES["image/encoded"]})
-        return EvalBatch(decode_image(features["image/encoded"], size), index)
+        return EvalBatch(decode_image(features["image/encoded"], input_size), index)
 
     mine = tf.data.Dataset.from_tensor_slices((files, first_index)).shard(workers, worker)
     dataset = mine.flat_map(read_shard).map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    blank = EvalBatch(tf.zeros([size, size, 3], tf.uint8), tf.constant(PADDING, tf.int64))
+    blank = EvalBatch(tf.zeros([input_size, input_size, 3], tf.uint8), tf.constant(PADDING, tf.int64))
     dataset = dataset.concatenate(tf.data.Dataset.from_tensors(blank).repeat()).take(images_per_worker)
     return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
 

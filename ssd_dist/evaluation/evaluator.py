@@ -1,6 +1,6 @@
-"""Running the detector over a split, every image exactly once, on any number of replicas and workers.
+"""Runs the detector on every image of a split exactly once, on any number of replicas and workers.
 
-each worker its shards -> forward -> suppression -> gather over all replicas -> `Detections` in the split's order
+shards of each worker -> forward pass -> NMS -> gather over all replicas -> `Detections` in the order of the split
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import orbit
 import tensorflow as tf
 import tf_keras
 
-from ssd_dist.core.config import Config
+from ssd_dist.core.config import AnchorConfig, DataConfig, EvalConfig
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import Split
 from ssd_dist.data.batch import EvalBatch
@@ -17,49 +17,69 @@ from ssd_dist.data.pipeline import count_eval_steps, eval_batches
 from ssd_dist.data.shard_files import read_split
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.model.detector import normalize_image
-from ssd_dist.model.postprocessing import DetectionBatch, anchor_tensor, detect
+from ssd_dist.model.postprocessing import DetectionBatch, create_anchor_tensor, detect
 
 
-class Interrupted(Exception):  # noqa: N818  (no error: the run is asked to stop)
-    """The evaluation was given up because the run is to stop."""
+class Interrupted(Exception):  # noqa: N818  (not an error: the run received a stop request)
+    """Raised when an evaluation ends early because the run received a stop request."""
 
 
-def read_ground_truth(config: Config, split: Split) -> list[GroundTruth]:
-    """The annotations of a split in the order of its records, sizes in pixels of the original images."""
+def read_ground_truth(config: DataConfig, split: Split) -> list[GroundTruth]:
+    """Reads the annotations of a split in the order of its records, with sizes in pixels of the original images."""
     return [
         GroundTruth(record.source_id, record.original_height, record.original_width, record.objects)
-        for record in read_split(config.data, split)
+        for record in read_split(config, split)
     ]
 
 
 class DetectorEvaluator(orbit.StandardEvaluator):
-    """Detects over one split; after `evaluate(steps)` they are in `detections`, in the split's order."""
+    """Detects objects in all images of one split.
+
+    `evaluate(tf.constant(evaluator.steps))` runs the detector and fills `detections`, in the order of the split.
+
+    Args:
+      strategy: the distribution strategy that the model was built in.
+      model: the detector.
+      split: the split of the prepared dataset.
+      source_ids: the id of each image, in the order of the split.
+      data: where and how to read the dataset.
+      anchors: the anchors of the model.
+      evaluation: batch size (over all replicas) and the settings of NMS.
+      input_size: side of the model's input in pixels.
+      interrupted: called once per batch on every worker; if it returns true, the evaluation raises `Interrupted`.
+    """
 
     def __init__(
         self,
-        config: Config,
         strategy: tf.distribute.Strategy,
         model: tf_keras.Model,
         split: Split,
         source_ids: list[str],
+        *,
+        data: DataConfig,
+        anchors: AnchorConfig,
+        evaluation: EvalConfig,
+        input_size: int,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         workers = strategy.extended._num_workers if hasattr(strategy.extended, "_num_workers") else 1
         replicas = strategy.num_replicas_in_sync
-        batch_size = max(config.eval.batch_size // replicas, 1)
+        batch_size = max(evaluation.batch_size // replicas, 1)
         worker_batch = batch_size * replicas // workers
         self.steps = count_eval_steps(split, worker_batch, workers)
         self._strategy = strategy
         self._model = model
-        self._config = config
-        self._anchors = anchor_tensor(config)
+        self._anchor_config = anchors
+        self._eval_config = evaluation
+        self._anchors = create_anchor_tensor(anchors, input_size)
         self._source_ids = source_ids
         self._interrupted = interrupted
         self.detections: list[Detections] = []
 
         def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
             return eval_batches(
-                config,
+                data,
+                input_size,
                 split,
                 batch_size,
                 self.steps * worker_batch,
@@ -70,21 +90,21 @@ class DetectorEvaluator(orbit.StandardEvaluator):
         super().__init__(strategy.distribute_datasets_from_function(make_dataset))
 
     def eval_begin(self) -> dict[int, Detections]:
-        """An empty collection, by index of the record."""
+        """Returns an empty mapping from record index to detections."""
         return {}
 
     def eval_step(self, iterator: tf.distribute.DistributedIterator) -> tuple[tf.Tensor, DetectionBatch]:
-        """Indices and detections of one batch, gathered over all replicas of all workers."""
+        """Returns record indices and detections of one batch, gathered over all replicas of all workers."""
         outputs = self._strategy.run(self._detect_replica, args=(next(iterator),))
         return tf.nest.map_structure(lambda value: self._strategy.gather(value, axis=0), outputs)
 
     def eval_reduce(
         self, state: dict[int, Detections], step_outputs: tuple[tf.Tensor, DetectionBatch]
     ) -> dict[int, Detections]:
-        """Adds the real images of a batch; padding has index -1.
+        """Adds the detections of a batch; padding images have index -1 and are skipped.
 
         Raises:
-          Interrupted: if `interrupted()` says so.
+          Interrupted: if `interrupted()` returns true.
         """
         if self._interrupted():
             raise Interrupted
@@ -101,17 +121,18 @@ class DetectorEvaluator(orbit.StandardEvaluator):
         return state
 
     def eval_end(self, state: dict[int, Detections]) -> None:
-        """Checks that every image was seen and puts the detections in order.
+        """Checks that every image was evaluated, and sorts the detections by record index.
 
         Raises:
-          DataError: if an image of the split was not seen.
+          DataError: if an image of the split was not evaluated.
         """
         if len(state) != len(self._source_ids):
             raise DataError(
-                f"evaluation saw {len(state)} of {len(self._source_ids)} images: the shards do not fit dataset.json"
+                f"evaluation: read {len(state)} of the split's {len(self._source_ids)} images, so the shards do "
+                "not match dataset.json; prepare the data again"
             )
         self.detections = [state[index] for index in sorted(state)]
 
     def _detect_replica(self, batch: EvalBatch) -> tuple[tf.Tensor, DetectionBatch]:
         outputs = self._model(normalize_image(batch.images), training=False)
-        return batch.indices, detect(outputs, self._anchors, self._config.anchors, self._config.eval)
+        return batch.indices, detect(outputs, self._anchors, self._anchor_config, self._eval_config)

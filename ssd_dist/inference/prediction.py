@@ -22,7 +22,7 @@ from ssd_dist.evaluation.visualization import draw_boxes
 from ssd_dist.inference.image_files import is_remote, read_image
 from ssd_dist.inference.trained_model import load_trained_model
 from ssd_dist.model.detector import normalize_image
-from ssd_dist.model.postprocessing import DetectionBatch, anchor_tensor, detect
+from ssd_dist.model.postprocessing import DetectionBatch, create_anchor_tensor, detect
 from ssd_dist.runs.run_folder import read_run_folder
 
 # Decoding and drawing run beside each other: Pillow leaves the interpreter free while it works.
@@ -69,7 +69,7 @@ def open_run(model_dir: str, checkpoint: str, overrides: Sequence[str]) -> Loade
     """
     config, manifest = read_run_folder(model_dir, overrides)
     model = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))
-    anchors = anchor_tensor(config)
+    anchors = create_anchor_tensor(config.anchors, config.model.input_size)
 
     @tf.function(reduce_retracing=True)
     def run_batch(images: tf.Tensor) -> DetectionBatch:

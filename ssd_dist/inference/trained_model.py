@@ -89,8 +89,17 @@ def evaluate_split(
     strategy = create_strategy(cluster, WorkerRole(0))
     with strategy.scope():
         model = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))
-    truths = read_ground_truth(config, chosen)
-    evaluator = DetectorEvaluator(config, strategy, model, chosen, [truth.source_id for truth in truths])
+    truths = read_ground_truth(config.data, chosen)
+    evaluator = DetectorEvaluator(
+        strategy,
+        model,
+        chosen,
+        [truth.source_id for truth in truths],
+        data=config.data,
+        anchors=config.anchors,
+        evaluation=config.eval,
+        input_size=config.model.input_size,
+    )
     evaluator.evaluate(tf.constant(evaluator.steps))
     return config, manifest, truths, evaluator.detections
 

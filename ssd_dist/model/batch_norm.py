@@ -1,8 +1,8 @@
-"""Batch normalisation on any number of replicas, by the statistics of each replica's batch or of the global one.
+"""Batch normalisation with the statistics of each replica's batch or of the global batch.
 
-In both, the moving statistics are the same on all replicas after each step (the trainer averages them together with
-the gradients): what is evaluated is what is saved, and a run that was interrupted goes on from what it had. Keras's own
-layer keeps other ones on each replica and averages them when it saves.
+With both layers the moving statistics are equal on all replicas after each step, because the trainer averages them
+together with the gradients. So the evaluated model is the saved model, and an interrupted run resumes with exactly the
+statistics it had. Keras's own layer keeps different statistics on each replica and averages them when it saves.
 """
 
 from typing import Any
@@ -13,19 +13,19 @@ from tf_keras import layers
 
 
 class ReplicaBatchNormalization(layers.BatchNormalization):
-    """`BatchNormalization` over the last axis with statistics of each replica's batch in training."""
+    """`BatchNormalization` over the last axis; training uses the statistics of each replica's batch."""
 
     def add_weight(self, *args: Any, **options: Any) -> tf.Variable:
-        """Moving statistics are read from the first replica: all have the same."""
+        """Creates a weight; reads moving statistics from the first replica, because all replicas hold the same."""
         if options.get("synchronization") == tf.VariableSynchronization.ON_READ:
             options["aggregation"] = tf.VariableAggregation.ONLY_FIRST_REPLICA
         return super().add_weight(*args, **options)
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Normalises [B, ..., C]; a frozen layer, or one out of training, uses its moving statistics."""
+        """Normalises [B, ..., C]; uses the moving statistics if frozen or not in training."""
         if not training or self.trainable:
             return super().call(inputs, training=training)
-        # Not fused: on GPUs that kernel has no deterministic gradient where the statistics stand still.
+        # Not fused: on GPUs the fused kernel has no deterministic gradient when the statistics are constant.
         return self._normalize(tf.cast(inputs, self.moving_mean.dtype), self.moving_mean, self.moving_variance)
 
     def _normalize(self, values: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
@@ -34,14 +34,14 @@ class ReplicaBatchNormalization(layers.BatchNormalization):
 
 
 class SyncBatchNormalization(ReplicaBatchNormalization):
-    """`BatchNormalization` over the last axis with statistics of the global batch in training.
+    """`BatchNormalization` over the last axis; training uses the statistics of the global batch.
 
-    One all-reduce a layer, of mean and second moment together, where Keras's own takes three. The moments are taken
-    around the moving mean: the difference of two large squares would lose the digits in which replicas must agree.
+    Each layer makes one all-reduce, of mean and second moment together, where Keras's own layer makes three. The
+    moments are computed around the moving mean, because the difference of two large squares would lose precision.
     """
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Normalises [B, ..., C]; a frozen layer, or one out of training, uses its moving statistics."""
+        """Normalises [B, ..., C]; uses the moving statistics if frozen or not in training."""
         context = tf.distribute.get_replica_context()
         if not training or not self.trainable or context is None:
             return super().call(inputs, training=training)
@@ -58,6 +58,6 @@ class SyncBatchNormalization(ReplicaBatchNormalization):
 
 
 def moving_statistics(model: tf_keras.Model) -> list[tf.Variable]:
-    """Moving means and variances of all layers that are not frozen."""
+    """Returns the moving means and variances of all batch norms that are not frozen."""
     norms = [layer for layer in model.submodules if isinstance(layer, layers.BatchNormalization) and layer.trainable]
     return [variable for layer in norms for variable in (layer.moving_mean, layer.moving_variance)]

@@ -1,8 +1,9 @@
-"""Convolutions whose gradients are computed the cheapest way a CPU has; the same sums, in another order.
+"""Convolutions with faster gradients on CPUs; the results are the same sums in another order.
 
-Two kernels of a CPU are slower than they need be (2 cores, oneDNN; docs/performance.md). The filter gradient of a 1x1
-convolution is one matrix product: up to 2.5 times as fast. The input gradient of a depthwise convolution is a depthwise
-convolution with the filter turned by 180 degrees: a fifth faster. GPUs have good kernels of their own.
+Two of TensorFlow's CPU kernels are slower than necessary (measured on 2 cores with oneDNN; docs/performance.md). The
+filter gradient of a 1x1 convolution is computed as one matrix product, which is up to 2.5 times as fast. The input
+gradient of a depthwise convolution is computed as a depthwise convolution with the filter rotated by 180 degrees, which
+takes a fifth less time. On GPUs, TensorFlow's own kernels are used.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ Gradient = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 class PointwiseConv2D(layers.Conv2D):
-    """A 1x1 convolution of stride 1 whose filter gradient is a matrix product."""
+    """A 1x1 convolution of stride 1 whose filter gradient is computed as a matrix product."""
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Convolves [B, H, W, C] as `Conv2D` does."""
@@ -26,7 +27,7 @@ class PointwiseConv2D(layers.Conv2D):
 
 
 class SameDepthwiseConv2D(layers.DepthwiseConv2D):
-    """A depthwise convolution of stride 1, padding `same` and odd size; its input gradient is one as well."""
+    """A depthwise convolution (stride 1, padding `same`, odd size) whose input gradient is a depthwise convolution."""
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Convolves [B, H, W, C] as `DepthwiseConv2D` does."""
@@ -37,10 +38,12 @@ class SameDepthwiseConv2D(layers.DepthwiseConv2D):
 
 
 def choose_convolution(kind: type[layers.Layer], options: dict[str, Any]) -> type[layers.Layer]:
-    """The class with the cheapest gradients that computes what `kind(**options)` does on the devices here."""
+    """Returns the class with the fastest gradients on this machine whose outputs equal those of `kind(**options)`."""
     if tf.config.list_logical_devices("GPU") or kind not in (layers.Conv2D, layers.DepthwiseConv2D):
         return kind
-    size, strides, dilation = (_pair(options.get(name, 1)) for name in ("kernel_size", "strides", "dilation_rate"))
+    size, strides, dilation = (
+        _expand_pair(options.get(name, 1)) for name in ("kernel_size", "strides", "dilation_rate")
+    )
     if strides != (1, 1) or dilation != (1, 1):
         return kind
     if kind is layers.Conv2D:
@@ -51,7 +54,7 @@ def choose_convolution(kind: type[layers.Layer], options: dict[str, Any]) -> typ
 
 @tf.custom_gradient
 def convolve_pointwise(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
-    """[B, H, W, C] with a kernel [1, 1, C, D] to [B, H, W, D]."""
+    """Convolves [B, H, W, C] with a kernel [1, 1, C, D] to [B, H, W, D]."""
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         to_inputs = tf.nn.conv2d_transpose(upstream, kernel, tf.shape(inputs), 1, "VALID")
@@ -64,7 +67,7 @@ def convolve_pointwise(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor,
 
 @tf.custom_gradient
 def convolve_depthwise(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
-    """[B, H, W, C] with a kernel [K, K, C, 1], K odd, zeros around, to [B, H, W, C]."""
+    """Convolves [B, H, W, C], padded with zeros, with a depthwise kernel [K, K, C, 1] of odd K to [B, H, W, C]."""
     ones = [1, 1, 1, 1]
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -75,5 +78,5 @@ def convolve_depthwise(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor,
     return tf.nn.depthwise_conv2d(inputs, kernel, ones, "SAME"), gradient
 
 
-def _pair(sides: int | Sequence[int]) -> tuple[int, ...]:
+def _expand_pair(sides: int | Sequence[int]) -> tuple[int, ...]:
     return (sides, sides) if isinstance(sides, int) else tuple(sides)

@@ -1,7 +1,7 @@
-"""What a model costs: parameters, multiply-adds, and the activations that the backward pass needs, by part.
+"""Counts the parameters, multiply-adds and stored activations of each part of a detector.
 
-Counted from the layers' shapes for one image, without running anything. SSDLite at 300 in float32: 119 MiB of
-activations counted, 130 MiB more memory measured for each image more in a training step on a CPU.
+The counts follow from the layers' shapes for one image; nothing is executed. For SSDLite at 300 pixels in float32 the
+activations are 119 MiB per image; measured in training steps on a CPU, each further image takes 130 MiB.
 """
 
 import math
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 import tf_keras
 from tf_keras import layers
 
-# Prefixes of the names of the detector's own layers; the backbone is a model of its own.
+# Name prefixes of the detector's layers outside the backbone, which is a nested model.
 PARTS = {"extra_": "extra levels", "class_": "class heads", "box_": "box heads"}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image.
+    """The cost of a part of a model, for one image.
 
     Attributes:
-      parameters: trained and not trained (moving statistics).
-      multiply_adds: of the convolutions; a multiply-add is two FLOPs. The rest is a few percent of it.
-      activations: numbers that are kept for the backward pass.
+      parameters: number of weights, moving statistics included.
+      multiply_adds: multiply-adds of the convolutions; one is two FLOPs. Other layers would add a few percent.
+      activations: number of values stored for the backward pass.
     """
 
     parameters: int = 0
@@ -38,10 +38,10 @@ class Cost:
 
 
 def count_cost(model: tf_keras.Model) -> dict[str, Cost]:
-    """The cost of each part of a detector, in the order in which an image passes them."""
+    """Counts the cost of each part of a detector, in the order of the forward pass."""
     costs = {"backbone": Cost(), **{part: Cost() for part in PARTS.values()}}
     for part, layer in _layers_by_part(model):
-        costs[part] += _layer_cost(layer)
+        costs[part] += _count_layer(layer)
     return costs
 
 
@@ -55,22 +55,22 @@ def _layers_by_part(model: tf_keras.Model) -> Iterator[tuple[str, layers.Layer]]
             yield part, layer
 
 
-def _layer_cost(layer: layers.Layer) -> Cost:
+def _count_layer(layer: layers.Layer) -> Cost:
     parameters = layer.count_params()
     if isinstance(layer, layers.InputLayer | layers.Reshape):
         return Cost(parameters)
     _, *shape = layer.output_shape
     size = math.prod(shape)
-    # A convolution's backward pass needs its input, a norm's its input, a ReLU's its output; so what lies between a
-    # norm and its ReLU is free.
-    kept = 0 if isinstance(layer, layers.BatchNormalization) and _feeds_relu_alone(layer) else size
+    # The backward pass needs the input of a convolution, the input of a batch norm and the output of a ReLU. So the
+    # values between a batch norm and its ReLU are not stored.
+    stored = 0 if isinstance(layer, layers.BatchNormalization) and _feeds_only_relu(layer) else size
     if isinstance(layer, layers.DepthwiseConv2D):
-        return Cost(parameters, shape[0] * shape[1] * math.prod(layer.depthwise_kernel.shape), kept)
+        return Cost(parameters, shape[0] * shape[1] * math.prod(layer.depthwise_kernel.shape), stored)
     if isinstance(layer, layers.Conv2D):
-        return Cost(parameters, shape[0] * shape[1] * math.prod(layer.kernel.shape), kept)
-    return Cost(parameters, 0, kept)
+        return Cost(parameters, shape[0] * shape[1] * math.prod(layer.kernel.shape), stored)
+    return Cost(parameters, 0, stored)
 
 
-def _feeds_relu_alone(layer: layers.Layer) -> bool:
+def _feeds_only_relu(layer: layers.Layer) -> bool:
     followers = [node.outbound_layer for node in layer.outbound_nodes]
     return len(followers) == 1 and isinstance(followers[0], layers.ReLU)

@@ -1,19 +1,20 @@
-"""The assembled detector: backbone, extra feature levels, heads (Liu et al. 2016, figure 2).
+"""Builds the detector: backbone, extra feature levels and prediction heads (Liu et al. 2016, figure 2).
 
 image [B, S, S, 3] in [-1, 1]
-  -> backbone: 38, 19, 10 -> extra levels: 5, 3, 1
-  -> a class head and a box head on each of the six
-  -> logits [B, A, C + 1], offsets [B, A, 4]; anchors ordered level, row, column, shape as core.anchors has them
+  -> backbone: 38, 19, 10 cells per side -> extra levels: 5, 3, 1
+  -> one class head and one box head on each of the six levels
+  -> logits [B, A, C + 1], offsets [B, A, 4]; anchors ordered by level, row, column, shape as in core.anchors
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
 from ssd_dist.core.anchors import anchors_per_cell, feature_sizes, last_level_is_unpadded
-from ssd_dist.core.config import Config, ModelConfig
+from ssd_dist.core.config import AnchorConfig, BackboneConfig, ModelConfig
 from ssd_dist.model.backbone import build_backbone
 from ssd_dist.model.batch_norm import ReplicaBatchNormalization, SyncBatchNormalization
 from ssd_dist.model.convolutions import choose_convolution
@@ -21,14 +22,34 @@ from ssd_dist.model.convolutions import choose_convolution
 EXTRA_CHANNELS = (512, 256, 256)
 
 
-def build_detector(config: Config, class_count: int) -> tf_keras.Model:
-    """The whole network for `class_count` classes besides background; outputs are float32 under any policy."""
-    builder = _Builder(config.model, config.train.sync_batch_norm)
-    backbone = build_backbone(config.backbone, config.model, config.train.sync_batch_norm)
-    size = config.model.input_size
+def build_detector(
+    model: ModelConfig,
+    backbone: BackboneConfig,
+    anchors: AnchorConfig,
+    class_count: int,
+    sync_batch_norm: bool = False,
+) -> tf_keras.Model:
+    """Builds the network; its outputs are float32 under any Keras policy.
+
+    Args:
+      model: input size, width, head style and batch norm momentum.
+      backbone: the weights of the backbone and whether it is trained.
+      anchors: the anchors, which set the number of predictions per cell.
+      class_count: number of classes C, background not included.
+      sync_batch_norm: whether batch norm statistics are computed over the global batch.
+
+    Returns:
+      A model from images [B, S, S, 3] to `logits` [B, A, C + 1] and `offsets` [B, A, 4].
+
+    Raises:
+      CheckpointError: if the backbone's weights cannot be loaded.
+    """
+    builder = _LayerBuilder(model, sync_batch_norm)
+    size = model.input_size
     image = tf_keras.Input((size, size, 3), name="image")
-    features = builder.add_extra_levels(backbone(image), feature_sizes(size))
-    shapes = anchors_per_cell(config.anchors)
+    taps = build_backbone(backbone, model, sync_batch_norm)(image)
+    features = builder.add_extra_levels(taps, feature_sizes(size))
+    shapes = anchors_per_cell(anchors)
     logits = [
         builder.predict(feature, count, class_count + 1, f"class_{level}")
         for level, (feature, count) in enumerate(zip(features, shapes, strict=True))
@@ -45,25 +66,25 @@ def build_detector(config: Config, class_count: int) -> tf_keras.Model:
 
 
 def normalize_image(image: tf.Tensor) -> tf.Tensor:
-    """uint8 or float pixels [..., 3] in [0, 255] to float32 in [-1, 1], the range MobileNetV2 was trained on."""
+    """Converts pixels [..., 3] in [0, 255] to float32 in [-1, 1], the range MobileNetV2 was trained on."""
     return tf.cast(image, tf.float32) * (1.0 / 127.5) - 1.0
 
 
-class _Builder:
-    """The repeated pieces, in the style that `model.head` names."""
+class _LayerBuilder:
+    """Adds the layers of the extra levels and heads, in the style of `model.head` (ssd or ssdlite)."""
 
     def __init__(self, config: ModelConfig, sync_batch_norm: bool) -> None:
         self._config = config
         self._sync_batch_norm = sync_batch_norm
 
     def add_extra_levels(self, taps: Sequence[tf.Tensor], sizes: Sequence[int]) -> list[tf.Tensor]:
-        """Three stride-2 levels on top of the taps; the last without padding, so that 3 or, at 512, 4 become 1."""
+        """Adds three stride-2 levels; the last one has no padding, so that 3 cells (4 at 512 pixels) become 1."""
         features = list(taps)
         for index, channels in enumerate(EXTRA_CHANNELS):
             below = sizes[index + 2]
             last = index == len(EXTRA_CHANNELS) - 1
             padding = "valid" if last and last_level_is_unpadded(below) else "same"
-            # A kernel of 3 on an even number of cells would not see the last row and column.
+            # With stride 2, a kernel of 3 on an even number of cells would skip the last row and column.
             kernel = 4 if padding == "valid" and below % 2 == 0 else 3
             x = self._convolve(features[-1], channels // 2, 1, f"extra_{index}_squeeze")
             if self._config.head == "ssdlite":
@@ -75,12 +96,12 @@ class _Builder:
         return features
 
     def predict(self, feature: tf.Tensor, shapes: int, depth: int, name: str) -> tf.Tensor:
-        """Predictions [B, cells * shapes, depth] of one level, in float32."""
+        """Adds a head that predicts [B, cells * shapes, depth] of one level, in float32."""
         kernel = 3
         if self._config.head == "ssdlite":
             feature = self._convolve_depthwise(feature, f"{name}_depthwise")
             kernel = 1
-        x = _make(
+        x = _create_convolution(
             layers.Conv2D,
             filters=shapes * depth,
             kernel_size=kernel,
@@ -89,14 +110,14 @@ class _Builder:
         )(feature)
         return layers.Reshape((-1, depth), dtype="float32", name=f"{name}_reshape")(x)
 
-    def _convolve(self, x: tf.Tensor, channels: int, kernel: int, name: str, **options) -> tf.Tensor:
+    def _convolve(self, x: tf.Tensor, channels: int, kernel: int, name: str, **options: Any) -> tf.Tensor:
         kind = {"filters": channels, "kernel_size": kernel, "kernel_initializer": "he_normal"}
-        x = _make(layers.Conv2D, use_bias=False, name=name, **kind | options)(x)
+        x = _create_convolution(layers.Conv2D, use_bias=False, name=name, **kind | options)(x)
         return self._normalize(x, name)
 
-    def _convolve_depthwise(self, x: tf.Tensor, name: str, kernel: int = 3, **options) -> tf.Tensor:
+    def _convolve_depthwise(self, x: tf.Tensor, name: str, kernel: int = 3, **options: Any) -> tf.Tensor:
         kind = {"kernel_size": kernel, "depthwise_initializer": "he_normal"}
-        x = _make(layers.DepthwiseConv2D, use_bias=False, name=name, **kind | options)(x)
+        x = _create_convolution(layers.DepthwiseConv2D, use_bias=False, name=name, **kind | options)(x)
         return self._normalize(x, name)
 
     def _normalize(self, x: tf.Tensor, name: str) -> tf.Tensor:
@@ -105,7 +126,7 @@ class _Builder:
         return layers.ReLU(6.0, name=f"{name}_relu")(x)
 
 
-def _make(kind: type[layers.Layer], **options) -> layers.Layer:
-    """A convolution, padded if not said otherwise, of the class that is cheapest here."""
+def _create_convolution(kind: type[layers.Layer], **options: Any) -> layers.Layer:
+    """Creates a convolution, with padding `same` by default, of the class with the fastest gradients."""
     options = {"padding": "same"} | options
     return choose_convolution(kind, options)(**options)

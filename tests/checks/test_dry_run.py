@@ -22,7 +22,8 @@ SMALL = {"model": {"input_size": 64, "width": 0.1}, "backbone": {"weights": "non
 
 
 def test_multiply_adds_are_half_of_the_profilers_flops():
-    model = build_detector(Config.model_validate(SMALL), 3)
+    config = Config.model_validate(SMALL)
+    model = build_detector(config.model, config.backbone, config.anchors, 3)
     graph = tf.function(lambda image: model(image, training=False)).get_concrete_function(tf.TensorSpec([1, 64, 64, 3]))
     options = option_builder.ProfileOptionBuilder(option_builder.ProfileOptionBuilder.float_operation())
     report = model_analyzer.profile(graph.graph, cmd="scope", options=options.with_empty_output().build())
@@ -36,7 +37,7 @@ def test_the_backbone_costs_what_its_paper_says():
     """Sandler et al. 2018, table 4: 300 M multiply-adds at 224; its 1.3 M classifier is not here."""
     plain = Config.model_validate({"backbone": {"weights": "none"}})
     small, large = (
-        count_cost(build_detector(plain.model_copy(update={"model": ModelConfig(input_size=size)}), 3))
+        count_cost(build_detector(ModelConfig(input_size=size), plain.backbone, plain.anchors, 3))
         for size in (224, 448)
     )
     assert small["backbone"].multiply_adds == pytest.approx(300e6 - 1.28e6, rel=0.01)
@@ -84,7 +85,7 @@ def test_a_run_of_another_config_is_not_gone_on_with(tmp_path):
     manifest = write_dataset(tmp_path / "data", config, {"train": 4, "val": 2}, shards=1)
     open_run_folder(str(tmp_path / "run"), config, manifest)
     other = Config.model_validate(SMALL | data | {"train": {"seed": 7}})
-    with pytest.raises(UsageError, match=r"holds a run with train\.seed"):
+    with pytest.raises(UsageError, match=r"has a run with train\.seed"):
         describe_dry_run(other, str(tmp_path / "run"))
 
 

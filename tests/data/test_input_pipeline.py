@@ -149,7 +149,11 @@ def test_evaluation_sees_every_record_once(data, batch_size, workers):
     records = list(read_split(config.data, split))
     seen = []
     for worker in range(workers):
-        batches = list(eval_batches(config, split, batch_size, steps * batch_size, worker, workers).as_numpy_iterator())
+        batches = list(
+            eval_batches(
+                config.data, config.model.input_size, split, batch_size, steps * batch_size, worker, workers
+            ).as_numpy_iterator()
+        )
         assert len(batches) == steps
         for batch in batches:
             assert len(batch.images) == batch_size

@@ -14,7 +14,7 @@ from ssd_dist.data.shard_files import read_split
 from ssd_dist.evaluation.detections import Detections
 from ssd_dist.evaluation.evaluator import DetectorEvaluator, Interrupted
 from ssd_dist.model.detector import normalize_image
-from ssd_dist.model.postprocessing import anchor_tensor, detect
+from ssd_dist.model.postprocessing import create_anchor_tensor, detect
 
 pytestmark = pytest.mark.usefixtures("four_cpus")
 
@@ -37,11 +37,21 @@ def evaluate(
     config = config.model_copy(update={"eval": config.eval.model_copy(update={"batch_size": batch_size})})
     with strategy.scope():
         tf_keras.utils.set_random_seed(3)
-        model = build_tiny_detector(config, len(CLASSES))
+        model = build_tiny_detector(config.model, config.backbone, config.anchors, len(CLASSES))
         # Scores far enough apart that rounding does not change their order.
         for variable in model.trainable_variables:
             variable.assign(4 * variable)
-    evaluator = DetectorEvaluator(config, strategy, model, split, names, **options)
+    evaluator = DetectorEvaluator(
+        strategy,
+        model,
+        split,
+        names,
+        data=config.data,
+        anchors=config.anchors,
+        evaluation=config.eval,
+        input_size=config.model.input_size,
+        **options,
+    )
     evaluator.evaluate(tf.constant(evaluator.steps))
     return evaluator.detections, model
 
@@ -55,7 +65,7 @@ def alone(data) -> list[Detections]:
     for record in read_split(config.data, split):
         pixels = tf.io.decode_jpeg(record.encoded, channels=3, dct_method="INTEGER_ACCURATE")[None]
         outputs = model(normalize_image(pixels), training=False)
-        batch = detect(outputs, anchor_tensor(config), config.anchors, config.eval)
+        batch = detect(outputs, create_anchor_tensor(config.anchors, 64), config.anchors, config.eval)
         boxes, labels, scores = (part[0].numpy()[batch.scores[0].numpy() > 0] for part in batch)
         found.append(Detections(record.source_id, boxes, labels, scores))
     return found
@@ -93,5 +103,5 @@ def test_it_gives_up_when_the_run_is_to_stop(data):
 
 def test_a_split_of_which_not_all_is_seen_is_refused(data):
     config, split, names = data
-    with pytest.raises(DataError, match=f"saw {IMAGES} of {IMAGES + 1} images"):
+    with pytest.raises(DataError, match=f"read {IMAGES} of the split's {IMAGES + 1} images"):
         evaluate((config, split, [*names, "one more"]), tf.distribute.OneDeviceStrategy("CPU:0"), 4)

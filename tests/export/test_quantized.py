@@ -30,7 +30,7 @@ def outputs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(detector, "build_backbone", build_few_blocks)
         tf_keras.utils.set_random_seed(1)
-        model = build_detector(CONFIG, len(CLASSES))
+        model = build_detector(CONFIG.model, CONFIG.backbone, CONFIG.anchors, len(CLASSES))
     randomize_weights(model)
     fit_statistics(model, np.stack(draw_images(range(200, 232))))
     decoder = OutputDecoder.create(CONFIG.anchors, CONFIG.eval, 64)

@@ -28,9 +28,15 @@ def config_of(input_size=64, head="ssdlite", width=0.35, sync=False, **backbone)
     )
 
 
+def build_from(config: Config, class_count: int) -> tf_keras.Model:
+    return build_detector(
+        config.model, config.backbone, config.anchors, class_count, sync_batch_norm=config.train.sync_batch_norm
+    )
+
+
 @cache
 def build_once(head: str) -> tf_keras.Model:
-    return build_detector(config_of(head=head), CLASSES)
+    return build_from(config_of(head=head), CLASSES)
 
 
 @pytest.fixture(params=["ssd", "ssdlite"])
@@ -90,13 +96,13 @@ def test_outputs_stand_in_the_order_of_the_anchors(detector, output, depth):
 
 @pytest.mark.parametrize(("head", "width"), [("ssd", 0.35), ("ssdlite", 1.0)])
 def test_ssd300_has_8732_outputs(head, width):
-    model = build_detector(config_of(300, head, width), class_count=20)
+    model = build_from(config_of(300, head, width), class_count=20)
     assert model.output_shape == {"logits": (None, 8732, 21), "offsets": (None, 8732, 4)}
 
 
 @pytest.mark.parametrize("input_size", [32, 135])
 def test_as_many_outputs_as_anchors_at_any_input_size(input_size):
-    model = build_detector(config_of(input_size), CLASSES)
+    model = build_from(config_of(input_size), CLASSES)
     outputs = model(tf.zeros([2, input_size, input_size, 3]))
     anchors = generate_anchors(AnchorConfig(), input_size)
     assert outputs["logits"].shape == (2, len(anchors), CLASSES + 1)
@@ -106,7 +112,7 @@ def test_as_many_outputs_as_anchors_at_any_input_size(input_size):
 def test_the_number_of_shapes_follows_the_config():
     ratios = [[2.0, 3.0], [], [2.0], [2.0, 3.0, 4.0], [], [2.0]]
     config = Config.model_validate({**config_of().model_dump(), "anchors": {"aspect_ratios": ratios}})
-    model = build_detector(config, CLASSES)
+    model = build_from(config, CLASSES)
     assert model.output_shape["offsets"][1] == len(generate_anchors(config.anchors, 64))
 
 
@@ -155,7 +161,7 @@ def test_all_norms_have_the_momentum_of_the_config(detector):
 
 @pytest.mark.parametrize("frozen", [{"freeze_batch_norm": True}, {"lr_scale": 0.0}])
 def test_freezing_the_norms_of_the_backbone_freezes_only_those(frozen):
-    model = build_detector(config_of(**frozen), CLASSES)
+    model = build_from(config_of(**frozen), CLASSES)
     backbone = model.get_layer("backbone")
     inside = {layer.name for layer in _all_layers(backbone) if isinstance(layer, tf_keras.layers.BatchNormalization)}
     for layer in _all_layers(model):
@@ -196,7 +202,7 @@ def test_outputs_are_float32_under_mixed_precision():
     before = tf_keras.mixed_precision.global_policy()
     try:
         tf_keras.mixed_precision.set_global_policy("mixed_float16")
-        model = build_detector(config_of(32), CLASSES)
+        model = build_from(config_of(32), CLASSES)
     finally:
         tf_keras.mixed_precision.set_global_policy(before)
     assert {tensor.dtype for tensor in model.outputs} == {tf.float32}
@@ -251,7 +257,7 @@ def _all_layers(model: tf_keras.Model):
 @pytest.mark.parametrize("head", ["ssd", "ssdlite"])
 def test_the_last_level_sees_every_cell_of_the_one_below_at_512(head):
     assert feature_sizes(512) == (64, 32, 16, 8, 4, 1)
-    model = build_detector(config_of(512, head, 0.1), CLASSES)
+    model = build_from(config_of(512, head, 0.1), CLASSES)
     last = tf_keras.Model(model.get_layer("extra_1_relu").output, model.get_layer("extra_2").output)
     below = tf.random.stateless_uniform([1, 4, 4, 256], [1, 2])
     with tf.GradientTape() as tape:

@@ -11,7 +11,7 @@ from support.detection_references import detect_reference, suppress_reference
 
 from ssd_dist.core.boxes import decode_boxes, encode_boxes
 from ssd_dist.core.config import AnchorConfig, EvalConfig
-from ssd_dist.model.postprocessing import CANDIDATES, decode_offsets, detect, set_classes_apart, suppress
+from ssd_dist.model.postprocessing import CANDIDATES, decode_offsets, detect, non_max_suppression, separate_classes
 
 ANCHORS = AnchorConfig()
 # Closer to the threshold than this, float32 may decide otherwise than float64.
@@ -37,7 +37,7 @@ def draw_clusters(rng: np.random.Generator, count: int, classes: int, threshold:
 
 
 def run_suppress(boxes, labels, scores, config: EvalConfig):
-    batch = suppress(tf.constant(boxes[None]), tf.constant(labels[None]), tf.constant(scores[None]), config)
+    batch = non_max_suppression(tf.constant(boxes[None]), tf.constant(labels[None]), tf.constant(scores[None]), config)
     return tuple(part[0].numpy() for part in batch)
 
 
@@ -77,7 +77,7 @@ def test_classes_never_meet():
     # Boxes that fill the image, one for each of the most labels there can be, and the corners of their places.
     labels = tf.range(4096)
     y, x = labels // 64, labels % 64
-    places = set_classes_apart(tf.tile([[0.0, 0.0, 1.0, 1.0]], [4096, 1]), labels).numpy().astype(np.float64)
+    places = separate_classes(tf.tile([[0.0, 0.0, 1.0, 1.0]], [4096, 1]), labels).numpy().astype(np.float64)
     assert np.isfinite(np.prod(places[:, 2:] - places[:, :2], axis=1, dtype=np.float32)).all()
     for low, cell in ((places[:, :2], 0), (places[:, 2:], 1)):
         np.testing.assert_array_equal(np.log2(low), np.stack([y, x], 1) + cell)
@@ -205,7 +205,7 @@ def test_every_runtime_suppresses_alike_among_equals(runtime):
     inputs = {"given_boxes": boxes[None], "given_labels": labels[None], "given_scores": scores[None]}
     specs = [tf.TensorSpec(value.shape, value.dtype, name) for name, value in inputs.items()]
     module = tf.Module()
-    module.run = tf.function(lambda *parts: suppress(*parts, EvalConfig())._asdict(), input_signature=specs)
+    module.run = tf.function(lambda *parts: non_max_suppression(*parts, EvalConfig())._asdict(), input_signature=specs)
     if runtime == "tensorflow":
         found = module.run(*inputs.values())
     elif runtime == "tflite":

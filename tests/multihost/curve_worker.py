@@ -14,7 +14,7 @@ import tf_keras
 
 from ssd_dist.cluster.strategy import create_strategy, read_worker_role
 from ssd_dist.core.anchors import generate_anchors
-from ssd_dist.core.config import Config
+from ssd_dist.core.config import AnchorConfig, BackboneConfig, Config, ModelConfig
 from ssd_dist.core.config_files import load_config
 from ssd_dist.data.pipeline import plan_training
 from ssd_dist.data.shard_files import load_manifest
@@ -28,24 +28,30 @@ from ssd_dist.training.trainer import DetectorTrainer
 REPORTED = ("loss", "loss/cls", "loss/loc", "positives", "negatives", "loss_scale")
 
 
-def build_tiny_detector(config: Config, class_count: int) -> tf_keras.Model:
+def build_tiny_detector(
+    model: ModelConfig,
+    backbone: BackboneConfig,
+    anchors: AnchorConfig,
+    class_count: int,
+    sync_batch_norm: bool = False,
+) -> tf_keras.Model:
     """Outputs of the real detector's shapes from few operations: traced in a second, and with batch norm to share."""
-    size = config.model.input_size
-    anchors = len(generate_anchors(config.anchors, size))
-    kind = SyncBatchNormalization if config.train.sync_batch_norm else tf_keras.layers.BatchNormalization
+    size = model.input_size
+    anchor_count = len(generate_anchors(anchors, size))
+    kind = SyncBatchNormalization if sync_batch_norm else tf_keras.layers.BatchNormalization
     image = tf_keras.Input([size, size, 3])
     features = tf_keras.layers.Conv2D(8, 8, strides=8, use_bias=False)(image)
-    norm = kind(momentum=0.9, trainable=not config.backbone.freeze_batch_norm)
+    norm = kind(momentum=0.9, trainable=not backbone.freeze_batch_norm)
     features = tf_keras.layers.Activation("tanh")(norm(features))
-    backbone = tf_keras.Model(image, tf_keras.layers.GlobalAveragePooling2D()(features), name="backbone")
-    hidden = backbone(image)
-    logits = tf_keras.layers.Dense(anchors * (class_count + 1))(hidden)
-    offsets = tf_keras.layers.Dense(anchors * 4)(hidden)
+    pooled = tf_keras.layers.GlobalAveragePooling2D()(features)
+    hidden = tf_keras.Model(image, pooled, name="backbone")(image)
+    logits = tf_keras.layers.Dense(anchor_count * (class_count + 1))(hidden)
+    offsets = tf_keras.layers.Dense(anchor_count * 4)(hidden)
     return tf_keras.Model(
         image,
         {
-            "logits": tf_keras.layers.Reshape([anchors, class_count + 1])(logits),
-            "offsets": tf_keras.layers.Reshape([anchors, 4])(offsets),
+            "logits": tf_keras.layers.Reshape([anchor_count, class_count + 1])(logits),
+            "offsets": tf_keras.layers.Reshape([anchor_count, 4])(offsets),
         },
     )
 

@@ -43,7 +43,7 @@ def detector() -> tf_keras.Model:
     config = Config.model_validate(
         {"model": {"input_size": 64, "width": 0.35}, "backbone": {"weights": "none"}, "ema": {"enabled": False}}
     )
-    return build_detector(config, class_count=3)
+    return build_detector(config.model, config.backbone, config.anchors, class_count=3)
 
 
 def test_every_trainable_variable_is_in_one_group(detector):
