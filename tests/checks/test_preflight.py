@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from multihost.processes import read_logs, start_gang, wait_gang
+from multihost.processes import read_logs, start_workers, wait_for_exit
 from support.synthetic import write_dataset
 
 from ssd_dist.checks.preflight import Findings, check_memory, check_worker, compare_reports
@@ -103,8 +103,8 @@ def command(folder: Path, run: Path, *overrides: str) -> list[str]:
 
 @pytest.mark.slow
 def test_two_workers_are_found_ready(folder: Path, tmp_path: Path) -> None:
-    with start_gang(command(folder, tmp_path / "run"), 2, tmp_path / "logs") as gang:
-        codes = wait_gang(gang, 200)
+    with start_workers(command(folder, tmp_path / "run"), 2, tmp_path / "logs") as gang:
+        codes = wait_for_exit(gang, 200)
     said = read_logs(tmp_path / "logs")
     assert codes == [0, 0], said
     assert "2 workers are ready to train" in said

@@ -1,6 +1,6 @@
-"""One worker of a layout: trains each variant for some steps and writes its losses and weights.
+"""One worker of a job: trains each variant for some steps and writes its losses and weights.
 
-python curve_worker.py JOB.json        with TF_CONFIG where there are several workers
+python curve_worker.py JOB.json        with TF_CONFIG if there are several workers
 """
 
 import gc
@@ -35,7 +35,7 @@ def build_tiny_detector(
     class_count: int,
     sync_batch_norm: bool = False,
 ) -> tf_keras.Model:
-    """Outputs of the real detector's shapes from few operations: traced in a second, and with batch norm to share."""
+    """Builds a network with batch norm and the detector's output shapes from few operations, traced in a second."""
     size = model.input_size
     anchor_count = len(generate_anchors(anchors, size))
     kind = SyncBatchNormalization if sync_batch_norm else tf_keras.layers.BatchNormalization
@@ -59,9 +59,9 @@ def build_tiny_detector(
 def train_variant(
     config: Config, strategy: tf.distribute.Strategy, steps: int, overflow_at: int | None = None
 ) -> dict[str, np.ndarray]:
-    """What each step reported, the final state as vectors, and `copies`, all of it on each replica of this worker.
+    """Trains `steps` steps and returns their reports, the final state as vectors, and `copies` of it per local replica.
 
-    In step `overflow_at` an infinity comes into the gradient of the last replica of all.
+    In step `overflow_at` an infinity is added to the gradient of the last replica of all workers.
     """
     state, trainer = create_trainer(config, strategy, steps)
     if overflow_at is not None:
@@ -69,8 +69,8 @@ def train_variant(
 
         def apply_overflow(gradients: list[tf.Tensor], others: tuple[tf.Tensor, ...] = ()) -> list[tf.Tensor]:
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            here = (replica == strategy.num_replicas_in_sync - 1) & (state.step == overflow_at - 1)
-            added = tf.where(here, float("inf"), 0.0)
+            overflows = (replica == strategy.num_replicas_in_sync - 1) & (state.step == overflow_at - 1)
+            added = tf.where(overflows, float("inf"), 0.0)
             return apply([gradients[0] + tf.cast(added, gradients[0].dtype), *gradients[1:]], others)
 
         state.optimizer.apply = apply_overflow
@@ -88,17 +88,17 @@ def train_variant(
 
 
 def sum_gradients(config: Config, strategy: tf.distribute.Strategy, nudge: float = 0.0) -> dict[str, np.ndarray]:
-    """The gradient of the first batch in float64, summed over replicas, and the statistics; no weight is updated.
+    """Computes the float64 gradient of the first batch, summed over replicas, and the batch-norm statistics.
 
-    Weights are first changed by up to `nudge` of themselves.
+    No weight is updated. Weights are first changed by a relative amount of up to `nudge`.
     """
     tf_keras.mixed_precision.set_global_policy("float64")
     state, trainer = create_trainer(config, strategy, 1)
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for variable in state.optimizer.variables_to_train:
-        variable.assign(variable.numpy() * (1.0 + nudge * draw.uniform(-1.0, 1.0, variable.shape)))
+        variable.assign(variable.numpy() * (1.0 + nudge * rng.uniform(-1.0, 1.0, variable.shape)))
     with strategy.scope():
-        found = [
+        recorded = [
             tf.Variable(tf.zeros(variable.shape, tf.float64), trainable=False,
                         synchronization=tf.VariableSynchronization.ON_READ,
                         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
@@ -108,18 +108,18 @@ def sum_gradients(config: Config, strategy: tf.distribute.Strategy, nudge: float
     def record(gradients: list[tf.Tensor], others: tuple[tf.Tensor, ...] = ()) -> list[tf.Tensor]:
         assert all(gradient.dtype == tf.float64 for gradient in gradients)
         sums = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, *others])
-        for variable, total in zip(found, sums[: len(found)], strict=True):
+        for variable, total in zip(recorded, sums[: len(recorded)], strict=True):
             variable.assign(total)
-        return sums[len(found) :]
+        return sums[len(recorded) :]
 
     state.optimizer.apply = record
     row = trainer.train(tf.constant(1))
     statistics = flatten(state.model.non_trainable_variables)
-    return {"gradient": flatten(found), "statistics": statistics, "positives": np.array(row["positives"])}
+    return {"gradient": flatten(recorded), "statistics": statistics, "positives": np.array(row["positives"])}
 
 
 def create_trainer(config: Config, strategy: tf.distribute.Strategy, steps: int) -> tuple[TrainState, DetectorTrainer]:
-    """State and trainer as a run has them, each worker with random weights of its own: the chief's must win."""
+    """Creates state and trainer as a run does; each worker draws different initial weights and must use the chief's."""
     role = read_worker_role()
     manifest = load_manifest(config.data)
     plan = plan_training(config, manifest.split("train", config.data.dir), role.index, role.count)
@@ -132,12 +132,12 @@ def create_trainer(config: Config, strategy: tf.distribute.Strategy, steps: int)
 
 
 def flatten(variables: list[tf.Variable]) -> np.ndarray:
-    """All values as one vector."""
+    """Concatenates all values into one vector."""
     return np.concatenate([variable.numpy().ravel() for variable in variables])
 
 
 def flatten_copies(strategy: tf.distribute.Strategy, variables: list[tf.Variable]) -> np.ndarray:
-    """float64 [local replicas, values]: the copies of the variables that each of this worker's replicas has."""
+    """Returns float64 [local replicas, values]: the copy of the variables of each of this worker's replicas."""
     columns = [
         [np.asarray(copy, np.float64).ravel() for copy in strategy.experimental_local_results(variable)]
         for variable in variables
@@ -154,7 +154,7 @@ def main() -> None:
         for name, variant in job["variants"].items()
     }
     first = next(iter(configs.values()))
-    # Graph optimization takes longer than these few steps.
+    # Graph optimization would take longer than these few steps.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     strategy = create_strategy(first.cluster, read_worker_role())
     make_reproducible(first)
@@ -167,7 +167,7 @@ def main() -> None:
         else:
             results = train_variant(configs[name], strategy, variant["steps"], variant.get("overflow_at"))
         np.savez(Path(job["output"]) / f"{name}-{read_worker_role().index}.npz", **results)
-    # The interpreter's end would look through all graphs once more.
+    # Skips a last garbage collection over all graphs when the interpreter exits.
     gc.freeze()
 
 

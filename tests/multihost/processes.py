@@ -1,4 +1,4 @@
-"""Gangs of processes of our own: free ports, a time limit, and an end for exactly those that were started."""
+"""Starts the workers of a job as local processes, with free ports and a time limit, and stops exactly these."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
+    """Returns `count` ports that no process listens on."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -23,7 +23,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def cluster_environments(workers: int) -> list[dict[str, str]]:
-    """The environment of each worker of a cluster on this host; of a lone one, without TF_CONFIG."""
+    """Returns the environment of each worker of a cluster on this host; a single worker has no TF_CONFIG."""
     base = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"}
     base |= {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
     if workers == 1:
@@ -34,31 +34,31 @@ def cluster_environments(workers: int) -> list[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def start_gang(command: Sequence[str], workers: int, folder: Path) -> Iterator[list[subprocess.Popen]]:
-    """Starts the command once for each worker; kills, by id, what of it still runs at the end."""
+def start_workers(command: Sequence[str], workers: int, folder: Path) -> Iterator[list[subprocess.Popen]]:
+    """Starts the command once per worker; on exit kills the processes that still run, by id."""
     folder.mkdir(parents=True, exist_ok=True)
-    gang = []
+    processes = []
     try:
         for index, environment in enumerate(cluster_environments(workers)):
             with (folder / f"worker{index}.log").open("wb") as log:
-                gang.append(
+                processes.append(
                     subprocess.Popen(
                         [sys.executable, *command], env=environment, stdout=log, stderr=log, start_new_session=True
                     )
                 )
-        yield gang
+        yield processes
     finally:
-        for process in gang:
+        for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(timeout=30)
 
 
-def wait_gang(gang: Sequence[subprocess.Popen], timeout: float) -> list[int]:
-    """The exit codes, once all have ended."""
-    return [process.wait(timeout=timeout) for process in gang]
+def wait_for_exit(processes: Sequence[subprocess.Popen], timeout: float) -> list[int]:
+    """Waits for all processes and returns their exit codes."""
+    return [process.wait(timeout=timeout) for process in processes]
 
 
 def read_logs(folder: Path) -> str:
-    """What all workers printed."""
+    """Returns the output of all workers."""
     return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')}" for path in sorted(folder.glob("*.log")))

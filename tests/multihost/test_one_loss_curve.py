@@ -1,4 +1,4 @@
-"""One loss curve: 1x1, 1x2, 2x1, 2x2, 1x4 (workers x replicas) see and learn the same from one global batch."""
+"""One loss curve: 1x1, 1x2, 2x1, 2x2 and 1x4 (workers x replicas) train alike on the same global batches."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
-from multihost.processes import read_logs, start_gang, wait_gang
+from multihost.processes import read_logs, start_workers, wait_for_exit
 from support.synthetic import write_dataset
 
 from ssd_dist.core.config_files import load_config
 from ssd_dist.training.precision import INITIAL_SCALE
 
-# By layout (workers, replicas of each) and variant: what each worker wrote.
+# By layout (workers, replicas per worker) and variant: the arrays that each worker wrote.
 Results: TypeAlias = dict[tuple[int, int], dict[str, list[dict[str, np.ndarray]]]]
 
 LAYOUTS = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 4))
@@ -23,17 +23,17 @@ OVERFLOW_AT = 3
 
 
 def tiny(steps: int, data: Path, *overrides: str, **options: Any) -> dict[str, Any]:
-    """A variant of the small net in `curve_worker.py`.
+    """Returns a variant that trains the small network of `curve_worker.py`.
 
-    The small net, because its differences stay what they are: the detector's float32 gradients jump where rounding
-    moves an activation over a corner of ReLU6 (docs/clusters.md).
+    The small network does not amplify rounding differences. The detector's float32 gradients change abruptly where
+    rounding moves an activation across a corner of ReLU6 (docs/clusters.md).
     """
     return {"tiny": True, "steps": steps, "overrides": [f"data.dir={data}", *overrides], **options}
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data sets: `full` of images with objects, `sparse` with four of 32 that have some, `none` without."""
+    """Datasets: `full` has objects in every image, `sparse` in three of 32, `none` in no image."""
     folder = tmp_path_factory.mktemp("curve")
     (folder / "small.yaml").write_text("{}")
     config = load_config(folder / "small.yaml", SMALL)
@@ -44,8 +44,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train_layouts(root: Path, name: str, variants: dict[str, dict], layouts=LAYOUTS, base=SMALL) -> Results:
-    """Trains the variants in every layout, all of a layout in the same processes."""
-    found: Results = {}
+    """Trains the variants in every layout; all variants of a layout run in the same processes."""
+    results: Results = {}
     for workers, replicas in layouts:
         output = root / f"{name}_{workers}x{replicas}"
         output.mkdir()
@@ -53,20 +53,20 @@ def train_layouts(root: Path, name: str, variants: dict[str, dict], layouts=LAYO
         job = {"base": str(root / "small.yaml"), "overrides": overrides, "variants": variants, "output": str(output)}
         (output / "job.json").write_text(json.dumps(job))
         command = [str(Path(__file__).with_name("curve_worker.py")), str(output / "job.json")]
-        with start_gang(command, workers, output) as gang:
-            assert wait_gang(gang, 280) == [0] * workers, read_logs(output)
-        found[workers, replicas] = {
+        with start_workers(command, workers, output) as processes:
+            assert wait_for_exit(processes, 280) == [0] * workers, read_logs(output)
+        results[workers, replicas] = {
             key: [dict(np.load(output / f"{key}-{worker}.npz")) for worker in range(workers)] for key in variants
         }
-    return found
+    return results
 
 
 def assert_one_curve(
     results: Results, variant: str, losses: float, weights: float, of: str = "", statistics: float | None = None
 ) -> None:
-    """All layouts saw the same targets, and differ from `of` in 1x1 by no more than the relative tolerances.
+    """Checks that all layouts had the same targets and differ from variant `of` in 1x1 by at most the tolerances.
 
-    `statistics` is that of the moving statistics; None for that of the weights.
+    All tolerances are relative. `statistics` is that of the moving statistics; None means that of the weights.
     """
     base = results[1, 1][of or variant][0]
     assert np.isfinite(base["loss"]).all()
@@ -74,7 +74,7 @@ def assert_one_curve(
         chief, note = found[variant][0], f"{variant} {layout}"
         for counted in ("positives", "negatives", "applied"):
             np.testing.assert_array_equal(chief[counted], base[counted], err_msg=note)
-        # A loss of 0, where nothing is counted, is 0 everywhere.
+        # A loss of 0 (nothing counted) must be 0 in every layout.
         np.testing.assert_allclose(chief["loss"], base["loss"], rtol=losses, err_msg=note)
         for vector, most in (("weights", weights), ("ema", weights), ("statistics", statistics or weights)):
             distance = np.linalg.norm(chief[vector] - base[vector]) / np.linalg.norm(base[vector])
@@ -83,7 +83,7 @@ def assert_one_curve(
 
 
 def assert_equal_copies(workers: list[dict[str, np.ndarray]], note: str) -> None:
-    """Weights, averages, statistics, scale and counters are the same bits on all replicas of all workers."""
+    """Checks that weights, averages, statistics, scale and counters are equal bit for bit on all replicas."""
     copies = np.concatenate([worker["copies"] for worker in workers])
     np.testing.assert_array_equal(copies, np.broadcast_to(copies[0], copies.shape), err_msg=note)
 
@@ -93,8 +93,9 @@ def assert_equal_copies(workers: list[dict[str, np.ndarray]], note: str) -> None
 def test_every_layout_learns_the_same(root: Path) -> None:
     full, sparse, none = root / "full", root / "sparse", root / "none"
     globally = "mining.scope=global"
-    # A few pairs of normaliser and scope: what differs between workers is the sum of the counts, which all pairs share.
-    # Every pair, with four replicas of one process: tests/training/test_losses.py; more parts: test_accumulation.py.
+    # A few pairs of normalizer and scope are enough: only the sum of the counts differs between workers, and all pairs
+    # use it. tests/training/test_losses.py tests every pair with four replicas of one process; test_accumulation.py
+    # tests more accumulation steps.
     variants = {
         "image": tiny(50, full),
         "frozen": tiny(50, full, *FROZEN),
@@ -108,15 +109,15 @@ def test_every_layout_learns_the_same(root: Path) -> None:
     base = {variant: workers[0] for variant, workers in results[1, 1].items()}
 
     for variant in ("image", "global", "none"):
-        # Float32 sums in another order, in the batch norm as well.
+        # Float32 sums in a different order, also in batch norm.
         assert_one_curve(results, variant, losses=1e-4, weights=1e-3)
     assert base["image"]["loss"][-5:].mean() < base["image"]["loss"][:5].mean()
-    # Without batch statistics only the gradients' sums are in another order; parts add up to the whole batch.
+    # Without batch statistics only the gradients' sums are in a different order; accumulated parts equal the batch.
     assert_one_curve(results, "frozen", losses=1e-5, weights=1e-5)
     assert_one_curve(results, "frozen_parts", losses=1e-5, weights=1e-5, of="frozen")
 
-    # At most three of a batch's eight images have objects: of four replicas some have none where others have. And in
-    # some steps none has.
+    # At most three of a batch's eight images have objects, so some of four replicas have none. In some steps no replica
+    # has any.
     positives = base["global"]["positives"]
     assert positives.max() > 0
     assert (positives == 0).any()
@@ -129,24 +130,24 @@ def test_every_layout_learns_the_same(root: Path) -> None:
     one = base["gradient"]["gradient"]
     assert np.linalg.norm(one) > 0
     for layout, found in results.items():
-        # float64 but for the mined losses' ranks: found to differ by some 1e-16.
+        # Everything but the ranks of mined losses is float64; the measured difference is about 1e-16.
         distance = np.linalg.norm(found["gradient"][0]["gradient"] - one) / np.linalg.norm(one)
         assert distance < 1e-6, (layout, distance)
 
-        # An infinity on the last replica of the last worker: one step is skipped and the scale halved, on all.
+        # An infinity on the last replica of the last worker skips one step and halves the scale on all replicas.
         for worker in found["overflow"]:
             assert worker["applied"] == 100, layout
             scale = np.where(np.arange(1, 102) < OVERFLOW_AT, INITIAL_SCALE, INITIAL_SCALE / 2)
             np.testing.assert_array_equal(worker["loss_scale"], scale, err_msg=str(layout))
-        # After 100 applied steps: the averages as well, bit for bit.
+        # After 100 applied steps the averages are equal bit for bit, too.
         assert_equal_copies(found["overflow"], str(layout))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(580)
 def test_the_detector_has_one_gradient_in_every_layout(root: Path) -> None:
-    # The real detector with synchronised batch norms, one step in float64. The other layouts have nothing that 2x2
-    # lacks, and gave the same when tried.
+    # The real detector with synchronised batch norm, one step in float64. 2x2 covers what the other layouts do; they
+    # gave the same result when tried.
     exact = {"tiny": False, "gradient": True, "overrides": [f"data.dir={root / 'full'}", "amp.force_fp32=[]"]}
     results = train_layouts(root, "exact", {"exact": exact}, ((2, 2),))
     nudged = {f"nudged{size:g}": exact | {"nudge": size} for size in (1e-10, 1e-6)}
@@ -159,29 +160,29 @@ def test_the_detector_has_one_gradient_in_every_layout(root: Path) -> None:
 
     for layout, found in results.items():
         for worker in found["exact"]:
-            # Found were 3e-13 and 5e-15: the order of float64 sums, and what the layers make of it.
+            # Measured: 3e-13 and 5e-15, from the order of float64 sums, amplified by the layers.
             assert distance(worker, "gradient") < 1e-10, layout
             assert distance(worker, "statistics") < 1e-12, layout
-    # Why no test compares this detector's gradients in float32: weights that differ as little as some roundings of
-    # float32 move them by more than 1e-3. Not in proportion: where an activation crosses one of ReLU6's corners its
-    # share of the gradient comes or goes. Closer weights cross none and stay within some hundred times their
-    # difference. How close is chance: the first weights differ in their last bits between processors, and on some
-    # 1e-7 crosses none.
+    # No test compares this detector's gradients in float32, because weights that differ by a few float32 roundings
+    # change them by more than 1e-3. The change is not proportional: when an activation crosses a corner of ReLU6, its
+    # share of the gradient appears or disappears. With smaller differences no activation crosses a corner, and the
+    # gradient changes by some hundred times the difference. The limit varies: initial weights differ in their last bits
+    # between processors, and on some a difference of 1e-7 crosses no corner.
     small, large = (results[1, 1][name][0] for name in nudged)
     assert distance(small, "gradient") < 1e3 * 1e-10
     assert distance(large, "gradient") > 1e3 * 1e-6
     assert distance(large, "gradient") / 1e-6 > 10 * distance(small, "gradient") / 1e-10
-    # Statistics are continuous: found was 46 times the difference.
+    # Statistics are continuous: measured were 46 times the difference.
     assert distance(large, "statistics") < 1e3 * 1e-6
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(580)
-def test_the_detector_sees_the_same_in_float32(root: Path) -> None:
-    # The weights stand still (see `tiny`): forward pass, synchronised batch norms and losses of the real detector.
+def test_the_detector_has_the_same_losses_in_float32(root: Path) -> None:
+    # The weights stay constant (see `tiny`): tests forward pass, synchronised batch norm and losses of the detector.
     still = ["optimizer.lr=1e-9", "schedule.min_lr=0", f"data.dir={root / 'full'}"]
     variants = {"still": {"tiny": False, "steps": 4, "overrides": still}}
     results = train_layouts(root, "detector", variants, ((1, 1), (2, 1)))
-    # What float32 rounds off (6e-8) grows through seventy batch norms, as the test above has it: moving statistics were
-    # found 1.3e-5 apart where the losses are 3e-6 apart.
+    # Float32 rounding (6e-8) grows through seventy batch norms: measured relative differences are 1.3e-5 for the moving
+    # statistics and 3e-6 for the losses.
     assert_one_curve(results, "still", losses=1e-5, weights=1e-6, statistics=1e-4)

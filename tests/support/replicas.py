@@ -1,4 +1,4 @@
-"""Running one function on several replicas of one process, each with its share of the rows."""
+"""Runs a function on several replicas of one process, each with its share of the rows."""
 
 from collections.abc import Callable
 from functools import cache
@@ -10,10 +10,10 @@ import tensorflow as tf
 
 @cache
 def mirrored(replicas: int) -> tf.distribute.MirroredStrategy:
-    """A strategy over that many logical CPUs; ask for the fixture `four_cpus` first.
+    """Returns a strategy over `replicas` logical CPUs; the test needs the fixture `four_cpus`.
 
-    Each number of replicas has keys of its own for its collectives: with the same ones, two strategies of one process
-    take each other's devices for members of their group and abort.
+    Each number of replicas has its own collective keys. With equal keys, two strategies of one process would treat each
+    other's devices as members of their group and abort.
     """
     keys = {"_collective_key_base": 100_000 * replicas}
     kind = type("MirroredStrategy", (tf.distribute.MirroredStrategy,), keys)
@@ -21,7 +21,7 @@ def mirrored(replicas: int) -> tf.distribute.MirroredStrategy:
 
 
 def share_rows(strategy: tf.distribute.Strategy, values: Any) -> Any:
-    """Arrays [B, ...], in any structure, as per-replica tensors of B / R consecutive rows."""
+    """Splits arrays [B, ...], in any structure, into per-replica tensors of B / R consecutive rows."""
     replicas = strategy.num_replicas_in_sync
 
     def share(array: np.ndarray) -> Any:
@@ -34,18 +34,18 @@ def share_rows(strategy: tf.distribute.Strategy, values: Any) -> Any:
 
 
 def collect_rows(strategy: tf.distribute.Strategy, values: Any) -> Any:
-    """The inverse of `share_rows`: arrays of all rows."""
+    """Concatenates per-replica tensors to arrays of all rows; the inverse of `share_rows`."""
     return tf.nest.map_structure(
         lambda value: np.concatenate([part.numpy() for part in strategy.experimental_local_results(value)]), values
     )
 
 
 def copies(strategy: tf.distribute.Strategy, variable: tf.Variable) -> list[np.ndarray]:
-    """The value of a variable on each replica."""
+    """Returns the value of a variable on each replica."""
     return [copy.numpy() for copy in strategy.experimental_local_results(variable)]
 
 
 def trace(function: Callable[..., Any], replicas: int) -> Callable[..., Any]:
-    """`function` as one traced call on all replicas, per-replica values in and out."""
+    """Traces `function` as one call on all replicas, with per-replica values as inputs and outputs."""
     strategy = mirrored(replicas)
     return tf.function(lambda *args: strategy.run(function, args=args))

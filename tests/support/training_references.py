@@ -1,6 +1,6 @@
-"""Losses, mining and optimisation: float64 NumPy references, written from the formulas in plain loops.
+"""Float64 NumPy references of losses, mining and optimizers, written from the formulas in plain loops.
 
-Nothing here imports the package under test.
+This module does not import the package under test.
 
 Sources: DESIGN.md section 3, SSD (Liu et al. 2016), Fast R-CNN (Girshick 2015), Adam (Kingma and Ba 2015), AdamW and
 the cosine schedule (Loshchilov and Hutter 2017, 2019), Nesterov momentum (Sutskever et al. 2013).
@@ -34,14 +34,14 @@ def cross_entropy_reference(logits: Sequence[float], label: int, label_smoothing
 def negative_quota_reference(
     positives: int, candidates: int, ratio: float, min_negatives_per_image: int, images: int = 1
 ) -> int:
-    """min(max(floor(ratio x positives), minimum x images), candidates): negatives of one image or of a whole batch."""
+    """min(max(floor(ratio x positives), minimum x images), candidates), for one image or a whole batch."""
     return min(max(math.floor(ratio * positives), min_negatives_per_image * images), candidates)
 
 
 def mine_per_image_reference(
     losses: np.ndarray, candidates: np.ndarray, positives: Sequence[int], ratio: float, min_negatives_per_image: int = 0
 ) -> np.ndarray:
-    """bool [B, A]: of each image the candidates of highest loss [B, A], equal ones by anchor index."""
+    """bool [B, A]: the candidates with the highest losses [B, A] of each image; ties are broken by anchor index."""
     chosen = np.zeros(candidates.shape, bool)
     for image in range(len(losses)):
         ranked = sorted(
@@ -56,7 +56,7 @@ def mine_per_image_reference(
 def mine_global_reference(
     losses: np.ndarray, candidates: np.ndarray, positives: Sequence[int], ratio: float, min_negatives_per_image: int = 0
 ) -> np.ndarray:
-    """bool [B, A]: the candidates of highest loss [B, A] of the whole batch, equal ones by image, then by anchor."""
+    """bool [B, A]: the candidates with the highest losses [B, A] of the batch; ties: by image, then by anchor."""
     chosen = np.zeros(candidates.shape, bool)
     images, anchors = losses.shape
     ranked = sorted(
@@ -118,16 +118,16 @@ def multibox_loss_reference(
     Args:
       logits: [B, A, K], class 0 is background.
       offsets: [B, A, 4], predicted.
-      targets: one for each image.
+      targets: one per image.
       beta: where smooth L1 turns linear.
       normalizer: `positives`, `images` or `classified` (positives and mined negatives).
       normalize_per: count over the whole `batch` or over each `image`.
       reduction: over the images: `sum`, `mean` or `none`.
       label_smoothing: of the cross-entropy.
       localization_weight: factor on smooth L1.
-      ratio: mined negatives for each positive.
+      ratio: mined negatives per positive.
       scope: `image` or `global` mining.
-      min_negatives_per_image: even without positives.
+      min_negatives_per_image: minimum number of negatives, also without positives.
     """
     images, anchors, _ = logits.shape
     background = np.zeros((images, anchors))
@@ -175,7 +175,7 @@ def ema_reference(
 ) -> list[np.ndarray]:
     """The average after each applied step; trajectory[s - 1] are the weights after step s.
 
-    Up to `warmup_steps` the average is the weights themselves and n stays 0; only every `update_every`-th step counts.
+    Up to `warmup_steps` the average equals the weights and n stays 0; only every `update_every`-th step updates it.
     """
     average, updates, averages = np.array(initial, np.float64), 0, []
     for step, weights in enumerate(trajectory, start=1):
@@ -191,7 +191,7 @@ def ema_reference(
 
 
 def learning_rate_reference(step: int, base_lr: float, min_lr: float, warmup_steps: int, total_steps: int) -> float:
-    """The rate of the update after `step` applied ones: up in a line to `base_lr`, down a half cosine to `min_lr`."""
+    """The learning rate after `step` applied updates: linear up to `base_lr`, then a half cosine down to `min_lr`."""
     if step < warmup_steps:
         return base_lr * (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
@@ -207,7 +207,7 @@ def clip_by_global_norm_reference(gradients: Sequence[np.ndarray], clip_norm: fl
 
 @dataclass
 class AdamWReference:
-    """AdamW on one weight array, step by step (Loshchilov and Hutter 2019, algorithm 2, decay times the rate)."""
+    """AdamW on one weight array (Loshchilov and Hutter 2019, algorithm 2; the decay is multiplied by the rate)."""
 
     weights: np.ndarray
     weight_decay: float = 0.0

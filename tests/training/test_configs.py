@@ -1,4 +1,4 @@
-"""Every experiment in configs/ can be read, fits its own words, and the recipes run."""
+"""Every config in configs/ is valid and matches its name, and the recipes train."""
 
 import json
 import os
@@ -15,26 +15,26 @@ from ssd_dist.core.config_files import load_config
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 FAMILIES = [name for name in NAMES if name.startswith(("voc0712", "coco"))]
-# The others differ from these in size and head alone.
+# The others differ from these only in size and head.
 RECIPES = ("voc0712_ssd300.yaml", "coco_ssd300.yaml")
-# Without parameters a test is skipped: where the folder is another it is to fail.
+# pytest skips a parametrized test without parameters: if the folder moves, the tests must fail instead.
 assert {*RECIPES} < {*FAMILIES} < {*NAMES}
-# Small enough for a test; what is left is the recipe.
-STAND_IN = [
+# Makes a recipe small enough for a test.
+SMALL = [
     "model.input_size=64", "model.width=0.1", "backbone.weights=none", "data.views=1", "train.global_batch_size=4",
     "train.steps=2", "train.log_every=1", "train.steps_per_loop=1", "eval.batch_size=4",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_experiment_is_a_valid_delta(name: str) -> None:
+def test_a_config_is_valid(name: str) -> None:
     config = load_config(CONFIGS / name)
     assert len(feature_sizes(config.model.input_size)) == len(config.anchors.aspect_ratios)
     assert list(config.anchors.sizes) == sorted(config.anchors.sizes)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_is_what_its_name_says(name: str) -> None:
+def test_a_recipe_matches_its_name(name: str) -> None:
     config = load_config(CONFIGS / name)
     head, size = ("ssdlite", 320) if "ssdlite" in name else ("ssd", int(name[-8:-5]))
     assert (config.model.head, config.model.input_size) == (head, size)
@@ -44,7 +44,7 @@ def test_a_family_is_what_its_name_says(name: str) -> None:
     )  # fmt: skip
     assert config.data.views in (8, 16)
     assert config.schedule.warmup_steps > 0
-    # Families of one data set differ in the size of their records, so in their folder.
+    # The records of two recipes have different sizes, so their folders differ.
     others = [load_config(CONFIGS / other) for other in FAMILIES if other != name]
     assert config.data.dir not in [other.data.dir for other in others]
 
@@ -61,11 +61,11 @@ for path, folder, overrides in json.load(open(sys.argv[1])):
 
 @pytest.mark.slow
 def test_the_recipes_take_two_steps(tmp_path: Path) -> None:
-    """One process for all: the mixed-precision policy that they set is the process's."""
+    """All recipes run in one new process, because each sets the mixed-precision policy of its process."""
     jobs = []
     for name in RECIPES:
         data, run = tmp_path / f"data_{name}", tmp_path / f"run_{name}"
-        overrides = [*STAND_IN, f"data.dir={data}"]
+        overrides = [*SMALL, f"data.dir={data}"]
         config = load_config(CONFIGS / name, overrides)
         write_dataset(data, config, {"train": 8, config.eval.split: 4})
         jobs.append((str(CONFIGS / name), str(run), overrides))

@@ -1,4 +1,4 @@
-"""Mining: always the choice of a full sort, in each image or over all replicas."""
+"""Mining selects the same anchors as a full sort, per image and over all replicas."""
 
 from functools import cache
 
@@ -18,15 +18,15 @@ pytestmark = pytest.mark.usefixtures("four_cpus")
 
 IMAGES, ANCHORS = 4, 12
 TINY = np.float32(1.1754944e-38)
-# Ties, negatives, neighbours in the last bit, what differs only in the low digits of the select, and the extremes.
-ODD = [
+# Ties, negative values, values that differ in the last bit or only in the low digits of the select, and extremes.
+EDGE_VALUES = [
     0.0, 1.0, -1.0, 2.5, -2.5, float(np.nextafter(np.float32(1), np.float32(2))), 1.0 + 2.0**-12, 1.0 + 2.0**-20,
     float(TINY), -float(TINY), 3.4e38, -3.4e38, float("inf"), float("-inf"),
 ]  # fmt: skip
 
 
 @st.composite
-def batches(draw: st.DrawFn, values=ODD):
+def batches(draw: st.DrawFn, values=EDGE_VALUES):
     """Losses [B, A], candidates [B, A] and positives [B], with ties and rows without any candidate."""
     cells = IMAGES * ANCHORS
     numbers = st.one_of(st.sampled_from(values), st.floats(-10, 10, width=32, allow_subnormal=False))
@@ -50,7 +50,7 @@ def traced_global(replicas: int, images: int = IMAGES):
 
 
 def run_global(replicas: int, losses, candidates, quota: int, positions=None) -> np.ndarray:
-    """The choice on that many replicas, rows back in the order they came in."""
+    """Mines on `replicas` replicas and returns the rows in their original order."""
     strategy = mirrored(replicas)
     positions = np.arange(len(losses), dtype=np.int32) if positions is None else positions
     shared = share_rows(strategy, (losses, candidates, positions))
@@ -79,7 +79,7 @@ def test_per_image_equals_a_full_sort(batch, ratio, minimum):
 def test_global_equals_a_full_sort_on_any_number_of_replicas(replicas, batch, ratio, minimum, data):
     losses, candidates, positives = batch
     quota = negative_quota_reference(int(positives.sum()), int(candidates.sum()), ratio, minimum, IMAGES)
-    # The place of an image in the global batch is not the order in which replicas hold them.
+    # The position of an image in the global batch differs from the order in which replicas hold the images.
     positions = np.array(data.draw(st.permutations(range(IMAGES))), np.int32)
     chosen = run_global(replicas, losses[positions], candidates[positions], quota, positions)
     expected = mine_global_reference(losses, candidates, positives.tolist(), ratio, minimum)
@@ -88,14 +88,14 @@ def test_global_equals_a_full_sort_on_any_number_of_replicas(replicas, batch, ra
 
 @pytest.mark.parametrize("replicas", [1, 4])
 @pytest.mark.parametrize("quota", [0, 1, 7, 48])
-def test_all_equal_goes_by_image_then_anchor(replicas, quota):
+def test_ties_are_broken_by_image_then_anchor(replicas, quota):
     losses = np.full((IMAGES, ANCHORS), 0.25, np.float32)
     chosen = run_global(replicas, losses, np.ones_like(losses, bool), quota)
     np.testing.assert_array_equal(chosen.ravel(), np.arange(IMAGES * ANCHORS) < quota)
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_a_nan_loss_is_the_hardest_and_the_count_is_met(replicas):
+def test_a_nan_loss_counts_as_the_hardest_and_the_quota_is_met(replicas):
     losses = np.linspace(0, 1, IMAGES * ANCHORS, dtype=np.float32).reshape(IMAGES, ANCHORS)
     losses[1, 3] = np.nan
     losses[2, 5] = -np.nan
@@ -119,8 +119,8 @@ def test_zeros_of_both_signs_are_tied(replicas):
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 4])
-def test_denormal_losses_are_chosen_after_all_normal_ones(replicas):
-    # Whether the processor keeps them apart or takes them for 0 is its affair; the count is ours.
+def test_denormal_losses_are_selected_after_all_normal_ones(replicas):
+    # Processors may distinguish denormal numbers or treat them as 0; the quota must be met in both cases.
     rng = np.random.default_rng(0)
     losses = (rng.random((IMAGES, ANCHORS)) * 1e-39).astype(np.float32)
     losses[3, 4:10] = [1e-30, 2e-30, 3e-30, 4e-30, 5e-30, 6e-30]
@@ -134,7 +134,7 @@ def test_denormal_losses_are_chosen_after_all_normal_ones(replicas):
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 4])
-def test_never_more_than_there_are(replicas):
+def test_never_selects_more_than_the_candidates(replicas):
     rng = np.random.default_rng(1)
     losses = rng.normal(size=(IMAGES, ANCHORS)).astype(np.float32)
     candidates = rng.random((IMAGES, ANCHORS)) < 0.2
@@ -147,7 +147,7 @@ def test_never_more_than_there_are(replicas):
 @pytest.mark.parametrize("seed", range(3))
 def test_replicas_agree_at_the_size_of_ssd300(seed):
     rng = np.random.default_rng(seed)
-    # Rounded, so that thousands are tied at the threshold.
+    # Rounded, so that thousands of losses are tied at the threshold.
     losses = np.round(rng.exponential(size=(8, 8732)), 2).astype(np.float32)
     candidates = rng.random((8, 8732)) < 0.98
     quota = 137
@@ -156,7 +156,7 @@ def test_replicas_agree_at_the_size_of_ssd300(seed):
         np.testing.assert_array_equal(run_global(replicas, losses, candidates, quota), expected)
 
 
-def test_the_select_needs_nothing_that_gpus_do_not_do_deterministically():
+def test_the_select_uses_only_ops_that_are_deterministic_on_gpus():
     losses, candidates = np.zeros((IMAGES, ANCHORS), np.float32), np.ones((IMAGES, ANCHORS), bool)
     choose = tf.function(lambda *args: mine_global(*args, np.arange(IMAGES, dtype=np.int32), IMAGES))
     graph = choose.get_concrete_function(losses, candidates, tf.constant(3)).graph
