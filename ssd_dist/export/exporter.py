@@ -30,7 +30,7 @@ from ssd_dist.export.formats import (
 )
 from ssd_dist.export.parity import Parity, compare_detections, detect_with_noise, run_export
 from ssd_dist.export.serving import OutputDecoder, ServedDetector
-from ssd_dist.inference.trained_model import check_data_of_run, load_trained_model, locate_checkpoint
+from ssd_dist.inference.trained_model import check_data_fits_model, load_trained_model, locate_checkpoint
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.runs.run_folder import read_run_folder
 
@@ -89,7 +89,7 @@ def export_run(
     # Exports compute in float32, so the checkpoint they are compared with must do so too.
     config = config.model_copy(update={"amp": AmpConfig()})
     data = load_manifest(config.data)
-    check_data_of_run(config, data, manifest, model_dir)
+    check_data_fits_model(data, manifest, config.data.dir, config.model.input_size, model_dir)
     split = pick_split(config.eval.split, data, config.data.dir)
     ground_truths, images = read_images(config.data, data, split, COMPARED_IMAGES)
     samples = read_images(config.data, data, TRAIN_SPLIT, CALIBRATION_IMAGES)[1] if quantize == "int8" else []

@@ -1,6 +1,6 @@
-"""Pictures wherever they lie: files, folders and glob patterns, here or on an object store such as gs://.
+"""Finds and reads image files: paths, folders and glob patterns, local or on an object store such as gs://.
 
-fsspec reads the stores (gcsfs for gs://, others if their package is installed); local paths go without it.
+fsspec reads object stores (gcsfs for gs://, others if their package is installed). Local paths do not need it.
 """
 
 import glob
@@ -18,42 +18,48 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".gif", ".tif", ".tiff", ".
 
 
 def find_images(sources: Sequence[str]) -> list[str]:
-    """The files that paths, folders and glob patterns mean, sorted, each once; of a folder its image files.
+    """Finds the image files of all sources.
+
+    Args:
+      sources: paths of files, folders (the image files directly in them) or glob patterns.
+
+    Returns:
+      The files, sorted, without duplicates.
 
     Raises:
-      UsageError: naming the source in which there is nothing, or that cannot be looked at.
+      UsageError: if a source has no image file or cannot be listed.
     """
     found: set[str] = set()
     for source in sources:
-        here = _find_remote(source) if is_remote(source) else _find_local(source)
-        if not here:
+        files = _find_remote(source) if is_remote(source) else _find_local(source)
+        if not files:
             raise UsageError(
-                f"--images={source} is no image file, no folder with images in it, and matches none; "
-                "patterns are quoted, e.g. --images='photos/*.jpg', with subfolders 'photos/**/*.jpg'"
+                f"--images={source}: no image found; give an image file, a folder with images, or a quoted pattern, "
+                "e.g. --images='photos/*.jpg' or, with subfolders, 'photos/**/*.jpg'"
             )
-        found.update(here)
+        found.update(files)
     return sorted(found)
 
 
 def read_image(name: str) -> Image.Image:
-    """The picture, upright and in RGB.
+    """Reads an image in RGB and rotates it upright as its EXIF orientation says.
 
     Raises:
-      ImageError: if its bytes are no image.
-      OSError: if it cannot be read.
+      ImageError: if the file is not an image.
+      OSError: if the file cannot be read.
     """
     if not is_remote(name):
         return decode_image(Path(name).read_bytes())
     try:
         with fsspec.open(name, "rb") as file:
             data = file.read()
-    except Exception as error:  # each store's client has errors of its own
+    except Exception as error:  # each store's client has its own error classes
         raise OSError(f"{type(error).__name__}: {error}") from None
     return decode_image(data)
 
 
 def is_remote(name: str) -> bool:
-    """Whether the path is on an object store."""
+    """Returns whether the path is on an object store."""
     return "://" in name
 
 
@@ -75,5 +81,7 @@ def _find_remote(source: str) -> list[str]:
         else:
             names = [name for name, facts in store.glob(path, detail=True).items() if facts["type"] == "file"]
         return [store.unstrip_protocol(name) for name in names]
-    except Exception as error:  # each store's client has errors of its own
-        raise UsageError(f"--images={source} cannot be looked at: {type(error).__name__}: {error}") from None
+    except Exception as error:  # each store's client has its own error classes
+        raise UsageError(
+            f"--images={source}: cannot list the images: {type(error).__name__}: {error}; check the address"
+        ) from None

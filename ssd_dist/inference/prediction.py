@@ -1,6 +1,8 @@
-"""Detections on loose image files, resized as prepare resizes them; the JPEG that prepare then writes is left out.
+"""Detects objects in image files and writes the results.
 
-files -> decode, upright, resize (core.images) -> batches -> detections -> pictures, COCO results, CSV
+files -> decode, rotate upright, resize (core.images) -> batches -> detections -> images with boxes, COCO results, CSV
+
+Images are resized as prepare resizes them, but are not compressed as JPEG again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,19 +27,19 @@ from ssd_dist.model.detector import normalize_image
 from ssd_dist.model.postprocessing import DetectionBatch, create_anchor_tensor, detect
 from ssd_dist.runs.run_folder import read_run_folder
 
-# Decoding and drawing run beside each other: Pillow leaves the interpreter free while it works.
+# Threads decode and draw in parallel: Pillow releases the interpreter lock.
 THREADS = 8
 
 
 @dataclass(frozen=True)
 class LoadedDetector:
-    """A model ready to look at pictures.
+    """A trained detector, loaded from a run or an export.
 
     Attributes:
-      size: S, the side of its input.
-      batch_size: pictures it is given at once.
-      classes: their names, label 1 first.
-      detect: uint8 [N, S, S, 3] to detections.
+      size: S, the input size in pixels.
+      batch_size: images per batch.
+      classes: class names; the first one has label 1.
+      detect: maps images, uint8 [N, S, S, 3], to detections.
     """
 
     size: int
@@ -48,24 +50,29 @@ class LoadedDetector:
 
 @dataclass(frozen=True)
 class PredictionOutputs:
-    """What is to be written of detections.
+    """What to write of the detections.
 
     Attributes:
-      thresholds: float [C], the lowest score that is drawn and put into the table, by class.
-      ids: what images and classes are called in the COCO results.
-      pictures: whether the pictures are drawn.
+      thresholds: float [C], the minimum score per class of the boxes that are drawn and written to the CSV file.
+      ids: ids of images and classes in the COCO results.
+      draw_images: whether to write the images with their boxes.
     """
 
     thresholds: np.ndarray
     ids: CocoIds
-    pictures: bool = True
+    draw_images: bool = True
 
 
 def open_run(model_dir: str, checkpoint: str, overrides: Sequence[str]) -> LoadedDetector:
-    """The detector of a run.
+    """Loads the detector of a run.
+
+    Args:
+      model_dir: the run folder.
+      checkpoint: "best", "last" or the path of a checkpoint.
+      overrides: config keys to change, as `a.b=c`.
 
     Raises:
-      CheckpointError: if there is no such model.
+      CheckpointError: if the run or the checkpoint does not exist.
     """
     config, manifest = read_run_folder(model_dir, overrides)
     model = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))
@@ -80,64 +87,72 @@ def open_run(model_dir: str, checkpoint: str, overrides: Sequence[str]) -> Loade
 
 @explain_out_of_memory()
 def predict_images(
-    detector: LoadedDetector, files: Sequence[str], output: str, wishes: PredictionOutputs
+    detector: LoadedDetector, files: Sequence[str], output: str, options: PredictionOutputs
 ) -> tuple[int, int, list[tuple[str, str]]]:
-    """Detects on `files` and writes what is wished into the folder `output`.
+    """Detects objects in image files and writes the results.
+
+    Args:
+      detector: the detector.
+      files: the image files.
+      output: the folder to write to; created if missing.
+      options: what to write.
 
     Returns:
-      How many images were looked at, how many detections are shown on them, and (file, reason) of those that could
-      not be read.
+      Number of processed images, number of detections that reach the threshold of their class, and (file, reason) of
+      the files that could not be read.
 
     Raises:
-      UsageError: if `output` cannot be written, or a picture would take the place of one of `files`.
+      UsageError: if `output` cannot be written, or an image with boxes would overwrite one of `files`.
     """
     names = name_output_images(files)
-    if wishes.pictures:
-        _spare_sources(files, [Path(output) / name for name in names.values()])
+    if options.draw_images:
+        _check_sources_are_kept(files, [Path(output) / name for name in names.values()])
     unreadable: list[tuple[str, str]] = []
-    looked_at = shown_count = 0
+    processed = shown_count = 0
     try:
         Path(output).mkdir(parents=True, exist_ok=True)
         with (
             ThreadPoolExecutor(THREADS) as pool,
-            open_result_files(output, detector.classes, wishes.ids) as results,
+            open_result_files(output, detector.classes, options.ids) as results,
         ):
             for batch in _read_batches(files, detector.batch_size, pool, unreadable):
-                squares = list(pool.map(lambda named: np.asarray(resize_image(named[1], detector.size)), batch))
+                resized = list(pool.map(lambda named: np.asarray(resize_image(named[1], detector.size)), batch))
                 drawing = []
-                for (name, image), found in zip(batch, _detect(detector, np.stack(squares), batch), strict=True):
-                    shown = found.scores >= wishes.thresholds[found.labels - 1]
+                for (name, image), found in zip(batch, _detect(detector, np.stack(resized), batch), strict=True):
+                    shown = found.scores >= options.thresholds[found.labels - 1]
                     results.add(found, image.height, image.width, shown)
-                    looked_at, shown_count = looked_at + 1, shown_count + int(shown.sum())
-                    if wishes.pictures:
+                    processed, shown_count = processed + 1, shown_count + int(shown.sum())
+                    if options.draw_images:
                         path = Path(output) / names[name]
-                        drawing.append(pool.submit(_draw, image, found, shown, detector.classes, path))
-                for done in drawing:
-                    done.result()
+                        drawing.append(pool.submit(_draw_image, image, found, shown, detector.classes, path))
+                for task in drawing:
+                    task.result()
     except OSError as error:
-        raise UsageError(f"--output={output} cannot be written: {error}") from None
-    return looked_at, shown_count, unreadable
+        raise UsageError(
+            f"--output={output} cannot be written: {error}; use a writable folder with free space"
+        ) from None
+    return processed, shown_count, unreadable
 
 
 def name_output_images(files: Sequence[str]) -> dict[str, str]:
-    """A name for each picture; files of equal names in different folders get a number."""
+    """Returns the name of the image to write for each file; a number makes repeated names unique."""
     names: dict[str, str] = {}
-    taken: set[str] = set()
+    used: set[str] = set()
     for file in files:
         stem, number = Path(file).stem, 1
-        while (name := f"{stem}.jpg" if number == 1 else f"{stem}_{number}.jpg") in taken:
+        while (name := f"{stem}.jpg" if number == 1 else f"{stem}_{number}.jpg") in used:
             number += 1
-        taken.add(name)
+        used.add(name)
         names[file] = name
     return names
 
 
-def _spare_sources(files: Sequence[str], pictures: Sequence[Path]) -> None:
+def _check_sources_are_kept(files: Sequence[str], outputs: Sequence[Path]) -> None:
     sources = {Path(file).resolve() for file in files if not is_remote(file)}
-    if lost := [str(picture) for picture in pictures if picture.resolve() in sources]:
+    if overwritten := [str(path) for path in outputs if path.resolve() in sources]:
         raise UsageError(
-            f"--output: {lost[0]} is one of --images and would be overwritten ({len(lost)} of {len(files)}); "
-            "name another folder, or give --nopictures"
+            f"--output: {overwritten[0]} is one of --images and would be overwritten ({len(overwritten)} of "
+            f"{len(files)} files); use another folder, or --nopictures"
         )
 
 
@@ -150,11 +165,11 @@ def _read_batches(
         except (ImageError, OSError) as error:
             return str(error)
 
-    groups = [files[start : start + size] for start in range(0, len(files), size)]
-    # Only as many pictures in memory as are in a batch.
-    for group in track(groups, "detecting", transient=True, disable=len(groups) < 2):
+    chunks = [files[start : start + size] for start in range(0, len(files), size)]
+    # Decodes one batch at a time, to limit memory.
+    for chunk in track(chunks, "detecting", transient=True, disable=len(chunks) < 2):
         batch = []
-        for name, image in zip(group, pool.map(read, group), strict=True):
+        for name, image in zip(chunk, pool.map(read, chunk), strict=True):
             if isinstance(image, str):
                 unreadable.append((name, image))
             else:
@@ -164,14 +179,14 @@ def _read_batches(
 
 
 def _detect(
-    detector: LoadedDetector, squares: np.ndarray, batch: Sequence[tuple[str, Image.Image]]
+    detector: LoadedDetector, resized: np.ndarray, batch: Sequence[tuple[str, Image.Image]]
 ) -> Iterator[Detections]:
-    boxes, labels, scores = (part.numpy() for part in detector.detect(tf.constant(squares)))
+    boxes, labels, scores = (part.numpy() for part in detector.detect(tf.constant(resized)))
     for row, (name, _) in enumerate(batch):
         count = int((scores[row] > 0).sum())
         yield Detections(name, boxes[row, :count], labels[row, :count].astype(np.int64), scores[row, :count])
 
 
-def _draw(image: Image.Image, found: Detections, shown: np.ndarray, classes: Sequence[str], path: Path) -> None:
+def _draw_image(image: Image.Image, found: Detections, shown: np.ndarray, classes: Sequence[str], path: Path) -> None:
     drawn = draw_boxes(image, found.boxes[shown], found.labels[shown], classes, found.scores[shown])
     drawn.save(path, "JPEG", quality=92)

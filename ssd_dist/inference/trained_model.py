@@ -1,7 +1,7 @@
-"""A trained model out of a run: the weights that are evaluated and shipped.
+"""Loads the trained model of a run with the weights that are evaluated and exported.
 
-best            RUN/best, the averaged weights of the best step
-last, or PATH   a training checkpoint, of which the EMA is taken if it has one
+best            the weights in RUN/best, as evaluated at the best step
+last, or PATH   a training checkpoint; its EMA weights are used if it has them and `eval.use_ema` is true
 """
 
 from collections.abc import Sequence
@@ -25,14 +25,20 @@ from ssd_dist.training.precision import AMPContext
 
 
 def load_trained_model(model_dir: str, checkpoint: str, config: Config, class_count: int) -> tf_keras.Model:
-    """The detector of a run with its deployable weights; call in strategy scope.
+    """Loads the detector of a run; call in strategy scope.
+
+    Args:
+      model_dir: the run folder.
+      checkpoint: "best", "last" or the path of a checkpoint.
+      config: the config of the run.
+      class_count: number of classes without background.
 
     Raises:
-      CheckpointError: if there is no such checkpoint, or it is of another model.
+      CheckpointError: if the checkpoint does not exist or is of another model.
     """
     AMPContext(config.amp).setup_policy()
     path = locate_checkpoint(model_dir, checkpoint)
-    # Every weight comes from the checkpoint: the pretrained ones need not be at hand.
+    # All weights come from the checkpoint, so the file of pretrained weights is not needed.
     backbone = config.backbone.model_copy(update={"weights": "none"})
     state = create_state(config.model_copy(update={"backbone": backbone}), class_count, total_steps=1)
     ema = state.ema if state.ema is not None and config.eval.use_ema and _has_ema(path) else None
@@ -44,10 +50,10 @@ def load_trained_model(model_dir: str, checkpoint: str, config: Config, class_co
 
 
 def locate_checkpoint(model_dir: str, checkpoint: str) -> str:
-    """The path of `best`, `last` or of a checkpoint given by its own path.
+    """Returns the path of a checkpoint: "best", "last", or a path itself.
 
     Raises:
-      CheckpointError: if it does not exist.
+      CheckpointError: if the checkpoint does not exist.
     """
     if checkpoint == "best":
         best = read_best(model_dir)
@@ -57,13 +63,13 @@ def locate_checkpoint(model_dir: str, checkpoint: str) -> str:
     elif checkpoint == "last":
         found = latest_checkpoint(str(Path(model_dir) / "checkpoints"))
         if found is None:
-            raise CheckpointError(f"{model_dir}/checkpoints holds no checkpoint; has the run saved one yet?")
+            raise CheckpointError(f"{model_dir}/checkpoints has no checkpoint; train until the run has saved one")
         path = found
     else:
         path = checkpoint.removesuffix(".index")
     if not tf.io.gfile.exists(f"{path}.index"):
         raise CheckpointError(
-            f"checkpoint {path} does not exist; --checkpoint takes best, last or a path ending in ckpt-N"
+            f"checkpoint {path} does not exist; --checkpoint is best, last or a path that ends in ckpt-N"
         )
     return path
 
@@ -72,54 +78,74 @@ def locate_checkpoint(model_dir: str, checkpoint: str) -> str:
 def evaluate_split(
     model_dir: str, checkpoint: str, split: str, overrides: Sequence[str]
 ) -> tuple[Config, Manifest, list[GroundTruth], list[Detections]]:
-    """Detections of a run's model on a split of its data, with the annotations they are to be judged by.
+    """Runs a run's model on a split of its data.
+
+    Args:
+      model_dir: the run folder.
+      checkpoint: "best", "last" or the path of a checkpoint.
+      split: name of the split.
+      overrides: config keys to change, as `a.b=c`.
+
+    Returns:
+      The config of the run, the manifest of the data, and the ground truth and detections of all images of the split.
 
     Raises:
-      CheckpointError, DataError, UsageError: for a run, data or overrides that do not fit.
+      CheckpointError: if the checkpoint does not exist, or the data has other classes than the model.
+      DataError: if the data is missing, has no such split, or has another image size than the model.
+      UsageError: if an override is not valid.
     """
     config, trained_on = read_run_folder(model_dir, overrides)
     manifest = load_manifest(config.data)
-    check_data_of_run(config, manifest, trained_on, model_dir)
+    check_data_fits_model(manifest, trained_on, config.data.dir, config.model.input_size, model_dir)
     chosen = manifest.split(split, config.data.dir)
     cluster = config.cluster
     if cluster.strategy == "multi_worker":
-        # That is how it was trained; one process can look at the result.
+        # The run was trained on several workers; one process evaluates it.
         cluster = cluster.model_copy(update={"strategy": "auto"})
-    # Alone even where TF_CONFIG names peers: they do not evaluate with us.
+    # One worker, even if TF_CONFIG lists several: the other workers do not take part in this evaluation.
     strategy = create_strategy(cluster, WorkerRole(0))
     with strategy.scope():
         model = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))
-    truths = read_ground_truth(config.data, chosen)
+    ground_truth = read_ground_truth(config.data, chosen)
     evaluator = DetectorEvaluator(
         strategy,
         model,
         chosen,
-        [truth.source_id for truth in truths],
+        [image.source_id for image in ground_truth],
         data=config.data,
         anchors=config.anchors,
         evaluation=config.eval,
         input_size=config.model.input_size,
     )
     evaluator.evaluate(tf.constant(evaluator.steps))
-    return config, manifest, truths, evaluator.detections
+    return config, manifest, ground_truth, evaluator.detections
 
 
-def check_data_of_run(config: Config, manifest: Manifest, trained_on: Manifest, model_dir: str) -> None:
-    """Refuses data that the run's model cannot look at; anchors and matching may be others.
+def check_data_fits_model(
+    manifest: Manifest, trained_on: Manifest, data_dir: str, input_size: int, model_dir: str
+) -> None:
+    """Checks that data has the classes and the image size of a run's model; anchors and matching may differ.
+
+    Args:
+      manifest: the manifest of the data.
+      trained_on: the manifest that the run was trained with.
+      data_dir: the folder of the data, for the message.
+      input_size: input size of the model, in pixels.
+      model_dir: the run folder, for the message.
 
     Raises:
-      CheckpointError: if its classes are others.
-      DataError: if its images have another size.
+      CheckpointError: if the classes differ.
+      DataError: if the image size differs.
     """
     if manifest.classes != trained_on.classes:
         raise CheckpointError(
-            f"{model_dir} was trained on classes {', '.join(trained_on.classes)}; {config.data.dir} has "
-            f"{', '.join(manifest.classes)}; give its own data with --set data.dir=OUT"
+            f"{model_dir} was trained on classes {', '.join(trained_on.classes)}; {data_dir} has "
+            f"{', '.join(manifest.classes)}; use data with the classes of the run: --set data.dir=OUT"
         )
-    if manifest.image_size != config.model.input_size:
+    if manifest.image_size != input_size:
         raise DataError(
-            f"{config.data.dir} was prepared with image_size {manifest.image_size}, and the model of {model_dir} takes "
-            f"{config.model.input_size}: prepare again into another --output with --config={model_dir}/config.yaml"
+            f"{data_dir} was prepared with image_size {manifest.image_size}, but the model of {model_dir} takes "
+            f"{input_size}; prepare again into another --output with --config={model_dir}/config.yaml"
         )
 
 

@@ -33,7 +33,7 @@ from ssd_dist.export.formats import open_saved_model
 from ssd_dist.export.parity import compare_detections, detect_with_noise
 from ssd_dist.export.serving import OutputDecoder
 from ssd_dist.inference.prediction import PredictionOutputs, open_run, predict_images
-from ssd_dist.inference.trained_model import check_data_of_run
+from ssd_dist.inference.trained_model import check_data_fits_model
 from ssd_dist.model import detector
 from ssd_dist.model.batch_norm import ReplicaBatchNormalization
 from ssd_dist.model.detector import build_detector, normalize_image
@@ -361,12 +361,13 @@ def test_a_missing_split_is_reported(manifest):
 
 
 def test_data_of_another_size_or_classes_is_rejected(manifest):
-    config = Config.model_validate(SETTINGS)
-    check_data_of_run(config, manifest, manifest, "RUN")
-    with pytest.raises(DataError, match=r"image_size 400, and the model of RUN takes 64: .*--config=RUN/config.yaml"):
-        check_data_of_run(config, manifest.model_copy(update={"image_size": 400}), manifest, "RUN")
+    check_data_fits_model(manifest, manifest, "OUT", 64, "RUN")
+    larger = manifest.model_copy(update={"image_size": 400})
+    with pytest.raises(DataError, match=r"image_size 400, but the model of RUN takes 64; .*--config=RUN/config.yaml"):
+        check_data_fits_model(larger, manifest, "OUT", 64, "RUN")
+    other = manifest.model_copy(update={"classes": CLASSES[::-1]})
     with pytest.raises(CheckpointError, match="trained on classes"):
-        check_data_of_run(config, manifest.model_copy(update={"classes": CLASSES[::-1]}), manifest, "RUN")
+        check_data_fits_model(other, manifest, "OUT", 64, "RUN")
 
 
 def test_postprocessing_defaults_and_unsupported_combinations():

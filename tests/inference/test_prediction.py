@@ -1,4 +1,4 @@
-"""Predict: every image that a source means, each threshold where it belongs, files that other programs read."""
+"""Prediction on image files: finding the images, score thresholds, and the files that other programs read."""
 
 import csv
 import json
@@ -21,14 +21,14 @@ from ssd_dist.model.postprocessing import DetectionBatch
 CLASSES = ("cat", "dog")
 
 
-def save_picture(path, size=(40, 20), value=200):
+def save_image(path, size=(40, 20), value=200):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (value, value, value)).save(path)
     return str(path)
 
 
 class Array:
-    """Stands for an eager tensor."""
+    """A fake of an eager tensor."""
 
     def __init__(self, values):
         self._values = np.asarray(values)
@@ -39,7 +39,7 @@ class Array:
 
 @pytest.fixture
 def detector():
-    """A cat on the left half at 0.9 and a dog on the right half at the image's brightness, on every image."""
+    """Detects on every image a cat in the left half, score 0.9, and a dog in the right half, score = brightness."""
 
     def detect(images):
         brightness = images.numpy().astype(np.float32).mean(axis=(1, 2, 3)) / 255
@@ -53,7 +53,7 @@ def detector():
     return LoadedDetector(16, 2, CLASSES, detect)
 
 
-def wishes(thresholds="0.4", **options):
+def make_outputs(thresholds="0.4", **options):
     return PredictionOutputs(parse_thresholds(thresholds, CLASSES), options.pop("ids", CocoIds((1, 2))), **options)
 
 
@@ -61,49 +61,49 @@ def read_table(folder):
     return list(csv.DictReader((folder / "detections.csv").open()))
 
 
-# --- Which images --------------------------------------------------------------------------------------------------
+# --- Finding images --------------------------------------------------------------------------------------------------
 
 
-def test_files_folders_and_patterns_mean_their_images(tmp_path):
-    a, b, c = (save_picture(tmp_path / name) for name in ("a.jpg", "sub/b.PNG", "sub/deep/c.webp"))
-    odd = save_picture(tmp_path / "sub" / "[1].jpg")
+def test_files_folders_and_patterns_are_found(tmp_path):
+    a, b, c = (save_image(tmp_path / name) for name in ("a.jpg", "sub/b.PNG", "sub/deep/c.webp"))
+    odd = save_image(tmp_path / "sub" / "[1].jpg")
     (tmp_path / "notes.txt").write_text("no image")
     assert find_images([a]) == [a]
-    assert find_images([odd]) == [odd], "a name that looks like a pattern and is there is no pattern"
-    assert find_images([str(tmp_path)]) == [a], "images of a folder, neither its subfolders nor its texts"
+    assert find_images([odd]) == [odd], "the name of an existing file is not used as a pattern"
+    assert find_images([str(tmp_path)]) == [a], "only the images directly in the folder"
     assert find_images([f"{tmp_path}/**/*.[jw]*"]) == sorted([a, odd, c])
-    assert find_images([a, str(tmp_path / "sub"), a]) == sorted([a, b, odd]), "each once"
+    assert find_images([a, str(tmp_path / "sub"), a]) == sorted([a, b, odd]), "without duplicates"
 
 
 @pytest.mark.parametrize("source", ["nothing.jpg", "*.jpg", ".", "memory://nowhere/*.jpg", "memory://nowhere"])
-def test_a_source_without_images_is_named(source, tmp_path, monkeypatch):
+def test_a_source_without_images_is_reported(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"--images=.*quoted"):
         find_images([source])
 
 
-def test_a_store_that_there_is_not_is_named():
-    with pytest.raises(UsageError, match=r"nostore://a/b\.jpg cannot be looked at"):
+def test_an_unknown_store_is_reported():
+    with pytest.raises(UsageError, match=r"nostore://a/b\.jpg: cannot list the images"):
         find_images(["nostore://a/b.jpg"])
 
 
 @pytest.fixture(scope="module")
 def endpoint():
-    """The address of an emulated store that lives as long as the tests of this file."""
+    """Starts an emulated store for the tests of this file; returns its address."""
     with emulated_store("photos") as address:
         yield address
 
 
 @pytest.mark.parametrize("store", ["memory", "gs"])
-def test_images_on_a_store_are_those_here(store, tmp_path, detector, request, monkeypatch):
+def test_images_on_a_store_are_found_and_read_like_local_ones(store, tmp_path, detector, request, monkeypatch):
     if store == "gs":
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", request.getfixturevalue("endpoint"))
         monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     bucket = f"{store}://photos"
-    picture = Path(save_picture(tmp_path / "x.png", value=90)).read_bytes()
+    image = Path(save_image(tmp_path / "x.png", value=90)).read_bytes()
     for name in ("a.png", "b.png", "deep/c.png", "readme.txt"):
         with fsspec.open(f"{bucket}/in/{name}", "wb") as file:
-            file.write(picture)
+            file.write(image)
     a, b, c = (f"{bucket}/in/{name}" for name in ("a.png", "b.png", "deep/c.png"))
     if store == "memory":
         a, b, c = (name.replace("memory://", "memory:///") for name in (a, b, c))
@@ -112,15 +112,15 @@ def test_images_on_a_store_are_those_here(store, tmp_path, detector, request, mo
     assert find_images([f"{bucket}/in/**/c.png"]) == [c]
     assert find_images([f"{bucket}/in/a.png"]) == [f"{bucket}/in/a.png"]
     assert np.asarray(read_image(c)).tolist() == np.full((20, 40, 3), 90).tolist()
-    gone = f"{bucket}/in/gone.png"
-    looked_at, _, unreadable = predict_images(detector, [a, b, gone], str(tmp_path / "out"), wishes())
-    assert (looked_at, [name for name, _ in unreadable]) == (2, [gone])
+    missing = f"{bucket}/in/missing.png"
+    processed, _, unreadable = predict_images(detector, [a, b, missing], str(tmp_path / "out"), make_outputs())
+    assert (processed, [name for name, _ in unreadable]) == (2, [missing])
 
 
-# --- What is shown -------------------------------------------------------------------------------------------------
+# --- Thresholds and results ------------------------------------------------------------------------------------------
 
 
-def test_thresholds_are_of_all_of_one_or_of_an_evaluation(tmp_path):
+def test_thresholds_apply_to_all_classes_to_one_or_come_from_an_evaluation(tmp_path):
     points = {"operating_points": {name: {"threshold": value} for name, value in (("cat", 0.25), ("dog", 0.75))}}
     evaluated, exported = tmp_path / "metrics.json", tmp_path / "export.json"
     evaluated.write_text(json.dumps({"coco/AP": 0.5, "analysis": points}))
@@ -151,7 +151,7 @@ def test_thresholds_are_of_all_of_one_or_of_an_evaluation(tmp_path):
         ("broken.json", "ssd-evaluate"),
     ],
 )
-def test_thresholds_that_mean_nothing_are_refused(text, word, tmp_path, monkeypatch):
+def test_invalid_thresholds_are_refused(text, word, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other.json").write_text('{"operating_points": {"cat": {"threshold": 0.5}}}')
     (tmp_path / "broken.json").write_text("[]")
@@ -159,15 +159,15 @@ def test_thresholds_that_mean_nothing_are_refused(text, word, tmp_path, monkeypa
         parse_thresholds(text, CLASSES)
 
 
-def test_results_hold_all_and_the_table_what_is_shown(tmp_path, detector):
-    bright, dark = save_picture(tmp_path / "b.png", value=200), save_picture(tmp_path / "d.png", (100, 50), value=20)
+def test_the_json_file_has_all_detections_and_the_csv_file_those_above_the_threshold(tmp_path, detector):
+    bright, dark = save_image(tmp_path / "b.png", value=200), save_image(tmp_path / "d.png", (100, 50), value=20)
     broken = tmp_path / "x.jpg"
     broken.write_bytes(b"no image")
     out = tmp_path / "out"
-    looked_at, shown, unreadable = predict_images(
-        detector, [bright, dark, str(broken)], str(out), wishes("0.95,dog:0.5")
+    processed, shown, unreadable = predict_images(
+        detector, [bright, dark, str(broken)], str(out), make_outputs("0.95,dog:0.5")
     )
-    assert (looked_at, shown, [name for name, _ in unreadable]) == (2, 1, [str(broken)])
+    assert (processed, shown, [name for name, _ in unreadable]) == (2, 1, [str(broken)])
     results = json.loads((out / "detections.json").read_text())
     assert [(row["image_id"], row["category"]) for row in results] == [
         (image, name) for image in (bright, dark) for name in CLASSES
@@ -183,33 +183,33 @@ def test_results_hold_all_and_the_table_what_is_shown(tmp_path, detector):
         "class": "dog", "width": "40", "height": "20",
         "xmin": "20.00", "ymin": "0.00", "xmax": "40.00", "ymax": "20.00",
     }  # fmt: skip
-    assert table[1]["class"] == "", "an image on which nothing is shown is in the table all the same"
+    assert table[1]["class"] == "", "an image without drawn detections has a row as well"
     assert sorted(path.name for path in out.iterdir()) == ["b.jpg", "d.jpg", "detections.csv", "detections.json"]
     assert Image.open(out / "d.jpg").size == (100, 50)
 
 
-def test_a_picture_never_takes_the_place_of_its_source(tmp_path, detector, monkeypatch):
-    photo = save_picture(tmp_path / "a.jpg")
+def test_source_images_are_never_overwritten(tmp_path, detector, monkeypatch):
+    photo = save_image(tmp_path / "a.jpg")
     before = Path(photo).read_bytes()
     monkeypatch.chdir(tmp_path)
     for output in (str(tmp_path), "."):
         with pytest.raises(UsageError, match=r"--output: .*a\.jpg is one of --images"):
-            predict_images(detector, [photo], output, wishes())
-    # Another photograph's name counts, too: of a.png the picture would be a.jpg.
+            predict_images(detector, [photo], output, make_outputs())
+    # The name is that of another source: the output for a.png would be a.jpg.
     with pytest.raises(UsageError, match="overwritten"):
-        predict_images(detector, ["other/a.png", photo], ".", wishes())
-    predict_images(detector, [photo], ".", wishes(pictures=False))
+        predict_images(detector, ["other/a.png", photo], ".", make_outputs())
+    predict_images(detector, [photo], ".", make_outputs(draw_images=False))
     assert Path(photo).read_bytes() == before
 
 
-def test_names_that_are_no_utf8_are_written_as_they_are(tmp_path, detector):
-    name = save_picture(tmp_path / os.fsdecode(b"caf\xe9.png"))
-    predict_images(detector, [name], str(tmp_path / "out"), wishes())
+def test_file_names_that_are_not_utf8_are_written_unchanged(tmp_path, detector):
+    name = save_image(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    predict_images(detector, [name], str(tmp_path / "out"), make_outputs())
     assert b"caf\xe9.png" in (tmp_path / "out" / "detections.csv").read_bytes()
     assert json.loads((tmp_path / "out" / "detections.json").read_text())[0]["image_id"] == name
 
 
-def test_two_images_of_one_name_have_no_id_of_cocos(tmp_path):
+def test_a_file_name_that_occurs_twice_has_no_coco_id(tmp_path):
     entries = [{"file_name": f"{folder}/1.jpg", "id": number} for number, folder in enumerate("ab")]
     annotations = tmp_path / "instances.json"
     annotations.write_text(json.dumps({"images": entries, "categories": [{"name": "cat", "id": 1}]}))
@@ -220,25 +220,25 @@ def test_two_images_of_one_name_have_no_id_of_cocos(tmp_path):
     assert read_coco_ids(str(annotations), ("cat",), ["x/7.jpg"]).of_image("x/7.jpg") == 7
 
 
-def test_nothing_found_is_an_empty_list(tmp_path, detector):
+def test_no_detections_give_an_empty_list(tmp_path, detector):
     nothing = LoadedDetector(16, 2, CLASSES, lambda images: DetectionBatch(
         Array(np.zeros((len(images), 3, 4), np.float32)), Array(np.zeros((len(images), 3), np.int32)),
         Array(np.zeros((len(images), 3), np.float32))))  # fmt: skip
-    predict_images(nothing, [save_picture(tmp_path / "a.png")], str(tmp_path / "out"), wishes(pictures=False))
+    predict_images(nothing, [save_image(tmp_path / "a.png")], str(tmp_path / "out"), make_outputs(draw_images=False))
     assert json.loads((tmp_path / "out" / "detections.json").read_text()) == []
     assert not (tmp_path / "out" / "a.jpg").exists()
 
 
-def test_results_with_cocos_ids_are_taken_by_its_evaluation(tmp_path, detector):
+def test_pycocotools_loads_results_with_coco_ids(tmp_path, detector):
     from pycocotools.coco import COCO
 
-    file = save_picture(tmp_path / "val" / "000007.png")
+    file = save_image(tmp_path / "val" / "000007.png")
     annotations = tmp_path / "instances.json"
     images = [{"id": 7, "file_name": "000007.png", "height": 20, "width": 40}]
     categories = [{"id": 18, "name": "dog"}, {"id": 17, "name": "cat"}]
     annotations.write_text(json.dumps({"images": images, "categories": categories, "annotations": []}))
     ids = read_coco_ids(str(annotations), CLASSES, [file])
-    predict_images(detector, [file], str(tmp_path / "out"), wishes(ids=ids))
+    predict_images(detector, [file], str(tmp_path / "out"), make_outputs(ids=ids))
     loaded = COCO(str(annotations)).loadRes(str(tmp_path / "out" / "detections.json"))
     assert [(row["image_id"], row["category_id"]) for row in loaded.dataset["annotations"]] == [(7, 17), (7, 18)]
     with pytest.raises(UsageError, match=r"no image 'other\.png'"):
@@ -249,13 +249,13 @@ def test_results_with_cocos_ids_are_taken_by_its_evaluation(tmp_path, detector):
         read_coco_ids(file, CLASSES, [])
 
 
-def test_pictures_of_one_name_get_numbers():
+def test_outputs_of_equal_names_get_numbers():
     assert name_output_images(["a/x.jpg", "b/x.png", "b/y.jpg"]) == {
         "a/x.jpg": "x.jpg", "b/x.png": "x_2.jpg", "b/y.jpg": "y.jpg",
     }  # fmt: skip
 
 
-def test_an_output_that_cannot_be_written_is_named(tmp_path, detector):
-    (tmp_path / "file").write_text("in the way")
+def test_an_output_that_cannot_be_written_is_reported(tmp_path, detector):
+    (tmp_path / "file").write_text("a file, not a folder")
     with pytest.raises(UsageError, match=r"--output=.*cannot be written"):
-        predict_images(detector, [save_picture(tmp_path / "a.png")], str(tmp_path / "file" / "out"), wishes())
+        predict_images(detector, [save_image(tmp_path / "a.png")], str(tmp_path / "file" / "out"), make_outputs())
