@@ -145,8 +145,8 @@ def distribute_training(
         if config.train.accumulate_steps > 1:
             split_over += f" in {config.train.accumulate_steps} parts (train.accumulate_steps)"
         raise UsageError(
-            f"train.global_batch_size: {config.train.global_batch_size} does not divide over {split_over}; "
-            f"use {max(size, 1) * parts} or {(size + 1) * parts}"
+            f"train.global_batch_size: {config.train.global_batch_size} cannot be divided equally between "
+            f"{split_over}; use {max(size, 1) * parts} or {(size + 1) * parts}"
         )
     batch_size = size * config.train.accumulate_steps
     start_step = state.current_step

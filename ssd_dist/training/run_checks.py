@@ -65,7 +65,7 @@ def check_same_start(step: int, collectives: WorkerCollectives, role: WorkerRole
     problem = f"--model_dir={model_dir}: the chief resumes at step {chief_step}, but {worker} at a different step"
     if collectives.any(step == 0):
         raise UsageError(f"{problem}; use one folder that all workers share")
-    # A host's view of an NFS folder may be some seconds old.
+    # The directory listing of an NFS folder may be some seconds old.
     raise RestartError(
         f"{problem}; start again when all workers see the newest checkpoint, and use one folder that all workers share"
     )

@@ -125,5 +125,5 @@ def test_a_batch_that_does_not_divide_ends_with_2(folder: Path, tmp_path: Path) 
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "FAIL" in done.stdout
-    assert "does not divide over 3 replicas" in " ".join(done.stdout.split())
+    assert "cannot be divided equally between 3 replicas" in " ".join(done.stdout.split())
     assert "Traceback" not in done.stderr
