@@ -1,11 +1,12 @@
-"""A run told before it starts: its model, its memory, its data, its steps, its machines. Nothing is written.
+"""`ssd-train --dry_run`: describes a run before it starts: model, memory, data, steps and devices. Writes nothing.
 
-config -> data found fit -> strategy, model, optimizer -> the first batches drawn -> facts, section by section
+config -> check the data -> create strategy, model and optimizer -> read the first batches -> sections of facts
 """
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +17,7 @@ from rich.text import Text
 from ssd_dist.cluster.failures import explain_out_of_memory
 from ssd_dist.cluster.strategy import WorkerRole, create_strategy, read_worker_role
 from ssd_dist.core.anchors import anchors_per_cell, feature_sizes, generate_anchors
-from ssd_dist.core.config import Config
+from ssd_dist.core.config import Config, TrainConfig
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest, Split
 from ssd_dist.data.corrupt_records import CorruptRecord, verify_plan
 from ssd_dist.data.order import EpochPlan
@@ -30,7 +31,7 @@ from ssd_dist.training.run import make_reproducible
 from ssd_dist.training.run_checks import check_steps_left
 from ssd_dist.training.state import TrainState
 
-# Batches drawn after the first to see how fast the input is, within so many seconds.
+# The speed of the input pipeline is measured over this many batches after the first, or over this many seconds.
 TIMED_BATCHES = 16
 TIMED_SECONDS = 10.0
 MEBI = 2.0**20
@@ -40,10 +41,17 @@ Section = list[tuple[str, str]]
 
 @explain_out_of_memory()
 def describe_dry_run(config: Config, model_dir: str | None) -> dict[str, Section]:
-    """(name, value) pairs by section, of what `run_training` would do with this config.
+    """Describes what `run_training` would do with a config.
+
+    Args:
+      config: the config of the run.
+      model_dir: the run folder, to check whether a run in it can be resumed; None to skip that check.
+
+    Returns:
+      (name, value) pairs by section.
 
     Raises:
-      UsageError, DataError, CheckpointError: what would stop the run.
+      UsageError, DataError, CheckpointError: the errors that would stop the run.
     """
     role = read_worker_role()
     manifest = load_checked_manifest(config)
@@ -52,7 +60,7 @@ def describe_dry_run(config: Config, model_dir: str | None) -> dict[str, Section
     split = manifest.split(TRAIN_SPLIT, config.data.dir)
     plan, replaced = verify_plan(plan_training(config, split, role.index, role.count), split, config)
     total_steps = config.train.steps or config.train.epochs * plan.steps_per_epoch
-    # The strategy of several workers waits for all of them; what this one would be is told without it.
+    # The strategy of several workers waits for all of them, so it is not created here.
     strategy = create_strategy(config.cluster, role) if role.count == 1 else tf.distribute.get_strategy()
     make_reproducible(config)
     with strategy.scope():
@@ -63,7 +71,7 @@ def describe_dry_run(config: Config, model_dir: str | None) -> dict[str, Section
     costs = count_cost(state.model)
     return {
         "Model": _describe_model(config, manifest, costs),
-        "Memory of a replica": _describe_memory(config, state, costs, replicas),
+        "Memory per replica": _describe_memory(config, state, costs, replicas),
         "Data": _describe_data(config, manifest, split, plan, replaced),
         "Training": _describe_steps(config, manifest, plan, total_steps, model_dir),
         "Cluster": _describe_cluster(config, role, replicas),
@@ -71,7 +79,7 @@ def describe_dry_run(config: Config, model_dir: str | None) -> dict[str, Section
 
 
 def print_dry_run(sections: dict[str, Section]) -> None:
-    """Prints what `describe_dry_run` found."""
+    """Prints the sections of `describe_dry_run`."""
     console = Console(highlight=False, soft_wrap=True)
     for title, pairs in sections.items():
         table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None)
@@ -88,39 +96,55 @@ def _describe_model(config: Config, manifest: Manifest, costs: dict[str, Cost]) 
     total = sum(costs.values(), Cost())
     return [
         ("network", f"MobileNetV2 {model.width}, {model.head} head, {size} x {size}"),
-        ("starts from", config.backbone.weights),
-        ("classes", f"{len(manifest.classes)} and background"),
+        ("initial weights", config.backbone.weights),
+        ("classes", f"{len(manifest.classes)}, without background"),
         ("anchors", f"{len(generate_anchors(config.anchors, size)):,}: "
                     + " + ".join(f"{cells}²·{shapes}" for cells, shapes in levels)),
         *((name, f"{cost.parameters / 1e6:6.2f} M parameters  {cost.multiply_adds / 1e9:6.3f} G multiply-adds")
           for name, cost in costs.items()),
-        ("together", f"{total.parameters / 1e6:6.2f} M parameters  {total.multiply_adds / 1e9:6.3f} G multiply-adds, "
-                     f"{2 * total.multiply_adds / 1e9:.2f} GFLOP an image; training takes about three times that"),
+        ("total", f"{total.parameters / 1e6:6.2f} M parameters  {total.multiply_adds / 1e9:6.3f} G multiply-adds, "
+                  f"{2 * total.multiply_adds / 1e9:.2f} GFLOP per image; a training step takes about three times that"),
     ]  # fmt: skip
 
 
-def estimate_memory(config: Config, state: TrainState, costs: dict[str, Cost], replicas: int) -> list[tuple[str, int]]:
-    """What a replica holds during a step, in bytes, by what it is."""
-    images = config.train.global_batch_size // replicas // config.train.accumulate_steps
-    # Under a 16-bit policy layers put out 16 bits; the weights stay in 32.
-    width = 2 if config.amp.enabled else 4
-    weights = _bytes_of(state.model.variables)
-    averages = _bytes_of(state.ema.averages.values()) if state.ema else 0
-    moments = _bytes_of([slot for slots in state.optimizer.inner_optimizer.slots.values() for slot in slots])
-    gradients = _bytes_of(state.model.trainable_variables)
-    activations = width * images * sum(costs.values(), Cost()).activations
+def estimate_memory(
+    state: TrainState, costs: dict[str, Cost], images: int, mixed_precision: bool
+) -> list[tuple[str, int]]:
+    """Estimates the memory of a replica during a training step.
+
+    Args:
+      state: the state of the run.
+      costs: the cost of each part of the model.
+      images: images per replica that are computed at once.
+      mixed_precision: whether a 16-bit policy is set.
+
+    Returns:
+      (name, bytes) of each use of memory.
+    """
+    # Under a 16-bit policy the layers' outputs have 16 bits; the weights have 32.
+    value_bytes = 2 if mixed_precision else 4
+    averages = list(state.ema.averages.values()) if state.ema else []
+    slots = [slot for slots in state.optimizer.inner_optimizer.slots.values() for slot in slots]
     return [
-        ("weights", weights), ("their average", averages), (config.optimizer.name, moments),
-        # Once as the layers give them, once packed for the all-reduce.
-        ("gradients", 2 * gradients), (f"activations of {images} images", activations),
-    ]  # fmt: skip
+        ("weights", _count_bytes(state.model.variables)),
+        ("EMA of the weights", _count_bytes(averages)),
+        ("optimizer state", _count_bytes(slots)),
+        # Twice: as computed by the layers, and packed for the all-reduce.
+        ("gradients", 2 * _count_bytes(state.model.trainable_variables)),
+        (f"activations of {images} images", value_bytes * images * sum(costs.values(), Cost()).activations),
+    ]
+
+
+def count_images_at_once(config: TrainConfig, replicas: int) -> int:
+    """Returns the number of images that a replica computes at once."""
+    return config.global_batch_size // replicas // config.accumulate_steps
 
 
 def _describe_memory(config: Config, state: TrainState, costs: dict[str, Cost], replicas: int) -> Section:
-    pairs = estimate_memory(config, state, costs, replicas)
+    pairs = estimate_memory(state, costs, count_images_at_once(config.train, replicas), config.amp.enabled)
     return [
         *((name, f"{size / MEBI:8,.0f} MiB") for name, size in pairs),
-        ("about", f"{sum(size for _, size in pairs) / MEBI:8,.0f} MiB, and the framework's own"),
+        ("total", f"{sum(size for _, size in pairs) / MEBI:8,.0f} MiB, plus TensorFlow's own memory"),
     ]
 
 
@@ -129,35 +153,36 @@ def _describe_data(
 ) -> Section:
     pairs = []
     for name, part in manifest.splits.items():
-        # Where the shards are, and whether they are as long as the manifest says.
+        # Checks that the shards exist and have the lengths stated in the manifest.
         for view in part.views:
             locate_shards(view.shards, config.data)
         rejected = sum(part.rejected_images.values())
         size = sum(shard.bytes for view in part.views for shard in view.shards)
         pairs.append((
             name,
-            f"{part.images:,} images, {part.boxes:,} objects, {len(part.views)} views in "
+            f"{part.images:,} images, {part.boxes:,} objects, {len(part.views)} augmented copies in "
             f"{len(part.views[0].shards)} shards, {size / MEBI:,.0f} MiB; {rejected} images rejected",
         ))  # fmt: skip
     counts = split.views[0].objects_per_class
     if never := [name for name in manifest.classes if not counts.get(name)]:
-        pairs.append(("never in train", f"{', '.join(never[:8])}{' ...' if len(never) > 8 else ''}: cannot be learnt"))
+        names = f"{', '.join(never[:8])}{' ...' if len(never) > 8 else ''}"
+        pairs.append(("no objects", f"of {names} in split train; these classes cannot be learned"))
     if replaced:
-        pairs.append(("corrupt", f"{len(replaced)} records, others stand in: {replaced[0]}"))
+        pairs.append(("corrupt", f"{len(replaced)} records, replaced by valid ones; the first: {replaced[0]}"))
     batch_size = min(config.train.global_batch_size, 64)
     batches = iter(training_batches(config, plan, batch_size, 0))
     first = next(batches)
     positives = (first.targets.anchors.numpy() >= 0).sum(axis=1)
     pairs.append((
         "first batch",
-        f"{positives.mean():.1f} positive anchors an image, none on {int((positives == 0).sum())} of {batch_size}",
+        f"{positives.mean():.1f} positive anchors per image; {int((positives == 0).sum())} of {batch_size} have none",
     ))  # fmt: skip
-    started, drawn = time.perf_counter(), 0
-    while drawn < TIMED_BATCHES and time.perf_counter() - started < TIMED_SECONDS:
+    started, batches_read = time.perf_counter(), 0
+    while batches_read < TIMED_BATCHES and time.perf_counter() - started < TIMED_SECONDS:
         next(batches)
-        drawn += 1
-    speed = drawn * batch_size / max(time.perf_counter() - started, 1e-9)
-    return [*pairs, ("input alone", f"{speed:,.0f} images a second here")]
+        batches_read += 1
+    speed = batches_read * batch_size / max(time.perf_counter() - started, 1e-9)
+    return [*pairs, ("input pipeline", f"{speed:,.0f} images per second on this machine, without training")]
 
 
 def _describe_steps(
@@ -167,37 +192,40 @@ def _describe_steps(
     steps, epochs = config.eval.every_steps, config.eval.every_epochs
     every = f"{steps} steps" if steps else f"{epochs} epochs"
     pairs = [
-        ("steps", f"{total_steps:,}, {plan.steps_per_epoch:,} an epoch; {config.schedule.warmup_steps:,} of warm-up"),
-        ("batch", f"{config.train.global_batch_size} images over all replicas"),
-        ("optimizer", f"{config.optimizer.name}, rate {config.optimizer.lr:g} to {config.schedule.min_lr:g}"),
-        ("numbers", config.amp.policy if config.amp.enabled else "float32"),
+        (
+            "steps",
+            f"{total_steps:,}, {plan.steps_per_epoch:,} per epoch; warm-up over {config.schedule.warmup_steps:,}",
+        ),
+        ("batch", f"{config.train.global_batch_size} images on all replicas together"),
+        ("optimizer", f"{config.optimizer.name}, learning rate {config.optimizer.lr:g} to {config.schedule.min_lr:g}"),
+        ("precision", config.amp.policy if config.amp.enabled else "float32"),
         ("evaluation", f"on {split} every {every}" if split and (steps or epochs) else "none"),
     ]
     if config.schedule.warmup_steps >= total_steps:
-        pairs.append(("too short", "the warm-up never ends: lower schedule.warmup_steps or train longer"))
+        pairs.append(("warning", "the run ends before the warm-up; lower schedule.warmup_steps or train longer"))
     if model_dir is not None:
         newest = latest_checkpoint(str(Path(model_dir) / "checkpoints"))
         if newest:
             check_steps_left(int(newest.rsplit("-", 1)[1]), total_steps, model_dir)
-        pairs.append((model_dir, f"goes on from {Path(newest).name}" if newest else "a new run"))
+        pairs.append((model_dir, f"resumes from {Path(newest).name}" if newest else "a new run"))
     return pairs
 
 
 def _describe_cluster(config: Config, role: WorkerRole, replicas: int) -> Section:
     devices = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in _gpus()]
     pairs = [
-        ("devices here", ", ".join(devices) or f"no GPU; CPU split into {max(config.cluster.logical_cpus, 1)}"),
+        ("devices", ", ".join(devices) or f"no GPU; the CPU as {max(config.cluster.logical_cpus, 1)} devices"),
         ("replicas", f"{replicas}, {config.train.global_batch_size // replicas} images each"),
     ]
     if role.count > 1:
-        pairs.insert(0, ("workers", f"{role.count}, this is {role.index}: {', '.join(role.addresses)}"))
-        pairs.append(("not tried", "whether they reach each other: that needs all of them"))
+        pairs.insert(0, ("workers", f"{role.count}, this is worker {role.index}: {', '.join(role.addresses)}"))
+        pairs.append(("not checked", "whether the workers reach each other; use --preflight on all workers"))
     return pairs
 
 
-def _gpus() -> list:
+def _gpus() -> list[Any]:
     return tf.config.list_physical_devices("GPU")
 
 
-def _bytes_of(variables: Sequence[tf.Variable]) -> int:
+def _count_bytes(variables: Sequence[tf.Variable]) -> int:
     return sum(int(np.prod(variable.shape)) * variable.dtype.size for variable in variables)

@@ -1,10 +1,10 @@
-"""`ssd-train --preflight`: what would stop a run on many workers, found before an hour of GPUs is spent.
+"""`ssd-train --preflight`: finds what would stop a run on many workers, before GPU time is spent.
 
-on every worker:  cluster, data, shards, classes, weights, folder    no TensorFlow, no word to the others
-all to the chief: findings, config, versions, clocks                 where training's workers meet, too
-on all together:  batch over replicas, memory, a timed all-reduce    only if all is well so far
+on every worker      cluster, data, shards, classes, weights, folder    without TensorFlow and communication
+on the chief         compares findings, config, versions and clocks     over the connections that training uses as well
+on all workers       batch, memory, a timed all-reduce                  only if all checks so far have passed
 
-The chief prints the table; every line that failed says how to mend it.
+The chief prints a table; each failed check says how to fix it.
 """
 
 import json
@@ -12,7 +12,7 @@ import os
 import secrets
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssd_dist.checks.dry_run import MEBI, estimate_memory
+from ssd_dist.checks.dry_run import MEBI, count_images_at_once, estimate_memory
 from ssd_dist.cluster.collectives import WorkerCollectives
 from ssd_dist.cluster.failures import restart_on_lost_peer
 from ssd_dist.cluster.rendezvous import WorkerDescription, find_disagreement, wait_for_workers
@@ -40,14 +40,21 @@ from ssd_dist.training.assembly import create_state, distribute_training, load_c
 from ssd_dist.training.run import make_reproducible
 from ssd_dist.training.run_checks import describe_worker
 
-# Nobody waits for a queue here: all workers were started for this.
-MEETING_SECONDS = 120
+# Shorter than for training: all workers are started for this check and do not wait in a queue.
+WAIT_SECONDS = 120
 TIMED_ALL_REDUCES = 5
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table; `exit_code` 0 is a pass, and `detail` of a failure says how to mend it."""
+    """The result of one check; one row of the table.
+
+    Attributes:
+      worker: index of the worker.
+      check: name of the check.
+      detail: what was found; for a failure also how to fix it.
+      exit_code: 0 if the check passed.
+    """
 
     worker: int
     check: str
@@ -56,32 +63,33 @@ class Finding:
 
 
 class Findings(list[Finding]):
-    """What one worker found."""
+    """The findings of one worker."""
 
     def __init__(self, worker: int) -> None:
         super().__init__()
         self._worker = worker
 
-    def note(self, check: str, look: Callable[[], str]) -> None:
-        """Adds what `look` says, or why it failed."""
+    def run_check(self, name: str, check: Callable[[], str]) -> None:
+        """Runs a check and adds the text it returns, or its error."""
         try:
-            self.append(Finding(self._worker, check, look()))
+            self.append(Finding(self._worker, name, check()))
         except SsdDistError as error:
-            self.append(Finding(self._worker, check, str(error), error.exit_code))
+            self.append(Finding(self._worker, name, str(error), error.exit_code))
 
     @property
     def exit_code(self) -> int:
-        """0 if all passed, else the code of the first failure: 2, 3 or 4."""
+        """0 if all checks passed, else the code of the first failure: 2, 3 or 4."""
         return next((finding.exit_code for finding in self if finding.exit_code), 0)
 
 
 def run_preflight(config: Config, model_dir: str) -> int:
-    """Checks this worker and, with the others, the cluster; the chief prints the table. Returns the exit code.
+    """Checks this worker and, together with the other workers, the cluster; prints the table on the chief.
 
-    A worker that is well itself returns 0 though another is not: the chief's code is the verdict.
+    Returns:
+      The exit code. The chief's is the result of all workers; another worker returns 0 if its own checks passed.
 
     Raises:
-      UsageError: on the other workers, if the chief cannot be met.
+      UsageError: on workers other than the chief, if they cannot reach the chief.
     """
     role = read_worker_role()
     found = Findings(role.index)
@@ -89,17 +97,18 @@ def run_preflight(config: Config, model_dir: str) -> int:
     token = secrets.token_hex(8)
     probe = Path(model_dir) / f".preflight-{role.index}"
     manifest = check_worker(found, config, role, model_dir, probe, token)
+    facts = {} if manifest is None else describe_worker(role, flatten_config(config), manifest, ()).facts
     try:
-        all_well = meet_others(found, table, config, role, manifest, probe, token)
+        all_passed = gather_findings(found, table, role, facts, probe, token)
     finally:
         with suppress(OSError):
             probe.unlink()
-    if all_well and manifest is not None:
-        together = Findings(role.index)
+    if all_passed and manifest is not None:
+        cluster_findings = Findings(role.index)
         with restart_on_lost_peer(role):
-            check_together(together, config, role, manifest)
-        found.extend(together)
-        table.extend(together)
+            check_cluster(cluster_findings, config, role, manifest)
+        found.extend(cluster_findings)
+        table.extend(cluster_findings)
     if not role.is_chief:
         return found.exit_code
     print_table(table, role)
@@ -109,27 +118,39 @@ def run_preflight(config: Config, model_dir: str) -> int:
 def check_worker(
     found: Findings, config: Config, role: WorkerRole, model_dir: str, probe: Path, token: str
 ) -> Manifest | None:
-    """What a worker can find out alone; the manifest if it is fit."""
+    """Runs the checks that need no other worker.
+
+    Args:
+      found: receives the findings.
+      config: the config of the run.
+      role: the role of this worker.
+      model_dir: the run folder.
+      probe: a file in the run folder that this worker writes.
+      token: the content of the file, by which the chief recognizes it.
+
+    Returns:
+      The manifest of the data; None if the data failed its check.
+    """
     manifests: list[Manifest] = []
 
     def data() -> str:
         manifests.append(load_checked_manifest(config))
         split = manifests[0].split(TRAIN_SPLIT, config.data.dir)
-        return f"{config.data.dir}: {split.images:,} images, made for this config ({manifests[0].fingerprint[:12]})"
+        return f"{config.data.dir}: {split.images:,} images, prepared for this config ({manifests[0].fingerprint[:12]})"
 
     def shards() -> str:
         plan = plan_training(config, manifests[0].split(TRAIN_SPLIT, config.data.dir), role.index, role.count)
         files = len(plan.files[0])
-        return f"{files} a view, all here; {files // role.count} for each of {role.count} workers"
+        return f"{files} per augmented copy, all found; {files // role.count} for each of {role.count} workers"
 
     def classes() -> str:
         names = manifests[0].classes
         if (Path(model_dir) / CONFIG_NAME).is_file() and (before := read_run_folder(model_dir)[1].classes) != names:
             raise CheckpointError(
-                f"the run in {model_dir} has {len(before)} classes, the data {len(names)}, or others: "
-                "give another --model_dir, or the data it was trained on"
+                f"the run in {model_dir} was trained on classes {', '.join(before)}; the data has {', '.join(names)}; "
+                "use another --model_dir, or the data that the run was trained on"
             )
-        return f"{len(names)} and background"
+        return f"{len(names)}, without background"
 
     def weights() -> str:
         check_weights_file(config.backbone)
@@ -140,88 +161,105 @@ def check_worker(
             probe.parent.mkdir(parents=True, exist_ok=True)
             probe.write_text(token)
         except OSError as error:
-            raise UsageError(f"--model_dir={model_dir} cannot be written: {error}") from None
-        return f"{model_dir} can be written"
+            raise UsageError(f"--model_dir={model_dir} cannot be written: {error}; use a writable folder") from None
+        return f"{model_dir} is writable"
 
     def cluster() -> str:
         check_strategy(config.cluster, role)
         return f"worker {role.index} of {role.count} {role.addresses[role.index]}"
 
-    found.note("cluster", cluster)
-    found.note("data", data)
+    found.run_check("cluster", cluster)
+    found.run_check("data", data)
     if manifests:
-        found.note("shards", shards)
-        found.note("classes", classes)
-    found.note("weights", weights)
-    found.note("folder", folder)
+        found.run_check("shards", shards)
+        found.run_check("classes", classes)
+    found.run_check("weights", weights)
+    found.run_check("folder", folder)
     return manifests[0] if manifests else None
 
 
-def meet_others(
+def gather_findings(
     found: Findings,
     table: list[Finding],
-    config: Config,
     role: WorkerRole,
-    manifest: Manifest | None,
+    facts: Mapping[str, str],
     probe: Path,
     token: str,
 ) -> bool:
-    """Brings all findings to the chief, who fills the table; whether all is well on all workers.
+    """Sends the findings of all workers to the chief, which compares the workers and fills the table.
+
+    Args:
+      found: the findings of this worker.
+      table: receives all findings, on the chief.
+      role: the role of this worker.
+      facts: what must be equal on all workers; empty if this worker has no valid data.
+      probe: the file that this worker wrote in the run folder.
+      token: the content of the file.
+
+    Returns:
+      Whether all checks of all workers passed.
 
     Raises:
-      UsageError: on the other workers, if the chief cannot be met.
+      UsageError: on workers other than the chief, if they cannot reach the chief.
     """
-    facts = dict(describe_worker(role, flatten_config(config), manifest, ()).facts) if manifest is not None else {}
-    report = json.dumps({"findings": [asdict(finding) for finding in found], "facts": facts, "token": token})
-    # The config may differ, and the table is to say so: compared by the chief, when all have told what they found.
-    me = WorkerDescription(role.index, role.addresses, {}, report)
-    judged = False
+    report = json.dumps({"findings": [asdict(finding) for finding in found], "facts": dict(facts), "token": token})
+    # The facts are part of the report: `wait_for_workers` would stop at the first difference, but the table lists all.
+    own = WorkerDescription(role.index, role.addresses, {}, report)
+    compared = False
 
-    def judge(present: Sequence[WorkerDescription]) -> str | None:
-        nonlocal judged
-        judged = True
-        table.extend(compare_reports(present, probe))
+    def compare(descriptions: Sequence[WorkerDescription]) -> str | None:
+        nonlocal compared
+        compared = True
+        table.extend(compare_reports(descriptions, probe))
         failed = sum(finding.exit_code > 0 for finding in table)
-        return f"{failed} checks failed; the chief's table says which" if failed else None
+        return f"{failed} checks failed; see the chief's table" if failed else None
 
     try:
-        wait_for_workers(me, MEETING_SECONDS, judge)
+        wait_for_workers(own, WAIT_SECONDS, compare)
     except SsdDistError as error:
-        if role.is_chief and not judged:
-            table.extend([*found, Finding(0, "workers meet", str(error), UsageError.exit_code)])
+        if role.is_chief and not compared:
+            table.extend([*found, Finding(0, "rendezvous", str(error), UsageError.exit_code)])
         elif not role.is_chief and not found.exit_code and "the chief's table" not in str(error):
             raise UsageError(str(error)) from None
         return False
     return True
 
 
-def compare_reports(present: Sequence[WorkerDescription], probe: Path) -> list[Finding]:
-    """On the chief: everybody's findings, and what only shows side by side."""
-    reports = [json.loads(one.report) for one in present]
+def compare_reports(descriptions: Sequence[WorkerDescription], probe: Path) -> list[Finding]:
+    """Compares the workers; runs on the chief.
+
+    Args:
+      descriptions: the descriptions of all workers, in order.
+      probe: the file that the chief wrote in the run folder.
+
+    Returns:
+      The findings of all workers, and those of the comparison.
+    """
+    reports = [json.loads(one.report) for one in descriptions]
     table = [Finding(**finding) for report in reports for finding in report["findings"]]
-    chief = replace(present[0], facts=reports[0]["facts"])
-    for one, report in zip(present[1:], reports[1:], strict=True):
-        # A worker without facts has no data: said already.
+    chief = replace(descriptions[0], facts=reports[0]["facts"])
+    for one, report in zip(descriptions[1:], reports[1:], strict=True):
+        # A worker without facts has no valid data, which is already among its findings.
         if chief.facts and report["facts"]:
             problem = find_disagreement(chief, replace(one, facts=report["facts"]))
-            same = "config, data and versions are the chief's"
-            table.append(Finding(one.index, "agreement", problem or same, UsageError.exit_code if problem else 0))
-        table.append(Finding(one.index, "clock", f"{one.skew:+.1f} s from the chief's"))
+            text = problem or "config, data and versions are equal to the chief's"
+            table.append(Finding(one.index, "equal settings", text, UsageError.exit_code if problem else 0))
+        table.append(Finding(one.index, "clock", f"differs by {one.skew:+.1f} s from the chief's"))
         try:
             shared = (probe.parent / f".preflight-{one.index}").read_text() == report["token"]
         except OSError:
             shared = False
         if shared:
-            table.append(Finding(one.index, "shared folder", "the chief sees what it writes"))
+            table.append(Finding(one.index, "shared folder", "the chief can read this worker's file"))
         else:
-            mend = f"the chief does not see what it writes into {probe.parent}: mount one folder on all workers"
-            table.append(Finding(one.index, "shared folder", mend, UsageError.exit_code))
+            problem = f"the chief cannot read this worker's file in {probe.parent}; mount one folder on all workers"
+            table.append(Finding(one.index, "shared folder", problem, UsageError.exit_code))
     return table
 
 
-def check_together(found: Findings, config: Config, role: WorkerRole, manifest: Manifest) -> None:
-    """What takes TensorFlow and all workers; collective."""
-    # TensorFlow takes nearly all of a GPU's memory as soon as it uses it.
+def check_cluster(found: Findings, config: Config, role: WorkerRole, manifest: Manifest) -> None:
+    """Runs the checks that need TensorFlow and all workers; a collective, so all workers must call it."""
+    # Measured before TensorFlow uses a GPU: it then allocates nearly all of its memory.
     free = free_memory()
     strategy = create_strategy(config.cluster, role)
     make_reproducible(config)
@@ -229,34 +267,36 @@ def check_together(found: Findings, config: Config, role: WorkerRole, manifest: 
     plan = plan_training(config, manifest.split(TRAIN_SPLIT, config.data.dir), role.index, role.count)
     with strategy.scope():
         state = create_state(config, len(manifest.classes), max(config.train.steps, 1))
+    replicas = strategy.num_replicas_in_sync
 
     def batch() -> str:
         with strategy.scope():
             distribute_training(config, strategy, plan, state)
-        replicas = strategy.num_replicas_in_sync
-        return f"{config.train.global_batch_size} images over {replicas} replicas"
+        return f"{config.train.global_batch_size} images on {replicas} replicas"
 
-    found.note("batch", batch)
+    found.run_check("batch", batch)
     if found.exit_code:
         return
-    pairs = estimate_memory(config, state, count_cost(state.model), strategy.num_replicas_in_sync)
+    images = count_images_at_once(config.train, replicas)
+    pairs = estimate_memory(state, count_cost(state.model), images, config.amp.enabled)
     needed = sum(size for _, size in pairs)
-    on_one_device = 1 if tf.config.list_physical_devices("GPU") else strategy.num_replicas_in_sync // role.count
-    own = free / on_one_device
+    # Replicas on the CPU share the memory of the host.
+    replicas_per_device = 1 if tf.config.list_physical_devices("GPU") else replicas // role.count
+    own_free = free / replicas_per_device
     for worker in range(role.count):
-        found.append(check_memory(worker, needed, collectives.sum(own if worker == role.index else 0.0)))
+        found.append(check_memory(worker, needed, collectives.sum(own_free if worker == role.index else 0.0)))
     if role.count > 1:
         size = sum(variable.shape.num_elements() for variable in state.model.trainable_variables)
         found.append(time_all_reduce(strategy, size))
 
 
 def free_memory() -> float:
-    """Bytes free on the fullest GPU that this process sees, or on the host; 0 is unknown."""
+    """Returns the free bytes of the GPU with the least free memory, or of the host without GPUs; 0 if unknown."""
     if tf.config.list_physical_devices("GPU"):
-        # TensorFlow does not tell; the driver's own tool does.
+        # TensorFlow does not report free memory; the driver's tool does.
         command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-        if seen := os.environ.get("CUDA_VISIBLE_DEVICES"):
-            command.append(f"--id={seen}")
+        if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            command.append(f"--id={visible}")
         with suppress(OSError, subprocess.SubprocessError, ValueError):
             lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.split()
             return min(float(line) for line in lines) * MEBI
@@ -265,18 +305,28 @@ def free_memory() -> float:
 
 
 def check_memory(worker: int, needed: int, free: float) -> Finding:
-    """Whether the estimate for a replica fits into what is free."""
-    told = f"a replica takes about {needed / MEBI:,.0f} MiB"
+    """Checks whether the estimated bytes of a replica fit into its free bytes (0 if unknown)."""
+    estimate = f"a replica needs about {needed / MEBI:,.0f} MiB"
     if not free:
-        return Finding(worker, "memory", f"{told}; what is free is not known (no nvidia-smi)")
+        return Finding(worker, "memory", f"{estimate}; the free memory is unknown (nvidia-smi not found)")
     if needed <= free:
-        return Finding(worker, "memory", f"{told}, {free / MEBI:,.0f} are free")
-    mend = "lower train.global_batch_size, or raise train.accumulate_steps"
-    return Finding(worker, "memory", f"{told}, only {free / MEBI:,.0f} are free: {mend}", UsageError.exit_code)
+        return Finding(worker, "memory", f"{estimate}, {free / MEBI:,.0f} MiB are free")
+    return Finding(
+        worker,
+        "memory",
+        f"{estimate}, only {free / MEBI:,.0f} MiB are free; "
+        "lower train.global_batch_size, or raise train.accumulate_steps",
+        UsageError.exit_code,
+    )
 
 
 def time_all_reduce(strategy: tf.distribute.Strategy, size: int) -> Finding:
-    """Sums as many numbers over all replicas as the model has gradients, some times, and looks at the sum."""
+    """Sums `size` float32 values over all replicas several times, checks the sum and measures the bandwidth.
+
+    Args:
+      strategy: distributes the replicas.
+      size: number of values; that of the model's gradients.
+    """
     replicas = strategy.num_replicas_in_sync
 
     @tf.function(autograph=False)
@@ -296,30 +346,28 @@ def time_all_reduce(strategy: tf.distribute.Strategy, size: int) -> Finding:
         seconds.append(time.perf_counter() - started)
     expected = replicas * (replicas + 1) / 2
     if not np.array_equal(bounds, [expected, expected]):
-        detail = (
-            f"the sum over {replicas} replicas is {bounds.tolist()}, not {expected:g}: the network or NCCL is broken"
-        )
+        detail = f"the sum over {replicas} replicas is {bounds.tolist()}, not {expected:g}; check the network and NCCL"
         return Finding(0, "all-reduce", detail, UsageError.exit_code)
     best = min(seconds[1:])
-    # NCCL's bus bandwidth: what each link of a ring carries.
+    # NCCL's bus bandwidth: bytes per second that each link of a ring transfers.
     bandwidth = 4 * size * 2 * (replicas - 1) / replicas / best
     return Finding(
-        0, "all-reduce", f"{4 * size / MEBI:.1f} MiB in {best * 1e3:.1f} ms, {bandwidth / 1e9:.2f} GB/s a link"
+        0, "all-reduce", f"{4 * size / MEBI:.1f} MiB in {best * 1e3:.1f} ms, {bandwidth / 1e9:.2f} GB/s per link"
     )
 
 
 def print_table(table: Sequence[Finding], role: WorkerRole) -> None:
-    """Prints all findings, and a last line with the verdict."""
+    """Prints all findings, and a last line with the overall result."""
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
-        # A log has no edge: a finding stays one line.
+        # In a log file each finding is one line.
         console.width = 400
-    sheet = Table(box=None, title_justify="left", title="Preflight", title_style="bold")
-    for column in ("worker", "check", "verdict", "found, and how to mend it"):
-        sheet.add_column(column, overflow="fold")
+    rows = Table(box=None, title_justify="left", title="Preflight", title_style="bold")
+    for column in ("worker", "check", "result", "detail"):
+        rows.add_column(column, overflow="fold")
     for finding in table:
-        verdict = Text("FAIL", style="bold red") if finding.exit_code else Text("pass", style="green")
-        sheet.add_row(str(finding.worker), finding.check, verdict, Text(" ".join(finding.detail.split())))
-    console.print(sheet)
+        result = Text("FAIL", style="bold red") if finding.exit_code else Text("pass", style="green")
+        rows.add_row(str(finding.worker), finding.check, result, Text(" ".join(finding.detail.split())))
+    console.print(rows)
     failed = sum(finding.exit_code > 0 for finding in table)
     console.print(f"{failed} of {len(table)} checks failed" if failed else f"{role.count} workers are ready to train")

@@ -1,4 +1,4 @@
-"""The dry run tells what a run would be; its counts are those of the paper and of TensorFlow's own profiler."""
+"""The dry run describes a run; its counts agree with the paper and with TensorFlow's profiler."""
 
 import os
 import subprocess
@@ -28,13 +28,13 @@ def test_multiply_adds_are_half_of_the_profilers_flops():
     options = option_builder.ProfileOptionBuilder(option_builder.ProfileOptionBuilder.float_operation())
     report = model_analyzer.profile(graph.graph, cmd="scope", options=options.with_empty_output().build())
     counted = sum(count_cost(model).values(), Cost())
-    # The profiler counts the heads' biases too, 0.2 % here.
+    # The profiler also counts the heads' biases, 0.2 % of this model.
     assert 2 * counted.multiply_adds == pytest.approx(report.total_float_ops, rel=0.01)
     assert counted.parameters == model.count_params()
 
 
-def test_the_backbone_costs_what_its_paper_says():
-    """Sandler et al. 2018, table 4: 300 M multiply-adds at 224; its 1.3 M classifier is not here."""
+def test_the_multiply_adds_of_the_backbone_agree_with_the_paper():
+    """Sandler et al. 2018, table 4: 300 M multiply-adds at 224; without its classifier of 1.3 M."""
     plain = Config.model_validate({"backbone": {"weights": "none"}})
     small, large = (
         count_cost(build_detector(ModelConfig(input_size=size), plain.backbone, plain.anchors, 3))
@@ -42,7 +42,7 @@ def test_the_backbone_costs_what_its_paper_says():
     )
     assert small["backbone"].multiply_adds == pytest.approx(300e6 - 1.28e6, rel=0.01)
     assert large["backbone"].parameters == small["backbone"].parameters
-    # Four times the cells, all even.
+    # Four times the cells; all sizes are even.
     assert large["backbone"].multiply_adds == 4 * small["backbone"].multiply_adds
     assert large["backbone"].activations == pytest.approx(4 * small["backbone"].activations, rel=0.02)
 
@@ -55,31 +55,31 @@ def dry_run(folder: Path, config: Config, *flags: str) -> subprocess.CompletedPr
 
 
 @pytest.mark.slow
-def test_a_dry_run_tells_everything_and_leaves_nothing(tmp_path):
-    more = {"train": {"global_batch_size": 8}, "cluster": {"logical_cpus": 2}}
-    config = Config.model_validate(SMALL | more | {"data": {"dir": str(tmp_path / "data")}})
+def test_a_dry_run_describes_the_run_and_writes_nothing(tmp_path):
+    settings = {"train": {"global_batch_size": 8}, "cluster": {"logical_cpus": 2}}
+    config = Config.model_validate(SMALL | settings | {"data": {"dir": str(tmp_path / "data")}})
     write_dataset(tmp_path / "data", config, {"train": 24, "val": 6}, shards=2)
     done = dry_run(tmp_path, config, f"--model_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
-    told = " ".join(done.stdout.split())
+    output = " ".join(done.stdout.split())
     for words in (
-        "MobileNetV2 0.1, ssdlite head, 64 x 64", "8²·4 + 4²·6 + 2²·6 + 1²·6 + 1²·4 + 1²·4", "GFLOP an image",
-        "activations of 4 images", "24 images", "0 images rejected", "images a second here", "120, 3 an epoch",
-        "on val every 5 epochs", "a new run", "2, 4 images each",
+        "MobileNetV2 0.1, ssdlite head, 64 x 64", "8²·4 + 4²·6 + 2²·6 + 1²·6 + 1²·4 + 1²·4", "GFLOP per image",
+        "activations of 4 images", "24 images", "0 images rejected", "images per second on this machine",
+        "120, 3 per epoch", "on val every 5 epochs", "a new run", "2, 4 images each",
     ):  # fmt: skip
-        assert words in told, (words, told)
+        assert words in output, (words, output)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_what_would_stop_the_run_stops_the_dry_run(tmp_path):
+def test_an_error_that_would_stop_the_run_stops_the_dry_run(tmp_path):
     config = Config.model_validate(SMALL | {"data": {"dir": str(tmp_path / "data")}})
     done = dry_run(tmp_path, config)
     assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
     assert "prepare the data first" in done.stderr
 
 
-def test_a_run_of_another_config_is_not_gone_on_with(tmp_path):
+def test_a_run_with_another_config_is_not_resumed(tmp_path):
     data = {"data": {"dir": str(tmp_path / "data")}}
     config = Config.model_validate(SMALL | data)
     manifest = write_dataset(tmp_path / "data", config, {"train": 4, "val": 2}, shards=1)
@@ -90,7 +90,7 @@ def test_a_run_of_another_config_is_not_gone_on_with(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_damaged_shard_stops_the_dry_run_or_is_told(tmp_path):
+def test_a_damaged_shard_stops_the_dry_run_or_is_reported(tmp_path):
     data = {"data": {"dir": str(tmp_path / "data")}, "train": {"global_batch_size": 4}}
     config = Config.model_validate(SMALL | data)
     write_dataset(tmp_path / "data", config, {"train": 12, "val": 4}, shards=2)
@@ -103,4 +103,4 @@ def test_a_damaged_shard_stops_the_dry_run_or_is_told(tmp_path):
     assert shard.name in done.stderr
     done = dry_run(tmp_path, config, "--set=data.on_corrupt=skip", f"--set=data.cache_dir={tmp_path / 'cache'}")
     assert done.returncode == 0, done.stderr
-    assert "1 records, others stand in" in " ".join(done.stdout.split())
+    assert "1 records, replaced by valid ones" in " ".join(done.stdout.split())

@@ -1,4 +1,4 @@
-"""`ssd-train --preflight`: what would stop a run is told, with the mend, before it starts."""
+"""`ssd-train --preflight` reports what would stop a run, and how to fix it, before the run starts."""
 
 import json
 import subprocess
@@ -25,8 +25,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def look(folder: Path, *overrides: str, workers: int = 1, model_dir: Path | None = None) -> dict[str, tuple[int, str]]:
-    """Exit code and detail of each check that a worker does alone."""
+def check_one_worker(
+    folder: Path, *overrides: str, workers: int = 1, model_dir: Path | None = None
+) -> dict[str, tuple[int, str]]:
+    """Returns the exit code and detail of each check that needs no other worker."""
     run = model_dir or folder / "run"
     found = Findings(0)
     config = load_config(folder / "small.yaml", [*SMALL, f"data.dir={folder / 'data'}", *overrides])
@@ -35,8 +37,8 @@ def look(folder: Path, *overrides: str, workers: int = 1, model_dir: Path | None
     return {finding.check: (finding.exit_code, finding.detail) for finding in found}
 
 
-def test_what_fits_passes(folder: Path) -> None:
-    found = look(folder, workers=2)
+def test_a_valid_setup_passes_all_checks(folder: Path) -> None:
+    found = check_one_worker(folder, workers=2)
     assert list(found) == ["cluster", "data", "shards", "classes", "weights", "folder"]
     assert {code for code, _ in found.values()} == {0}
     assert "32 images" in found["data"][1]
@@ -54,40 +56,40 @@ def test_what_fits_passes(folder: Path) -> None:
         (["cluster.strategy=mirrored"], 2, "cluster", 2, ["mirrored", "2 workers", "multi_worker"]),
     ],
 )
-def test_what_does_not_fit_is_told_with_the_mend(folder, overrides, workers, check, code, words) -> None:
-    found = look(folder, *overrides, workers=workers)
+def test_a_problem_is_reported_with_its_fix(folder, overrides, workers, check, code, words) -> None:
+    found = check_one_worker(folder, *overrides, workers=workers)
     assert found[check][0] == code
     assert all(word in found[check][1] for word in words), found[check]
-    # One failure hides no other check.
+    # The checks after a failure still run.
     assert found["folder"][0] == 0
 
 
-def test_a_folder_that_cannot_be_written_is_told(folder: Path) -> None:
-    code, detail = look(folder, model_dir=folder / "small.yaml")["folder"]
+def test_a_folder_that_cannot_be_written_is_reported(folder: Path) -> None:
+    code, detail = check_one_worker(folder, model_dir=folder / "small.yaml")["folder"]
     assert code == 2
     assert "cannot be written" in detail
 
 
-def test_side_by_side(tmp_path: Path) -> None:
+def test_the_chief_compares_the_workers(tmp_path: Path) -> None:
     def describe_worker(index: int, facts: dict[str, str], token: str, skew: float = 0.0) -> WorkerDescription:
         report = json.dumps({"findings": [], "facts": facts, "token": token})
         return WorkerDescription(index, ("a:1", "b:1", "c:1"), {}, report, skew)
 
-    for index, token in enumerate(("zero", "one", "not theirs")):
+    for index, token in enumerate(("zero", "one", "another token")):
         (tmp_path / f".preflight-{index}").write_text(token)
-    present = [
+    descriptions = [
         describe_worker(0, {"config": "x"}, "zero"),
         describe_worker(1, {"config": "x"}, "one", 1.5),
         describe_worker(2, {"config": "y"}, "two"),
     ]
-    found = {(one.worker, one.check): one for one in compare_reports(present, tmp_path / ".preflight-0")}
-    assert {key for key, one in found.items() if one.exit_code} == {(2, "agreement"), (2, "shared folder")}
-    assert "its config is y, the chief's x" in found[2, "agreement"].detail
+    found = {(one.worker, one.check): one for one in compare_reports(descriptions, tmp_path / ".preflight-0")}
+    assert {key for key, one in found.items() if one.exit_code} == {(2, "equal settings"), (2, "shared folder")}
+    assert "its config is y, the chief's is x" in found[2, "equal settings"].detail
     assert "mount one folder" in found[2, "shared folder"].detail
     assert "+1.5 s" in found[1, "clock"].detail
 
 
-def test_memory_is_judged() -> None:
+def test_the_estimated_memory_must_fit_into_the_free_memory() -> None:
     assert check_memory(0, 10 << 20, 20 << 20).exit_code == 0
     assert check_memory(0, 10 << 20, 0.0).exit_code == 0
     short = check_memory(1, 20 << 20, 10 << 20)
@@ -102,23 +104,23 @@ def command(folder: Path, run: Path, *overrides: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_workers_are_found_ready(folder: Path, tmp_path: Path) -> None:
-    with start_workers(command(folder, tmp_path / "run"), 2, tmp_path / "logs") as gang:
-        codes = wait_for_exit(gang, 200)
-    said = read_logs(tmp_path / "logs")
-    assert codes == [0, 0], said
-    assert "2 workers are ready to train" in said
-    # Six of each worker alone, three of the second beside the chief, batch, memory of both, all-reduce.
-    assert said.count(" pass ") == 2 * 6 + 3 + 1 + 2 + 1
-    for check in ("cluster", "data", "shards", "classes", "weights", "folder", "agreement", "clock", "shared folder",
-                  "memory", "all-reduce", "GB/s"):  # fmt: skip
-        assert check in said
-    # It leaves nothing in the folder of the run.
+def test_two_valid_workers_pass_all_checks(folder: Path, tmp_path: Path) -> None:
+    with start_workers(command(folder, tmp_path / "run"), 2, tmp_path / "logs") as workers:
+        codes = wait_for_exit(workers, 200)
+    output = read_logs(tmp_path / "logs")
+    assert codes == [0, 0], output
+    assert "2 workers are ready to train" in output
+    # Six checks of each worker, three of the second compared with the chief, batch, memory of both, all-reduce.
+    assert output.count(" pass ") == 2 * 6 + 3 + 1 + 2 + 1
+    for check in ("cluster", "data", "shards", "classes", "weights", "folder", "equal settings", "clock",
+                  "shared folder", "memory", "all-reduce", "GB/s per link"):  # fmt: skip
+        assert check in output
+    # The check leaves no files in the run folder.
     assert not list((tmp_path / "run").iterdir())
 
 
 @pytest.mark.slow
-def test_a_batch_that_does_not_divide_ends_with_2(folder: Path, tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_divided_exits_with_2(folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, *command(folder, tmp_path / "run", "cluster.logical_cpus=3")],
         capture_output=True, text=True, timeout=200,
