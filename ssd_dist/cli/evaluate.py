@@ -32,7 +32,7 @@ def main(_: list[str]) -> None:
         output.write_text(json.dumps(metrics | {"analysis": analysis}, indent=1) + "\n")
     if gallery_path:
         subtitle = f"COCO AP50 {format_value(metrics['coco/AP50'])}, AP {format_value(metrics['coco/AP'])}"
-        gallery = draw_gallery(config, manifest.splits[split], detections, manifest.classes, title, subtitle)
+        gallery = draw_gallery(config.data, manifest.splits[split], detections, manifest.classes, title, subtitle)
         gallery.save(gallery_path, "PNG")
 
 

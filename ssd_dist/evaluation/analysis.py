@@ -1,6 +1,7 @@
-"""Everything that is asked of an evaluation beyond its metrics, in one value.
+"""Analyses an evaluation beyond its metrics: curves, thresholds, confusion matrix, error types, calibration.
 
-truths, detections -> matches -> curves -> thresholds -> confusion, errors;  matches -> calibration, ranked images
+ground truth, detections -> matches -> curves -> thresholds -> confusion matrix, error types
+                                    -> calibration, ranked images
 """
 
 from collections.abc import Sequence
@@ -10,24 +11,24 @@ from typing import Any
 import numpy as np
 
 from ssd_dist.evaluation.confidence import Calibration, OperatingPoint, find_operating_point, measure_calibration
-from ssd_dist.evaluation.confusion import confuse
+from ssd_dist.evaluation.confusion import count_confusions
 from ssd_dist.evaluation.detection_matching import Matches, match_detections
 from ssd_dist.evaluation.detections import Detections, GroundTruth, align_detections
-from ssd_dist.evaluation.error_types import HIT, ErrorReport, classify_detections, report_errors
+from ssd_dist.evaluation.error_types import TRUE_POSITIVE, ErrorReport, classify_detections, report_errors
 from ssd_dist.evaluation.voc_metrics import ClassCurve
 
-# The recalls at which a curve is written out.
+# The recalls at which precision-recall curves are sampled.
 RECALLS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True)
 class RankedImages:
-    """Indices of images that are worth a look, the most telling first.
+    """Image indices in three orders, for galleries.
 
     Attributes:
-      best: highest F1, of equals the one with more objects.
-      worst: lowest F1, of equals the one with more objects and wrong detections.
-      confusing: those of the wrong detection with the highest score.
+      best: by descending F1; ties go to the image with more objects.
+      worst: by ascending F1; ties go to the image with more objects and false positives.
+      confusing: by descending score of the image's most confident false positive; only images that have one.
     """
 
     best: list[int]
@@ -37,7 +38,17 @@ class RankedImages:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a split says about a model; `curves` and `points` by class."""
+    """The analysis of a model's detections on one split.
+
+    Attributes:
+      matches: the detections matched to the objects.
+      curves: the precision-recall curve of each class.
+      points: the operating point of each class.
+      confusion: int64 [C + 1, C + 1], see `count_confusions`.
+      calibration: the reliability of the scores.
+      errors: cost and number of each error type.
+      ranked: the best and the worst images.
+    """
 
     matches: Matches
     curves: list[ClassCurve]
@@ -49,11 +60,11 @@ class Analysis:
 
     @property
     def thresholds(self) -> np.ndarray:
-        """Float [C]: the score threshold of each class, that of its best F1."""
+        """Score thresholds, float64 [C]: for each class that of its best F1."""
         return np.array([point.threshold for point in self.points])
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: precision at 101 recalls, thresholds, confusion, calibration and errors."""
+        """Returns thresholds, precision at 101 recalls, confusion matrix, calibration and errors as JSON values."""
         classes = self.matches.classes
         return {
             "iou_threshold": 0.5,
@@ -71,8 +82,8 @@ class Analysis:
             },
             "calibration": {
                 "counts": self.calibration.counts.tolist(),
-                "scores": _json_list(self.calibration.scores),
-                "hit_rates": _json_list(self.calibration.hit_rates),
+                "scores": _replace_nan(self.calibration.scores),
+                "hit_rates": _replace_nan(self.calibration.precisions),
                 "error": self.calibration.error,
             },
             "errors": {"ap_gain_if_mended": self.errors.gains, "counts": self.errors.counts},
@@ -80,15 +91,20 @@ class Analysis:
 
 
 def analyse_detections(
-    truths: Sequence[GroundTruth], detections: Sequence[Detections], classes: Sequence[str]
+    ground_truth: Sequence[GroundTruth], detections: Sequence[Detections], classes: Sequence[str]
 ) -> Analysis:
-    """Analyses detections on the images of `truths`, paired by id; `classes` in label order.
+    """Analyses the detections on the images of `ground_truth`.
+
+    Args:
+      ground_truth: the annotations of each image.
+      detections: the detections on the same images, paired by image id.
+      classes: class names in label order.
 
     Raises:
-      DataError: if the images are not the same.
+      DataError: if the two sets of images differ.
     """
-    aligned = align_detections(truths, detections)
-    matches = match_detections(truths, aligned, classes)
+    aligned = align_detections(ground_truth, detections)
+    matches = match_detections(ground_truth, aligned, classes)
     curves = matches.curves()
     points = [find_operating_point(curve) for curve in curves]
     thresholds = np.array([point.threshold for point in points])
@@ -96,39 +112,43 @@ def analyse_detections(
         matches=matches,
         curves=curves,
         points=points,
-        confusion=confuse(matches, list(truths), aligned, thresholds),
+        confusion=count_confusions(matches, list(ground_truth), aligned, thresholds),
         calibration=measure_calibration(matches),
         errors=report_errors(matches, thresholds),
-        ranked=rank_images(matches.above(thresholds)),
+        ranked=rank_images(matches.above_thresholds(thresholds)),
     )
 
 
 def interpolate_precision(curve: ClassCurve) -> list[float] | None:
-    """The highest precision at each of `RECALLS` or above; None for a class without objects."""
+    """Returns the highest precision at each recall of `RECALLS` or above; None for a class without objects."""
     if not curve.objects:
         return None
     return [float(curve.precision[curve.recall >= recall - 1e-12].max(initial=0.0)) for recall in RECALLS]
 
 
 def rank_images(shown: Matches) -> RankedImages:
-    """Ranks the images by the detections that a user would see; those without objects and detections are left out."""
+    """Ranks the images by their detections; skips images with neither objects nor detections.
+
+    Args:
+      shown: matches that contain only the detections above the thresholds.
+    """
     kinds = classify_detections(shown)
     count = shown.image_count
-    hits = np.bincount(shown.found.images[kinds == HIT], minlength=count)
-    wrong_mask = shown.found.verdicts == -1
-    wrong = np.bincount(shown.found.images[wrong_mask], minlength=count)
+    true_positives = np.bincount(shown.detections.images[kinds == TRUE_POSITIVE], minlength=count)
+    false_mask = shown.detections.outcomes == -1
+    false_positives = np.bincount(shown.detections.images[false_mask], minlength=count)
     objects = np.bincount(shown.objects.images[shown.objects.counted], minlength=count)
-    size = objects + hits + wrong
-    f1 = 2 * hits / np.maximum(size, 1)
-    some = np.flatnonzero(size)
-    surest = np.zeros(count)
-    np.maximum.at(surest, shown.found.images[wrong_mask], shown.found.scores[wrong_mask])
+    size = objects + true_positives + false_positives
+    f1 = 2 * true_positives / np.maximum(size, 1)
+    ranked = np.flatnonzero(size)
+    highest_scores = np.zeros(count)
+    np.maximum.at(highest_scores, shown.detections.images[false_mask], shown.detections.scores[false_mask])
     return RankedImages(
-        best=some[np.lexsort((-objects[some], -f1[some]))].tolist(),
-        worst=some[np.lexsort((-size[some], f1[some]))].tolist(),
-        confusing=[int(image) for image in np.argsort(-surest, kind="stable") if surest[image] > 0],
+        best=ranked[np.lexsort((-objects[ranked], -f1[ranked]))].tolist(),
+        worst=ranked[np.lexsort((-size[ranked], f1[ranked]))].tolist(),
+        confusing=[int(image) for image in np.argsort(-highest_scores, kind="stable") if highest_scores[image] > 0],
     )
 
 
-def _json_list(values: np.ndarray) -> list[float | None]:
+def _replace_nan(values: np.ndarray) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]

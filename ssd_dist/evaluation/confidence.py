@@ -1,4 +1,4 @@
-"""What a score is worth: the threshold to use for each class, and whether 0.8 means right in 8 of 10 cases."""
+"""Chooses a score threshold for each class, and measures calibration: is a score of 0.8 correct in 8 of 10 cases?"""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ from ssd_dist.evaluation.detection_matching import Matches
 from ssd_dist.evaluation.voc_metrics import ClassCurve
 
 BINS = 10
-# For a class without objects there is nothing to choose a threshold by.
+# Used for classes without true positives, where F1 is 0 or undefined at every threshold.
 DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The score threshold of the best F1 of a class, and what one gets there; None for a class without hits."""
+    """The score threshold of a class with the best F1, and the values there; None without true positives."""
 
     threshold: float
     f1: float | None
@@ -24,23 +24,24 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Reliability of scores in `BINS` equal bins of [0, 1].
+    """Reliability of the scores in `BINS` equal bins of [0, 1].
 
     Attributes:
-      counts: int64 [BINS], detections in the bin.
-      scores: float64 [BINS], their mean score; NaN for an empty bin.
-      hit_rates: float64 [BINS], the share of them that are hits; NaN for an empty bin.
-      error: expected calibration error (Guo et al. 2017, equation 3): mean |score - hit rate|, weighted by counts.
+      counts: int64 [BINS], number of detections per bin.
+      scores: float64 [BINS], mean score per bin; NaN for an empty bin.
+      precisions: float64 [BINS], fraction of true positives per bin; NaN for an empty bin.
+      error: expected calibration error (Guo et al. 2017, equation 3): mean |score - precision|, weighted by counts;
+        None without detections.
     """
 
     counts: np.ndarray
     scores: np.ndarray
-    hit_rates: np.ndarray
+    precisions: np.ndarray
     error: float | None
 
 
 def find_operating_point(curve: ClassCurve) -> OperatingPoint:
-    """The lowest threshold of the highest F1; detections of equal score stand or fall together."""
+    """Finds the lowest threshold with the highest F1; a threshold never separates detections of equal score."""
     last_of_score = np.append(curve.scores[1:] != curve.scores[:-1], True) if len(curve.scores) else np.zeros(0, bool)
     precision, recall = curve.precision[last_of_score], curve.recall[last_of_score]
     if not curve.objects or not recall.any():
@@ -53,15 +54,15 @@ def find_operating_point(curve: ClassCurve) -> OperatingPoint:
 
 
 def measure_calibration(matches: Matches) -> Calibration:
-    """Reliability over all detections that are hit or miss."""
-    judged = matches.found.verdicts != 0
-    scores = matches.found.scores[judged].astype(np.float64)
-    hits = matches.found.verdicts[judged] == 1
+    """Measures the reliability of all detections that are true or false positives."""
+    counted = matches.detections.outcomes != 0
+    scores = matches.detections.scores[counted].astype(np.float64)
+    is_true_positive = matches.detections.outcomes[counted] == 1
     bins = np.minimum((scores * BINS).astype(np.int64), BINS - 1)
     counts = np.bincount(bins, minlength=BINS)
     with np.errstate(invalid="ignore"):
         mean_scores = np.bincount(bins, scores, BINS) / counts
-        hit_rates = np.bincount(bins, hits, BINS) / counts
+        precisions = np.bincount(bins, is_true_positive, BINS) / counts
     filled = counts > 0
-    gaps = counts[filled] * np.abs(mean_scores[filled] - hit_rates[filled])
-    return Calibration(counts, mean_scores, hit_rates, float(gaps.sum() / counts.sum()) if filled.any() else None)
+    gaps = counts[filled] * np.abs(mean_scores[filled] - precisions[filled])
+    return Calibration(counts, mean_scores, precisions, float(gaps.sum() / counts.sum()) if filled.any() else None)

@@ -1,8 +1,9 @@
-"""Every detection of a split beside the objects it meets: what curves, confusion, calibration and errors start from.
+"""Matches the detections of a split to its objects, for curves, confusion matrix, calibration and error types.
 
-truths, detections -> verdict (hit, miss, neither), best object of its own class, best object of another class
+ground truth, detections -> outcome (true positive, false positive, ignored), best object of the same class,
+                            best object of another class
 
-Verdicts are those of `voc.judge` at IoU 0.5, so hits here are hits of the VOC metric.
+Outcomes come from `voc_metrics.classify_outcomes` at IoU 0.5, so true positives here are those of the VOC metric.
 """
 
 from collections.abc import Sequence
@@ -12,17 +13,17 @@ import numpy as np
 
 from ssd_dist.core.boxes import iou_matrix
 from ssd_dist.evaluation.detections import Detections, GroundTruth, align_detections
-from ssd_dist.evaluation.voc_metrics import ClassCurve, judge_image, trace_curve
+from ssd_dist.evaluation.voc_metrics import ClassCurve, classify_outcomes, trace_curve
 
 
 @dataclass(frozen=True)
 class ObjectTable:
-    """All objects of a split, image after image.
+    """All objects of a split, ordered by image.
 
     Attributes:
-      images: int64 [N], the index of each object's image.
+      images: int64 [N], index of the object's image.
       labels: int64 [N], 1-based.
-      counted: bool [N], false for difficult objects and crowds, which are neither to be found nor missed.
+      counted: bool [N], false for difficult objects and crowds, which metrics ignore.
     """
 
     images: np.ndarray
@@ -32,91 +33,108 @@ class ObjectTable:
 
 @dataclass(frozen=True)
 class DetectionTable:
-    """All detections of a split, image after image, in each image best first.
+    """All detections of a split, ordered by image and, within an image, by descending score.
 
     Attributes:
-      images: int64 [D], the index of each detection's image.
-      rows: int64 [D], its place among the detections of that image as given.
+      images: int64 [D], index of the detection's image.
+      rows: int64 [D], index of the detection in the `Detections` of its image.
       labels: int64 [D], 1-based.
       scores: float32 [D].
-      verdicts: int8 [D], 1 hit, -1 miss, 0 neither.
-      same_object: int64 [D], the counted object of its class it overlaps most, an index in the `ObjectTable`; -1: none.
-      same_iou: float64 [D], the IoU with it.
-      other_object: int64 [D], the counted object of another class it overlaps most; -1: none.
-      other_iou: float64 [D], the IoU with it.
+      outcomes: int8 [D], 1 for a true positive, -1 for a false positive, 0 for an ignored detection.
+      same_object: int64 [D], index in the `ObjectTable` of the counted object of the same class with the highest IoU;
+        -1 if there is none.
+      same_iou: float64 [D], that IoU.
+      other_object: int64 [D], the same for objects of other classes.
+      other_iou: float64 [D], that IoU.
     """
 
     images: np.ndarray
     rows: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
-    verdicts: np.ndarray
+    outcomes: np.ndarray
     same_object: np.ndarray
     same_iou: np.ndarray
     other_object: np.ndarray
     other_iou: np.ndarray
 
     def select(self, mask: np.ndarray) -> "DetectionTable":
-        """The detections of a mask [D]."""
+        """Returns the detections that a mask [D] selects."""
         return DetectionTable(**{name: values[mask] for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Objects and detections of one split; `classes` in label order, `image_count` with the empty images."""
+    """The matched objects and detections of one split.
+
+    Attributes:
+      classes: class names in label order.
+      image_count: number of images, those without objects included.
+      objects: all objects.
+      detections: all detections.
+    """
 
     classes: tuple[str, ...]
     image_count: int
     objects: ObjectTable
-    found: DetectionTable
+    detections: DetectionTable
 
     def select(self, mask: np.ndarray) -> "Matches":
-        """The same objects with the detections of a mask [D] only."""
-        return replace(self, found=self.found.select(mask))
+        """Returns all objects and the detections that a mask [D] selects."""
+        return replace(self, detections=self.detections.select(mask))
 
-    def above(self, thresholds: np.ndarray) -> "Matches":
-        """The same with the detections whose score reaches the threshold [C] of their class."""
-        return self.select(self.found.scores >= thresholds[self.found.labels - 1])
+    def above_thresholds(self, thresholds: np.ndarray) -> "Matches":
+        """Returns all objects and the detections whose score is at least the threshold [C] of their class."""
+        return self.select(self.detections.scores >= thresholds[self.detections.labels - 1])
 
     def count_objects(self) -> np.ndarray:
-        """int64 [C]: objects to be found, of each class."""
+        """Returns the number of counted objects of each class, int64 [C]."""
         return np.bincount(self.objects.labels[self.objects.counted] - 1, minlength=len(self.classes))
 
     def curves(self) -> list[ClassCurve]:
-        """Precision and recall of each class."""
+        """Returns the precision-recall curve of each class."""
         return [
-            trace_curve(self.found.scores[own], self.found.verdicts[own], count)
+            trace_curve(self.detections.scores[own], self.detections.outcomes[own], count)
             for label, count in enumerate(self.count_objects().tolist(), start=1)
-            for own in [self.found.labels == label]
+            for own in [self.detections.labels == label]
         ]
 
 
 def match_detections(
-    truths: Sequence[GroundTruth], detections: Sequence[Detections], classes: Sequence[str]
+    ground_truth: Sequence[GroundTruth], detections: Sequence[Detections], classes: Sequence[str]
 ) -> Matches:
-    """Lays detections beside the annotations of the same images, paired by id.
+    """Matches detections to the annotated objects of the same images, paired by image id.
+
+    Args:
+      ground_truth: the annotations of each image.
+      detections: the detections on the same images.
+      classes: class names in label order.
 
     Raises:
-      DataError: if the images are not the same.
+      DataError: if the two sets of images differ.
     """
     tables = []
     first = 0
-    for image, (truth, found) in enumerate(zip(truths, align_detections(truths, detections), strict=True)):
-        tables.append(_match_image(image, first, truth, found))
-        first += len(truth.objects.labels)
+    for image, (annotated, found) in enumerate(
+        zip(ground_truth, align_detections(ground_truth, detections), strict=True)
+    ):
+        tables.append(_match_image(image, first, annotated, found))
+        first += len(annotated.objects.labels)
     objects = ObjectTable(
-        images=np.repeat(np.arange(len(truths)), [len(truth.objects.labels) for truth in truths]),
-        labels=_join([truth.objects.labels for truth in truths], np.int64),
-        counted=_join([~(truth.objects.difficult | truth.objects.is_crowd) for truth in truths], bool),
+        images=np.repeat(np.arange(len(ground_truth)), [len(annotated.objects.labels) for annotated in ground_truth]),
+        labels=_concatenate([annotated.objects.labels for annotated in ground_truth], np.int64),
+        counted=_concatenate(
+            [~(annotated.objects.difficult | annotated.objects.is_crowd) for annotated in ground_truth], bool
+        ),
     )
     columns = {name: np.concatenate([vars(table)[name] for table in (_EMPTY, *tables)]) for name in vars(_EMPTY)}
-    return Matches(tuple(classes), len(truths), objects, DetectionTable(**columns))
+    return Matches(tuple(classes), len(ground_truth), objects, DetectionTable(**columns))
 
 
-def _match_image(image: int, first_object: int, truth: GroundTruth, found: Detections) -> DetectionTable:
+def _match_image(image: int, first_object: int, annotated: GroundTruth, found: Detections) -> DetectionTable:
     order = np.argsort(-found.scores, kind="stable")
     boxes, labels = found.boxes[order], found.labels[order]
-    objects = truth.objects
+    objects = annotated.objects
     ignored = objects.difficult | objects.is_crowd
     same = labels[:, None] == objects.labels[None]
     iou = iou_matrix(boxes, objects.boxes)
@@ -127,7 +145,7 @@ def _match_image(image: int, first_object: int, truth: GroundTruth, found: Detec
         rows=order,
         labels=labels,
         scores=found.scores[order],
-        verdicts=judge_image(boxes, labels, objects.boxes, objects.labels, ignored),
+        outcomes=classify_outcomes(boxes, labels, objects.boxes, objects.labels, ignored),
         same_object=same_object,
         same_iou=same_iou,
         other_object=other_object,
@@ -136,7 +154,7 @@ def _match_image(image: int, first_object: int, truth: GroundTruth, found: Detec
 
 
 def _find_best(iou: np.ndarray, allowed: np.ndarray, first_object: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each row of iou [D, N] the allowed column of the highest IoU and that IoU; -1 and 0 if none is allowed."""
+    """Finds for each row of iou [D, N] the allowed column with the highest IoU, and that IoU; -1 and 0 without one."""
     if not iou.size:
         return np.full(len(iou), -1), np.zeros(len(iou))
     masked = np.where(allowed, iou, -1.0)
@@ -144,7 +162,7 @@ def _find_best(iou: np.ndarray, allowed: np.ndarray, first_object: int) -> tuple
     return np.where(best >= 0, masked.argmax(axis=1) + first_object, -1), np.maximum(best, 0.0)
 
 
-def _join(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+def _concatenate(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate([np.zeros(0, dtype), *parts])
 
 
@@ -153,7 +171,7 @@ _EMPTY = DetectionTable(
     rows=np.zeros(0, np.int64),
     labels=np.zeros(0, np.int64),
     scores=np.zeros(0, np.float32),
-    verdicts=np.zeros(0, np.int8),
+    outcomes=np.zeros(0, np.int8),
     same_object=np.zeros(0, np.int64),
     same_iou=np.zeros(0),
     other_object=np.zeros(0, np.int64),

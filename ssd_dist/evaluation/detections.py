@@ -1,4 +1,4 @@
-"""What an evaluation compares: the annotations of each image and the detections on it."""
+"""The inputs of an evaluation: the annotations of each image and the detections on it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from ssd_dist.core.records import Objects
 
 @dataclass(frozen=True)
 class Detections:
-    """Detections on one image, best first.
+    """Detections on one image, sorted by descending score.
 
     Attributes:
-      source_id: the image.
+      source_id: id of the image.
       boxes: float32 [D, 4], normalised.
       labels: int64 [D], 1-based.
       scores: float32 [D].
@@ -30,7 +30,7 @@ class Detections:
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Annotations of one image of `height` x `width` original pixels."""
+    """Annotations of one image; `height` and `width` are in pixels of the original image."""
 
     source_id: str
     height: int
@@ -38,61 +38,72 @@ class GroundTruth:
     objects: Objects
 
 
-def align_detections(truths: Sequence[GroundTruth], detections: Sequence[Detections]) -> list[Detections]:
-    """The detections on each image of `truths`, in that order; of several on one image the first counts.
+def align_detections(ground_truth: Sequence[GroundTruth], detections: Sequence[Detections]) -> list[Detections]:
+    """Returns the detections on each image of `ground_truth`, in that order.
 
-    Padding repeats images, so detections may hold an image twice; a metric must see it once.
+    Padding repeats images, so `detections` may contain an image several times. The first entry is used, because metrics
+    must count each image once.
 
     Raises:
-      DataError: if an image has no detections entry, an entry no image, or two images one id.
+      DataError: if an image has no entry, an entry belongs to no image, or two images have the same id.
     """
     by_id: dict[str, Detections] = {}
     for found in detections:
         by_id.setdefault(found.source_id, found)
-    wanted = dict.fromkeys(truth.source_id for truth in truths)
-    if len(wanted) < len(truths):
-        raise DataError(f"{len(truths) - len(wanted)} images to evaluate share their id with another; prepare again")
-    missing = [name for name in wanted if name not in by_id]
-    strange = [name for name in by_id if name not in wanted]
-    if missing or strange:
+    expected = dict.fromkeys(annotated.source_id for annotated in ground_truth)
+    if len(expected) < len(ground_truth):
         raise DataError(
-            f"evaluation saw {len(by_id)} images, the split has {len(wanted)}: {len(missing)} were not seen, "
-            f"{len(strange)} are not of the split (e.g. {(missing + strange)[0]!r}); do the shards fit dataset.json?"
+            f"evaluation: {len(ground_truth) - len(expected)} images have the id of another image; "
+            "prepare the data again"
         )
-    return [by_id[name] for name in wanted]
+    missing = [name for name in expected if name not in by_id]
+    unknown = [name for name in by_id if name not in expected]
+    if missing or unknown:
+        raise DataError(
+            f"evaluation: {len(by_id)} images were evaluated, the split has {len(expected)}: {len(missing)} are "
+            f"missing, {len(unknown)} do not belong to the split (e.g. {(missing + unknown)[0]!r}); the shards do not "
+            "match dataset.json, so prepare the data again"
+        )
+    return [by_id[name] for name in expected]
 
 
-def coco_boxes(boxes: FloatArray, height: int | IntArray, width: int | IntArray) -> list[list[float]]:
-    """COCO's [x, y, width, height] in pixels, of normalised boxes [N, 4] in an image, or in N of these sizes."""
+def convert_to_coco_boxes(boxes: FloatArray, height: int | IntArray, width: int | IntArray) -> list[list[float]]:
+    """Converts normalised boxes [N, 4] to COCO's [x, y, width, height] in pixels.
+
+    Args:
+      boxes: float [N, 4].
+      height: height of the image in pixels, or int [N], one per box.
+      width: width of the image in pixels, or int [N], one per box.
+    """
     ymin, xmin, ymax, xmax = (boxes.astype(np.float64) * np.stack([height, width, height, width], axis=-1)).T
     return np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1).tolist()
 
 
-def coco_results(
+def convert_to_coco_results(
     detections: Sequence[Detections],
-    truths: Sequence[GroundTruth],
+    ground_truth: Sequence[GroundTruth],
     image_ids: Sequence[Any],
     category_ids: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """COCO's results format: `bbox` is [x, y, width, height] in original pixels.
+    """Converts detections to COCO's results format; `bbox` is [x, y, width, height] in original pixels.
 
     Args:
-      detections: of each image.
-      truths: of the same images in the same order, for their sizes.
-      image_ids: the id each image goes by in the results.
-      category_ids: the id each class goes by; class label k is category_ids[k - 1].
+      detections: the detections on each image.
+      ground_truth: the same images in the same order, for their sizes.
+      image_ids: the COCO id of each image.
+      category_ids: the COCO id of each class; label k has category_ids[k - 1].
     """
     counts = [len(found.labels) for found in detections]
-    # All at once: a call for each image would take longer than the rest.
+    # All images at once: one call per image would take longer than everything else here.
     labels = np.concatenate([np.zeros(0, np.int64), *(found.labels for found in detections)])
     scores = np.concatenate([np.zeros(0, np.float32), *(found.scores for found in detections)])
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(found.boxes for found in detections)])
-    heights = np.repeat([truth.height for truth in truths], counts)
-    widths = np.repeat([truth.width for truth in truths], counts)
+    heights = np.repeat([annotated.height for annotated in ground_truth], counts)
+    widths = np.repeat([annotated.width for annotated in ground_truth], counts)
     names = [name for name, count in zip(image_ids, counts, strict=True) for _ in range(count)]
     return [
         {"image_id": name, "category_id": category_ids[label - 1], "bbox": box, "score": score}
         for name, label, box, score in zip(
-            names, labels.tolist(), coco_boxes(boxes, heights, widths), scores.tolist(), strict=True
+            names, labels.tolist(), convert_to_coco_boxes(boxes, heights, widths), scores.tolist(), strict=True
         )
     ]

@@ -1,17 +1,17 @@
-"""Why detections are wrong, and what each kind of mistake costs: TIDE (Bolya et al. 2020, section 2).
+"""Classifies detection errors and measures the cost of each error type, after TIDE (Bolya et al. 2020, section 2).
 
-A miss is put down to the first of these that holds, in an order of our own, with IoU bounds 0.5 (right place) and 0.1
-(some place):
+Each false positive gets the first type of this list whose condition holds (the order is ours, not TIDE's):
 
-    duplicate      its class's object is right there, but a better detection has it
-    class          an object of another class is right there
-    localisation   its class's object is near, at an IoU between the bounds
-    both           an object of another class is near
-    background     there is nothing near
+    duplicate      IoU of at least 0.5 with an object of its class that a detection with a higher score has matched
+    class          IoU of at least 0.5 with an object of another class
+    localisation   IoU from 0.1 to 0.5 with an object of its class
+    both           IoU from 0.1 to 0.5 with an object of another class
+    background     IoU below 0.1 with every counted object
 
-An object is `missed` if no detection hits it and none is off by class or place alone. The cost of a kind is what VOC
-mAP (area, IoU 0.5) would gain if an oracle mended it, all else equal: class and place put right, the others deleted,
-missed objects not asked for. The gains do not add up to what is lacking: mistakes hide one another.
+An object is `missed` if it has no true positive and no false positive of type class or localisation. The cost of a type
+is the gain in VOC mAP (area, IoU 0.5) if an oracle corrected only this type: wrong classes and boxes are corrected,
+false positives of the other types are deleted, missed objects are removed from the ground truth. The gains do not add
+up to 1 - mAP, because one error can hide another.
 """
 
 from dataclasses import dataclass
@@ -22,93 +22,98 @@ from ssd_dist.evaluation.detection_matching import Matches
 from ssd_dist.evaluation.voc_metrics import IOU_THRESHOLD, trace_curve
 
 NEAR_IOU = 0.1
-HIT, IGNORED = "hit", "ignored"
+TRUE_POSITIVE, IGNORED = "true positive", "ignored"
 KINDS = ("localisation", "class", "both", "duplicate", "background", "missed")
 
 
 @dataclass(frozen=True)
 class ErrorReport:
-    """For each of `KINDS` the gain in mAP if it were mended, and how often it happens at the thresholds in use."""
+    """Cost and number of each error type of `KINDS`.
+
+    Attributes:
+      gains: the gain in VOC mAP if all errors of the type were corrected.
+      counts: number of errors at the chosen thresholds.
+    """
 
     gains: dict[str, float]
     counts: dict[str, int]
 
 
 def classify_detections(matches: Matches) -> np.ndarray:
-    """The kind [D] of each detection: `HIT`, `IGNORED` or one of `KINDS` other than missed."""
-    found = matches.found
+    """Returns the type [D] of each detection: `TRUE_POSITIVE`, `IGNORED` or one of `KINDS` except missed."""
+    detections = matches.detections
     return np.select(
         [
-            found.verdicts == 1,
-            found.verdicts == 0,
-            found.same_iou >= IOU_THRESHOLD,
-            found.other_iou >= IOU_THRESHOLD,
-            found.same_iou >= NEAR_IOU,
-            found.other_iou >= NEAR_IOU,
+            detections.outcomes == 1,
+            detections.outcomes == 0,
+            detections.same_iou >= IOU_THRESHOLD,
+            detections.other_iou >= IOU_THRESHOLD,
+            detections.same_iou >= NEAR_IOU,
+            detections.other_iou >= NEAR_IOU,
         ],
-        [HIT, IGNORED, "duplicate", "class", "localisation", "both"],
+        [TRUE_POSITIVE, IGNORED, "duplicate", "class", "localisation", "both"],
         "background",
     )
 
 
 def find_missed(matches: Matches, kinds: np.ndarray) -> np.ndarray:
-    """Bool [N]: counted objects that no detection hits, and none is off by class or place alone."""
-    found = matches.found
-    reached = np.zeros(len(matches.objects.labels), bool)
-    reached[found.same_object[np.isin(kinds, (HIT, "localisation"))]] = True
-    reached[found.other_object[kinds == "class"]] = True
-    return matches.objects.counted & ~reached
+    """Returns bool [N]: counted objects without a true positive and without a class or localisation error."""
+    detections = matches.detections
+    explained = np.zeros(len(matches.objects.labels), bool)
+    explained[detections.same_object[np.isin(kinds, (TRUE_POSITIVE, "localisation"))]] = True
+    explained[detections.other_object[kinds == "class"]] = True
+    return matches.objects.counted & ~explained
 
 
 def report_errors(matches: Matches, thresholds: np.ndarray) -> ErrorReport:
-    """Costs over all detections; counts over those above `thresholds` [C], the ones a user would see."""
+    """Measures the gains over all detections and the counts over the detections above `thresholds` [C]."""
     kinds = classify_detections(matches)
     before = _mean_ap(matches, kinds, "")
-    shown = matches.above(thresholds)
+    shown = matches.above_thresholds(thresholds)
     shown_kinds = classify_detections(shown)
     counts = {kind: int((shown_kinds == kind).sum()) for kind in KINDS}
     counts["missed"] = int(find_missed(shown, shown_kinds).sum())
     return ErrorReport({kind: _mean_ap(matches, kinds, kind) - before for kind in KINDS}, counts)
 
 
-def _mean_ap(matches: Matches, kinds: np.ndarray, mended: str) -> float:
-    """VOC mAP with the mistakes of one kind mended; 0 without objects."""
-    found = matches.found
+def _mean_ap(matches: Matches, kinds: np.ndarray, corrected: str) -> float:
+    """Computes the VOC mAP after correcting the errors of one type ("" for none); 0 without objects."""
+    detections = matches.detections
     keep = kinds != IGNORED
-    if mended in ("both", "duplicate", "background"):
-        keep &= kinds != mended
-    # The object that each detection answers for, -1 for a miss.
-    answers = np.where(kinds == HIT, found.same_object, -1)
-    labels = found.labels
-    if mended == "localisation":
-        answers = np.where(kinds == mended, found.same_object, answers)
-    if mended == "class":
-        answers = np.where(kinds == mended, found.other_object, answers)
+    if corrected in ("both", "duplicate", "background"):
+        keep &= kinds != corrected
+    # The object that each detection matches, -1 for a false positive.
+    matched = np.where(kinds == TRUE_POSITIVE, detections.same_object, -1)
+    labels = detections.labels
+    if corrected == "localisation":
+        matched = np.where(kinds == corrected, detections.same_object, matched)
+    if corrected == "class":
+        matched = np.where(kinds == corrected, detections.other_object, matched)
         labels = labels.copy()
-        labels[kinds == mended] = matches.objects.labels[found.other_object[kinds == mended]]
+        labels[kinds == corrected] = matches.objects.labels[detections.other_object[kinds == corrected]]
     counts = matches.count_objects()
-    if mended == "missed":
+    if corrected == "missed":
         missed = matches.objects.labels[find_missed(matches, kinds)]
         counts = counts - np.bincount(missed - 1, minlength=len(counts))
-    keep &= ~_answered_before(answers, found.scores)
-    verdicts = np.where(answers >= 0, 1, -1).astype(np.int8)
-    asked = matches.count_objects() > 0
-    # A class all of whose objects are missed has nothing left to ask for once they are not: perfect, not absent.
-    aps = [
-        trace_curve(found.scores[own], verdicts[own], count).ap if count else 1.0
-        for label, count in enumerate(counts.tolist(), start=1)
-        if asked[label - 1]
-        for own in [keep & (labels == label)]
-    ]
+    keep &= ~_find_duplicates(matched, detections.scores)
+    outcomes = np.where(matched >= 0, 1, -1).astype(np.int8)
+    annotated = matches.count_objects() > 0
+    # A class whose objects are all missed has no objects left after their removal: its AP counts as 1.
+    aps = []
+    for label, count in enumerate(counts.tolist(), start=1):
+        if annotated[label - 1]:
+            own = keep & (labels == label)
+            ap = trace_curve(detections.scores[own], outcomes[own], count).ap
+            aps.append(1.0 if ap is None else ap)
     return float(np.mean(aps)) if aps else 0.0
 
 
-def _answered_before(answers: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Bool [D]: detections whose object a better one answers for; an oracle would not leave two."""
+def _find_duplicates(matched: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Returns bool [D]: detections whose object a detection with a higher score matches; an oracle deletes them."""
     order = np.argsort(-scores, kind="stable")
-    order = order[answers[order] >= 0]
-    _, first = np.unique(answers[order], return_index=True)
-    later = np.zeros(len(answers), bool)
+    order = order[matched[order] >= 0]
+    _, first = np.unique(matched[order], return_index=True)
+    later = np.zeros(len(matched), bool)
     later[order] = True
     later[order[first]] = False
     return later

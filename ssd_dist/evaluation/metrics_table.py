@@ -1,4 +1,4 @@
-"""The table that `evaluate` prints: totals by protocol, then each class."""
+"""Prints the tables of `ssd-evaluate`: metrics over all classes, metrics per class, thresholds and errors."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ _TOTALS = {
     "coco/AP_small": "COCO AP, small (below 32² pixels)",
     "coco/AP_medium": "COCO AP, medium",
     "coco/AP_large": "COCO AP, large (above 96² pixels)",
-    "coco/AR100": "COCO AR, 100 detections an image",
+    "coco/AR100": "COCO AR, 100 detections per image",
     "voc07/mAP": "VOC 2007 mAP, 11 points, IoU 0.50",
     "voc/mAP": "VOC mAP, area under the curve, IoU 0.50",
 }
 
 
 def print_metrics(metrics: dict[str, Any], title: str) -> None:
-    """Prints `Metrics.as_dict()`."""
+    """Prints the metrics that `Metrics.as_dict()` returns, under a title."""
     console = Console(highlight=False)
     totals = Table(title=title, title_justify="left", title_style="bold")
     totals.add_column("metric")
@@ -33,20 +33,20 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
     for column in classes.columns[1:]:
         column.justify = "right"
     for name, values in metrics["per_class"].items():
-        # A class may be called [red]: that is no markup.
+        # Text() keeps class names such as [red] from being parsed as markup.
         classes.add_row(Text(name), *(format_value(values[key]) for key in _PER_CLASS), str(values["objects"]))
     console.print(classes)
 
 
 def print_analysis(analysis: dict[str, Any]) -> None:
-    """Prints the thresholds and the mistakes of `Analysis.as_dict()`."""
+    """Prints the thresholds and errors that `Analysis.as_dict()` returns."""
     console = Console(highlight=False)
     points = Table("class", "score threshold", "F1", "precision", "recall", title="Best F1 of each class, IoU 0.50")
     points.title_justify, points.title_style = "left", "bold"
     for name, point in analysis["operating_points"].items():
         values = (point[key] for key in ("threshold", "f1", "precision", "recall"))
         points.add_row(Text(name), *map(format_value, values))
-    errors = Table("mistake", "at these thresholds", "VOC mAP if mended", title="Mistakes (TIDE)")
+    errors = Table("error type", "count at these thresholds", "VOC mAP gain if corrected", title="Error types (TIDE)")
     errors.title_justify, errors.title_style = "left", "bold"
     for kind, count in analysis["errors"]["counts"].items():
         errors.add_row(kind, str(count), f"{analysis['errors']['ap_gain_if_mended'][kind]:+.3f}")
@@ -55,9 +55,9 @@ def print_analysis(analysis: dict[str, Any]) -> None:
             column.justify = "right"
         console.print(table)
     error = analysis["calibration"]["error"]
-    console.print(f"expected calibration error {format_value(error)}: how far scores are from hit rates")
+    console.print(f"expected calibration error {format_value(error)}: mean difference between score and precision")
 
 
 def format_value(value: float | None) -> str:
-    """Three decimals, or a dash for what does not exist."""
+    """Formats a value with three decimals; None as a dash."""
     return "-" if value is None else f"{value:.3f}"

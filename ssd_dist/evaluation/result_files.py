@@ -1,9 +1,10 @@
-"""Detections as files that other programs read: COCO results and CSV.
+"""Writes detections to files that other programs read: COCO results and CSV.
 
-    detections.json    COCO results, every detection: what a benchmark wants
-    detections.csv     those that are shown, in pixels: what a person counts, and what prepare reads as annotations
+    detections.json    COCO results with every detection, for evaluation servers
+    detections.csv     the detections above the score thresholds, in pixels; `prepare` can read it as annotations
 
-Both are written as the detections come, so that their number does not matter, and are there once all have come.
+Both files are written one image at a time, so memory does not grow with the number of images. They appear under their
+names when all images have been written.
 """
 
 import csv
@@ -18,7 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from ssd_dist.core.errors import UsageError
-from ssd_dist.evaluation.detections import Detections, coco_boxes
+from ssd_dist.evaluation.detections import Detections, convert_to_coco_boxes
 
 COCO_NAME = "detections.json"
 CSV_NAME = "detections.csv"
@@ -27,26 +28,32 @@ COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax
 
 @dataclass(frozen=True)
 class CocoIds:
-    """What images and classes are called in COCO results.
+    """The ids of images and classes in COCO results.
 
     Attributes:
-      categories: the id of each class, label 1 first.
-      images: ids by the name of the file, without folders; None for the path itself.
+      categories: the category id of each class, label 1 first.
+      images: image ids by file name without folders; None to use the path as the id.
     """
 
     categories: tuple[int, ...]
     images: dict[str, Any] | None = None
 
-    def of_image(self, source_id: str) -> Any:
-        """The id of the image at a path."""
+    def get_image_id(self, source_id: str) -> Any:
+        """Returns the id of the image at a path."""
         return source_id if self.images is None else self.images[Path(source_id).name]
 
 
 def read_coco_ids(path: str, classes: Sequence[str], files: Sequence[str]) -> CocoIds:
-    """The ids of an annotation file of COCO's, whose evaluation will then take the results.
+    """Reads the image and category ids of a COCO annotation file, so that results can be evaluated against it.
+
+    Args:
+      path: the annotation file.
+      classes: class names in label order.
+      files: paths of the images.
 
     Raises:
-      UsageError: if it is none, names one of the `files` twice, or lacks a class or one of the `files`.
+      UsageError: if the file is not a COCO annotation file, contains one of the `files` twice, or lacks a class or
+        one of the `files`.
     """
     try:
         content = json.loads(Path(path).read_text())
@@ -54,33 +61,48 @@ def read_coco_ids(path: str, classes: Sequence[str], files: Sequence[str]) -> Co
         images = dict(zip(names, (entry["id"] for entry in content["images"]), strict=True))
         categories = {entry["name"]: entry["id"] for entry in content["categories"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"--coco_ids={path}: no annotation file in COCO's format ({error!r})") from None
-    counts = Counter(names)
-    if twice := [name for name in (Path(file).name for file in files) if counts[name] > 1]:
         raise UsageError(
-            f"--coco_ids={path}: {twice[0]!r} is the name of two of its images, which --images cannot tell apart; "
-            "leave --coco_ids away, or give the images other names"
+            f"--coco_ids={path}: not a COCO annotation file ({error!r}); give a file with images and categories"
+        ) from None
+    counts = Counter(names)
+    if ambiguous := [name for name in (Path(file).name for file in files) if counts[name] > 1]:
+        raise UsageError(
+            f"--coco_ids={path}: two of its images have the file name {ambiguous[0]!r}; omit --coco_ids, or rename "
+            "the images"
         )
     if missing := [name for name in classes if name not in categories]:
-        raise UsageError(f"--coco_ids={path}: has no category {missing[0]!r}")
-    if strange := [name for name in files if Path(name).name not in images]:
-        raise UsageError(f"--coco_ids={path}: has no image {Path(strange[0]).name!r} ({len(strange)} of --images)")
+        raise UsageError(
+            f"--coco_ids={path}: the file has no category {missing[0]!r}; its categories are "
+            f"{', '.join(map(repr, categories))}"
+        )
+    if unknown := [name for name in files if Path(name).name not in images]:
+        raise UsageError(
+            f"--coco_ids={path}: the file has no image {Path(unknown[0]).name!r} ({len(unknown)} of the files of "
+            "--images are missing); give the annotation file of these images"
+        )
     return CocoIds(tuple(categories[name] for name in classes), images)
 
 
 class ResultFiles:
-    """The two files while they are written."""
+    """Writes the detections of one image after another to the two files."""
 
-    def __init__(self, coco: TextIO, table: TextIO, classes: Sequence[str], ids: CocoIds) -> None:
-        self._coco, self._table = coco, csv.writer(table, lineterminator="\n")
+    def __init__(self, coco: TextIO, csv_file: TextIO, classes: Sequence[str], ids: CocoIds) -> None:
+        self._coco, self._csv = coco, csv.writer(csv_file, lineterminator="\n")
         self._classes, self._ids = classes, ids
         self._separator = "[\n"
-        self._table.writerow(COLUMNS)
+        self._csv.writerow(COLUMNS)
 
     def add(self, found: Detections, height: int, width: int, shown: np.ndarray) -> None:
-        """Adds the detections on an image of `height` x `width` pixels; `shown` bool [D] are those for the table."""
-        boxes = coco_boxes(found.boxes, height, width)
-        image_id = self._ids.of_image(found.source_id)
+        """Adds the detections on one image.
+
+        Args:
+          found: the detections.
+          height: height of the image in pixels.
+          width: width of the image in pixels.
+          shown: bool [D], the detections to write to the CSV file.
+        """
+        boxes = convert_to_coco_boxes(found.boxes, height, width)
+        image_id = self._ids.get_image_id(found.source_id)
         for box, label, score in zip(boxes, found.labels.tolist(), found.scores.tolist(), strict=True):
             row = {
                 "image_id": image_id,
@@ -92,30 +114,30 @@ class ResultFiles:
             self._coco.write(self._separator + json.dumps(row))
             self._separator = ",\n"
         if not shown.any():
-            # An image without objects, as prepare reads it.
-            self._table.writerow([found.source_id, width, height, *[""] * 6])
+            # A row with empty fields: `prepare` reads it as an image without objects.
+            self._csv.writerow([found.source_id, width, height, *[""] * 6])
         for index in np.flatnonzero(shown).tolist():
             x, y, w, h = boxes[index]
             corners = (f"{value:.2f}" for value in (x, y, x + w, y + h))
             name = self._classes[int(found.labels[index]) - 1]
-            self._table.writerow([found.source_id, width, height, name, *corners, f"{found.scores[index]:.4f}"])
+            self._csv.writerow([found.source_id, width, height, name, *corners, f"{found.scores[index]:.4f}"])
 
     def finish(self) -> None:
-        """Ends the list of COCO results, which may be empty."""
+        """Writes the end of the COCO results."""
         self._coco.write("[]\n" if self._separator == "[\n" else "\n]\n")
 
 
 @contextmanager
 def open_result_files(folder: str, classes: Sequence[str], ids: CocoIds) -> Iterator[ResultFiles]:
-    """Files in `folder` that appear when the block ends without an error."""
+    """Opens the result files in `folder`; they appear under their names if the block ends without an error."""
     names = [Path(folder) / name for name in (COCO_NAME, CSV_NAME)]
     partial = [path.with_name(path.name + ".partial") for path in names]
-    # A file's name may be no UTF-8: the table has its bytes, JSON escapes them.
+    # File names need not be valid UTF-8: the CSV file contains their bytes, JSON escapes them.
     with (
         partial[0].open("w") as coco,
-        partial[1].open("w", newline="", encoding="utf-8", errors="surrogateescape") as table,
+        partial[1].open("w", newline="", encoding="utf-8", errors="surrogateescape") as csv_file,
     ):
-        files = ResultFiles(coco, table, classes, ids)
+        files = ResultFiles(coco, csv_file, classes, ids)
         yield files
         files.finish()
     for temporary, path in zip(partial, names, strict=True):

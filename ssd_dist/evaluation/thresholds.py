@@ -1,8 +1,8 @@
-"""The score from which on a detection is shown, by class: given on the command line, or chosen by an evaluation.
+"""Parses the flag --score_threshold: the lowest score at which detections are shown, per class.
 
-0.4                       for all classes
-0.4,RBC:0.3               and another for one of them
-metrics.json,RBC:0.3      those of the best F1 that ssd-evaluate wrote, or export.json of an export, but for one
+0.4                       one threshold for all classes
+0.4,RBC:0.3               another threshold for the class RBC
+metrics.json,RBC:0.3      the thresholds of the best F1 from a file of ssd-evaluate (or export.json), except for RBC
 """
 
 import difflib
@@ -19,23 +19,30 @@ ALLOWED = "a score from 0 to 1, CLASS:SCORE, or a .json file of ssd-evaluate or 
 
 
 def parse_thresholds(text: str, classes: Sequence[str]) -> np.ndarray:
-    """float64 [C], the lowest score that is shown of each class; of items separated by commas later ones win.
+    """Parses comma-separated thresholds; later items override earlier ones.
+
+    Args:
+      text: the value of the flag.
+      classes: class names in label order.
+
+    Returns:
+      float64 [C], the lowest score that is shown, for each class.
 
     Raises:
-      UsageError: naming the item that is wrong.
+      UsageError: if an item is not valid.
     """
     thresholds = np.full(len(classes), DEFAULT)
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, colon, score = item.rpartition(":")
         if item.endswith(".json"):
-            _apply_file(item, classes, thresholds)
+            _read_file_into(item, classes, thresholds)
         elif not colon:
             thresholds[:] = _parse_score(item, item)
         elif name in classes:
             thresholds[classes.index(name)] = _parse_score(score, item)
         else:
             near = difflib.get_close_matches(name, classes, n=1, cutoff=0.0)
-            raise UsageError(f"--score_threshold={item}: there is no class {name!r}; did you mean {near[0]!r}?")
+            raise UsageError(f"--score_threshold={item}: unknown class {name!r}; did you mean {near[0]!r}?")
     return thresholds
 
 
@@ -45,21 +52,25 @@ def _parse_score(text: str, item: str) -> float:
     except ValueError:
         score = -1.0
     if not 0 <= score <= 1:
-        raise UsageError(f"--score_threshold={item}: allowed: {ALLOWED}")
+        raise UsageError(f"--score_threshold={item}: not a valid threshold; give {ALLOWED}")
     return score
 
 
-def _apply_file(path: str, classes: Sequence[str], thresholds: np.ndarray) -> None:
+def _read_file_into(path: str, classes: Sequence[str], thresholds: np.ndarray) -> None:
     try:
         content = json.loads(Path(path).read_text())
         points = content["analysis"]["operating_points"] if "analysis" in content else content["operating_points"]
-        chosen = {name: float(point["threshold"]) for name, point in points.items()}
+        by_class = {name: float(point["threshold"]) for name, point in points.items()}
     except FileNotFoundError:
-        raise UsageError(f"--score_threshold={path}: the file does not exist") from None
+        raise UsageError(f"--score_threshold={path}: the file does not exist; give {ALLOWED}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"--score_threshold={path}: not what ssd-evaluate --output or ssd-export writes ({error!r})"
+            f"--score_threshold={path}: not a metrics file ({error!r}); give the file of ssd-evaluate --output, or the "
+            "export.json of ssd-export"
         ) from None
-    if missing := [name for name in classes if name not in chosen]:
-        raise UsageError(f"--score_threshold={path}: has no class {missing[0]!r}; is it of this model?")
-    thresholds[:] = [chosen[name] for name in classes]
+    if missing := [name for name in classes if name not in by_class]:
+        raise UsageError(
+            f"--score_threshold={path}: the file has no class {missing[0]!r}; give the file of an "
+            "evaluation of this model"
+        )
+    thresholds[:] = [by_class[name] for name in classes]

@@ -1,9 +1,10 @@
-"""Detections as a person sees them: boxes on a picture, predictions beside the truth, a sheet of such pairs.
+"""Draws boxes on images, predictions next to ground truth, and grids of such pairs.
 
-picture, boxes -> draw_boxes -> compare (truth | predictions) -> contact_sheet
+image, boxes -> draw_boxes -> draw_comparison (ground truth | predictions) -> draw_image_grid
 
-A class has the same colour in every picture. The colours are told apart by the colour-blind too (Okabe and Ito 2008,
-with grey for black, which dark pictures swallow); from the ninth class on they repeat, and the names tell.
+A class has the same colour in every image. The palette can be distinguished by colour-blind people (Okabe and Ito 2008,
+with grey instead of black, which is invisible on dark images). The colours repeat from the ninth class on; the class
+names then distinguish the boxes.
 """
 
 from bisect import bisect_right
@@ -32,7 +33,7 @@ PALETTE: tuple[Color, ...] = (
     (204, 121, 167),
     (187, 187, 187),
 )
-INK, MUTED, PAPER, CARD, BORDER = (24, 32, 46), (98, 108, 124), (243, 244, 247), (255, 255, 255), (221, 225, 231)
+INK, MUTED, PAPER, PANEL, BORDER = (24, 32, 46), (98, 108, 124), (243, 244, 247), (255, 255, 255), (221, 225, 231)
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 SMALLEST_TEXT = 8
@@ -40,110 +41,123 @@ LEGEND_ROWS = 4
 
 
 def class_color(label: int) -> Color:
-    """The colour of a label, which counts from 1."""
+    """Returns the colour of a label; labels start at 1."""
     return PALETTE[(label - 1) % len(PALETTE)]
 
 
 def draw_boxes(
     image: Image.Image, boxes: Boxes, labels: Labels, classes: Sequence[str], scores: Scores | None = None
 ) -> Image.Image:
-    """A copy of the picture with its boxes and their names.
+    """Draws boxes with their class names on a copy of the image.
+
+    Large boxes are drawn first, so that small boxes stay visible. Class names are placed so that they overlap little.
 
     Args:
       image: of any mode and size.
-      boxes: float32 [N, 4], normalised ymin, xmin, ymax, xmax; what lies outside the picture is cut off.
-      labels: int64 [N], from 1.
-      classes: names of the labels 1, 2, ...
-      scores: float32 [N], written behind the names.
+      boxes: float32 [N, 4], normalised ymin, xmin, ymax, xmax; clipped to the image.
+      labels: int64 [N], 1-based.
+      classes: class names in label order.
+      scores: float32 [N], written after the names.
 
-    Large boxes are drawn first, so that small ones stay visible; names move aside for each other where there is room.
+    Returns:
+      An RGB image of the same size.
     """
-    picture = image.convert("RGB")
-    draw = ImageDraw.Draw(picture)
-    width, height = picture.size
+    drawn = image.convert("RGB")
+    draw = ImageDraw.Draw(drawn)
+    width, height = drawn.size
     line = max(1, round((width + height) / 380))
     text_size = int(np.clip((width + height) / 56, 10, 40))
     rectangles = [_to_pixels(box, width, height) for box in boxes]
-    order = sorted(range(len(rectangles)), key=lambda index: (-_area(rectangles[index]), index))
+    order = sorted(range(len(rectangles)), key=lambda index: (-_measure_area(rectangles[index]), index))
     for index in order:
         _draw_frame(draw, rectangles[index], class_color(int(labels[index])), line)
-    taken: list[Rectangle] = []
+    placed: list[Rectangle] = []
     for index in order:
         label = int(labels[index])
         name = classes[label - 1] if scores is None else f"{classes[label - 1]} {scores[index]:.2f}"
-        chip = _place_chip(name, rectangles[index], (width, height), text_size, line, taken)
-        if chip:
-            _draw_chip(draw, *chip, class_color(label))
-            taken.append(chip[2])
-    return picture
+        tag = _place_tag(name, rectangles[index], (width, height), text_size, line, placed)
+        if tag:
+            _draw_tag(draw, *tag, class_color(label))
+            placed.append(tag[2])
+    return drawn
 
 
-def compare(
-    image: Image.Image, truth: tuple[Boxes, Labels], prediction: tuple[Boxes, Labels, Scores], classes: Sequence[str]
+def draw_comparison(
+    image: Image.Image,
+    ground_truth: tuple[Boxes, Labels],
+    prediction: tuple[Boxes, Labels, Scores],
+    classes: Sequence[str],
 ) -> Image.Image:
-    """The picture twice: on the left with the truth, on the right with the predictions, a caption above each."""
+    """Draws the image twice, with ground truth on the left and predictions on the right, each with a caption."""
     boxes, labels, scores = prediction
-    left = draw_boxes(image, *truth, classes)
+    left = draw_boxes(image, *ground_truth, classes)
     right = draw_boxes(image, boxes, labels, classes, scores)
     width, height = left.size
-    font = _font(int(np.clip(width / 26, 10, 30)))
+    font = _load_font(int(np.clip(width / 26, 10, 30)))
     strip, gap = round(font.size * 1.7), max(4, width // 50)
-    tile = Image.new("RGB", (2 * width + gap, height + strip), CARD)
+    tile = Image.new("RGB", (2 * width + gap, height + strip), PANEL)
     draw = ImageDraw.Draw(tile)
-    for start, name, count, picture in (
-        (0, "Ground truth", len(truth[0]), left),
+    for start, name, count, drawn in (
+        (0, "Ground truth", len(ground_truth[0]), left),
         (width + gap, "Predictions", len(boxes), right),
     ):
-        for caption in (f"{name}, {_count_objects(count)}", name):
+        for caption in (f"{name}, {_format_count(count)}", name):
             if font.getlength(caption) <= width:
                 draw.text((start, strip * 0.42), caption, MUTED, font, anchor="lm")
                 break
-        tile.paste(picture, (start, strip))
+        tile.paste(drawn, (start, strip))
     return tile
 
 
-def contact_sheet(
+def draw_image_grid(
     tiles: Sequence[Image.Image], columns: int, title: str, subtitle: str, classes: Sequence[str]
 ) -> Image.Image:
-    """One picture of many tiles, with a title, a line below it and the colours of the classes.
+    """Arranges images in a grid, below a title, a subtitle and a legend of the class colours.
 
-    Tiles keep their sizes; columns are as wide as their widest tile, rows as high as their highest.
+    Tiles keep their sizes. A column is as wide as its widest tile, a row as high as its highest tile.
+
+    Args:
+      tiles: the images.
+      columns: number of columns.
+      title: the heading.
+      subtitle: the line below the heading.
+      classes: class names in label order, for the legend.
     """
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     widths = [max(tile.width for tile in tiles[column::columns]) for column in range(min(columns, len(tiles)))]
     heights = [max(tile.height for tile in row) for row in rows]
     pad, gap = 14, 18
-    sheet_width = max(sum(widths) + len(widths) * 2 * pad + (len(widths) - 1) * gap + 80, 480)
+    grid_width = max(sum(widths) + len(widths) * 2 * pad + (len(widths) - 1) * gap + 80, 480)
     margin = 40
-    header = _draw_header(sheet_width, margin, title, subtitle, classes)
-    sheet_height = header.height + sum(height + 2 * pad + gap for height in heights) - gap * bool(rows) + margin
-    sheet = Image.new("RGB", (sheet_width, sheet_height), PAPER)
-    sheet.paste(header, (0, 0))
-    draw = ImageDraw.Draw(sheet)
+    header = _draw_header(grid_width, margin, title, subtitle, classes)
+    grid_height = header.height + sum(height + 2 * pad + gap for height in heights) - gap * bool(rows) + margin
+    grid = Image.new("RGB", (grid_width, grid_height), PAPER)
+    grid.paste(header, (0, 0))
+    draw = ImageDraw.Draw(grid)
     top = header.height
     for row, height in zip(rows, heights, strict=True):
         left = margin
         for tile, width in zip(row, widths, strict=False):
-            card = (left, top, left + width + 2 * pad - 1, top + height + 2 * pad - 1)
-            draw.rounded_rectangle(card, 10, CARD, BORDER)
-            # Narrow tiles stand in the middle of their card.
+            panel = (left, top, left + width + 2 * pad - 1, top + height + 2 * pad - 1)
+            draw.rounded_rectangle(panel, 10, PANEL, BORDER)
+            # Tiles are centred in their panels.
             corner = (left + pad + (width - tile.width) // 2, top + pad + (height - tile.height) // 2)
-            sheet.paste(tile.convert("RGB"), corner)
+            grid.paste(tile.convert("RGB"), corner)
             left += width + 2 * pad + gap
         top += height + 2 * pad + gap
-    return sheet
+    return grid
 
 
 def _draw_header(width: int, margin: int, title: str, subtitle: str, classes: Sequence[str]) -> Image.Image:
     inner = width - 2 * margin
-    title_font, subtitle_font, legend_font = _fit_font(title, 34, inner), _fit_font(subtitle, 21, inner), _font(17)
-    legend = list(_lay_out_legend(classes, legend_font, inner))
+    title_font, subtitle_font, legend_font = _fit_font(title, 34, inner), _fit_font(subtitle, 21, inner), _load_font(17)
+    legend = list(_arrange_legend(classes, legend_font, inner))
     line_height = 30
     legend_top = margin + 50 + 38 + 10
     height = legend_top + (legend[-1][1] + 1 if legend else 0) * line_height + 14
     header = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(header)
-    # The bundled font has one weight; a hairline around the letters makes it bold.
+    # The bundled font has one weight; a thin outline makes it look bold.
     draw.text((margin, margin + 20), _shorten(title, title_font, inner), INK, title_font, "lm", stroke_width=0.5)
     draw.text((margin, margin + 62), _shorten(subtitle, subtitle_font, inner), MUTED, subtitle_font, "lm")
     for left, row, name, color in legend:
@@ -156,10 +170,10 @@ def _draw_header(width: int, margin: int, title: str, subtitle: str, classes: Se
     return header
 
 
-def _lay_out_legend(
+def _arrange_legend(
     classes: Sequence[str], font: ImageFont.FreeTypeFont, width: int
 ) -> Iterator[tuple[int, int, str, Color | None]]:
-    """(left, row, name, colour) of the entries; those that do not fit into the rows are counted in a last one."""
+    """Yields (left, row, name, colour) per entry; a last entry without colour counts those that do not fit."""
     left, row = 0, 0
     for index, name in enumerate(classes):
         shown = _shorten(name, font, width - 22)
@@ -182,13 +196,13 @@ def _to_pixels(box: npt.NDArray[np.float32], width: int, height: int) -> Rectang
     return x1, y1, max(x1, round(right) - 1), max(y1, round(bottom) - 1)
 
 
-def _area(rectangle: Rectangle) -> int:
+def _measure_area(rectangle: Rectangle) -> int:
     left, top, right, bottom = rectangle
     return (right - left + 1) * (bottom - top + 1)
 
 
 def _draw_frame(draw: ImageDraw.ImageDraw, rectangle: Rectangle, color: Color, line: int) -> None:
-    """A frame inside the rectangle's edge, with a dark rim that keeps it visible on its own colour."""
+    """Draws a frame inside the rectangle, with dark borders that keep it visible on areas of its own colour."""
     left, top, right, bottom = rectangle
     rim = max(1, line // 2)
     inset = min(rim, (right - left) // 2, (bottom - top) // 2)
@@ -196,57 +210,57 @@ def _draw_frame(draw: ImageDraw.ImageDraw, rectangle: Rectangle, color: Color, l
     draw.rectangle((left + inset, top + inset, right - inset, bottom - inset), outline=color, width=line)
 
 
-def _place_chip(
-    text: str, box: Rectangle, size: tuple[int, int], text_size: int, line: int, taken: Sequence[Rectangle]
+def _place_tag(
+    text: str, box: Rectangle, size: tuple[int, int], text_size: int, line: int, placed: Sequence[Rectangle]
 ) -> tuple[str, ImageFont.FreeTypeFont, Rectangle] | None:
-    """Text, font and place of a box's name, all inside the picture; None where no letter has room."""
+    """Chooses text, font and position of a box's label inside the image; None if no letter fits."""
     width, height = size
     pad = max(2, text_size // 5)
     font = _fit_font(text, text_size, width - 2 * pad)
     text = _shorten(text, font, width - 2 * pad)
-    chip_width, chip_height = int(np.ceil(font.getlength(text))) + 2 * pad, round(font.size * 1.25)
-    if not text or chip_width > width or chip_height > height:
+    tag_width, tag_height = int(np.ceil(font.getlength(text))) + 2 * pad, round(font.size * 1.25)
+    if not text or tag_width > width or tag_height > height:
         return None
     left, top, right, bottom = box
-    # Above the box, inside it, below it, each at its left and right corner.
-    ends = (left, right + 1 - chip_width)
-    places = [(x, y) for y in (top - chip_height, top + line, bottom + 1, bottom + 1 - chip_height) for x in ends]
+    # Candidates: above, inside the top, below and inside the bottom of the box, each left- and right-aligned.
+    ends = (left, right + 1 - tag_width)
+    places = [(x, y) for y in (top - tag_height, top + line, bottom + 1, bottom + 1 - tag_height) for x in ends]
     best, least = None, np.inf
     for x, y in places:
-        inside_x, inside_y = min(max(x, 0), width - chip_width), min(max(y, 0), height - chip_height)
-        chip = (inside_x, inside_y, inside_x + chip_width, inside_y + chip_height)
-        covered = sum(_overlap(chip, other) for other in taken)
-        # A name that had to be moved off its box is worse than one at its corner, better than one upon another.
-        cost = covered + 0.1 * chip_height * (abs(inside_x - x) + abs(inside_y - y))
+        inside_x, inside_y = min(max(x, 0), width - tag_width), min(max(y, 0), height - tag_height)
+        tag = (inside_x, inside_y, inside_x + tag_width, inside_y + tag_height)
+        covered = sum(_measure_overlap(tag, other) for other in placed)
+        # Moving a label away from its box costs more than a corner position and less than overlapping another label.
+        cost = covered + 0.1 * tag_height * (abs(inside_x - x) + abs(inside_y - y))
         if cost < least:
-            best, least = chip, cost
+            best, least = tag, cost
     return None if best is None else (text, font, best)
 
 
-def _draw_chip(
-    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, chip: Rectangle, color: Color
-) -> None:
-    left, top, right, bottom = chip
+def _draw_tag(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, tag: Rectangle, color: Color) -> None:
+    left, top, right, bottom = tag
     draw.rounded_rectangle((left, top, right - 1, bottom - 1), font.size // 5, color)
-    # Whole pixels: letters are sharper, and alike wherever they stand.
+    # At whole pixels letters are sharper and look the same at every position.
     start = left + (right - left - int(np.ceil(font.getlength(text)))) // 2
-    draw.text((start, (top + bottom) // 2), text, _ink_on(color), font, anchor="lm")
+    draw.text((start, (top + bottom) // 2), text, _contrasting_color(color), font, anchor="lm")
 
 
-def _overlap(first: Rectangle, second: Rectangle) -> int:
+def _measure_overlap(first: Rectangle, second: Rectangle) -> int:
     across = min(first[2], second[2]) - max(first[0], second[0])
     down = min(first[3], second[3]) - max(first[1], second[1])
     return max(across, 0) * max(down, 0)
 
 
-def _ink_on(color: Color) -> Color:
-    """Black or white, whichever has the higher contrast (WCAG 2.1, relative luminance)."""
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in _unit(color))
+def _contrasting_color(color: Color) -> Color:
+    """Returns black or white, the one with the higher contrast (WCAG 2.1, relative luminance)."""
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in _normalize_color(color)
+    )
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     return BLACK if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else WHITE
 
 
-def _unit(color: Color) -> tuple[float, ...]:
+def _normalize_color(color: Color) -> tuple[float, ...]:
     return tuple(part / 255 for part in color)
 
 
@@ -256,27 +270,32 @@ def _darken(color: Color) -> Color:
 
 
 @lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _load_font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError("this Pillow was built without FreeType; install the wheel from the package index")
+        raise RuntimeError("Pillow was built without FreeType, so text cannot be drawn; install the Pillow wheel")
     return font
 
 
 def _fit_font(text: str, size: int, width: int) -> ImageFont.FreeTypeFont:
-    """The largest font up to `size` in which the text is at most `width` pixels long."""
-    while size > SMALLEST_TEXT and _font(size).getlength(text) > width:
+    """Returns the largest font up to `size` in which the text is at most `width` pixels long."""
+    while size > SMALLEST_TEXT and _load_font(size).getlength(text) > width:
         size -= 1
-    return _font(size)
+    return _load_font(size)
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, cut with an ellipsis to at most `width` pixels; empty where not even that fits."""
+    """Shortens the text with an ellipsis to at most `width` pixels; returns "" if not even one letter fits."""
     if font.getlength(text) <= width:
         return text
-    kept = bisect_right(range(1, len(text)), width, key=lambda length: font.getlength(text[:length] + "…"))
+
+    def exceeds_width(length: int) -> bool:
+        return font.getlength(text[:length] + "…") > width
+
+    # The number of lengths 1, 2, ... that fit; widths grow with the length.
+    kept = bisect_right(range(1, len(text)), False, key=exceeds_width)
     return text[:kept].rstrip() + "…" if kept else ""
 
 
-def _count_objects(count: int) -> str:
+def _format_count(count: int) -> str:
     return {0: "none", 1: "1 object"}.get(count, f"{count} objects")

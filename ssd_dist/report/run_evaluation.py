@@ -27,7 +27,7 @@ from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.shard_files import join, load_manifest
 from ssd_dist.evaluation.analysis import Analysis, analyse_detections
 from ssd_dist.evaluation.detections import Detections, GroundTruth
-from ssd_dist.evaluation.error_types import HIT, IGNORED, classify_detections
+from ssd_dist.evaluation.error_types import IGNORED, TRUE_POSITIVE, classify_detections
 from ssd_dist.evaluation.metrics import Metrics, evaluate_detections
 from ssd_dist.inference.trained_model import evaluate_split, load_trained_model, locate_checkpoint
 from ssd_dist.model.detector import normalize_image
@@ -172,12 +172,13 @@ def draw_pair(evaluation: Evaluation, image: int, record: Record) -> ImagePair:
       image: index of the image in the split.
       record: its record.
     """
-    matches = evaluation.analysis.matches.above(evaluation.analysis.thresholds)
-    matches = matches.select(matches.found.images == image)
+    matches = evaluation.analysis.matches.above_thresholds(evaluation.analysis.thresholds)
+    matches = matches.select(matches.detections.images == image)
     kinds = classify_detections(matches).tolist()
-    found, detections, annotated = matches.found, evaluation.detections[image], evaluation.ground_truths[image]
+    found, detections, annotated = matches.detections, evaluation.detections[image], evaluation.ground_truths[image]
     first = int(np.searchsorted(matches.objects.images, image))
-    detected = {int(index) - first for index, kind in zip(found.same_object, kinds, strict=True) if kind == HIT}
+    pairs = zip(found.same_object.tolist(), kinds, strict=True)
+    detected = {index - first for index, kind in pairs if kind == TRUE_POSITIVE}
     pixels = Image.open(io.BytesIO(record.encoded))
     shape = (annotated.height, annotated.width)
     left = []
@@ -188,7 +189,7 @@ def draw_pair(evaluation: Evaluation, image: int, record: Record) -> ImagePair:
     right = []
     for row, label, score, kind in zip(found.rows, found.labels, found.scores, kinds, strict=True):
         name = f"{evaluation.classes[label - 1]} {score:.2f}"
-        style = {HIT: "correct", IGNORED: "crowd"}.get(kind, "wrong")
+        style = {TRUE_POSITIVE: "correct", IGNORED: "crowd"}.get(kind, "wrong")
         suffix = "" if style == "correct" else KIND_LABELS.get(kind, kind)
         tooltip = f"{name}, {'true positive' if style == 'correct' else ERROR_NAMES.get(kind, kind)}"
         right.append(OverlayBox(detections.boxes[row], style, f"{name} {suffix}".strip(), tooltip))

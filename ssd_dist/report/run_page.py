@@ -265,7 +265,7 @@ def _build_confusion_matrix(analysis: Analysis) -> dict[str, Any]:
 def _draw_calibration(analysis: Analysis) -> tuple[Markup, float | None]:
     """Returns the calibration chart and the expected calibration error."""
     found = analysis.calibration
-    return draw_calibration_chart("precision by score", found.scores, found.hit_rates, found.counts), found.error
+    return draw_calibration_chart("precision by score", found.scores, found.precisions, found.counts), found.error
 
 
 def _build_error_rows(analysis: Analysis) -> list[tuple[str, str, int, float, float]]:

@@ -79,8 +79,9 @@ class TensorBoardTracker:
             for name, curve in zip(matches.classes, matches.curves(), strict=True):
                 data = pr_curve.create_summary_metadata(name, "", PR_THRESHOLDS)
                 tf.summary.write(f"pr/{name}", tabulate_curve(curve), metadata=data)
-            for name, verdict in (("true_positives", 1), ("false_positives", -1)):
-                tf.summary.histogram(f"scores/{name}", matches.found.scores[matches.found.verdicts == verdict])
+            table = matches.detections
+            for name, outcome in (("true_positives", 1), ("false_positives", -1)):
+                tf.summary.histogram(f"scores/{name}", table.scores[table.outcomes == outcome])
             small = gallery.convert("RGB")
             # The event file keeps the image of every evaluation.
             small.thumbnail((640, 2000))
@@ -212,7 +213,8 @@ def create_detection_logger(
 
     def log_detections(step: int, detections: Sequence[Detections]) -> None:
         matches = match_detections(ground_truth, detections, classes)
-        gallery = draw_gallery(config, manifest.splits[split_name], detections, classes, f"step {step}", split_name)
+        split = manifest.splits[split_name]
+        gallery = draw_gallery(config.data, split, detections, classes, f"step {step}", split_name)
         for tracker in trackers:
             if isinstance(tracker, TensorBoardTracker):
                 tracker.log_evaluation(step, matches, gallery)

@@ -1,4 +1,4 @@
-"""The same scenes judged by pycocotools and by the VOC devkit's loop."""
+"""Evaluates scenes with pycocotools and with the loop of the VOC devkit, and compares the metrics."""
 
 import contextlib
 import io
@@ -15,13 +15,13 @@ COCO_STATS = (
 )  # fmt: skip
 
 
-def pycocotools_reference(truths, detections, classes: int) -> tuple[list[float], list[list[float]]]:
-    """COCO's twelve numbers, and (AP, AP50) of each class; -1 for what does not exist."""
+def pycocotools_reference(ground_truth, detections, classes: int) -> tuple[list[float], list[list[float]]]:
+    """Returns COCO's twelve metrics, and (AP, AP50) of each class; -1 for undefined values."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     class DifficultIgnored(COCOeval):
-        """pycocotools overwrites a field "ignore" by "iscrowd" as it prepares; this sets it after that."""
+        """Sets the field "ignore" after `_prepare`, which overwrites it with "iscrowd"."""
 
         def _prepare(self):
             super()._prepare()
@@ -32,14 +32,14 @@ def pycocotools_reference(truths, detections, classes: int) -> tuple[list[float]
         ymin, xmin, ymax, xmax = (float(v) for v in box)
         return [xmin * WIDTH, ymin * HEIGHT, (xmax - xmin) * WIDTH, (ymax - ymin) * HEIGHT]
 
-    images = [{"id": i, "height": HEIGHT, "width": WIDTH} for i in range(len(truths))]
+    images = [{"id": i, "height": HEIGHT, "width": WIDTH} for i in range(len(ground_truth))]
     categories = [{"id": k, "name": str(k)} for k in range(1, classes + 1)]
     annotations, results = [], []
-    for i, image in enumerate(truths):
+    for i, image in enumerate(ground_truth):
         for n, box in enumerate(image.objects.boxes):
             annotations.append(
                 {
-                    # pycocotools takes a match with id 0 for none.
+                    # pycocotools treats a match with id 0 as no match.
                     "id": len(annotations) + 1,
                     "image_id": i,
                     "category_id": int(image.objects.labels[n]),
@@ -92,9 +92,9 @@ def assert_equal_numbers(actual: float | None, expected: float, name: str) -> No
         assert actual == pytest.approx(expected, abs=1e-6), name
 
 
-def assert_equals_pycocotools(truths, detections, classes: int) -> Metrics:
-    metrics = evaluate_detections(truths, detections, class_names(classes))
-    stats, per_class = pycocotools_reference(truths, detections, classes)
+def assert_equals_pycocotools(ground_truth, detections, classes: int) -> Metrics:
+    metrics = evaluate_detections(ground_truth, detections, class_names(classes))
+    stats, per_class = pycocotools_reference(ground_truth, detections, classes)
     for name, expected in zip(COCO_STATS, stats, strict=True):
         assert_equal_numbers(metrics.scalars[name], expected, name)
     for name, (ap, ap50) in zip(class_names(classes), per_class, strict=True):
@@ -103,19 +103,23 @@ def assert_equals_pycocotools(truths, detections, classes: int) -> Metrics:
     return metrics
 
 
-def voc_reference(truths, detections, label: int) -> tuple[float, float] | None:
+def voc_reference(ground_truth, detections, label: int) -> tuple[float, float] | None:
     images = []
-    for image, guesses in zip(truths, detections, strict=True):
-        mine, theirs = image.objects.labels == label, guesses.labels == label
-        # A crowd is, like a difficult object, neither to be found nor wrong to find.
-        flags = (image.objects.difficult | image.objects.is_crowd)[mine]
-        images.append(VocImage(image.objects.boxes[mine], flags, guesses.boxes[theirs], guesses.scores[theirs]))
+    for image, detected in zip(ground_truth, detections, strict=True):
+        own_objects, own_detections = image.objects.labels == label, detected.labels == label
+        # Crowds are ignored like difficult objects.
+        flags = (image.objects.difficult | image.objects.is_crowd)[own_objects]
+        images.append(
+            VocImage(
+                image.objects.boxes[own_objects], flags, detected.boxes[own_detections], detected.scores[own_detections]
+            )
+        )
     return voc_ap_reference(images)
 
 
-def assert_equals_devkit(truths, detections, classes: int) -> Metrics:
-    metrics = evaluate_detections(truths, detections, class_names(classes))
-    expected = [voc_reference(truths, detections, label) for label in range(1, classes + 1)]
+def assert_equals_devkit(ground_truth, detections, classes: int) -> Metrics:
+    metrics = evaluate_detections(ground_truth, detections, class_names(classes))
+    expected = [voc_reference(ground_truth, detections, label) for label in range(1, classes + 1)]
     for name, pair in zip(class_names(classes), expected, strict=True):
         values = metrics.per_class[name]
         if pair is None:

@@ -1,4 +1,4 @@
-"""Random annotations and detections of a few images, and short ways to write them by hand."""
+"""Draws random annotations and detections of a few images, and builds them from boxes in pixels."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from ssd_dist.core.records import Objects
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 
-# Powers of two: pixel coordinates survive normalisation exactly, so boundary cases are on the boundary.
+# Powers of two: normalising pixel coordinates is exact, so boundary cases lie exactly on the boundary.
 HEIGHT, WIDTH = 512, 1024
 
 
-def truth(name, boxes, labels, difficult=None, crowd=None, area=None) -> GroundTruth:
-    """Ground truth from boxes in pixels."""
+def make_ground_truth(name, boxes, labels, difficult=None, crowd=None, area=None) -> GroundTruth:
+    """Builds the ground truth of one image from boxes in pixels."""
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     count = len(boxes)
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -28,8 +28,8 @@ def truth(name, boxes, labels, difficult=None, crowd=None, area=None) -> GroundT
     return GroundTruth(name, HEIGHT, WIDTH, objects)
 
 
-def found(name, boxes, labels, scores) -> Detections:
-    """Detections from boxes in pixels."""
+def make_detections(name, boxes, labels, scores) -> Detections:
+    """Builds the detections on one image from boxes in pixels."""
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     return Detections(
         name,
@@ -39,13 +39,13 @@ def found(name, boxes, labels, scores) -> Detections:
     )
 
 
-def nothing(name) -> Detections:
-    return found(name, [], [], [])
+def make_no_detections(name) -> Detections:
+    return make_detections(name, [], [], [])
 
 
 @dataclass(frozen=True)
 class Scene:
-    """How a random evaluation is drawn."""
+    """Parameters of a random evaluation."""
 
     seed: int
     images: int = 6
@@ -70,7 +70,7 @@ def draw_scene(scene: Scene) -> tuple[list[GroundTruth], list[Detections]]:
             drawn[:, 2:] = np.maximum(drawn[:, 2:], drawn[:, :2] + 32)
         return drawn
 
-    truths, detections = [], []
+    ground_truth, detections = [], []
     total = scene.images * scene.detections
     scores = rng.permutation(np.linspace(0.02, 0.99, total))
     if scene.score_levels:
@@ -79,8 +79,8 @@ def draw_scene(scene: Scene) -> tuple[list[GroundTruth], list[Detections]]:
         count = int(rng.integers(0, scene.objects + 1))
         objects, labels = boxes(count), rng.integers(1, scene.classes + 1, count)
         area = (objects[:, 2] - objects[:, 0]) * (objects[:, 3] - objects[:, 1]) * rng.uniform(0.5, 1, count)
-        truths.append(
-            truth(
+        ground_truth.append(
+            make_ground_truth(
                 f"image {image}",
                 objects,
                 labels,
@@ -89,18 +89,18 @@ def draw_scene(scene: Scene) -> tuple[list[GroundTruth], list[Detections]]:
                 area,
             )
         )
-        guesses, guessed = boxes(scene.detections), rng.integers(1, scene.classes + 1, scene.detections)
-        # Most detections lie near an object, at IoUs over the whole range of thresholds.
+        detected, detected_labels = boxes(scene.detections), rng.integers(1, scene.classes + 1, scene.detections)
+        # Most detections lie near an object, with IoUs over the whole range of thresholds.
         for d in range(scene.detections if count else 0):
             if rng.random() < 0.8:
                 n = rng.integers(count)
                 sides = objects[n, 2:] - objects[n, :2]
-                guesses[d] = objects[n] + np.tile(sides, 2) * rng.normal(0, rng.choice([0, 0.02, 0.1, 0.2]), 4)
-                guesses[d, 2:] = np.maximum(guesses[d, 2:], guesses[d, :2] + 1)
-                guessed[d] = labels[n] if rng.random() < 0.9 else guessed[d]
+                detected[d] = objects[n] + np.tile(sides, 2) * rng.normal(0, rng.choice([0, 0.02, 0.1, 0.2]), 4)
+                detected[d, 2:] = np.maximum(detected[d, 2:], detected[d, :2] + 1)
+                detected_labels[d] = labels[n] if rng.random() < 0.9 else detected_labels[d]
         image_scores = scores[image * scene.detections : (image + 1) * scene.detections]
-        detections.append(found(f"image {image}", guesses, guessed, image_scores))
-    return truths, detections
+        detections.append(make_detections(f"image {image}", detected, detected_labels, image_scores))
+    return ground_truth, detections
 
 
 def class_names(count: int) -> list[str]:

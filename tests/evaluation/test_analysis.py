@@ -1,4 +1,4 @@
-"""Error types, thresholds, confusion and calibration of small scenes, each calculated by hand."""
+"""Error types, thresholds, confusion matrix and calibration of small scenes, calculated by hand."""
 
 import json
 
@@ -19,7 +19,7 @@ from ssd_dist.evaluation.voc_metrics import trace_curve
 CLASSES = ("cat", "dog")
 CAT, DOG = 1, 2
 SIDE = 128
-# An object of 32 x 32 pixels; shifting it by 8 leaves an IoU of 24 / 40 = 0.6, by 16 one of 16 / 48 = 1 / 3.
+# An object of 32 x 32 pixels. Shifted by 8 pixels, the IoU is 24 / 40 = 0.6; by 16 pixels, 16 / 48 = 1 / 3.
 BOX = (16, 16, 48, 48)
 
 
@@ -27,8 +27,8 @@ def shifted(pixels):
     return (16, 16 + pixels, 48, 48 + pixels)
 
 
-def truth(name, *rows, difficult=()):
-    """Rows of (box in pixels, label)."""
+def make_ground_truth(name, *rows, difficult=()):
+    """Builds the ground truth of one image from rows (box in pixels, label)."""
     count = len(rows)
     boxes = np.array([box for box, _ in rows], np.float32).reshape(-1, 4) / SIDE
     flags = np.isin(np.arange(count), difficult)
@@ -43,8 +43,8 @@ def truth(name, *rows, difficult=()):
     return GroundTruth(name, SIDE, SIDE, objects)
 
 
-def found(name, *rows):
-    """Rows of (box in pixels, label, score)."""
+def make_detections(name, *rows):
+    """Builds the detections on one image from rows (box in pixels, label, score)."""
     return Detections(
         name,
         np.array([box for box, _, _ in rows], np.float32).reshape(-1, 4) / SIDE,
@@ -54,40 +54,44 @@ def found(name, *rows):
 
 
 def kinds_of(objects, detections, **options):
-    matches = match_detections([truth("a", *objects, **options)], [found("a", *detections)], CLASSES)
+    matches = match_detections(
+        [make_ground_truth("a", *objects, **options)], [make_detections("a", *detections)], CLASSES
+    )
     return classify_detections(matches).tolist()
 
 
 @pytest.mark.parametrize(
     ("detection", "kind"),
     [
-        ((BOX, CAT, 0.9), "hit"),
-        ((shifted(8), CAT, 0.9), "hit"),
+        ((BOX, CAT, 0.9), "true positive"),
+        ((shifted(8), CAT, 0.9), "true positive"),
         ((shifted(16), CAT, 0.9), "localisation"),
         ((BOX, DOG, 0.9), "class"),
         ((shifted(16), DOG, 0.9), "both"),
-        # 2 / 62 of IoU is nothing near.
+        # An IoU of 2 / 62 is below the lower bound of 0.1.
         ((shifted(30), CAT, 0.9), "background"),
         (((80, 80, 120, 120), DOG, 0.9), "background"),
     ],
 )
-def test_each_kind_of_mistake_about_one_cat(detection, kind):
+def test_each_error_type_with_one_object(detection, kind):
     assert kinds_of([(BOX, CAT)], [detection]) == [kind]
 
 
-def test_the_second_on_one_object_is_a_duplicate_and_on_a_difficult_one_nothing():
+def test_second_detection_is_a_duplicate_and_is_ignored_on_difficult_objects():
     twice = [(BOX, CAT, 0.9), (shifted(8), CAT, 0.8)]
-    assert kinds_of([(BOX, CAT)], twice) == ["hit", "duplicate"]
+    assert kinds_of([(BOX, CAT)], twice) == ["true positive", "duplicate"]
     assert kinds_of([(BOX, CAT)], twice, difficult=[0]) == ["ignored", "ignored"]
-    # Near a difficult object, but not on it: there is nothing to localise.
+    # Near a difficult object with an IoU below 0.5: difficult objects do not count, so this is no localisation error.
     assert kinds_of([(BOX, CAT)], [(shifted(16), CAT, 0.9)], difficult=[0]) == ["background"]
 
 
-def test_an_object_is_missed_unless_only_class_or_place_is_wrong():
+def test_object_is_missed_unless_only_class_or_box_is_wrong():
     far = ((80, 80, 112, 112), CAT)
 
     def missed(*detections):
-        matches = match_detections([truth("a", (BOX, CAT), far)], [found("a", *detections)], CLASSES)
+        matches = match_detections(
+            [make_ground_truth("a", (BOX, CAT), far)], [make_detections("a", *detections)], CLASSES
+        )
         return find_missed(matches, classify_detections(matches)).tolist()
 
     assert missed() == [True, True]
@@ -98,44 +102,45 @@ def test_an_object_is_missed_unless_only_class_or_place_is_wrong():
 
 
 def report_of(objects, detections, thresholds=(0.0, 0.0)):
-    matches = match_detections([truth("a", *objects)], [found("a", *detections)], CLASSES)
+    matches = match_detections([make_ground_truth("a", *objects)], [make_detections("a", *detections)], CLASSES)
     report = report_errors(matches, np.array(thresholds))
     return {kind: gain for kind, gain in report.gains.items() if gain > 1e-12}, report.counts
 
 
 def test_gains_by_hand():
-    # One cat, found; a background cat above it: precision 1/2 at recall 1, mAP 1/2; without the intruder 1.
+    # One cat, detected, and a false positive with a higher score: precision 1/2 at recall 1, mAP 1/2. Without the
+    # false positive, mAP is 1.
     intruder = ((80, 80, 112, 112), CAT, 0.95)
     assert report_of([(BOX, CAT)], [intruder, (BOX, CAT, 0.9)])[0] == {"background": 0.5}
-    # A cat and a dog, each called the other: mAP 0, put right 1. Nothing is missed, the places are known.
+    # A cat and a dog, each detected as the other: mAP 0, with correct classes 1. No object is missed.
     dog = ((80, 80, 112, 112), DOG)
     swapped = [(BOX, DOG, 0.9), ((80, 80, 112, 112), CAT, 0.8)]
     assert report_of([(BOX, CAT), dog], swapped)[0] == {"class": 1.0}
-    # Two cats, one found: 1/2; with the other one not asked for: 1.
+    # Two cats, one detected: 1/2. With the missed cat removed from the ground truth: 1.
     assert report_of([(BOX, CAT), ((80, 80, 112, 112), CAT)], [(BOX, CAT, 0.9)])[0] == {"missed": 0.5}
-    # A box out of place above the right one: an oracle that shifts it makes it the hit and drops the other.
+    # A shifted box with a higher score than the correct one: the oracle corrects it and deletes the other.
     gains, counts = report_of([(BOX, CAT)], [(shifted(16), CAT, 0.9), (BOX, CAT, 0.8)])
     assert gains == {"localisation": 0.5}
     assert counts == dict.fromkeys(KINDS, 0) | {"localisation": 1}
 
 
-def test_counts_are_those_above_the_thresholds():
+def test_error_counts_include_only_detections_above_the_thresholds():
     _, counts = report_of([(BOX, CAT)], [(BOX, CAT, 0.4), ((80, 80, 112, 112), DOG, 0.9)], thresholds=(0.5, 0.5))
     assert counts == dict.fromkeys(KINDS, 0) | {"background": 1, "missed": 1}
 
 
-def test_detections_without_a_single_object():
+def test_detections_without_objects():
     gains, counts = report_of([], [(BOX, CAT, 0.9)])
     assert gains == {}
     assert counts["background"] == 1
 
 
 @pytest.mark.parametrize(
-    ("scores", "verdicts", "objects", "expected"),
+    ("scores", "outcomes", "objects", "expected"),
     [
         # Precision 1, 1, 2/3, 3/4 at recall 1/4, 1/2, 1/2, 3/4: F1 0.4, 0.667, 0.571, 0.75.
         ([0.9, 0.8, 0.7, 0.6], [1, 1, -1, 1], 4, (0.6, 0.75, 0.75, 0.75)),
-        # Equal scores stand or fall together: the threshold cannot lie between them.
+        # No threshold lies between equal scores.
         ([0.9, 0.5, 0.5], [1, 1, -1], 2, (0.5, 0.8, 2 / 3, 1.0)),
         ([0.9, 0.5, 0.5], [1, -1, -1], 1, (0.9, 1.0, 1.0, 1.0)),
         ([0.9], [-1], 1, (0.5, None, None, None)),
@@ -143,48 +148,50 @@ def test_detections_without_a_single_object():
         ([0.9], [-1], 0, (0.5, None, None, None)),
     ],
 )
-def test_the_threshold_of_the_best_f1(scores, verdicts, objects, expected):
-    point = find_operating_point(trace_curve(np.array(scores), np.array(verdicts, np.int8), objects))
+def test_operating_point_has_the_best_f1(scores, outcomes, objects, expected):
+    point = find_operating_point(trace_curve(np.array(scores), np.array(outcomes, np.int8), objects))
     assert (point.threshold, point.f1, point.precision, point.recall) == pytest.approx(expected)
 
 
 def test_confusion_by_hand():
-    """A dog called cat, a cat found, a cat missed, a dog out of nowhere; the right class is paired first."""
-    truths = [
-        truth("a", (BOX, CAT), ((80, 80, 112, 112), DOG)),
-        truth("b", (BOX, CAT)),
+    """A dog detected as cat, a cat detected, a cat missed, a false dog; equal classes are paired first."""
+    ground_truth = [
+        make_ground_truth("a", (BOX, CAT), ((80, 80, 112, 112), DOG)),
+        make_ground_truth("b", (BOX, CAT)),
     ]
     detections = [
-        # A better overlap of the wrong class does not take the cat from the cat.
-        found("a", (shifted(8), CAT, 0.9), (BOX, DOG, 0.8), ((80, 80, 112, 112), CAT, 0.9)),
-        found("b"),
+        # The cat is paired with the detection of its class, although the one of the other class has a higher IoU.
+        make_detections("a", (shifted(8), CAT, 0.9), (BOX, DOG, 0.8), ((80, 80, 112, 112), CAT, 0.9)),
+        make_detections("b"),
     ]
-    analysis = analyse_detections(truths, detections, CLASSES)
+    analysis = analyse_detections(ground_truth, detections, CLASSES)
     matrix = analysis.confusion
-    # The best F1 of cat is at 0.9; dog has no hit at all, so its threshold is 0.5.
+    # The best F1 of cat is at 0.9; dog has no true positive, so its threshold is 0.5.
     assert matrix.tolist() == [[1, 0, 1], [1, 0, 0], [0, 1, 0]]
-    assert matrix[:2].sum() == 3, "every object is in one row"
+    assert matrix[:2].sum() == 3, "every object is counted once"
 
 
 def test_calibration_by_hand():
-    """Scores 0.95, 0.95, 0.15: one of the two sure ones hits, the unsure one does."""
-    truths = [truth("a", (BOX, CAT), ((80, 80, 112, 112), DOG))]
-    detections = [found("a", (BOX, CAT, 0.95), ((0, 90, 20, 110), CAT, 0.95), ((80, 80, 112, 112), DOG, 0.15))]
-    calibration = measure_calibration(match_detections(truths, detections, CLASSES))
+    """Scores 0.95, 0.95, 0.15: one of the two confident detections is correct, and so is the other one."""
+    ground_truth = [make_ground_truth("a", (BOX, CAT), ((80, 80, 112, 112), DOG))]
+    detections = [
+        make_detections("a", (BOX, CAT, 0.95), ((0, 90, 20, 110), CAT, 0.95), ((80, 80, 112, 112), DOG, 0.15))
+    ]
+    calibration = measure_calibration(match_detections(ground_truth, detections, CLASSES))
     assert calibration.counts.tolist() == [0, 1, 0, 0, 0, 0, 0, 0, 0, 2]
-    assert calibration.hit_rates[[1, 9]].tolist() == [1.0, 0.5]
+    assert calibration.precisions[[1, 9]].tolist() == [1.0, 0.5]
     assert calibration.error == pytest.approx((2 * 0.45 + 0.85) / 3, abs=1e-6)
 
 
-def test_images_are_ranked_by_what_a_user_would_see():
-    truths = [truth(name, (BOX, CAT)) for name in "abc"] + [truth("d")]
+def test_images_are_ranked_by_detections_above_the_thresholds():
+    ground_truth = [make_ground_truth(name, (BOX, CAT)) for name in "abc"] + [make_ground_truth("d")]
     detections = [
-        found("a", (BOX, CAT, 0.9)),
-        found("b"),
-        found("c", (BOX, CAT, 0.8), ((80, 80, 112, 112), CAT, 0.85)),
-        found("d"),
+        make_detections("a", (BOX, CAT, 0.9)),
+        make_detections("b"),
+        make_detections("c", (BOX, CAT, 0.8), ((80, 80, 112, 112), CAT, 0.85)),
+        make_detections("d"),
     ]
-    ranked = analyse_detections(truths, detections, CLASSES).ranked
+    ranked = analyse_detections(ground_truth, detections, CLASSES).ranked
     assert ranked.best == [0, 2, 1]
     assert ranked.worst == [1, 2, 0]
     assert ranked.confusing == [2]
@@ -192,33 +199,33 @@ def test_images_are_ranked_by_what_a_user_would_see():
 
 @st.composite
 def scenes(draw):
-    """Up to 4 images of boxes on a coarse grid, so that overlaps, ties and duplicates are frequent."""
+    """Draws up to 4 images with boxes on a coarse grid, so that overlaps, ties and duplicates are frequent."""
     box = st.builds(
         lambda y, x, h, w: (y, x, y + h, x + w), *[st.sampled_from([0, 16, 32])] * 2, *[st.sampled_from([24, 32])] * 2
     )
     label, score = st.sampled_from([CAT, DOG]), st.sampled_from([0.2, 0.5, 0.9])
-    truths, detections = [], []
+    ground_truth, detections = [], []
     for name in "abcd"[: draw(st.integers(1, 4))]:
         objects = draw(st.lists(st.tuples(box, label), max_size=4))
         difficult = draw(st.sets(st.integers(0, 3), max_size=1))
-        truths.append(truth(name, *objects, difficult=list(difficult)))
-        detections.append(found(name, *draw(st.lists(st.tuples(box, label, score), max_size=6))))
-    return truths, detections
+        ground_truth.append(make_ground_truth(name, *objects, difficult=list(difficult)))
+        detections.append(make_detections(name, *draw(st.lists(st.tuples(box, label, score), max_size=6))))
+    return ground_truth, detections
 
 
 @settings(deadline=None)
 @given(scenes())
-def test_what_holds_for_any_scene(scene):
-    truths, detections = scene
-    analysis = analyse_detections(truths, detections, CLASSES)
-    metrics = evaluate_detections(truths, detections, CLASSES)
+def test_invariants_of_any_scene(scene):
+    ground_truth, detections = scene
+    analysis = analyse_detections(ground_truth, detections, CLASSES)
+    metrics = evaluate_detections(ground_truth, detections, CLASSES)
     aps = [curve.ap for curve in analysis.curves]
-    assert aps == [metrics.per_class[name]["voc/AP"] for name in CLASSES], "the curves are those of the metric"
-    shown = analysis.matches.above(analysis.thresholds)
+    assert aps == [metrics.per_class[name]["voc/AP"] for name in CLASSES], "the curves must be those of the metric"
+    shown = analysis.matches.above_thresholds(analysis.thresholds)
     kinds = classify_detections(shown).tolist()
-    assert sum(analysis.errors.counts.values()) - analysis.errors.counts["missed"] + kinds.count("hit") + kinds.count(
-        "ignored"
-    ) == len(kinds)
+    assert sum(analysis.errors.counts.values()) - analysis.errors.counts["missed"] + kinds.count(
+        "true positive"
+    ) + kinds.count("ignored") == len(kinds)
     objects = int(analysis.matches.count_objects().sum())
     assert analysis.confusion[:-1].sum() == objects
     assert analysis.confusion[:, :-1].sum() == len(kinds) - kinds.count("ignored")

@@ -1,4 +1,4 @@
-"""Detecting over a split: each image once and in its order, whatever the number of replicas and the padding."""
+"""The evaluator processes each image of a split once, in order, for any number of replicas and any padding."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ IMAGES = 11
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory):
-    """Config, split and names of eleven images in three shards, of four, four and three."""
+    """Config, split and image ids of eleven images in three shards (4, 4 and 3 images)."""
     folder = tmp_path_factory.mktemp("data") / "out"
     config = Config.model_validate({"data": {"dir": str(folder)}, "model": {"input_size": 64}})
     split = write_dataset(folder, config, {"val": IMAGES}, shards=3, objects=2).splits["val"]
@@ -38,7 +38,7 @@ def evaluate(
     with strategy.scope():
         tf_keras.utils.set_random_seed(3)
         model = build_tiny_detector(config.model, config.backbone, config.anchors, len(CLASSES))
-        # Scores far enough apart that rounding does not change their order.
+        # Larger weights keep the scores far enough apart that rounding does not change their order.
         for variable in model.trainable_variables:
             variable.assign(4 * variable)
     evaluator = DetectorEvaluator(
@@ -58,7 +58,7 @@ def evaluate(
 
 @pytest.fixture(scope="module")
 def alone(data) -> list[Detections]:
-    """What is detected on each image by itself."""
+    """The detections on each image, computed one image at a time."""
     _, model = evaluate(data, tf.distribute.OneDeviceStrategy("CPU:0"), IMAGES)
     config, split, _ = data
     found = []
@@ -74,34 +74,34 @@ def alone(data) -> list[Detections]:
 @pytest.mark.parametrize(
     ("replicas", "batch_size"),
     [
-        (1, 4),  # one of padding
-        (1, 16),  # more than there are
-        (2, 5),  # two each
-        (4, 2),  # less than replicas: one each
+        (1, 4),  # the last batch has one padding image
+        (1, 16),  # more images than the split has
+        (2, 5),  # two images per replica
+        (4, 2),  # fewer images than replicas: one image per replica
     ],
 )
-def test_replicas_detect_what_is_detected_on_each_image_alone(data, alone, replicas, batch_size):
+def test_replicas_give_the_detections_of_single_images(data, alone, replicas, batch_size):
     strategy = mirrored(replicas) if replicas > 1 else tf.distribute.OneDeviceStrategy("CPU:0")
     found, _ = evaluate(data, strategy, batch_size)
-    assert [one.source_id for one in found] == data[2]
-    assert sum(len(one.scores) for one in alone) > 10 * IMAGES
-    for one, expected in zip(found, alone, strict=True):
-        np.testing.assert_array_equal(one.labels, expected.labels)
-        # A batch of another size may be summed in another order.
-        np.testing.assert_allclose(one.scores, expected.scores, rtol=1e-4)
-        np.testing.assert_allclose(one.boxes, expected.boxes, atol=1e-5)
+    assert [detected.source_id for detected in found] == data[2]
+    assert sum(len(detected.scores) for detected in alone) > 10 * IMAGES
+    for detected, expected in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(detected.labels, expected.labels)
+        # The order of floating-point sums depends on the batch size.
+        np.testing.assert_allclose(detected.scores, expected.scores, rtol=1e-4)
+        np.testing.assert_allclose(detected.boxes, expected.boxes, atol=1e-5)
 
 
 def test_images_differ(alone):
-    assert len({one.scores.tobytes() for one in alone}) == IMAGES
+    assert len({detected.scores.tobytes() for detected in alone}) == IMAGES
 
 
-def test_it_gives_up_when_the_run_is_to_stop(data):
+def test_evaluation_stops_on_a_stop_request(data):
     with pytest.raises(Interrupted):
         evaluate(data, tf.distribute.OneDeviceStrategy("CPU:0"), 4, interrupted=lambda: True)
 
 
-def test_a_split_of_which_not_all_is_seen_is_refused(data):
+def test_incomplete_evaluation_raises_an_error(data):
     config, split, names = data
     with pytest.raises(DataError, match=f"read {IMAGES} of the split's {IMAGES + 1} images"):
-        evaluate((config, split, [*names, "one more"]), tf.distribute.OneDeviceStrategy("CPU:0"), 4)
+        evaluate((config, split, [*names, "missing image"]), tf.distribute.OneDeviceStrategy("CPU:0"), 4)

@@ -1,4 +1,4 @@
-"""Both protocols in one answer: what holds for either, whatever the order, the names and what is missing."""
+"""Properties of the COCO and VOC metrics: order, image ids, missing values and output format."""
 
 import contextlib
 import gc
@@ -11,33 +11,43 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import COCO_STATS, assert_equals_devkit, assert_equals_pycocotools
-from scenes import BOX, OTHER, SCENES, Scene, class_names, draw_scene, found, nothing, truth
+from scenes import (
+    BOX,
+    OTHER,
+    SCENES,
+    Scene,
+    class_names,
+    draw_scene,
+    make_detections,
+    make_ground_truth,
+    make_no_detections,
+)
 
 from ssd_dist.core.errors import DataError
-from ssd_dist.evaluation.detections import GroundTruth, align_detections, coco_results
+from ssd_dist.evaluation.detections import GroundTruth, align_detections, convert_to_coco_results
 from ssd_dist.evaluation.metrics import Metrics, evaluate_detections
 
 
-def test_a_perfect_detector_has_one_everywhere():
+def test_perfect_detections_have_metrics_of_one():
     boxes = [[0, 0, 20, 20], [100, 100, 150, 150], [200, 500, 400, 900]]
-    truths = [truth(str(i), boxes, [1, 2, 3]) for i in range(4)]
-    detections = [found(str(i), boxes, [1, 2, 3], [0.9, 0.8, 0.7]) for i in range(4)]
-    metrics = assert_equals_pycocotools(truths, detections, 3)
+    ground_truth = [make_ground_truth(str(i), boxes, [1, 2, 3]) for i in range(4)]
+    detections = [make_detections(str(i), boxes, [1, 2, 3], [0.9, 0.8, 0.7]) for i in range(4)]
+    metrics = assert_equals_pycocotools(ground_truth, detections, 3)
     assert all(value == pytest.approx(1) for value in metrics.scalars.values())
     for values in metrics.per_class.values():
         assert values == pytest.approx({"coco/AP": 1, "coco/AP50": 1, "voc07/AP": 1, "voc/AP": 1, "objects": 4})
 
 
-def test_a_detection_of_another_class_is_another_matter():
-    truths, detections = [truth("a", [BOX], [1])], [found("a", [BOX], [2], [0.9])]
-    metrics = assert_equals_devkit(truths, detections, 2)
+def test_detections_of_another_class_do_not_match():
+    ground_truth, detections = [make_ground_truth("a", [BOX], [1])], [make_detections("a", [BOX], [2], [0.9])]
+    metrics = assert_equals_devkit(ground_truth, detections, 2)
     assert metrics.per_class["class 1"]["voc/AP"] == 0
-    # Class 2 has no objects: it has no AP and does not enter the mean, in neither protocol.
+    # Class 2 has no objects, so it has no AP and is not part of the mean, in both protocols.
     assert metrics.per_class["class 2"] == {
         "coco/AP": None, "coco/AP50": None, "voc07/AP": None, "voc/AP": None, "objects": 0,
     }  # fmt: skip
     assert metrics.scalars["voc/mAP"] == 0
-    assert assert_equals_pycocotools(truths, detections, 2).scalars["coco/AP"] == 0
+    assert assert_equals_pycocotools(ground_truth, detections, 2).scalars["coco/AP"] == 0
 
 
 def assert_same(one: Metrics, other: Metrics) -> None:
@@ -49,29 +59,29 @@ def assert_same(one: Metrics, other: Metrics) -> None:
 @settings(deadline=None, max_examples=40)
 @given(SCENES.map(lambda scene: Scene(**{**vars(scene), "score_levels": 0})), st.randoms(use_true_random=False))
 def test_the_order_of_images_does_not_matter(scene, random):
-    truths, detections = draw_scene(scene)
-    metrics = evaluate_detections(truths, detections, class_names(scene.classes))
-    random.shuffle(truths)
+    ground_truth, detections = draw_scene(scene)
+    metrics = evaluate_detections(ground_truth, detections, class_names(scene.classes))
+    random.shuffle(ground_truth)
     random.shuffle(detections)
-    assert_same(evaluate_detections(truths, detections, class_names(scene.classes)), metrics)
+    assert_same(evaluate_detections(ground_truth, detections, class_names(scene.classes)), metrics)
 
 
 @settings(deadline=None, max_examples=25)
 @given(SCENES)
-def test_the_size_of_the_pixels_does_not_matter_to_voc(scene):
-    truths, detections = draw_scene(scene)
-    larger = [GroundTruth(t.source_id, t.height * 3, t.width * 2, t.objects) for t in truths]
+def test_voc_metrics_do_not_depend_on_the_image_size(scene):
+    ground_truth, detections = draw_scene(scene)
+    larger = [GroundTruth(t.source_id, t.height * 3, t.width * 2, t.objects) for t in ground_truth]
     names = class_names(scene.classes)
     for name in ("voc07/mAP", "voc/mAP"):
         assert (
             evaluate_detections(larger, detections, names).scalars[name]
-            == (evaluate_detections(truths, detections, names).scalars[name])
+            == (evaluate_detections(ground_truth, detections, names).scalars[name])
         )
 
 
 @settings(deadline=None, max_examples=40)
 @given(SCENES)
-def test_metrics_are_json_with_null_for_what_does_not_exist(scene):
+def test_metrics_are_json_with_null_for_undefined_values(scene):
     names = class_names(scene.classes)
     metrics = evaluate_detections(*draw_scene(scene), names).as_dict()
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
@@ -85,18 +95,20 @@ def test_metrics_are_json_with_null_for_what_does_not_exist(scene):
     assert all(number is None or (type(number) is float and 0 <= number <= 1 + 1e-9) for number in numbers)
 
 
-def test_no_images_give_no_numbers():
+def test_metrics_without_images_are_none():
     metrics = evaluate_detections([], [], class_names(2))
     assert set(metrics.scalars.values()) == {None}
 
 
-def test_detections_without_objects_are_no_reason_to_fail():
-    metrics = evaluate_detections([truth("a", [], [])], [found("a", [BOX], [1], [0.5])], class_names(1))
+def test_metrics_without_objects_are_none():
+    metrics = evaluate_detections(
+        [make_ground_truth("a", [], [])], [make_detections("a", [BOX], [1], [0.5])], class_names(1)
+    )
     assert set(metrics.scalars.values()) == {None}
 
 
-def test_nothing_found_is_zero_and_not_null():
-    metrics = evaluate_detections([truth("a", [BOX], [1])], [nothing("a")], class_names(1))
+def test_metrics_without_detections_are_zero():
+    metrics = evaluate_detections([make_ground_truth("a", [BOX], [1])], [make_no_detections("a")], class_names(1))
     assert metrics.scalars["coco/AP"] == metrics.scalars["voc07/mAP"] == metrics.scalars["voc/mAP"] == 0
     assert metrics.scalars["coco/AP_small"] is None
 
@@ -108,58 +120,57 @@ def test_evaluation_prints_nothing(capfd, caplog):
     assert (captured.out, captured.err, caplog.text) == ("", "", "")
 
 
-# --- Which image is which ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("names", [["class 1"], []], ids=["judged", "failed"])
-def test_the_garbage_collector_is_left_as_it_was(names):
+@pytest.mark.parametrize("names", [["class 1"], []], ids=["evaluated", "failed"])
+def test_garbage_collector_state_is_restored(names):
     for collecting in (False, True):
         (gc.enable if collecting else gc.disable)()
         try:
-            # A label without a name fails where the results are made.
+            # A label without a name raises an error while the metrics are computed.
             with contextlib.nullcontext() if names else pytest.raises(IndexError):
-                evaluate_detections([truth("a", [BOX], [1])], [found("a", [BOX], [1], [0.9])], names)
+                evaluate_detections(
+                    [make_ground_truth("a", [BOX], [1])], [make_detections("a", [BOX], [1], [0.9])], names
+                )
             assert gc.isenabled() == collecting
         finally:
             gc.enable()
 
 
-def test_a_repeated_image_counts_once():
-    # Trap 8: padding repeats images; the repetition must not count as more detections.
-    truths, detections = draw_scene(Scene(3))
-    metrics = evaluate_detections(truths, detections, class_names(3))
+def test_repeated_images_count_once():
+    # Padding repeats images; a repeated image must not count as further detections.
+    ground_truth, detections = draw_scene(Scene(3))
+    metrics = evaluate_detections(ground_truth, detections, class_names(3))
     padded = [*detections, detections[0], detections[0]]
-    assert_same(evaluate_detections(truths, padded, class_names(3)), metrics)
-    assert [d.source_id for d in align_detections(truths, padded)] == [t.source_id for t in truths]
+    assert_same(evaluate_detections(ground_truth, padded, class_names(3)), metrics)
+    assert [d.source_id for d in align_detections(ground_truth, padded)] == [t.source_id for t in ground_truth]
 
 
 def test_images_are_paired_by_id():
-    truths = [truth("a", [BOX], [1]), truth("b", [OTHER], [1])]
-    detections = [found("b", [OTHER], [1], [0.9]), found("a", [BOX], [1], [0.8])]
-    assert evaluate_detections(truths, detections, class_names(1)).scalars["voc/mAP"] == 1
+    ground_truth = [make_ground_truth("a", [BOX], [1]), make_ground_truth("b", [OTHER], [1])]
+    detections = [make_detections("b", [OTHER], [1], [0.9]), make_detections("a", [BOX], [1], [0.8])]
+    assert evaluate_detections(ground_truth, detections, class_names(1)).scalars["voc/mAP"] == 1
 
 
 @pytest.mark.parametrize(
-    ("truth_names", "found_names", "words"),
+    ("annotated", "detected", "words"),
     [
-        ("ab", "a", ["saw 1 images, the split has 2", "1 were not seen", "'b'"]),
-        ("a", "ab", ["saw 2 images, the split has 1", "1 are not of the split", "'b'"]),
-        ("ab", "ac", ["1 were not seen", "1 are not of the split", "'b'"]),
-        ("aa", "aa", ["1 images to evaluate share their id"]),
-        ("a", "", ["saw 0 images"]),
+        ("ab", "a", ["1 images were evaluated, the split has 2", "1 are missing", "'b'"]),
+        ("a", "ab", ["2 images were evaluated, the split has 1", "1 do not belong to the split", "'b'"]),
+        ("ab", "ac", ["1 are missing", "1 do not belong to the split", "'b'"]),
+        ("aa", "aa", ["1 images have the id of another image"]),
+        ("a", "", ["0 images were evaluated"]),
     ],
 )
-def test_other_images_than_the_splits_are_refused(truth_names, found_names, words):
-    truths = [truth(name, [BOX], [1]) for name in truth_names]
+def test_images_that_differ_from_the_split_raise_an_error(annotated, detected, words):
+    ground_truth = [make_ground_truth(name, [BOX], [1]) for name in annotated]
     with pytest.raises(DataError) as caught:
-        evaluate_detections(truths, [nothing(name) for name in found_names], class_names(1))
+        evaluate_detections(ground_truth, [make_no_detections(name) for name in detected], class_names(1))
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_coco_results_are_in_original_pixels_under_the_given_ids():
-    results = coco_results(
-        [found("a", [[16, 32, 80, 160]], [2], [0.5]), nothing("b")],
-        [truth("a", [], []), truth("b", [], [])],
+def test_coco_results_use_original_pixels_and_the_given_ids():
+    results = convert_to_coco_results(
+        [make_detections("a", [[16, 32, 80, 160]], [2], [0.5]), make_no_detections("b")],
+        [make_ground_truth("a", [], []), make_ground_truth("b", [], [])],
         image_ids=[42, 43],
         category_ids=[1, 90],
     )
@@ -167,7 +178,7 @@ def test_coco_results_are_in_original_pixels_under_the_given_ids():
     assert math.isfinite(json.loads(json.dumps(results))[0]["score"])
 
 
-def test_metrics_need_no_tensorflow():
+def test_metrics_do_not_import_tensorflow():
     program = "import sys, ssd_dist.evaluation.metrics; print('tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr

@@ -1,10 +1,10 @@
-"""Pictures of detections: boxes where they belong, names readable and inside, the same picture every time."""
+"""Drawings of detections: boxes at their positions, readable names inside the image, deterministic output."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ssd_dist.evaluation.visualization import PALETTE, class_color, compare, contact_sheet, draw_boxes
+from ssd_dist.evaluation.visualization import PALETTE, class_color, draw_boxes, draw_comparison, draw_image_grid
 
 CLASSES = ("cat", "dog", "a class with a name far too long for any box")
 NO_BOXES = (np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
@@ -19,34 +19,34 @@ def boxes_of(*rows):
 
 
 def changed(before, after):
-    """Rows and columns [top, bottom), [left, right) of what was drawn."""
+    """Returns (top, bottom, left, right) of the area that differs, bottom and right exclusive."""
     difference = (np.asarray(before) != np.asarray(after)).any(axis=2)
     rows, columns = np.flatnonzero(difference.any(axis=1)), np.flatnonzero(difference.any(axis=0))
     return rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
 
 
-def test_the_picture_given_is_not_touched_and_nothing_to_draw_changes_nothing():
+def test_input_image_is_not_modified():
     image = blank()
     assert draw_boxes(image, *NO_BOXES, CLASSES).tobytes() == image.tobytes()
     draw_boxes(image, boxes_of([0, 0, 1, 1]), np.array([1]), CLASSES)
     assert image.tobytes() == blank().tobytes()
 
 
-def test_a_frame_lies_on_the_inner_edge_of_its_box():
+def test_frame_lies_on_the_inner_edge_of_the_box():
     drawn = draw_boxes(blank(400, 300), boxes_of([0.5, 0.25, 0.75, 0.5]), np.array([1]), CLASSES)
-    # In pixels: rows 150 to 225, columns 100 to 200. The name stands above, so the lower half is the frame's alone.
+    # In pixels: rows 150 to 225, columns 100 to 200. The name is above, so the lower half contains only the frame.
     top, bottom, left, right = changed(blank(400, 300), drawn)
     assert (bottom, left, right) == (225, 100, 200)
     assert 150 - 40 < top < 150
     pixels = np.asarray(drawn)
-    assert tuple(pixels[187, 150]) == (90, 90, 90), "the inside stays free"
+    assert tuple(pixels[187, 150]) == (90, 90, 90), "the inside is unchanged"
     assert any(tuple(pixels[187, column]) == class_color(1) for column in range(100, 106))
     assert any(tuple(pixels[row, 150]) == class_color(1) for row in range(219, 225))
 
 
 @pytest.mark.parametrize("size", [(400, 300), (60, 40), (16, 16), (3, 2), (1, 1), (1200, 90)])
 def test_any_box_can_be_drawn_on_any_size(size):
-    """Boxes at and beyond the edges, of no area, and of the whole picture; names longer than the picture."""
+    """Boxes at and beyond the edges, without area, and of the whole image; names longer than the image."""
     boxes = boxes_of([-0.5, -0.5, 0.2, 0.2], [0.9, 0.9, 1.5, 1.5], [0.5, 0.5, 0.5, 0.5], [0, 0, 1, 1], [0, 0.99, 1, 1])
     drawn = draw_boxes(blank(*size), boxes, np.array([3, 3, 3, 2, 1]), CLASSES, np.full(5, 0.5, np.float32))
     assert drawn.size == size
@@ -57,8 +57,8 @@ def test_any_box_can_be_drawn_on_any_size(size):
     "corner",
     [[0, 0, 0.15, 0.1], [0.85, 0.9, 1, 1], [0, 0.9, 0.1, 1], [0.9, 0, 1, 0.1], [0, 0, 1, 1], [0.5, 1, 0.6, 1.2]],
 )
-def test_the_name_is_whole_wherever_the_box_lies(corner):
-    """Its letters cover as many pixels at the edge as in the middle, where there is room on all sides."""
+def test_name_is_complete_for_boxes_at_every_edge(corner):
+    """The letters cover as many pixels at an edge as in the middle, where there is room on all sides."""
 
     def letters(box):
         drawn = np.asarray(draw_boxes(blank(400, 300), boxes_of(box), np.array([1]), ("MMM",)))
@@ -67,15 +67,15 @@ def test_the_name_is_whole_wherever_the_box_lies(corner):
     assert letters(corner) == letters([0.4, 0.4, 0.55, 0.5]) > 20
 
 
-def test_scores_are_written_and_change_the_picture():
+def test_scores_are_drawn():
     box, label = boxes_of([0.2, 0.2, 0.8, 0.8]), np.array([2])
     plain = draw_boxes(blank(), box, label, CLASSES)
     low, high = (draw_boxes(blank(), box, label, CLASSES, np.array([s], np.float32)) for s in (0.12, 0.98))
-    assert len({picture.tobytes() for picture in (plain, low, high)}) == 3
+    assert len({image.tobytes() for image in (plain, low, high)}) == 3
 
 
-def test_small_boxes_stay_visible_under_large_ones_whatever_the_order():
-    # They share a part of their left edges.
+def test_small_boxes_stay_visible_in_any_order():
+    # The boxes share a part of their left edges.
     boxes, labels = boxes_of([0, 0, 1, 1], [0.4, 0, 0.6, 0.2]), np.array([1, 2])
     forward = draw_boxes(blank(), boxes, labels, CLASSES)
     backward = draw_boxes(blank(), boxes[::-1], labels[::-1], CLASSES)
@@ -85,8 +85,8 @@ def test_small_boxes_stay_visible_under_large_ones_whatever_the_order():
     assert not (edge == class_color(1)).all(axis=1).any()
 
 
-def test_names_move_aside_for_each_other():
-    """Two boxes with one corner in common: both names can be read, so both colours have a chip of the same area."""
+def test_names_of_overlapping_boxes_do_not_overlap():
+    """Two boxes share a corner: both names are readable, so the first colour keeps most of its area."""
     boxes, labels = boxes_of([0.3, 0.3, 0.9, 0.9], [0.3, 0.3, 0.8, 0.85]), np.array([1, 2])
     together = np.asarray(draw_boxes(blank(400, 300), boxes, labels, ("cat", "cat")))
     alone = [np.asarray(draw_boxes(blank(400, 300), boxes[[i]], labels[[i]], ("cat", "cat"))) for i in range(2)]
@@ -95,7 +95,7 @@ def test_names_move_aside_for_each_other():
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
-def test_any_kind_of_image_is_drawn_on(mode):
+def test_images_of_any_mode_can_be_drawn_on(mode):
     drawn = draw_boxes(blank().convert(mode), boxes_of([0.2, 0.2, 0.8, 0.8]), np.array([1]), CLASSES)
     assert (drawn.mode, drawn.size) == ("RGB", (200, 150))
 
@@ -108,12 +108,12 @@ def relative_luminance(color):
 
 
 @pytest.mark.parametrize("label", range(1, len(PALETTE) + 1))
-def test_names_contrast_with_their_chip(label):
-    """At least 4.5 to 1, the WCAG's AA, between the chip and the darkest or lightest pixel of its text."""
+def test_names_contrast_with_their_background(label):
+    """The contrast between the background and its text is at least 4.5 to 1, level AA of WCAG."""
     names = ["MMMM"] * len(PALETTE)
     drawn = draw_boxes(blank(800, 600), boxes_of([0.5, 0.1, 0.9, 0.9]), np.array([label]), names)
-    chip = np.asarray(drawn)[: 300 - 4, 80:400].reshape(-1, 3)
-    text = chip[((chip == 0).all(axis=1)) | ((chip == 255).all(axis=1))]
+    tag = np.asarray(drawn)[: 300 - 4, 80:400].reshape(-1, 3)
+    text = tag[((tag == 0).all(axis=1)) | ((tag == 255).all(axis=1))]
     assert len(text) > 20
     lights = sorted([relative_luminance(text[0]), relative_luminance(class_color(label))])
     assert (lights[1] + 0.05) / (lights[0] + 0.05) >= 4.5
@@ -126,48 +126,48 @@ def simulate_deuteranopia(color):
     return np.array([mixed, mixed, -0.02234 * red + 0.02234 * green + blue]).clip(0, 1) ** (1 / 2.2) * 255
 
 
-def test_the_colors_differ_for_the_color_blind_too():
+def test_colors_differ_for_color_blind_people():
     seen = [simulate_deuteranopia(color) for color in PALETTE]
     gaps = [np.abs(one - other).max() for i, one in enumerate(seen) for other in seen[:i]]
     assert min(gaps) > 25
 
 
-def test_a_class_has_one_color_and_the_ninth_begins_anew():
+def test_colors_repeat_from_the_ninth_class():
     assert [class_color(label) for label in range(1, 9)] == list(PALETTE)
     assert class_color(9) == class_color(1)
 
 
-def test_compare_puts_the_truth_left_and_the_predictions_right():
+def test_comparison_shows_ground_truth_left_and_predictions_right():
     image = blank(240, 160)
-    truth = (boxes_of([0.1, 0.1, 0.5, 0.5]), np.array([1]))
+    annotated = (boxes_of([0.1, 0.1, 0.5, 0.5]), np.array([1]))
     prediction = (boxes_of([0.4, 0.4, 0.9, 0.9]), np.array([2]), np.array([0.7], np.float32))
-    tile = compare(image, truth, prediction, CLASSES)
+    tile = draw_comparison(image, annotated, prediction, CLASSES)
     assert tile.height > 160
     assert tile.width > 2 * 240
-    left, right = draw_boxes(image, *truth, CLASSES), draw_boxes(image, *prediction[:2], CLASSES, prediction[2])
+    left, right = draw_boxes(image, *annotated, CLASSES), draw_boxes(image, *prediction[:2], CLASSES, prediction[2])
     top = tile.height - 160
     assert tile.crop((0, top, 240, tile.height)).tobytes() == left.tobytes()
     assert tile.crop((tile.width - 240, top, tile.width, tile.height)).tobytes() == right.tobytes()
 
 
 def test_captions_fit_tiny_tiles():
-    tile = compare(blank(30, 20), NO_BOXES, (*NO_BOXES, np.zeros(0, np.float32)), CLASSES)
+    tile = draw_comparison(blank(30, 20), NO_BOXES, (*NO_BOXES, np.zeros(0, np.float32)), CLASSES)
     assert tile.width < 80
 
 
-def test_every_tile_is_on_the_sheet_as_it_is():
+def test_grid_contains_every_tile_unchanged():
     rng = np.random.default_rng(0)
     sizes = [(60, 40), (50, 70), (80, 30), (60, 40), (20, 20)]
     tiles = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
-    sheet = contact_sheet(tiles, 2, "runs/demo, split val", "mAP@0.5 0.812", CLASSES)
-    pixels = np.asarray(sheet)
+    grid = draw_image_grid(tiles, 2, "runs/demo, split val", "mAP@0.5 0.812", CLASSES)
+    pixels = np.asarray(grid)
     found = []
     for tile in tiles:
         part = np.asarray(tile)
         places = np.argwhere((pixels[: -part.shape[0], : -part.shape[1]] == part[0, 0]).all(axis=2))
-        hits = [(y, x) for y, x in places if (pixels[y : y + part.shape[0], x : x + part.shape[1]] == part).all()]
-        assert len(hits) == 1
-        found.append(hits[0])
+        matching = [(y, x) for y, x in places if (pixels[y : y + part.shape[0], x : x + part.shape[1]] == part).all()]
+        assert len(matching) == 1
+        found.append(matching[0])
     rows = [y for y, _ in found]
     assert max(rows[:2]) < min(rows[2:4]), "filled row by row"
     assert max(rows[2:4]) < rows[4]
@@ -176,26 +176,26 @@ def test_every_tile_is_on_the_sheet_as_it_is():
 
 @pytest.mark.parametrize("count", [0, 1, 3, 12])
 @pytest.mark.parametrize("classes", [(), CLASSES, tuple(f"class {i}" for i in range(400)), ("word " * 400,)])
-def test_sheets_of_any_length_and_legend(count, classes):
-    sheet = contact_sheet([blank(60, 40)] * count, 3, "a title " * 40, "", classes)
-    assert sheet.mode == "RGB"
-    assert sheet.width >= 480
-    # Even the longest legend leaves most of a full sheet to the pictures.
-    assert sheet.height < 400 + count * 110
+def test_grids_of_any_length_and_legend(count, classes):
+    grid = draw_image_grid([blank(60, 40)] * count, 3, "a title " * 40, "", classes)
+    assert grid.mode == "RGB"
+    assert grid.width >= 480
+    # Even with the longest legend, most of a full grid is images.
+    assert grid.height < 400 + count * 110
 
 
-def test_the_legend_shows_the_colors_of_the_classes():
-    sheet = np.asarray(contact_sheet([], 2, "title", "subtitle", CLASSES[:2])).reshape(-1, 3)
-    counts = [(sheet == class_color(label)).all(axis=1).sum() for label in (1, 2, 3)]
+def test_legend_shows_the_colors_of_the_classes():
+    grid = np.asarray(draw_image_grid([], 2, "title", "subtitle", CLASSES[:2])).reshape(-1, 3)
+    counts = [(grid == class_color(label)).all(axis=1).sum() for label in (1, 2, 3)]
     assert counts[0] > 50
     assert counts[1] > 50
     assert counts[2] == 0
 
 
-def test_the_same_input_gives_the_same_bytes():
+def test_output_is_deterministic():
     def draw():
         prediction = (boxes_of([0.4, 0.4, 0.9, 0.9]), np.array([2]), np.array([0.7], np.float32))
-        tile = compare(blank(), NO_BOXES, prediction, CLASSES)
-        return contact_sheet([tile] * 3, 2, "title", "subtitle", CLASSES).tobytes()
+        tile = draw_comparison(blank(), NO_BOXES, prediction, CLASSES)
+        return draw_image_grid([tile] * 3, 2, "title", "subtitle", CLASSES).tobytes()
 
     assert draw() == draw()

@@ -1,25 +1,25 @@
-"""VOC metrics are the devkit's."""
+"""VOC metrics equal those of the VOC devkit."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from oracles import assert_equals_devkit, assert_equals_pycocotools
-from scenes import BOX, NEAR, OTHER, SCENES, draw_scene, found, truth
+from scenes import BOX, NEAR, OTHER, SCENES, draw_scene, make_detections, make_ground_truth
 
 
 @settings(deadline=None, max_examples=150)
 @given(SCENES)
-def test_voc_equals_the_devkits_loop(scene):
+def test_voc_equals_the_devkit(scene):
     assert_equals_devkit(*draw_scene(scene), scene.classes)
 
 
 def test_voc_by_hand():
-    # Hit, miss, hit on two objects: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1.
-    truths = [truth("a", [[0, 0, 100, 100], [200, 200, 300, 300]], [1, 1])]
+    # True, false, true positive on two objects: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1.
+    ground_truth = [make_ground_truth("a", [[0, 0, 100, 100], [200, 200, 300, 300]], [1, 1])]
     detections = [
-        found("a", [[0, 0, 100, 100], [400, 400, 500, 500], [200, 200, 300, 300]], [1, 1, 1], [0.9, 0.8, 0.7])
+        make_detections("a", [[0, 0, 100, 100], [400, 400, 500, 500], [200, 200, 300, 300]], [1, 1, 1], [0.9, 0.8, 0.7])
     ]
-    values = assert_equals_devkit(truths, detections, 1).per_class["class 1"]
+    values = assert_equals_devkit(ground_truth, detections, 1).per_class["class 1"]
     # Recalls 0 to 0.5 are reached at precision 1, 0.6 to 1.0 at 2/3.
     assert values["voc07/AP"] == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
     assert values["voc/AP"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
@@ -28,50 +28,51 @@ def test_voc_by_hand():
 
 @pytest.mark.parametrize("objects", range(1, 12))
 def test_voc_eleven_points_with_any_number_of_objects(objects):
-    # All but one object found, no misses: the points up to recall (n - 1) / n count, however n divides ten.
+    # All objects but one are detected, without false positives: the points up to recall (n - 1) / n count, also where
+    # n does not divide 10.
     boxes = [[0, 40 * n, 30, 40 * n + 30] for n in range(objects)]
-    truths = [truth("a", boxes, [1] * objects)]
-    detections = [found("a", boxes[1:], [1] * (objects - 1), np.linspace(0.9, 0.5, objects - 1))]
+    ground_truth = [make_ground_truth("a", boxes, [1] * objects)]
+    detections = [make_detections("a", boxes[1:], [1] * (objects - 1), np.linspace(0.9, 0.5, objects - 1))]
     points = sum(tenth * objects <= 10 * (objects - 1) for tenth in range(11)) if objects > 1 else 0
-    values = assert_equals_devkit(truths, detections, 1).per_class["class 1"]
+    values = assert_equals_devkit(ground_truth, detections, 1).per_class["class 1"]
     assert values["voc07/AP"] == pytest.approx(points / 11)
 
 
-def voc_ap(truths, detections) -> float | None:
-    return assert_equals_devkit(truths, detections, 1).per_class["class 1"]["voc/AP"]
+def voc_ap(ground_truth, detections) -> float | None:
+    return assert_equals_devkit(ground_truth, detections, 1).per_class["class 1"]["voc/AP"]
 
 
-def test_voc_a_difficult_object_is_neither_hit_nor_miss():
-    plain = [truth("a", [BOX], [1])]
-    with_difficult = [truth("a", [OTHER, BOX], [1, 1], difficult=[True, False])]
-    # Not found, found once and found twice: always as if it were not there.
+def test_voc_ignores_difficult_objects():
+    plain = [make_ground_truth("a", [BOX], [1])]
+    with_difficult = [make_ground_truth("a", [OTHER, BOX], [1, 1], difficult=[True, False])]
+    # Detected never, once or twice: the result is that without the difficult object.
     for extra, scores in (([], []), ([OTHER], [0.9]), ([OTHER, OTHER], [0.9, 0.8])):
-        detections = [found("a", [*extra, BOX], [1] * (len(extra) + 1), [*scores, 0.5])]
+        detections = [make_detections("a", [*extra, BOX], [1] * (len(extra) + 1), [*scores, 0.5])]
         assert voc_ap(with_difficult, detections) == 1
-    # Without the flag the unfound one costs half.
-    assert voc_ap([truth("a", [OTHER, BOX], [1, 1])], [found("a", [BOX], [1], [0.5])]) == 0.5
-    # And what is near no object is a miss as ever.
-    strange = [found("a", [[400, 400, 500, 500], BOX], [1, 1], [0.9, 0.5])]
-    assert voc_ap(with_difficult, strange) == voc_ap(plain, strange) == 0.5
+    # If it is not difficult, the missed object halves AP.
+    assert voc_ap([make_ground_truth("a", [OTHER, BOX], [1, 1])], [make_detections("a", [BOX], [1], [0.5])]) == 0.5
+    # A detection far from every object remains a false positive.
+    false_positive = [make_detections("a", [[400, 400, 500, 500], BOX], [1, 1], [0.9, 0.5])]
+    assert voc_ap(with_difficult, false_positive) == voc_ap(plain, false_positive) == 0.5
 
 
-def test_voc_an_object_is_found_once():
-    detections = [found("a", [BOX, NEAR, OTHER], [1, 1, 1], [0.9, 0.8, 0.7])]
-    # Hit, duplicate, hit.
-    assert voc_ap([truth("a", [BOX, OTHER], [1, 1])], detections) == pytest.approx(0.5 + 0.5 * 2 / 3)
+def test_voc_matches_an_object_once():
+    detections = [make_detections("a", [BOX, NEAR, OTHER], [1, 1, 1], [0.9, 0.8, 0.7])]
+    # True positive, duplicate, true positive.
+    assert voc_ap([make_ground_truth("a", [BOX, OTHER], [1, 1])], detections) == pytest.approx(0.5 + 0.5 * 2 / 3)
 
 
-def test_voc_looks_only_at_the_object_of_highest_iou():
-    # Both detections overlap the first object most; the second detection also reaches 0.5 with the other object, which
-    # VOC leaves unfound and COCO gives to it.
-    truths = [truth("a", [[0, 0, 100, 100], [0, 0, 100, 80]], [1, 1])]
-    detections = [found("a", [[0, 0, 100, 100], [0, 0, 100, 95]], [1, 1], [0.9, 0.8])]
-    metrics = assert_equals_devkit(truths, detections, 1)
+def test_voc_matches_only_the_object_of_highest_iou():
+    # Both detections have the highest IoU with the first object. The second detection also has an IoU above 0.5 with
+    # the second object: COCO matches the two, VOC does not.
+    ground_truth = [make_ground_truth("a", [[0, 0, 100, 100], [0, 0, 100, 80]], [1, 1])]
+    detections = [make_detections("a", [[0, 0, 100, 100], [0, 0, 100, 95]], [1, 1], [0.9, 0.8])]
+    metrics = assert_equals_devkit(ground_truth, detections, 1)
     assert metrics.scalars["voc/mAP"] == 0.5
-    assert assert_equals_pycocotools(truths, detections, 1).scalars["coco/AP50"] == pytest.approx(1)
+    assert assert_equals_pycocotools(ground_truth, detections, 1).scalars["coco/AP50"] == pytest.approx(1)
 
 
-def test_voc_reaches_an_iou_of_exactly_one_half():
-    truths = [truth("a", [[0, 0, 512, 512]], [1])]
-    assert voc_ap(truths, [found("a", [[0, 0, 512, 256]], [1], [0.9])]) == 1
-    assert voc_ap(truths, [found("a", [[0, 0, 512, 255]], [1], [0.9])]) == 0
+def test_voc_iou_threshold_includes_one_half():
+    ground_truth = [make_ground_truth("a", [[0, 0, 512, 512]], [1])]
+    assert voc_ap(ground_truth, [make_detections("a", [[0, 0, 512, 256]], [1], [0.9])]) == 1
+    assert voc_ap(ground_truth, [make_detections("a", [[0, 0, 512, 255]], [1], [0.9])]) == 0

@@ -217,7 +217,7 @@ def test_a_file_name_that_occurs_twice_has_no_coco_id(tmp_path):
         read_coco_ids(str(annotations), ("cat",), ["b/1.jpg"])
     entries.append({"file_name": "c/7.jpg", "id": 7})
     annotations.write_text(json.dumps({"images": entries, "categories": [{"name": "cat", "id": 1}]}))
-    assert read_coco_ids(str(annotations), ("cat",), ["x/7.jpg"]).of_image("x/7.jpg") == 7
+    assert read_coco_ids(str(annotations), ("cat",), ["x/7.jpg"]).get_image_id("x/7.jpg") == 7
 
 
 def test_no_detections_give_an_empty_list(tmp_path, detector):

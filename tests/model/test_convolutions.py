@@ -1,4 +1,4 @@
-"""Cheaper gradients are the same gradients: beside Keras's own layers, whose gradients TensorFlow derives."""
+"""The faster gradients equal those of Keras's own layers, which TensorFlow derives."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from ssd_dist.model.convolutions import PointwiseConv2D, SameDepthwiseConv2D, ch
         (SameDepthwiseConv2D, layers.DepthwiseConv2D, {"kernel_size": (5, 3), "padding": "same", "use_bias": False}),
     ],
 )
-@pytest.mark.parametrize("size", [1, 4, 7])  # 1: the filter sees more border than image
+@pytest.mark.parametrize("size", [1, 4, 7])  # 1: the filter covers more padding than image
 def test_outputs_and_gradients_equal_the_stock_layers(ours, stock, options: dict, size: int) -> None:
     images = tf.constant(np.random.default_rng(size).normal(size=[2, size, size, 3]), tf.float32)
     found = []
@@ -34,7 +34,7 @@ def test_outputs_and_gradients_equal_the_stock_layers(ours, stock, options: dict
         found.append([outputs, *tape.gradient(loss, [images, *layer.trainable_variables])])
         np.testing.assert_array_equal(layer(images, training=False), outputs)
     for expected, value in zip(*found, strict=True):
-        # Float32 sums of at most 98 products in another order.
+        # Tolerance: float32 sums of at most 98 products in another order.
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -51,11 +51,11 @@ def test_outputs_and_gradients_equal_the_stock_layers(ours, stock, options: dict
         (layers.Dense, {"units": 3}),
     ],
 )
-def test_what_the_identities_do_not_hold_for_stays_stock(kind, options: dict) -> None:
+def test_other_layers_are_not_replaced(kind, options: dict) -> None:
     assert choose_convolution(kind, options) is kind
 
 
-def test_the_common_convolutions_of_the_network_are_replaced() -> None:
+def test_common_convolutions_of_the_network_are_replaced() -> None:
     pointwise = {"filters": 4, "kernel_size": (1, 1), "strides": (1, 1)}
     assert choose_convolution(layers.Conv2D, pointwise) is PointwiseConv2D
     depthwise = {"kernel_size": (3, 3), "padding": "same"}

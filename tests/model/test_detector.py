@@ -1,4 +1,4 @@
-"""The network: its outputs stand in the order of the anchors, for every head, width and input size."""
+"""The network: outputs are in the order of the anchors for every head, width and input size; weights; freezing."""
 
 from functools import cache
 
@@ -45,7 +45,7 @@ def detector(request) -> tf_keras.Model:
 
 
 def locate_anchors(input_size: int) -> np.ndarray:
-    """(level, row, column, shape) of each anchor, read from where it lies and how large it is."""
+    """Returns (level, row, column, shape) of each anchor, computed from its position and size."""
     config = AnchorConfig()
     places = []
     anchors = generate_anchors(config, input_size).astype(np.float64)
@@ -65,8 +65,8 @@ def locate_anchors(input_size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("output", "depth"), [("logits", CLASSES + 1), ("offsets", 4)])
-def test_outputs_stand_in_the_order_of_the_anchors(detector, output, depth):
-    # Trap 9. Each head gets weights with which it says where it is, in digits: level, component, shape, column, row.
+def test_outputs_are_in_the_order_of_the_anchors(detector, output, depth):
+    # The weights of each head make it output its position as decimal digits: level, component, shape, column, row.
     prefix = {"logits": "class", "offsets": "box"}[output]
     heads = [detector.get_layer(f"{prefix}_{level}") for level in range(6)]
     features = []
@@ -101,7 +101,7 @@ def test_ssd300_has_8732_outputs(head, width):
 
 
 @pytest.mark.parametrize("input_size", [32, 135])
-def test_as_many_outputs_as_anchors_at_any_input_size(input_size):
+def test_number_of_outputs_equals_number_of_anchors(input_size):
     model = build_from(config_of(input_size), CLASSES)
     outputs = model(tf.zeros([2, input_size, input_size, 3]))
     anchors = generate_anchors(AnchorConfig(), input_size)
@@ -109,7 +109,7 @@ def test_as_many_outputs_as_anchors_at_any_input_size(input_size):
     assert outputs["offsets"].shape == (2, len(anchors), 4)
 
 
-def test_the_number_of_shapes_follows_the_config():
+def test_number_of_shapes_follows_the_config():
     ratios = [[2.0, 3.0], [], [2.0], [2.0, 3.0, 4.0], [], [2.0]]
     config = Config.model_validate({**config_of().model_dump(), "anchors": {"aspect_ratios": ratios}})
     model = build_from(config, CLASSES)
@@ -122,7 +122,7 @@ def test_taps_have_the_strides_and_channels_of_mobilenetv2():
     assert shapes == [(None, 32, 32, 192), (None, 16, 16, 576), (None, 8, 8, 1280)]
 
 
-def test_head_styles():
+def test_heads_have_the_kernels_of_their_style():
     ssd, lite = build_once("ssd"), build_once("ssdlite")
     for level in range(6):
         for name in ("class", "box"):
@@ -153,14 +153,14 @@ def test_single_equals_batched(detector):
             np.testing.assert_allclose(alone[name][0], whole[name][index], rtol=1e-4, atol=1e-5)
 
 
-def test_all_norms_have_the_momentum_of_the_config(detector):
+def test_all_batch_norms_have_the_momentum_of_the_config(detector):
     norms = [layer for layer in _all_layers(detector) if isinstance(layer, tf_keras.layers.BatchNormalization)]
     assert len(norms) > 50
     assert {norm.momentum for norm in norms} == {0.87}
 
 
 @pytest.mark.parametrize("frozen", [{"freeze_batch_norm": True}, {"lr_scale": 0.0}])
-def test_freezing_the_norms_of_the_backbone_freezes_only_those(frozen):
+def test_only_the_batch_norms_of_the_backbone_are_frozen(frozen):
     model = build_from(config_of(**frozen), CLASSES)
     backbone = model.get_layer("backbone")
     inside = {layer.name for layer in _all_layers(backbone) if isinstance(layer, tf_keras.layers.BatchNormalization)}
@@ -173,7 +173,7 @@ def test_freezing_the_norms_of_the_backbone_freezes_only_those(frozen):
         np.testing.assert_array_equal(variable, value)
 
 
-def test_a_frozen_norm_has_a_gradient_that_gpus_compute_deterministically():
+def test_frozen_batch_norm_has_a_deterministic_gradient_on_gpus():
     norm = ReplicaBatchNormalization()
     norm.build([None, 4, 4, 3])
     norm.set_weights([*np.random.default_rng(0).uniform(0.5, 2.0, (4, 3))])
@@ -188,7 +188,7 @@ def test_a_frozen_norm_has_a_gradient_that_gpus_compute_deterministically():
 
     values = tf.random.stateless_normal([2, 4, 4, 3], [0, 1])
     outputs, gradient = run(values)
-    # Six multiplications in another order.
+    # Tolerance: six multiplications in another order.
     np.testing.assert_allclose(outputs, norm(values, training=False), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(
         gradient, tf.broadcast_to(norm.gamma / tf.sqrt(norm.moving_variance + norm.epsilon), values.shape), rtol=1e-5
@@ -209,12 +209,12 @@ def test_outputs_are_float32_under_mixed_precision():
     assert model.get_layer("class_0").compute_dtype == "float16"
 
 
-def test_pixels_are_brought_to_the_range_of_the_backbone():
+def test_pixels_are_normalized_to_the_range_of_the_backbone():
     pixels = tf.constant([0, 51, 255], tf.uint8)
     np.testing.assert_allclose(normalize_image(pixels), [-1, -0.6, 1], atol=1e-6)
 
 
-def test_weights_of_the_file_are_in_the_network(shared):
+def test_weights_are_loaded_from_a_file(shared):
     path = shared / "weights" / "mobilenet_v2_1.0_imagenet_no_top.h5"
     config = config_of(width=1.0, weights=str(path))
     backbone = build_backbone(config.backbone, config.model)
@@ -237,7 +237,7 @@ def test_weights_of_the_file_are_in_the_network(shared):
         ("nowhere.h5", r"nowhere\.h5 does not exist"),
     ],
 )
-def test_weights_that_cannot_be_used_are_refused(tmp_path, file, problem):
+def test_unusable_weight_files_raise_an_error(tmp_path, file, problem):
     (tmp_path / "text.h5").write_text("no weights")
     if file == "other_width.h5":
         other = tf_keras.applications.MobileNetV2((32, 32, 3), alpha=0.5, include_top=False, weights=None)
@@ -255,7 +255,7 @@ def _all_layers(model: tf_keras.Model):
 
 
 @pytest.mark.parametrize("head", ["ssd", "ssdlite"])
-def test_the_last_level_sees_every_cell_of_the_one_below_at_512(head):
+def test_last_level_depends_on_every_cell_of_the_level_below_at_512(head):
     assert feature_sizes(512) == (64, 32, 16, 8, 4, 1)
     model = build_from(config_of(512, head, 0.1), CLASSES)
     last = tf_keras.Model(model.get_layer("extra_1_relu").output, model.get_layer("extra_2").output)

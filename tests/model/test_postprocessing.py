@@ -1,4 +1,4 @@
-"""Decoding and suppression against plain loops."""
+"""Box decoding and NMS compared with references written as plain loops."""
 
 import numpy as np
 import pytest
@@ -7,19 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.box_references import iou_reference
 from support.box_strategies import random_boxes
-from support.detection_references import detect_reference, suppress_reference
+from support.detection_references import detect_reference, nms_reference
 
 from ssd_dist.core.boxes import decode_boxes, encode_boxes
 from ssd_dist.core.config import AnchorConfig, EvalConfig
 from ssd_dist.model.postprocessing import CANDIDATES, decode_offsets, detect, non_max_suppression, separate_classes
 
 ANCHORS = AnchorConfig()
-# Closer to the threshold than this, float32 may decide otherwise than float64.
+# For IoUs closer to the threshold than this, float32 and float64 may decide differently.
 MARGIN = 1e-3
 
 
 def draw_clusters(rng: np.random.Generator, count: int, classes: int, threshold: float):
-    """Boxes [N, 4] in overlapping clusters, labels and scores, best first, no IoU of a class near the threshold."""
+    """Draws overlapping boxes [N, 4], labels and descending scores, without IoUs near the threshold within a class."""
     while True:
         centers = random_boxes(rng, max(count // 5, 1), smallest=0.1, largest=0.5)
         boxes = centers[rng.integers(0, len(centers), count)] + rng.normal(0, 0.03, (count, 4)).astype(np.float32)
@@ -36,7 +36,7 @@ def draw_clusters(rng: np.random.Generator, count: int, classes: int, threshold:
             return boxes.astype(np.float32), labels, scores
 
 
-def run_suppress(boxes, labels, scores, config: EvalConfig):
+def run_nms(boxes, labels, scores, config: EvalConfig):
     batch = non_max_suppression(tf.constant(boxes[None]), tf.constant(labels[None]), tf.constant(scores[None]), config)
     return tuple(part[0].numpy() for part in batch)
 
@@ -46,12 +46,12 @@ def run_suppress(boxes, labels, scores, config: EvalConfig):
 @pytest.mark.parametrize(
     ("count", "score_threshold", "max_detections"), [(40, 0.01, 100), (40, 0.4, 100), (60, 0.0, 5)]
 )
-def test_suppression_equals_the_reference(classes, threshold, count, score_threshold, max_detections):
+def test_nms_equals_the_reference(classes, threshold, count, score_threshold, max_detections):
     rng = np.random.default_rng(count + classes)
     config = EvalConfig(nms_iou=threshold, score_threshold=score_threshold, max_detections=max_detections)
     boxes, labels, scores = draw_clusters(rng, count, classes, threshold)
-    kept = suppress_reference(boxes, labels, scores, threshold, score_threshold, max_detections)
-    found = run_suppress(boxes, labels, scores, config)
+    kept = nms_reference(boxes, labels, scores, threshold, score_threshold, max_detections)
+    found = run_nms(boxes, labels, scores, config)
     for part, expected in zip(found, (boxes[kept], labels[kept], scores[kept]), strict=True):
         assert len(part) == max_detections
         np.testing.assert_array_equal(part[: len(kept)], expected)
@@ -59,15 +59,15 @@ def test_suppression_equals_the_reference(classes, threshold, count, score_thres
 
 
 @pytest.mark.parametrize("label", [1, 80, 600, 4095])
-def test_suppression_of_small_boxes_is_the_same_in_every_class(label):
-    # 6 pixels of 300, at IoUs on both sides of 0.5: the arithmetic must not grow coarse with the number of the class.
-    # Coordinates in 1..2 are rounded by 6e-8 at most, 3e-6 of the side; four of them meet in an IoU.
+def test_nms_of_small_boxes_is_the_same_in_every_class(label):
+    # Boxes of 6 pixels in 300, with IoUs on both sides of 0.5: the precision must not depend on the label.
+    # Coordinates in 1..2 are rounded by at most 6e-8, which is 3e-6 of the side; an IoU depends on four of them.
     side = 0.02
     for wanted, kept in ((0.5 - 2e-5, 2), (0.5 + 2e-5, 1)):
         shift = side * (1 - wanted) / (1 + wanted)
         boxes = np.array([[0.9, 0.9, 0.92, 0.92], [0.9, 0.9 + shift, 0.92, 0.92 + shift]], np.float32)
         assert (iou_reference(*boxes) > 0.5) == (kept == 1)
-        _, labels, _ = run_suppress(
+        _, labels, _ = run_nms(
             boxes, np.full(2, label, np.int32), np.array([0.9, 0.8], np.float32), EvalConfig(nms_iou=0.5)
         )
         assert (labels > 0).sum() == kept, wanted
@@ -87,20 +87,20 @@ def test_a_box_outside_the_image_is_no_detection():
     # Clipped to nothing, two of them overlap with no other box and would each take a place.
     boxes = np.array([[0.2, 1.0, 0.4, 1.0], [0.1, 0.1, 0.3, 0.3], [0.0, 0.5, 0.0, 0.6]], np.float32)
     scores = np.array([0.9, 0.8, 0.7], np.float32)
-    _, _, kept = run_suppress(boxes, np.ones(3, np.int32), scores, EvalConfig(max_detections=3))
+    _, _, kept = run_nms(boxes, np.ones(3, np.int32), scores, EvalConfig(max_detections=3))
     assert kept.tolist() == [scores[1], 0, 0]
 
 
 def test_equal_scores_keep_their_order():
     boxes = np.tile(np.array([[0.1, 0.1, 0.3, 0.3]], np.float32), (3, 1))
     labels = np.array([2, 1, 2], np.int32)
-    _, kept, _ = run_suppress(boxes, labels, np.full(3, 0.5, np.float32), EvalConfig(max_detections=4))
+    _, kept, _ = run_nms(boxes, labels, np.full(3, 0.5, np.float32), EvalConfig(max_detections=4))
     assert kept.tolist() == [2, 1, 0, 0]
 
 
 def test_nothing_above_the_score_threshold_gives_nothing():
     boxes = np.array([[0.1, 0.1, 0.3, 0.3]], np.float32)
-    found = run_suppress(boxes, np.array([1], np.int32), np.array([0.3], np.float32), EvalConfig(score_threshold=0.4))
+    found = run_nms(boxes, np.array([1], np.int32), np.array([0.3], np.float32), EvalConfig(score_threshold=0.4))
     assert not any(part.any() for part in found)
 
 
@@ -133,8 +133,8 @@ def test_detection_equals_the_reference(anchors, classes, seed):
         np.testing.assert_allclose(found.boxes[image, :count], places, atol=1e-5)
 
 
-def test_sure_detections_are_ranked_by_how_sure():
-    # Odds of e^10 to e^30: float32 takes most of these probabilities for 1, float64 still tells them apart.
+def test_confident_detections_are_sorted_by_their_odds():
+    # Odds of e^10 to e^30: most of these probabilities round to 1 in float32, but differ in float64.
     rng = np.random.default_rng(11)
     logits, offsets, anchors = draw_outputs(11, 1, 60, 3)
     logits[0, np.arange(60), rng.integers(1, 4, 60)] += rng.uniform(14, 26, 60).astype(np.float32)
@@ -164,8 +164,8 @@ def test_properties_of_detections():
             np.testing.assert_array_equal(part[0], whole[image])
 
 
-def test_detections_of_true_offsets_are_the_objects():
-    # What the targets say, the decoder must read: one sure anchor for each of three objects.
+def test_encoded_objects_are_decoded_to_themselves():
+    # The decoder must invert the encoding of the targets: one confident anchor for each of three objects.
     rng = np.random.default_rng(10)
     objects, anchors = random_boxes(rng, 3, smallest=0.2), random_boxes(rng, 30, smallest=0.2)
     chosen = [4, 11, 25]
@@ -183,7 +183,7 @@ def test_detections_of_true_offsets_are_the_objects():
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 2**32 - 1))
-def test_decoding_equals_the_core(seed):
+def test_decoding_equals_the_numpy_version(seed):
     rng = np.random.default_rng(seed)
     anchors = random_boxes(rng, 6, smallest=0.05)
     offsets = rng.normal(0, 3, (6, 4)).astype(np.float32)
@@ -191,15 +191,15 @@ def test_decoding_equals_the_core(seed):
     np.testing.assert_allclose(decoded, decode_boxes(offsets, anchors, 0.1, 0.2), rtol=1e-5, atol=1e-5)
 
 
-def test_decoding_wild_offsets_stays_finite():
+def test_decoding_extreme_offsets_is_finite():
     anchors = random_boxes(np.random.default_rng(0), 4)
     offsets = tf.constant([[0, 0, 1e4, -1e4], [1e6, -1e6, 0, 0], [0, 0, 3e38, 3e38], [0, 0, -3e38, -3e38]], tf.float32)
     assert np.isfinite(decode_offsets(offsets, tf.constant(anchors), ANCHORS)).all()
 
 
 @pytest.mark.parametrize("runtime", ["tensorflow", "tflite", "onnx"])
-def test_every_runtime_suppresses_alike_among_equals(runtime):
-    # Each has its own way with equal scores, so none may reach it.
+def test_nms_with_equal_scores_is_the_same_in_every_runtime(runtime):
+    # Each runtime breaks ties differently, so NMS must receive distinct ranks.
     boxes, labels, _ = draw_clusters(np.random.default_rng(12), 40, 3, 0.5)
     scores = np.repeat(np.array([1.0, 0.9, 0.8, 0.005], np.float32), 10)
     inputs = {"given_boxes": boxes[None], "given_labels": labels[None], "given_scores": scores[None]}
@@ -217,7 +217,7 @@ def test_every_runtime_suppresses_alike_among_equals(runtime):
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
         found = dict(zip(names, session.run(names, inputs), strict=True))
-    kept = suppress_reference(boxes, labels, scores, 0.5, 0.01, 100)
+    kept = nms_reference(boxes, labels, scores, 0.5, 0.01, 100)
     assert 5 < len(kept) < 30
     for name, expected in (("boxes", boxes[kept]), ("labels", labels[kept]), ("scores", scores[kept])):
         np.testing.assert_array_equal(np.asarray(found[name])[0, : len(kept)], expected)

@@ -1,8 +1,7 @@
-"""Suppression and average precision: float64 NumPy references, written from the formulas in plain loops.
+"""Float64 references for NMS and average precision, written from the formulas as plain loops.
 
-Nothing here imports the package under test.
-
-Sources: SSD (Liu et al. 2016), the VOC devkit. Boxes are [ymin, xmin, ymax, xmax], normalised.
+The module does not import the package under test. Sources: SSD (Liu et al. 2016), the VOC devkit.
+Boxes are [ymin, xmin, ymax, xmax], normalised.
 """
 
 import math
@@ -14,14 +13,14 @@ from support.box_references import decode_reference, iou_reference
 
 
 def softmax_reference(logits: Sequence[float]) -> list[float]:
-    """Probabilities of the classes."""
+    """Computes the probabilities of the classes."""
     logits = [float(v) for v in logits]
     top = max(logits)
     exponentials = [math.exp(v - top) for v in logits]
     return [v / sum(exponentials) for v in exponentials]
 
 
-def suppress_reference(
+def nms_reference(
     boxes: np.ndarray,
     labels: Sequence[int],
     scores: Sequence[float],
@@ -29,15 +28,15 @@ def suppress_reference(
     score_threshold: float,
     max_detections: int,
 ) -> list[int]:
-    """Greedy non-maximum suppression in each class: indices of what is kept, best first, equal scores in their order.
+    """Returns the indices that greedy NMS within each class keeps, by descending score; ties keep their order.
 
-    A detection is kept if its score exceeds `score_threshold` and it overlaps no better one of its class that was
-    kept by more than `iou_threshold`; of those the best `max_detections` over all classes.
+    A detection is kept if its score exceeds `score_threshold` and its IoU with each kept detection of its class is at
+    most `iou_threshold`. Of these, the `max_detections` with the highest scores over all classes are returned.
     """
     kept: list[int] = []
     for i in sorted(range(len(scores)), key=lambda i: (-float(scores[i]), i)):
-        rivals = [k for k in kept if labels[k] == labels[i]]
-        if scores[i] > score_threshold and all(iou_reference(boxes[i], boxes[k]) <= iou_threshold for k in rivals):
+        others = [k for k in kept if labels[k] == labels[i]]
+        if scores[i] > score_threshold and all(iou_reference(boxes[i], boxes[k]) <= iou_threshold for k in others):
             kept.append(i)
     return kept[:max_detections]
 
@@ -51,9 +50,9 @@ def detect_reference(
     max_detections: int,
     candidates: int,
 ) -> list[tuple[int, float, np.ndarray]]:
-    """(label, score, box) of the detections in one image, from logits [A, K] and offsets [A, 4], best first.
+    """Returns (label, score, box) of the detections on one image, from logits [A, K] and offsets [A, 4], best first.
 
-    The `candidates` best pairs of anchor and class go into suppression; boxes are clipped to the image before it.
+    The `candidates` (anchor, class) pairs with the highest scores enter NMS; boxes are clipped to the image before.
     """
     pairs = []
     for a in range(len(anchors)):
@@ -62,7 +61,7 @@ def detect_reference(
         pairs += [(label, probabilities[label], box) for label in range(1, len(probabilities))]
     pairs = sorted(pairs, key=lambda pair: -pair[1])[:candidates]
     labels, scores, boxes = zip(*pairs, strict=True)
-    kept = suppress_reference(np.array(boxes), labels, scores, iou_threshold, score_threshold, max_detections)
+    kept = nms_reference(np.array(boxes), labels, scores, iou_threshold, score_threshold, max_detections)
     return [pairs[k] for k in kept]
 
 
@@ -77,18 +76,19 @@ class VocImage:
 
 
 def voc_ap_reference(images: Sequence[VocImage], iou_threshold: float = 0.5) -> tuple[float, float] | None:
-    """(11-point AP of VOC 2007, area under the envelope of VOC 2010+) of one class; None without objects.
+    """Returns (11-point AP of VOC 2007, area under the envelope of VOC 2010+) of one class; None without objects.
 
-    The devkit's loop: detections of all images by falling score; each goes to the object of its image it overlaps most;
-    below the threshold it is a miss, a difficult object makes it nothing, the first on an object is a hit, the next
-    ones are misses. Equal scores keep the order of images and of detections.
+    The loop of the devkit: detections of all images are processed by descending score. Each is compared with the object
+    of its image with the highest IoU: below the threshold it is a false positive, on a difficult object it is ignored,
+    the first detection on an object is a true positive, further ones are false positives. Ties in the score keep the
+    order of images and of detections.
     """
     queue = [(-float(score), i, d) for i, image in enumerate(images) for d, score in enumerate(image.scores)]
     objects = sum(not flag for image in images for flag in image.difficult)
     if objects == 0:
         return None
-    found: set[tuple[int, int]] = set()
-    hits = misses = 0
+    matched: set[tuple[int, int]] = set()
+    true_positives = false_positives = 0
     recalls, precisions = [], []
     for _, i, d in sorted(queue):
         best, best_iou = -1, -math.inf
@@ -98,17 +98,17 @@ def voc_ap_reference(images: Sequence[VocImage], iou_threshold: float = 0.5) -> 
                 best, best_iou = n, overlap
         if best_iou >= iou_threshold and images[i].difficult[best]:
             continue
-        if best_iou >= iou_threshold and (i, best) not in found:
-            found.add((i, best))
-            hits += 1
+        if best_iou >= iou_threshold and (i, best) not in matched:
+            matched.add((i, best))
+            true_positives += 1
         else:
-            misses += 1
-        recalls.append(hits / objects)
-        precisions.append(hits / (hits + misses))
+            false_positives += 1
+        recalls.append(true_positives / objects)
+        precisions.append(true_positives / (true_positives + false_positives))
 
     eleven = 0.0
     for tenth in range(11):
-        # Compared as hits x 10 >= tenth x objects would be: 0.3 is not 3 x 0.1 in binary.
+        # Compares true positives x 10 >= tenth x objects in integers: 0.3 is not 3 x 0.1 in binary.
         reached = [p for r, p in zip(recalls, precisions, strict=True) if round(r * objects) * 10 >= tenth * objects]
         eleven += max(reached, default=0.0) / 11
 

@@ -1,4 +1,4 @@
-"""Small prepared data sets made without Beam: coloured rectangles on noise, for tests of what reads shards."""
+"""Writes small prepared datasets without Beam: coloured rectangles on noise, for tests that read shards."""
 
 import hashlib
 import io
@@ -27,7 +27,7 @@ CLASSES = ("red", "green", "blue")
 
 
 def draw_record(seed: int, name: str, config: Config, objects: int | None = None) -> Record:
-    """An image with up to three rectangles, each in the colour of its class."""
+    """Draws an image with up to three rectangles, each in the colour of its class."""
     rng = np.random.default_rng(seed)
     size = config.model.input_size
     count = int(rng.integers(0, 4)) if objects is None else objects
@@ -61,7 +61,15 @@ def draw_record(seed: int, name: str, config: Config, objects: int | None = None
 def write_dataset(
     folder: Path, config: Config, sizes: dict[str, int], shards: int = 2, objects: int | list[int] | None = None
 ) -> Manifest:
-    """Writes splits of the given sizes, round-robin over shards, and the manifest; `objects` in each image, or all."""
+    """Writes splits and the manifest; records are distributed over the shards in turn.
+
+    Args:
+      folder: the output folder.
+      config: anchors, matching and input size.
+      sizes: number of images of each split.
+      shards: number of shards per split.
+      objects: number of objects per image, for all images or for each; random by default.
+    """
     splits = {}
     for split_number, (split, size) in enumerate(sizes.items()):
         counts = objects if isinstance(objects, list) else [objects] * size
