@@ -17,7 +17,12 @@ BACKBONE_STRIDES = (8, 16, 32)
 
 
 def feature_sizes(input_size: int) -> tuple[int, ...]:
-    """Rows (= columns) of the six feature maps: 38, 19, 10, 5, 3, 1 for an input of 300."""
+    """Returns the number of rows (= columns) of the six feature maps.
+
+    Examples:
+      >>> feature_sizes(300)
+      (38, 19, 10, 5, 3, 1)
+    """
     sizes = [math.ceil(input_size / stride) for stride in BACKBONE_STRIDES]
     sizes += [math.ceil(sizes[-1] / 2)]
     sizes += [math.ceil(sizes[-1] / 2)]
@@ -31,13 +36,23 @@ def last_level_is_unpadded(size_below: int) -> bool:
 
 
 def anchors_per_cell(config: AnchorConfig) -> tuple[int, ...]:
-    """Number of shapes in each cell of each level: 4, 6, 6, 6, 4, 4 by default."""
+    """Returns the number of anchor shapes per cell of each level.
+
+    Examples:
+      >>> anchors_per_cell(AnchorConfig())
+      (4, 6, 6, 6, 4, 4)
+    """
     return tuple(2 + 2 * len(ratios) for ratios in config.aspect_ratios)
 
 
 @lru_cache(maxsize=8)
 def generate_anchors(config: AnchorConfig, input_size: int) -> FloatArray:
-    """Anchors [A, 4], not clipped to the image; read-only because it is shared."""
+    """Returns the anchors [A, 4], not clipped to the image; the array is read-only, because it is shared.
+
+    Examples:
+      >>> generate_anchors(AnchorConfig(), 300).shape
+      (8732, 4)
+    """
     levels = [
         _level_anchors(cells, _cell_shapes(config, level)) for level, cells in enumerate(feature_sizes(input_size))
     ]

@@ -13,15 +13,25 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 
 def areas(boxes: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """Areas [N] of boxes [N, 4], in units of the image; 0 for reversed boxes."""
+    """Returns the areas [N] of boxes [N, 4], as fractions of the image; 0 for reversed boxes.
+
+    Examples:
+      >>> areas(np.array([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 0.0, 0.0]])).tolist()
+      [0.25, 0.0]
+    """
     sides = np.maximum(boxes[..., 2:] - boxes[..., :2], 0)
     return np.asarray(sides[..., 0] * sides[..., 1])
 
 
 def iou_matrix(boxes: FloatArray, others: FloatArray) -> npt.NDArray[np.float64]:
-    """Intersection over union [N, M] of boxes [N, 4] with others [M, 4]; 0 where the union is empty.
+    """Returns the intersection over union [N, M] of boxes [N, 4] and others [M, 4]; 0 where the union is empty.
 
-    Computed in float64 so that equal overlaps compare equal and ties are real ties.
+    It is computed in float64, so that equal overlaps compare as equal.
+
+    Examples:
+      >>> left, whole = np.float32([[0, 0, 1, 0.5]]), np.float32([[0, 0, 1, 1]])
+      >>> iou_matrix(left, np.concatenate([left, whole])).tolist()
+      [[1.0, 0.5]]
     """
     a, b = boxes.astype(np.float64)[:, None], others.astype(np.float64)[None]
     sides = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0.0)
@@ -31,11 +41,16 @@ def iou_matrix(boxes: FloatArray, others: FloatArray) -> npt.NDArray[np.float64]
 
 
 def encode_boxes(boxes: FloatArray, anchors: FloatArray, center_variance: float, size_variance: float) -> FloatArray:
-    """Offsets [N, 4] of boxes [N, 4] from anchors [N, 4] (Liu et al. 2016, equation 2, over the variances).
+    """Returns the offsets [N, 4] of boxes [N, 4] from anchors [N, 4] (Liu et al. 2016, equation 2, over the variances).
 
-    (ty, tx) = (box centre - anchor centre) / anchor size / center_variance
+    (ty, tx) = (box center - anchor center) / anchor size / center_variance
     (th, tw) = log(box size / anchor size) / size_variance
     Every box must have positive height and width.
+
+    Examples:
+      >>> anchor, box = np.float32([[0.25, 0.25, 0.75, 0.75]]), np.float32([[0.25, 0.5, 0.75, 1.0]])
+      >>> encode_boxes(box, anchor, center_variance=0.1, size_variance=0.2).tolist()
+      [[0.0, 5.0, 0.0, 0.0]]
     """
     centers, sizes = _centers_and_sizes(boxes)
     anchor_centers, anchor_sizes = _centers_and_sizes(anchors)
@@ -45,7 +60,13 @@ def encode_boxes(boxes: FloatArray, anchors: FloatArray, center_variance: float,
 
 
 def decode_boxes(offsets: FloatArray, anchors: FloatArray, center_variance: float, size_variance: float) -> FloatArray:
-    """Boxes [N, 4] from offsets [N, 4] at anchors [N, 4]: the inverse of `encode_boxes`."""
+    """Returns the boxes [N, 4] for offsets [N, 4] from anchors [N, 4]: the inverse of `encode_boxes`.
+
+    Examples:
+      >>> anchor = np.float32([[0.25, 0.25, 0.75, 0.75]])
+      >>> decode_boxes(np.float32([[0, 5, 0, 0]]), anchor, center_variance=0.1, size_variance=0.2).tolist()
+      [[0.25, 0.5, 0.75, 1.0]]
+    """
     anchor_centers, anchor_sizes = _centers_and_sizes(anchors)
     shift, scale = np.split(offsets.astype(np.float64), 2, axis=-1)
     centers = shift * center_variance * anchor_sizes + anchor_centers
@@ -54,7 +75,12 @@ def decode_boxes(offsets: FloatArray, anchors: FloatArray, center_variance: floa
 
 
 def flip_boxes(boxes: FloatArray, vertical: bool = False) -> FloatArray:
-    """Boxes [N, 4] mirrored left to right, or upside down."""
+    """Returns the boxes [N, 4] after the image is flipped left to right, or upside down if `vertical`.
+
+    Examples:
+      >>> flip_boxes(np.float32([[0.0, 0.0, 0.5, 0.25]])).tolist()
+      [[0.0, 0.75, 0.5, 1.0]]
+    """
     ymin, xmin, ymax, xmax = np.moveaxis(boxes, -1, 0)
     if vertical:
         return np.stack([1 - ymax, xmin, 1 - ymin, xmax], axis=-1).astype(np.float32)
