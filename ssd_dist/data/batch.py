@@ -1,4 +1,4 @@
-"""What travels from the input pipeline to the device: uint8 pixels and sparse, padded targets."""
+"""The batches that the input pipeline sends to the device: uint8 pixels and sparse, padded targets."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,13 @@ PADDING = -1
 
 
 class SparseTargets(NamedTuple):
-    """Targets of a batch of B images, each row padded with -1 to the longest.
+    """Targets of a batch of B images; each row is padded with -1 to the longest row.
 
     Attributes:
       anchors: int32 [B, P], positive anchors.
-      labels: int32 [B, P], their classes, 1-based.
-      offsets: float32 [B, P, 4], their encoded boxes.
-      ignored: int32 [B, I], anchors outside of loss and mining.
+      labels: int32 [B, P], classes of the positive anchors, 1-based.
+      offsets: float32 [B, P, 4], encoded boxes of the positive anchors.
+      ignored: int32 [B, I], anchors excluded from loss and mining.
     """
 
     anchors: tf.Tensor
@@ -30,7 +30,7 @@ class TrainBatch(NamedTuple):
       images: uint8 [B, S, S, 3].
       color_maps: float32 [B, 3, 4], applied on the device.
       targets: the sparse targets.
-      positions: int32 [B], the place of each image in the global batch.
+      positions: int32 [B], the position of each image in the global batch.
     """
 
     images: tf.Tensor
@@ -44,7 +44,7 @@ class EvalBatch(NamedTuple):
 
     Attributes:
       images: uint8 [B, S, S, 3].
-      indices: int64 [B], the number of each record in its split; -1 for padding.
+      indices: int64 [B], the index of each record in its split; -1 for padding.
     """
 
     images: tf.Tensor

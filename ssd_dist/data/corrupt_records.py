@@ -1,14 +1,15 @@
-"""The shards a run is about to read are those that prepare wrote, or the run says what is wrong before step one.
+"""Verifies before step one that shards are those that prepare wrote; reports or replaces corrupt records.
 
-    shard -> SHA-256 -> the manifest's? -> read as it is
-                  no -> record by record: framing, checksum, schema, JPEG
-                           nothing found           another data set's file: stop
-                           data.on_corrupt: fail   stop, with shard and record
-                           data.on_corrupt: skip   read a copy in which a good record stands in for each corrupt one
+    shard -> SHA-256 equal to the manifest's -> read the shard as it is
+             SHA-256 differs -> check each record: framing, checksum, schema, JPEG
+                 no corrupt record       the file belongs to another dataset: error
+                 data.on_corrupt: fail   error that names shard and record
+                 data.on_corrupt: skip   read a copy in which each corrupt record is replaced by a valid one
 
-A stand-in, the nearest good record before, keeps every other one at its position: the training order stays a function
-of seed, epoch and position. Every worker looks at what it is going to read, and the workers compare what they found.
-What was found sound is noted by size and time of the file and looked at again only when these change.
+The replacement is the nearest valid record before the corrupt one (the first valid record if there is none before).
+All other records keep their positions, so the training order stays a function of seed, epoch and position. Every worker
+verifies the shards that it reads, and the workers compare their lists of corrupt records. Verified files are remembered
+by size and modification time and verified again only after a change.
 """
 
 import contextlib
@@ -33,14 +34,14 @@ from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.shard_files import cache_folder, locate_shard, open_shard, written_aside
 
 _CHUNK = 1 << 22
-_NOTES = "sound_shards.json"
-# A start that is interrupted has not looked at a large data set in vain.
+_CACHE_NAME = "sound_shards.json"
+# Verified files are saved regularly, so that an interrupted start does not repeat all of its work.
 _SAVE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class CorruptRecord:
-    """A record that cannot be read: its shard's name in the manifest, its number, and what is wrong."""
+    """A record that cannot be read: its shard's name in the manifest, its index, and the reason."""
 
     shard: str
     record: int
@@ -51,43 +52,46 @@ class CorruptRecord:
 
 
 def verify_plan(plan: EpochPlan, split: Split, config: Config) -> tuple[EpochPlan, tuple[CorruptRecord, ...]]:
-    """The plan with files that can be read to their end, and the records for which others stand in.
+    """Verifies all shards of a plan.
+
+    Returns:
+      The plan with files that can be read to their end, and the corrupt records that were replaced in them.
 
     Raises:
-      DataError: for a shard that is not the manifest's, and with `data.on_corrupt: fail` for a corrupt record.
+      DataError: for a shard that differs from the manifest, and for a corrupt record with `data.on_corrupt: fail`.
     """
-    views = [
+    copies = [
         verify_shards(view.shards, config.model.input_size, config.data) for view in split.views[: len(plan.files)]
     ]
-    files = tuple(tuple(path for path, _ in shards) for shards in views)
-    return replace(plan, files=files), tuple(record for shards in views for _, found in shards for record in found)
+    files = tuple(tuple(path for path, _ in shards) for shards in copies)
+    return replace(plan, files=files), tuple(record for shards in copies for _, found in shards for record in found)
 
 
 def verify_shards(
     shards: Sequence[Shard], image_size: int, config: DataConfig
 ) -> list[tuple[str, list[CorruptRecord]]]:
-    """For each shard a file that can be read to its end, and what was replaced in it.
+    """Returns for each shard a file that can be read to its end, and the corrupt records replaced in it.
 
     Raises:
-      DataError: as `secure_plan`.
+      DataError: for a shard that differs from the manifest, and for a corrupt record with `data.on_corrupt: fail`.
     """
-    notes = _Notes(cache_folder(config))
+    verified = _VerifiedFiles(cache_folder(config))
     try:
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            return list(pool.map(lambda shard: _verify_shard(shard, image_size, config, notes), shards))
+            return list(pool.map(lambda shard: _verify_shard(shard, image_size, config, verified), shards))
     finally:
-        notes.save()
+        verified.save()
 
 
 def explain_failure(plan: EpochPlan, split: Split, config: Config) -> str | None:
-    """Shard and record that made reading fail in the middle of a run; None if all of them are sound.
+    """Returns the shard and record that made reading fail during a run; None if every record is valid.
 
-    Whatever it finds, the next start looks at every record.
+    In both cases the next start verifies every record.
     """
-    notes = _Notes(cache_folder(config.data))
+    verified = _VerifiedFiles(cache_folder(config.data))
     for path in (path for files in plan.files for path in files):
-        notes.suspect(path)
-    notes.save()
+        verified.mark_suspect(path)
+    verified.save()
     for files, view in zip(plan.files, split.views, strict=False):
         for path, shard in zip(files, view.shards, strict=True):
             for record in find_corrupt_records(path, shard, config.model.input_size):
@@ -96,16 +100,16 @@ def explain_failure(plan: EpochPlan, split: Split, config: Config) -> str | None
 
 
 def _verify_shard(
-    shard: Shard, image_size: int, config: DataConfig, notes: "_Notes"
+    shard: Shard, image_size: int, config: DataConfig, verified: "_VerifiedFiles"
 ) -> tuple[str, list[CorruptRecord]]:
     skip = config.on_corrupt == "skip"
     path = locate_shard(shard, config, any_size=skip)
-    every_record = skip or notes.is_suspect(path)
-    if notes.know(path, shard, every_record):
+    every_record = skip or verified.is_suspect(path)
+    if verified.contains(path, shard, every_record):
         return path, []
     unchanged = _checksum(path) == shard.sha256
     if not unchanged and config.cache_dir:
-        # The copy was damaged here; the original may be sound.
+        # The cached copy was damaged; the original may be intact.
         path = locate_shard(shard, config, any_size=skip, refresh=True)
         unchanged = _checksum(path) == shard.sha256
     corrupt = [] if unchanged and not every_record else find_corrupt_records(path, shard, image_size)
@@ -113,21 +117,25 @@ def _verify_shard(
         more = f" (and {len(corrupt) - 1} more)" if len(corrupt) > 1 else ""
         raise DataError(
             f"shard {path}, record {corrupt[0].record}: {corrupt[0].reason}{more}; prepare the data again, or set "
-            "data.on_corrupt: skip to do without"
+            "data.on_corrupt: skip to replace corrupt records"
         )
     if corrupt:
         return _write_repaired_shard(path, shard, corrupt, cache_folder(config)), corrupt
     if not unchanged:
         raise DataError(
-            f"shard {path} is not the one in the manifest: its records are whole, its checksum is another; "
+            f"shard {path} differs from the manifest: its records are valid, but its SHA-256 is not the manifest's; "
             "prepare the data again"
         )
-    notes.add(path, shard, every_record)
+    verified.add(path, shard, every_record)
     return path, []
 
 
 def find_corrupt_records(path: str, shard: Shard, image_size: int) -> list[CorruptRecord]:
-    """Every record of a file that cannot be read; after broken framing nothing more can."""
+    """Returns the corrupt records of a file; all records after broken framing count as corrupt.
+
+    Raises:
+      DataError: if the file has more records than the manifest states.
+    """
     corrupt = []
     count = 0
     for data, problem in _scan(path):
@@ -139,12 +147,14 @@ def find_corrupt_records(path: str, shard: Shard, image_size: int) -> list[Corru
         CorruptRecord(shard.file, index, "lost with the end of the file") for index in range(count, shard.examples)
     ]
     if count > shard.examples:
-        raise DataError(f"shard {path} has {count} records, the manifest says {shard.examples}; prepare the data again")
+        raise DataError(
+            f"shard {path} has {count} records, but the manifest states {shard.examples}; prepare the data again"
+        )
     return corrupt
 
 
 def _scan(path: str) -> Iterator[tuple[bytes, str]]:
-    """Each record and what is wrong with its checksum; ends where the framing is broken."""
+    """Yields each record and its checksum error, if any; ends where the framing is broken."""
     with open_shard(path) as file:
         yield from scan_records(file)
 
@@ -161,26 +171,26 @@ def _find_fault(data: bytes, image_size: int) -> str:
 
 
 def _write_repaired_shard(path: str, shard: Shard, corrupt: Sequence[CorruptRecord], folder: Path) -> str:
-    """A copy of the shard in which a good record stands in for each corrupt one."""
+    """Writes a copy of the shard in which each corrupt record is replaced by a valid one; returns its path."""
     bad = {record.record for record in corrupt}
     if len(bad) == shard.examples:
-        raise DataError(f"shard {path} has no record left that can be read; prepare the data again")
+        raise DataError(f"shard {path} has no valid record; prepare the data again")
     records = [data for data, _ in _scan(path)]
     first = min(index for index in range(shard.examples) if index not in bad)
-    stand_in = records[first]
+    replacement = records[first]
     digest = hashlib.sha256()
     chosen = []
     for index in range(shard.examples):
-        stand_in = records[index] if index not in bad else stand_in
-        chosen.append(frame_record(stand_in))
+        replacement = records[index] if index not in bad else replacement
+        chosen.append(frame_record(replacement))
         digest.update(chosen[-1])
-    target = folder / f"mended-{digest.hexdigest()}.tfrecord"
+    target = folder / f"repaired-{digest.hexdigest()}.tfrecord"
     try:
         with written_aside(target) as partial:
             partial.write_bytes(b"".join(chosen))
     except OSError as error:
         raise DataError(
-            f"no mended copy of shard {path} can be written to {folder} ({error}); set data.cache_dir"
+            f"a repaired copy of shard {path} cannot be written to {folder} ({error}); set data.cache_dir"
         ) from None
     return str(target)
 
@@ -193,41 +203,41 @@ def _checksum(path: str) -> str:
     return digest.hexdigest()
 
 
-class _Notes:
-    """Which files were found sound: the manifest's checksum and what their system says of them."""
+class _VerifiedFiles:
+    """Remembers verified files across starts, keyed by path: the manifest's checksum and the file's identity."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / _NOTES
-        self._known = self._load()
+        self._path = folder / _CACHE_NAME
+        self._entries = self._load()
         self._saved = time.monotonic()
 
-    def know(self, path: str, shard: Shard, every_record: bool) -> bool:
-        """Whether this very file was found to have the manifest's checksum; and every record of it looked at."""
-        mine = [shard.sha256, *_identity(path)]
-        known = self._known.get(path, [])
-        return known[:-1] == mine and (known[-1] is True or not every_record)
+    def contains(self, path: str, shard: Shard, every_record: bool) -> bool:
+        """Returns whether the file was verified against the manifest's checksum (and record by record, if asked)."""
+        expected = [shard.sha256, *_identity(path)]
+        entry = self._entries.get(path, [])
+        return entry[:-1] == expected and (entry[-1] is True or not every_record)
 
     def add(self, path: str, shard: Shard, every_record: bool) -> None:
-        """Notes that it was; kept at once every few seconds."""
-        self._known[path] = [shard.sha256, *_identity(path), every_record]
+        """Remembers a verified file; saves to disk every few seconds."""
+        self._entries[path] = [shard.sha256, *_identity(path), every_record]
         if time.monotonic() - self._saved >= _SAVE_SECONDS:
             self.save()
 
-    def suspect(self, path: str) -> None:
-        """Notes that reading the file failed: every record is to be looked at."""
-        self._known[path] = []
+    def mark_suspect(self, path: str) -> None:
+        """Remembers that reading the file failed, so that the next start verifies every record."""
+        self._entries[path] = []
 
     def is_suspect(self, path: str) -> bool:
-        """Whether reading it failed and nobody has looked since."""
-        return self._known.get(path) == []
+        """Returns whether reading the file failed and it has not been verified since."""
+        return self._entries.get(path) == []
 
     def save(self) -> None:
-        """Keeps the notes for the next start; where that is not possible it looks again."""
+        """Saves for the next start; if the file cannot be written, the next start verifies again."""
         self._saved = time.monotonic()
-        # Another worker of this host may have noted its own in the meantime; what is lost is looked at again.
-        known = {path: note for path, note in (self._load() | self._known).items() if _may_exist(path)}
+        # Other workers on this host may have saved their files meanwhile; a lost entry only costs another verification.
+        entries = {path: entry for path, entry in (self._load() | self._entries).items() if _may_exist(path)}
         with contextlib.suppress(OSError), written_aside(self._path) as partial:
-            partial.write_text(json.dumps(known))
+            partial.write_text(json.dumps(entries))
 
     def _load(self) -> dict[str, list[object]]:
         try:
@@ -245,5 +255,5 @@ def _identity(path: str) -> list[object]:
         remote = tf.io.gfile.stat(path)
         return [remote.length, remote.mtime_nsec]
     local = os.stat(path)
-    # The time of change of the entry cannot be set back, as that of the content can.
+    # ctime cannot be set back; mtime can.
     return [local.st_size, local.st_mtime_ns, local.st_ctime_ns, local.st_ino]

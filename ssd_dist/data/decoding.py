@@ -1,4 +1,4 @@
-"""What a training record holds, and how its picture and its targets are read."""
+"""Parses training records: the feature specification, the targets and the JPEG."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ TARGET_FEATURES: dict[str, Any] = {
 
 
 def pad_targets(features: dict[str, tf.Tensor]) -> SparseTargets:
-    """The targets of a batch parsed with `TARGET_FEATURES`."""
+    """Converts a batch parsed with `TARGET_FEATURES` into padded `SparseTargets`."""
     names = ("target/positive/anchor", "target/positive/label", "target/ignored/anchor")
     anchors, labels, ignored = (tf.cast(features[name].to_tensor(PADDING), tf.int32) for name in names)
     offsets = features["target/positive/box"].to_tensor(0.0)
@@ -30,6 +30,6 @@ def pad_targets(features: dict[str, tf.Tensor]) -> SparseTargets:
 
 
 def decode_image(encoded: tf.Tensor, size: int) -> tf.Tensor:
-    """uint8 [size, size, 3] of a record's JPEG, decoded the exact way (not the fast one) so that machines agree."""
+    """Decodes a JPEG to uint8 [size, size, 3] with the accurate integer DCT, so that all machines get equal pixels."""
     image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
     return tf.ensure_shape(image, [size, size, 3])

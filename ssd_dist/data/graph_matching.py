@@ -1,6 +1,7 @@
-"""Matching inside the input pipeline: the graph twin of `core.matching.Matcher`, for `data.targets: online`.
+"""Matching inside the input pipeline for `data.targets: online`: the graph version of `core.matching.Matcher`.
 
-Same rules, same tolerance, float64 as there; `tests/data/test_graph_matching.py` holds the two together.
+Rules, tie tolerance and float64 arithmetic are those of the NumPy version; `tests/data/test_graph_matching.py` checks
+that both give the same targets.
 """
 
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from ssd_dist.data.batch import SparseTargets
 
 
 class _Choice(NamedTuple):
-    """For each object [N]: the IoU, the centre distance and the index of the free anchor that suits it best."""
+    """For each object [N]: the IoU, centre distance and index of its best free anchor."""
 
     iou: tf.Tensor
     distance: tf.Tensor
@@ -31,12 +32,18 @@ class GraphMatcher:
         self._config = config
 
     def match(self, boxes: tf.Tensor, labels: tf.Tensor, is_crowd: tf.Tensor) -> SparseTargets:
-        """Targets, not padded, of boxes float32 [N, 4], labels int [N] and crowd flags bool [N]."""
+        """Returns the targets of one image, without padding.
+
+        Args:
+          boxes: float32 [N, 4].
+          labels: int [N].
+          is_crowd: bool [N].
+        """
         wide = tf.cast(boxes, tf.float64)
         crowds = tf.boolean_mask(wide, is_crowd)
         real, labels = tf.boolean_mask(wide, ~is_crowd), tf.boolean_mask(labels, ~is_crowd)
         iou = self._iou(real)
-        # A row of zeros stands for "no object": it keeps the maxima defined without any.
+        # The extra row of zeros means "no object"; it keeps the maxima defined for images without objects.
         padded = tf.concat([iou, tf.zeros([1, self._count], tf.float64)], 0)
         best = tf.reduce_max(padded, 0)
         owner = tf.fill([self._count], -1)
@@ -44,7 +51,7 @@ class GraphMatcher:
             nearest = self._nearest_of_best(padded, real)
             owner = tf.where(best > self._config.positive_iou + TIE, nearest, owner)
         owner = self._force_one_each(owner, iou, real)
-        # Without objects best is 0, which only a bound of 0 would call ignored.
+        # Without objects `best` is 0, and a negative_iou of 0 would ignore every anchor.
         near = (best >= self._config.negative_iou - TIE) & (tf.shape(real)[0] > 0)
         ignored = (near | self._covered_by(crowds)) & (owner < 0)
         anchors = tf.where(owner >= 0)[:, 0]
@@ -74,7 +81,10 @@ class GraphMatcher:
         return tf.sqrt(tf.reduce_sum(shift * shift, axis=-1))
 
     def _nearest_of_best(self, iou: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
-        """For each anchor: the object it overlaps most, among equals the nearest, the first; the last row is "none"."""
+        """Returns for each anchor the object with the highest IoU; ties go to the nearer centre, then the lower index.
+
+        The last row of `iou` means "no object".
+        """
         infinity = tf.constant(float("inf"), tf.float64)
         distance = tf.concat([self._distances(boxes), tf.fill([1, self._count], infinity)], 0)
         distance = tf.where(iou >= tf.reduce_max(iou, 0) - TIE, distance, infinity)
@@ -89,12 +99,14 @@ class GraphMatcher:
         return _Choice(top, tf.gather(distance, anchor, batch_dims=1), anchor)
 
     def _force_one_each(self, owner: tf.Tensor, iou: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
-        """Gives each object an anchor of its own: greedy bipartite matching on the global maximum."""
+        """Assigns one anchor to each object by greedy bipartite matching on the global maximum."""
         count = tf.minimum(tf.shape(boxes)[0], self._count)
         free = tf.fill([tf.shape(boxes)[0]], True)
         taken = tf.fill([self._count], False)
 
-        def step(_, choice: _Choice, free: tf.Tensor, taken: tf.Tensor, owner: tf.Tensor):
+        def step(
+            index: tf.Tensor, choice: _Choice, free: tf.Tensor, taken: tf.Tensor, owner: tf.Tensor
+        ) -> tuple[tf.Tensor, _Choice, tf.Tensor, tf.Tensor, tf.Tensor]:
             winner = _pick_winner(choice, free)
             anchor = choice.anchor[winner]
             free = free & (tf.range(tf.size(free)) != winner)
@@ -102,12 +114,14 @@ class GraphMatcher:
             owner = tf.where(tf.range(self._count) == anchor, winner, owner)
             losers = tf.where(free & (choice.anchor == anchor))
             rows = losers[:, 0]
-            again = self._choose(tf.gather(iou, rows), tf.gather(boxes, rows), taken)
-            choice = _Choice(*(tf.tensor_scatter_nd_update(o, losers, n) for o, n in zip(choice, again, strict=True)))
-            return _ + 1, choice, free, taken, owner
+            next_choice = self._choose(tf.gather(iou, rows), tf.gather(boxes, rows), taken)
+            choice = _Choice(
+                *(tf.tensor_scatter_nd_update(o, losers, n) for o, n in zip(choice, next_choice, strict=True))
+            )
+            return index + 1, choice, free, taken, owner
 
         start = (0, self._choose(iou, boxes, taken), free, taken, owner)
-        return tf.while_loop(lambda index, *_: index < count, step, start)[-1]
+        return tf.while_loop(lambda index, *state: index < count, step, start)[-1]
 
     def _encode(self, boxes: tf.Tensor, anchors: tf.Tensor) -> tf.Tensor:
         size, anchor_size = boxes[:, 2:] - boxes[:, :2], anchors[:, 2:] - anchors[:, :2]
@@ -117,7 +131,7 @@ class GraphMatcher:
 
 
 def _pick_winner(choice: _Choice, free: tf.Tensor) -> tf.Tensor:
-    """The free object with the highest IoU; among equals the nearest, then the first."""
+    """Returns the free object with the highest IoU; ties go to the nearer centre, then the lower index."""
     infinity = tf.constant(float("inf"), tf.float64)
     top = tf.reduce_max(tf.where(free, choice.iou, -infinity))
     tied = free & (choice.iou >= top - TIE)

@@ -1,9 +1,10 @@
-"""Targets made while training, for `data.targets: online`: a new crop or expansion of each image in each epoch.
+"""Computes targets during training for `data.targets: online`, with a new crop or expansion per image and epoch.
 
-    plain record -> draw a window (Liu et al. 2016, sections 2.2 and 3.6) -> pixels and boxes of the window -> match
+    plain record -> sample a crop (Liu et al. 2016, sections 2.2 and 3.6) -> pixels and boxes of the crop -> match
 
-Prepared views are cheaper for each step; this is for trying anchors, matching or more variety without preparing anew.
-The windows follow the rules of `pipelines/crops.py`, drawn here from stateless seeds inside the graph.
+Precomputed augmented copies cost less per step. Online targets serve to try anchors, matching settings or more
+augmentation without running prepare again. Crops follow the rules of `pipelines/crops.py`, but are sampled inside the
+graph from stateless seeds.
 """
 
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ class GraphObjects(NamedTuple):
 
 
 class OnlineTargets:
-    """Augments and matches one image after the other inside the input pipeline."""
+    """Augments and matches single images inside the input pipeline."""
 
     def __init__(self, config: Config) -> None:
         anchors = generate_anchors(config.anchors, config.model.input_size)
@@ -47,20 +48,20 @@ class OnlineTargets:
         self._seed = config.train.seed
 
     def make(self, record: tf.Tensor, epoch: tf.Tensor) -> tuple[tf.Tensor, SparseTargets, tf.Tensor]:
-        """The window's pixels uint8 [S, S, 3], its targets and the image's id, from the record of a whole image."""
+        """Returns pixels uint8 [S, S, 3], targets and image id of a crop sampled from the record of a whole image."""
         features = tf.io.parse_single_example(record, IMAGE_FEATURES | OBJECT_FEATURES)
         image = decode_image(features["image/encoded"], self._size)
         objects = parse_objects(features)
         if self._augmentation.crop:
             seed = record_seed(self._seed, epoch, features["image/source_id"])
-            window = sample_crop(objects.boxes, seed, self._augmentation)
-            image, objects = render_crop(image, window), crop_objects(objects, window)
+            crop = sample_crop(objects.boxes, seed, self._augmentation)
+            image, objects = render_crop(image, crop), crop_objects(objects, crop)
         targets = self._matcher.match(objects.boxes, objects.labels, objects.is_crowd)
         return image, targets, features["image/source_id"]
 
 
 def parse_objects(features: dict[str, tf.Tensor]) -> GraphObjects:
-    """The objects of a record parsed with `OBJECT_FEATURES`."""
+    """Returns the objects of a record parsed with `OBJECT_FEATURES`."""
     return GraphObjects(
         boxes=tf.stack([features[key] for key in BOX_KEYS], axis=-1),
         labels=features["image/object/class/label"],
@@ -69,28 +70,28 @@ def parse_objects(features: dict[str, tf.Tensor]) -> GraphObjects:
 
 
 def sample_crop(boxes: tf.Tensor, seed: tf.Tensor, config: AugmentationConfig) -> tf.Tensor:
-    """A window [4] in units of the image: an expansion half the time, then a crop that suits one of boxes [N, 4]."""
+    """Samples a crop [4] in units of the image: expands with probability 0.5, then crops around boxes [N, 4]."""
     canvas = _expand(tf.random.fold_in(seed, 11), config.largest_expansion)
     crops, valid = _draw_crops(canvas, tf.random.fold_in(seed, 12), config.smallest_crop)
     levels = tf.random.stateless_uniform([DRAWS], tf.random.fold_in(seed, 13), 0, len(OVERLAPS), tf.int32)
-    # -1 stands for "the canvas as it is".
+    # -1 means "use the whole canvas".
     overlaps = tf.gather(tf.constant([-1.0 if value is None else value for value in OVERLAPS]), levels)[:, None]
-    suits = valid & (_overlap_of_held(crops, boxes) >= tf.maximum(overlaps, 0.0))
-    # Of each draw the first suitable crop, of the draws the first that has one or takes the canvas.
-    as_it_is = overlaps[:, 0] < 0
-    settled = as_it_is | tf.reduce_any(suits, axis=1)
+    suits = valid & (_highest_overlap(crops, boxes) >= tf.maximum(overlaps, 0.0))
+    # Take the first draw that uses the whole canvas or has a suitable crop, and the first suitable crop of that draw.
+    whole_canvas = overlaps[:, 0] < 0
+    settled = whole_canvas | tf.reduce_any(suits, axis=1)
     draw = tf.argmax(tf.cast(settled, tf.int32))
     crop = crops[draw, tf.argmax(tf.cast(suits[draw], tf.int32))]
-    return tf.where(tf.reduce_any(settled) & ~as_it_is[draw], crop, canvas)
+    return tf.where(tf.reduce_any(settled) & ~whole_canvas[draw], crop, canvas)
 
 
-def render_crop(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
-    """The window of image uint8 [S, S, 3] as uint8 [S, S, 3], bilinear; what lies beyond the image is filled.
+def render_crop(image: tf.Tensor, crop: tf.Tensor) -> tf.Tensor:
+    """Resizes a crop of an image uint8 [S, S, 3] to uint8 [S, S, 3], bilinear; fills the area outside the image.
 
-    What is made smaller is smoothed first, as the resized pictures are that the model is judged by.
+    Downscaling is anti-aliased, as it is for evaluation images.
     """
     size = image.shape[0]
-    low, length = window[:2], window[2:] - window[:2]
+    low, length = crop[:2], crop[2:] - crop[:2]
     pixels = tf.raw_ops.ScaleAndTranslate(
         images=image[None],
         size=[size, size],
@@ -99,7 +100,7 @@ def render_crop(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
         kernel_type="triangle",
         antialias=True,
     )[0]
-    # The centres of the window's pixels, in units of the image.
+    # The centres of the crop's pixels, in units of the image.
     centers = low + (tf.range(size, dtype=tf.float32)[:, None] + 0.5) / size * length
     rows, columns = tf.unstack((centers > 0) & (centers < 1), axis=1)
     shown = rows[:, None] & columns
@@ -107,9 +108,9 @@ def render_crop(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.round(pixels), tf.uint8)
 
 
-def crop_objects(objects: GraphObjects, window: tf.Tensor) -> GraphObjects:
-    """The objects whose centre the window shows, clipped to it, and the crowds that reach into it."""
-    corner, length = tf.tile(window[:2], [2]), tf.tile(window[2:] - window[:2], [2])
+def crop_objects(objects: GraphObjects, crop: tf.Tensor) -> GraphObjects:
+    """Returns the objects whose centre lies in the crop, clipped to it, and the crowds that overlap it."""
+    corner, length = tf.tile(crop[:2], [2]), tf.tile(crop[2:] - crop[:2], [2])
     shifted = (objects.boxes - corner) / length
     clipped = tf.clip_by_value(shifted, 0.0, 1.0)
     visible = tf.reduce_all(clipped[:, 2:] > clipped[:, :2], axis=1)
@@ -127,7 +128,7 @@ def _expand(seed: tf.Tensor, largest: float) -> tf.Tensor:
 
 
 def _draw_crops(canvas: tf.Tensor, seed: tf.Tensor, smallest: float) -> tuple[tf.Tensor, tf.Tensor]:
-    """Random parts [DRAWS, TRIALS, 4] of the canvas and which of them lie within it and show some of the image."""
+    """Samples crops [DRAWS, TRIALS, 4] of the canvas and whether each lies within it and overlaps the image."""
     scale, turn, y, x = tf.unstack(tf.random.stateless_uniform([4, DRAWS, TRIALS], seed))
     scale = smallest + scale * (1.0 - smallest)
     aspect = 1.0 + tf.abs(2.0 * turn - 1.0) * (LARGEST_ASPECT - 1.0)
@@ -140,8 +141,8 @@ def _draw_crops(canvas: tf.Tensor, seed: tf.Tensor, smallest: float) -> tuple[tf
     return tf.concat([low, high], -1), valid
 
 
-def _overlap_of_held(crops: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
-    """The highest IoU [D, T] of each crop with any box, -1 where it holds no centre; 1 if there are no boxes."""
+def _highest_overlap(crops: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
+    """Returns the highest IoU [D, T] of each crop with any box; -1 if it contains no box centre, 1 without boxes."""
     low, high = crops[..., None, :2], crops[..., None, 2:]
     intersection = tf.reduce_prod(
         tf.maximum(tf.minimum(high, boxes[:, 2:]) - tf.maximum(low, boxes[:, :2]), 0.0), axis=-1

@@ -1,10 +1,11 @@
-"""The training order: a function of (seed, epoch, position) and of nothing else.
+"""Reads training records in an order that is a function of only (seed, epoch, position).
 
     epoch e: permute the shards -> shuffle inside each -> take as many of each as the smallest holds -> interleave
              position p comes from shard order[p mod S]
 
-Worker w of W reads shards order[w], order[w + W], ...: exactly the positions congruent to w mod W. The global batch of
-a step so holds the same records for any number of workers and replicas, and a run resumes at any step.
+Worker w of W reads shards order[w], order[w + W], ..., which hold exactly the positions congruent to w mod W. The
+global batch of a step therefore contains the same records for any number of workers and replicas, and a run can resume
+at any step.
 """
 
 from dataclasses import dataclass
@@ -19,14 +20,15 @@ SHUFFLE_RECORDS = 16384
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """How many records and steps an epoch has, and which part this worker reads.
+    """The number of records and steps of an epoch, and the part that this worker reads.
 
     Attributes:
-      files: shard files [views][shards]; epoch e reads view e mod V.
+      files: shard files [V, S] of V augmented copies; epoch e reads copy e mod V.
       shard_records: records taken from each shard.
-      global_batch_size: records in a step over all workers.
+      global_batch_size: records per step over all workers.
       seed: `train.seed`.
-      worker: index of this worker; workers: their number.
+      worker: index of this worker.
+      workers: number of workers.
       largest_shard: records of the largest shard; 0 if all have `shard_records`.
     """
 
@@ -42,16 +44,16 @@ class EpochPlan:
         """Raises DataError or UsageError if the shards cannot be read evenly."""
         if self.steps_per_epoch == 0:
             raise DataError(
-                f"an epoch has {self.shard_records * self.shards} records ({self.shards} shards, each with at least "
-                f"{self.shard_records}), fewer than train.global_batch_size ({self.global_batch_size}): "
+                f"an epoch has {self.shard_records * self.shards} records ({self.shards} shards with at least "
+                f"{self.shard_records} each), fewer than train.global_batch_size ({self.global_batch_size}): "
                 "prepare into another --output with fewer shards (--shards), or lower the batch size"
             )
         for what, number in (("shards", self.shards), ("train.global_batch_size", self.global_batch_size)):
             if number % self.workers:
-                mend = "prepare again into another --output with --shards=" if what == "shards" else "set it to "
+                fix = "prepare again into another --output with --shards=" if what == "shards" else "set it to "
                 raise UsageError(
-                    f"{number} ({what}) does not divide by {self.workers} workers; take another number of workers, or "
-                    f"{mend}a multiple of {self.workers}"
+                    f"{number} ({what}) is not divisible by {self.workers} workers; use another number of workers, or "
+                    f"{fix}a multiple of {self.workers}"
                 )
 
     @property
@@ -61,26 +63,26 @@ class EpochPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """floor(smallest shard * S / global batch)."""
+        """Steps per epoch: floor(smallest shard * S / global batch)."""
         return self.shard_records * self.shards // self.global_batch_size
 
 
 def read_in_order(plan: EpochPlan, start_step: int = 0) -> tf.data.Dataset:
-    """This worker's endless stream of (serialized record, epoch, position in the global batch), from `start_step` on.
+    """Returns this worker's infinite dataset of (serialized record, epoch, position in the global batch).
 
-    Records before the start are skipped unparsed.
+    It starts at `start_step`; earlier records are skipped without parsing.
     """
     first_epoch, first_step = divmod(start_step, plan.steps_per_epoch)
     own_batch = plan.global_batch_size // plan.workers
     own_records = plan.steps_per_epoch * own_batch
 
-    # Of this worker's records in the global batch; whole steps are skipped, so each epoch begins with the first.
+    # Positions of this worker's records. Whole steps are skipped, so each epoch begins with the first position.
     positions = tf.data.Dataset.range(plan.worker, plan.global_batch_size, plan.workers, output_type=tf.int32).repeat()
 
     def read_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         skipped = tf.where(epoch == first_epoch, tf.constant(first_step * own_batch, tf.int64), 0)
         records = _interleave_shards(plan, epoch).take(own_records).skip(skipped)
-        # Zipped, not mapped: that would be a function call for each record.
+        # Zip, not map: map would call a function per record.
         return tf.data.Dataset.zip((records, tf.data.Dataset.from_tensors(epoch).repeat(), positions))
 
     epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
@@ -89,11 +91,11 @@ def read_in_order(plan: EpochPlan, start_step: int = 0) -> tf.data.Dataset:
 
 def _interleave_shards(plan: EpochPlan, epoch: tf.Tensor) -> tf.data.Dataset:
     files = tf.constant(plan.files)[epoch % len(plan.files)]
-    mine = _permute(plan.shards, tf.stack([plan.seed, epoch]))[plan.worker :: plan.workers]
+    own_shards = _permute(plan.shards, tf.stack([plan.seed, epoch]))[plan.worker :: plan.workers]
     block = max(SHUFFLE_RECORDS // plan.shards, 16)
 
     def read_shard(file: tf.Tensor, shard: tf.Tensor) -> tf.data.Dataset:
-        # Dataset.shuffle draws from TensorFlow's global seed as well; these draws know only seed, epoch and shard.
+        # Not Dataset.shuffle: it also depends on TensorFlow's global seed. These draws depend on seed, epoch and shard.
         seed = tf.random.fold_in(tf.stack([plan.seed, epoch]), shard + 1)
 
         def shuffle_block(index: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
@@ -102,15 +104,15 @@ def _interleave_shards(plan: EpochPlan, epoch: tf.Tensor) -> tf.data.Dataset:
         records = tf.data.TFRecordDataset(file)
         largest = max(plan.shard_records, plan.largest_shard)
         if largest > block:
-            # More than one block: from another record on in each epoch and shard, so that what is left over differs and
-            # a batch holds records from all over the listing. Beyond a shorter shard's end is its beginning.
+            # With more than one block, each epoch starts each shard at another record, so that other records are left
+            # over and a batch mixes records from the whole listing. A shorter shard wraps around.
             start = tf.random.fold_in(seed, tf.constant(-1, tf.int64))
             first = tf.random.stateless_uniform([], start, 0, largest, tf.int64)
             records = records.skip(first).concatenate(records.take(first))
         blocks = records.batch(block).enumerate()
         return blocks.map(shuffle_block).unbatch().take(plan.shard_records)
 
-    shards = tf.data.Dataset.from_tensor_slices((tf.gather(files, mine), tf.cast(mine, tf.int64)))
+    shards = tf.data.Dataset.from_tensor_slices((tf.gather(files, own_shards), tf.cast(own_shards, tf.int64)))
     own = plan.shards // plan.workers
     return shards.interleave(
         read_shard, cycle_length=own, block_length=1, num_parallel_calls=min(own, 2), deterministic=True
@@ -118,5 +120,5 @@ def _interleave_shards(plan: EpochPlan, epoch: tf.Tensor) -> tf.data.Dataset:
 
 
 def _permute(count: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """A random order of range(count) from a stateless seed [2]."""
+    """Returns a random permutation of range(count) from a stateless seed [2]."""
     return tf.argsort(tf.random.stateless_uniform([count], seed), stable=True)

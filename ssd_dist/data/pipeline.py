@@ -1,7 +1,7 @@
-"""The input pipelines: shards in, batches of one replica out.
+"""The input pipelines, from shards to the batches of one replica.
 
-training:   order -> batches -> parse, decode, flip, colour maps; endless, resumable at any step
-evaluation: every record of a split once -> decode -> batches, filled up with images of index -1
+training:   read in order -> batch -> parse, decode, flip, draw colour maps; infinite, resumable at any step
+evaluation: read every record of a split once -> decode -> batch, padded with images of index -1
 """
 
 import math
@@ -22,20 +22,21 @@ from ssd_dist.data.shard_files import locate_shards
 
 
 def plan_training(config: Config, split: Split, worker: int = 0, workers: int = 1) -> EpochPlan:
-    """How this worker reads the training split, and how long an epoch is.
+    """Plans which shards this worker reads and how many steps an epoch has.
 
     Raises:
-      DataError, UsageError: if views are missing, shards are lost, or shards or batch do not divide over the workers.
+      DataError: if augmented copies or shards are missing.
+      UsageError: if the shards or the global batch are not divisible by the number of workers.
     """
-    # Online targets are made from the whole image, which is view 0.
-    wanted = 1 if config.data.targets == "online" else config.data.views
-    views = split.views[:wanted]
-    if len(views) < wanted:
+    # Online targets are computed from the whole image, which is copy 0.
+    required = 1 if config.data.targets == "online" else config.data.views
+    views = split.views[:required]
+    if len(views) < required:
         raise DataError(
-            f"data.views is {config.data.views}, but {config.data.dir} was prepared with {len(split.views)}; "
+            f"data.views: {config.data.views}, but {config.data.dir} was prepared with {len(split.views)}; "
             "prepare again with this config into another --output, or lower data.views"
         )
-    if wanted > 1:
+    if required > 1:
         split.check_crop_settings(config.data.augmentation, config.data.dir)
     return EpochPlan(
         files=tuple(tuple(locate_shards(view.shards, config.data, config.data.on_corrupt == "skip")) for view in views),
@@ -49,22 +50,22 @@ def plan_training(config: Config, split: Split, worker: int = 0, workers: int = 
 
 
 def training_batches(config: Config, plan: EpochPlan, batch_size: int, start_step: int) -> tf.data.Dataset:
-    """Endless `TrainBatch`es of `batch_size` from global step `start_step` on."""
+    """Returns an infinite dataset of `TrainBatch`es of `batch_size` images that starts at global step `start_step`."""
     size = config.model.input_size
     augment = Augmenter(config)
     records = read_in_order(plan, start_step)
 
     def load(records: tf.Tensor, epochs: tf.Tensor, positions: tf.Tensor) -> TrainBatch:
         features = tf.io.parse_example(records, IMAGE_FEATURES | TARGET_FEATURES)
-        pictures = [decode_image(encoded, size) for encoded in tf.unstack(features["image/encoded"])]
-        return augment(pictures, pad_targets(features), features["image/source_id"], epochs, positions)
+        images = [decode_image(encoded, size) for encoded in tf.unstack(features["image/encoded"])]
+        return augment(images, pad_targets(features), features["image/source_id"], epochs, positions)
 
     def finish(
         images: tf.Tensor, targets: SparseTargets, source_ids: tf.Tensor, epochs: tf.Tensor, positions: tf.Tensor
     ) -> TrainBatch:
         return augment(tf.unstack(images), targets, source_ids, epochs, positions)
 
-    # A call works on its pictures side by side, which AUTOTUNE does not see: it made decoding a fifth slower.
+    # One call decodes its images in parallel, which AUTOTUNE does not model: with it, decoding was a fifth slower.
     calls = max(2, math.ceil(2 * len(os.sched_getaffinity(0)) / batch_size))
     if config.data.targets == "precomputed":
         dataset = records.batch(batch_size, drop_remainder=True)
@@ -76,25 +77,25 @@ def training_batches(config: Config, plan: EpochPlan, batch_size: int, start_ste
 
 
 def _batch_online(config: Config, records: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
-    """Batches of (images, targets, source ids, epochs, positions), not yet flipped."""
+    """Returns batches of (images, targets, source ids, epochs, positions) before flips."""
     online, size = OnlineTargets(config), config.model.input_size
-    no_length = SparseTargets(anchors=[None], labels=[None], offsets=[None, 4], ignored=[None])
-    fill = SparseTargets(PADDING, PADDING, 0.0, PADDING)
-    made = records.map(
+    shapes = SparseTargets(anchors=[None], labels=[None], offsets=[None, 4], ignored=[None])
+    padding = SparseTargets(PADDING, PADDING, 0.0, PADDING)
+    examples = records.map(
         lambda record, epoch, position: (*online.make(record, epoch), epoch, position),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
-    return made.padded_batch(
+    return examples.padded_batch(
         batch_size,
-        padded_shapes=([size, size, 3], no_length, [], [], []),
-        padding_values=(tf.constant(0, tf.uint8), fill, "", tf.constant(0, tf.int64), 0),
+        padded_shapes=([size, size, 3], shapes, [], [], []),
+        padding_values=(tf.constant(0, tf.uint8), padding, "", tf.constant(0, tf.int64), 0),
         drop_remainder=True,
     )
 
 
 def count_eval_steps(split: Split, batch_size: int, workers: int = 1) -> int:
-    """Steps in which every worker has seen its shards, `batch_size` images a step and worker."""
+    """Returns the steps in which every worker reads all of its shards, with `batch_size` images per step and worker."""
     counts = [sum(shard.examples for shard in split.views[0].shards[w::workers]) for w in range(workers)]
     return math.ceil(max(counts) / batch_size)
 
@@ -108,13 +109,13 @@ def eval_batches(
     worker: int = 0,
     workers: int = 1,
 ) -> tf.data.Dataset:
-    """Every record of this worker's shards (w, w + W, ...) once, filled up to `images_per_worker` images.
+    """Returns every record of this worker's shards (w, w + W, ...) once, padded to `images_per_worker` images.
 
     Args:
       config: where and how to read the dataset.
       input_size: side of the images in pixels.
-      split: the split, of which view 0 is read.
-      batch_size: images in an `EvalBatch`, for one replica.
+      split: the split; its copy 0 (the whole images) is read.
+      batch_size: images per `EvalBatch` of one replica.
       images_per_worker: a multiple of `batch_size`, equal on all workers.
       worker: index of this worker.
       workers: number of workers.
@@ -130,13 +131,13 @@ def eval_batches(
         features = tf.io.parse_single_example(record, {"image/encoded": IMAGE_FEATURES["image/encoded"]})
         return EvalBatch(decode_image(features["image/encoded"], input_size), index)
 
-    mine = tf.data.Dataset.from_tensor_slices((files, first_index)).shard(workers, worker)
-    dataset = mine.flat_map(read_shard).map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    own = tf.data.Dataset.from_tensor_slices((files, first_index)).shard(workers, worker)
+    dataset = own.flat_map(read_shard).map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     blank = EvalBatch(tf.zeros([input_size, input_size, 3], tf.uint8), tf.constant(PADDING, tf.int64))
     dataset = dataset.concatenate(tf.data.Dataset.from_tensors(blank).repeat()).take(images_per_worker)
     return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
 
 
 def _cumulate(counts: Sequence[int]) -> list[int]:
-    """The number of the first record of each shard."""
+    """Returns the index of the first record of each shard."""
     return [sum(counts[:index]) for index in range(len(counts))]

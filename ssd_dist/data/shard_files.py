@@ -1,4 +1,4 @@
-"""Where shards and manifest are: local folders, gs:// through TensorFlow, or a local cache filled through gcsfs."""
+"""Locates the manifest and shards: local folders, gs:// through TensorFlow, or a local cache filled by gcsfs."""
 
 import hashlib
 import os
@@ -19,33 +19,35 @@ from ssd_dist.core.tfrecord_io import read_records
 
 
 def join(directory: str, name: str) -> str:
-    """The path of `name` in a local or gs:// directory."""
+    """Returns the path of `name` in a local or gs:// directory."""
     return f"{directory.rstrip('/')}/{name}"
 
 
 def load_manifest(config: DataConfig) -> Manifest:
-    """The manifest of `data.dir`.
+    """Reads the manifest of `data.dir`.
 
     Raises:
       DataError: if it is missing or broken.
     """
     if not config.dir:
-        raise DataError("data.dir is not set; give the folder that prepare wrote, e.g. --set data.dir=OUT")
+        raise DataError("data.dir: not set; set it to the output folder of prepare, e.g. --set data.dir=OUT")
     path = join(config.dir, MANIFEST_NAME)
     return Manifest.from_json(_read_small_file(path, config), path)
 
 
 def locate_shards(shards: tuple[Shard, ...], config: DataConfig, any_size: bool = False) -> list[str]:
-    """A readable path for each shard: in `data.dir`, or in `data.cache_dir` where it is copied if not there yet.
+    """Returns a readable path for each shard: in `data.dir`, or a copy in `data.cache_dir`.
+
+    Shards that are not in `data.cache_dir` yet are copied there.
 
     Raises:
-      DataError: naming a shard that is missing or, without `any_size`, whose size is not the manifest's.
+      DataError: for a shard that is missing or, without `any_size`, whose size differs from the manifest.
     """
     return [locate_shard(shard, config, any_size) for shard in shards]
 
 
 def locate_shard(shard: Shard, config: DataConfig, any_size: bool = False, refresh: bool = False) -> str:
-    """`locate_shards` for one; with `refresh` a copy in the cache is made anew."""
+    """Returns a readable path for one shard, as `locate_shards`; `refresh` replaces the copy in the cache."""
     path = join(config.dir, shard.file)
     if config.cache_dir:
         return _cache_shard(path, shard, Path(config.cache_dir), any_size, refresh)
@@ -54,7 +56,7 @@ def locate_shard(shard: Shard, config: DataConfig, any_size: bool = False, refre
 
 
 def cache_folder(config: DataConfig) -> Path:
-    """Where this machine keeps what it found out about shards: `data.cache_dir`, else the user's cache."""
+    """Returns the folder of this machine's data about shards: `data.cache_dir`, or the user's cache folder."""
     if config.cache_dir:
         return Path(config.cache_dir)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssd_dist"
@@ -62,10 +64,10 @@ def cache_folder(config: DataConfig) -> Path:
 
 @contextmanager
 def open_shard(path: str) -> Iterator[BinaryIO]:
-    """A shard that was located, to be read.
+    """Opens a located shard for reading.
 
     Raises:
-      DataError: if its storage refuses or fails.
+      DataError: if the storage fails or refuses access.
     """
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
@@ -75,10 +77,10 @@ def open_shard(path: str) -> Iterator[BinaryIO]:
 
 
 def read_split(config: DataConfig, split: Split) -> Iterator[Record]:
-    """The records of a split's plain view, shard by shard.
+    """Yields the records of a split's whole images (copy 0), shard by shard.
 
     Raises:
-      DataError: naming shard and record if one is damaged.
+      DataError: for a damaged record; the message names shard and record.
     """
     for path in locate_shards(split.views[0].shards, config):
         with open_shard(path) as file:
@@ -94,13 +96,13 @@ def _check_size(path: str, shard: Shard, any_size: bool) -> None:
         raise DataError(f"shard {path} is in the manifest but does not exist; prepare the data again")
     size = tf.io.gfile.stat(path).length
     if size != shard.bytes and not any_size:
-        raise DataError(f"shard {path} has {size} bytes, the manifest says {shard.bytes}; prepare the data again")
+        raise DataError(f"shard {path} has {size} bytes, but the manifest states {shard.bytes}; prepare the data again")
 
 
 def _cache_shard(path: str, shard: Shard, cache: Path, any_size: bool, refresh: bool) -> str:
-    """Copies a shard into the cache under the manifest's checksum; several workers may do so at once.
+    """Copies a shard into the cache, named by the manifest's checksum; several workers may do so at the same time.
 
-    The target is never away meanwhile: others may be reading it.
+    The target file is replaced atomically because other workers may be reading it.
     """
     target = cache / f"{shard.sha256}.tfrecord"
     if not refresh and target.is_file() and target.stat().st_size == shard.bytes:
@@ -115,7 +117,7 @@ def _cache_shard(path: str, shard: Shard, cache: Path, any_size: bool, refresh: 
                 raise DataError(f"shard {path} does not have the manifest's checksum; prepare the data again")
     except DataError:
         raise
-    except Exception as error:  # each store's client has errors of its own
+    except Exception as error:  # each storage client has its own exception types
         raise DataError(
             f"shard {path} cannot be copied into data.cache_dir {cache}: {type(error).__name__}: {error}"
         ) from None
@@ -144,16 +146,16 @@ def _read_small_file(path: str, config: DataConfig) -> bytes:
                 return bytes(file.read())
         with tf.io.gfile.GFile(path, "rb") as file:
             return bytes(file.read())
-    except Exception as error:  # each store's client has errors of its own
+    except Exception as error:  # each storage client has its own exception types
         missing = isinstance(error, FileNotFoundError | tf.errors.NotFoundError)
         reason = "does not exist" if missing else f"cannot be read ({type(error).__name__}: {error})"
         raise DataError(
-            f"{path} {reason}: prepare the data first (python -m pipelines.prepare), or mend data.dir"
+            f"{path} {reason}: prepare the data first (python -m pipelines.prepare), or correct data.dir"
         ) from None
 
 
-def _open_remote(path: str):
-    """A binary file: fsspec opens gs:// through gcsfs, which, unlike TensorFlow, can be pointed at an emulator."""
+def _open_remote(path: str) -> BinaryIO:
+    """Opens a binary file; gs:// goes through fsspec and gcsfs, which unlike TensorFlow supports an emulator."""
     if "://" not in path:
         return open(path, "rb")
     import fsspec
