@@ -1,6 +1,7 @@
-"""`make bench`: every benchmark in a process of its own, one table, one JSON file.
+"""Runs all benchmarks (`make bench`), prints one table and writes one JSON file.
 
-A process of its own makes the peak of memory that of the one benchmark, and keeps caches and threads apart.
+Each benchmark runs in a separate process, so that the peak memory is that of this benchmark and benchmarks share no
+caches or threads.
 """
 
 import os
@@ -27,8 +28,8 @@ def main() -> None:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         if status:
-            sys.exit(f"{' '.join(command)} failed")
-        # Linux counts in KiB, of the process and, of those it waited for, the largest.
+            sys.exit(f"benchmark {name} failed; run it alone to see the error: {' '.join(command)}")
+        # Linux reports KiB: the maximum over the process and its waited-for children.
         rows += [replace(row, peak_gib=usage.ru_maxrss / (1 << 20)) for row in read_rows(path)]
     print_rows(rows)
     write_rows(rows, RESULTS / "bench.json")

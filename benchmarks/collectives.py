@@ -1,12 +1,12 @@
-"""What one step sends and how long that takes, for 1, 2 and 4 workers on this host, and what follows for GPUs.
+"""Measures the bytes and the time of the all-reduces of a training step, for 1, 2 and 4 workers on this host.
 
-Each worker all-reduces what a training step does: three counts, then the packed gradients of the full model. Nothing
-is computed, so the time is that of the collectives. The ring's model, with R workers and S bytes,
+Each worker reduces the vectors of a training step: three counts, then the packed gradients of the full model. Nothing
+is computed, so the measured time is that of the collectives. The model of a ring all-reduce with R workers and S bytes,
 
     seconds = 2 (R - 1) latency + 2 (R - 1) / R * S / bandwidth
 
-is fitted to the vectors of both sizes; docs/clusters.md carries it over to GPUs. The reference is what a ring of two
-must send at least, through plain sockets: each side its whole vector.
+is fitted to the times of both vector sizes; docs/clusters.md applies it to GPUs. The reference is the minimum traffic
+of a ring of two workers through plain sockets: each side sends its whole vector once.
 """
 
 import argparse
@@ -30,14 +30,14 @@ from benchmarks.rows import Row, print_rows, write_rows
 
 ROOT = Path(__file__).parents[1]
 WORKERS = (1, 2, 4)
-# SSDLite300 on MobileNetV2 1.0 with 80 classes, the default; the other vector of a step is three counts.
+# Parameters of the default model: SSDLite300 on MobileNetV2 1.0 with 80 classes.
 PARAMETERS = 4_372_342
 SIZES = {"counts": 3, "gradients": PARAMETERS}
 ROUNDS = 20
 
 
-def measure_here(path: Path) -> None:
-    """In one worker: median seconds of an all-reduce of each size, and the bytes this host's loopback carried."""
+def measure_worker(path: Path) -> None:
+    """Measures, in one worker, the median seconds and the loopback bytes of an all-reduce of each size."""
     import tensorflow as tf
 
     from ssd_dist.cluster.strategy import create_strategy, read_worker_role
@@ -45,47 +45,47 @@ def measure_here(path: Path) -> None:
 
     strategy = create_strategy(ClusterConfig(), read_worker_role())
 
-    def reduce(size: int) -> tf.types.experimental.GenericFunction:
-        def contribute() -> tf.Tensor:
+    def build_all_reduce(size: int) -> tf.types.experimental.GenericFunction:
+        def all_reduce() -> tf.Tensor:
             context = tf.distribute.get_replica_context()
             return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.ones([size]))[0]
 
-        return tf.function(lambda: strategy.run(contribute), autograph=False)
+        return tf.function(lambda: strategy.run(all_reduce), autograph=False)
 
-    found = {}
+    measured = {}
     for name, size in SIZES.items():
-        step = reduce(size)
+        step = build_all_reduce(size)
         step()
         before, times = _loopback_bytes(), []
         for _ in range(ROUNDS):
             started = time.perf_counter()
             tf.nest.map_structure(lambda value: value.numpy(), strategy.experimental_local_results(step()))
             times.append(time.perf_counter() - started)
-        found[name] = {"seconds": median(times), "bytes": (_loopback_bytes() - before) / ROUNDS}
+        measured[name] = {"seconds": median(times), "bytes": (_loopback_bytes() - before) / ROUNDS}
     if read_worker_role().is_chief:
-        path.write_text(json.dumps(found))
+        path.write_text(json.dumps(measured))
 
 
 def measure(workers: int) -> dict[str, dict[str, float]]:
-    """What the chief of that many workers found."""
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
+    """Starts the workers and returns the measurements of the chief."""
+    addresses = [f"127.0.0.1:{port}" for port in find_free_ports(workers)]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "found.json"
-        gang = []
+        path = Path(folder) / "measured.json"
+        processes = []
         for index in range(workers):
             environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
             if workers > 1:
                 task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
                 environment["TF_CONFIG"] = json.dumps(task)
             command = [sys.executable, "-m", "benchmarks.collectives", f"--worker={path}"]
-            gang.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL))
-        if any(worker.wait(timeout=200) for worker in gang):
+            processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL))
+        if any(process.wait(timeout=200) for process in processes):
             raise RuntimeError(f"one of {workers} workers failed")
         return json.loads(path.read_text())
 
 
 def exchange_bytes(size: int) -> float:
-    """Median seconds in which two ends of a connection send each other `size` bytes, both at once."""
+    """Returns the median seconds in which both ends of a connection send `size` bytes to each other at once."""
 
     def send(end: socket.socket) -> None:
         end.sendall(bytes(size))
@@ -111,8 +111,8 @@ def exchange_bytes(size: int) -> float:
     return median(times)
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
+def find_free_ports(count: int) -> list[int]:
+    """Finds unused TCP ports."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -120,10 +120,10 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def fit_ring(found: dict[int, dict[str, dict[str, float]]]) -> tuple[float, float]:
-    """Latency in seconds and bandwidth in bytes a second of the ring, by least squares of relative errors."""
+def fit_ring(measured: dict[int, dict[str, dict[str, float]]]) -> tuple[float, float]:
+    """Fits latency (seconds) and bandwidth (bytes per second) of the ring, by least squares of relative errors."""
     rows, ones = [], []
-    for workers, by_name in found.items():
+    for workers, by_name in measured.items():
         if workers > 1:
             for name, size in SIZES.items():
                 seconds = by_name[name]["seconds"]
@@ -136,27 +136,27 @@ def fit_ring(found: dict[int, dict[str, dict[str, float]]]) -> tuple[float, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worker", type=Path)
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--json", type=Path, help="JSON file to write the measurements to")
     options = parser.parse_args()
     if options.worker:
-        measure_here(options.worker)
+        measure_worker(options.worker)
         return
-    found = {workers: measure(workers) for workers in WORKERS}
-    table = Table("workers", "vector", "MB", "ms a step", "MB sent a step by all", "ring: 2 (R - 1) S")
-    for workers, by_name in found.items():
+    measured = {workers: measure(workers) for workers in WORKERS}
+    table = Table("workers", "vector", "MB", "ms per step", "MB per step, all workers", "ring: 2 (R - 1) S")
+    for workers, by_name in measured.items():
         for name, size in SIZES.items():
             figures = by_name[name]
             table.add_row(
                 str(workers), name, f"{4e-6 * size:.3f}", f"{1e3 * figures['seconds']:.2f}",
                 f"{1e-6 * figures['bytes']:.3f}", f"{2 * (workers - 1) * 4e-6 * size:.3f}",
             )  # fmt: skip
-    latency, bandwidth = fit_ring(found)
+    latency, bandwidth = fit_ring(measured)
     console = Console()
     console.print(table)
     console.print(f"fitted: latency {1e3 * latency:.3f} ms, bandwidth {1e-9 * bandwidth:.2f} GB/s")
-    ours, bare = found[2]["gradients"]["seconds"], exchange_bytes(4 * PARAMETERS)
+    ours, bare = measured[2]["gradients"]["seconds"], exchange_bytes(4 * PARAMETERS)
     rows = [
-        Row("all-reduce of gradients, two workers", "ms", 1e3 * ours, 1e3 * bare, "their bytes through plain sockets")
+        Row("all-reduce of gradients, two workers", "ms", 1e3 * ours, 1e3 * bare, "same bytes through plain sockets")
     ]
     print_rows(rows)
     if options.json:
@@ -164,7 +164,7 @@ def main() -> None:
 
 
 def _loopback_bytes() -> int:
-    """Bytes that this host's workers have sent each other, and whoever else uses its loopback."""
+    """Reads the number of bytes sent over the loopback interface, by any process."""
     for line in Path("/proc/net/dev").read_text().splitlines():
         if line.strip().startswith("lo:"):
             return int(line.split(":")[1].split()[0])

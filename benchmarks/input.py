@@ -1,4 +1,4 @@
-"""The input pipeline beside a bare decode loop of the same JPEGs, and precomputed targets beside online ones."""
+"""Compares the input pipeline with a bare decode loop, and precomputed targets with online targets."""
 
 import os
 
@@ -17,12 +17,12 @@ from ssd_dist.core.tfrecord_io import read_records
 from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.shard_files import load_manifest
 
-# Over the shards in a round: long beside the start of an iterator.
+# Passes over the shards per round: many, so that starting an iterator takes a small part of the time.
 PASSES = 4
 
 
 def measure_input(config: Config) -> list[Row]:
-    """The input pipeline beside a bare decode loop of the same JPEGs, and online targets beside precomputed ones."""
+    """Compares the input pipeline with a bare decode loop of the same JPEGs, and precomputed with online targets."""
     manifest = load_manifest(config.data)
     plan = plan_training(config, manifest.split("train", config.data.dir))
     images = []
@@ -31,7 +31,7 @@ def measure_input(config: Config) -> list[Row]:
             for record in read_records(stream, file):
                 images.append(tf.train.Example.FromString(record).features.feature["image/encoded"].bytes_list.value[0])
     count = len(images) // BATCH * BATCH
-    # The inverse transform that ours decodes with.
+    # The same inverse DCT as in the input pipeline.
     decode = partial(tf.io.decode_jpeg, dct_method="INTEGER_ACCURATE")
     bare = tf.data.Dataset.from_tensor_slices(images[:count]).repeat()
     bare = bare.map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH).prefetch(4)
@@ -39,7 +39,7 @@ def measure_input(config: Config) -> list[Row]:
     online = training_batches(with_online_targets(config), plan, BATCH, 0)
 
     def drain(batches: tf.data.Dataset) -> Callable[[], None]:
-        """Reads from the start and to an end: what is read ahead by one side must not run in the other's time."""
+        """Returns a function that reads a fixed number of batches; prefetching then ends within the measured time."""
 
         def run() -> None:
             for _ in batches.take(PASSES * count // BATCH):
@@ -51,7 +51,7 @@ def measure_input(config: Config) -> list[Row]:
     precomputed, matched = take_turns(drain(ours), drain(online), 3)
     count *= PASSES
     return [
-        Row("input pipeline", "img/s", count / fast, count / limit, "bare decode loop, as many threads"),
+        Row("input pipeline", "img/s", count / fast, count / limit, "bare decode loop, same number of threads"),
         Row("precomputed targets", "img/s", count / precomputed, count / matched, "data.targets: online"),
     ]
 

@@ -1,4 +1,4 @@
-"""COCO and VOC metrics together beside pycocotools' COCO metrics of the same detections."""
+"""Compares the time of COCO and VOC metrics with that of pycocotools' COCO metrics."""
 
 import os
 import sys
@@ -13,61 +13,67 @@ from ssd_dist.evaluation.metrics import evaluate_detections
 
 
 def measure_metrics(images: int, per_image: int, classes: int) -> Row:
-    """COCO and VOC metrics together beside pycocotools' COCO metrics of the same detections."""
+    """Compares COCO and VOC metrics with pycocotools' COCO metrics of the same detections."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     rng = np.random.default_rng(0)
     names = tuple(f"class {number}" for number in range(classes))
-    truths, found = [], []
+    ground_truth, detections = [], []
     for number in range(images):
         corners = np.sort(rng.uniform(0, 1, (7, 2, 2)), axis=1).reshape(7, 4).astype(np.float32)
         labels = rng.integers(1, classes + 1, 7)
         area = ((corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1]) * 640 * 480).astype(np.float32)
-        nothing = np.zeros(7, bool)
-        objects = Objects(corners, labels, tuple(names[label - 1] for label in labels), nothing, nothing, area)
-        truths.append(GroundTruth(str(number), 480, 640, objects))
+        no_flags = np.zeros(7, bool)
+        objects = Objects(corners, labels, tuple(names[label - 1] for label in labels), no_flags, no_flags, area)
+        ground_truth.append(GroundTruth(str(number), 480, 640, objects))
         chosen = rng.integers(0, 7, per_image)
-        # Down to a score of 0.01 a detector names many classes that are not there.
+        # At scores down to 0.01, detectors report many wrong classes.
         guesses = rng.integers(1, classes + 1, per_image)
         of_class = np.where(rng.uniform(size=per_image) < 0.5, labels[chosen], guesses)
         boxes = np.clip(corners[chosen] + rng.normal(0, 0.05, (per_image, 4)), 0, 1).astype(np.float32)
         scores = np.sort(rng.uniform(0.01, 1, per_image).astype(np.float32))[::-1]
-        found.append(Detections(str(number), boxes, of_class, scores))
+        detections.append(Detections(str(number), boxes, of_class, scores))
 
     def reference() -> None:
         annotations, results = [], []
-        for number, (truth, one) in enumerate(zip(truths, found, strict=True)):
+        for number, (annotated, detected) in enumerate(zip(ground_truth, detections, strict=True)):
             for (y0, x0, y1, x1), label in zip(
-                truth.objects.boxes.tolist(), truth.objects.labels.tolist(), strict=True
+                annotated.objects.boxes.tolist(), annotated.objects.labels.tolist(), strict=True
             ):
                 box = [x0 * 640, y0 * 480, (x1 - x0) * 640, (y1 - y0) * 480]
                 annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": label, "bbox": box,
                                     "area": box[2] * box[3], "iscrowd": 0})  # fmt: skip
-            for (y0, x0, y1, x1), label, score in zip(one.boxes.tolist(), one.labels.tolist(), one.scores.tolist(),
-                                                      strict=True):  # fmt: skip
+            columns = (detected.boxes.tolist(), detected.labels.tolist(), detected.scores.tolist())
+            for (y0, x0, y1, x1), label, score in zip(*columns, strict=True):
                 box = [x0 * 640, y0 * 480, (x1 - x0) * 640, (y1 - y0) * 480]
                 results.append({"image_id": number, "category_id": label, "bbox": box, "score": score})
-        truth = COCO()
-        truth.dataset = {
+        coco = COCO()
+        coco.dataset = {
             "info": {},
             "images": [{"id": number, "height": 480, "width": 640} for number in range(images)],
             "annotations": annotations,
             "categories": [{"id": label + 1, "name": name} for label, name in enumerate(names)],
         }
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
 
-    with Path(os.devnull).open("w") as nowhere:
-        shown, sys.stdout = sys.stdout, nowhere
+    with Path(os.devnull).open("w") as null:
+        stdout, sys.stdout = sys.stdout, null
         try:
-            ours, theirs = take_turns(lambda: evaluate_detections(truths, found, names), reference, 1)
+            ours, theirs = take_turns(lambda: evaluate_detections(ground_truth, detections, names), reference, 1)
         finally:
-            sys.stdout = shown
-    return Row("COCO and VOC metrics", "s", ours, theirs, f"pycocotools, {images} x {per_image} x {classes}")
+            sys.stdout = stdout
+    return Row(
+        "COCO and VOC metrics",
+        "s",
+        ours,
+        theirs,
+        f"pycocotools; {images} images x {per_image} detections, {classes} classes",
+    )
 
 
 def measure() -> list[Row]:

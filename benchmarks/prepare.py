@@ -1,8 +1,8 @@
-"""The Beam job beside the work that nobody can avoid: decode, resize, encode.
+"""Compares the Beam job with the minimum of work: decode, resize, encode.
 
-The images are generated: 640 x 480 pixels and 141 kB (COCO's train2017 has 163 kB on average), a few files under many
-ids; seven objects an image, as COCO has. One core's throughput is told in processor time, which other programs on the
-machine disturb least.
+The images are generated: 640 x 480 pixels and 141 kB (COCO's train2017 has 163 kB on average). Many image ids share a
+few files. Each image has seven objects, the average of COCO. The throughput of one core is measured in processor time,
+which other programs on the machine affect least.
 """
 
 import io
@@ -39,7 +39,7 @@ OBJECTS = 7
 CLASSES = 80
 HEIGHT, WIDTH = 480, 640
 SPLIT = Source((), fallback_split="train")
-# Tiny images leave the metadata to fill the memory.
+# With tiny images, metadata dominates the memory.
 TINY = Config.model_validate({"model": {"input_size": 64}})
 
 
@@ -53,9 +53,9 @@ def measure() -> list[Row]:
 
 
 def measure_core(folder: Path, few: int = 100, many: int = 3100, rounds: int = 2) -> list[Row]:
-    """One core: the whole job, from JSON to manifest, against a bare loop over the same files."""
+    """Compares, on one core, the whole job from JSON to manifest with a bare loop over the same files."""
     seconds: dict[str, list[float]] = {"start-up": [], "loop": [], "job": []}
-    with one_core():
+    with pinned_to_one_core():
         for _ in range(rounds):
             for name, count, work in (
                 ("start-up", few, prepare),
@@ -72,7 +72,7 @@ def measure_core(folder: Path, few: int = 100, many: int = 3100, rounds: int = 2
 
 
 def measure_workers(folder: Path, few: int = 400, many: int = 4400) -> list[Row]:
-    """Two worker processes against one; start-up cancels in the difference between many images and few."""
+    """Compares two worker processes with one; the difference of `many` and `few` images excludes start-up."""
     rates = {}
     for workers in (1, 2):
         options = PipelineOptions(["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"])
@@ -87,22 +87,22 @@ def measure_workers(folder: Path, few: int = 400, many: int = 4400) -> list[Row]
 
 
 def measure_memory(folder: Path) -> list[Row]:
-    """What the largest process holds, for a hundred times the images and a JSON of a million boxes."""
+    """Compares the memory of the largest worker, and of reading the JSON file, at 100 times the number of images."""
     job, reading = {}, {}
     for images in (1_000, 100_000):
         source = make_coco(folder, images, objects=10, side=48)
-        with watched_workers() as sizes:
+        with sampled_memory() as sizes:
             prepare(source, folder / "out", config=TINY, workers=2)
         job[images] = max(sizes) / 2**20
-        reading[images] = read_alone(source / "annotations/instances_train.json") / 2**20
+        reading[images] = measure_reading(source / "annotations/instances_train.json") / 2**20
     return [
-        Row("prepare, a worker, 100,000 images", "MiB", job[100_000], job[1_000], "1,000 images"),
+        Row("prepare, one worker, 100,000 images", "MiB", job[100_000], job[1_000], "1,000 images"),
         Row("prepare, reading JSON of 1,000,000 boxes", "MiB", reading[100_000], reading[1_000], "10,000 boxes"),
     ]
 
 
 def measure_targets(folder: Path, images: int = 200) -> list[Row]:
-    """How much of a record its targets are."""
+    """Compares the size of the targets with the size of the record."""
     prepare(make_coco(folder, images), folder / "out")
     whole = targets = 0
     for path in (folder / "out/train").glob("*.tfrecord"):
@@ -111,13 +111,13 @@ def measure_targets(folder: Path, images: int = 200) -> list[Row]:
                 features = decode_example(data)
                 whole += len(data)
                 targets += len(encode_example({k: v for k, v in features.items() if k.startswith("target/")}))
-    return [Row("targets in a record", "bytes", targets / images, whole / images, "the record")]
+    return [Row("targets per record", "bytes", targets / images, whole / images, "whole record")]
 
 
 def prepare(
     source: Path, output: Path, config: Config | None = None, options: PipelineOptions | None = None, workers: int = 0
 ) -> None:
-    """Runs the job into an empty folder."""
+    """Runs the job with an empty output folder."""
     shutil.rmtree(output, ignore_errors=True)
     job = PrepareJob(
         input_format="coco",
@@ -133,8 +133,8 @@ def prepare(
     run_job(job, options or PipelineOptions([]))
 
 
-def read_alone(path: Path) -> int:
-    """The most bytes that a process of its own holds which reads an annotation file."""
+def measure_reading(path: Path) -> int:
+    """Returns the peak memory in bytes of a separate process that reads an annotation file."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_read, (CocoFile(0, str(path), ""),))
 
@@ -142,13 +142,13 @@ def read_alone(path: Path) -> int:
 def _read(file: CocoFile) -> int:
     for _ in read_file(file, SPLIT):
         pass
-    # Not getrusage, whose maximum a process inherits from the one that started it.
+    # Not getrusage: its maximum is inherited from the parent process.
     (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(peak) * 1024
 
 
 def bare_loop(source: Path, _: Path) -> None:
-    """What no program can do without: each image's bytes, decoded, resized and encoded as prepare does it."""
+    """Reads, decodes, resizes and encodes each image like `prepare`, and does nothing else."""
     size, quality = Config().model.input_size, Config().data.jpeg_quality
     listed = json.loads((source / "annotations/instances_train.json").read_text())["images"]
     for name in [image["file_name"] for image in listed]:
@@ -160,7 +160,7 @@ def bare_loop(source: Path, _: Path) -> None:
 
 
 def make_coco(folder: Path, images: int, objects: int = OBJECTS, side: int = 0) -> Path:
-    """A COCO data set whose ids share a few files; `side` makes small squares of them."""
+    """Writes a COCO dataset whose image ids share a few files; with `side`, the images are squares of this size."""
     height, width = (side, side) if side else (HEIGHT, WIDTH)
     (folder / "train").mkdir(exist_ok=True)
     (folder / "annotations").mkdir(exist_ok=True)
@@ -196,7 +196,7 @@ def make_coco(folder: Path, images: int, objects: int = OBJECTS, side: int = 0) 
 
 
 def paint(rng: np.random.Generator, height: int, width: int) -> Image.Image:
-    """Clouds of colour at several scales, with grain: decoding costs what a photograph's does."""
+    """Draws coloured noise at several scales; decoding takes as long as that of a photograph."""
     pixels = np.full((height, width, 3), 128.0)
     for cells, strength in ((4, 60), (16, 35), (64, 20), (200, 14)):
         coarse = rng.normal(0, 1, (3, max(2, cells * height // width), cells)).astype(np.float32)
@@ -207,8 +207,8 @@ def paint(rng: np.random.Generator, height: int, width: int) -> Image.Image:
 
 
 @contextmanager
-def one_core() -> Iterator[None]:
-    """Keeps this process and its threads on one core."""
+def pinned_to_one_core() -> Iterator[None]:
+    """Pins this process and its threads to one core."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     yield
@@ -216,8 +216,8 @@ def one_core() -> Iterator[None]:
 
 
 @contextmanager
-def watched_workers() -> Iterator[list[int]]:
-    """Collects the resident bytes of the worker processes, several times a second."""
+def sampled_memory() -> Iterator[list[int]]:
+    """Samples the resident memory in bytes of the worker processes ten times per second."""
     sizes: list[int] = []
     done = threading.Event()
 

@@ -1,6 +1,6 @@
-"""A figure beside its reference, both from one run: how all benchmarks measure, print and keep what they found.
+"""Measures, prints and stores the rows of all benchmarks: each compares a value with a reference from the same run.
 
-Each benchmark is a module with a `main` that prints its rows as a table and, with `--json=FILE`, writes them.
+Each benchmark is a module that prints its rows as a table and, with `--json=FILE`, writes them to a file.
 """
 
 import argparse
@@ -17,7 +17,16 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Row:
-    """A measurement: ours and the reference, in `unit`; `beside` says what the reference is."""
+    """A measured value and its reference.
+
+    Attributes:
+      what: the measured work.
+      unit: unit of both values.
+      ours: the value of this project.
+      reference: the value of the reference.
+      beside: a description of the reference.
+      peak_gib: peak memory of the benchmark in GiB.
+    """
 
     what: str
     unit: str
@@ -32,20 +41,20 @@ class Row:
 
 
 def take_turns(ours: Callable[[], object], reference: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Median seconds of each; one round of both to warm up."""
+    """Returns the median seconds of both functions, called in turn; a first round warms up and is not counted."""
     times: tuple[list[float], list[float]] = ([], [])
     for round_number in range(rounds + 1):
-        for function, found in zip((ours, reference), times, strict=True):
+        for function, seconds in zip((ours, reference), times, strict=True):
             started = time.perf_counter()
             function()
             if round_number:
-                found.append(time.perf_counter() - started)
+                seconds.append(time.perf_counter() - started)
     return statistics.median(times[0]), statistics.median(times[1])
 
 
 def print_rows(rows: Sequence[Row]) -> None:
-    """The table."""
-    table = Table("work", "ours", "reference", "unit", "ours / reference", "reference is", "peak GiB")
+    """Prints the rows as a table."""
+    table = Table("work", "ours", "reference", "unit", "ours / reference", "compared with", "peak GiB")
     for row in rows:
         peak = "" if row.peak_gib is None else f"{row.peak_gib:.2f}"
         ratio = f"{row.ratio:.3f}"
@@ -54,21 +63,21 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """The same as JSON."""
+    """Writes the rows as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([asdict(row) | {"ratio": row.ratio} for row in rows], indent=1) + "\n")
 
 
 def read_rows(path: Path) -> list[Row]:
-    """What `write_rows` wrote."""
+    """Reads the rows that `write_rows` wrote."""
     rows = json.loads(path.read_text())
     return [Row(**{key: value for key, value in row.items() if key != "ratio"}) for row in rows]
 
 
 def run_benchmark(measure: Callable[[], list[Row]], description: str) -> None:
-    """The `main` of a benchmark."""
+    """Runs a benchmark from the command line: measures, prints and, with `--json`, writes the rows."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--json", type=Path, help="JSON file to write the rows to")
     arguments = parser.parse_args()
     rows = measure()
     print_rows(rows)

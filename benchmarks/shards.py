@@ -1,4 +1,4 @@
-"""The data of the benchmarks: shards of generated images, made by the commands that a user has."""
+"""Prepares shards of generated images for the benchmarks, with the public commands."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ SETTINGS = ["backbone.weights=none", f"train.global_batch_size={BATCH}", "train.
 
 @contextmanager
 def generated_shards(images: int = 256) -> Iterator[tuple[Path, Config]]:
-    """A folder with `bench.yaml` and `data/`, and the config that fits them; gone afterwards."""
+    """Yields a temporary folder with `bench.yaml` and `data/`, and the matching config."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "bench.yaml").write_text("{}")
@@ -33,5 +33,5 @@ def _run(module: str, *flags: str) -> None:
 
 
 def with_online_targets(config: Config) -> Config:
-    """The same experiment with targets made while training."""
+    """Returns the config with `data.targets: online`."""
     return config.model_copy(update={"data": config.data.model_copy(update={"targets": "online"})})

@@ -1,4 +1,4 @@
-"""From the command to the first step: one process, and two workers under the launcher; imports alone beside it."""
+"""Measures the time from the command to the first step: one process, two workers under the launcher, and imports."""
 
 import os
 import subprocess
@@ -25,9 +25,9 @@ def measure() -> list[Row]:
         worker = _time([sys.executable, "-c", "import pipelines.shards"])
         bare = _time([sys.executable, "-c", "import apache_beam"])
     return [
-        Row("start to first step, one process", "s", one, imports, "the imports alone"),
+        Row("start to first step, one process", "s", one, imports, "only the imports"),
         Row("start to first step, two workers", "s", two, one, "one process"),
-        Row("import of a Beam worker's code", "s", worker, bare, "import apache_beam"),
+        Row("imports of a Beam worker", "s", worker, bare, "import apache_beam"),
     ]
 
 
@@ -46,7 +46,7 @@ def _time_to_first_step(command: list[str]) -> float:
                 seconds = time.perf_counter() - started
                 break
         else:
-            raise RuntimeError(f"no first step: {' '.join(command)}")
+            raise RuntimeError(f"the command ended before its first step: {' '.join(command)}")
         process.stdout.read()
     return seconds
 

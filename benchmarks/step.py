@@ -1,6 +1,6 @@
-"""The training step beside bare forward and backward, and what its parts cost.
+"""Compares the training step with a bare forward and backward pass, and measures its parts.
 
-Width 1.0, 300 x 300, 16 images, float32, on one replica of all cores.
+Width 1.0, 300 x 300 pixels, 16 images per step, float32, one replica on all cores.
 """
 
 import os
@@ -30,7 +30,7 @@ from ssd_dist.training.targets import count_targets
 
 
 def measure_step(config: Config, folder: Path) -> list[Row]:
-    """The whole step from TFRecords beside forward and backward alone, and the parts that it adds."""
+    """Compares the step with forward and backward pass, and measures the parts that it adds."""
     strategy = tf.distribute.OneDeviceStrategy("CPU:0")
     manifest = load_manifest(config.data)
     plan = plan_training(config, manifest.split("train", config.data.dir))
@@ -55,16 +55,16 @@ def measure_step(config: Config, folder: Path) -> list[Row]:
     constant = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors(batch).repeat())
     online = distribute_training(with_online_targets(config), strategy, plan, state)
 
-    def beside(dataset: tf.distribute.DistributedDataset, what: str) -> Row:
+    def compare_input(dataset: tf.distribute.DistributedDataset, what: str) -> Row:
         with strategy.scope():
             other = create_trainer(config, strategy, state, dataset, 100000)
         ours, reference = take_turns(lambda: trainer.train(tf.constant(4)), lambda: other.train(tf.constant(4)), 4)
         return Row("training from TFRecords", "img/s", 4 * BATCH / ours, 4 * BATCH / reference, what)
 
-    rows += [beside(constant, "a constant batch"), beside(online, "data.targets: online")]
+    rows += [compare_input(constant, "a constant batch"), compare_input(online, "data.targets: online")]
     gradients = [tf.fill(variable.shape, 1e-6) for variable in state.optimizer.variables_to_train]
     parts = {
-        "loss, mining, densifying": measure_loss(config, batch, model(pixels, training=False)),
+        "loss, mining, dense targets": measure_loss(config, batch, model(pixels, training=False)),
         "pixels to float32, colours": measure_alone(
             lambda: apply_color_map(normalize_image(batch.images), batch.color_maps)
         ),
@@ -73,7 +73,7 @@ def measure_step(config: Config, folder: Path) -> list[Row]:
     if state.ema is not None:
         weights = [tf.identity(average) for average in state.ema.averages.values()]
         parts["EMA"] = measure_alone(lambda: state.ema.update(tf.constant(1, tf.int64), weights))
-    rows += [Row(name, "ms a step", 1e3 * seconds, 1e3 * step, "the step") for name, seconds in parts.items()]
+    rows += [Row(name, "ms per step", 1e3 * seconds, 1e3 * step, "the step") for name, seconds in parts.items()]
     checkpoint = state.checkpoint()
     saved = folder / "checkpoint"
     writer = CheckpointWriter(checkpoint, str(saved))
@@ -81,24 +81,26 @@ def measure_step(config: Config, folder: Path) -> list[Row]:
     data = os.urandom(sum(file.stat().st_size for file in saved.iterdir()))
     size = len(data)
     save, plain = take_turns(lambda: writer.write("ckpt-1"), lambda: write_through(folder / "plain", data), 5)
-    rows.append(Row("checkpoint save", "MB/s", size / save / 1e6, size / plain / 1e6, "the bytes written and flushed"))
+    rows.append(
+        Row("checkpoint save", "MB/s", size / save / 1e6, size / plain / 1e6, "writing and flushing the same bytes")
+    )
     return rows
 
 
 def write_through(path: Path, data: bytes) -> None:
-    """Writes the file and waits until it is on the disk, as a checkpoint is."""
+    """Writes a file and flushes it to the disk, as a checkpoint writer does."""
     with path.open("wb") as file:
         file.write(data)
         os.fsync(file.fileno())
 
 
 def measure_alone(work: Callable[[], object]) -> float:
-    """Median seconds of a part of the step by itself."""
+    """Measures the median seconds of a part of the step on its own."""
     return take_turns(tf.function(work, autograph=False), lambda: None, 20)[0]
 
 
 def measure_loss(config: Config, batch: TrainBatch, outputs: dict[str, tf.Tensor]) -> float:
-    """Seconds of targets, mining, loss and their gradient on constant outputs."""
+    """Measures the seconds of targets, mining, loss and gradient for constant outputs."""
     anchors = len(generate_anchors(config.anchors, config.model.input_size))
 
     def run() -> list[tf.Tensor]:

@@ -1,7 +1,7 @@
-"""Two workers pinned to one core each beside two processes that do not communicate, pinned the same way.
+"""Compares two workers, pinned to one core each, with two processes that do not communicate, pinned the same way.
 
-What is left of the ratio is the price of the all-reduce and of waiting for each other. Width 1.0, 300 x 300, eight
-images a worker.
+The difference is the cost of the all-reduce and of waiting for the other worker. Width 1.0, 300 x 300 pixels, eight
+images per worker and step.
 """
 
 import json
@@ -11,16 +11,16 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from benchmarks.collectives import free_ports
+from benchmarks.collectives import find_free_ports
 from benchmarks.rows import Row, run_benchmark
 from benchmarks.shards import generated_shards
 
 ROOT = Path(__file__).parents[1]
 IMAGES = 8
 STEPS = 12
-# The same process keeps its pace, another may be a fifth slower: the median of several.
+# The speed of a process is constant, but differs by up to a fifth between processes, so the median of several counts.
 ROUNDS = 5
-# The first reports hold tracing and warm-up.
+# The first log lines include tracing and warm-up.
 SKIPPED = 2
 
 
@@ -31,12 +31,14 @@ def measure() -> list[Row]:
             together += _measure_rates(folder, f"together{number}", communicate=True)
             apart += _measure_rates(folder, f"apart{number}", communicate=False)
     ours, reference = median(together) / 2, median(apart)
-    return [Row("two workers, one core each", "img/s a worker", ours, reference, "two that do not communicate")]
+    return [
+        Row("two workers, one core each", "img/s per worker", ours, reference, "two processes without communication")
+    ]
 
 
 def _measure_rates(folder: Path, name: str, communicate: bool) -> list[float]:
-    """Images per second of two pinned processes, of both together if they communicate: a figure a report."""
-    ports = free_ports(2)
+    """Measures images per second, one value per log line: of both processes if they communicate, else of each."""
+    ports = find_free_ports(2)
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
     workers = []
     for index in range(2):
@@ -59,7 +61,7 @@ def _measure_rates(folder: Path, name: str, communicate: bool) -> list[float]:
         )  # fmt: skip
     codes = [worker.wait(timeout=400) for worker in workers]
     if any(codes):
-        raise RuntimeError(f"a worker of {name} failed")
+        raise RuntimeError(f"a worker of the runs {name!r} failed")
     runs = [folder / name] if communicate else [folder / f"{name}_{index}" for index in range(2)]
     return [rate for run in runs for rate in _read_rates(run)[SKIPPED:]]
 

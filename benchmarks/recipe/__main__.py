@@ -1,8 +1,9 @@
-"""`make recipe`: trains every variant with every seed on every data set, and prints the table of docs/recipe.md.
+"""Trains every variant with every seed on every dataset (`make recipe`), and prints the tables of docs/recipe.md.
 
-    prepare what the variants share -> a queue of runs, one pinned to each core -> results.jsonl -> table
+    prepare the datasets -> a queue of runs, each pinned to one core -> results.jsonl -> tables
 
-A run that is in results.jsonl with the same settings is not repeated: stop and go on as you like, or add a variant.
+Runs that results.jsonl contains with the same settings are not repeated, so the study can be interrupted and resumed,
+and variants can be added.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from benchmarks.recipe.table import print_table
-from benchmarks.recipe.variants import DATA_SETS, SEEDS, DataSet, Variant
+from benchmarks.recipe.variants import DATASETS, SEEDS, Dataset, Variant
 from ssd_dist.core.config_files import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -36,47 +37,51 @@ RUN_SECONDS = 1800
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a variant of the recipe with one seed on one data set."""
+    """One training run: a variant of the recipe with one seed on one dataset."""
 
-    data_set: DataSet
+    dataset: Dataset
     variant: Variant
     seed: int
 
     @property
     def config(self) -> Path:
-        """The recipe of the data set."""
-        return Path(__file__).parent / f"{self.data_set.name}.yaml"
+        """The path of the dataset's recipe."""
+        return Path(__file__).parent / f"{self.dataset.name}.yaml"
 
     @property
     def settings(self) -> str:
-        """A digest of all that was set for this run, by its recipe and by its variant."""
+        """A hash of all settings of this run, those of the recipe and those of the variant."""
         overrides = (*self.variant.prepare, *self.variant.overrides, f"train.seed={self.seed}")
-        return _digest(_read_settings(self.config, overrides), self.variant.fit_anchors, self.data_set.flags)
+        return _digest(_read_settings(self.config, overrides), self.variant.fit_anchors, self.dataset.flags)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", action="append", default=[], help="name of a variant; all by default")
-    parser.add_argument("--data_set", action="append", default=[], help="name of a data set; all by default")
-    parser.add_argument("--table", action="store_true", help="prints the table of what was measured and ends")
+    parser.add_argument("--only", action="append", default=[], help="name of a variant; all by default; repeatable")
+    parser.add_argument(
+        "--data_set", dest="datasets", action="append", default=[], help="name of a dataset; all by default; repeatable"
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="print the tables of the recorded results without training"
+    )
     arguments = parser.parse_args()
-    # All variants with one seed first: an interrupted study has seen everything once.
-    runs = [Run(data_set, variant, seed) for seed in SEEDS for data_set in DATA_SETS for variant in data_set.variants]
+    # All variants with the first seed come first, so that an interrupted study has results of each.
+    runs = [Run(dataset, variant, seed) for seed in SEEDS for dataset in DATASETS for variant in dataset.variants]
     if not arguments.table:
         if not Path(SHARED, "data").is_dir():
-            sys.exit(f"no data sets in {SHARED}/data; say where they are by SSD_DIST_SHARED")
+            sys.exit(f"{SHARED}/data: no datasets; set SSD_DIST_SHARED to the folder that contains data/")
         run_all([
             run for run in runs
             if (not arguments.only or run.variant.name in arguments.only)
-            and (not arguments.data_set or run.data_set.name in arguments.data_set)
+            and (not arguments.datasets or run.dataset.name in arguments.datasets)
         ])  # fmt: skip
-    # What was measured with another recipe is no seed of this one.
+    # Results of earlier versions of a recipe are not shown.
     current = {run.settings for run in runs}
     print_table([result for result in read_results() if result["settings"] in current])
 
 
 def run_all(runs: list[Run]) -> None:
-    """Does what has not been done, as many at once as there are cores."""
+    """Trains the runs without a recorded result, one per core at a time."""
     done = {result["settings"] for result in read_results()}
     waiting = [run for run in runs if run.settings not in done]
     cores: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -86,38 +91,38 @@ def run_all(runs: list[Run]) -> None:
     preparing = threading.Lock()
     failed = 0
     with ThreadPoolExecutor(cores.qsize()) as pool:
-        found = [pool.submit(_do, run, cores, preparing) for run in waiting]
+        futures = [pool.submit(_prepare_and_train, run, cores, preparing) for run in waiting]
         try:
-            for number, future in enumerate(as_completed(found), 1):
+            for number, future in enumerate(as_completed(futures), 1):
                 try:
                     result = future.result()
                 except subprocess.SubprocessError as error:
                     failed += 1
-                    console.print(f"{number} of {len(found)} failed: {error}\n{(error.stderr or '')[-1000:]}")
+                    console.print(f"{number} of {len(futures)} failed: {error}\n{(error.stderr or '')[-1000:]}")
                     continue
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(result) + "\n")
                 console.print(
-                    f"{number} of {len(found)}: {result['data_set']}, {result['variant']}, seed {result['seed']}: "
+                    f"{number} of {len(futures)}: {result['data_set']}, {result['variant']}, seed {result['seed']}: "
                     f"AP50 {result['AP50']:.3f}, AP {result['AP']:.3f} in {result['seconds']:.0f} s"
                 )
         finally:
-            # Ctrl-C ends what runs; what waits must not begin.
+            # Ctrl-C ends the running processes; waiting runs must not start.
             pool.shutdown(cancel_futures=True)
     if failed:
-        sys.exit(f"{failed} runs failed; start again to repeat them")
+        sys.exit(f"{failed} runs failed; run the command again to repeat them")
 
 
 def read_results() -> list[dict]:
-    """What was measured, a dict a run."""
+    """Reads the recorded results, one dict per run."""
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-def _do(run: Run, cores: "queue.SimpleQueue[int]", preparing: threading.Lock) -> dict:
-    # Two runs must not prepare the same data together.
+def _prepare_and_train(run: Run, cores: "queue.SimpleQueue[int]", preparing: threading.Lock) -> dict:
+    # Two runs must not prepare the same data at the same time.
     with preparing:
         config = _fit_anchors(run) if run.variant.fit_anchors else run.config
-        data = _prepare(run.data_set, config, run.variant.prepare)
+        data = _prepare(run.dataset, config, run.variant.prepare)
     core = cores.get()
     try:
         return _train(run, config, data, core)
@@ -125,18 +130,18 @@ def _do(run: Run, cores: "queue.SimpleQueue[int]", preparing: threading.Lock) ->
         cores.put(core)
 
 
-def _prepare(data_set: DataSet, config: Path, overrides: tuple[str, ...]) -> Path:
-    """The prepared data of a recipe with overrides; made once, for all seeds: they share the views of seed 0."""
-    key = _digest(_read_settings(config, overrides), data_set.flags)
-    data = FOLDER / "data" / f"{data_set.name}_{key}"
+def _prepare(dataset: Dataset, config: Path, overrides: tuple[str, ...]) -> Path:
+    """Prepares the data of a recipe with overrides once; all seeds share the augmented copies of seed 0."""
+    key = _digest(_read_settings(config, overrides), dataset.flags)
+    data = FOLDER / "data" / f"{dataset.name}_{key}"
     if data.exists():
         return data
     building = data.with_suffix(".building")
     shutil.rmtree(building, ignore_errors=True)
-    for split, source in data_set.splits:
+    for split, source in dataset.splits:
         _call(
             "pipelines.prepare", f"--config={config}", f"--output={building}", f"--split={split}",
-            f"--source_split={source}", *(flag.format(shared=SHARED) for flag in data_set.flags),
+            f"--source_split={source}", *(flag.format(shared=SHARED) for flag in dataset.flags),
             *(f"--set={each}" for each in overrides),
         )  # fmt: skip
     building.rename(data)
@@ -144,8 +149,8 @@ def _prepare(data_set: DataSet, config: Path, overrides: tuple[str, ...]) -> Pat
 
 
 def _fit_anchors(run: Run) -> Path:
-    """The recipe with anchors that fit its training split, beside the data they were fitted to."""
-    plain = _prepare(run.data_set, run.config, ())
+    """Fits anchors to the training split; writes the recipe with these anchors next to the prepared data."""
+    plain = _prepare(run.dataset, run.config, ())
     config = plain.with_suffix(".fitted.yaml")
     if not config.exists():
         anchors = plain.with_suffix(".anchors.yaml")
@@ -157,7 +162,7 @@ def _fit_anchors(run: Run) -> Path:
 
 def _train(run: Run, config: Path, data: Path, core: int) -> dict:
     changes = (*run.variant.prepare, *run.variant.overrides, f"train.seed={run.seed}", f"data.dir={data}")
-    # A folder of its own: a training that outlived an earlier study may still write into the one it had.
+    # A new folder per run: a process left over from an earlier study may still write to its own folder.
     with TemporaryDirectory(dir=FOLDER, prefix="run_") as folder:
         started = time.perf_counter()
         _call(
@@ -167,20 +172,20 @@ def _train(run: Run, config: Path, data: Path, core: int) -> dict:
         )  # fmt: skip
         seconds = time.perf_counter() - started
         rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
-    judged = [row for row in rows if row["kind"] == "eval"][-1]
+    evaluation = [row for row in rows if row["kind"] == "eval"][-1]
     return {
-        "data_set": run.data_set.name, "variant": run.variant.name, "seed": run.seed, "settings": run.settings,
-        "AP50": judged["coco/AP50"], "AP": judged["coco/AP"], "steps": judged["step"], "seconds": seconds,
-        "classes": {name: found["coco/AP50"] for name, found in judged["per_class"].items()},
+        "data_set": run.dataset.name, "variant": run.variant.name, "seed": run.seed, "settings": run.settings,
+        "AP50": evaluation["coco/AP50"], "AP": evaluation["coco/AP"], "steps": evaluation["step"], "seconds": seconds,
+        "classes": {name: metrics["coco/AP50"] for name, metrics in evaluation["per_class"].items()},
     }  # fmt: skip
 
 
 def _read_settings(config: Path, overrides: Sequence[str]) -> dict:
-    """What a recipe and overrides set. The rest is left out: a new key of the config makes no old result void."""
-    said = load_config(config, overrides).model_dump(mode="json", exclude_unset=True)
-    # The same weights may lie elsewhere.
-    said["backbone"]["weights"] = Path(said["backbone"]["weights"]).name
-    return said
+    """Returns the keys that a recipe and overrides set, without defaults: a new key must not invalidate old results."""
+    settings = load_config(config, overrides).model_dump(mode="json", exclude_unset=True)
+    # Only the file name: the same weights may be in another folder.
+    settings["backbone"]["weights"] = Path(settings["backbone"]["weights"]).name
+    return settings
 
 
 def _digest(*parts: object) -> str:
@@ -198,4 +203,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("stopped; start again to go on")
+        sys.exit("stopped; run the command again to resume")

@@ -1,13 +1,17 @@
-"""What the study varies, one thing at a time, and on which data."""
+"""The variants and the datasets of the study; each variant changes one setting."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A change of the recipe: overrides of the config, of which `prepare` says what the shards depend on.
+    """A change of the recipe.
 
-    With `fit_anchors` the anchors are those that `ssd-inspect --fit_anchors` finds in the data.
+    Attributes:
+      name: the row of the table; results.jsonl contains it.
+      overrides: overrides of the config for training.
+      prepare: overrides that the shards depend on, for prepare and training.
+      fit_anchors: whether to use the anchors that `ssd-inspect --fit_anchors` fits to the data.
     """
 
     name: str
@@ -36,7 +40,7 @@ ONE_CHANGE = (
     Variant("fitted anchors", fit_anchors=True),
     Variant("lr 0.002", ("optimizer.lr=0.002",)),
 )
-# What a first look at the blood cells suggested.
+# Changes that inspection of the blood cell dataset suggested.
 MORE_CHANGES = (
     Variant("smooth L1 beta 0.11", ("loss.beta=0.11",)),
     Variant("localization weight 2", ("loss.localization_weight=2.0",)),
@@ -53,10 +57,15 @@ LONG_RUNS = (
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """Real data and what is varied on it: flags of prepare, splits as (in the output, in the source), variants.
+class Dataset:
+    """A real dataset and its variants.
 
-    Where the other classes have too few objects for the mean of all to say anything, `focus` is the class that judges.
+    Attributes:
+      name: name of the dataset and of its recipe, NAME.yaml.
+      flags: flags of prepare.
+      splits: the train and evaluation splits, as (name in the output, name in the source).
+      variants: the variants to train.
+      focus: the class whose AP50 is compared; "" for the mean AP. Used where the other classes have too few objects.
     """
 
     name: str
@@ -70,15 +79,15 @@ BCCD = (("--input_format=voc", "--input={shared}/data/bccd/BCCD"), (("train", "t
 COCO10 = (
     (
         "--input_format=yolo", "--input={shared}/data/coco128",
-        # Counted in the labels of train2017: 261 persons to 20 handbags.
+        # The 10 most frequent classes in the labels of train2017: from 261 persons to 20 handbags.
         "--include_classes=person,car,cup,chair,book,bowl,carrot,spoon,teddy bear,handbag",
     ),
     (("train", "train2017"), ("val", "val2017")),
 )  # fmt: skip
-# Each has its recipe beside this file.
-DATA_SETS = (
-    DataSet("bccd", *BCCD, ONE_CHANGE + MORE_CHANGES),
-    DataSet("coco10", *COCO10, ONE_CHANGE, focus="person"),
-    DataSet("bccd_long", *BCCD, LONG_RUNS),
+# The recipe of each dataset is in this folder.
+DATASETS = (
+    Dataset("bccd", *BCCD, ONE_CHANGE + MORE_CHANGES),
+    Dataset("coco10", *COCO10, ONE_CHANGE, focus="person"),
+    Dataset("bccd_long", *BCCD, LONG_RUNS),
 )
 SEEDS = (0, 1, 2)

@@ -1,4 +1,4 @@
-"""The study of the recipe: every variant is a config, no two runs are taken for one, the table is what was measured."""
+"""The study of the recipe: variants are valid configs, runs have distinct settings, tables contain the results."""
 
 import dataclasses
 
@@ -6,26 +6,26 @@ import pytest
 
 from benchmarks.recipe.__main__ import Run, read_results
 from benchmarks.recipe.table import print_table
-from benchmarks.recipe.variants import BASE, DATA_SETS, SEEDS
+from benchmarks.recipe.variants import BASE, DATASETS, SEEDS
 from ssd_dist.core.config_files import load_config
 
-RUNS = [Run(data_set, variant, seed) for data_set in DATA_SETS for variant in data_set.variants for seed in SEEDS]
+RUNS = [Run(dataset, variant, seed) for dataset in DATASETS for variant in dataset.variants for seed in SEEDS]
 
 
-@pytest.mark.parametrize("run", RUNS[:: len(SEEDS)], ids=lambda run: f"{run.data_set.name}, {run.variant.name}")
+@pytest.mark.parametrize("run", RUNS[:: len(SEEDS)], ids=lambda run: f"{run.dataset.name}, {run.variant.name}")
 def test_every_variant_changes_a_valid_config(run):
     plain = load_config(run.config)
     changed = load_config(run.config, [*run.variant.prepare, *run.variant.overrides])
     assert (changed == plain) == (run.variant == BASE or run.variant.fit_anchors)
 
 
-def test_no_two_runs_are_taken_for_one():
+def test_runs_have_distinct_settings():
     assert len({run.settings for run in RUNS}) == len(RUNS)
-    renamed = dataclasses.replace(RUNS[0], variant=dataclasses.replace(RUNS[0].variant, name="another name"))
+    renamed = dataclasses.replace(RUNS[0], variant=dataclasses.replace(RUNS[0].variant, name="renamed"))
     assert renamed.settings == RUNS[0].settings
 
 
-def test_the_table_holds_mean_spread_and_gain(capsys):
+def test_table_contains_mean_spread_and_gain(capsys):
     rows = _read_table(capsys, {BASE.name: (0.51, 0.49, 0.53), "1 view": (0.56, 0.55, 0.6)}, data_set="bccd", AP50=0.9)
     # Variances of 4e-4 and 7e-4: the difference has a standard error of sqrt(11e-4 / 3) = 0.0191 (Welch).
     assert rows == [
@@ -43,7 +43,7 @@ def test_a_variant_without_a_base_has_no_gain(capsys):
     assert _read_table(capsys, {"1 view": (0.56,)}, data_set="bccd", AP50=0.9) == ["| 1 view | 90.0 | 56.0 |  | 1 |"]
 
 
-def test_the_table_of_what_is_measured_can_be_printed(capsys):
+def test_table_of_the_recorded_results_can_be_printed(capsys):
     current = {run.settings for run in RUNS}
     results = [result for result in read_results() if result["settings"] in current]
     print_table(results)
@@ -52,15 +52,15 @@ def test_the_table_of_what_is_measured_can_be_printed(capsys):
     assert sum(counts) == len(results) > 0
 
 
-def test_the_class_in_focus_judges(capsys):
-    (focused,) = (data_set for data_set in DATA_SETS if data_set.focus)
+def test_gain_is_computed_from_the_class_in_focus(capsys):
+    (focused,) = (dataset for dataset in DATASETS if dataset.focus)
     scores = {BASE.name: (0.01,), "1 view": (0.01,)}
     rows = _read_table(capsys, scores, data_set=focused.name, AP50=0.03, classes={focused.focus: 0.12, "cup": 0.0})
     assert rows[1] == "| 1 view | 12.0 | 3.0 | 1.0 | +0.0 | 1 |"
 
 
 def _read_table(capsys, scores, **result):
-    """The rows of the table of results of an AP each, without the head."""
+    """Prints the table of results with the given APs and returns its rows without the header."""
     print_table([
         {"variant": name, "AP": score, **result} for name, values in scores.items() for score in values
     ])  # fmt: skip
