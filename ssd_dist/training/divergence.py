@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import NoReturn
 
 import tensorflow as tf
 
@@ -115,7 +116,7 @@ def recover(run: Run, step: int, reason: str) -> None:
     start = run.state.current_step
     if run.output.log is not None:
         write_divergence(run.output.model_dir, Divergence(step, reason, source_ids, checkpoint, (start + 1, step)))
-    # Of the restored checkpoint: it may be older than the last recovery.
+    # Read from the restored checkpoint, which may be older than the last recovery.
     recoveries = int(run.state.recoveries.numpy()) + 1
     run.state.recoveries.assign(recoveries)
     run.state.step.assign(step)
@@ -129,7 +130,7 @@ def recover(run: Run, step: int, reason: str) -> None:
     run.checkpoints.save(step)
 
 
-def stop_diverged_run(run: Run, divergence: Divergence, recoveries: int) -> None:
+def stop_diverged_run(run: Run, divergence: Divergence, recoveries: int) -> NoReturn:
     """Records the divergence and ends the run.
 
     Raises:
