@@ -53,7 +53,7 @@ def default_output(data: str | None, model_dirs: list[str]) -> str:
 def run_main() -> None:
     """Console script `ssd-inspect`."""
     flags.DEFINE_string("data", None, "Folder of prepared data, which holds dataset.json.")
-    flags.DEFINE_multi_string("model_dir", [], "Folder of a training run; repeat the flag to compare runs.")
+    flags.DEFINE_multi_string("model_dir", [], "Folder of a training run; several runs are compared")
     flags.DEFINE_string("output", None, "HTML file to write. By default RUN/report.html for one run, else report.html.")
     flags.DEFINE_string("checkpoint", "auto", "best, last, or the path of a checkpoint; auto uses best, else last.")
     flags.DEFINE_string("split", "auto", "Split to evaluate on; auto uses the split that training evaluated on.")

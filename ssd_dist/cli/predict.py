@@ -56,9 +56,7 @@ def run_main() -> None:
     flags.DEFINE_string("model_dir", None, "Folder of a training run.")
     flags.DEFINE_string("saved_model", None, "Folder of a SavedModel export, used instead of a run.")
     flags.DEFINE_string("checkpoint", "best", "best, last, or the path of a checkpoint.")
-    flags.DEFINE_multi_string(
-        "images", [], "An image file, a folder, or a quoted glob pattern; local or on gs://; may be repeated."
-    )
+    flags.DEFINE_multi_string("images", [], "An image file, a folder, or a quoted glob pattern, local or on gs://")
     flags.DEFINE_string("output", None, "Folder for images, detections.csv and detections.json; created if missing.")
     flags.DEFINE_string(
         "score_threshold",
