@@ -1,26 +1,29 @@
 #!/usr/bin/env bash
-# Trains on many workers and keeps them together: all run, or none does.
+# Starts one training worker per host or process and keeps them together: all run, or none does.
 #
 #   launch/train_multinode.sh --local=2 -- --config=configs/x.yaml --model_dir=RUN     workers on this host
-#   launch/train_multinode.sh --hosts=a,b,c -- ...                                     one worker a host, over ssh
+#   launch/train_multinode.sh --hosts=a,b,c -- ...                                     one worker per host, over ssh
 #   launch/train_multinode.sh -- ...                                                   inside Slurm, Kubernetes, Vertex
 #
-# Paths are the caller's; with --hosts they are relative to this project's folder, which is the same on all.
+# Relative paths refer to the current folder; with --hosts, to the folder of this project, which must have the same path
+# on all hosts.
 #
 #   --port=N           port of the workers with --hosts (default 12345)
-#   --max_restarts=N   how often a gang that lost a worker starts again (default 3); it goes on from its checkpoint
-#   --grace_seconds=N  how long workers may take to save after a signal (default 35; above preemption.grace_seconds)
-#   --python=PATH      the interpreter (default .venv/bin/python here, else python3)
+#   --max_restarts=N   number of restarts after a lost worker (default 3); the run resumes from its last checkpoint
+#   --grace_seconds=N  seconds that workers get to save after a signal (default 35; more than preemption.grace_seconds)
+#   --python=PATH      Python interpreter (default .venv/bin/python of this project, else python3)
 #
-# Exit code: 0, or 2, 3, 4 if a worker ended with it, which are the user's to mend and end all at once. Anything else
-# starts the gang again; when the restarts are used up it is the worker's own code, but 75 for one that was interrupted
-# (75) or killed (128 and more). After a signal 75, unless all had ended well, or one with 2, 3 or 4.
+# Exit code: 0 if all workers ended with 0. If a worker ends with 2, 3 or 4 (an error that the user must fix), all
+# workers are stopped and the exit code is that of the worker. After any other code all workers are started again; when
+# no restarts are left, the exit code is 75 if workers were interrupted (75) or killed (128 and more), else that of the
+# failed worker. After a signal it is 75, unless all workers ended with 0, or one with 2, 3 or 4.
 set -u -o pipefail
 
 readonly RESTART=75
-# Those who were killed when their grace was over, and what they said, take a moment to arrive.
+# Time for the exit codes and the last output of remote workers to arrive.
 readonly ARRIVAL_SECONDS=5
-# A supervisor may signal all of its processes, and this script passes it on: the same one, not another.
+# Signals within this time count as one: a supervisor may signal this script and the workers, and this script passes its
+# own signal on to them.
 readonly SAME_SIGNAL_SECONDS=2
 
 fail() { echo "error: $*" >&2; exit 2; }
@@ -34,32 +37,37 @@ python=$root/.venv/bin/python
 while (($#)); do
   case $1 in
     -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 0 ;;
-    --local=*) local_workers=${1#*=}; [[ $local_workers =~ ^[1-9][0-9]*$ ]] || fail "$1: give the number of workers" ;;
-    --hosts=*) hosts=${1#*=}; [[ -n $hosts ]] || fail "$1: give the hosts' names, with commas between" ;;
+    --local=*)
+      local_workers=${1#*=}
+      [[ $local_workers =~ ^[1-9][0-9]*$ ]] || fail "$1: not a number of workers; use --local=N"
+      ;;
+    --hosts=*) hosts=${1#*=}; [[ -n $hosts ]] || fail "$1: no hosts; use --hosts=a,b,c" ;;
     --port=*) port=${1#*=} ;;
     --max_restarts=*) max_restarts=${1#*=} ;;
     --grace_seconds=*) grace_seconds=${1#*=} ;;
     --python=*) python=${1#*=} ;;
     --) shift; break ;;
-    *) fail "unknown flag $1; the trainer's own flags come after --" ;;
+    *) fail "unknown flag $1; put the trainer's flags after --" ;;
   esac
   shift
 done
 train=("$@")
-((${#train[@]})) || fail "no flags for the trainer; give them after --, e.g. -- --config=configs/x.yaml --model_dir=RUN"
-[[ -z $local_workers || -z $hosts ]] || fail "--local and --hosts exclude each other"
-[[ $max_restarts =~ ^[0-9]+$ ]] || fail "--max_restarts=$max_restarts: give a number"
-[[ $grace_seconds =~ ^[0-9]+$ ]] || fail "--grace_seconds=$grace_seconds: give a number"
-[[ $port =~ ^[1-9][0-9]{0,4}$ && $port -lt 65536 ]] || fail "--port=$port: give a number from 1 to 65535"
-[[ -n $hosts ]] || command -v "$python" > /dev/null || fail "--python=$python: there is no such interpreter"
+((${#train[@]})) || fail "no flags for the trainer; put them after --, e.g. -- --config=configs/x.yaml --model_dir=RUN"
+[[ -z $local_workers || -z $hosts ]] || fail "--local and --hosts exclude each other; use one of them"
+[[ $max_restarts =~ ^[0-9]+$ ]] || fail "--max_restarts=$max_restarts: not a number; use 0 or more"
+[[ $grace_seconds =~ ^[0-9]+$ ]] || fail "--grace_seconds=$grace_seconds: not a number; use 0 or more"
+[[ $port =~ ^[1-9][0-9]{0,4}$ && $port -lt 65536 ]] || fail "--port=$port: not a port; use a number from 1 to 65535"
+[[ -n $hosts ]] || command -v "$python" > /dev/null ||
+  fail "--python=$python: not found; use the path of a Python interpreter"
 IFS=, read -r -a names <<<"$hosts"
 declare -A seen=()
 for name in "${names[@]}"; do
-  [[ -n $name && -z ${seen[$name]:-} ]] || fail "--hosts=$hosts: give each host once, with single commas between"
+  [[ -n $name && -z ${seen[$name]:-} ]] ||
+    fail "--hosts=$hosts: empty or repeated host; give each host once, separated by single commas"
   seen[$name]=yes
 done
 
-# --- who the workers are -----------------------------------------------------------------------------------------
+# --- The workers of the cluster -----------------------------------------------------------------------------------
 
 free_ports() {
   "$python" - "$1" <<'PY'
@@ -71,7 +79,7 @@ print(*(s.getsockname()[1] for s in sockets))
 PY
 }
 
-# tf_config INDEX ADDRESS...
+# Prints the TF_CONFIG of a worker: tf_config INDEX ADDRESS...
 tf_config() {
   local index=$1 list
   shift
@@ -79,24 +87,28 @@ tf_config() {
   printf '{"cluster": {"worker": [%s]}, "task": {"type": "worker", "index": %d}}' "${list%, }" "$index"
 }
 
-# Under a scheduler each task runs this script: find the peers, become the worker. The scheduler restarts.
+# Under a scheduler each task runs this script, finds its peers and becomes the worker. The scheduler does the restarts.
 run_scheduled() {
   local -a peers=()
   local index name i
-  if [[ -n ${TF_CONFIG:-} ]]; then # Vertex AI, Kubeflow: already said
+  if [[ -n ${TF_CONFIG:-} ]]; then # set by Vertex AI and Kubeflow
     exec "$python" -m ssd_dist.cli.train "${train[@]}"
   elif [[ -n ${SLURM_PROCID:-} ]]; then
-    name=$(scontrol show hostnames "${SLURM_JOB_NODELIST:-}") || fail "scontrol does not tell Slurm's nodes (SLURM_JOB_NODELIST=${SLURM_JOB_NODELIST:-})"
+    name=$(scontrol show hostnames "${SLURM_JOB_NODELIST:-}") ||
+      fail "scontrol cannot list the nodes of SLURM_JOB_NODELIST=${SLURM_JOB_NODELIST:-}; run inside a Slurm job"
     for name in $name; do peers+=("$name:$port"); done
     index=$SLURM_PROCID
-    ((${SLURM_NTASKS:-1} == ${#peers[@]})) || fail "Slurm runs ${SLURM_NTASKS:-1} tasks on ${#peers[@]} nodes; use one task a node"
+    ((${SLURM_NTASKS:-1} == ${#peers[@]})) ||
+      fail "Slurm runs ${SLURM_NTASKS:-1} tasks on ${#peers[@]} nodes; use one task per node (--ntasks-per-node=1)"
   elif [[ -n ${JOB_COMPLETION_INDEX:-} ]]; then # a Kubernetes indexed job or JobSet
-    [[ ${SSD_DIST_PEERS:-} =~ ^[1-9][0-9]*$ ]] || fail "SSD_DIST_PEERS=${SSD_DIST_PEERS:-}: set it to the number of pods"
-    [[ ${SSD_DIST_PEER_PATTERN:-} == *{}* ]] || fail "SSD_DIST_PEER_PATTERN=${SSD_DIST_PEER_PATTERN:-}: set it to the pods' host name, with {} for the index"
+    [[ ${SSD_DIST_PEERS:-} =~ ^[1-9][0-9]*$ ]] ||
+      fail "SSD_DIST_PEERS=${SSD_DIST_PEERS:-}: not a number; set it to the number of pods"
+    [[ ${SSD_DIST_PEER_PATTERN:-} == *{}* ]] ||
+      fail "SSD_DIST_PEER_PATTERN=${SSD_DIST_PEER_PATTERN:-}: set it to the pods' host name, with {} for the index"
     for ((i = 0; i < SSD_DIST_PEERS; i++)); do peers+=("${SSD_DIST_PEER_PATTERN//\{\}/$i}:$port"); done
     index=$JOB_COMPLETION_INDEX
   else
-    fail "neither --local nor --hosts, and no Slurm, Kubernetes or Vertex environment found"
+    fail "neither --local nor --hosts, and no Slurm, Kubernetes or Vertex environment; give --local=N or --hosts=a,b,c"
   fi
   if ((${#peers[@]} > 1)); then
     TF_CONFIG=$(tf_config "$index" "${peers[@]}")
@@ -105,19 +117,19 @@ run_scheduled() {
   exec "$python" -m ssd_dist.cli.train "${train[@]}"
 }
 
-# --- one gang ----------------------------------------------------------------------------------------------------
+# --- Starting and stopping all workers ----------------------------------------------------------------------------
 
-# Each worker leads a process group of its own (setsid), so that its children go with it.
+# Each worker is the leader of its own process group (setsid), so that signals reach its child processes as well.
 pids=() parts=()
 stopping='' deadline=''
 
-# Prints what a worker says after its name. What ends the launcher does not end this: who says it is still saving.
+# Prefixes the output of a worker with its name. Ignores signals, because the worker still prints while it saves.
 label() {
   trap '' INT TERM HUP
   exec sed -u "s/^/[$1] /" 8>&- 9<&-
 }
 
-# Sets `parts`: the GPUs of this host that each local worker takes; empty where there are none.
+# Sets `parts` to the GPUs of each local worker; empty without GPUs.
 split_gpus() {
   local -a all=()
   local count size index
@@ -126,8 +138,9 @@ split_gpus() {
   elif count=$(nvidia-smi -L 2> /dev/null | grep -c '^GPU'); then
     for ((index = 0; index < count; index++)); do all+=("$index"); done
   fi
-  ((${#all[@]} % local_workers == 0)) || fail "--local=$local_workers: ${#all[@]} GPUs do not divide over them;" \
-    "use another number, or name the GPUs to use in CUDA_VISIBLE_DEVICES (empty: none)"
+  ((${#all[@]} % local_workers == 0)) ||
+    fail "--local=$local_workers: ${#all[@]} GPUs cannot be divided equally between them;" \
+    "use another number, or list the GPUs to use in CUDA_VISIBLE_DEVICES (empty: none)"
   size=$((${#all[@]} / local_workers))
   for ((index = 0; size && index < local_workers; index++)); do
     parts+=("$(IFS=,; echo "${all[*]:index * size:size}")")
@@ -137,7 +150,7 @@ split_gpus() {
 start_local() {
   local -a addresses=() command=(setsid)
   local index number
-  # Where this script is killed, its workers are told to stop.
+  # Workers get SIGTERM if this script is killed.
   if command -v setpriv > /dev/null; then command+=(setpriv --pdeathsig TERM); fi
   command+=(env)
   for number in $(free_ports "$local_workers"); do addresses+=("127.0.0.1:$number"); done
@@ -151,7 +164,8 @@ start_local() {
   done
 }
 
-# What the remote workers' connections read from, 9: nothing comes, and it ends when 8 is closed, or with this script.
+# Opens the lifeline, a pipe that nobody writes to: the ssh connections read file descriptor 9, which reaches its end
+# when file descriptor 8 is closed or this script ends.
 open_lifeline() {
   local path
   path=$(mktemp -u) && mkfifo -m 600 "$path" || exit 2
@@ -160,8 +174,8 @@ open_lifeline() {
   rm "$path"
 }
 
-# On each host, under its shell: a worker and its guard. When the lifeline ends, the guard tells the worker to stop, and
-# kills it when its grace is over; what the worker says and its exit code still come through the connection.
+# Runs on each host in its shell: a worker and its guard. When the lifeline ends, the guard sends SIGTERM to the worker
+# and kills it when the grace time is over. The worker's output and exit code still arrive over the connection.
 # shellcheck disable=SC2016  # the variables are the remote shell's
 readonly GUARDED='exec 3<&0; cd %q || exit 2; %s < /dev/null 3<&- & worker=$!
 { cat; kill $worker; left=%d; while [ $left -gt 0 ] && kill -0 $worker; do sleep 1; left=$((left - 1)); done
@@ -177,12 +191,12 @@ start_hosts() {
     name=${names[index]}
     printf -v command '%q ' env "TF_CONFIG=$(tf_config "$index" "${addresses[@]}")" \
       "$python" -m ssd_dist.cli.train "${train[@]}"
-    # shellcheck disable=SC2059  # the format is the constant above
+    # shellcheck disable=SC2059  # the format is a constant
     printf -v command "$GUARDED" "$root" "$command" "$grace_seconds"
-    # The connection outlives what is sent to all processes of this script.
+    # The connection ignores signals that are sent to all processes of this script.
     (
       trap '' INT TERM HUP
-      # shellcheck disable=SC2029  # the command is meant to be put together here
+      # shellcheck disable=SC2029  # the command is expanded on this side on purpose
       exec setsid ssh -o BatchMode=yes -o ServerAliveInterval=5 -o ServerAliveCountMax=3 "$name" "$command" \
         <&9 8>&- 9<&-
     ) > >(label "$name") 2>&1 &
@@ -190,42 +204,42 @@ start_hosts() {
   done
 }
 
-signal_gang() {
+signal_workers() {
   local pid
-  # A worker that has only just been started has no group yet.
+  # A worker that has just been started may have no process group yet.
   for pid in "${pids[@]}"; do kill -s "$1" -- "-$pid" 2> /dev/null || kill -s "$1" "$pid" 2> /dev/null; done
 }
 
-# Asks the gang to save and to end, once; it is killed when its grace is over. As TERM in any case: what a shell starts
-# in the background ignores INT.
-ask_gang() {
+# Requests all workers to save and exit, once; they are killed when the grace time is over. Always sends TERM:
+# background processes of a shell ignore INT.
+request_stop() {
   [[ -z $deadline ]] || return
   deadline=$((SECONDS + grace_seconds))
   if [[ -n $hosts ]]; then
     exec 8>&-
     deadline=$((deadline + ARRIVAL_SECONDS))
   else
-    signal_gang TERM
+    signal_workers TERM
   fi
 }
 
-# Once more, later: now.
+# The first signal requests a stop; a second signal kills the workers at once.
 on_signal() {
   if [[ -n $stopping ]] && ((SECONDS - stopping > SAME_SIGNAL_SECONDS)); then
     deadline=0
   else
     stopping=${stopping:-$SECONDS}
-    ask_gang
+    request_stop
   fi
 }
 trap on_signal TERM INT HUP
-trap 'signal_gang KILL' EXIT
+trap 'signal_workers KILL' EXIT
 
-# Waits until all workers have ended; if one does not end well, the others are asked to. Sets `first`, the first code
-# that was not 0, and `code`, that of the gang: the user's to mend before a bug before an interruption.
-# It looks at each by its id: `wait -n` forgets a worker that ended before it was called.
-watch_gang() {
-  local running=("${pids[@]}") still pid own=0 again=0 mend=0
+# Waits until all workers have ended; if one fails, requests the others to stop. Sets `first` to the first exit code
+# other than 0, and `code` to the exit code of all workers: errors of the user take precedence over bugs, bugs over
+# interruptions. Checks each process id, because `wait -n` misses workers that ended before the call.
+watch_workers() {
+  local running=("${pids[@]}") still pid bug=0 interrupted=0 user_error=0
   first=0
   while ((${#running[@]})); do
     still=()
@@ -239,19 +253,19 @@ watch_gang() {
       ((code == 0 || first)) || first=$code
       case $code in
         0) continue ;;
-        2 | 3 | 4) mend=$code ;;
-        *) if ((code == RESTART || code >= 128)); then again=$RESTART; else own=$code; fi ;;
+        2 | 3 | 4) user_error=$code ;;
+        *) if ((code == RESTART || code >= 128)); then interrupted=$RESTART; else bug=$code; fi ;;
       esac
-      ask_gang
+      request_stop
     done
     running=("${still[@]}")
-    [[ -z $deadline ]] || ((SECONDS <= deadline)) || signal_gang KILL
+    [[ -z $deadline ]] || ((SECONDS <= deadline)) || signal_workers KILL
     ((${#running[@]} == 0)) || sleep 0.2
   done
-  # What they have left behind.
-  signal_gang KILL
+  # Child processes that the workers left running.
+  signal_workers KILL
   pids=()
-  code=$((mend ? mend : own ? own : again))
+  code=$((user_error ? user_error : bug ? bug : interrupted))
 }
 
 if [[ -z $local_workers && -z $hosts ]]; then run_scheduled; fi
@@ -260,9 +274,9 @@ if [[ -z $local_workers && -z $hosts ]]; then run_scheduled; fi
 for ((attempt = 0; ; attempt++)); do
   deadline=''
   if [[ -n $local_workers ]]; then start_local; else start_hosts; fi
-  # A signal that came while they were started has not reached all.
-  if [[ -n $stopping ]]; then deadline='' && ask_gang; fi
-  watch_gang
+  # A signal during the start has not reached all workers.
+  if [[ -n $stopping ]]; then deadline='' && request_stop; fi
+  watch_workers
   case $code in 0 | 2 | 3 | 4) exit "$code" ;; esac
   [[ -z $stopping ]] || exit "$RESTART"
   if ((attempt >= max_restarts)); then

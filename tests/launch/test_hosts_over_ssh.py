@@ -1,4 +1,4 @@
-"""`launch/train_multinode.sh --hosts` over real sshd: two hosts, network namespaces joined by a cable, train as one."""
+"""`launch/train_multinode.sh --hosts` with real sshd: two network namespaces, joined by a link, train one model."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from ssd_dist.core.config_files import load_config
 LAUNCHER = Path(__file__).parents[2] / "launch" / "train_multinode.sh"
 STEPS = 6
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-# The weights all but stand still: float32 gradients of this detector differ by per cents with the order of sums
+# The learning rate is nearly zero: float32 gradients of this detector differ by per cents with the order of sums
 # (docs/clusters.md), and so would the weights.
 FLAGS = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.sync_batch_norm=true",
          "train.global_batch_size=8", f"train.steps={STEPS}", "train.log_every=1", "eval.every_epochs=0",
@@ -30,7 +30,7 @@ FLAGS = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "tra
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(580),
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces take root"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
     pytest.mark.skipif(
         any(shutil.which(tool) is None for tool in ("ip", "sshd", "ssh", "ssh-keygen")),
         reason="needs sshd and ip (apt-get install openssh-server iproute2)",
@@ -44,11 +44,11 @@ def run(*command: str | Path) -> str:
 
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """Two namespaces with an address and an sshd each; taken down, with all that runs in them, at the end."""
+    """Creates two namespaces with an address and an sshd each; removes them and their processes at the end."""
     names = (f"ssd-a-{os.getpid()}", f"ssd-b-{os.getpid()}")
-    # sshd insists on this folder.
+    # sshd needs this folder.
     privileges = Path("/run/sshd")
-    made = not privileges.exists()
+    created = not privileges.exists()
     privileges.mkdir(mode=0o755, exist_ok=True)
     for key in ("host", "user"):
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / key)
@@ -96,13 +96,13 @@ def hosts(tmp_path: Path) -> Iterator[tuple[str, str]]:
                 run("ip", "netns", "delete", name)
         for daemon in daemons:
             daemon.wait(timeout=30)
-        if made:
+        if created:
             privileges.rmdir()
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Where `ssh` is the real one, with the keys of these hosts instead of the user's."""
+    """Returns an environment whose `ssh` uses the keys of these hosts instead of the user's."""
     shim = tmp_path / "bin" / "ssh"
     shim.parent.mkdir()
     options = f"-i {tmp_path}/user -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
@@ -113,7 +113,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def launch(tmp_path: Path, environment: dict[str, str]):
-    """Runs the launcher, in a namespace if one is named, and returns what it printed."""
+    """Returns a function that runs the launcher, optionally in a namespace, and returns its output."""
     (tmp_path / "small.yaml").write_text("{}")
     write_dataset(tmp_path / "data", load_config(tmp_path / "small.yaml", FLAGS), {"train": 32}, shards=4)
 
@@ -133,8 +133,11 @@ def launch(tmp_path: Path, environment: dict[str, str]):
 
 
 @pytest.fixture
-def stand_ins(hosts: tuple[str, str], environment: dict[str, str], tmp_path: Path):
-    """Starts the launcher on the first host, for a worker on each that says "ready" and does as `behaviour` (bash)."""
+def launch_fake(hosts: tuple[str, str], environment: dict[str, str], tmp_path: Path):
+    """Returns a function that starts the launcher on the first host, with a fake worker on each; waits until they run.
+
+    `behaviour` is the bash code of the workers.
+    """
     started: list[subprocess.Popen] = []
 
     def start(behaviour: str, *flags: str) -> subprocess.Popen:
@@ -156,8 +159,8 @@ def stand_ins(hosts: tuple[str, str], environment: dict[str, str], tmp_path: Pat
         process.communicate()
 
 
-def wait_until_bare(hosts: tuple[str, str]) -> None:
-    """Returns when nothing is left on the hosts but their sshd; the guards look once a second."""
+def wait_until_only_sshd_runs(hosts: tuple[str, str]) -> None:
+    """Waits until only sshd runs on the hosts; the guards check once per second whether their worker has ended."""
     deadline = time.monotonic() + 10
     while True:
         pids = [pid for name in hosts for pid in run("ip", "netns", "pids", name).split()]
@@ -172,32 +175,32 @@ def wait_until_bare(hosts: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("code", [75, 3])
-def test_remote_workers_are_waited_for_while_they_save(hosts: tuple[str, str], stand_ins, code: int) -> None:
-    process = stand_ins(f"trap 'sleep 2; echo saved; exit {code}' TERM")
-    # As a terminal does it; the connections hear it as well.
+def test_the_launcher_waits_for_remote_workers_that_save(hosts: tuple[str, str], launch_fake, code: int) -> None:
+    process = launch_fake(f"trap 'sleep 2; echo saved; exit {code}' TERM")
+    # To the whole process group, as a terminal does; the ssh connections get the signal as well.
     os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=30)[0]
+    output = process.communicate(timeout=30)[0]
     assert process.returncode == code
     for address in ADDRESSES:
-        assert f"[{address}] saved\n" in said
-    wait_until_bare(hosts)
+        assert f"[{address}] saved\n" in output
+    wait_until_only_sshd_runs(hosts)
 
 
-def test_remote_workers_that_do_not_stop_are_killed(hosts: tuple[str, str], stand_ins) -> None:
-    process = stand_ins("trap '' TERM", "--grace_seconds=2")
+def test_remote_workers_that_do_not_stop_are_killed(hosts: tuple[str, str], launch_fake) -> None:
+    process = launch_fake("trap '' TERM", "--grace_seconds=2")
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 75
     assert 2 <= time.monotonic() - started < 15
-    wait_until_bare(hosts)
+    wait_until_only_sshd_runs(hosts)
 
 
-def test_remote_workers_stop_when_their_launcher_is_killed(hosts: tuple[str, str], stand_ins, tmp_path: Path) -> None:
-    process = stand_ins(f"trap 'mktemp {tmp_path}/saved.XXXXXX; exit 75' TERM")
+def test_remote_workers_stop_when_their_launcher_is_killed(hosts: tuple[str, str], launch_fake, tmp_path: Path) -> None:
+    process = launch_fake(f"trap 'mktemp {tmp_path}/saved.XXXXXX; exit 75' TERM")
     process.kill()
     process.communicate(timeout=30)
-    wait_until_bare(hosts)
+    wait_until_only_sshd_runs(hosts)
     assert len(list(tmp_path.glob("saved.*"))) == 2
 
 
@@ -215,22 +218,22 @@ def read_losses(model_dir: Path) -> list[float]:
     return [row["loss"] for row in rows if row["kind"] == "train"]
 
 
-def test_two_hosts_train_as_one(hosts: tuple[str, str], launch, tmp_path: Path) -> None:
+def test_two_hosts_train_the_same_model_as_one(hosts: tuple[str, str], launch, tmp_path: Path) -> None:
     launch("--local=1", tmp_path / "one")
-    said = launch(f"--hosts={','.join(ADDRESSES)}", tmp_path / "two", namespace=hosts[0])
+    output = launch(f"--hosts={','.join(ADDRESSES)}", tmp_path / "two", namespace=hosts[0])
     for address in ADDRESSES:
-        assert f"[{address}] " in said
-    assert "2 replicas" in said
+        assert f"[{address}] " in output
+    assert "2 replicas" in output
     losses = read_losses(tmp_path / "one")
     assert len(losses) == STEPS
-    # Float32 sums in another order.
+    # The order of float32 sums differs.
     np.testing.assert_allclose(read_losses(tmp_path / "two"), losses, rtol=1e-5)
     one, two = read_weights(tmp_path / "one"), read_weights(tmp_path / "two")
     assert one.keys() == two.keys()
     for part in ("model", "ema"):
-        # What is promised of any layout. It says little of the gradients, as the weights hardly move: they are compared
-        # in float64, by test_the_detector_has_one_gradient_in_every_layout.
+        # The bound that holds for every layout. It hardly tests the gradients, because the weights hardly change;
+        # test_the_detector_has_one_gradient_in_every_layout compares them in float64.
         names = sorted(name for name in one if name.startswith(part))
         first, second = (np.concatenate([weights[name].ravel() for name in names]) for weights in (one, two))
         assert np.linalg.norm(second - first) <= 1e-3 * np.linalg.norm(first), part
-    wait_until_bare(hosts)
+    wait_until_only_sshd_runs(hosts)

@@ -1,4 +1,4 @@
-"""The launcher keeps a gang together. Its workers are stand-ins: tested is who starts, who stops, and the exit code."""
+"""The launcher with fake workers: which workers start, which are stopped, and the exit code."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 
 LAUNCHER = Path(__file__).parents[2] / "launch" / "train_multinode.sh"
 
-# Called as the interpreter would be: -m ssd_dist.cli.train FLAGS. Each start leaves a file with what it was given.
+# A fake Python interpreter, called with -m ssd_dist.cli.train FLAGS. Each start writes a file with its arguments.
 WORKER = """#!/usr/bin/env bash
 if [[ $1 == - ]]; then exec python3 "$@"; fi
 index=$(grep -o '"index": [0-9]*' <<<"${TF_CONFIG:-\\"index\\": 0}" | tr -dc 0-9)
@@ -27,7 +27,7 @@ ready() { touch "$STARTS/../ready.$index"; while :; do sleep 0.1; done; }
 
 @pytest.fixture
 def launch(tmp_path: Path):
-    """Starts the launcher with workers that go on as `behaviour` (bash) says; ends whatever it left running."""
+    """Returns a function that starts the launcher; `behaviour` is the bash code of the fake workers."""
     started: list[subprocess.Popen] = []
     (tmp_path / "starts").mkdir()
 
@@ -61,7 +61,7 @@ def worker_pids(folder: Path) -> list[int]:
 
 
 def wait_until_ready(folder: Path, count: int = 2) -> None:
-    """Returns when that many workers have set their traps."""
+    """Waits until that many workers have set their traps."""
     wait_for(lambda: len(list(folder.glob("ready.*"))) == count)
 
 
@@ -81,7 +81,7 @@ def wait_for(condition, seconds: float = 20) -> None:
 
 def test_all_workers_share_one_cluster_and_get_the_flags(launch, tmp_path: Path) -> None:
     process = launch("exit 0", "--local=3", "--", "--model_dir=a b", "--set", "train.steps=1")
-    said = process.communicate(timeout=30)[0]
+    output = process.communicate(timeout=30)[0]
     assert process.returncode == 0
     starts = read_starts(tmp_path)
     configs = [json.loads(lines[1]) for lines in starts]
@@ -92,17 +92,19 @@ def test_all_workers_share_one_cluster_and_get_the_flags(launch, tmp_path: Path)
     for lines in starts:
         assert lines[2:] == ["-m", "ssd_dist.cli.train", "--model_dir=a b", "--set", "train.steps=1"]
     for index in range(3):
-        assert f"[worker {index}] hello from {index}" in said
+        assert f"[worker {index}] hello from {index}" in output
 
 
-def test_workers_start_where_the_caller_is_and_find_the_code(launch, tmp_path: Path, monkeypatch) -> None:
+def test_workers_run_in_the_current_folder_and_find_the_package(launch, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    said = launch('echo "in $PWD with $PYTHONPATH"', "--local=1", "--", "--config=mine.yaml").communicate(timeout=30)[0]
-    assert f"in {tmp_path} with {LAUNCHER.parents[1]}" in said
+    output = launch('echo "in $PWD with $PYTHONPATH"', "--local=1", "--", "--config=mine.yaml").communicate(timeout=30)[
+        0
+    ]
+    assert f"in {tmp_path} with {LAUNCHER.parents[1]}" in output
 
 
-def test_one_local_worker_needs_no_cluster(launch, tmp_path: Path) -> None:
-    # One that is in the environment is of another run.
+def test_one_local_worker_gets_no_tf_config(launch, tmp_path: Path) -> None:
+    # A TF_CONFIG in the environment belongs to another run.
     process = launch("exit 0", "--local=1", "--", "--x", TF_CONFIG='{"task": {"index": 0}}')
     process.communicate(timeout=30)
     assert process.returncode == 0
@@ -114,7 +116,7 @@ def test_one_local_worker_needs_no_cluster(launch, tmp_path: Path) -> None:
     [
         ({"CUDA_VISIBLE_DEVICES": "4,5,6,7"}, 8, ["4,5", "6,7"]),
         ({}, 4, ["0,1", "2,3"]),
-        # No GPUs: nothing is said of them.
+        # Without GPUs the variable is not set.
         ({}, 0, ["unset", "unset"]),
         ({"CUDA_VISIBLE_DEVICES": ""}, 8, ["", ""]),
         ({"CUDA_VISIBLE_DEVICES": "-1"}, 8, ["-1", "-1"]),
@@ -127,20 +129,20 @@ def test_local_workers_share_the_gpus(launch, tmp_path: Path, visible: dict, lis
     tool.chmod(0o755)
     process = launch('echo "takes ${CUDA_VISIBLE_DEVICES-unset}."', "--local=2", "--", "--x",
                      PATH=f"{tool.parent}:{os.environ['PATH']}", **visible)  # fmt: skip
-    said = process.communicate(timeout=30)[0]
-    assert process.returncode == 0, said
-    assert [f"[worker {index}] takes {part}." in said for index, part in enumerate(parts)] == [True, True], said
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode == 0, output
+    assert [f"[worker {index}] takes {part}." in output for index, part in enumerate(parts)] == [True, True], output
 
 
-def test_gpus_that_do_not_divide_are_told(launch, tmp_path: Path) -> None:
+def test_gpus_that_cannot_be_divided_are_reported(launch, tmp_path: Path) -> None:
     process = launch("exit 0", "--local=2", "--", "--x", CUDA_VISIBLE_DEVICES="0,1,2")
-    said = process.communicate(timeout=30)[0]
+    output = process.communicate(timeout=30)[0]
     assert process.returncode == 2
-    assert said.startswith("error: --local=2: 3 GPUs do not divide")
+    assert output.startswith("error: --local=2: 3 GPUs cannot be divided")
 
 
 @pytest.mark.parametrize("code", [2, 3, 4])
-def test_a_users_mistake_ends_the_gang_without_restart(launch, tmp_path: Path, code: int) -> None:
+def test_an_error_of_the_user_stops_all_workers_without_restart(launch, tmp_path: Path, code: int) -> None:
     process = launch(f"[[ $index == 1 ]] && wait_for '0.*' && exit {code}; sleep 60", "--local=2", "--", "--x")
     process.communicate(timeout=30)
     assert process.returncode == code
@@ -149,20 +151,20 @@ def test_a_users_mistake_ends_the_gang_without_restart(launch, tmp_path: Path, c
 
 
 @pytest.mark.parametrize("end", ["exit 75", "kill -KILL $$", "exit 1"])
-def test_a_lost_worker_restarts_the_whole_gang(launch, tmp_path: Path, end: str) -> None:
+def test_a_lost_worker_restarts_all_workers(launch, tmp_path: Path, end: str) -> None:
     behaviour = f"[[ $attempt == 1 && $index == 0 ]] && wait_for '1.*' && {end}; [[ $attempt == 1 ]] && exec sleep 60"
     process = launch(f"{behaviour}; exit 0", "--local=2", "--", "--x")
-    said = process.communicate(timeout=30)[0]
-    assert process.returncode == 0, said
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode == 0, output
     assert len(read_starts(tmp_path)) == 4
-    assert "restart 1 of 3" in said
+    assert "restart 1 of 3" in output
 
 
-def test_restarts_are_bounded(launch, tmp_path: Path) -> None:
+def test_the_number_of_restarts_is_limited(launch, tmp_path: Path) -> None:
     process = launch("exit 75", "--local=2", "--max_restarts=1", "--", "--x")
     process.communicate(timeout=30)
     assert process.returncode == 75
-    # A gang may be stopped before its second worker has begun.
+    # The launcher may stop the second worker before it has started.
     assert 2 <= len(read_starts(tmp_path)) <= 4
 
 
@@ -171,47 +173,47 @@ def test_restarts_are_bounded(launch, tmp_path: Path) -> None:
     [
         ("exit 75", "exit 75", 75),
         ("kill -KILL $$", "exit 0", 75),
-        # A bug is told as one, whatever it made of the others.
+        # A bug takes precedence over interruptions,
         ("exit 1", "exit 0", 1),
         ("exit 75", "exit 1", 1),
-        # So is what the user can mend, at once.
+        # and an error of the user over a bug; it is reported at once.
         ("exit 1", "exit 3", 3),
     ],
 )
 def test_without_restarts_the_code_is_the_workers(launch, tmp_path: Path, first: str, second: str, code: int) -> None:
-    # The second one ends last, after it was told to stop.
+    # The second worker ends last, after SIGTERM.
     behaviour = f"""
 if [[ $index == 0 ]]; then wait_for ../ready.1; {first}; fi
 trap '{second}' TERM
 ready
 """
     process = launch(behaviour, "--local=2", "--max_restarts=0", "--", "--x")
-    said = process.communicate(timeout=30)[0]
+    output = process.communicate(timeout=30)[0]
     assert process.returncode == code
     assert len(read_starts(tmp_path)) == 2
-    assert ("restarts are used up" in said) == (code != 3)
+    assert ("restarts are used up" in output) == (code != 3)
 
 
 @pytest.mark.parametrize("to_group", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_reaches_all_workers_and_nothing_is_left(
+def test_a_signal_reaches_all_workers_and_no_process_is_left(
     launch, tmp_path: Path, number: signal.Signals, to_group: bool
 ) -> None:
-    # A terminal signals the whole process group: what the workers say while they save is still heard.
+    # A terminal signals the whole process group; the output of workers that save must still be printed.
     behaviour = 'trap "sleep 0.5; echo saved $index; touch $STARTS/../saved.$index; exit 75" TERM; ready'
     process = launch(behaviour, "--local=2", "--", "--x")
     wait_until_ready(tmp_path)
     (os.killpg if to_group else os.kill)(process.pid, number)
-    said = process.communicate(timeout=30)[0]
+    output = process.communicate(timeout=30)[0]
     assert process.returncode == 75
     for index in range(2):
-        assert f"[worker {index}] saved {index}" in said
+        assert f"[worker {index}] saved {index}" in output
         assert (tmp_path / f"saved.{index}").exists()
     assert not any(map(is_alive, worker_pids(tmp_path)))
 
 
 @pytest.mark.parametrize(("codes", "expected"), [((75, 3), 3), ((0, 0), 0), ((0, 75), 75), ((1, 75), 75)])
-def test_after_a_signal_the_code_says_what_it_met(launch, tmp_path: Path, codes: tuple, expected: int) -> None:
+def test_the_exit_code_after_a_signal(launch, tmp_path: Path, codes: tuple, expected: int) -> None:
     process = launch(f"codes=({codes[0]} {codes[1]}); trap 'exit ${{codes[index]}}' TERM; ready",
                      "--local=2", "--", "--x")  # fmt: skip
     wait_until_ready(tmp_path)
@@ -220,8 +222,8 @@ def test_after_a_signal_the_code_says_what_it_met(launch, tmp_path: Path, codes:
     assert process.returncode == expected
 
 
-def test_a_forwarded_signal_comes_once_and_a_later_one_ends_at_once(launch, tmp_path: Path) -> None:
-    process = launch("trap 'echo x >> \"$STARTS/../heard.$index\"' TERM; ready", "--local=2", "--", "--x")
+def test_a_repeated_signal_is_forwarded_once_and_a_later_one_kills_the_workers(launch, tmp_path: Path) -> None:
+    process = launch("trap 'echo x >> \"$STARTS/../received.$index\"' TERM; ready", "--local=2", "--", "--x")
     wait_until_ready(tmp_path)
     started = time.monotonic()
     for pause in (0.5, 3.5, 0):
@@ -230,10 +232,10 @@ def test_a_forwarded_signal_comes_once_and_a_later_one_ends_at_once(launch, tmp_
     process.communicate(timeout=30)
     assert process.returncode == 75
     assert time.monotonic() - started < 10
-    assert [(tmp_path / f"heard.{index}").read_text() for index in range(2)] == ["x\n", "x\n"]
+    assert [(tmp_path / f"received.{index}").read_text() for index in range(2)] == ["x\n", "x\n"]
 
 
-def test_who_does_not_stop_in_its_grace_is_killed(launch, tmp_path: Path) -> None:
+def test_workers_that_do_not_stop_in_the_grace_time_are_killed(launch, tmp_path: Path) -> None:
     process = launch("trap '' TERM; ready", "--local=2", "--grace_seconds=1", "--", "--x")
     wait_until_ready(tmp_path)
     process.send_signal(signal.SIGTERM)
@@ -268,15 +270,15 @@ def test_workers_stop_when_their_launcher_is_killed(launch, tmp_path: Path) -> N
         (["--local=2", "--python=/no/python", "--", "--x"], "/no/python"),
     ],
 )
-def test_wrong_usage_is_one_line(launch, flags: list[str], word: str) -> None:
+def test_wrong_usage_is_reported_in_one_line(launch, flags: list[str], word: str) -> None:
     process = launch("exit 0", *flags)
-    said = process.communicate(timeout=30)[0]
+    output = process.communicate(timeout=30)[0]
     assert process.returncode == 2
-    assert word in said
-    assert said.count("\n") == 1
+    assert word in output
+    assert output.count("\n") == 1
 
 
-def test_slurm_and_kubernetes_become_a_cluster(launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cluster_is_read_from_slurm_and_kubernetes(launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "scontrol").write_text("#!/bin/sh\nprintf 'n1\\nn2\\n'\n")
@@ -303,7 +305,7 @@ def test_slurm_and_kubernetes_become_a_cluster(launch, tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("environment", "word"),
     [
-        # scontrol is missing, or does not know the nodes.
+        # scontrol is not installed here.
         ("SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_JOB_NODELIST=n[1-2]", "SLURM_JOB_NODELIST=n[1-2]"),
         ("SLURM_PROCID=0 SLURM_NTASKS=2", "SLURM_JOB_NODELIST="),
         ("JOB_COMPLETION_INDEX=0", "SSD_DIST_PEERS="),
@@ -312,7 +314,7 @@ def test_slurm_and_kubernetes_become_a_cluster(launch, tmp_path: Path, monkeypat
         ("JOB_COMPLETION_INDEX=0 SSD_DIST_PEERS=2 SSD_DIST_PEER_PATTERN=run", "{} for the index"),
     ],
 )
-def test_a_wrong_scheduler_environment_is_told(environment: str, word: str) -> None:
+def test_an_invalid_scheduler_environment_is_reported(environment: str, word: str) -> None:
     done = subprocess.run(
         ["env", *environment.split(), str(LAUNCHER), "--python=true", "--", "--x"],
         capture_output=True, text=True, timeout=30, env={"PATH": os.environ["PATH"]},
@@ -322,7 +324,7 @@ def test_a_wrong_scheduler_environment_is_told(environment: str, word: str) -> N
     assert done.stderr.splitlines()[-1].startswith("error: ")
 
 
-def test_help_tells_the_flags() -> None:
+def test_help_lists_the_flags() -> None:
     done = subprocess.run([str(LAUNCHER), "--help"], capture_output=True, text=True, timeout=30, check=True)
     assert all(flag in done.stdout for flag in ("--local=", "--hosts=", "--port=", "--max_restarts=", "--python="))
 
@@ -330,6 +332,6 @@ def test_help_tells_the_flags() -> None:
 @pytest.mark.skipif(
     shutil.which("shellcheck") is None, reason="shellcheck is not installed (apt-get install shellcheck)"
 )
-def test_shell_scripts_are_clean() -> None:
+def test_shellcheck_accepts_the_scripts() -> None:
     scripts = sorted(str(path) for path in LAUNCHER.parent.glob("*.sh"))
     subprocess.run(["shellcheck", *scripts], check=True, timeout=60)
