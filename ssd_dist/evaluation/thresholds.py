@@ -35,7 +35,7 @@ def parse_thresholds(text: str, classes: Sequence[str]) -> np.ndarray:
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, colon, score = item.rpartition(":")
         if item.endswith(".json"):
-            _read_file_into(item, classes, thresholds)
+            thresholds[:] = _read_thresholds(item, classes)
         elif not colon:
             thresholds[:] = _parse_score(item, item)
         elif name in classes:
@@ -56,7 +56,7 @@ def _parse_score(text: str, item: str) -> float:
     return score
 
 
-def _read_file_into(path: str, classes: Sequence[str], thresholds: np.ndarray) -> None:
+def _read_thresholds(path: str, classes: Sequence[str]) -> list[float]:
     try:
         content = json.loads(Path(path).read_text())
         points = content["analysis"]["operating_points"] if "analysis" in content else content["operating_points"]
@@ -73,4 +73,4 @@ def _read_file_into(path: str, classes: Sequence[str], thresholds: np.ndarray) -
             f"--score_threshold={path}: the file has no class {missing[0]!r}; give the file of an "
             "evaluation of this model"
         )
-    thresholds[:] = [by_class[name] for name in classes]
+    return [by_class[name] for name in classes]

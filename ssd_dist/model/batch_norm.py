@@ -57,7 +57,7 @@ class SyncBatchNormalization(ReplicaBatchNormalization):
         return self._normalize(values, mean, variance)
 
 
-def moving_statistics(model: tf_keras.Model) -> list[tf.Variable]:
+def get_moving_statistics(model: tf_keras.Model) -> list[tf.Variable]:
     """Returns the moving means and variances of all batch norms that are not frozen."""
     norms = [layer for layer in model.submodules if isinstance(layer, layers.BatchNormalization) and layer.trainable]
     return [variable for layer in norms for variable in (layer.moving_mean, layer.moving_variance)]

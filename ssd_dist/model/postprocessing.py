@@ -84,10 +84,10 @@ def non_max_suppression(boxes: tf.Tensor, labels: tf.Tensor, scores: tf.Tensor, 
     """
     count = tf.shape(scores)[1]
     # A box clipped to no area overlaps no other box, so NMS would never remove it.
-    wanted = (scores > config.score_threshold) & tf.reduce_all(boxes[..., 2:] > boxes[..., :2], axis=-1)
-    ranks = tf.where(wanted, tf.cast(count - tf.range(count), tf.float32), 0.0)
+    eligible = (scores > config.score_threshold) & tf.reduce_all(boxes[..., 2:] > boxes[..., :2], axis=-1)
+    ranks = tf.where(eligible, tf.cast(count - tf.range(count), tf.float32), 0.0)
 
-    def choose(image: DetectionBatch, ranks: tf.Tensor) -> DetectionBatch:
+    def select_detections(image: DetectionBatch, ranks: tf.Tensor) -> DetectionBatch:
         index, count = tf.image.non_max_suppression_padded(
             separate_classes(image.boxes, image.labels),
             ranks,
@@ -97,20 +97,20 @@ def non_max_suppression(boxes: tf.Tensor, labels: tf.Tensor, scores: tf.Tensor, 
             pad_to_max_output_size=True,
         )
         index = tf.ensure_shape(index, [config.max_detections])
-        real = tf.range(config.max_detections) < count
+        is_detection = tf.range(config.max_detections) < count
         return DetectionBatch(
-            boxes=tf.where(real[:, None], tf.gather(image.boxes, index), 0.0),
-            labels=tf.where(real, tf.gather(image.labels, index), 0),
-            scores=tf.where(real, tf.gather(image.scores, index), 0.0),
+            boxes=tf.where(is_detection[:, None], tf.gather(image.boxes, index), 0.0),
+            labels=tf.where(is_detection, tf.gather(image.labels, index), 0),
+            scores=tf.where(is_detection, tf.gather(image.scores, index), 0.0),
         )
 
     candidates = DetectionBatch(boxes, labels, scores)
     if boxes.shape[0] == 1:
         # No loop for a single image: the TFLite and ONNX converters handle loops badly.
-        one = choose(*tf.nest.map_structure(lambda value: value[0], (candidates, ranks)))
-        return DetectionBatch(*(value[None] for value in one))
-    kinds = DetectionBatch(tf.float32, tf.int32, tf.float32)
-    return tf.map_fn(lambda parts: choose(*parts), (candidates, ranks), fn_output_signature=kinds)
+        result = select_detections(*tf.nest.map_structure(lambda value: value[0], (candidates, ranks)))
+        return DetectionBatch(*(value[None] for value in result))
+    dtypes = DetectionBatch(tf.float32, tf.int32, tf.float32)
+    return tf.map_fn(lambda parts: select_detections(*parts), (candidates, ranks), fn_output_signature=dtypes)
 
 
 def separate_classes(boxes: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
