@@ -1,4 +1,4 @@
-"""The faults: each does one thing to a run, and says when it is to strike and whether the gang may live through it."""
+"""The faults: each does one thing to a run, at a given moment."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from chaos.hurt_run import HurtRun
+from chaos.supervised_run import SupervisedRun
 
 
 @dataclass(frozen=True)
@@ -16,76 +16,76 @@ class Fault:
     """One kind of fault.
 
     Attributes:
-      name: as in the table.
-      strike: does it.
-      moment: `training`; `evaluation`, `save` or `start`: the next one after its step.
-      passes: whether the gang may live through it; else it has to be started again.
-      needs_world: whether it takes a disk or network of its own.
+      name: name in the table.
+      inject: causes the fault.
+      moment: "training"; or "evaluation", "save" or "start": the next one after the fault's step.
+      survivable: whether the workers may continue without a restart.
+      needs_root: whether the fault needs its own disk or network.
     """
 
     name: str
-    strike: Callable[[HurtRun], None]
+    inject: Callable[[SupervisedRun], None]
     moment: str = "training"
-    passes: bool = False
-    needs_world: bool = False
+    survivable: bool = False
+    needs_root: bool = False
 
 
-def _signal(which: int, *numbers: int) -> Callable[[HurtRun], None]:
-    def strike(run: HurtRun) -> None:
+def _signal(which: int, *numbers: int) -> Callable[[SupervisedRun], None]:
+    def inject(run: SupervisedRun) -> None:
         worker = run.workers()[which]
         for number in numbers:
             worker.send_signal(number)
             time.sleep(0.2 * (len(numbers) > 1))
 
-    return strike
+    return inject
 
 
-def _kill_everything(run: HurtRun) -> None:
-    # As if the power failed: the launcher first, so that it cannot act.
+def _kill_everything(run: SupervisedRun) -> None:
+    # Like a power failure: the launcher is killed first, so that it cannot react.
     workers = run.workers()
     run.launcher.kill()
     for worker in workers:
         worker.kill()
 
 
-def _stop_launcher(run: HurtRun) -> None:
+def _stop_launcher(run: SupervisedRun) -> None:
     run.launcher.send_signal(signal.SIGTERM)
 
 
-def _pause(run: HurtRun) -> None:
+def _pause(run: SupervisedRun) -> None:
     worker = run.workers()[-1]
     worker.send_signal(signal.SIGSTOP)
     time.sleep(1.5)
     worker.send_signal(signal.SIGCONT)
 
 
-def _cut_network(run: HurtRun) -> None:
-    run.network.cut()
-    run.mend = run.network.join
+def _disconnect_network(run: SupervisedRun) -> None:
+    run.network.disconnect()
+    run.undo = run.network.connect
 
 
-def _interrupt_network(run: HurtRun) -> None:
-    run.network.cut()
+def _interrupt_network(run: SupervisedRun) -> None:
+    run.network.disconnect()
     time.sleep(1.0)
-    run.network.join()
+    run.network.connect()
 
 
-def _fill_disk(run: HurtRun) -> None:
+def _fill_disk(run: SupervisedRun) -> None:
     run.disk.fill()
-    run.mend = run.disk.free
+    run.undo = run.disk.free
 
 
-def _damage(change: Callable[[Path], None]) -> Callable[[HurtRun], None]:
-    """Kills the chief, then changes the data of the newest checkpoint."""
+def _damage(change: Callable[[Path], None]) -> Callable[[SupervisedRun], None]:
+    """Returns a fault that kills the chief, then changes the data of the newest checkpoint."""
 
-    def strike(run: HurtRun) -> None:
+    def inject(run: SupervisedRun) -> None:
         chief = run.workers()[0]
         chief.kill()
         psutil.wait_procs([chief], timeout=10)
         files = list((run.folder / "checkpoints").glob("ckpt-*.data*"))
         change(max(files, key=lambda path: int(path.name.split("-")[1].split(".")[0])))
 
-    return strike
+    return inject
 
 
 def _flip_bit(path: Path) -> None:
@@ -110,11 +110,11 @@ FAULTS = (
     Fault("SIGTERM of the chief in start-up", _signal(0, TERM), moment="start"),
     Fault("SIGSTOP of a worker", _signal(1, STOP)),
     Fault("SIGSTOP of the chief", _signal(0, STOP)),
-    Fault("worker paused for 1.5 s", _pause, passes=True),
-    Fault("network cut", _cut_network, needs_world=True),
-    Fault("network away for 1 s", _interrupt_network, passes=True, needs_world=True),
-    Fault("disk full", _fill_disk, needs_world=True),
-    Fault("SIGKILL, newest checkpoint cut", _damage(lambda path: os.truncate(path, path.stat().st_size // 2))),
+    Fault("worker paused for 1.5 s", _pause, survivable=True),
+    Fault("network disconnected", _disconnect_network, needs_root=True),
+    Fault("network disconnected for 1 s", _interrupt_network, survivable=True, needs_root=True),
+    Fault("disk full", _fill_disk, needs_root=True),
+    Fault("SIGKILL, newest checkpoint truncated", _damage(lambda path: os.truncate(path, path.stat().st_size // 2))),
     Fault("SIGKILL, bit of newest checkpoint flipped", _damage(_flip_bit)),
     Fault("SIGKILL, latest file deleted", _damage(lambda path: path.with_name("checkpoint").unlink())),
 )

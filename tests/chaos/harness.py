@@ -1,8 +1,8 @@
-"""Hurts runs by a plan and compares their ends with an undisturbed one, bit by bit.
+"""Injects faults into runs following a plan, and compares their final state with an undisturbed run, bit by bit.
 
     python tests/chaos/harness.py --faults=50 --seed=0      what `make chaos` runs
 
-Each run of 100 steps takes up to ten faults, at steps drawn from the seed; every second one saves in the background.
+Each run has 100 steps and up to ten faults, at steps drawn from the seed. Every second run saves in the background.
 """
 
 import argparse
@@ -22,66 +22,73 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import psutil
+from chaos.disk_and_network import SeparableNetwork, SmallDisk, can_create
 from chaos.faults import FAULTS, Fault
-from chaos.hurt_run import FLAGS, STEPS, HurtRun
-from chaos.world import CuttableNetwork, SmallDisk, can_make_worlds
+from chaos.supervised_run import FLAGS, STEPS, SupervisedRun
 from rich.console import Console
 from rich.table import Table
 from support.synthetic import write_dataset
 
 from ssd_dist.core.config_files import load_config
 
-FAULTS_A_RUN = 10
+FAULTS_PER_RUN = 10
 EVALUATION = 50
-CLOCKS = ("images_per_second", "images_per_second_without_wait", "data_wait")
+TIMES = ("images_per_second", "images_per_second_without_wait", "data_wait")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a fault; seconds from it, None where they have no meaning.
+    """The effect of a fault. Times are in seconds since the fault; None where they have no meaning.
 
     Attributes:
-      struck: whether it met a run that still had something to lose; only then it says anything.
-      noticed: until the last worker it met was gone.
-      training_again: until the next gang reported its first step.
-      steps_repeated: steps reported before it that were trained again.
+      fault: name of the fault.
+      injected: whether the fault affected a run that was not yet over; otherwise the outcome means nothing.
+      detected: time until the last affected worker ended.
+      resumed: time until the restarted workers reported their first step.
+      steps_repeated: steps that were reported before the fault and trained again.
     """
 
     fault: str
-    struck: bool
-    noticed: float | None = None
-    training_again: float | None = None
+    injected: bool
+    detected: float | None = None
+    resumed: float | None = None
     steps_repeated: int = 0
 
 
 def write_data(folder: Path) -> Path:
-    """A small data set of rectangles, and beside it the config `small.yaml`."""
+    """Writes a small dataset of rectangles and the config `small.yaml`; returns the folder of the data."""
     (folder / "small.yaml").write_text("{}")
     write_dataset(folder / "data", load_config(folder / "small.yaml", FLAGS), {"train": 32, "val": 10}, shards=4)
     return folder / "data"
 
 
 def make_plan(rng: random.Random, faults: Sequence[Fault], count: int) -> list[list[tuple[int, Fault]]]:
-    """`count` faults, of each kind at least one if there is room, dealt to runs; each with the step it waits for."""
+    """Distributes `count` faults to runs, each fault at least once if possible.
+
+    Returns:
+      For each run its faults, each with the step after which it is injected.
+    """
     chosen = [*faults, *rng.choices(faults, k=max(count - len(faults), 0))]
     rng.shuffle(chosen)
-    runs = [chosen[first : first + FAULTS_A_RUN] for first in range(0, count, FAULTS_A_RUN)]
-    room = STEPS // (FAULTS_A_RUN + 2)
+    runs = [chosen[first : first + FAULTS_PER_RUN] for first in range(0, count, FAULTS_PER_RUN)]
+    interval = STEPS // (FAULTS_PER_RUN + 2)
     plans = []
     for run in runs:
-        # Evaluations are rare: who needs one waits for it in the middle.
+        # Evaluations are rare: faults that need one come in the middle of the run.
         run = run[:count]
         early = [fault for fault in run if fault.moment != "evaluation"]
         half = len(early) // 2
         ordered = early[:half] + [fault for fault in run if fault.moment == "evaluation"] + early[half:]
-        # Two checkpoints at least before the first: one may be damaged.
-        plans.append([(room * (place + 1) + rng.randrange(1, room), fault) for place, fault in enumerate(ordered)])
+        # At least two checkpoints before the first fault, as it may damage one.
+        plans.append(
+            [(interval * (place + 1) + rng.randrange(1, interval), fault) for place, fault in enumerate(ordered)]
+        )
     return plans
 
 
 def run_undisturbed(data: Path, folder: Path) -> None:
-    """The run that all others are compared with."""
-    run = HurtRun(data, folder)
+    """Runs without faults; the other runs are compared with this one."""
+    run = SupervisedRun(data, folder)
     try:
         run.wait_until(lambda: False)
     finally:
@@ -94,66 +101,66 @@ def run_with_faults(
     plan: Sequence[tuple[int, Fault]],
     flags: Sequence[str] = (),
     disk: SmallDisk | None = None,
-    network: CuttableNetwork | None = None,
+    network: SeparableNetwork | None = None,
 ) -> list[Outcome]:
-    """Runs to the end, each fault inflicted at its time; what became of each."""
-    run = HurtRun(data, folder, flags, disk, network)
+    """Runs to the end with the faults of a plan; returns their outcomes."""
+    run = SupervisedRun(data, folder, flags, disk, network)
     try:
-        outcomes = [inflict(run, step, fault) for step, fault in plan]
+        outcomes = [inject_fault(run, step, fault) for step, fault in plan]
         run.wait_until(lambda: False)
     finally:
         run.end()
     return outcomes
 
 
-def inflict(run: HurtRun, step: int, fault: Fault) -> Outcome:
-    """Waits for the fault's moment, lets it strike, and watches until training goes on."""
+def inject_fault(run: SupervisedRun, step: int, fault: Fault) -> Outcome:
+    """Waits for the fault's moment, injects it, and waits until training continues."""
     wait_for_moment(run, step, fault.moment)
     if run.code is not None:
-        return Outcome(fault.name, struck=False)
-    before, gangs, trained = run.step, len(run.starts), run.trains
-    victims = {worker.pid for worker in run.workers()}
-    struck = time.monotonic()
+        return Outcome(fault.name, injected=False)
+    step_before, starts, trained = run.step, len(run.starts), run.is_training
+    affected = {worker.pid for worker in run.workers()}
+    started = time.monotonic()
     try:
-        fault.strike(run)
-    except (IndexError, psutil.NoSuchProcess):  # who was to be hurt had just ended
-        return Outcome(fault.name, struck=False)
-    if fault.passes:
-        run.wait_until(lambda: run.step > before or len(run.starts) > gangs)
-        if len(run.starts) == gangs:
-            return Outcome(fault.name, struck=True)
-    run.wait_until(lambda: not victims & {worker.pid for worker in run.workers()})
-    noticed = time.monotonic() - struck
-    if run.mend is not None:
-        run.mend()
-        run.mend = None
-    run.wait_until(lambda: len(run.starts) > gangs and run.trains)
-    if run.code is not None and len(run.starts) == gangs:
-        # It had done its last step.
-        return Outcome(fault.name, struck=False)
-    again = time.monotonic() - struck
-    return Outcome(fault.name, True, noticed, again, max(before - run.starts[gangs], 0) if trained else 0)
+        fault.inject(run)
+    except (IndexError, psutil.NoSuchProcess):  # the process had just ended
+        return Outcome(fault.name, injected=False)
+    if fault.survivable:
+        run.wait_until(lambda: run.step > step_before or len(run.starts) > starts)
+        if len(run.starts) == starts:
+            return Outcome(fault.name, injected=True)
+    run.wait_until(lambda: not affected & {worker.pid for worker in run.workers()})
+    detected = time.monotonic() - started
+    if run.undo is not None:
+        run.undo()
+        run.undo = None
+    run.wait_until(lambda: len(run.starts) > starts and run.is_training)
+    if run.code is not None and len(run.starts) == starts:
+        # The run had finished its last step.
+        return Outcome(fault.name, injected=False)
+    resumed = time.monotonic() - started
+    return Outcome(fault.name, True, detected, resumed, max(step_before - run.starts[starts], 0) if trained else 0)
 
 
-def wait_for_moment(run: HurtRun, step: int, moment: str) -> None:
-    """Returns when the fault may strike: in training after `step`, or in what it is meant for."""
-    run.wait_until(lambda: run.trains and run.step >= step and len(run.workers()) == 2)
+def wait_for_moment(run: SupervisedRun, step: int, moment: str) -> None:
+    """Waits for the moment of a fault: in training after `step`, or the next evaluation, save or start after it."""
+    run.wait_until(lambda: run.is_training and run.step >= step and len(run.workers()) == 2)
     if moment == "evaluation":
         run.wait_until(lambda: run.step % EVALUATION == 0)
         time.sleep(0.2)
     elif moment == "save":
         run.wait_until((run.folder / "checkpoints" / "partial").exists, pause=0.001)
     elif moment == "start":
-        # A gang that is told to stop, and the one after it.
-        victims = {worker.pid for worker in run.workers()}
+        # Stops the workers, so that they start again.
+        affected = {worker.pid for worker in run.workers()}
         run.workers()[1].terminate()
-        run.wait_until(lambda: len(run.workers()) == 2 and not victims & {worker.pid for worker in run.workers()})
+        run.wait_until(lambda: len(run.workers()) == 2 and not affected & {worker.pid for worker in run.workers()})
         deadline = time.monotonic() + 4.0
         run.wait_until(lambda: time.monotonic() > deadline)
 
 
 def find_differences(first: Path, second: Path) -> list[str]:
-    """What differs between the ends of two runs: tensors, metrics, the best model; bit by bit."""
+    """Returns what differs between the final states of two runs, bit by bit: tensors, metrics, the best model."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
@@ -175,18 +182,20 @@ def find_differences(first: Path, second: Path) -> list[str]:
 
 
 def read_rows(folder: Path) -> list[dict]:
-    """Rows of metrics.jsonl without its clocks, reports before evaluations."""
+    """Returns the rows of metrics.jsonl without measured times, evaluations before reports."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rows = [{name: value for name, value in row.items() if name not in CLOCKS} for row in rows]
+    rows = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
     return sorted(rows, key=lambda row: (row["kind"], row["step"]))
 
 
 def tabulate(results: Sequence[tuple[Outcome, bool]], planned: int) -> Table:
-    """One row for each kind of fault; `results` says of each whether its run ended identical.
+    """Creates a table with one row per kind of fault.
 
-    One that did not strike is not survived.
+    Args:
+      results: outcomes, each with whether its run ended identical. A fault that was not injected is not survived.
+      planned: number of planned faults.
     """
-    table = Table("fault", "times", "survived", "noticed, s", "training again, s", "steps repeated", "identical")
+    table = Table("fault", "times", "survived", "detected, s", "resumed, s", "steps repeated", "identical")
 
     def add(name: str, rows: Sequence[tuple[Outcome, bool]]) -> None:
         def largest(values: Sequence[float | None]) -> str:
@@ -194,8 +203,8 @@ def tabulate(results: Sequence[tuple[Outcome, bool]], planned: int) -> Table:
             return f"{max(known):.1f}" if known else "-"
 
         table.add_row(
-            name, str(len(rows)), str(sum(one.struck for one, _ in rows)), largest([one.noticed for one, _ in rows]),
-            largest([one.training_again for one, _ in rows]), str(max(one.steps_repeated for one, _ in rows)),
+            name, str(len(rows)), str(sum(one.injected for one, _ in rows)), largest([one.detected for one, _ in rows]),
+            largest([one.resumed for one, _ in rows]), str(max(one.steps_repeated for one, _ in rows)),
             str(sum(same for _, same in rows)),
         )  # fmt: skip
 
@@ -204,26 +213,26 @@ def tabulate(results: Sequence[tuple[Outcome, bool]], planned: int) -> Table:
     table.add_section()
     if results:
         add("all", results)
-    table.caption = f"times: the longest of each; {planned} planned"
+    table.caption = f"times: the maximum per kind; {planned} planned"
     return table
 
 
 def main() -> None:
-    """Inflicts the faults and prints what became of them.
+    """Injects the faults and prints their outcomes.
 
-    Exit code 1 if a run did not end, or not identical, or a fault did not strike.
+    Exits with 1 if a run did not end, a final state differs, or a fault was not injected.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faults", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="folder for the runs and their logs, which are else thrown away")
+    parser.add_argument("--keep", type=Path, help="folder to keep the runs and their logs in; deleted by default")
     arguments = parser.parse_args()
-    # Told to stop it cleans up: runs, mounts and namespaces.
+    # On SIGTERM the context managers still remove runs, mounts and namespaces.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    world = can_make_worlds()
-    faults = [fault for fault in FAULTS if world or not fault.needs_world]
-    if not world:
-        print("not root, or no network namespaces: without faults of disk and network")
+    is_root = can_create()
+    faults = [fault for fault in FAULTS if is_root or not fault.needs_root]
+    if not is_root:
+        print("not root, or no network namespaces: faults of disk and network are skipped")
     plans = make_plan(random.Random(arguments.seed), faults, arguments.faults)
     results: list[tuple[Outcome, bool]] = []
     started, failed = time.monotonic(), False
@@ -234,24 +243,24 @@ def main() -> None:
         run_undisturbed(data, folder / "undisturbed")
         print(f"undisturbed: {time.monotonic() - started:.0f} s", flush=True)
         for number, plan in enumerate(plans):
-            with contextlib.ExitStack() as around:
-                disk = around.enter_context(SmallDisk(folder / f"disk{number}")) if world else None
-                network = around.enter_context(CuttableNetwork()) if world else None
-                hurt = (disk.folder if disk else folder) / f"run{number}"
+            with contextlib.ExitStack() as resources:
+                disk = resources.enter_context(SmallDisk(folder / f"disk{number}")) if is_root else None
+                network = resources.enter_context(SeparableNetwork()) if is_root else None
+                run_folder = (disk.folder if disk else folder) / f"run{number}"
                 flags = [f"checkpoint.async_save={str(bool(number % 2)).lower()}"]
                 try:
-                    outcomes = run_with_faults(data, hurt, plan, flags, disk, network)
+                    outcomes = run_with_faults(data, run_folder, plan, flags, disk, network)
                 except AssertionError as error:
                     print(f"run {number} did not end: {error}", flush=True)
                     failed = True
                     continue
-                differences = find_differences(folder / "undisturbed", hurt)
-            missed = [outcome.fault for outcome in outcomes if not outcome.struck]
-            failed |= bool(differences or missed)
+                differences = find_differences(folder / "undisturbed", run_folder)
+            skipped = [outcome.fault for outcome in outcomes if not outcome.injected]
+            failed |= bool(differences or skipped)
             results += [(outcome, not differences) for outcome in outcomes]
-            said = f"differs: {', '.join(differences[:3])}" if differences else "identical"
-            said += f", did not strike: {', '.join(missed)}" if missed else ""
-            print(f"run {number}: {len(outcomes)} faults, {said}, {time.monotonic() - started:.0f} s", flush=True)
+            result = f"differs: {', '.join(differences[:3])}" if differences else "identical"
+            result += f", not injected: {', '.join(skipped)}" if skipped else ""
+            print(f"run {number}: {len(outcomes)} faults, {result}, {time.monotonic() - started:.0f} s", flush=True)
     Console(width=120).print(tabulate(results, arguments.faults))
     sys.exit(failed)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The interpreter that the launcher is given: a worker, known by its TF_CONFIG, runs in the namespace of its index.
+# Used by the launcher as its Python interpreter: runs each worker in the network namespace of its index in TF_CONFIG.
 set -eu
 if [[ -z ${TF_CONFIG:-} ]]; then exec "$CHAOS_PYTHON" "$@"; fi
 read -r -a namespaces <<<"$CHAOS_NAMESPACES"

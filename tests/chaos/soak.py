@@ -1,11 +1,11 @@
-"""Trains for a while and looks whether any process grows: resident memory and open files.
+"""Trains for a while and checks that no process grows: resident memory and open files.
 
     python tests/chaos/soak.py --minutes=30      what `make soak` runs
 
-Two workers that report, evaluate and save in the background all the time, sampled every few seconds. The first third is
-left out: tracing, caches and allocators fill up. Of the rest the median of the last third is compared with that of the
-first: memory may differ by a kilobyte a step (a tenth of one image of the batch: any tensor that stays behind in each
-step is more) plus 1 % (the allocator's noise); files not at all.
+Two workers report, evaluate and save in the background all the time; memory and files are sampled every few seconds.
+The first third of the samples is ignored: tracing, caches and allocators fill up. Of the rest, the medians of the first
+and the last third are compared. Memory may grow by one kilobyte per step (a tenth of one image of the batch; a tensor
+that leaks in each step is larger) plus 1 % (noise of the allocator). The number of open files may not grow.
 """
 
 import argparse
@@ -21,20 +21,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import psutil
 from chaos.harness import write_data
-from chaos.hurt_run import HurtRun
+from chaos.supervised_run import SupervisedRun
 from rich.console import Console
 from rich.table import Table
 
 FLAGS = ("train.steps=100000000", "train.log_every=20", "eval.every_steps=200", "checkpoint.every_steps=100",
          "checkpoint.async_save=true", "cluster.health_timeout=60")  # fmt: skip
-PAUSE = 5.0
-BYTES_A_STEP = 1024
+SAMPLE_SECONDS = 5.0
+BYTES_PER_STEP = 1024
 NOISE = 0.01
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at a process: after which step, bytes of resident memory, open files."""
+    """A sample of a process: the last reported step, bytes of resident memory, number of open files."""
 
     step: int
     memory: int
@@ -43,7 +43,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Growth:
-    """First and last third of a process's samples, by their medians."""
+    """Medians of a process's samples in the first and the last third; `steps` is the number of steps between them."""
 
     steps: int
     memory: tuple[float, float]
@@ -51,7 +51,7 @@ class Growth:
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> "Growth":
-        """From all samples after the first third."""
+        """Computes the growth from all samples; ignores the first third."""
         settled = samples[len(samples) // 3 :]
         part = max(len(settled) // 3, 1)
         first, last = settled[:part], settled[-part:]
@@ -65,15 +65,15 @@ class Growth:
 
     @property
     def flat(self) -> bool:
-        """Whether it stays within what the module says."""
+        """Whether the growth is within the limits of the module docstring."""
         grown = self.memory[1] - self.memory[0]
-        allowed = BYTES_A_STEP * self.steps + NOISE * self.memory[0]
+        allowed = BYTES_PER_STEP * self.steps + NOISE * self.memory[0]
         return grown <= allowed and self.files[1] <= self.files[0]
 
 
-def sample_run(run: HurtRun, minutes: float) -> dict[str, list[Sample]]:
-    """Samples of the launcher and both workers, by name."""
-    run.wait_until(lambda: run.trains)
+def sample_run(run: SupervisedRun, minutes: float) -> dict[str, list[Sample]]:
+    """Returns the samples of the launcher and of both workers, by name."""
+    run.wait_until(lambda: run.is_training)
     processes = {"launcher": psutil.Process(run.launcher.pid)}
     processes |= {f"worker {index}": worker for index, worker in enumerate(run.workers())}
     samples: dict[str, list[Sample]] = {name: [] for name in processes}
@@ -83,35 +83,35 @@ def sample_run(run: HurtRun, minutes: float) -> dict[str, list[Sample]]:
             try:
                 samples[name].append(Sample(run.step, process.memory_info().rss, process.num_fds()))
             except psutil.NoSuchProcess:
-                sys.exit(f"{name} ended after step {run.step}: nothing can be said of its growth; run it again alone")
-        again = time.monotonic() + PAUSE
-        run.wait_until(lambda again=again: time.monotonic() > again)
+                sys.exit(f"{name} ended after step {run.step}: its growth is unknown; run again on an idle machine")
+        next_sample = time.monotonic() + SAMPLE_SECONDS
+        run.wait_until(lambda next_sample=next_sample: time.monotonic() > next_sample)
     return samples
 
 
 def main() -> None:
-    """Prints what became of each process; exit code 1 if one of them grew."""
+    """Prints the growth of each process; exits with 1 if a process grew."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30.0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         data = write_data(Path(name))
-        run = HurtRun(data, Path(name) / "run", FLAGS)
+        run = SupervisedRun(data, Path(name) / "run", FLAGS)
         try:
             samples = sample_run(run, arguments.minutes)
         finally:
             run.end()
-        gangs = len(run.starts)
-    table = Table("process", "steps", "memory, MB", "bytes a step", "open files", "flat")
+        starts = len(run.starts)
+    table = Table("process", "steps", "memory, MB", "bytes per step", "open files", "flat")
     growths = {name: Growth.of(values) for name, values in samples.items()}
     for name, growth in growths.items():
         memory = " -> ".join(f"{value / 1e6:.1f}" for value in growth.memory)
         files = " -> ".join(f"{value:g}" for value in growth.files)
-        a_step = (growth.memory[1] - growth.memory[0]) / max(growth.steps, 1)
-        table.add_row(name, str(growth.steps), memory, f"{a_step:.0f}", files, "yes" if growth.flat else "no")
-    table.caption = f"{arguments.minutes:g} minutes, {run.step} steps, {gangs - 1} restarts"
+        per_step = (growth.memory[1] - growth.memory[0]) / max(growth.steps, 1)
+        table.add_row(name, str(growth.steps), memory, f"{per_step:.0f}", files, "yes" if growth.flat else "no")
+    table.caption = f"{arguments.minutes:g} minutes, {run.step} steps, {starts - 1} restarts"
     Console(width=120).print(table)
-    sys.exit(gangs != 1 or not all(growth.flat for growth in growths.values()))
+    sys.exit(starts != 1 or not all(growth.flat for growth in growths.values()))
 
 
 if __name__ == "__main__":

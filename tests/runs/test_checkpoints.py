@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from chaos.world import SmallDisk, can_make_worlds, run_command
+from chaos.disk_and_network import SmallDisk, can_create, run_command
 
 from ssd_dist.core.config import CheckpointConfig
 from ssd_dist.core.errors import CheckpointError, RestartError
@@ -191,7 +191,7 @@ def test_unavailable_storage_is_reported_and_is_not_taken_for_damage(store, valu
 
 @pytest.fixture
 def disk(tmp_path):
-    if not can_make_worlds():
+    if not can_create():
         pytest.skip("needs root, to mount a disk")
     with SmallDisk(tmp_path / "disk") as disk:
         yield disk

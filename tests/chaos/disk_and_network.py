@@ -1,7 +1,7 @@
-"""What a fault needs that a folder and a process do not have: a small disk, and a network that can be cut.
+"""A small disk that can be filled and a network that can be disconnected, for fault injection; both need root.
 
-Each worker gets a network namespace of its own; a pair of veth devices joins them. The launcher takes
-`namespaced_python.sh` for the interpreter, and so starts its workers there. Only root may make these.
+Each worker runs in its own network namespace; a pair of veth devices connects them. The launcher uses
+`namespaced_python.sh` as the Python interpreter, which starts each worker in its namespace.
 """
 
 import os
@@ -16,10 +16,10 @@ DISK = "192m"
 
 
 def run_command(*command: str) -> None:
-    """Runs a command of the system.
+    """Runs a command.
 
     Raises:
-      RuntimeError: with what it said, if it failed.
+      RuntimeError: if the command fails; contains its stderr.
     """
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -27,7 +27,7 @@ def run_command(*command: str) -> None:
 
 
 class SmallDisk:
-    """A tmpfs that can be filled."""
+    """A tmpfs of limited size that can be filled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -42,7 +42,7 @@ class SmallDisk:
         run_command("umount", "--lazy", str(self.folder))
 
     def fill(self) -> None:
-        """Leaves no byte free."""
+        """Fills the disk completely."""
         with self._filler.open("wb", buffering=0) as file:
             try:
                 while True:
@@ -51,12 +51,12 @@ class SmallDisk:
                 return
 
     def free(self) -> None:
-        """Gives the space back."""
+        """Frees the space again."""
         self._filler.unlink(missing_ok=True)
 
 
-class CuttableNetwork:
-    """Two network namespaces, 10.213.0.1 and 10.213.0.2, and the link between them."""
+class SeparableNetwork:
+    """Two network namespaces with the addresses 10.213.0.1 and 10.213.0.2, and the link between them."""
 
     def __init__(self) -> None:
         self._names = [f"chaos{os.getpid()}{side}" for side in "ab"]
@@ -77,24 +77,24 @@ class CuttableNetwork:
             run_command("ip", "netns", "delete", name)
 
     def environment(self) -> dict[str, str]:
-        """What `namespaced_python.sh` reads."""
+        """Returns the environment variables that `namespaced_python.sh` reads."""
         return {"CHAOS_NAMESPACES": " ".join(self._names), "CHAOS_PYTHON": sys.executable}
 
-    def cut(self) -> None:
-        """Takes the link away: no packet arrives, and nobody is told."""
+    def disconnect(self) -> None:
+        """Disables the link: packets are lost without an error."""
         run_command("ip", "-n", self._names[0], "link", "set", "eth0", "down")
 
-    def join(self) -> None:
-        """Gives the link back."""
+    def connect(self) -> None:
+        """Enables the link again."""
         run_command("ip", "-n", self._names[0], "link", "set", "eth0", "up")
 
 
-def can_make_worlds() -> bool:
-    """Whether disks and networks can be made here: as root, with iproute2."""
+def can_create() -> bool:
+    """Returns whether disks and networks can be created: as root, with iproute2."""
     if os.geteuid() or not shutil.which("ip"):
         return False
     try:
-        with CuttableNetwork():
+        with SeparableNetwork():
             return True
     except RuntimeError:
         return False

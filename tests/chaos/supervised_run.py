@@ -1,4 +1,4 @@
-"""A run of two workers under the launcher that can be watched and hurt, and is started again as a user would."""
+"""Runs the launcher with two workers, follows its log, and starts it again after an interruption, as a user would."""
 
 import json
 import os
@@ -10,31 +10,31 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
-from chaos.world import WRAPPER, CuttableNetwork, SmallDisk
+from chaos.disk_and_network import WRAPPER, SeparableNetwork, SmallDisk
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ROOT / "launch" / "train_multinode.sh"
 STEPS = 100
-# How soon a worker that is gone must be noticed, and how long one that was told to stop may take.
+# Seconds until a lost worker must be detected, and seconds that a worker gets to save after a signal.
 HEALTH_SECONDS, GRACE_SECONDS = 8, 10
 FLAGS = ("model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.global_batch_size=8",
          f"train.steps={STEPS}", "train.log_every=1", "eval.every_steps=50", "checkpoint.every_steps=4",
          "checkpoint.keep=2", "preemption.grace_seconds=15", f"cluster.health_timeout={HEALTH_SECONDS}")  # fmt: skip
 RESTART, STORAGE = 75, 4
-_LONGEST_SILENCE = 240.0
-# Ten faults, each of which may end the launcher and the one after it: more is a run that never gets on.
-_MOST_LAUNCHES = 25
+_MAX_SILENT_SECONDS = 240.0
+# Ten faults, each of which may end the launcher twice. A run that needs more launches makes no progress.
+_MAX_LAUNCHES = 25
 
 
-class HurtRun:
-    """The launcher, its workers and what they say; `disk` and `network` are there if the run has a world of its own.
+class SupervisedRun:
+    """The launcher, its workers and their log; `disk` and `network` are given if faults need them.
 
     Attributes:
-      step: the last step that was reported.
-      starts: the step from which each gang so far has trained.
-      trains: whether the present gang has reported a step.
-      code: exit code of the launcher once the run is over.
-      mend: undoes the last fault; called when the workers it hit are gone.
+      step: the last reported step.
+      starts: the first step of each start of the workers so far.
+      is_training: whether the workers have reported a step since their last start.
+      code: exit code of the launcher when the run is over; None before.
+      undo: undoes the last fault; called when the workers that it affected have ended.
     """
 
     def __init__(
@@ -43,18 +43,18 @@ class HurtRun:
         folder: Path,
         flags: Sequence[str] = (),
         disk: SmallDisk | None = None,
-        network: CuttableNetwork | None = None,
+        network: SeparableNetwork | None = None,
     ) -> None:
         self.folder = folder
         self.disk = disk
         self.network = network
         self.step = 0
         self.starts: list[int] = []
-        self.trains = False
+        self.is_training = False
         self.code: int | None = None
-        self.mend: Callable[[], None] | None = None
+        self.undo: Callable[[], None] | None = None
         self._log = data.parent / f"{folder.name}.log"
-        self._read = 0
+        self._read_bytes = 0
         sets = [f"--set={item}" for item in (*FLAGS, f"data.dir={data}", *flags)]
         python = str(WRAPPER) if network else sys.executable
         self._command = [
@@ -67,14 +67,14 @@ class HurtRun:
 
     def _start(self) -> subprocess.Popen:
         self._launches += 1
-        assert self._launches <= _MOST_LAUNCHES, f"started {_MOST_LAUNCHES} times\n{self.tail()}"
+        assert self._launches <= _MAX_LAUNCHES, f"started {_MAX_LAUNCHES} times\n{self.tail()}"
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 self._command, stdout=log, stderr=log, env=self._environment, start_new_session=True
             )
 
     def workers(self) -> list[psutil.Process]:
-        """The training processes, the chief first."""
+        """Returns the training processes, the chief first."""
         found = {}
         try:
             for child in psutil.Process(self.launcher.pid).children(recursive=True):
@@ -88,33 +88,33 @@ class HurtRun:
         return [found[index] for index in sorted(found)]
 
     def wait_until(self, condition: Callable[[], bool], pause: float = 0.05) -> None:
-        """Waits until it holds or the run is over; a launcher that says so is started again.
+        """Waits until the condition holds or the run is over; starts an interrupted launcher again.
 
         Raises:
-          AssertionError: if the launcher ends in another way, or nothing happens for long.
+          AssertionError: if the launcher ends with another exit code, or prints nothing for `_MAX_SILENT_SECONDS`.
         """
-        deadline = time.monotonic() + _LONGEST_SILENCE
+        deadline = time.monotonic() + _MAX_SILENT_SECONDS
         while self.code is None and not condition():
-            if self._listen():
-                deadline = time.monotonic() + _LONGEST_SILENCE
+            if self._read_log():
+                deadline = time.monotonic() + _MAX_SILENT_SECONDS
             code = self.launcher.poll()
             if code in (RESTART, STORAGE, -9):
-                if self.mend is not None:
-                    self.mend()
+                if self.undo is not None:
+                    self.undo()
                 self.launcher = self._start()
             elif code is not None:
-                self._listen()
+                self._read_log()
                 self.code = code
                 assert code == 0, f"exit code {code}\n{self.tail()}"
-            assert time.monotonic() < deadline, f"nothing was said for {_LONGEST_SILENCE} s\n{self.tail()}"
+            assert time.monotonic() < deadline, f"no output for {_MAX_SILENT_SECONDS} s\n{self.tail()}"
             time.sleep(pause)
 
     def tail(self) -> str:
-        """The last that was said."""
+        """Returns the end of the log."""
         return self._log.read_text(errors="replace")[-6000:]
 
     def end(self) -> None:
-        """Kills what of it still runs, by id."""
+        """Kills the processes that still run, by id."""
         for process in [*self.workers(), self.launcher]:
             try:
                 process.kill()
@@ -122,17 +122,17 @@ class HurtRun:
                 continue
         self.launcher.wait(timeout=30)
 
-    def _listen(self) -> bool:
+    def _read_log(self) -> bool:
         with self._log.open("rb") as log:
-            log.seek(self._read)
-            said = log.read()
-        # A line that is being written is left for the next time.
-        said = said[: said.rfind(b"\n") + 1]
-        self._read += len(said)
-        for line in said.decode(errors="replace").splitlines():
+            log.seek(self._read_bytes)
+            output = log.read()
+        # An incomplete last line is read next time.
+        output = output[: output.rfind(b"\n") + 1]
+        self._read_bytes += len(output)
+        for line in output.decode(errors="replace").splitlines():
             if match := re.search(r"steps per epoch; (?:resumes at step (\d+) of )?\d+", line):
                 self.starts.append(int(match[1] or 0))
-                self.trains = False
+                self.is_training = False
             elif match := re.search(r"\bstep (\d+)/\d+ ", line):
-                self.step, self.trains = int(match[1]), True
-        return bool(said)
+                self.step, self.is_training = int(match[1]), True
+        return bool(output)
