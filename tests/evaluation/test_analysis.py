@@ -23,7 +23,7 @@ SIDE = 128
 BOX = (16, 16, 48, 48)
 
 
-def shifted(pixels):
+def shift_box(pixels):
     return (16, 16 + pixels, 48, 48 + pixels)
 
 
@@ -53,7 +53,7 @@ def make_detections(name, *rows):
     )
 
 
-def kinds_of(objects, detections, **options):
+def classify(objects, detections, **options):
     matches = match_detections(
         [make_ground_truth("a", *objects, **options)], [make_detections("a", *detections)], CLASSES
     )
@@ -64,25 +64,25 @@ def kinds_of(objects, detections, **options):
     ("detection", "kind"),
     [
         ((BOX, CAT, 0.9), "true positive"),
-        ((shifted(8), CAT, 0.9), "true positive"),
-        ((shifted(16), CAT, 0.9), "localisation"),
+        ((shift_box(8), CAT, 0.9), "true positive"),
+        ((shift_box(16), CAT, 0.9), "localisation"),
         ((BOX, DOG, 0.9), "class"),
-        ((shifted(16), DOG, 0.9), "both"),
+        ((shift_box(16), DOG, 0.9), "both"),
         # An IoU of 2 / 62 is below the lower bound of 0.1.
-        ((shifted(30), CAT, 0.9), "background"),
+        ((shift_box(30), CAT, 0.9), "background"),
         (((80, 80, 120, 120), DOG, 0.9), "background"),
     ],
 )
 def test_each_error_type_with_one_object(detection, kind):
-    assert kinds_of([(BOX, CAT)], [detection]) == [kind]
+    assert classify([(BOX, CAT)], [detection]) == [kind]
 
 
 def test_second_detection_is_a_duplicate_and_is_ignored_on_difficult_objects():
-    twice = [(BOX, CAT, 0.9), (shifted(8), CAT, 0.8)]
-    assert kinds_of([(BOX, CAT)], twice) == ["true positive", "duplicate"]
-    assert kinds_of([(BOX, CAT)], twice, difficult=[0]) == ["ignored", "ignored"]
+    twice = [(BOX, CAT, 0.9), (shift_box(8), CAT, 0.8)]
+    assert classify([(BOX, CAT)], twice) == ["true positive", "duplicate"]
+    assert classify([(BOX, CAT)], twice, difficult=[0]) == ["ignored", "ignored"]
     # Near a difficult object with an IoU below 0.5: difficult objects do not count, so this is no localisation error.
-    assert kinds_of([(BOX, CAT)], [(shifted(16), CAT, 0.9)], difficult=[0]) == ["background"]
+    assert classify([(BOX, CAT)], [(shift_box(16), CAT, 0.9)], difficult=[0]) == ["background"]
 
 
 def test_object_is_missed_unless_only_class_or_box_is_wrong():
@@ -96,12 +96,12 @@ def test_object_is_missed_unless_only_class_or_box_is_wrong():
 
     assert missed() == [True, True]
     assert missed((BOX, CAT, 0.9)) == [False, True]
-    assert missed((shifted(16), CAT, 0.9)) == [False, True]
+    assert missed((shift_box(16), CAT, 0.9)) == [False, True]
     assert missed((BOX, DOG, 0.9)) == [False, True]
-    assert missed((shifted(16), DOG, 0.9)) == [True, True]
+    assert missed((shift_box(16), DOG, 0.9)) == [True, True]
 
 
-def report_of(objects, detections, thresholds=(0.0, 0.0)):
+def report_errors_of(objects, detections, thresholds=(0.0, 0.0)):
     matches = match_detections([make_ground_truth("a", *objects)], [make_detections("a", *detections)], CLASSES)
     report = report_errors(matches, np.array(thresholds))
     return {kind: gain for kind, gain in report.gains.items() if gain > 1e-12}, report.counts
@@ -110,27 +110,27 @@ def report_of(objects, detections, thresholds=(0.0, 0.0)):
 def test_gains_by_hand():
     # One cat, detected, and a false positive with a higher score: precision 1/2 at recall 1, mAP 1/2. Without the
     # false positive, mAP is 1.
-    intruder = ((80, 80, 112, 112), CAT, 0.95)
-    assert report_of([(BOX, CAT)], [intruder, (BOX, CAT, 0.9)])[0] == {"background": 0.5}
+    false_positive = ((80, 80, 112, 112), CAT, 0.95)
+    assert report_errors_of([(BOX, CAT)], [false_positive, (BOX, CAT, 0.9)])[0] == {"background": 0.5}
     # A cat and a dog, each detected as the other: mAP 0, with correct classes 1. No object is missed.
     dog = ((80, 80, 112, 112), DOG)
     swapped = [(BOX, DOG, 0.9), ((80, 80, 112, 112), CAT, 0.8)]
-    assert report_of([(BOX, CAT), dog], swapped)[0] == {"class": 1.0}
+    assert report_errors_of([(BOX, CAT), dog], swapped)[0] == {"class": 1.0}
     # Two cats, one detected: 1/2. With the missed cat removed from the ground truth: 1.
-    assert report_of([(BOX, CAT), ((80, 80, 112, 112), CAT)], [(BOX, CAT, 0.9)])[0] == {"missed": 0.5}
+    assert report_errors_of([(BOX, CAT), ((80, 80, 112, 112), CAT)], [(BOX, CAT, 0.9)])[0] == {"missed": 0.5}
     # A shifted box with a higher score than the correct one: the oracle corrects it and deletes the other.
-    gains, counts = report_of([(BOX, CAT)], [(shifted(16), CAT, 0.9), (BOX, CAT, 0.8)])
+    gains, counts = report_errors_of([(BOX, CAT)], [(shift_box(16), CAT, 0.9), (BOX, CAT, 0.8)])
     assert gains == {"localisation": 0.5}
     assert counts == dict.fromkeys(KINDS, 0) | {"localisation": 1}
 
 
 def test_error_counts_include_only_detections_above_the_thresholds():
-    _, counts = report_of([(BOX, CAT)], [(BOX, CAT, 0.4), ((80, 80, 112, 112), DOG, 0.9)], thresholds=(0.5, 0.5))
+    _, counts = report_errors_of([(BOX, CAT)], [(BOX, CAT, 0.4), ((80, 80, 112, 112), DOG, 0.9)], thresholds=(0.5, 0.5))
     assert counts == dict.fromkeys(KINDS, 0) | {"background": 1, "missed": 1}
 
 
 def test_detections_without_objects():
-    gains, counts = report_of([], [(BOX, CAT, 0.9)])
+    gains, counts = report_errors_of([], [(BOX, CAT, 0.9)])
     assert gains == {}
     assert counts["background"] == 1
 
@@ -161,7 +161,7 @@ def test_confusion_by_hand():
     ]
     detections = [
         # The cat is paired with the detection of its class, although the one of the other class has a higher IoU.
-        make_detections("a", (shifted(8), CAT, 0.9), (BOX, DOG, 0.8), ((80, 80, 112, 112), CAT, 0.9)),
+        make_detections("a", (shift_box(8), CAT, 0.9), (BOX, DOG, 0.8), ((80, 80, 112, 112), CAT, 0.9)),
         make_detections("b"),
     ]
     analysis = analyse_detections(ground_truth, detections, CLASSES)

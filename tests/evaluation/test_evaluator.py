@@ -57,7 +57,7 @@ def evaluate(
 
 
 @pytest.fixture(scope="module")
-def alone(data) -> list[Detections]:
+def detected_singly(data) -> list[Detections]:
     """The detections on each image, computed one image at a time."""
     _, model = evaluate(data, tf.distribute.OneDeviceStrategy("CPU:0"), IMAGES)
     config, split, _ = data
@@ -75,25 +75,25 @@ def alone(data) -> list[Detections]:
     ("replicas", "batch_size"),
     [
         (1, 4),  # the last batch has one padding image
-        (1, 16),  # more images than the split has
+        (1, 16),  # the batch is larger than the split
         (2, 5),  # two images per replica
-        (4, 2),  # fewer images than replicas: one image per replica
+        (4, 2),  # the batch is smaller than the number of replicas: one image per replica
     ],
 )
-def test_replicas_give_the_detections_of_single_images(data, alone, replicas, batch_size):
+def test_replicas_give_the_detections_of_single_images(data, detected_singly, replicas, batch_size):
     strategy = mirrored(replicas) if replicas > 1 else tf.distribute.OneDeviceStrategy("CPU:0")
     found, _ = evaluate(data, strategy, batch_size)
     assert [detected.source_id for detected in found] == data[2]
-    assert sum(len(detected.scores) for detected in alone) > 10 * IMAGES
-    for detected, expected in zip(found, alone, strict=True):
+    assert sum(len(detected.scores) for detected in detected_singly) > 10 * IMAGES
+    for detected, expected in zip(found, detected_singly, strict=True):
         np.testing.assert_array_equal(detected.labels, expected.labels)
         # The order of floating-point sums depends on the batch size.
         np.testing.assert_allclose(detected.scores, expected.scores, rtol=1e-4)
         np.testing.assert_allclose(detected.boxes, expected.boxes, atol=1e-5)
 
 
-def test_images_differ(alone):
-    assert len({detected.scores.tobytes() for detected in alone}) == IMAGES
+def test_detections_differ_between_images(detected_singly):
+    assert len({detected.scores.tobytes() for detected in detected_singly}) == IMAGES
 
 
 def test_evaluation_stops_on_a_stop_request(data):

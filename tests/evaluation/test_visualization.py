@@ -10,15 +10,15 @@ CLASSES = ("cat", "dog", "a class with a name far too long for any box")
 NO_BOXES = (np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
 
 
-def blank(width=200, height=150, color=(90, 90, 90)):
+def make_image(width=200, height=150, color=(90, 90, 90)):
     return Image.new("RGB", (width, height), color)
 
 
-def boxes_of(*rows):
+def make_boxes(*rows):
     return np.array(rows, np.float32).reshape(-1, 4)
 
 
-def changed(before, after):
+def find_changed_area(before, after):
     """Returns (top, bottom, left, right) of the area that differs, bottom and right exclusive."""
     difference = (np.asarray(before) != np.asarray(after)).any(axis=2)
     rows, columns = np.flatnonzero(difference.any(axis=1)), np.flatnonzero(difference.any(axis=0))
@@ -26,16 +26,16 @@ def changed(before, after):
 
 
 def test_input_image_is_not_modified():
-    image = blank()
+    image = make_image()
     assert draw_boxes(image, *NO_BOXES, CLASSES).tobytes() == image.tobytes()
-    draw_boxes(image, boxes_of([0, 0, 1, 1]), np.array([1]), CLASSES)
-    assert image.tobytes() == blank().tobytes()
+    draw_boxes(image, make_boxes([0, 0, 1, 1]), np.array([1]), CLASSES)
+    assert image.tobytes() == make_image().tobytes()
 
 
 def test_frame_lies_on_the_inner_edge_of_the_box():
-    drawn = draw_boxes(blank(400, 300), boxes_of([0.5, 0.25, 0.75, 0.5]), np.array([1]), CLASSES)
+    drawn = draw_boxes(make_image(400, 300), make_boxes([0.5, 0.25, 0.75, 0.5]), np.array([1]), CLASSES)
     # In pixels: rows 150 to 225, columns 100 to 200. The name is above, so the lower half contains only the frame.
-    top, bottom, left, right = changed(blank(400, 300), drawn)
+    top, bottom, left, right = find_changed_area(make_image(400, 300), drawn)
     assert (bottom, left, right) == (225, 100, 200)
     assert 150 - 40 < top < 150
     pixels = np.asarray(drawn)
@@ -47,10 +47,12 @@ def test_frame_lies_on_the_inner_edge_of_the_box():
 @pytest.mark.parametrize("size", [(400, 300), (60, 40), (16, 16), (3, 2), (1, 1), (1200, 90)])
 def test_any_box_can_be_drawn_on_any_size(size):
     """Boxes at and beyond the edges, without area, and of the whole image; names longer than the image."""
-    boxes = boxes_of([-0.5, -0.5, 0.2, 0.2], [0.9, 0.9, 1.5, 1.5], [0.5, 0.5, 0.5, 0.5], [0, 0, 1, 1], [0, 0.99, 1, 1])
-    drawn = draw_boxes(blank(*size), boxes, np.array([3, 3, 3, 2, 1]), CLASSES, np.full(5, 0.5, np.float32))
+    boxes = make_boxes(
+        [-0.5, -0.5, 0.2, 0.2], [0.9, 0.9, 1.5, 1.5], [0.5, 0.5, 0.5, 0.5], [0, 0, 1, 1], [0, 0.99, 1, 1]
+    )
+    drawn = draw_boxes(make_image(*size), boxes, np.array([3, 3, 3, 2, 1]), CLASSES, np.full(5, 0.5, np.float32))
     assert drawn.size == size
-    assert drawn.tobytes() != blank(*size).tobytes()
+    assert drawn.tobytes() != make_image(*size).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -61,24 +63,24 @@ def test_name_is_complete_for_boxes_at_every_edge(corner):
     """The letters cover as many pixels at an edge as in the middle, where there is room on all sides."""
 
     def letters(box):
-        drawn = np.asarray(draw_boxes(blank(400, 300), boxes_of(box), np.array([1]), ("MMM",)))
+        drawn = np.asarray(draw_boxes(make_image(400, 300), make_boxes(box), np.array([1]), ("MMM",)))
         return (drawn < 60).all(axis=2).sum()
 
     assert letters(corner) == letters([0.4, 0.4, 0.55, 0.5]) > 20
 
 
 def test_scores_are_drawn():
-    box, label = boxes_of([0.2, 0.2, 0.8, 0.8]), np.array([2])
-    plain = draw_boxes(blank(), box, label, CLASSES)
-    low, high = (draw_boxes(blank(), box, label, CLASSES, np.array([s], np.float32)) for s in (0.12, 0.98))
+    box, label = make_boxes([0.2, 0.2, 0.8, 0.8]), np.array([2])
+    plain = draw_boxes(make_image(), box, label, CLASSES)
+    low, high = (draw_boxes(make_image(), box, label, CLASSES, np.array([s], np.float32)) for s in (0.12, 0.98))
     assert len({image.tobytes() for image in (plain, low, high)}) == 3
 
 
 def test_small_boxes_stay_visible_in_any_order():
     # The boxes share a part of their left edges.
-    boxes, labels = boxes_of([0, 0, 1, 1], [0.4, 0, 0.6, 0.2]), np.array([1, 2])
-    forward = draw_boxes(blank(), boxes, labels, CLASSES)
-    backward = draw_boxes(blank(), boxes[::-1], labels[::-1], CLASSES)
+    boxes, labels = make_boxes([0, 0, 1, 1], [0.4, 0, 0.6, 0.2]), np.array([1, 2])
+    forward = draw_boxes(make_image(), boxes, labels, CLASSES)
+    backward = draw_boxes(make_image(), boxes[::-1], labels[::-1], CLASSES)
     assert forward.tobytes() == backward.tobytes()
     edge = np.asarray(forward)[70:80, :5].reshape(-1, 3)
     assert (edge == class_color(2)).all(axis=1).any()
@@ -87,16 +89,16 @@ def test_small_boxes_stay_visible_in_any_order():
 
 def test_names_of_overlapping_boxes_do_not_overlap():
     """Two boxes share a corner: both names are readable, so the first colour keeps most of its area."""
-    boxes, labels = boxes_of([0.3, 0.3, 0.9, 0.9], [0.3, 0.3, 0.8, 0.85]), np.array([1, 2])
-    together = np.asarray(draw_boxes(blank(400, 300), boxes, labels, ("cat", "cat")))
-    alone = [np.asarray(draw_boxes(blank(400, 300), boxes[[i]], labels[[i]], ("cat", "cat"))) for i in range(2)]
+    boxes, labels = make_boxes([0.3, 0.3, 0.9, 0.9], [0.3, 0.3, 0.8, 0.85]), np.array([1, 2])
+    together = np.asarray(draw_boxes(make_image(400, 300), boxes, labels, ("cat", "cat")))
+    alone = [np.asarray(draw_boxes(make_image(400, 300), boxes[[i]], labels[[i]], ("cat", "cat"))) for i in range(2)]
     first = (alone[0] == class_color(1)).all(axis=2).sum()
     assert (together == class_color(1)).all(axis=2).sum() > 0.6 * first
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
 def test_images_of_any_mode_can_be_drawn_on(mode):
-    drawn = draw_boxes(blank().convert(mode), boxes_of([0.2, 0.2, 0.8, 0.8]), np.array([1]), CLASSES)
+    drawn = draw_boxes(make_image().convert(mode), make_boxes([0.2, 0.2, 0.8, 0.8]), np.array([1]), CLASSES)
     assert (drawn.mode, drawn.size) == ("RGB", (200, 150))
 
 
@@ -111,7 +113,7 @@ def relative_luminance(color):
 def test_names_contrast_with_their_background(label):
     """The contrast between the background and its text is at least 4.5 to 1, level AA of WCAG."""
     names = ["MMMM"] * len(PALETTE)
-    drawn = draw_boxes(blank(800, 600), boxes_of([0.5, 0.1, 0.9, 0.9]), np.array([label]), names)
+    drawn = draw_boxes(make_image(800, 600), make_boxes([0.5, 0.1, 0.9, 0.9]), np.array([label]), names)
     tag = np.asarray(drawn)[: 300 - 4, 80:400].reshape(-1, 3)
     text = tag[((tag == 0).all(axis=1)) | ((tag == 255).all(axis=1))]
     assert len(text) > 20
@@ -138,9 +140,9 @@ def test_colors_repeat_from_the_ninth_class():
 
 
 def test_comparison_shows_ground_truth_left_and_predictions_right():
-    image = blank(240, 160)
-    annotated = (boxes_of([0.1, 0.1, 0.5, 0.5]), np.array([1]))
-    prediction = (boxes_of([0.4, 0.4, 0.9, 0.9]), np.array([2]), np.array([0.7], np.float32))
+    image = make_image(240, 160)
+    annotated = (make_boxes([0.1, 0.1, 0.5, 0.5]), np.array([1]))
+    prediction = (make_boxes([0.4, 0.4, 0.9, 0.9]), np.array([2]), np.array([0.7], np.float32))
     tile = draw_comparison(image, annotated, prediction, CLASSES)
     assert tile.height > 160
     assert tile.width > 2 * 240
@@ -151,7 +153,7 @@ def test_comparison_shows_ground_truth_left_and_predictions_right():
 
 
 def test_captions_fit_tiny_tiles():
-    tile = draw_comparison(blank(30, 20), NO_BOXES, (*NO_BOXES, np.zeros(0, np.float32)), CLASSES)
+    tile = draw_comparison(make_image(30, 20), NO_BOXES, (*NO_BOXES, np.zeros(0, np.float32)), CLASSES)
     assert tile.width < 80
 
 
@@ -177,7 +179,7 @@ def test_grid_contains_every_tile_unchanged():
 @pytest.mark.parametrize("count", [0, 1, 3, 12])
 @pytest.mark.parametrize("classes", [(), CLASSES, tuple(f"class {i}" for i in range(400)), ("word " * 400,)])
 def test_grids_of_any_length_and_legend(count, classes):
-    grid = draw_image_grid([blank(60, 40)] * count, 3, "a title " * 40, "", classes)
+    grid = draw_image_grid([make_image(60, 40)] * count, 3, "a title " * 40, "", classes)
     assert grid.mode == "RGB"
     assert grid.width >= 480
     # Even with the longest legend, most of a full grid is images.
@@ -194,8 +196,8 @@ def test_legend_shows_the_colors_of_the_classes():
 
 def test_output_is_deterministic():
     def draw():
-        prediction = (boxes_of([0.4, 0.4, 0.9, 0.9]), np.array([2]), np.array([0.7], np.float32))
-        tile = draw_comparison(blank(), NO_BOXES, prediction, CLASSES)
+        prediction = (make_boxes([0.4, 0.4, 0.9, 0.9]), np.array([2]), np.array([0.7], np.float32))
+        tile = draw_comparison(make_image(), NO_BOXES, prediction, CLASSES)
         return draw_image_grid([tile] * 3, 2, "title", "subtitle", CLASSES).tobytes()
 
     assert draw() == draw()
