@@ -237,7 +237,7 @@ trap 'signal_workers KILL' EXIT
 
 # Waits until all workers have ended; if one fails, requests the others to stop. Sets `first` to the first exit code
 # other than 0, and `code` to the exit code of all workers: errors of the user take precedence over bugs, bugs over
-# interruptions. Checks each process id, because `wait -n` misses workers that ended before the call.
+# interruptions. Checks each process id, because `wait -n` does not report workers that ended before the call.
 watch_workers() {
   local running=("${pids[@]}") still pid bug=0 interrupted=0 user_error=0
   first=0

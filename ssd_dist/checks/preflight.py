@@ -4,7 +4,7 @@ on every worker      cluster, data, shards, classes, weights, folder    without 
 on the chief         compares findings, config, versions and clocks     over the connections that training uses as well
 on all workers       batch, memory, a timed all-reduce                  only if all checks so far have passed
 
-The chief prints a table; each failed check says how to fix it.
+The chief prints a table; each failed check states how to fix it.
 """
 
 import json

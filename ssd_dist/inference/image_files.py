@@ -13,6 +13,7 @@ from PIL import Image
 
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.images import decode_image
+from ssd_dist.core.storage import is_remote
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
@@ -42,7 +43,7 @@ def find_images(sources: Sequence[str]) -> list[str]:
 
 
 def read_image(name: str) -> Image.Image:
-    """Reads an image in RGB and rotates it upright as its EXIF orientation says.
+    """Reads an image in RGB and rotates it according to its EXIF orientation.
 
     Raises:
       ImageError: if the file is not an image.
@@ -56,11 +57,6 @@ def read_image(name: str) -> Image.Image:
     except Exception as error:  # each store's client has its own error classes
         raise OSError(f"{type(error).__name__}: {error}") from None
     return decode_image(data)
-
-
-def is_remote(name: str) -> bool:
-    """Returns whether the path is on an object store."""
-    return "://" in name
 
 
 def _find_local(source: str) -> list[str]:

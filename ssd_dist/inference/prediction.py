@@ -18,10 +18,11 @@ from rich.progress import track
 from ssd_dist.cluster.failures import explain_out_of_memory
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.images import ImageError, resize_image
+from ssd_dist.core.storage import is_remote
 from ssd_dist.evaluation.detections import Detections
 from ssd_dist.evaluation.result_files import CocoIds, open_result_files
 from ssd_dist.evaluation.visualization import draw_boxes
-from ssd_dist.inference.image_files import is_remote, read_image
+from ssd_dist.inference.image_files import read_image
 from ssd_dist.inference.trained_model import load_trained_model
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.model.postprocessing import DetectionBatch, create_anchor_tensor, detect
