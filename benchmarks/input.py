@@ -1,9 +1,5 @@
 """Compares the input pipeline with a bare decode loop, and precomputed targets with online targets."""
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

@@ -4,9 +4,6 @@ Width 1.0, 300 x 300 pixels, 16 images per step, float32, one replica on all cor
 """
 
 import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 from collections.abc import Callable
 from pathlib import Path
 

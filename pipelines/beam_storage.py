@@ -1,6 +1,6 @@
-"""Files, local or on an object store such as `gs://`, through Beam's file systems.
+"""Applies the rules of `ssd_dist.core.storage` to Beam's file systems: local files and object stores (`gs://`).
 
-Nothing is ever visible half written: a file gets a temporary name of its own and is renamed when it is complete.
+Files are written atomically: under a unique temporary name, which is renamed when the file is complete.
 """
 
 import contextlib
@@ -11,8 +11,6 @@ import os
 import posixpath
 import re
 import stat
-import time
-import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
@@ -22,20 +20,19 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileSystem
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.io.localfilesystem import LocalFileSystem
 
+from ssd_dist.core import storage
 from ssd_dist.core.errors import DataError, UsageError
+from ssd_dist.core.storage import is_remote, join, temporary_path
 
-TEMPORARY = ".tmp-"
-ATTEMPTS = 4
-PAUSE_SECONDS = 0.5
-# More than the largest image that is taken has as plain pixels.
+# More than the decoded pixels of the largest accepted image.
 MAX_ITEM_BYTES = 1 << 28
-# What another attempt would not change. Cloud clients raise errors of their own, which share the code of HTTP.
+# Permanent errors, which are not retried. Cloud clients raise their own error classes, with an HTTP code.
 LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 IMPOSSIBLE_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
 REFUSALS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
-# By name: each comes from another of the libraries below Beam's client.
+# Compared by name: the classes are from different libraries that Beam's client uses.
 NO_ANSWER = {"RetryError", "TransportError", "ConnectionError"}
-# What reading on in a file may raise, for whatever reason.
+# Errors that reading an open file may raise, because of damaged content or of the storage.
 UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
 UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -43,73 +40,63 @@ UNWRITABLE = (
 )
 
 
-def is_remote(path: str) -> bool:
-    """Whether the path is on an object store."""
-    return "://" in path
-
-
 def check_scheme(path: str) -> None:
-    """Refuses a path on a store other than Google's, a bucket without a folder, or a scheme that lacks a slash.
+    """Checks that a path is local or below a bucket of Google Cloud Storage.
 
     Raises:
-      UsageError: naming it.
+      UsageError: for another object store, a bucket without a folder, or a scheme that lacks a slash.
     """
     scheme = re.match(r"(\w{2,}):/", path)
     if scheme is not None and not is_remote(path):
-        raise UsageError(f"{path} would be a folder called {scheme[1]}: here; write {scheme[1]}://...")
+        raise UsageError(f"{path} would be a local folder called {scheme[1]}:; write {scheme[1]}://...")
     if path.startswith("gs://") and not re.match("gs://[^/]+/[^/]", path):
-        raise UsageError(f"{path}: name a folder or file in a bucket, gs://bucket/folder")
+        raise UsageError(f"{path}: give a folder or file in a bucket, gs://bucket/folder")
     if is_remote(path) and not path.startswith("gs://"):
         raise UsageError(f"{path}: no file system for such paths is installed; give a local path or gs://...")
 
 
-def join(folder: str, *names: str) -> str:
-    """A path below `folder`, local or on an object store."""
-    return posixpath.join(folder, *names)
-
-
 def exists(path: str) -> bool:
-    """Whether a file or folder is there; on an object store a folder is what its files' names begin with."""
-    with _refusals(path):
+    """Returns whether a file or folder exists; on an object store, a folder is a prefix of file names."""
+    with _explain_store_errors(path):
         return bool(FileSystems.exists(path)) or bool(_match(join(_as_pattern(path), "**"), 1))
 
 
 def is_file(path: str) -> bool:
-    """Whether there is a file, rather than a folder or nothing."""
+    """Returns whether the path is an existing file."""
     if isinstance(FileSystems.get_filesystem(path), LocalFileSystem):
         return os.path.isfile(path)
     return bool(FileSystems.exists(path))
 
 
 def is_pattern(path: str) -> bool:
-    """Whether the path has signs of a pattern and is not, as it stands, there."""
+    """Returns whether the path contains wildcards and no file has exactly this name."""
     return any(sign in path for sign in "*?[") and not FileSystems.exists(path)
 
 
 def list_files(folder: str) -> list[str]:
-    """Paths of the files directly in `folder`, sorted; empty if there is no such folder."""
+    """Returns the paths of the files directly in `folder`, sorted; empty if the folder does not exist."""
     return match_below(folder, "*")
 
 
 def match_below(folder: str, *patterns: str) -> list[str]:
-    """Paths below a folder that match, sorted; the folder's own name is no pattern."""
+    """Returns the paths below a folder that match, sorted; wildcards in the name of the folder are literal."""
     found = match_files(join(_as_pattern(folder), *patterns))
     return [path for path in found if path.startswith(folder.rstrip("/"))]
 
 
 def match_files(pattern: str) -> list[str]:
-    """Paths that match a glob pattern, sorted; on this machine linked folders count, and links that lead nowhere."""
-    return sorted(_match(pattern) if is_remote(pattern) else _match_here(pattern))
+    """Returns the paths that match a glob pattern, sorted; includes local linked folders and broken links."""
+    return sorted(_match(pattern) if is_remote(pattern) else _match_local(pattern))
 
 
 def open_input(path: str) -> BinaryIO:
-    """Opens a file for reading; one named `.gz` or `.bz2` is decompressed on the way."""
+    """Opens a file for reading; decompresses files named `.gz` or `.bz2`."""
     file: BinaryIO = FileSystems.open(path)
     return file
 
 
 def read_lines(stream: BinaryIO, limit: int) -> Iterator[bytes]:
-    """The lines of an open file without their ends; a line longer than `limit` comes in pieces."""
+    """Yields the lines of an open file without line ends; splits lines longer than `limit` bytes into pieces."""
     rest = b""
     while chunk := stream.read(limit):
         *lines, rest = (rest + chunk).split(b"\n")
@@ -122,44 +109,46 @@ def read_lines(stream: BinaryIO, limit: int) -> Iterator[bytes]:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether a file's own bytes cause an error of `UNREADABLE`, a broken compressed file say, and not its storage."""
+    """Returns whether the content of a file, not the storage, caused an error of `UNREADABLE`."""
     if isinstance(error, gzip.BadGzipFile) or not isinstance(error, OSError):
         return True
-    # What Python's own decoders raise.
+    # Python's decoders raise a plain OSError without a number.
     return type(error) is OSError and error.errno is None
 
 
 def require_damage(error: Exception, path: str) -> None:
-    """Passes if the file itself is at fault, whose rest is lost then; what storage did in passing spoils no data.
+    """Checks that the content of the file caused an error, so that only the rest of the file is lost.
 
     Raises:
-      DataError: for the latter.
+      DataError: if the storage caused it, because data would be omitted that can be read later.
     """
     if not is_damage(error):
         raise DataError(f"{path} could not be read to its end ({error!r}); run the same command again") from error
 
 
 def read_bytes(path: str) -> bytes:
-    """The whole of a file as it is.
+    """Returns the content of a file, without decompression.
 
     Raises:
-      FileNotFoundError: if there is none.
+      FileNotFoundError: if the file does not exist.
     """
     return _retry(path, lambda file: bytes(file.read()))
 
 
 def read_item(path: str) -> bytes:
-    """The whole of an image or of its annotation, of which a worker holds several.
+    """Returns the content of an image or annotation file.
+
+    A worker holds several in memory, so the size is limited.
 
     Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if it is too large to be one.
+      FileNotFoundError: if the file does not exist.
+      ValueError: if it has more than `MAX_ITEM_BYTES`.
     """
 
     def read(file: BinaryIO) -> bytes:
         length = file.seek(0, os.SEEK_END)
         if length > MAX_ITEM_BYTES:
-            raise ValueError(f"{path} has {length} bytes; no image or annotation has more than {MAX_ITEM_BYTES}")
+            raise ValueError(f"{path} has {length} bytes; images and annotations may have at most {MAX_ITEM_BYTES}")
         file.seek(0)
         return bytes(file.read())
 
@@ -167,10 +156,10 @@ def read_item(path: str) -> bytes:
 
 
 def read_span(path: str, offset: int, length: int) -> bytes:
-    """A part of a file.
+    """Returns `length` bytes of a file from `offset` on.
 
     Raises:
-      FileNotFoundError: if there is no file.
+      FileNotFoundError: if the file does not exist.
     """
 
     def read(file: BinaryIO) -> bytes:
@@ -181,16 +170,16 @@ def read_span(path: str, offset: int, length: int) -> bytes:
 
 
 def size(path: str) -> int:
-    """Bytes of a file; -1 if there is none."""
+    """Returns the size of a file in bytes; -1 if it does not exist."""
     found = FileSystems.match([path])[0].metadata_list if FileSystems.exists(path) else []
     return int(found[0].size_in_bytes) if found else -1
 
 
 def read_text(path: str) -> str:
-    """The whole of a text file.
+    """Returns the content of a text file.
 
     Raises:
-      DataError: if it is missing or not UTF-8.
+      DataError: if the file does not exist, cannot be read or is not UTF-8.
     """
     try:
         return read_bytes(path).decode("utf-8-sig")
@@ -204,13 +193,15 @@ def read_text(path: str) -> str:
 
 @contextlib.contextmanager
 def replace_file(path: str) -> Iterator[BinaryIO]:
-    """Writes a file that appears under `path` complete, when the block ends without an error, or not at all.
+    """Writes a file atomically: it gets its name when the block ends without an error.
+
+    Yields:
+      A temporary file, open for writing.
 
     Raises:
-      DataError: if the place takes no file, or no more of it.
+      DataError: if the file cannot be written for a permanent reason, such as a full disk.
     """
-    folder, name = posixpath.split(path)
-    temporary = posixpath.join(folder, f".{name}{TEMPORARY}{uuid.uuid4().hex}")
+    temporary = temporary_path(path)
     try:
         with FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as file:
             yield file
@@ -219,27 +210,27 @@ def replace_file(path: str) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             delete_files([temporary])
         if getattr(error, "code", None) in REFUSALS:
-            raise DataError(f"{path} cannot be written: {error}; check who may write there") from None
+            raise DataError(f"{path} cannot be written: {error}; check the write permissions") from None
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            raise DataError(f"{path} cannot be written: {error.strerror}; make room or choose another place") from None
+            raise DataError(f"{path} cannot be written: {error.strerror}; free space or choose another path") from None
         raise
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Writes a whole file, complete or not at all."""
+    """Writes a file atomically."""
     with replace_file(path) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
 def locked(folder: str) -> Iterator[None]:
-    """Keeps other processes out of the same block for the same local folder; object stores know no locks."""
+    """Holds an exclusive lock on a local folder; object stores have no locks."""
     if is_remote(folder):
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        # Some network file systems have none either.
+        # Some network file systems have no locks.
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -248,51 +239,57 @@ def locked(folder: str) -> Iterator[None]:
 
 
 def delete_files(paths: list[str]) -> None:
-    """Deletes those of the files that exist."""
+    """Deletes the files; ignores files that do not exist."""
     present = [path for path in paths if FileSystems.exists(path)]
     if present:
         FileSystems.delete(present)
 
 
 def path_below(folder: str, path: str) -> str:
-    """The rest of a path that begins with `folder`."""
+    """Returns `path` relative to `folder`, which it begins with."""
     return path[len(folder.rstrip("/")) :].lstrip("/")
 
 
 def relative_path(name: str) -> str | None:
-    """`name` as a clean relative path with forward slashes, or None if it would lead out of its folder."""
+    """Returns `name` as a normalized relative path with forward slashes; None if it leads out of its folder."""
     clean = posixpath.normpath(name.replace("\\", "/"))
     outside = clean in (".", "..") or clean.startswith(("/", "../")) or "\0" in clean or clean[1:3] == ":/"
     return None if outside else clean
 
 
 def _retry(path: str, read: Callable[[BinaryIO], bytes]) -> bytes:
-    """Reads from a file, again after a pause if storage fails; what cannot change is raised at once."""
-    for attempt in range(ATTEMPTS):
-        try:
-            with open_plain(path) as file:
-                return read(file)
-        except UnicodeEncodeError:
+    """Returns what `read` returns for the open file; retries transient errors."""
+
+    def open_and_read() -> bytes:
+        with open_plain(path) as file:
+            return read(file)
+
+    try:
+        return storage.retry(open_and_read, path, _is_transient)
+    except UnicodeEncodeError:
+        raise FileNotFoundError(f"{path:.500} does not exist") from None
+    except Exception as error:
+        if _has_no_such_file(error):
             raise FileNotFoundError(f"{path:.500} does not exist") from None
-        except (*LASTING, ValueError):
-            raise
-        except Exception as error:
-            if (
-                getattr(error, "code", None) == HTTPStatus.NOT_FOUND
-                or getattr(error, "errno", None) in IMPOSSIBLE_NAMES
-            ):
-                raise FileNotFoundError(f"{path:.500} does not exist") from None
-            if attempt == ATTEMPTS - 1:
-                raise
-            time.sleep(PAUSE_SECONDS * 2**attempt)
-    raise AssertionError("unreachable")
+        raise
+
+
+def _is_transient(error: Exception) -> bool:
+    """Returns whether another attempt to read may succeed."""
+    return not isinstance(error, (*LASTING, ValueError)) and not _has_no_such_file(error)
+
+
+def _has_no_such_file(error: Exception) -> bool:
+    return getattr(error, "code", None) == HTTPStatus.NOT_FOUND or getattr(error, "errno", None) in IMPOSSIBLE_NAMES
 
 
 def open_plain(path: str) -> BinaryIO:
-    """Opens a file as it is; without Beam's detour, which takes as long as reading a small image, where it is local.
+    """Opens a file without decompression.
+
+    Opens local files directly, because opening one through Beam takes as long as reading a small image.
 
     Raises:
-      PermissionError: for a device or a pipe, at which a worker would wait for ever.
+      PermissionError: for a device or a pipe, because reading it might never end.
     """
     if not is_remote(path):
         if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
@@ -303,13 +300,13 @@ def open_plain(path: str) -> BinaryIO:
 
 
 def _match(pattern: str, limit: int | None = None) -> list[str]:
-    with _refusals(pattern):
+    with _explain_store_errors(pattern):
         matched = FileSystems.match([pattern], None if limit is None else [limit])[0].metadata_list
     return [file.path for file in matched]
 
 
-def _match_here(pattern: str) -> list[str]:
-    """As Beam matches, which walks past links without a word."""
+def _match_local(pattern: str) -> list[str]:
+    """Matches as Beam does, but follows links, which Beam skips silently."""
     pattern = f"{pattern}*" if pattern.endswith("/") else pattern
     literal = re.match(r"[^*?\[]*", pattern)
     assert literal is not None
@@ -322,7 +319,7 @@ def _match_here(pattern: str) -> list[str]:
 
 
 def _walk(folder: str, levels: int | None) -> Iterator[str]:
-    """The files below a local folder, as many levels down; a link into a folder above it is not followed."""
+    """Yields the files below a local folder, at most `levels` levels deep; skips links to a parent folder."""
     above: dict[str, tuple[tuple[int, int], ...]] = {folder: ()}
     for here, folders, names in os.walk(folder, followlinks=True):
         trail = above.pop(here)
@@ -338,11 +335,11 @@ def _walk(folder: str, levels: int | None) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _refusals(path: str) -> Iterator[None]:
-    """Tells an object store's refusal, a mistyped bucket say, from its failures.
+def _explain_store_errors(path: str) -> Iterator[None]:
+    """Converts permanent errors of an object store, such as a wrong bucket name, to an error with the fix.
 
     Raises:
-      DataError: naming the path.
+      DataError: if the store refuses access, has no such bucket, or does not answer.
     """
     try:
         yield
@@ -354,9 +351,9 @@ def _refusals(path: str) -> Iterator[None]:
             raise DataError(f"{path}: the store does not answer ({type(cause).__name__}); check the network") from None
         if getattr(cause, "code", None) not in REFUSALS:
             raise
-        raise DataError(f"{path}: {type(cause).__name__}; check the bucket's name and who may use it") from None
+        raise DataError(f"{path}: {type(cause).__name__}; check the name of the bucket and its permissions") from None
 
 
 def _as_pattern(folder: str) -> str:
-    """A pattern that the folder's name matches: Beam's patterns know no escape, but any sign matches `?`."""
+    """Returns a pattern that matches the name of the folder: Beam has no escapes, so `?` replaces wildcards."""
     return re.sub(r"[*?\[]", "?", folder.rstrip("/"))

@@ -120,7 +120,7 @@ class ImagePreparer:
         self._meter = meter
         anchors = generate_anchors(preparation.anchors, preparation.size)
         self._most_objects = len(anchors)
-        self._matcher = Matcher(anchors, preparation.anchors, preparation.matching)
+        self._matcher = Matcher(preparation.anchors, preparation.size, preparation.matching)
 
     def prepare(
         self, images: Iterable[tuple[Image, bytes | Problem]], classes: ClassTable

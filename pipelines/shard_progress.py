@@ -42,7 +42,7 @@ def count_written(folder: Path, since: float) -> Written:
             continue
         total = int(number[1])
         if path.parent.name == PARTS_FOLDER:
-            shards += beam_storage.TEMPORARY not in path.name
+            shards += beam_storage.storage.TEMPORARY not in path.name
         else:
             size += found.st_size
     return Written(shards, total, size)

@@ -160,7 +160,7 @@ def write_report(paths: list[str], job: ReportJob) -> str:
     lines = [json.dumps(line.model_dump(exclude={"index"}), ensure_ascii=False) for line in rejected]
     beam_storage.write_bytes(beam_storage.join(folder, REJECTED_NAME), "".join(f"{line}\n" for line in lines).encode())
     names = name_images(parts)
-    windows = CropSettings.of(job.config.data.augmentation) if len(parts[0].views) > 1 else None
+    windows = CropSettings.from_config(job.config.data.augmentation) if len(parts[0].views) > 1 else None
     split = merge_parts(parts, f"{job.split}/{HASHES_NAME}", rejected, windows)
     check_split(split, job)
     beam_storage.write_bytes(beam_storage.join(folder, HASHES_NAME), save_array(np.array(sorted(names), np.uint64)))
@@ -187,7 +187,7 @@ def sweep(folder: str, kept: list[str]) -> None:
     stale = [
         path
         for path, name in zip(found, map(posixpath.basename, found), strict=True)
-        if beam_storage.TEMPORARY in name or (OF_A_SHARD.fullmatch(name) and name not in names)
+        if beam_storage.storage.TEMPORARY in name or (OF_A_SHARD.fullmatch(name) and name not in names)
     ]
     beam_storage.delete_files(stale)
 

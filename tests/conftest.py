@@ -7,10 +7,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import pytest
 from hypothesis import HealthCheck, settings
+
+from ssd_dist.core.environment_variables import set_tensorflow_defaults
+
+# Before any test module imports TensorFlow; processes that the tests start inherit the variables.
+set_tensorflow_defaults()
 
 # The time of an example depends on the machine, not on the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

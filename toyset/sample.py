@@ -28,6 +28,7 @@ from rich.progress import track
 
 from ssd_dist.core.commands import required_flag, run_command
 from ssd_dist.core.errors import UsageError
+from ssd_dist.core.storage import write_text
 from toyset.placing import Kind
 from toyset.scene import draw_scene
 from toyset.toys import TOYS
@@ -103,14 +104,11 @@ def write_split(output: Path, split: str, count: int, seed: int) -> dict[str, An
         if listing.exists() or (images.is_dir() and any(images.iterdir())):
             raise UsageError(f"--output={output} holds a split {split} already: name a new folder, or remove it")
         images.mkdir(parents=True, exist_ok=True)
-        listing.parent.mkdir(exist_ok=True)
         drafts = [Draft(seed, split, number, str(images / f"{number:06d}.jpg")) for number in range(1, count + 1)]
         shown = track(draw_all(drafts), f"drawing {split}", count, disable=not sys.stdout.isatty())
         annotations = describe_split(shown, split, seed)
         # The annotations come last: a folder that has them is complete.
-        unfinished = listing.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(annotations) + "\n")
-        unfinished.rename(listing)
+        write_text(listing, json.dumps(annotations) + "\n")
     except OSError as error:
         raise UsageError(f"--output={output} cannot be written: {error}") from None
     return annotations

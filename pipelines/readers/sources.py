@@ -144,7 +144,7 @@ def holds_shards(folder: str) -> bool:
     return all(
         path.startswith(parts)
         or path.endswith((".tfrecord", REJECTED_NAME, HASHES_NAME))
-        or beam_storage.TEMPORARY in posixpath.basename(path)
+        or beam_storage.storage.TEMPORARY in posixpath.basename(path)
         for path in beam_storage.match_below(folder, "**")
     )
 

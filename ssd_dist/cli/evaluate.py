@@ -6,6 +6,7 @@ from pathlib import Path
 from absl import flags  # type: ignore[import-untyped]
 
 from ssd_dist.core.commands import define_override_flag, overrides_from_flags, required_flag, run_command
+from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.errors import UsageError
 
 
@@ -44,6 +45,7 @@ def run_main() -> None:
     flags.DEFINE_string("output", None, "JSON file to write the metrics and the error analysis to.")
     flags.DEFINE_string("pictures", None, "PNG file to write images with predictions and ground truth to.")
     define_override_flag()
+    set_tensorflow_defaults()
     run_command(main)
 
 

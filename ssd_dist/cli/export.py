@@ -9,6 +9,7 @@ from pathlib import Path
 from absl import flags  # type: ignore[import-untyped]
 
 from ssd_dist.core.commands import define_override_flag, overrides_from_flags, required_flag, run_command
+from ssd_dist.core.environment_variables import set_tensorflow_defaults
 
 
 def main(_: list[str]) -> None:
@@ -48,6 +49,7 @@ def run_main() -> None:
     )
     flags.DEFINE_string("output", None, "Folder for the model and export.json, created if missing.")
     define_override_flag()
+    set_tensorflow_defaults()
     run_command(main)
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from absl import flags  # type: ignore[import-untyped]
 
 from ssd_dist.core.commands import define_override_flag, overrides_from_flags, refuse_flags, run_command
+from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.folder_names import REPORT_NAME
+from ssd_dist.core.storage import is_remote
 
 
 def main(_: list[str]) -> None:
@@ -25,7 +27,7 @@ def main(_: list[str]) -> None:
         refuse_flags(["max_images", "fit_anchors"], beside="model_dir")
     output = flags.FLAGS["output"].value or default_output(data, model_dirs)
     for flag, name in (("output", output), ("fit_anchors", flags.FLAGS["fit_anchors"].value)):
-        if name and "://" in name:
+        if name and is_remote(name):
             raise UsageError(f"--{flag}={name}: cannot write to remote storage; give a local path and copy the file")
     # TensorFlow takes seconds to import, so it is imported after the flags are checked.
     if data:
@@ -60,6 +62,7 @@ def run_main() -> None:
     flags.DEFINE_integer("max_images", 5000, "With --data: maximum number of records to read per split.", lower_bound=1)
     flags.DEFINE_string("fit_anchors", None, "With --data: YAML file to write anchors.* to, fitted to the objects.")
     define_override_flag()
+    set_tensorflow_defaults()
     run_command(main)
 
 

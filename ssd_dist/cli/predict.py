@@ -9,6 +9,7 @@ import dataclasses
 from absl import flags  # type: ignore[import-untyped]
 
 from ssd_dist.core.commands import define_override_flag, overrides_from_flags, refuse_flags, required_flag, run_command
+from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.errors import DataError, UsageError
 
 
@@ -71,6 +72,7 @@ def run_main() -> None:
         "batch_size", None, "Images per batch; by default eval.batch_size, or 16 for an export.", lower_bound=1
     )
     define_override_flag()
+    set_tensorflow_defaults()
     run_command(main)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from absl import flags  # type: ignore[import-untyped]
 
 from ssd_dist.core.commands import config_from_flags, define_config_flags, required_flag, run_command
+from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.folder_names import REPORT_NAME, check_folder_name
 
 
@@ -59,6 +60,7 @@ def run_main() -> None:
     flags.DEFINE_bool("report", True, "Write RUN/report.html after training: curves, errors, images with predictions.")
     flags.DEFINE_bool("dry_run", False, "Print model size, FLOPs, memory, data and cluster, without training.")
     flags.DEFINE_bool("preflight", False, "Check cluster, data, folder and memory on every worker, without training.")
+    set_tensorflow_defaults()
     run_command(main)
 
 

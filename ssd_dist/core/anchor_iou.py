@@ -1,12 +1,12 @@
-"""How much objects and anchors overlap, without looking at the pairs that hardly do.
+"""Computes the IoU of objects with anchors, skipping pairs with little overlap.
 
-Anchors lie on grids: of each shape one in every cell. An intersection is a height times a width, so the heights of an
-object with the rows of a grid and its widths with the columns say all about the object and the grid: their greatest
-product is the best of the grid, and only rows and columns that reach a given product need to be combined. For 8,732
-anchors that is 744 numbers an object, and a few hundred pairs.
+The anchors of one level and shape form a grid, with one anchor per cell. An intersection is a height times a width. The
+heights that an object shares with the rows of a grid, and the widths that it shares with the columns, therefore
+determine its intersections with all anchors of the grid: the largest height times the largest width is the largest
+intersection, and only rows and columns that can reach a given product are combined. For 8,732 anchors these are 744
+numbers per object and a few hundred pairs.
 """
 
-import bisect
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,12 +19,10 @@ from ssd_dist.core.config import AnchorConfig
 
 Float64Array: TypeAlias = npt.NDArray[np.float64]
 
-LARGEST_INPUT = 1 << 14
-
 
 @dataclass(frozen=True)
 class Pairs:
-    """Objects and anchors that overlap: `objects` [P] ascending, `anchors` [P] and `iou` [P] belong together."""
+    """Pairs of an object and an anchor: indices `objects` [P], ascending, and `anchors` [P], and their `iou` [P]."""
 
     objects: IntArray
     anchors: IntArray
@@ -33,32 +31,44 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Spans:
-    """What boxes [N, 4] share with every row and column.
+    """Overlaps of boxes [N, 4] with all rows and columns.
 
     Attributes:
-      lengths: [N, 2, L], the heights shared with L rows and the widths shared with L columns.
-      areas: [N], of the boxes.
+      lengths: float64 [N, 2, L], the heights shared with L rows and the widths shared with L columns.
+      areas: float64 [N], the areas of the boxes.
     """
 
     lengths: Float64Array
     areas: Float64Array
 
-    def of(self, index: int) -> "Spans":
-        """Those of one box."""
+    def select(self, index: int) -> "Spans":
+        """Returns the overlaps of one box, with N = 1."""
         return Spans(self.lengths[index : index + 1], self.areas[index : index + 1])
 
 
 class AnchorGrids:
-    """One set of anchors as grids, one for each shape of each level; all sums are in float64."""
+    """Represents a set of anchors as grids, one per level and shape; computes in float64."""
 
-    def __init__(self, anchors: FloatArray, config: AnchorConfig) -> None:
-        """`anchors` are those that `generate_anchors` makes of the config, at any input size; else a ValueError."""
+    def __init__(self, anchors: FloatArray, config: AnchorConfig, input_size: int) -> None:
+        """Decomposes the anchors into grids.
+
+        Args:
+          anchors: float32 [A, 4], the result of `generate_anchors(config, input_size)`.
+          config: the configuration of the anchors.
+          input_size: side of the model input in pixels.
+
+        Raises:
+          ValueError: if the anchors are not those of the configuration.
+        """
         wide = anchors.astype(np.float64)
         self._areas = (wide[:, 2] - wide[:, 0]) * (wide[:, 3] - wide[:, 1])
-        cells = _cells(len(anchors), config)
-        # Rows and columns [L], grid by grid. An anchor's index is that of its row's first plus its column's step.
+        cells = _grid_indices(config, input_size)
+        if sum(grid.size for grid in cells) != len(anchors):
+            raise ValueError(f"{len(anchors)} anchors: the config has another number at input size {input_size}")
+        # Rows and columns [L] of all grids. The index of an anchor is the index of the first anchor of its row plus the
+        # offset of its column.
         self._row_first = np.concatenate([grid[:, 0] for grid in cells])
-        self._column_step = np.concatenate([grid[0] - grid[0, 0] for grid in cells])
+        self._column_offset = np.concatenate([grid[0] - grid[0, 0] for grid in cells])
         columns = np.concatenate([grid[0] for grid in cells])
         self._low = np.stack([wide[self._row_first, 0], wide[columns, 1]])
         self._high = np.stack([wide[self._row_first, 2], wide[columns, 3]])
@@ -75,10 +85,10 @@ class AnchorGrids:
         lines = np.stack([self._row_of, self._column_of])
         edges = (*np.take_along_axis(self._low, lines, 1), *np.take_along_axis(self._high, lines, 1))
         if not np.array_equal(np.stack(edges, axis=1), wide):
-            raise ValueError("the anchors are not those of the config, on square grids and in its order")
+            raise ValueError("the anchors differ from those of the config, or their order does")
 
     def measure(self, boxes: FloatArray) -> Spans:
-        """What boxes [N, 4] share with every row and column."""
+        """Returns the overlaps of boxes [N, 4] with all rows and columns."""
         wide = boxes.astype(np.float64)
         low, high = wide[:, :2], wide[:, 2:]
         lengths = np.minimum(high[:, :, None], self._high)
@@ -88,7 +98,7 @@ class AnchorGrids:
         return Spans(lengths, sides[:, 0] * sides[:, 1])
 
     def iou(self, spans: Spans) -> Float64Array:
-        """IoU [N, A] of all boxes with all anchors."""
+        """Returns the IoU [N, A] of all boxes with all anchors."""
         intersection = self._intersection(spans)
         union = spans.areas[:, None] + self._areas
         union -= intersection
@@ -96,19 +106,24 @@ class AnchorGrids:
         return intersection
 
     def cover(self, spans: Spans) -> Float64Array:
-        """The share [N, A] of each anchor that lies within each box."""
+        """Returns the fraction [N, A] of the area of each anchor that lies within each box."""
         return np.asarray(self._intersection(spans) / self._areas)
 
     def find_pairs(self, spans: Spans, bound: float, tie: float) -> Pairs:
-        """Every pair of an IoU of `bound` or more and, for each box, every one as good as its best, but for a `tie`.
+        """Returns the pairs whose IoU is at least `bound`, and for each box those whose IoU equals its highest IoU.
 
-        There may be others among them; each box has one at least.
+        The result may contain other pairs, too. Every box has at least one pair.
+
+        Args:
+          spans: the overlaps of the boxes.
+          bound: the IoU from which on all pairs are needed.
+          tie: differences of IoU up to this value count as equal.
         """
         longest = np.maximum.reduceat(spans.lengths, self._starts, axis=2)
         best = longest[:, 0] * longest[:, 1]
-        # Anchors of one shape differ by their rounding. That much the best anchor reaches at least:
+        # A lower bound of the highest IoU per box; the areas of anchors of one shape differ by rounding.
         reached = (best / (spans.areas[:, None] + self._largest - best)).max(axis=1)
-        # Twice the tie: rounding must not cost a pair.
+        # Twice the tie, so that rounding does not exclude a needed pair.
         floor = np.minimum(bound, reached) - 2 * tie
         needed = (floor / (1 + floor))[:, None] * (spans.areas[:, None] + self._smallest)
         partner = longest[:, ::-1].take(self._grid_of, axis=2)
@@ -117,18 +132,18 @@ class AnchorGrids:
         return self._combine(spans, suitable[:, 0], suitable[:, 1])
 
     def _combine(self, spans: Spans, rows: npt.NDArray[np.bool_], columns: npt.NDArray[np.bool_]) -> Pairs:
-        """The pairs of each box with every anchor whose row and whose column [N, L] are marked."""
+        """Returns the pairs of each box with the anchors whose row and column are both true in the masks [N, L]."""
         lines, grids = len(self._grid_of), len(self._starts)
         row, column = np.flatnonzero(rows), np.flatnonzero(columns)
         box, row_line = np.divmod(row, lines)
-        # Marked columns of one box and grid lie side by side: each row takes the run of its own.
+        # The selected columns of one box and grid are consecutive: each row is combined with the run of its grid.
         runs = np.add.reduceat(columns, self._starts, axis=1, dtype=np.int64).reshape(-1)
         run = box * grids + self._grid_of[row_line]
         length = runs[run]
         shift = (np.cumsum(runs) - runs)[run] - (np.cumsum(length) - length)
         taken = column[np.repeat(shift, length) + np.arange(length.sum())]
         objects = np.repeat(box, length)
-        anchors = np.repeat(self._row_first[row_line], length) + self._column_step[taken % lines]
+        anchors = np.repeat(self._row_first[row_line], length) + self._column_offset[taken % lines]
         heights, widths = (np.ascontiguousarray(spans.lengths[:, axis]).reshape(-1) for axis in (0, 1))
         intersection = np.repeat(heights[row], length) * widths[taken]
         union = spans.areas[objects] + self._areas[anchors]
@@ -141,23 +156,12 @@ class AnchorGrids:
         return heights
 
 
-def _cells(count: int, config: AnchorConfig) -> list[IntArray]:
-    """Indices [n, n] of the anchors of each grid, rows first, if there are `count` of them in all.
-
-    No level shrinks while the input grows, so one set of level sizes at most has that count.
-    """
-    shapes = anchors_per_cell(config)
-
-    def anchors_at(input_size: int) -> int:
-        return sum(cells * cells * number for cells, number in zip(feature_sizes(input_size), shapes, strict=True))
-
-    input_size = bisect.bisect_left(range(LARGEST_INPUT), count, lo=1, key=anchors_at)
-    if input_size == LARGEST_INPUT or anchors_at(input_size) != count:
-        raise ValueError(f"no input size has {count} anchors of this config")
-    grids = []
+def _grid_indices(config: AnchorConfig, input_size: int) -> list[IntArray]:
+    """Returns for each grid the indices [n, n] of its anchors, by row and column."""
+    grids: list[IntArray] = []
     first = 0
-    for cells, number in zip(feature_sizes(input_size), shapes, strict=True):
-        level = first + np.arange(cells * cells * number, dtype=np.int64).reshape(cells, cells, number)
+    for cells, shapes in zip(feature_sizes(input_size), anchors_per_cell(config), strict=True):
+        level = first + np.arange(cells * cells * shapes, dtype=np.int64).reshape(cells, cells, shapes)
         grids += list(np.moveaxis(level, 2, 0))
         first += level.size
     return grids

@@ -1,17 +1,16 @@
-"""What the commands share: absl flags in, an exit code out, every user mistake one line.
+"""Runs commands: parses absl flags, reports user errors in one line and returns exit codes.
 
     def run_main():
         define_config_flags()                 # --config, --set
-        flags.DEFINE_string(...)              # the command's own
+        flags.DEFINE_string(...)              # the flags of the command
         run_command(main)                     # parses, calls main, exits
 
-Flags are defined when the command starts, not when its module is imported: two commands may share a flag's name.
+Flags are defined when the command starts, not when its module is imported, because commands share flag names.
 """
 
 import difflib
 import gc
 import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -22,12 +21,12 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import load_config
 from ssd_dist.core.errors import UsageError, exit_with_message
 
-# The flags defined here belong, in --help, to the command that asked for them.
+# In --help, the flags defined here belong to the command that defines them.
 flags.disclaim_key_flags()
 
 
 def define_config_flags() -> None:
-    """Defines `--config` and `--set`, which every command that reads an experiment takes."""
+    """Defines `--config` and `--set`."""
     flags.DEFINE_string("config", None, "YAML file of the experiment, e.g. configs/bccd.yaml.")
     define_override_flag()
 
@@ -40,21 +39,21 @@ def define_override_flag() -> None:
 
 
 def overrides_from_flags() -> list[str]:
-    """What `--set` was given, in order."""
+    """Returns the values of `--set` in order."""
     return list(flags.FLAGS["set"].value)
 
 
 def config_from_flags() -> Config:
-    """The experiment that `--config` and `--set` describe.
+    """Returns the config that `--config` and `--set` describe.
 
     Raises:
-      UsageError: if `--config` is missing or the config is wrong.
+      UsageError: if `--config` is missing or the config is invalid.
     """
     return load_config(required_flag("config"), overrides_from_flags())
 
 
 def required_flag(name: str) -> str:
-    """The value of a string flag that must be given.
+    """Returns the value of a required string flag.
 
     Raises:
       UsageError: if it is missing or empty.
@@ -66,21 +65,22 @@ def required_flag(name: str) -> str:
 
 
 def refuse_flags(names: Sequence[str], beside: str) -> None:
-    """Refuses flags that would change nothing.
+    """Rejects flags that have no effect together with the flag `beside`.
 
     Raises:
-      UsageError: naming the first of `names` that was given beside the flag `beside`.
+      UsageError: if one of `names` is set; the message states the first one.
     """
     for name in names:
         if flags.FLAGS[name].present:
-            raise UsageError(f"--{name} has no effect beside --{beside}; leave one of them away")
+            raise UsageError(f"--{name} has no effect together with --{beside}; omit one of them")
 
 
 def run_command(main: Callable[[list[str]], int | None], keep_unknown: bool = False) -> NoReturn:
-    """Parses the flags, runs `main` and exits with its code, or with that of the `SsdDistError` it raised.
+    """Parses the flags, runs `main` and exits with its exit code or that of the `SsdDistError` it raises.
 
-    `main` gets the arguments that are no flags of ours, without the program's name: with `keep_unknown` whatever
-    absl does not know (a Beam option, say), otherwise always an empty list, since anything else is refused.
+    Args:
+      main: gets the remaining arguments, without the name of the program; they are empty unless `keep_unknown`.
+      keep_unknown: whether to pass unknown flags, such as Beam options, to `main` instead of rejecting them.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -89,14 +89,12 @@ def run_command(main: Callable[[list[str]], int | None], keep_unknown: bool = Fa
             sys.exit(0)
         return parse_arguments(argv, keep_unknown)
 
-    # A file's name may be no UTF-8; to print it must not end a run.
+    # File names need not be valid UTF-8, and printing one must not fail.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    # The libraries' own chatter; a user who wants it sets these.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.WARNING)
-    # A traced graph is a million objects that stay: looking through all of them, as often as Python does by default and
-    # once more before it ends, takes a sixth of a short run.
+    # A traced graph has a million objects that are never freed. Garbage collection with the default thresholds and at
+    # exit takes a sixth of the time of a short run.
     gc.set_threshold(50_000, 20, 50)
     try:
         sys.exit(exit_with_message(lambda: app.run(main, flags_parser=parse)))
@@ -105,10 +103,10 @@ def run_command(main: Callable[[list[str]], int | None], keep_unknown: bool = Fa
 
 
 def parse_arguments(argv: list[str], keep_unknown: bool = False) -> list[str]:
-    """Gives absl its flags and returns the other arguments, without the program's name `argv[0]`.
+    """Parses the flags and returns the other arguments, without the name of the program `argv[0]`.
 
     Raises:
-      UsageError: for a flag that does not parse and, unless `keep_unknown`, for any argument left over.
+      UsageError: for an invalid flag and, unless `keep_unknown`, for any remaining argument.
     """
     try:
         rest = flags.FLAGS(argv, known_only=keep_unknown)[1:]
@@ -117,12 +115,12 @@ def parse_arguments(argv: list[str], keep_unknown: bool = False) -> list[str]:
     except flags.Error as error:
         raise UsageError(f"{error}; --help lists the flags") from None
     if rest and not keep_unknown:
-        raise UsageError(f"unexpected argument {rest[0]!r}: give values as --flag=value; --help lists the flags")
+        raise UsageError(f"unexpected argument {rest[0]!r}: write values as --flag=value; --help lists the flags")
     return list(rest)
 
 
 def unknown_flag(name: str, known: Sequence[str]) -> UsageError:
-    """The error for a flag that does not exist, naming the nearest of those that do."""
+    """Returns the error for an unknown flag; the message suggests the most similar known flag."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"; did you mean --{near[0]}?" if near else "; --help lists the flags"
     return UsageError(f"unknown flag --{name}{hint}")
@@ -130,7 +128,7 @@ def unknown_flag(name: str, known: Sequence[str]) -> UsageError:
 
 def _help_text(main: Callable[[list[str]], int | None]) -> str:
     module = sys.modules[main.__module__]
-    # absl files the flags of a module run as a script under the script's path.
+    # absl registers the flags of a module that runs as a script under the path of the script.
     name = sys.argv[0] if main.__module__ == "__main__" else main.__module__
     own = flags.FLAGS.get_key_flags_for_module(name)
     lines = [f"  --{flag.name}: {flag.help} (default: {flag.default_as_str or 'none'})" for flag in own]

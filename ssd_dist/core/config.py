@@ -1,9 +1,9 @@
-"""The experiment: what a YAML file may say, typed, frozen and strict.
+"""Defines all configuration keys as typed, frozen and strictly validated sections.
 
     base.yaml <- extends <- experiment.yaml <- --set a.b=c   ->  Config
 
-Every key has its type, its bounds and its default here and nowhere else. Code receives the section it needs
-(`MatchingConfig`), never the tree and never a dict.
+The type, bounds and default of every key are defined only here. Functions receive the section that they need, such as
+`MatchingConfig`, and never a dict.
 """
 
 from typing import Annotated, Any, Literal
@@ -18,18 +18,20 @@ NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """A part of the config: unknown keys are refused, values are never coerced from another type."""
+    """Base class of config sections; rejects unknown keys and never converts values from another type."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
 
 class AugmentationConfig(Section):
-    """What happens to an image on the fly. Flips and colours keep the precomputed targets valid.
+    """Random changes of training images.
 
-    `crop` (SSD's random crops and expansions) acts with `data.targets: online`; else prepared views have them, and a
-    config whose windows differ from theirs is refused. A view shows up to `largest_expansion` times the image's sides
-    and at least `smallest_crop` of them. `flip` is left to right, `flip_vertical` upside down. Brightness and hue are
-    additive (of the value range, of the colour circle); contrast and saturation are factors drawn from [1 - x, 1 + x].
+    Flips and colour changes are applied during training and keep precomputed targets valid. `crop` enables SSD's random
+    crops and expansions with `data.targets: online`. With precomputed targets, the augmented copies contain them, and
+    their `largest_expansion` and `smallest_crop` must equal those of the config. An expansion has up to
+    `largest_expansion` times the sides of the image, a crop at least `smallest_crop` times. `flip` mirrors left to
+    right, `flip_vertical` upside down. Brightness and hue are added (fractions of the value range and of the colour
+    circle); contrast and saturation are factors from [1 - x, 1 + x].
     """
 
     flip: bool = True
@@ -44,7 +46,7 @@ class AugmentationConfig(Section):
 
 
 class DataConfig(Section):
-    """Where the prepared records are and how they are read and written."""
+    """Location of the prepared dataset, and how it is written and read."""
 
     dir: str = ""
     targets: Literal["precomputed", "online"] = "precomputed"
@@ -59,8 +61,8 @@ class DataConfig(Section):
 class AnchorConfig(Section):
     """Default boxes of SSD (Liu et al. 2016, section 2.2), as fractions of the image side.
 
-    `sizes` holds one more entry than there are levels: the last closes the geometric mean of the last level.
-    `aspect_ratios` lists per level the ratios above 1; each is used upright and turned.
+    `sizes` has one entry per level and one more, for the geometric mean of the last level. `aspect_ratios` lists the
+    ratios above 1 of each level; each gives a wide and a tall anchor.
     """
 
     sizes: tuple[PositiveFloat, ...] = (0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05)
@@ -72,8 +74,8 @@ class AnchorConfig(Section):
 
     @field_validator("sizes", "aspect_ratios", mode="before")
     @classmethod
-    def _tuples_from_lists(cls, value: Any) -> Any:
-        return _tuples(value)
+    def _convert_lists(cls, value: Any) -> Any:
+        return _convert_to_tuples(value)
 
     @model_validator(mode="after")
     def _check_levels(self) -> "AnchorConfig":
@@ -82,12 +84,12 @@ class AnchorConfig(Section):
                 f"anchors.aspect_ratios needs one list for each of 6 levels, got {len(self.aspect_ratios)}"
             )
         if len(self.sizes) != 7:
-            raise ValueError(f"anchors.sizes needs 7 entries (6 levels and one to close), got {len(self.sizes)}")
+            raise ValueError(f"anchors.sizes needs 7 entries (6 levels and one more), got {len(self.sizes)}")
         return self
 
 
 class MatchingConfig(Section):
-    """IoU matching: positive above one bound, negative below the other, ignored between."""
+    """IoU matching: anchors are positive above `positive_iou`, negative below `negative_iou` and ignored between."""
 
     policy: Literal["multi", "one_to_one"] = "multi"
     positive_iou: Fraction = 0.5
@@ -104,7 +106,7 @@ class MatchingConfig(Section):
 
 
 class ModelConfig(Section):
-    """The detector's shape."""
+    """Architecture of the detector."""
 
     input_size: Annotated[int, Field(ge=32, le=2048)] = 300
     width: Annotated[float, Field(ge=0.1, le=4.0)] = 1.0
@@ -113,9 +115,9 @@ class ModelConfig(Section):
 
 
 class BackboneConfig(Section):
-    """The MobileNetV2 below the heads. `weights` is `imagenet`, `none` or the path of a Keras weight file.
+    """The MobileNetV2 backbone. `weights` is `imagenet`, `none` or the path of a Keras weight file.
 
-    Its learning rate is `lr_scale` times that of the rest; 0 freezes it, its batch norms as well.
+    `lr_scale` multiplies its learning rate; 0 freezes the backbone, including its batch norms.
     """
 
     weights: Annotated[str, Field(min_length=1)] = "imagenet"
@@ -128,8 +130,8 @@ class LossConfig(Section):
 
     An image's loss is its summed anchor losses divided by the `normalizer`: the number of positives, of images,
     or of classified anchors (positives and mined negatives), counted over the whole global batch or, with
-    `normalize_per: image`, over that image alone. `reduction` then sums or averages over the images of the global
-    batch; `none` leaves one loss for each image, whose gradient is that of the sum.
+    `normalize_per: image`, over that image only. `reduction` then sums or averages over the images of the global
+    batch; `none` keeps one loss per image, whose gradient is that of the sum.
     """
 
     beta: PositiveFloat = 1.0
@@ -141,7 +143,7 @@ class LossConfig(Section):
 
 
 class MiningConfig(Section):
-    """Hard-negative mining: `ratio` negatives for each positive, the hardest first."""
+    """Hard-negative mining: selects the `ratio` negatives with the highest loss per positive."""
 
     ratio: NonNegativeFloat = 3.0
     scope: Literal["image", "global"] = "image"
@@ -165,12 +167,12 @@ class AmpConfig(Section):
 
     @field_validator("force_fp32", mode="before")
     @classmethod
-    def _tuple_from_list(cls, value: Any) -> Any:
-        return _tuples(value)
+    def _convert_list(cls, value: Any) -> Any:
+        return _convert_to_tuples(value)
 
 
 class EmaConfig(Section):
-    """Exponential moving average of the weights, the ones evaluated and shipped."""
+    """Exponential moving average of the weights, for evaluation and export."""
 
     enabled: bool = True
     decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
@@ -182,7 +184,7 @@ class OptimizerConfig(Section):
     """AdamW or SGD with momentum; `clip_norm: 0` means no clipping.
 
     `weight_decay` is decoupled in both (Loshchilov and Hutter 2019): added to the step, times the learning rate, not to
-    the gradient. SGD's is therefore not multiplied by momentum: papers' 5e-4 at momentum 0.9 are about 5e-3 here.
+    the gradient. Momentum does not amplify it in SGD: 5e-4 at momentum 0.9 in papers corresponds to about 5e-3 here.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -194,20 +196,20 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Linear warm-up to `optimizer.lr`, then a cosine down to `min_lr`."""
+    """Linear warm-up to `optimizer.lr`, then cosine decay to `min_lr`."""
 
     warmup_steps: Count = 100
     min_lr: NonNegativeFloat = 1e-5
 
 
 class TrainConfig(Section):
-    """How long, how many, how reproducible. `steps` above 0 overrides `epochs`.
+    """Length, batch size and reproducibility of training. `steps` above 0 overrides `epochs`.
 
-    `accumulate_steps` splits each replica's batch into that many parts, one after another: less memory, and the same
-    gradient where batch norms are frozen; others see one part at a time. After `stall_seconds` without a step the
-    stacks of all threads are printed. A loss that is NaN or infinite stops the run, or, at most `recover_from_blowup`
-    times, takes it back to its last checkpoint, from where it goes on after the batch that did it. With `jit_compile`
-    XLA compiles the network.
+    `accumulate_steps` splits the batch of each replica into parts that are processed one after another. This saves
+    memory. The gradient is the same if batch norms are frozen; otherwise they normalize each part separately.
+    After `stall_seconds` without a step, the stacks of all threads are printed. A NaN or infinite loss stops the run,
+    except for the first `recover_from_blowup` times: then training returns to the last checkpoint and skips the batch
+    that caused it. With `jit_compile`, XLA compiles the network.
     """
 
     epochs: PositiveInt = 40
@@ -225,10 +227,10 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
-    """When to evaluate, on which split (`auto`: val, else test), and the metric that decides the best checkpoint.
+    """When to evaluate, the split (`auto`: val, else test), and the metric that selects the best checkpoint.
 
     With `use_ema` the averaged weights are evaluated and kept as the best checkpoint; false evaluates and keeps the
-    trained weights while EMA is on. Without EMA (`ema.enabled: false`) it changes nothing.
+    trained weights while EMA is on. Without EMA (`ema.enabled: false`) it has no effect.
     """
 
     split: Annotated[str, Field(min_length=1)] = "auto"
@@ -243,9 +245,9 @@ class EvalConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """How often to save (0: at the end alone), how many to keep, and how many of the best.
+    """How often to save (0: only at the end), how many checkpoints to keep, and how many of the best.
 
-    With `async_save` training waits for a copy of its state in memory alone; slow storage is written to meanwhile.
+    With `async_save`, training waits only until its state is copied in memory; files are written in the background.
     """
 
     every_steps: Count = 500
@@ -255,13 +257,13 @@ class CheckpointConfig(Section):
 
 
 class PreemptionConfig(Section):
-    """How long after SIGTERM this machine is still there: time to end the step and save."""
+    """Time from SIGTERM until the machine stops; the run must finish its step and save within it."""
 
     grace_seconds: PositiveFloat = 30.0
 
 
 class ClusterConfig(Section):
-    """The machines. `logical_cpus` splits the CPU into that many replicas where there is no GPU."""
+    """Distribution over devices and machines. `logical_cpus` splits the CPU into replicas if there is no GPU."""
 
     strategy: Literal["auto", "one_device", "mirrored", "multi_worker"] = "auto"
     logical_cpus: Count = 0
@@ -269,9 +271,9 @@ class ClusterConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Where metrics go besides metrics.jsonl and TensorBoard; what `also` names must be installed.
+    """Trackers in addition to metrics.jsonl and TensorBoard; the packages listed in `also` must be installed.
 
-    `profiler_port` above 0 lets TensorBoard's "capture profile" look into the chief while it trains.
+    `profiler_port` above 0 lets TensorBoard's "capture profile" connect to the chief during training.
     """
 
     also: tuple[Literal["wandb", "mlflow"], ...] = ()
@@ -280,12 +282,12 @@ class TrackingConfig(Section):
 
     @field_validator("also", mode="before")
     @classmethod
-    def _tuple_from_list(cls, value: Any) -> Any:
-        return _tuples(value)
+    def _convert_list(cls, value: Any) -> Any:
+        return _convert_to_tuples(value)
 
 
 class Config(Section):
-    """One experiment, complete."""
+    """The complete configuration of an experiment."""
 
     data: DataConfig = DataConfig()
     anchors: AnchorConfig = AnchorConfig()
@@ -313,14 +315,17 @@ class Config(Section):
             )
         if self.train.accumulate_steps > 1 and self.mining.scope == "global":
             raise ValueError(
-                "mining.scope: global ranks the whole batch before the first gradient and train.accumulate_steps: "
-                f"{self.train.accumulate_steps} never has it at once; set one of them to image or 1"
+                "mining.scope: global ranks the anchors of the whole batch, but with train.accumulate_steps: "
+                f"{self.train.accumulate_steps} only a part is in memory; set mining.scope: image or "
+                "train.accumulate_steps: 1"
             )
         if self.train.jit_compile and self.train.sync_batch_norm:
-            raise ValueError("train.jit_compile: XLA cannot compile what train.sync_batch_norm sends; set one to false")
+            raise ValueError(
+                "train.jit_compile: XLA cannot compile the communication of train.sync_batch_norm; set one to false"
+            )
         return self
 
 
-def _tuples(value: Any) -> Any:
-    """Turns YAML's lists into tuples, at any depth; strict validation takes no lists for tuples."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+def _convert_to_tuples(value: Any) -> Any:
+    """Converts lists to tuples, at any depth, because strict validation accepts no lists for tuples."""
+    return tuple(_convert_to_tuples(item) for item in value) if isinstance(value, list | tuple) else value

@@ -1,7 +1,7 @@
-"""From files and flags to a `Config`, with errors that name the key, the value and the mend.
+"""Loads a `Config` from YAML files and flags; errors state the key, the value and the fix.
 
 load_config("configs/x.yaml", ["train.epochs=3"])
-    read x.yaml and what it extends -> merge, nearest file last -> apply --set -> expand ${NAME} -> validate
+    read x.yaml and the files it extends -> merge, x.yaml last -> apply --set -> expand ${NAME} -> validate
 """
 
 import difflib
@@ -21,13 +21,13 @@ _ENVIRONMENT_REFERENCE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(:-(?P
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as a number, a date as a string, and refuses a key given twice and aliases."""
+    """Loads safe YAML; reads 1e-3 as a number and a date as a string, and rejects duplicate keys and aliases."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        # An alias may contain itself, or grow a short file beyond memory.
+        # An alias may contain itself, or expand a short file beyond the memory.
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not taken; write the value out", mark)
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported; repeat the value", mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -39,16 +39,16 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads: the string "1e-3" in quotes."""
+    """Writes YAML for `_Loader`; quotes strings such as "1e-3"."""
 
 
-# No key of the config is a date, and a folder may well be called 2026-11-25.
+# No config value is a date, but a folder may be called 2026-11-25.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
-# YAML 1.1 takes 1e-3 for a string; everybody means the number.
+# YAML 1.1 reads 1e-3 as a string, but users mean the number.
 for _handler in (_Loader, _Dumper):
     _handler.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
@@ -56,10 +56,14 @@ for _handler in (_Loader, _Dumper):
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML experiment and everything it extends, applies `a.b=c` overrides and validates the whole.
+    """Reads a YAML file and the files it extends, applies overrides and validates the result.
+
+    Args:
+      path: the YAML file.
+      overrides: values of `--set`, as `a.b=c`.
 
     Raises:
-      UsageError: with one line naming file or flag, key, what was given, what is allowed and the nearest key.
+      UsageError: with one line that states file or flag, key, value, valid values and the most similar key.
     """
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -71,23 +75,23 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 
 def dump_config(config: Config) -> str:
-    """The merged config as YAML; `load_config` reads it back to an equal `Config`."""
+    """Returns the config as YAML; `load_config` reads it back to an equal `Config`."""
     return str(yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False))
 
 
 def flatten_config(config: BaseModel) -> dict[str, Any]:
-    """Every leaf of the config by its dotted key, in schema order."""
+    """Returns every value of the config by its dotted key, in schema order."""
     return dict(_leaves(config.model_dump(mode="json")))
 
 
 def _read_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The files from the outermost base to `path`, each with its content less `extends`."""
+    """Returns the files from the outermost base to `path`, each with its content without `extends`."""
     chain: list[tuple[Path, dict[str, Any]]] = []
     seen: set[Path] = set()
     current: Path | None = path
     while current is not None:
         if current.resolve() in seen:
-            raise UsageError(f"{path}: extends goes in a circle through {current}; take one `extends:` out")
+            raise UsageError(f"{path}: extends forms a circle through {current}; remove one `extends:`")
         seen.add(current.resolve())
         content = _read_yaml(current)
         base = content.pop("extends", None)
@@ -112,7 +116,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UsageError(f"config file {path} must hold `key: value` sections, got a {type(content).__name__}")
+        raise UsageError(f"config file {path} must contain `key: value` sections, got a {type(content).__name__}")
     return content
 
 
@@ -132,7 +136,7 @@ def _parse_override(override: str) -> dict[str, Any]:
 def _merge(
     tree: dict[str, Any], content: Mapping[Any, Any], origin: str, origins: dict[str, str], at: str = ""
 ) -> None:
-    """Lays `content` over `tree`, section by section, noting for each key who said it last."""
+    """Merges `content` into `tree`, section by section; records the last origin of each key in `origins`."""
     for name, value in content.items():
         key = f"{at}{name}"
         origins[key] = origin
@@ -160,7 +164,7 @@ def _environment_value(reference: re.Match[str]) -> str:
     value = os.environ.get(reference["name"], reference["default"])
     if value is None:
         name = reference["name"]
-        raise UsageError(f"the config uses ${{{name}}}, which is not set; export it or write ${{{name}:-default}}")
+        raise UsageError(f"the config uses ${{{name}}}, but it is not set; export it or write ${{{name}:-default}}")
     return value
 
 
@@ -190,12 +194,12 @@ def _explain_unknown_key(location: Sequence[str], given: Any) -> str:
     key = ".".join(location)
     if dotted := next((part for part in location if "." in part), None):
         nested = ": {".join(dotted.split(".")) + ": ..." + "}" * dotted.count(".")
-        return f"unknown key {key!r} (given: {given!r}): dots are for --set, in a file it is {nested}"
+        return f"unknown key {key!r} (given: {given!r}): dotted keys are only for --set; in a file, write {nested}"
     if key == "extends":
-        return f"extends (given: {given!r}) belongs in a file, as its first line: what it names is read before the file"
+        return f"extends (given: {given!r}) is only valid at the top of a file; write it there"
     known = [k for leaf in flatten_config(Config()) for k in (leaf, *_parents(leaf))]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-    # A right name in the wrong section is nearer to what was meant than a similar spelling.
+    # An equal name in another section is a better suggestion than a similar spelling.
     near = next((k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]), near)
     section = key.rpartition(".")[0]
     siblings = dict.fromkeys(k.removeprefix(f"{section}.").split(".")[0] for k in known if k.startswith(section))
@@ -206,7 +210,7 @@ def _explain_unknown_key(location: Sequence[str], given: Any) -> str:
 
 
 def _schema_path(location: Sequence[str]) -> Iterator[str]:
-    """The part of a pydantic location that names config keys; what follows are indices and union members."""
+    """Yields the config keys of a pydantic location, without the indices and union members that follow."""
     model: Any = Config
     for part in location:
         yield part

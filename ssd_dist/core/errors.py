@@ -1,7 +1,7 @@
-"""The failures that are not bugs, and the exit code that each becomes.
+"""Errors that users can fix, and their exit codes.
 
-Every layer raises one of these with one line that names the thing and the mend; `exit_with_message`, wrapped
-around each command's `main`, is the only place where they turn into an exit code.
+Every package raises these errors with a message of one line that states what is wrong and how to fix it. Only
+`exit_with_message`, which runs the `main` of each command, converts them to exit codes.
 """
 
 import re
@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-# As a shell has it: 128 and the number of SIGINT.
+# By the convention of shells: 128 plus the number of SIGINT.
 INTERRUPTED = 130
 
 
 class SsdDistError(Exception):
-    """A failure the user can mend; `str(error)` is the whole message."""
+    """An error that the user can fix; `str(error)` is the message."""
 
     exit_code = 1
 
@@ -26,50 +26,53 @@ class UsageError(SsdDistError):
 
 
 class DataError(SsdDistError):
-    """A data set, shard or manifest that is missing, broken or does not fit the config."""
+    """A dataset, shard or manifest that is missing, damaged or does not fit the config."""
 
     exit_code = 3
 
 
 class CheckpointError(SsdDistError):
-    """A checkpoint or weight file that is missing, broken or of another model."""
+    """A checkpoint or weight file that is missing, damaged or of another model."""
 
     exit_code = 4
 
 
 class NumericsError(SsdDistError):
-    """A loss that is not a number or infinite: for another config, or for a look at the images it names."""
+    """A loss that is NaN or infinite; the message lists the images of the batch."""
 
     exit_code = 2
 
 
 class RestartError(SsdDistError):
-    """The run was interrupted in good order: start it again and it goes on."""
+    """An interrupted run that saved its state; it resumes when started again."""
 
     exit_code = 75
 
 
 def exit_with_message(main: Callable[[], int | None]) -> int:
-    """Runs `main`; returns its exit code, or that of the `SsdDistError` or Ctrl-C that ended it, told in one line."""
+    """Runs `main` and returns its exit code.
+
+    For an `SsdDistError` or Ctrl-C, prints one line to stderr and returns the exit code of the error.
+    """
     try:
         return main() or 0
     except SsdDistError as error:
-        _tell(f"error: {' '.join(str(error).split())}")
+        _print_error(f"error: {' '.join(str(error).split())}")
         return error.exit_code
     except KeyboardInterrupt:
-        _tell("error: stopped")
+        _print_error("error: stopped")
         return INTERRUPTED
 
 
-def _tell(message: str) -> None:
-    # The terminal may be closed; the exit code says the same.
+def _print_error(message: str) -> None:
+    # If the terminal is closed, the exit code still reports the error.
     with suppress(OSError, ValueError):
         print(message, file=sys.stderr)
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of what an error's text has to say, which TensorFlow hides among the places it passed."""
-    passed = ("Graph execution error:", "Detected at", "File ")
+    """Returns the first informative line of an error, at most 300 characters; skips TensorFlow's source locations."""
+    locations = ("Graph execution error:", "Detected at", "File ")
     text = re.sub(r"\{\{function_node .*?\}\}|\[Op:\w+\]", "", str(error))
-    told = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(passed)]
-    return (told or [type(error).__name__])[0][:300]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(locations)]
+    return (lines or [type(error).__name__])[0][:300]

@@ -1,9 +1,9 @@
-"""`tf.train.Example` bytes without TensorFlow.
+"""Encodes and decodes `tf.train.Example` messages without TensorFlow.
 
-A Beam worker imports this instead of a 3 GB package; the tests hold it byte for byte to the real thing.
-The message is Example{1: Features{1: map<string, Feature>}}, Feature{1: bytes, 2: float, 3: int64 list}. Map entries
-are sorted by key, as deterministic serialisation has them (but where one key begins with another, on which protobuf's
-own implementations differ; no record has such keys).
+Beam workers import this module instead of a package of 3 GB. The tests compare its bytes with TensorFlow's. The message
+is Example{1: Features{1: map<string, Feature>}}, Feature{1: bytes, 2: float, 3: int64 list}. Map entries are sorted by
+key, as in deterministic serialisation. (If one key is a prefix of another, the implementations of protobuf sort
+differently; records have no such keys.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def encode_example(features: Mapping[str, Feature]) -> bytes:
             field = entries[name].float_list
             field.value.extend(values.tolist())
         else:
-            raise TypeError(f"a feature holds bytes, float32 or int64, not {values.dtype}")
+            raise TypeError(f"a feature must be bytes, float32 or int64, not {values.dtype}")
         if not len(values):
             # Otherwise an empty list would have no type.
             field.SetInParent()
@@ -48,10 +48,10 @@ def encode_example(features: Mapping[str, Feature]) -> bytes:
 
 
 def decode_example(data: bytes) -> dict[str, Feature]:
-    """Parses bytes of a `tf.train.Example`; takes packed and unpacked lists.
+    """Parses the bytes of a `tf.train.Example` with packed or unpacked lists.
 
     Raises:
-      DataError: if the bytes are no Example.
+      DataError: if the bytes are not an Example.
     """
     try:
         entries = _Example.FromString(data).features.feature
@@ -70,7 +70,7 @@ def _values(feature: Any) -> Feature:
 
 
 def _make_example_class() -> Any:
-    """The message class, in a pool of its own: TensorFlow, where it is loaded, has one of the same shape."""
+    """Creates the message class in a separate pool, because TensorFlow may have registered an equal message."""
     file = FileDescriptorProto(name="example.proto", package=_PACKAGE, syntax="proto3")
     lists = {"bytes": FieldDescriptorProto.TYPE_BYTES, "float": FieldDescriptorProto.TYPE_FLOAT}
     lists["int64"] = FieldDescriptorProto.TYPE_INT64
@@ -97,7 +97,7 @@ def _make_example_class() -> Any:
 
 
 def _add_message(parent: Any, name: str, number: int, kind: str) -> Any:
-    """Adds a field that holds one message of a kind."""
+    """Adds a field whose type is the message `kind`."""
     return parent.field.add(
         name=name,
         number=number,

@@ -1,25 +1,26 @@
-"""Which folders a run can be in, and what its page is called there."""
+"""Checks the name of a run folder; defines the name of the report in it."""
 
 import re
 
 from ssd_dist.core.errors import UsageError
+from ssd_dist.core.storage import is_remote
 
-# The page of a run, in its folder.
+# The report in a run folder.
 REPORT_NAME = "report.html"
 
 
 def check_folder_name(model_dir: str) -> None:
-    """Refuses a folder in which TensorFlow would not find a run's checkpoints again.
+    """Checks that TensorFlow can find checkpoints in a folder of this name.
 
     Raises:
-      UsageError: for a folder on an object store, or with a wildcard in its name; naming what does instead.
+      UsageError: for a folder on an object store, or with a wildcard in its name.
     """
-    if "://" in model_dir:
+    if is_remote(model_dir):
         raise UsageError(
-            f"--model_dir={model_dir} is on an object store, and a run needs a folder: mount the store "
-            "(Cloud Storage FUSE: /gcs/BUCKET/...) and give the mounted path"
+            f"--model_dir={model_dir} is on an object store, but a run needs a local folder: mount the store "
+            "(Cloud Storage FUSE: /gcs/BUCKET/...) and pass the mounted path"
         )
     if wildcard := re.search(r"[*?\[\]\\]", model_dir):
         raise UsageError(
-            f"--model_dir={model_dir}: TensorFlow takes {wildcard.group()!r} for a wildcard; name it otherwise"
+            f"--model_dir={model_dir}: TensorFlow interprets {wildcard.group()!r} as a wildcard; choose another name"
         )

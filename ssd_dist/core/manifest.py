@@ -1,4 +1,4 @@
-"""`dataset.json`: what a prepared data set holds and for which anchors and matching it was made."""
+"""The manifest `dataset.json`: the contents of a prepared dataset, and the anchors and matching of its targets."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ from ssd_dist.core.errors import DataError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "dataset.json"
-# The split that is trained on and has views; the others are only ever evaluated, on the plain view.
+# The training split, which may have augmented copies; other splits only have whole images, for evaluation.
 TRAIN_SPLIT = "train"
-# Suppression sets labels apart by two powers of two, each one of 64: `model/postprocessing.py`. Label 0 is background.
+# NMS separates labels by two factors of 64 values each (`model/postprocessing.py`); label 0 is the background.
 MOST_CLASSES = 64 * 64 - 1
 
 Count = Annotated[int, Field(ge=0)]
@@ -35,7 +35,7 @@ class Shard(_Part):
 
 
 class View(_Part):
-    """One rendering of every image of a split: view 0 is plain, the others are cropped or expanded."""
+    """One augmented copy of all images of a split; copy 0 holds the whole images, the others crops and expansions."""
 
     examples: Count
     shards: tuple[Shard, ...]
@@ -44,7 +44,7 @@ class View(_Part):
 
 
 class PositivesPerObject(_Part):
-    """How many anchors answer for each object; `histogram` maps that number to the objects that have it."""
+    """Statistics of the positive anchors per object; `histogram` maps that number to the number of objects."""
 
     mean: float
     minimum: Count
@@ -53,21 +53,21 @@ class PositivesPerObject(_Part):
 
 
 class CropSettings(_Part):
-    """How far the views beyond the plain one reach around the image and into it: `AugmentationConfig`."""
+    """Limits of the crops and expansions in the augmented copies, as in `AugmentationConfig`."""
 
     largest_expansion: float
     smallest_crop: float
 
     @classmethod
-    def of(cls, augmentation: AugmentationConfig) -> "CropSettings":
-        """Those that a config asks for."""
+    def from_config(cls, augmentation: AugmentationConfig) -> "CropSettings":
+        """Returns the limits of a config."""
         return cls(largest_expansion=augmentation.largest_expansion, smallest_crop=augmentation.smallest_crop)
 
 
 class Split(_Part):
     """One split. Every image read is in the shards or rejected: `images_read == images + rejected images`.
 
-    `windows` is null where there is but the plain view, or where it was not written down yet.
+    `windows` holds the crop settings. It is null without augmented copies and in manifests of earlier versions.
     """
 
     images_read: Count
@@ -82,22 +82,22 @@ class Split(_Part):
     windows: CropSettings | None = None
 
     def check_crop_settings(self, augmentation: AugmentationConfig, path: str) -> None:
-        """Refuses windows that the views do not have.
+        """Checks that the augmented copies were made with the crop settings of the config.
 
         Raises:
-          DataError: naming what differs and how to mend it.
+          DataError: if they differ; the message lists the differences and the fix.
         """
-        wanted = CropSettings.of(augmentation)
+        wanted = CropSettings.from_config(augmentation)
         if self.windows not in (None, wanted):
             differs = _differences(self.windows.model_dump(), wanted.model_dump(), "data.augmentation.")
             raise DataError(
-                f"the views in {path} were prepared with other windows than the config asks for ({differs}): "
-                "prepare again with this config into another --output, or take over what was prepared"
+                f"{path}: the augmented copies were prepared with other crop settings than the config's ({differs}); "
+                "prepare again with this config into another --output, or set these keys to the prepared values"
             )
 
 
 class Leakage(_Part):
-    """Images whose bytes appear in two splits; `examples` names a few of them."""
+    """Images whose bytes occur in two splits; `examples` lists a few of them."""
 
     splits: tuple[str, str]
     images: Count
@@ -105,7 +105,7 @@ class Leakage(_Part):
 
 
 class Manifest(_Part):
-    """The whole of `dataset.json`."""
+    """The contents of `dataset.json`."""
 
     format_version: int = FORMAT_VERSION
     classes: tuple[str, ...]
@@ -117,7 +117,7 @@ class Manifest(_Part):
     leakage: tuple[Leakage, ...] = ()
 
     def to_json(self) -> str:
-        """Readable JSON with a stable order of keys."""
+        """Returns indented JSON with a stable order of keys."""
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -125,16 +125,16 @@ class Manifest(_Part):
         """Parses the manifest read from `path`.
 
         Raises:
-          DataError: if it is no manifest or one of another format version.
+          DataError: if it is not a manifest or has another format version.
         """
         try:
             tree = json.loads(text)
-        except ValueError as error:  # bytes may also be no UTF-8
+        except ValueError as error:  # also raised for bytes that are not UTF-8
             raise DataError(f"{path} is not valid JSON ({error}); prepare the data again") from None
         version = tree.get("format_version") if isinstance(tree, dict) else None
         if version != FORMAT_VERSION:
             raise DataError(
-                f"{path} has format version {version!r}, this program reads {FORMAT_VERSION}; "
+                f"{path} has format version {version!r}, but this program reads {FORMAT_VERSION}; "
                 "prepare again into another --output"
             )
         try:
@@ -145,54 +145,55 @@ class Manifest(_Part):
             raise DataError(f"{path}: {key}: {problem['msg']}; prepare the data again") from None
 
     def check_fits(self, config: Config, path: str) -> None:
-        """Refuses a config whose image size, anchors or matching are not those the targets were made for.
+        """Checks that the dataset was prepared with the image size, anchors and matching of the config.
 
         Raises:
-          DataError: naming what differs and how to mend it; or if there are more than `MOST_CLASSES`.
+          DataError: if they differ, with the differences and the fix; or if there are more than `MOST_CLASSES` classes.
         """
         if len(self.classes) > MOST_CLASSES:
             raise DataError(
-                f"{path} has {len(self.classes)} classes, and detections of at most {MOST_CLASSES} are told apart: "
-                "prepare again without the rare ones (--include_classes or --exclude_classes)"
+                f"{path} has {len(self.classes)} classes, but a model supports at most {MOST_CLASSES}; "
+                "prepare again without rare classes (--include_classes or --exclude_classes)"
             )
         input_size = config.model.input_size
         differs = _differences(self.spec(), target_spec(config.anchors, config.matching, input_size))
-        # The images are in the shards, and neighbouring sizes share their anchors, and so the fingerprint.
+        # Checked even with online targets, as the shards contain resized images. The fingerprint does not show it:
+        # neighbouring sizes have equal anchors.
         if self.image_size != input_size:
             raise DataError(
-                f"{path} was prepared with other images than the config asks for ({differs}): "
+                f"{path} was prepared with another image size than the config's ({differs}); "
                 "prepare again with this config into another --output"
             )
         if config.data.targets == "precomputed" and self.fingerprint != fingerprint(
             config.anchors, config.matching, input_size
         ):
             raise DataError(
-                f"{path} was prepared for other targets than the config asks for ({differs}): "
+                f"{path} was prepared with other anchors or matching than the config's ({differs}); "
                 "prepare again with this config into another --output, or set data.targets: online"
             )
 
     def spec(self) -> dict[str, Any]:
-        """What the targets were made for."""
+        """Returns the settings that the targets were computed with, as `target_spec` does."""
         return {"image_size": self.image_size, "anchors": self.anchors, "matching": self.matching}
 
     def split(self, name: str, path: str) -> Split:
-        """The split of that name.
+        """Returns the split of that name.
 
         Raises:
-          DataError: naming the splits that there are.
+          DataError: if there is none; the message lists the existing splits.
         """
         if name not in self.splits:
             raise DataError(
                 f"{path} has no split {name!r} (it has {', '.join(self.splits) or 'none'}); "
-                f"prepare it with --split={name}, or name another one"
+                f"prepare it with --split={name}, or choose another split"
             )
         return self.splits[name]
 
     def eval_split(self, name: str, path: str) -> str | None:
-        """The split to evaluate on: the one named, or for `auto` val, else test, else none.
+        """Returns the name of the split to evaluate: `name`, or for `auto` val, else test, else None.
 
         Raises:
-          DataError: if it is named and not there.
+          DataError: if `name` is not `auto` and there is no such split.
         """
         if name == "auto":
             return next((split for split in ("val", "test") if split in self.splits), None)
@@ -201,7 +202,7 @@ class Manifest(_Part):
 
 
 def target_spec(anchors: AnchorConfig, matching: MatchingConfig, input_size: int) -> dict[str, Any]:
-    """All that decides the targets of an image, as plain data."""
+    """Returns all settings that determine the targets of an image, as JSON-serializable values."""
     return {
         "image_size": input_size,
         "anchors": {
@@ -214,7 +215,7 @@ def target_spec(anchors: AnchorConfig, matching: MatchingConfig, input_size: int
 
 
 def fingerprint(anchors: AnchorConfig, matching: MatchingConfig, input_size: int) -> str:
-    """SHA-256 over the anchors' float32 bytes and the matching spec (with the variances of the offsets)."""
+    """Returns the SHA-256 of the anchors' float32 bytes, the matching settings and the variances of the offsets."""
     digest = hashlib.sha256(generate_anchors(anchors, input_size).astype("<f4").tobytes())
     variances = {"center_variance": anchors.center_variance, "size_variance": anchors.size_variance}
     digest.update(json.dumps({**matching.model_dump(mode="json"), **variances}, sort_keys=True).encode())
@@ -222,7 +223,7 @@ def fingerprint(anchors: AnchorConfig, matching: MatchingConfig, input_size: int
 
 
 def _differences(prepared: Mapping[str, Any], wanted: Mapping[str, Any], at: str = "") -> str:
-    """`anchors.sizes: prepared (0.1, ...), config (0.2, ...)` for each leaf that differs."""
+    """Returns `anchors.sizes: prepared (0.1, ...), config (0.2, ...)` for each value that differs."""
     parts = []
     for key in dict.fromkeys((*prepared, *wanted)):
         old, new = prepared.get(key), wanted.get(key)

@@ -1,12 +1,12 @@
-"""Which anchor answers for which object: the training targets of one image.
+"""Assigns anchors to ground-truth objects: the training targets of one image.
 
-    IoU of objects with anchors, where it can matter
-      -> each anchor to the object it overlaps most: positive above one bound, ignored in the band below it
-      -> each object gets one anchor of its own, greedily on the global maximum, whatever its IoU
-      -> offsets of the positives
+    compute the IoU of objects and anchors (only of pairs that can matter)
+      -> assign each anchor to the object with the highest IoU: positive above one bound, ignored in the band below it
+      -> assign one more anchor to each object, greedily by the highest IoU of all pairs, however low it is
+      -> encode the offsets of the positive anchors
 
-Ties in IoU go to the nearer centre, then to the lower index. With first-index ties, matching would not commute with
-the horizontal flip, and 45 % of small objects have tied anchors.
+Ties in IoU go to the nearer centre, then to the lower index. If ties went to the first index only, matching would not
+commute with the horizontal flip: 45 % of small objects have tied anchors.
 """
 
 from collections.abc import Sequence
@@ -18,26 +18,27 @@ import numpy as np
 import numpy.typing as npt
 
 from ssd_dist.core.anchor_iou import AnchorGrids, Pairs
+from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.boxes import FloatArray, IntArray, encode_boxes
 from ssd_dist.core.config import AnchorConfig, MatchingConfig
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 Float64Array: TypeAlias = npt.NDArray[np.float64]
 
-# Float32 coordinates carry about 1e-7; IoUs and distances closer than this are the same number.
+# Float32 coordinates are accurate to about 1e-7; IoUs and distances that differ by less than this count as equal.
 TIE = 1e-6
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Sparse targets of one image; every anchor not named here is background.
+    """Sparse targets of one image; all anchors that are not listed are background.
 
     Attributes:
-      anchors: int64 [P], the positive anchors, ascending.
-      labels: int64 [P], their classes, 1-based.
-      offsets: float32 [P, 4], encoded `[ty, tx, th, tw]`.
-      ignored: int64 [I], anchors left out of the loss and of mining, ascending.
-      objects: int64 [P], the index of the object each positive answers for.
+      anchors: int64 [P], indices of the positive anchors, ascending.
+      labels: int64 [P], classes of the positive anchors, 1-based.
+      offsets: float32 [P, 4], encoded boxes `[ty, tx, th, tw]`.
+      ignored: int64 [I], indices of anchors excluded from the loss and from mining, ascending.
+      objects: int64 [P], the index of the object assigned to each positive anchor.
     """
 
     anchors: IntArray
@@ -50,66 +51,71 @@ class Targets:
 class Matcher:
     """Matches objects with one fixed set of anchors (Liu et al. 2016, section 2.2, "Matching strategy")."""
 
-    def __init__(self, anchors: FloatArray, anchor_config: AnchorConfig, config: MatchingConfig) -> None:
-        self._anchors = anchors
+    def __init__(self, anchor_config: AnchorConfig, input_size: int, config: MatchingConfig) -> None:
+        self._anchors = generate_anchors(anchor_config, input_size)
         self._anchor_config = anchor_config
         self._config = config
-        self._grids = AnchorGrids(anchors, anchor_config)
-        wide = anchors.astype(np.float64).T
+        self._grids = AnchorGrids(self._anchors, anchor_config, input_size)
+        wide = self._anchors.astype(np.float64).T
         self._centers = np.stack([wide[0] + wide[2], wide[1] + wide[3]]) / 2
 
     def match(self, boxes: FloatArray, labels: IntArray, is_crowd: BoolArray | None = None) -> Targets:
-        """Targets of the objects `boxes` [N, 4] with `labels` [N]; boxes of positive area, labels from 1.
+        """Returns the targets of one image.
 
-        Crowd boxes give no positives: anchors of which they cover `negative_iou` or more are ignored (COCO's
-        evaluation measures crowds by the same ratio, intersection over the detection's area).
+        Crowds have no positive anchors. Anchors are ignored if a crowd covers at least `negative_iou` of their area
+        (COCO's evaluation uses the same ratio for crowds: intersection over the area of the detection).
+
+        Args:
+          boxes: float32 [N, 4], of positive area.
+          labels: int64 [N], classes from 1.
+          is_crowd: bool [N], or None without crowds.
         """
         return self.match_all([boxes], [labels], [np.zeros(len(boxes), bool) if is_crowd is None else is_crowd])[0]
 
     def match_all(
         self, boxes: Sequence[FloatArray], labels: Sequence[IntArray], is_crowd: Sequence[BoolArray]
     ) -> list[Targets]:
-        """Targets of several images (one at least), each as `match` has them, at a fraction of the cost."""
+        """Returns the targets of one or more images: the results of `match` at a fraction of the cost."""
         counts = np.array([len(own) for own in boxes])
         all_boxes, all_labels = np.concatenate(boxes), np.concatenate(labels).astype(np.int64)
         crowd = np.concatenate(is_crowd)
-        # Image after image, each anchor has a slot: its own index plus that of the image's first.
+        # A slot is an anchor of one image: the index of the anchor plus the index of the image's first slot.
         first_slots = np.arange(len(counts) + 1) * len(self._anchors)
         first_slot_of = np.repeat(first_slots[:-1], counts)
         covered = self._find_covered(all_boxes[crowd], first_slot_of[crowd])
         real = np.flatnonzero(~crowd)
         positive, owners, near = self._match_real(all_boxes[real], first_slot_of[real])
         owners = real[owners]
-        # Only flags are kept for all slots: arrays of numbers would cost more than the matching.
+        # Only flags are stored for all slots; arrays of numbers would cost more time than the matching.
         ignored = np.zeros(first_slots[-1], bool)
         ignored[covered] = ignored[near] = True
         ignored[positive] = False
-        left_out = np.flatnonzero(ignored)
+        ignored_slots = np.flatnonzero(ignored)
         anchors = positive % len(self._anchors)
         config = self._anchor_config
         offsets = encode_boxes(all_boxes[owners], self._anchors[anchors], config.center_variance, config.size_variance)
         first_objects = np.cumsum(counts) - counts
-        ends, left_out_ends = (np.searchsorted(slots, first_slots).tolist() for slots in (positive, left_out))
+        ends, ignored_ends = (np.searchsorted(slots, first_slots).tolist() for slots in (positive, ignored_slots))
         return [
             Targets(
                 anchors=anchors[start:end],
                 labels=all_labels[owners[start:end]],
                 offsets=offsets[start:end],
-                ignored=left_out[left_out_ends[image] : left_out_ends[image + 1]] - first_slots[image],
+                ignored=ignored_slots[ignored_ends[image] : ignored_ends[image + 1]] - first_slots[image],
                 objects=owners[start:end] - first_objects[image],
             )
             for image, (start, end) in enumerate(pairwise(ends))
         ]
 
     def best_iou(self, boxes: FloatArray) -> Float64Array:
-        """The highest IoU [N] that any anchor reaches with each of boxes [N, 4]."""
+        """Returns the highest IoU [N] of each of boxes [N, 4] with any anchor."""
         if not len(boxes):
             return np.zeros(0)
         pairs = self._grids.find_pairs(self._grids.measure(boxes), 1.0, TIE)
         return np.asarray(np.maximum.reduceat(pairs.iou, _run_starts(pairs.objects, len(boxes))))
 
     def _find_covered(self, crowds: FloatArray, first_slots: IntArray) -> IntArray:
-        """Slots of the anchors that crowds [N, 4] cover."""
+        """Returns the slots of the anchors that crowds [N, 4] cover; `first_slots` [N] are those of their images."""
         if not len(crowds):
             return np.zeros(0, np.int64)
         covered = self._grids.cover(self._grids.measure(crowds)) >= self._config.negative_iou - TIE
@@ -117,29 +123,34 @@ class Matcher:
         return np.asarray(first_slots[crowd] + anchor)
 
     def _match_real(self, boxes: FloatArray, first_slots: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-        """Positive slots, ascending, with the objects [N, 4] they answer for; and all slots above the lower bound."""
+        """Matches objects [N, 4] that are not crowds.
+
+        Returns:
+          The positive slots [P], ascending; the object of each [P]; the slots [K] with an IoU of at least the lower
+          bound.
+        """
         if not len(boxes):
             return (np.zeros(0, np.int64),) * 3
         objects = _Objects(boxes, first_slots, self._grids)
         pairs = self._grids.find_pairs(objects.spans, self._config.negative_iou, TIE)
         slots = objects.first_slots[pairs.objects] + pairs.anchors
         forced = self._assign_one_each(objects, pairs)
-        found = np.flatnonzero(forced >= 0)
-        claims = self._find_claims(objects, pairs, slots) if self._config.policy == "multi" else found[:0]
-        # Of several entries for a slot the first stays: what is forced, then the first object that claims it.
-        owners = np.concatenate([found, pairs.objects[claims]])
+        assigned = np.flatnonzero(forced >= 0)
+        claims = self._find_claims(objects, pairs, slots) if self._config.policy == "multi" else assigned[:0]
+        # np.unique keeps the first entry of a slot: the forced assignment, then the first object that claims it.
+        owners = np.concatenate([assigned, pairs.objects[claims]])
         positive, first = np.unique(
-            np.concatenate([objects.first_slots[found] + forced[found], slots[claims]]), return_index=True
+            np.concatenate([objects.first_slots[assigned] + forced[assigned], slots[claims]]), return_index=True
         )
         return positive, owners[first], slots[pairs.iou >= self._config.negative_iou - TIE]
 
     def _find_claims(self, objects: "_Objects", pairs: Pairs, slots: IntArray) -> IntArray:
-        """Pairs by index, by which an object gets an anchor: the best of the anchor, and above the upper bound.
+        """Returns the indices of the pairs in which an anchor takes its object: highest IoU, above the upper bound.
 
-        Of equals the nearest claim it; those of one slot come in the order of the objects.
+        Ties go to the object whose centre is nearest. Pairs of one slot that still tie are in the order of the objects.
         """
         bound = self._config.positive_iou
-        # Less than a tie below the best, which must exceed the bound by a tie.
+        # Sufficient: ties are within TIE of the anchor's best pair, which must exceed the bound by more than TIE.
         high = np.flatnonzero(pairs.iou > bound)
         if not len(high):
             return high
@@ -148,41 +159,44 @@ class Matcher:
         starts = np.flatnonzero(np.diff(slot, prepend=-1))
         run = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(slot)))
         best = np.maximum.reduceat(iou, starts)[run]
-        able = (iou >= best - TIE) & (best > bound + TIE)
+        eligible = (iou >= best - TIE) & (best > bound + TIE)
         distance = self._distances(objects.centers[pairs.objects[high]], pairs.anchors[high])
-        distance[~able] = np.inf
+        distance[~eligible] = np.inf
         nearest = np.minimum.reduceat(distance, starts)[run]
-        return high[able & (distance <= nearest + TIE)]
+        return high[eligible & (distance <= nearest + TIE)]
 
     def _distances(self, centers: Float64Array, anchors: IntArray) -> Float64Array:
-        """Distances [K] of centres [K, 2], or of one, from those of anchors [K].
+        """Returns the distances [K] of centres [K, 2], or of one centre [2], to the centres of anchors [K].
 
-        Not squared: a tolerance on squares would take anchors for tied that differ by 20 times the float32 error.
+        They are not squared: with a tolerance on squares, anchors that differ by 20 times the float32 error would tie.
         """
         return np.asarray(
             np.hypot(centers[..., 0] - self._centers[0, anchors], centers[..., 1] - self._centers[1, anchors])
         )
 
     def _assign_one_each(self, objects: "_Objects", pairs: Pairs) -> IntArray:
-        """An anchor of its own for each object [N]: greedy bipartite matching on the global maximum of IoU.
+        """Returns one distinct anchor for each object [N]: greedy bipartite matching on the global maximum of IoU.
 
-        An object left without (-1) exists only if an image has more objects than anchors.
+        It is -1 for objects without an anchor, which exist only if an image has more objects than anchors.
         """
         choices = self._choose_first(objects, pairs)
         slots = objects.first_slots + choices.anchors
         assigned = choices.anchors.copy()
-        chosen, wanted = np.unique(slots, return_counts=True)
-        # Who shares a first choice with nobody in the image gets it in whatever order.
-        for image in np.unique(chosen[wanted > 1] // len(self._anchors)):
+        chosen, choosers = np.unique(slots, return_counts=True)
+        # In images without a contested anchor every object gets its first choice; the order does not matter.
+        for image in np.unique(chosen[choosers > 1] // len(self._anchors)):
             members = np.flatnonzero(objects.first_slots == image * len(self._anchors))
             self._assign_in_turn(objects, choices, members, assigned)
         return assigned
 
     def _assign_in_turn(self, objects: "_Objects", choices: "_Choices", members: IntArray, assigned: IntArray) -> None:
-        """Assigns the objects `members` of one image, the best first; who comes too late chooses again."""
+        """Assigns anchors to the objects `members` of one image, highest IoU first.
+
+        If its anchor is taken, an object chooses its best free anchor.
+        """
         assigned[members] = -1
         taken: set[int] = set()
-        waiting = {index: choices.of(index) for index in members.tolist()}
+        waiting = {index: choices.select(index) for index in members.tolist()}
         while waiting and len(taken) < len(self._anchors):
             top = max(choice[0] for choice in waiting.values())
             rivals = {index: choice[1] for index, choice in waiting.items() if choice[0] >= top - TIE}
@@ -191,17 +205,20 @@ class Matcher:
             anchor = waiting.pop(winner)[2]
             assigned[winner] = anchor
             taken.add(anchor)
-            # Boxes that coincide choose alike; a thousand of them would take half a minute one by one.
-            alike: dict[bytes, _Choice] = {}
+            # Identical boxes choose the same anchor; choosing for each of a thousand would take half a minute.
+            choice_of_box: dict[bytes, _Choice] = {}
             for index, choice in waiting.items():
                 if choice[2] == anchor and len(taken) < len(self._anchors):
                     box = objects.boxes[index].tobytes()
-                    if box not in alike:
-                        alike[box] = self._choose_again(objects, index, taken)
-                    waiting[index] = alike[box]
+                    if box not in choice_of_box:
+                        choice_of_box[box] = self._choose_free_anchor(objects, index, taken)
+                    waiting[index] = choice_of_box[box]
 
     def _choose_first(self, objects: "_Objects", pairs: Pairs) -> "_Choices":
-        """For each object the anchor that suits it best, among equals the nearest, the first; two may want the same."""
+        """Returns for each object its best anchor; ties go to the nearer centre, then the lower index.
+
+        Several objects may choose the same anchor.
+        """
         count = len(objects.centers)
         top = np.maximum.reduceat(pairs.iou, _run_starts(pairs.objects, count))
         tied = np.flatnonzero(pairs.iou >= top[pairs.objects] - TIE)
@@ -212,9 +229,9 @@ class Matcher:
         chosen = np.minimum.reduceat(anchors[near], _run_starts(owners[near], count))
         return _Choices(top, self._distances(objects.centers, chosen), chosen)
 
-    def _choose_again(self, objects: "_Objects", index: int, taken: set[int]) -> "_Choice":
-        """The free anchor that suits one object best, among all anchors."""
-        iou = self._grids.iou(objects.spans.of(index))[0]
+    def _choose_free_anchor(self, objects: "_Objects", index: int, taken: set[int]) -> "_Choice":
+        """Returns the best anchor for one object among the anchors that are not taken."""
+        iou = self._grids.iou(objects.spans.select(index))[0]
         iou[list(taken)] = -1.0
         top = float(iou.max())
         tied = np.flatnonzero(iou >= top - TIE)
@@ -224,7 +241,7 @@ class Matcher:
 
 
 class _Objects:
-    """The objects to be matched, of all images: boxes [N, 4], centres [N, 2], first slots [N] of the images, spans."""
+    """The objects of all images: boxes [N, 4], centres [N, 2], first slots [N] of their images, and overlaps."""
 
     def __init__(self, boxes: FloatArray, first_slots: IntArray, grids: AnchorGrids) -> None:
         wide = boxes.astype(np.float64)
@@ -236,14 +253,14 @@ class _Objects:
 
 @dataclass(frozen=True)
 class _Choices:
-    """For each object [N] the IoU, the distance and the index of one anchor."""
+    """The IoU, the centre distance and the index of one anchor per object [N]."""
 
     iou: Float64Array
     distances: Float64Array
     anchors: IntArray
 
-    def of(self, index: int) -> "_Choice":
-        """The choice of one object."""
+    def select(self, index: int) -> "_Choice":
+        """Returns the choice of one object."""
         return float(self.iou[index]), float(self.distances[index]), int(self.anchors[index])
 
 
@@ -252,5 +269,5 @@ _Choice: TypeAlias = tuple[float, float, int]
 
 
 def _run_starts(objects: IntArray, count: int) -> IntArray:
-    """Where the run of each of `count` objects starts, in ascending numbers that miss none."""
+    """Returns the first position of each of `count` objects in `objects`: ascending indices, each at least once."""
     return np.searchsorted(objects, np.arange(count))

@@ -1,8 +1,8 @@
-"""One record of a shard: the keys of the TF Object Detection API and the sparse anchor targets.
+"""The records of a shard: the features of the TF Object Detection API and sparse anchor targets.
 
     image + objects + targets  <->  features by key  <->  bytes of a tf.train.Example
 
-Everything that writes or reads a shard outside the training graph goes through `Record`.
+All code outside the training graph reads and writes shards through `Record`.
 """
 
 from collections.abc import Mapping
@@ -26,9 +26,9 @@ class Objects:
     Attributes:
       boxes: float32 [N, 4], normalised.
       labels: int64 [N], 1-based.
-      names: the class name of each.
-      difficult: bool [N], Pascal VOC's flag: neither hit nor miss in VOC metrics.
-      is_crowd: bool [N], COCO's flag: a region of uncounted objects.
+      names: N class names.
+      difficult: bool [N], Pascal VOC's flag; VOC metrics ignore these objects.
+      is_crowd: bool [N], COCO's flag; a crowd is a region with uncounted objects.
       area: float32 [N], in pixels of the original image.
     """
 
@@ -42,7 +42,7 @@ class Objects:
 
 @dataclass(frozen=True)
 class Record:
-    """What a shard holds of one image: `encoded` is a JPEG of `height` x `width` pixels."""
+    """One image in a shard; `encoded` is a JPEG of `height` x `width` pixels."""
 
     encoded: bytes
     height: int
@@ -81,10 +81,10 @@ class Record:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Record":
-        """Parses one record; `targets.objects`, which is not stored, comes back empty.
+        """Parses one record; `targets.objects` is empty, because it is not stored.
 
         Raises:
-          DataError: if the bytes are no record of ours.
+          DataError: if the bytes are not a record written by prepare.
         """
         features = decode_example(data)
         try:
@@ -123,7 +123,7 @@ def _int64(value: int) -> npt.NDArray[np.int64]:
 def _blobs(features: Mapping[str, Feature], key: str) -> list[bytes]:
     values = features[key]
     if isinstance(values, np.ndarray):
-        raise TypeError(f"{key} holds {values.dtype}, not bytes")
+        raise TypeError(f"{key} is {values.dtype}, not bytes")
     return list(values)
 
 
@@ -146,5 +146,5 @@ def _floats(features: Mapping[str, Feature], key: str) -> FloatArray:
 def _typed(features: Mapping[str, Feature], key: str, dtype: type) -> Feature:
     values = features[key]
     if not isinstance(values, np.ndarray) or values.dtype != dtype:
-        raise TypeError(f"{key} holds {getattr(values, 'dtype', 'bytes')}, not {np.dtype(dtype)}")
+        raise TypeError(f"{key} is {getattr(values, 'dtype', 'bytes')}, not {np.dtype(dtype)}")
     return values

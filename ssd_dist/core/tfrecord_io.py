@@ -1,4 +1,7 @@
-"""TFRecord framing: length, masked CRC of it, data, masked CRC of that (TensorFlow's record_writer.h)."""
+"""Reads and writes the TFRecord format (TensorFlow's record_writer.h).
+
+A record is its length, the masked CRC of the length, the data, and the masked CRC of the data.
+"""
 
 import struct
 from collections.abc import Iterator
@@ -8,35 +11,35 @@ import google_crc32c
 
 from ssd_dist.core.errors import DataError
 
-# A longer record is a broken length, or a trap: its bytes would be asked for in one piece.
+# A longer record has a damaged or malicious length: its bytes are read in one piece.
 MAX_RECORD_BYTES = 1 << 30
-# What is wrong with a record after which the next one is found.
+# The problem of a record after which reading can continue.
 DAMAGED_BODY = "checksum does not match"
 
 
 def frame_record(data: bytes) -> bytes:
-    """The bytes that one record occupies in a TFRecord file."""
+    """Returns the bytes of one record in a TFRecord file."""
     length = struct.pack("<Q", len(data))
     return length + _masked_crc(length) + data + _masked_crc(data)
 
 
 def read_records(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """The records of an open TFRecord file in order.
+    """Yields the records of an open TFRecord file in order.
 
     Raises:
-      DataError: naming the file and the record whose checksum fails or that is cut short.
+      DataError: if a checksum fails or a record is truncated; the message states file and record.
     """
     for index, (data, problem) in enumerate(scan_records(file)):
         if problem:
-            raise DataError(f"{name}: record {index}: {problem}; the file is damaged, incomplete or no TFRecord")
+            raise DataError(f"{name}: record {index}: {problem}; the file is damaged, incomplete or not a TFRecord")
         yield data
 
 
 def scan_records(file: BinaryIO) -> Iterator[tuple[bytes, str]]:
-    """Each record of an open TFRecord file with what is wrong with it, or an empty text.
+    """Yields each record of an open TFRecord file and its problem, an empty string for a valid record.
 
-    A record whose own checksum fails (`DAMAGED_BODY`) is followed by the next; one whose length is broken, or that is
-    cut short, is the last: where the next begins is not known.
+    After a record whose data checksum fails (`DAMAGED_BODY`), reading continues with the next. A record with a broken
+    length and a truncated record are the last, because the start of the next record is unknown.
     """
     while header := file.read(12):
         size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
@@ -45,7 +48,7 @@ def scan_records(file: BinaryIO) -> Iterator[tuple[bytes, str]]:
             return
         body = file.read(size + 4)
         if len(body) < size + 4:
-            yield b"", "cut short"
+            yield b"", "truncated"
             return
         data = body[:-4]
         yield data, "" if _masked_crc(data) == body[-4:] else DAMAGED_BODY

@@ -29,9 +29,10 @@ from ssd_dist.core.errors import DataError
 from ssd_dist.core.images import decode_image
 from ssd_dist.core.manifest import Shard, Split
 from ssd_dist.core.records import Record
+from ssd_dist.core.storage import is_remote, replace_file
 from ssd_dist.core.tfrecord_io import frame_record, scan_records
 from ssd_dist.data.order import EpochPlan
-from ssd_dist.data.shard_files import cache_folder, locate_shard, open_shard, written_aside
+from ssd_dist.data.shard_files import cache_folder, locate_shard, open_shard
 
 _CHUNK = 1 << 22
 _CACHE_NAME = "sound_shards.json"
@@ -186,8 +187,8 @@ def _write_repaired_shard(path: str, shard: Shard, corrupt: Sequence[CorruptReco
         digest.update(chosen[-1])
     target = folder / f"repaired-{digest.hexdigest()}.tfrecord"
     try:
-        with written_aside(target) as partial:
-            partial.write_bytes(b"".join(chosen))
+        with replace_file(target) as temporary:
+            temporary.write_bytes(b"".join(chosen))
     except OSError as error:
         raise DataError(
             f"a repaired copy of shard {path} cannot be written to {folder} ({error}); set data.cache_dir"
@@ -236,8 +237,8 @@ class _VerifiedFiles:
         self._saved = time.monotonic()
         # Other workers on this host may have saved their files meanwhile; a lost entry only costs another verification.
         entries = {path: entry for path, entry in (self._load() | self._entries).items() if _may_exist(path)}
-        with contextlib.suppress(OSError), written_aside(self._path) as partial:
-            partial.write_text(json.dumps(entries))
+        with contextlib.suppress(OSError), replace_file(self._path) as temporary:
+            temporary.write_text(json.dumps(entries))
 
     def _load(self) -> dict[str, list[object]]:
         try:
@@ -247,11 +248,11 @@ class _VerifiedFiles:
 
 
 def _may_exist(path: str) -> bool:
-    return "://" in path or os.path.exists(path)
+    return is_remote(path) or os.path.exists(path)
 
 
 def _identity(path: str) -> list[object]:
-    if "://" in path:
+    if is_remote(path):
         remote = tf.io.gfile.stat(path)
         return [remote.length, remote.mtime_nsec]
     local = os.stat(path)

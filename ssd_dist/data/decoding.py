@@ -29,7 +29,7 @@ def pad_targets(features: dict[str, tf.Tensor]) -> SparseTargets:
     return SparseTargets(anchors, labels, tf.reshape(offsets, [tf.shape(anchors)[0], -1, 4]), ignored)
 
 
-def decode_image(encoded: tf.Tensor, size: int) -> tf.Tensor:
+def decode_jpeg(encoded: tf.Tensor, size: int) -> tf.Tensor:
     """Decodes a JPEG to uint8 [size, size, 3] with the accurate integer DCT, so that all machines get equal pixels."""
     image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
     return tf.ensure_shape(image, [size, size, 3])

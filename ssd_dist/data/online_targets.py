@@ -17,7 +17,7 @@ from ssd_dist.core.crop_sampling import DRAWS, EXPAND_PROBABILITY, FILL, LARGEST
 from ssd_dist.core.records import BOX_KEYS
 from ssd_dist.data.augmentation import record_seed
 from ssd_dist.data.batch import SparseTargets
-from ssd_dist.data.decoding import IMAGE_FEATURES, decode_image
+from ssd_dist.data.decoding import IMAGE_FEATURES, decode_jpeg
 from ssd_dist.data.graph_matching import GraphMatcher
 
 _INTS = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
@@ -50,7 +50,7 @@ class OnlineTargets:
     def make(self, record: tf.Tensor, epoch: tf.Tensor) -> tuple[tf.Tensor, SparseTargets, tf.Tensor]:
         """Returns pixels uint8 [S, S, 3], targets and image id of a crop sampled from the record of a whole image."""
         features = tf.io.parse_single_example(record, IMAGE_FEATURES | OBJECT_FEATURES)
-        image = decode_image(features["image/encoded"], self._size)
+        image = decode_jpeg(features["image/encoded"], self._size)
         objects = parse_objects(features)
         if self._augmentation.crop:
             seed = record_seed(self._seed, epoch, features["image/source_id"])

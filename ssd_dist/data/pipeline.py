@@ -15,7 +15,7 @@ from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import Split
 from ssd_dist.data.augmentation import Augmenter
 from ssd_dist.data.batch import PADDING, EvalBatch, SparseTargets, TrainBatch
-from ssd_dist.data.decoding import IMAGE_FEATURES, TARGET_FEATURES, decode_image, pad_targets
+from ssd_dist.data.decoding import IMAGE_FEATURES, TARGET_FEATURES, decode_jpeg, pad_targets
 from ssd_dist.data.online_targets import OnlineTargets
 from ssd_dist.data.order import EpochPlan, read_in_order
 from ssd_dist.data.shard_files import locate_shards
@@ -57,7 +57,7 @@ def training_batches(config: Config, plan: EpochPlan, batch_size: int, start_ste
 
     def load(records: tf.Tensor, epochs: tf.Tensor, positions: tf.Tensor) -> TrainBatch:
         features = tf.io.parse_example(records, IMAGE_FEATURES | TARGET_FEATURES)
-        images = [decode_image(encoded, size) for encoded in tf.unstack(features["image/encoded"])]
+        images = [decode_jpeg(encoded, size) for encoded in tf.unstack(features["image/encoded"])]
         return augment(images, pad_targets(features), features["image/source_id"], epochs, positions)
 
     def finish(
@@ -129,7 +129,7 @@ def eval_batches(
 
     def load(index: tf.Tensor, record: tf.Tensor) -> EvalBatch:
         features = tf.io.parse_single_example(record, {"image/encoded": IMAGE_FEATURES["image/encoded"]})
-        return EvalBatch(decode_image(features["image/encoded"], input_size), index)
+        return EvalBatch(decode_jpeg(features["image/encoded"], input_size), index)
 
     own = tf.data.Dataset.from_tensor_slices((files, first_index)).shard(workers, worker)
     dataset = own.flat_map(read_shard).map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

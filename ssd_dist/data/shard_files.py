@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +14,8 @@ from ssd_dist.core.config import DataConfig
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, Shard, Split
 from ssd_dist.core.records import Record
+from ssd_dist.core.storage import is_remote, join, replace_file
 from ssd_dist.core.tfrecord_io import read_records
-
-
-def join(directory: str, name: str) -> str:
-    """Returns the path of `name` in a local or gs:// directory."""
-    return f"{directory.rstrip('/')}/{name}"
 
 
 def load_manifest(config: DataConfig) -> Manifest:
@@ -108,10 +103,10 @@ def _cache_shard(path: str, shard: Shard, cache: Path, any_size: bool, refresh: 
     if not refresh and target.is_file() and target.stat().st_size == shard.bytes:
         return str(target)
     try:
-        with written_aside(target) as partial:
-            with _open_remote(path) as source, partial.open("wb") as copy:
+        with replace_file(target) as temporary:
+            with _open_remote(path) as source, temporary.open("wb") as copy:
                 shutil.copyfileobj(source, copy, 1 << 20)
-            with partial.open("rb") as copy:
+            with temporary.open("rb") as copy:
                 checksum = hashlib.file_digest(copy, "sha256").hexdigest()
             if checksum != shard.sha256 and not any_size:
                 raise DataError(f"shard {path} does not have the manifest's checksum; prepare the data again")
@@ -122,21 +117,6 @@ def _cache_shard(path: str, shard: Shard, cache: Path, any_size: bool, refresh: 
             f"shard {path} cannot be copied into data.cache_dir {cache}: {type(error).__name__}: {error}"
         ) from None
     return str(target)
-
-
-@contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
-    """A path beside `target` that takes its place when the block ends well, and is gone when it does not.
-
-    No other process has that name, of another host or container either.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(f".{uuid.uuid4().hex}.partial")
-    try:
-        yield partial
-        partial.rename(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read_small_file(path: str, config: DataConfig) -> bytes:
@@ -156,7 +136,7 @@ def _read_small_file(path: str, config: DataConfig) -> bytes:
 
 def _open_remote(path: str) -> BinaryIO:
     """Opens a binary file; gs:// goes through fsspec and gcsfs, which unlike TensorFlow supports an emulator."""
-    if "://" not in path:
+    if not is_remote(path):
         return open(path, "rb")
     import fsspec
 

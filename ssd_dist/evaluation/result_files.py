@@ -19,6 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from ssd_dist.core.errors import UsageError
+from ssd_dist.core.storage import replace_file
 from ssd_dist.evaluation.detections import Detections, convert_to_coco_boxes
 
 COCO_NAME = "detections.json"
@@ -131,14 +132,13 @@ class ResultFiles:
 def open_result_files(folder: str, classes: Sequence[str], ids: CocoIds) -> Iterator[ResultFiles]:
     """Opens the result files in `folder`; they appear under their names if the block ends without an error."""
     names = [Path(folder) / name for name in (COCO_NAME, CSV_NAME)]
-    partial = [path.with_name(path.name + ".partial") for path in names]
     # File names need not be valid UTF-8: the CSV file contains their bytes, JSON escapes them.
     with (
-        partial[0].open("w") as coco,
-        partial[1].open("w", newline="", encoding="utf-8", errors="surrogateescape") as csv_file,
+        replace_file(names[0]) as coco_path,
+        replace_file(names[1]) as csv_path,
+        coco_path.open("w") as coco,
+        csv_path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as csv_file,
     ):
         files = ResultFiles(coco, csv_file, classes, ids)
         yield files
         files.finish()
-    for temporary, path in zip(partial, names, strict=True):
-        temporary.replace(path)

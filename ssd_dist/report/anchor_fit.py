@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssd_dist.core.anchors import feature_sizes, generate_anchors
+from ssd_dist.core.anchors import feature_sizes
 from ssd_dist.core.config import AnchorConfig, MatchingConfig
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.matching import Matcher
@@ -75,7 +75,7 @@ def fit_anchors(
 
 def measure_fit(boxes: np.ndarray, anchors: AnchorConfig, matching: MatchingConfig, input_size: int) -> Fit:
     """Measures the fit of anchors on their real grid."""
-    best = Matcher(generate_anchors(anchors, input_size), anchors, matching).best_iou(boxes)
+    best = Matcher(anchors, input_size, matching).best_iou(boxes)
     return Fit(float((best > matching.positive_iou).mean()), float(best.mean()))
 
 

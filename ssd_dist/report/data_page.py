@@ -13,7 +13,8 @@ from markupsafe import Markup
 from ssd_dist.core.config import DataConfig
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest, Split
-from ssd_dist.data.shard_files import join, load_manifest
+from ssd_dist.core.storage import join
+from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.evaluation.visualization import class_color
 from ssd_dist.report.anchor_fit import describe_anchors, fit_anchors
 from ssd_dist.report.anchor_images import CaptionedImage, draw_anchors

@@ -18,7 +18,8 @@ from ssd_dist.core.config import AnchorConfig, DataConfig, MatchingConfig
 from ssd_dist.core.manifest import Manifest, Split
 from ssd_dist.core.matching import Matcher
 from ssd_dist.core.records import Record
-from ssd_dist.data.shard_files import join, read_split
+from ssd_dist.core.storage import join
+from ssd_dist.data.shard_files import read_split
 
 REJECTED_NAME = "rejected.jsonl"
 EXAMPLES_PER_REASON = 5
@@ -46,7 +47,7 @@ class TargetMaker:
     def create(cls, anchor_config: AnchorConfig, matching: MatchingConfig, input_size: int) -> "TargetMaker":
         """Returns the anchors and the matching of a config, for a model input of `input_size` pixels."""
         anchors = generate_anchors(anchor_config, input_size)
-        return cls(anchor_config, matching, anchors, Matcher(anchors, anchor_config, matching))
+        return cls(anchor_config, matching, anchors, Matcher(anchor_config, input_size, matching))
 
 
 @dataclass(frozen=True)

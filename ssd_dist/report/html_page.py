@@ -1,11 +1,11 @@
 """Renders a report as one self-contained HTML file: no scripts, no network access, no other files."""
 
-from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from ssd_dist.core.errors import UsageError
+from ssd_dist.core.storage import replace_file
 from ssd_dist.report.svg import format_number
 
 # Further rows of a class table are collapsed.
@@ -33,12 +33,9 @@ def write_page(output: str, html: str) -> None:
     Raises:
       UsageError: if the file cannot be written.
     """
-    path = Path(output)
-    partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # errors="replace": an image file name that is not valid Unicode must not prevent the report.
-        partial.write_text(html, encoding="utf-8", errors="replace")
-        partial.replace(path)
+        with replace_file(output) as temporary:
+            # errors="replace": an image file name that is not valid Unicode must not prevent the report.
+            temporary.write_text(html, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UsageError(f"{output}: cannot write the file: {error}") from None

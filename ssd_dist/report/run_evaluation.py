@@ -20,11 +20,12 @@ from ssd_dist.core.errors import CheckpointError, DataError, first_line
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest, Split
 from ssd_dist.core.matching import Targets
 from ssd_dist.core.records import Record
+from ssd_dist.core.storage import join
 from ssd_dist.data.augmentation import apply_color_map
 from ssd_dist.data.batch import SparseTargets
-from ssd_dist.data.decoding import decode_image
+from ssd_dist.data.decoding import decode_jpeg
 from ssd_dist.data.pipeline import plan_training, training_batches
-from ssd_dist.data.shard_files import join, load_manifest
+from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.evaluation.analysis import Analysis, analyse_detections
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.error_types import IGNORED, TRUE_POSITIVE, classify_detections
@@ -215,7 +216,7 @@ def draw_mined(model_dir: str, checkpoint: str, config: Config, manifest: Manife
         objects = record.objects
         # Matched again with the config of the run: with online targets, the records may hold other anchors.
         targets = maker.matcher.match(objects.boxes, objects.labels, objects.is_crowd)
-        image = decode_image(tf.constant(record.encoded), config.model.input_size)
+        image = decode_jpeg(tf.constant(record.encoded), config.model.input_size)
         outputs = model(normalize_image(image[None]), training=False)
         mined = find_mined_negatives(outputs, targets, len(maker.anchors), config.mining, config.loss)
         record = replace(record, targets=targets)

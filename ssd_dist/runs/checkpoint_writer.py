@@ -16,7 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import google_crc32c
 import tensorflow as tf
 
-from ssd_dist.runs.gfile_storage import explain_write_errors, flush_to_disk, retry, write_text
+from ssd_dist.core.storage import flush_to_disk, write_text
+from ssd_dist.runs.gfile_storage import explain_write_errors, retry
 
 CHECKSUM_SUFFIX = ".seal"
 _CHUNK_BYTES = 1 << 22

@@ -21,8 +21,9 @@ import tf_keras
 
 from ssd_dist.core.config import CheckpointConfig
 from ssd_dist.core.errors import CheckpointError, RestartError, first_line
+from ssd_dist.core.storage import write_text
 from ssd_dist.runs.checkpoint_writer import CHECKSUM_SUFFIX, CheckpointWriter, checksum, remove_checkpoint
-from ssd_dist.runs.gfile_storage import explain_write_errors, is_transient, retry, write_text
+from ssd_dist.runs.gfile_storage import explain_write_errors, is_transient, retry
 
 BEST_FILE = "best.json"
 LATEST_FILE = "checkpoint"

@@ -10,6 +10,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from ssd_dist.core.storage import write_text
+
 ENVIRONMENT_NAME = "environment.json"
 PACKAGES = ("tensorflow", "tf-keras", "tf-models-official", "numpy", "ssd-dist")
 
@@ -32,10 +34,7 @@ def describe_environment(strategy: tf.distribute.Strategy, workers: int) -> dict
 
 def write_environment(model_dir: str, environment: dict[str, Any]) -> None:
     """Writes the environment into the run folder; a resumed run replaces it with its current environment."""
-    path = Path(model_dir) / ENVIRONMENT_NAME
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(environment, indent=1) + "\n")
-    partial.rename(path)
+    write_text(Path(model_dir) / ENVIRONMENT_NAME, json.dumps(environment, indent=1) + "\n")
 
 
 def read_environment(model_dir: str) -> dict[str, Any]:

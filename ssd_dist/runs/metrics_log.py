@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_dist.core.errors import first_line
+from ssd_dist.core.storage import write_text
 from ssd_dist.runs.gfile_storage import explain_write_errors, retry
 from ssd_dist.runs.trackers import Tracker
 
@@ -66,9 +67,7 @@ class MetricsLog:
         last = {"train": step, "eval": evaluated}
         lines = self._path.read_text(errors="replace").splitlines()
         rows = [row for line in lines if (row := _parse(line)) is not None]
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last[row["kind"]]))
-        partial.rename(self._path)
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last[row["kind"]]))
 
 
 def _append(path: Path, line: str, size: int) -> None:

@@ -16,8 +16,9 @@ from ssd_dist.core.config_files import dump_config, flatten_config, load_config
 from ssd_dist.core.errors import CheckpointError, UsageError
 from ssd_dist.core.folder_names import check_folder_name
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
+from ssd_dist.core.storage import write_text
 from ssd_dist.data.corrupt_records import CorruptRecord
-from ssd_dist.runs.gfile_storage import explain_write_errors, write_text
+from ssd_dist.runs.gfile_storage import explain_write_errors
 
 CONFIG_NAME = "config.yaml"
 SKIPPED_NAME = "skipped_records.jsonl"

@@ -12,9 +12,10 @@ from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
+from ssd_dist.core.storage import join
 from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import training_batches
-from ssd_dist.data.shard_files import join, load_manifest
+from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.evaluation.evaluator import DetectorEvaluator, read_ground_truth
 from ssd_dist.model.detector import build_detector
 from ssd_dist.runs.checkpoints import BestModel, CheckpointStore

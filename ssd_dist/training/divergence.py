@@ -18,10 +18,11 @@ from typing import NoReturn
 import tensorflow as tf
 
 from ssd_dist.core.errors import NumericsError, RestartError
+from ssd_dist.core.storage import write_text
 from ssd_dist.data.decoding import IMAGE_FEATURES
 from ssd_dist.data.order import EpochPlan, read_in_order
 from ssd_dist.runs.console_progress import TrainingProgress
-from ssd_dist.runs.gfile_storage import explain_write_errors, retry, write_text
+from ssd_dist.runs.gfile_storage import explain_write_errors, retry
 from ssd_dist.training.loss_scale import LossScale
 from ssd_dist.training.run_parts import Run
 

@@ -13,8 +13,8 @@ from ssd_dist.cluster.strategy import WorkerRole
 from ssd_dist.core.config import DataConfig
 from ssd_dist.core.errors import DataError, RestartError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest
+from ssd_dist.core.storage import join
 from ssd_dist.data.corrupt_records import CorruptRecord, verify_shards
-from ssd_dist.data.shard_files import join
 
 
 def check_data(manifest: Manifest, data: DataConfig, eval_split: str, input_size: int) -> None:

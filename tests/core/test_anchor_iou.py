@@ -19,7 +19,7 @@ TIE = 1e-6
 
 def grids_of(config: AnchorConfig, input_size: int) -> tuple[AnchorGrids, np.ndarray]:
     anchors = generate_anchors(config, input_size)
-    return AnchorGrids(anchors, config), anchors
+    return AnchorGrids(anchors, config, input_size), anchors
 
 
 @pytest.mark.parametrize(("config", "input_size"), [(ANCHORS, 300), (ANCHORS, 64), (EVEN, 32), (ANCHORS, 512)])
@@ -51,4 +51,4 @@ def test_anchors_in_another_order_are_refused():
     anchors = generate_anchors(ANCHORS, 300)
     for wrong in (anchors[:-1], anchors[::-1], np.roll(anchors, 1, axis=0)):
         with pytest.raises(ValueError, match="anchors"):
-            AnchorGrids(np.ascontiguousarray(wrong), ANCHORS)
+            AnchorGrids(np.ascontiguousarray(wrong), ANCHORS, 300)

@@ -164,7 +164,7 @@ def test_a_bad_value_is_refused_with_key_given_and_allowed(write, text, words):
         ("train: {lr: 1}", ["train.lr", "did you mean optimizer.lr?"]),  # a right name in the wrong section
         ("lr: 1", ["x.yaml", "lr", "did you mean optimizer.lr?"]),
         ("data: {augmentation: {flips: true}}", ["data.augmentation.flips", "did you mean data.augmentation.flip?"]),
-        ("train.epochs: 3", ["'train.epochs'", "dots are for --set", "train: {epochs: ...}"]),
+        ("train.epochs: 3", ["'train.epochs'", "dotted keys are only for --set", "train: {epochs: ...}"]),
         ("{3: 4}", ["3", "strings"]),
         ("train: {yes: 3}", ["train", "strings"]),  # YAML 1.1 reads yes as true
     ],
@@ -188,7 +188,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(write, text, words):
         ("train=3", ["--set train=3", "section"]),
         ("train.epochs.x=3", ["train.epochs", "integer"]),
         ("train.epochs=[", ["--set train.epochs=[", "not valid YAML"]),
-        ("extends=base.yaml", ["--set extends=base.yaml", "belongs in a file"]),
+        ("extends=base.yaml", ["--set extends=base.yaml", "is only valid at the top of a file"]),
         ("train.epochs={a: 1, a: 2}", ["'a' is given twice"]),
     ],
 )

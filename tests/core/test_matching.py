@@ -19,7 +19,7 @@ SMALL = 64
 
 
 def matcher(policy: str = "multi", input_size: int = 300, **bounds: float) -> Matcher:
-    return Matcher(generate_anchors(ANCHORS, input_size), ANCHORS, MatchingConfig(policy=policy, **bounds))
+    return Matcher(ANCHORS, input_size, MatchingConfig(policy=policy, **bounds))
 
 
 def labels_of(boxes: np.ndarray) -> np.ndarray:

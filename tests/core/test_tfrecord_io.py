@@ -71,7 +71,7 @@ def test_records_before_the_damage_are_delivered():
 
 
 def test_another_kind_of_file_is_told_apart():
-    with pytest.raises(DataError, match="no TFRecord"):
+    with pytest.raises(DataError, match="not a TFRecord"):
         read_all(b"\xff\xd8\xff\xe0 this is a JPEG, not records")
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.box_strategies import general_boxes
 
-from ssd_dist.core.anchors import flip_permutation, generate_anchors
+from ssd_dist.core.anchors import flip_permutation
 from ssd_dist.core.boxes import flip_boxes
 from ssd_dist.core.config import AnchorConfig, AugmentationConfig, MatchingConfig
 from ssd_dist.core.matching import Matcher
@@ -33,7 +33,7 @@ SEEDS = range(40)
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(boxes=general_boxes(), crowds=st.integers(0, 2))
 def test_flipped_targets_are_the_targets_of_the_flipped_boxes(policy, vertical, boxes, crowds):
-    matcher = Matcher(generate_anchors(ANCHORS, 300), ANCHORS, MatchingConfig(policy=policy))
+    matcher = Matcher(ANCHORS, 300, MatchingConfig(policy=policy))
     labels = np.arange(1, len(boxes) + 1)
     is_crowd = np.arange(len(boxes)) < crowds
     plain = matcher.match(boxes, labels, is_crowd)

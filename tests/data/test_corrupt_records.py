@@ -176,7 +176,7 @@ def test_a_shard_without_a_good_record_is_no_shard(data):
     config, manifest, path = data
     for start, _ in offsets_of(path):
         flip_byte(path, start + 20)
-    with pytest.raises(DataError, match="no record left"):
+    with pytest.raises(DataError, match="has no valid record"):
         secure(config, manifest, on_corrupt="skip")
 
 
@@ -185,7 +185,7 @@ def test_another_set_s_shard_is_refused_whatever_the_config_says(data, on_corrup
     config, manifest, path = data
     records = records_of(path)
     rewrite(path, records[::-1])  # of the right size, and every record sound
-    with pytest.raises(DataError, match="not the one in the manifest"):
+    with pytest.raises(DataError, match="differs from the manifest"):
         secure(config, manifest, on_corrupt=on_corrupt)
     path.unlink()
     with pytest.raises(DataError, match="does not exist"):
@@ -231,7 +231,7 @@ def test_workers_that_share_a_cache_mend_at_the_same_time(data, tmp_path):
     assert {replaced for _, replaced in found} == {found[0][1]}
     assert len(found[0][1]) == 1
     assert {plan.files for plan, _ in found} == {found[0][0].files}
-    assert not list((tmp_path / "cache").glob("*.partial"))
+    assert not list((tmp_path / "cache").glob("*.tmp-*"))
 
 
 def test_ground_truth_names_shard_and_record(data):

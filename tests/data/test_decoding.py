@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from ssd_dist.data.decoding import TARGET_FEATURES, decode_image, pad_targets
+from ssd_dist.data.decoding import TARGET_FEATURES, decode_jpeg, pad_targets
 
 
 def encode_jpeg(pixels: np.ndarray) -> bytes:
@@ -20,21 +20,21 @@ def test_pixels_are_those_of_another_decoder():
     y, x = np.mgrid[0:48, 0:48]
     pixels = np.stack([5 * y, 5 * x, 120 + 2 * y - x], -1).astype(np.uint8)
     data = encode_jpeg(pixels)
-    decoded = decode_image(tf.constant(data), 48).numpy()
+    decoded = decode_jpeg(tf.constant(data), 48).numpy()
     assert decoded.dtype == np.uint8
     other = np.asarray(Image.open(io.BytesIO(data)))
     assert np.abs(decoded.astype(int) - other).max() <= 2
 
 
 def test_a_grey_image_has_three_channels():
-    decoded = decode_image(tf.constant(encode_jpeg(np.full((32, 32), 77, np.uint8))), 32).numpy()
+    decoded = decode_jpeg(tf.constant(encode_jpeg(np.full((32, 32), 77, np.uint8))), 32).numpy()
     assert decoded.shape == (32, 32, 3)
     assert np.abs(decoded.astype(int) - 77).max() <= 1
 
 
 def test_an_image_of_another_size_is_no_record_of_this_set():
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
-        decode_image(tf.constant(encode_jpeg(np.zeros((32, 40, 3), np.uint8))), 32)
+        decode_jpeg(tf.constant(encode_jpeg(np.zeros((32, 40, 3), np.uint8))), 32)
 
 
 def test_targets_of_several_records_are_padded_to_the_longest():

@@ -28,7 +28,7 @@ def twins(input_size: int, config: MatchingConfig):
     anchors = generate_anchors(ANCHORS, input_size)
     signature = [tf.TensorSpec([None, 4]), tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.bool)]
     graph = tf.function(GraphMatcher(anchors, ANCHORS, config).match, input_signature=signature)
-    return Matcher(anchors, ANCHORS, config), graph
+    return Matcher(ANCHORS, input_size, config), graph
 
 
 def check_equal(input_size: int, config: MatchingConfig, boxes: np.ndarray, is_crowd: np.ndarray) -> None:

@@ -10,7 +10,6 @@ import tensorflow as tf
 from PIL import Image
 from support.synthetic import write_dataset
 
-from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.boxes import flip_boxes
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
@@ -55,7 +54,7 @@ def test_pixels_and_targets_are_mirrored_together(data, vertical):
     config = config_of(Path(config.data.dir), flip=not vertical, flip_vertical=vertical)
     records = list(read_split(config.data, manifest.splits["train"]))
     images = np.stack([decode(record) for record in records]).astype(int)
-    matcher = Matcher(generate_anchors(config.anchors, SIZE), config.anchors, config.matching)
+    matcher = Matcher(config.anchors, SIZE, config.matching)
     flips, seen = [], []
     for batch in read_batches(config, manifest, 6):
         for row in range(BATCH):
@@ -170,7 +169,7 @@ def test_evaluation_sees_every_record_once(data, batch_size, workers):
 def test_more_views_than_were_prepared_are_refused(data):
     config, manifest = data
     config = config.model_copy(update={"data": config.data.model_copy(update={"views": 2})})
-    with pytest.raises(DataError, match=r"data\.views is 2, but .* was prepared with 1"):
+    with pytest.raises(DataError, match=r"data\.views: 2, but .* was prepared with 1"):
         plan_training(config, manifest.splits["train"])
 
 

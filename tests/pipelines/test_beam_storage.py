@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from pipelines import beam_storage
 from pipelines.annotations import Image, Problem
 from pipelines.image_reading import READ_AHEAD, read_images
+from ssd_dist.core import storage
 from ssd_dist.core.errors import DataError, UsageError
+from ssd_dist.core.storage import TEMPORARY
 
 
 def test_a_file_appears_complete(tmp_path):
@@ -24,7 +26,7 @@ def test_a_file_appears_complete(tmp_path):
     with beam_storage.replace_file(str(path)) as file:
         file.write(b"half")
         assert not path.exists()
-        assert [beam_storage.TEMPORARY in name.name for name in path.parent.iterdir()] == [True]
+        assert [TEMPORARY in name.name for name in path.parent.iterdir()] == [True]
     assert path.read_bytes() == b"half"
     assert [name.name for name in path.parent.iterdir()] == ["x.bin"]
 
@@ -35,7 +37,7 @@ def write_half(path):
         raise RuntimeError
 
 
-def test_a_failed_attempt_leaves_the_old_file_and_no_litter(tmp_path):
+def test_a_failed_attempt_leaves_the_old_file_and_no_temporary_file(tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")
     with pytest.raises(RuntimeError):
@@ -55,7 +57,7 @@ def fail(monkeypatch, *errors):
         return true_open(path)
 
     monkeypatch.setattr(beam_storage, "open_plain", flaky)
-    monkeypatch.setattr(beam_storage, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(storage, "RETRY_PAUSES", (0.0, 0.0, 0.0))
     return left
 
 
@@ -72,7 +74,7 @@ def test_lasting_failures_are_not_tried_again(tmp_path, monkeypatch):
     with pytest.raises(PermissionError):
         beam_storage.read_bytes(str(tmp_path / "x"))
     assert len(left) == 1
-    fail(monkeypatch, *[OSError("down")] * beam_storage.ATTEMPTS)
+    fail(monkeypatch, *[OSError("down")] * (len(storage.RETRY_PAUSES) + 1))
     with pytest.raises(OSError, match="down"):
         beam_storage.read_bytes(str(tmp_path / "x"))
 
@@ -263,7 +265,7 @@ def test_a_store_that_lets_nobody_write_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(
         beam_storage.FileSystems, "create", lambda *_, **__: (_ for _ in ()).throw(ForbiddenError("no"))
     )
-    with pytest.raises(DataError, match="new cannot be written: no; check who may write"):
+    with pytest.raises(DataError, match="new cannot be written: no; check the write permissions"):
         beam_storage.write_bytes(str(tmp_path / "new"), b"x")
 
 

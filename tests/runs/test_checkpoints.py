@@ -10,9 +10,10 @@ import tensorflow as tf
 import tf_keras
 from chaos.disk_and_network import SmallDisk, can_create, run_command
 
+from ssd_dist.core import storage
 from ssd_dist.core.config import CheckpointConfig
 from ssd_dist.core.errors import CheckpointError, RestartError
-from ssd_dist.runs import checkpoint_writer, checkpoints, gfile_storage
+from ssd_dist.runs import checkpoint_writer, checkpoints
 from ssd_dist.runs.checkpoints import BestModel, CheckpointStore, find_damage, latest_checkpoint, read_best
 
 CONFIG = CheckpointConfig(keep=2)
@@ -166,18 +167,18 @@ def unavailable(times, wrapped):
 
 def test_transient_storage_errors_are_retried(store, value, tmp_path, monkeypatch, capfd):
     pauses = []
-    monkeypatch.setattr(gfile_storage.time, "sleep", pauses.append)
+    monkeypatch.setattr(storage.time, "sleep", pauses.append)
     save_steps(store, value, 1)
     monkeypatch.setattr(tf.train.Checkpoint, "write", unavailable(3, tf.train.Checkpoint.write))
     save_steps(store, value, 2)
     assert pauses == sorted(pauses)
     assert len(set(pauses)) == 3
-    assert capfd.readouterr().err.count("503: backend error; again in") == 3
+    assert capfd.readouterr().err.count("503: backend error; retrying in") == 3
     assert latest_checkpoint(str(tmp_path / "checkpoints")).endswith("ckpt-2")
 
 
 def test_unavailable_storage_is_reported_and_is_not_taken_for_damage(store, value, tmp_path, monkeypatch):
-    monkeypatch.setattr(gfile_storage, "RETRY_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(storage, "RETRY_PAUSES", (0.0, 0.0))
     save_steps(store, value, 1, 2)
     monkeypatch.setattr(tf.train.Checkpoint, "write", unavailable(99, tf.train.Checkpoint.write))
     with pytest.raises(RestartError, match=r"503.*kept"):
@@ -355,7 +356,7 @@ def test_an_invalid_best_json_is_reported(model, tmp_path, text):
 
 
 def test_transient_errors_while_writing_the_best_model_are_retried(tmp_path, monkeypatch):
-    monkeypatch.setattr(gfile_storage, "RETRY_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(storage, "RETRY_PAUSES", (0.0, 0.0))
     model = tf_keras.Sequential([tf_keras.layers.Dense(1)])
     model.build([None, 1])
     best = BestModel(model, str(tmp_path), "coco/AP", keep=1)

@@ -5,11 +5,11 @@ import tensorflow as tf
 from support.synthetic import write_dataset
 
 from ssd_dist.cluster.failures import explain_out_of_memory
+from ssd_dist.core import storage
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import load_config
 from ssd_dist.core.errors import CheckpointError, UsageError
 from ssd_dist.core.folder_names import check_folder_name
-from ssd_dist.runs import gfile_storage
 from ssd_dist.runs.run_folder import open_run_folder, read_run_folder
 from ssd_dist.training.run_checks import check_steps_left
 
@@ -57,10 +57,10 @@ def test_a_disk_that_fails_leaves_the_files_as_they_were(manifest, tmp_path, mon
     def fail(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(gfile_storage, "flush_to_disk", fail)
+    monkeypatch.setattr(storage, "flush_to_disk", fail)
     with pytest.raises(CheckpointError, match="the disk is full"):
         open_run_folder(str(run), changed(tmp_path, "train.epochs=9"), manifest)
-    assert {path.name: path.read_bytes() for path in run.iterdir() if path.suffix != ".partial"} == before
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     # What did not change is not written: a full disk does not keep a run from going on.
     open_run_folder(str(run), changed(tmp_path), manifest)
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 import tf_keras
 from PIL import Image
 
+from ssd_dist.core import storage
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config
 from ssd_dist.core.errors import RestartError, UsageError
@@ -22,7 +23,7 @@ from ssd_dist.core.records import Objects
 from ssd_dist.evaluation.detection_matching import match_detections
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.voc_metrics import trace_curve
-from ssd_dist.runs import gfile_storage, metrics_log
+from ssd_dist.runs import metrics_log
 from ssd_dist.runs.metrics_log import MetricsLog
 from ssd_dist.runs.trackers import TensorBoardTracker, create_trackers, tabulate_curve
 
@@ -160,7 +161,7 @@ def test_a_failing_service_causes_one_warning_and_no_lost_row(tmp_path, services
 
 
 def test_a_row_is_written_once_although_storage_fails_at_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(gfile_storage, "RETRY_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(storage, "RETRY_PAUSES", (0.0, 0.0))
     log = MetricsLog(str(tmp_path), 0, 0)
     append, left = metrics_log._append, [2]
 

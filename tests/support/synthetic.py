@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import Config
 from ssd_dist.core.manifest import (
     MANIFEST_NAME,
@@ -51,7 +50,7 @@ def draw_record(seed: int, name: str, config: Config, objects: int | None = None
         is_crowd=np.zeros(count, bool),
         area=np.asarray([(b[2] - b[0]) * (b[3] - b[1]) * size * size for b in boxes], np.float32),
     )
-    matcher = Matcher(generate_anchors(config.anchors, size), config.anchors, config.matching)
+    matcher = Matcher(config.anchors, size, config.matching)
     jpeg = io.BytesIO()
     Image.fromarray(pixels).save(jpeg, "JPEG", quality=95)
     targets = matcher.match(objects_.boxes, objects_.labels)

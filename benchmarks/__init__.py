@@ -1,0 +1,6 @@
+"""Benchmarks; they measure with the environment variables that the commands set."""
+
+from ssd_dist.core.environment_variables import set_tensorflow_defaults
+
+# Before any benchmark imports TensorFlow; processes that the benchmarks start inherit the variables.
+set_tensorflow_defaults()
