@@ -1,9 +1,9 @@
-"""The small records that travel between workers: what the annotations say, before any image is opened.
+"""The elements that readers emit: the content of the annotations, without any pixels.
 
-Readers emit elements `(key, value)`. What concerns one image carries the key of its id, so that one grouping brings
-together an image and boxes that came apart from it; what concerns the whole data set carries `SUMMARY_KEY`.
-Keys are integers: cheap to code, and grouped alike by every runner. The records are named tuples, which are made and
-pickled at half the cost of dataclasses; a data set has millions of them.
+An element is a pair `(key, value)`. Values that belong to one image have a hash of the image id as key, so one grouping
+joins an image with boxes that were read separately. Values about the whole dataset have the key `SUMMARY_KEY`. Keys
+are integers, because these are cheap to encode and every runner groups them alike. The values are named tuples, because
+a dataset has millions of them and named tuples cost half as much to create and pickle as dataclasses.
 """
 
 import hashlib
@@ -12,16 +12,21 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
 SUMMARY_KEY = -1
-# Boxes held by a reader to travel together: shuffling costs by the element.
-GATHERED_BOXES = 4096
-# What an image's file may be called, in the order in which they are tried.
+# Number of boxes that a reader collects and groups by image, because the cost of a shuffle is per element.
+BOX_BUFFER_SIZE = 4096
+# Suffixes of image files, in the order in which they are tried.
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif", ".ppm",
 )  # fmt: skip
 
 
 class Problem(NamedTuple):
-    """Why something cannot be used: one word to count by, and what a person needs to mend it."""
+    """Why an image or a box is rejected.
+
+    Attributes:
+      reason: one word, by which rejections are counted.
+      detail: what a user needs to know to fix it.
+    """
 
     reason: str
     detail: str
@@ -32,13 +37,13 @@ class Box(NamedTuple):
 
     Attributes:
       category: key of its class in the class table.
-      corners: ymin, xmin, ymax, xmax; pixels of the displayed image, or fractions of it if `normalized`.
-      where: which entry of the annotation this is, for messages.
+      corners: ymin, xmin, ymax, xmax; in pixels of the displayed image, or in fractions of it if `normalized`.
+      where: position of the entry in the annotation, for messages.
       normalized: the unit of `corners`.
       difficult: Pascal VOC's flag.
       is_crowd: COCO's flag.
-      area: in pixels of the original, as the annotation claims it (COCO's is that of the segment), or None.
-      problem: set if the entry could not be parsed; the other fields then mean nothing.
+      area: area in pixels of the original image according to the annotation (COCO: area of the segment), or None.
+      problem: set if the entry could not be parsed; the other fields are then meaningless.
     """
 
     category: str
@@ -51,16 +56,16 @@ class Box(NamedTuple):
     problem: Problem | None = None
 
 
-# As bytes boxes pass the groupings at a fifth of the cost, and those that wait for their shard take a fifth of the
-# memory. Version 2 of marshal has no references, so that equal boxes are equal bytes.
+# As bytes, boxes cost a fifth in the groupings and take a fifth of the memory while they wait for their shard. Version
+# 2 of marshal writes no references, so equal boxes give equal bytes.
 def pack_boxes(boxes: Iterable[Box]) -> bytes:
-    """The boxes as bytes, for workers of the same Python."""
+    """Returns the boxes as bytes that only the same Python version can read."""
     plain = [(*box[:-1], None if box.problem is None else tuple(box.problem)) for box in boxes]
     return marshal.dumps(plain, 2) if plain else b""
 
 
 def unpack_boxes(packed: bytes) -> tuple[Box, ...]:
-    """The boxes that `pack_boxes` packed."""
+    """Returns the boxes that `pack_boxes` packed."""
     plain = marshal.loads(packed) if packed else ()
     return tuple(Box._make((*fields, problem and Problem(*problem))) for *fields, problem in plain)
 
@@ -69,18 +74,18 @@ class Image(NamedTuple):
     """One annotated image.
 
     Attributes:
-      image_id: unique in the data set; `image/source_id` of the record.
-      file: number of the listing that names it, from 0; listings are ordered by it.
-      row: its place there, counted from 0 without gaps.
+      image_id: unique in the dataset; becomes `image/source_id` of the record.
+      file: number of the listing that contains the image, from 0; listings are ordered by it.
+      row: position in the listing, from 0 without gaps.
       source: the annotation, for messages.
-      filename: name as the data set has it.
-      path: where the file lies.
-      stems: paths without a suffix; if there is no file at `path`, an image with one of these names is taken.
-      size: (height, width) that the annotation claims, if any.
-      original: (height, width) of what the image was made from, if that is known to be another, as in our own shards.
-      packed: its objects, packed.
-      span: (offset, length) of the record that holds the image, where the path is a TFRecord file.
-      problem: set if the image is lost already, say by a broken annotation.
+      filename: file name in the dataset.
+      path: path of the image file.
+      stems: paths without a suffix; if there is no file at `path`, a file with one of these stems is used.
+      size: (height, width) according to the annotation, or None.
+      original: (height, width) of the image that this one was made from, if known, as in shards written by prepare.
+      packed: the boxes, see `pack_boxes`.
+      span: (offset, length) of the record that contains the image, if `path` is a TFRecord file.
+      problem: set if the image is already known to be unusable, for example because its annotation is broken.
     """
 
     image_id: str
@@ -98,12 +103,12 @@ class Image(NamedTuple):
 
     @property
     def boxes(self) -> tuple[Box, ...]:
-        """Its objects."""
+        """The annotated objects."""
         return unpack_boxes(self.packed)
 
 
-class LooseBox(NamedTuple):
-    """One box that comes apart from its image (COCO, CSV)."""
+class SeparateBox(NamedTuple):
+    """A box that the annotation file lists separately from its image (COCO, CSV)."""
 
     image_id: str
     file: int
@@ -113,7 +118,7 @@ class LooseBox(NamedTuple):
 
 
 class BoxGroup(NamedTuple):
-    """Boxes of one image that come apart from it but near each other; `row` is the first one's."""
+    """Several separate boxes of one image; `row` is that of the first one."""
 
     image_id: str
     file: int
@@ -123,7 +128,7 @@ class BoxGroup(NamedTuple):
 
 
 class Category(NamedTuple):
-    """A class met in the annotations; classes are ordered by `order`, then by name."""
+    """A class that occurs in the annotations; classes are sorted by `order`, then by name."""
 
     key: str
     order: int
@@ -131,7 +136,14 @@ class Category(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The end of a listing: it named `images` images; `problem` is set if it broke off there."""
+    """Marks the end of a listing.
+
+    Attributes:
+      file: number of the listing.
+      images: number of images that it contains.
+      source: the annotation file, for messages.
+      problem: set if the rest of the listing could not be read.
+    """
 
     file: int
     images: int
@@ -142,41 +154,44 @@ class Listing(NamedTuple):
 Element: TypeAlias = tuple[int, Image | BoxGroup | Category | Listing]
 
 
-def readable(text: str) -> str:
-    """The text as UTF-8 can hold it: JSON's escapes, and file names of another encoding, bring what it cannot."""
+def to_valid_text(text: str) -> str:
+    """Returns the text with everything escaped that UTF-8 cannot encode.
+
+    Such characters come from JSON escapes and from file names in another encoding.
+    """
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def image_key(image_id: str) -> int:
-    """A 63-bit hash by which to group; whoever groups must still compare ids."""
+    """Returns a 63-bit hash of the image id; two ids may share a key, so code that groups by it must compare ids."""
     digest = hashlib.blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
-def keyed(value: Image | BoxGroup | Category | Listing) -> Element:
-    """The value with the key under which it is grouped."""
+def make_element(value: Image | BoxGroup | Category | Listing) -> Element:
+    """Returns the value with the key by which it is grouped."""
     if isinstance(value, Image | BoxGroup):
         return image_key(value.image_id), value
     return SUMMARY_KEY, value
 
 
-def gather_boxes(values: Iterable[Image | LooseBox | Category | Listing]) -> Iterator[Element]:
-    """The values with their keys, loose boxes of one image put together as far as a small buffer reaches."""
-    waiting: dict[str, list[LooseBox]] = {}
+def make_elements(values: Iterable[Image | SeparateBox | Category | Listing]) -> Iterator[Element]:
+    """Yields the values as elements, with separate boxes grouped by image within a buffer of `BOX_BUFFER_SIZE`."""
+    waiting: dict[str, list[SeparateBox]] = {}
     count = 0
     for value in values:
-        if not isinstance(value, LooseBox):
-            yield keyed(value)
+        if not isinstance(value, SeparateBox):
+            yield make_element(value)
             continue
         waiting.setdefault(value.image_id, []).append(value)
         count += 1
-        if count == GATHERED_BOXES:
+        if count == BOX_BUFFER_SIZE:
             yield from map(_group_boxes, waiting.values())
             waiting, count = {}, 0
     yield from map(_group_boxes, waiting.values())
 
 
-def _group_boxes(loose: list[LooseBox]) -> Element:
-    first = loose[0]
-    packed = pack_boxes(box.box for box in loose)
-    return keyed(BoxGroup(first.image_id, first.file, first.row, first.source, packed))
+def _group_boxes(boxes: list[SeparateBox]) -> Element:
+    first = boxes[0]
+    packed = pack_boxes(box.box for box in boxes)
+    return make_element(BoxGroup(first.image_id, first.file, first.row, first.source, packed))

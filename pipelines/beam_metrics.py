@@ -1,6 +1,6 @@
-"""What a runner's console shows while the job runs: Beam counters and distributions under one namespace.
+"""Beam counters and distributions that the runner's console shows while the job runs, in one namespace.
 
-The manifest has the exact numbers; these are for watching, and count again what a runner repeats.
+They are for monitoring only: work that a runner repeats is counted again. The manifest contains the exact numbers.
 """
 
 import time
@@ -12,14 +12,14 @@ NAMESPACE = "prepare"
 
 
 class Meter:
-    """Counts and measures."""
+    """Updates Beam counters and distributions by name."""
 
     def __init__(self) -> None:
         self._counter = lru_cache(maxsize=None)(partial(Metrics.counter, NAMESPACE))
         self._distribution = lru_cache(maxsize=None)(partial(Metrics.distribution, NAMESPACE))
 
     def count(self, name: str, number: int = 1) -> None:
-        """Adds to a counter."""
+        """Adds a number to a counter."""
         self._counter(name).inc(number)
 
     def record(self, name: str, value: int) -> None:
@@ -27,12 +27,12 @@ class Meter:
         self._distribution(name).update(value)
 
     def time(self, name: str) -> "Stopwatch":
-        """Adds the microseconds that a block takes to a distribution: `with meter.time(name): ...`."""
+        """Returns a context manager that adds the duration of its block, in microseconds, to a distribution."""
         return Stopwatch(self, name)
 
 
 class Stopwatch:
-    """Times one block; what an exception ends is not recorded."""
+    """Measures the duration of one block; a block that raises is not recorded."""
 
     def __init__(self, meter: Meter, name: str) -> None:
         self._meter = meter

@@ -1,17 +1,23 @@
-"""Which class has which label: from the categories met in the data, or as a file or the manifest fixes it."""
+"""Assigns labels to classes: in the order of the annotations, of a class file, or of an existing manifest."""
 
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipelines.annotations import Category, Problem, readable
+from pipelines.annotations import Category, Problem, to_valid_text
 from ssd_dist.core.errors import DataError
 
 
 @dataclass(frozen=True)
 class ClassRules:
-    """What the flags say about classes; `fixed` names come from `--classes` or from an existing manifest."""
+    """The class names that the flags fix, include and exclude.
+
+    Attributes:
+      fixed: all class names in the order of their labels, from `--classes` or an existing manifest; may be empty.
+      include: the classes to keep; empty keeps all.
+      exclude: the classes to omit.
+    """
 
     fixed: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
@@ -20,7 +26,14 @@ class ClassRules:
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The classes in the order of their labels, which count from 1, and the name behind each category key."""
+    """The classes of the dataset.
+
+    Attributes:
+      names: class names in the order of their labels, which start at 1.
+      name_by_key: class name of each category key.
+      include: the classes to keep; empty keeps all.
+      exclude: the classes to omit.
+    """
 
     names: tuple[str, ...]
     name_by_key: dict[str, str]
@@ -28,13 +41,13 @@ class ClassTable:
     exclude: tuple[str, ...] = ()
 
     def find(self, key: str) -> tuple[int, str] | Problem:
-        """Label and name of a category, or why it has none."""
+        """Returns (label, name) of a category, or the problem for which its boxes are rejected."""
         return self._found.get(key) or Problem(
-            "unknown_class", f"the annotation's category {key!r} is not among its categories"
+            "unknown_class", f"category {key!r} of the box is not defined in the annotations"
         )
 
     def unknown(self, keys: Iterable[str]) -> set[str]:
-        """The names of those categories that have one, but no label, though no rule leaves them out."""
+        """Returns the names of the given categories that are neither in the class table nor excluded by a rule."""
         found = {key: self.find(key) for key in keys if key in self.name_by_key}
         return {self.name_by_key[key] for key, value in found.items() if value[0] == "unknown_class"}
 
@@ -45,59 +58,63 @@ class ClassTable:
 
     def _find_name(self, name: str, labels: dict[str, int]) -> tuple[int, str] | Problem:
         if name in self.exclude or (self.include and name not in self.include):
-            return Problem("excluded_class", f"class {name!r} is left out by --include_classes or --exclude_classes")
+            return Problem("excluded_class", f"class {name!r} is excluded by --include_classes or --exclude_classes")
         if name in labels:
             return labels[name], name
-        return Problem("unknown_class", f"class {name!r} is none of this data set's ({', '.join(self.names):.200})")
+        return Problem("unknown_class", f"class {name!r} is not in the dataset ({', '.join(self.names):.200})")
 
 
 def build_class_table(categories: Iterable[Category], rules: ClassRules) -> ClassTable:
-    """Orders the classes met in the data, or takes the fixed order, and applies inclusion and exclusion.
+    """Builds the class table.
 
-    A fixed order keeps its labels whatever is left out.
+    With fixed names, exclusion does not change the labels.
+
+    Args:
+      categories: all classes that occur in the annotations.
+      rules: the class names that the flags fix, include and exclude.
 
     Raises:
-      DataError: if no class is left, a rule names one that does not exist, or one category has two names.
+      DataError: if no class remains, a rule contains an unknown class, or one category has two names.
     """
-    known = {category._replace(name=readable(category.name)) for category in categories}
-    met = sorted(known, key=lambda category: (category.order, category.name, category.key))
+    known = {category._replace(name=to_valid_text(category.name)) for category in categories}
+    found = sorted(known, key=lambda category: (category.order, category.name, category.key))
     name_by_key: dict[str, str] = {}
-    for category in met:
+    for category in found:
         if name_by_key.setdefault(category.key, category.name) != category.name:
             raise DataError(
-                f"category {category.key.rpartition('/')[2]} is called both {name_by_key[category.key]!r} and "
-                f"{category.name!r}; give each class an id of its own"
+                f"category {category.key.rpartition('/')[2]} has two names, {name_by_key[category.key]!r} and "
+                f"{category.name!r}; give each class its own id"
             )
-    names = list(rules.fixed or dict.fromkeys(category.name for category in met))
+    names = list(rules.fixed or dict.fromkeys(category.name for category in found))
     for name in (*rules.include, *rules.exclude):
-        if name not in names and not any(category.name == name for category in met):
+        if name not in names and not any(category.name == name for category in found):
             near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the data has {', '.join(names[:20]) or 'none'}"
-            raise DataError(f"--include_classes or --exclude_classes names an unknown class {name!r}; {hint}")
+            hint = f"did you mean {near[0]!r}?" if near else f"the dataset has {', '.join(names[:20]) or 'no classes'}"
+            raise DataError(f"--include_classes or --exclude_classes: unknown class {name!r}; {hint}")
     if not rules.fixed:
         names = [n for n in names if n not in rules.exclude and (not rules.include or n in rules.include)]
-    if not names and met:
-        raise DataError("no class is left: --include_classes and --exclude_classes keep none of them")
+    if not names and found:
+        raise DataError("no classes: --include_classes and --exclude_classes exclude all of them; keep at least one")
     if not names:
-        raise DataError("no class is left: the annotations name none; check --input, --input_format and --source_split")
+        raise DataError("no classes: the annotations contain none; check --input, --input_format and --source_split")
     return ClassTable(tuple(names), name_by_key, rules.include, rules.exclude)
 
 
 def parse_class_file(text: str, path: str) -> tuple[str, ...]:
-    """Class names, one a line; empty lines do not count.
+    """Parses a file with one class name per line; ignores empty lines.
 
     Raises:
-      DataError: if a name appears twice or there is none.
+      DataError: if a name occurs twice or there is none.
     """
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not names:
-        raise DataError(f"{path} holds no class names; write one a line")
-    twice = first_duplicate(names)
-    if twice is not None:
-        raise DataError(f"{path} names class {twice!r} twice; take one out")
+        raise DataError(f"{path}: the file contains no class names; write one name per line")
+    duplicate = find_duplicate(names)
+    if duplicate is not None:
+        raise DataError(f"{path}: class {duplicate!r} is listed twice; remove one line")
     return names
 
 
-def first_duplicate(names: Sequence[str]) -> str | None:
-    """The first name that is there already, if any."""
+def find_duplicate(names: Sequence[str]) -> str | None:
+    """Returns the first name that occurred before, or None."""
     return next((name for index, name in enumerate(names) if name in names[:index]), None)

@@ -1,9 +1,9 @@
-"""Renderings of an image for training: view 0 is the whole of it, the others are SSD's random crops and expansions.
+"""Samples and renders the crops of augmented copies: copy 0 is the whole image, the others are SSD's random crops.
 
-    hash(seed, image id, view) -> window -> pixels and boxes of that window       (Liu et al. 2016, section 2.2 and 3.6)
+    hash(seed, image id, number of the copy) -> crop -> its pixels and boxes   (Liu et al. 2016, sections 2.2 and 3.6)
 
-A window is a box in units of the image; where it reaches beyond, the view is filled with a mean colour. Nothing here
-depends on anything but its arguments, so a view is the same on every worker and at every attempt.
+A crop is a box in units of the image. Where it extends beyond the image, the copy is filled with a mean color. Every
+function depends only on its arguments, so a copy is the same on every worker and at every attempt.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ Float64Array: TypeAlias = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Crop:
-    """The part of the plane a view shows, in units of the image: the whole image is (0, 0, 1, 1)."""
+    """The region that an augmented copy shows, in units of the image: the whole image is (0, 0, 1, 1)."""
 
     ymin: float
     xmin: float
@@ -37,30 +37,39 @@ class Crop:
 
     @property
     def height(self) -> float:
-        """Height in units of the image's."""
+        """Height as a fraction of the image height."""
         return self.ymax - self.ymin
 
     @property
     def width(self) -> float:
-        """Width in units of the image's."""
+        """Width as a fraction of the image width."""
         return self.xmax - self.xmin
 
     def shift(self, boxes: FloatArray) -> FloatArray:
-        """Boxes [N, 4] of the image in units of the window, not clipped."""
+        """Converts boxes [N, 4] from units of the image to units of the crop, without clipping."""
         corner = np.array([self.ymin, self.xmin] * 2)
         size = np.array([self.height, self.width] * 2)
         return ((boxes.astype(np.float64) - corner) / size).astype(np.float32)
 
 
 def sample_crop(seed: int, image_id: str, view: int, boxes: FloatArray, config: AugmentationConfig) -> Crop:
-    """The window of a view: the whole image for view 0, else an expansion (half the time) and a crop.
+    """Samples the crop of an augmented copy.
 
-    A crop keeps the centre of at least one of boxes [N, 4], if there are any.
+    Copy 0 is the whole image. The others are expanded with probability 0.5, then cropped. A crop contains the center of
+    at least one box, if there are any.
+
+    Args:
+      seed: seed of the experiment.
+      image_id: id of the image.
+      view: number of the copy.
+      boxes: [N, 4], in units of the image.
+      config: limits of expansion and crop.
+
     """
     if view == 0:
         return Crop(*WHOLE)
     digest = hashlib.sha256(f"{seed}|{view}|{image_id}".encode("utf-8", "surrogatepass")).digest()
-    # Python promises the same numbers in every version, NumPy does not.
+    # Python guarantees the same random numbers in every version; NumPy does not.
     rng = random.Random(int.from_bytes(digest, "big"))
     canvas = _expand(rng, config.largest_expansion)
     for _ in range(DRAWS):
@@ -68,35 +77,35 @@ def sample_crop(seed: int, image_id: str, view: int, boxes: FloatArray, config: 
         if overlap is None:
             return canvas
         crops = _crop(canvas, rng, config.smallest_crop)
-        suitable = crops[_suit(crops, boxes.astype(np.float64), overlap)]
+        suitable = crops[_accept(crops, boxes.astype(np.float64), overlap)]
         if len(suitable):
             return Crop(*suitable[0].tolist())
     return canvas
 
 
-def render_crop(image: Image.Image, window: Crop, size: int) -> Image.Image:
-    """The window as a square of `size` pixels."""
-    rows = _pixels(window.ymin, window.ymax, size)
-    columns = _pixels(window.xmin, window.xmax, size)
-    # The part of the view that shows the image, in whole pixels of the view, and the same part of the image.
-    low_y, high_y, top, bottom = *rows, *_source(rows, window.ymin, window.height, size, image.height)
-    low_x, high_x, left, right = *columns, *_source(columns, window.xmin, window.width, size, image.width)
+def render_crop(image: Image.Image, crop: Crop, size: int) -> Image.Image:
+    """Renders the crop as a square image of `size` pixels."""
+    rows = _pixels_inside(crop.ymin, crop.ymax, size)
+    columns = _pixels_inside(crop.xmin, crop.xmax, size)
+    # The part of the result that shows the image, in whole pixels, and the same part of the source image.
+    low_y, high_y, top, bottom = *rows, *_source_range(rows, crop.ymin, crop.height, size, image.height)
+    low_x, high_x, left, right = *columns, *_source_range(columns, crop.xmin, crop.width, size, image.width)
     part = image.resize((high_x - low_x, high_y - low_y), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
     if part.size == (size, size):
         return part
-    view = Image.new("RGB", (size, size), FILL)
-    view.paste(part, (low_x, low_y))
-    return view
+    filled = Image.new("RGB", (size, size), FILL)
+    filled.paste(part, (low_x, low_y))
+    return filled
 
 
-def crop_objects(objects: Objects, window: Crop) -> Objects:
-    """The objects as the view shows them: those whose centre lies in the window, clipped to it.
+def crop_objects(objects: Objects, crop: Crop) -> Objects:
+    """Returns the objects whose center lies in the crop, clipped to it and in units of the crop.
 
-    A crowd stays as far as it reaches in, for its pixels must not be taken for background.
+    A crowd is kept if any part of it is in the crop, because its pixels must not be trained as background.
     """
-    if (window.ymin, window.xmin, window.ymax, window.xmax) == WHOLE:
+    if (crop.ymin, crop.xmin, crop.ymax, crop.xmax) == WHOLE:
         return objects
-    shifted = window.shift(objects.boxes)
+    shifted = crop.shift(objects.boxes)
     clipped = np.clip(shifted, 0, 1)
     area = np.prod(clipped[:, 2:] - clipped[:, :2], axis=1)
     visible = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
@@ -123,9 +132,9 @@ def _expand(rng: random.Random, largest: float) -> Crop:
 
 
 def _crop(canvas: Crop, rng: random.Random, smallest: float) -> Float64Array:
-    """Random parts [K, 4] of the canvas; those whose aspect ratio would take them beyond it are left out.
+    """Returns random parts [K, 4] of the canvas; omits those that would exceed it because of their aspect ratio.
 
-    Only operations that IEEE 754 rounds exactly: another processor must draw the same.
+    Uses only operations that IEEE 754 rounds exactly, so that every processor gives the same result.
     """
     scale, turn, y, x = np.array([rng.random() for _ in range(4 * TRIALS)]).reshape(4, TRIALS)
     scale = smallest + scale * (1 - smallest)
@@ -138,8 +147,11 @@ def _crop(canvas: Crop, rng: random.Random, smallest: float) -> Float64Array:
     return np.asarray(crops[(height <= 1) & (width <= 1)])
 
 
-def _suit(crops: Float64Array, boxes: Float64Array, overlap: float) -> npt.NDArray[np.bool_]:
-    """Which of crops [K, 4] show some of the image and, if there are boxes [N, 4], a centre and enough of one."""
+def _accept(crops: Float64Array, boxes: Float64Array, overlap: float) -> npt.NDArray[np.bool_]:
+    """Returns which of crops [K, 4] show part of the image and, if there are boxes [N, 4], suit one of them.
+
+    A crop must contain the center of a box and have an IoU of at least `overlap` with a box.
+    """
     low, high = crops[:, None, :2], crops[:, None, 2:]
     shows_image = ((high > 0) & (low < 1)).all(axis=(1, 2))
     if not len(boxes):
@@ -152,17 +164,17 @@ def _suit(crops: Float64Array, boxes: Float64Array, overlap: float) -> npt.NDArr
     return np.asarray(shows_image & holds_center & ((intersection / union).max(axis=1) >= overlap))
 
 
-def _pixels(low: float, high: float, size: int) -> tuple[int, int]:
-    """The whole pixels of a view of `size` that lie within the image, along one axis; one at least."""
+def _pixels_inside(low: float, high: float, size: int) -> tuple[int, int]:
+    """Returns the range of pixels, out of `size`, that show the image along one axis; at least one pixel."""
     first = math.ceil(max(0.0, -low / (high - low) * size))
     last = math.floor(min(float(size), (1 - low) / (high - low) * size))
     first = min(first, size - 1)
     return first, max(last, first + 1)
 
 
-def _source(pixels: tuple[int, int], low: float, length: float, size: int, side: int) -> tuple[float, float]:
-    """Where those pixels lie in an image of `side` pixels along that axis."""
+def _source_range(pixels: tuple[int, int], low: float, length: float, size: int, side: int) -> tuple[float, float]:
+    """Returns where those pixels lie along the same axis of an image of `side` pixels."""
     ends = ((low + pixel / size * length) * side for pixel in pixels)
     first, last = (min(max(end, 0.0), float(side)) for end in ends)
-    # Pillow wants a part of positive size, however little of the image is seen.
+    # Pillow needs a part of positive size, even if almost nothing of the image is visible.
     return (first, last) if last - first > 1e-3 else (max(0.0, min(first, side - 1.0)), min(float(side), first + 1.0))

@@ -1,7 +1,7 @@
-"""Images to records: decode, check, render the views, match them with the anchors.
+"""Converts images to records: decodes, checks, renders the augmented copies, assigns anchors.
 
-Image (metadata), bytes -> upright RGB -> checked objects -> for each view: window -> pixels and objects
-  -> a batch of views -> targets -> records
+Image (metadata), bytes -> upright RGB -> checked objects -> for each augmented copy: crop -> pixels and objects
+-> a batch of copies -> targets -> records
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image as PillowImage
 
-from pipelines.annotations import Image, Problem, readable
+from pipelines.annotations import Image, Problem, to_valid_text
 from pipelines.beam_metrics import Meter
 from pipelines.classes import ClassTable
 from pipelines.crops import crop_objects, render_crop, sample_crop
@@ -24,9 +24,9 @@ from ssd_dist.core.manifest import TRAIN_SPLIT
 from ssd_dist.core.matching import Matcher, Targets
 from ssd_dist.core.records import Objects, Record
 
-# Images matched together: what is called once for several is called with warm caches.
+# Images that are matched together, which is faster because the caches stay warm.
 BATCH = 8
-# Sixteen hexadecimal digits of a SHA-256: the 64 bits that are compared between splits.
+# Hexadecimal digits of a SHA-256 that are kept: 64 bits, compared between splits to find leakage.
 HASH_DIGITS = 16
 
 
@@ -36,12 +36,12 @@ class Preparation:
 
     Attributes:
       size: side of the square image, in pixels.
-      jpeg_quality: of the stored image.
-      views: renderings of each image.
-      seed: of the views beyond the first.
-      augmentation: how far these may reach beyond the image and into it.
-      anchors: the default boxes.
-      matching: which of them answer for an object.
+      jpeg_quality: JPEG quality of the stored image, 1 to 100.
+      views: number of augmented copies of each image, including the plain one.
+      seed: seed of the random crops.
+      augmentation: limits of expansion and crop.
+      anchors: the anchor layout.
+      matching: how anchors are assigned to objects.
     """
 
     size: int
@@ -54,7 +54,7 @@ class Preparation:
 
     @classmethod
     def of(cls, config: Config, split: str) -> "Preparation":
-        """The part of an experiment that decides the records of a split."""
+        """Returns the part of an experiment that the records of a split depend on."""
         return cls(
             size=config.model.input_size,
             jpeg_quality=config.data.jpeg_quality,
@@ -68,7 +68,13 @@ class Preparation:
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """The records of one image, one a view, the hash of its source bytes and what happened to its boxes."""
+    """The records of one image.
+
+    Attributes:
+      records: one per augmented copy.
+      digest: hash of the source bytes, in hexadecimal.
+      checked: the objects and the rejected boxes.
+    """
 
     records: tuple[Record, ...]
     digest: str
@@ -76,8 +82,8 @@ class PreparedImage:
 
 
 @dataclass(frozen=True)
-class _View:
-    """One rendering: a JPEG and the objects that it shows."""
+class _Copy:
+    """An augmented copy: a JPEG and the objects that it shows."""
 
     encoded: bytes
     objects: Objects
@@ -85,10 +91,10 @@ class _View:
 
 @dataclass(frozen=True)
 class _Rendered:
-    """An image without its targets: its views, its original's size, the hash of its source bytes, its boxes."""
+    """An image before matching: its copies, the size of the original, the hash of its source bytes and its boxes."""
 
     image: Image
-    views: tuple[_View, ...]
+    copies: tuple[_Copy, ...]
     height: int
     width: int
     digest: str
@@ -96,9 +102,11 @@ class _Rendered:
 
 
 def _decode(image: Image, data: bytes) -> PillowImage.Image:
-    """The pixels that the boxes lie on: the upright ones, but of a record those it stores, as TensorFlow decodes them.
+    """Decodes the pixels that the boxes refer to.
 
-    A record that claims the size of the upright ones has its boxes there, too.
+    For an image file these are the upright pixels. For an image in a TFRecord they are the stored pixels, as TensorFlow
+    decodes them, unless the record gives the size of the upright image.
+
     """
     if image.span is None:
         return decode_image(data)
@@ -107,33 +115,40 @@ def _decode(image: Image, data: bytes) -> PillowImage.Image:
 
 
 def count_positives(record: Record) -> list[int]:
-    """Positives of each object; of crowds none, which have no positives by their nature."""
+    """Returns the number of positive anchors of each object; omits crowds, which never get any."""
     counts = np.bincount(record.targets.objects, minlength=len(record.objects.labels))
     return counts[~record.objects.is_crowd].tolist()
 
 
 class ImagePreparer:
-    """Makes records of images; holds what is worth making once."""
+    """Converts images to records; builds the anchors and the matcher once."""
 
     def __init__(self, preparation: Preparation, meter: Meter) -> None:
-        self._how = preparation
+        self._preparation = preparation
         self._meter = meter
         anchors = generate_anchors(preparation.anchors, preparation.size)
-        self._most_objects = len(anchors)
+        self._max_objects = len(anchors)
         self._matcher = Matcher(preparation.anchors, preparation.size, preparation.matching)
 
     def prepare(
         self, images: Iterable[tuple[Image, bytes | Problem]], classes: ClassTable
     ) -> list[PreparedImage | Problem]:
-        """The records of a batch of images and their files' bytes, or why one has none."""
+        """Returns the records of each image of a batch, or the reason why it has none.
+
+        Args:
+          images: each image with the bytes of its file, or with the reason why the file could not be read.
+          classes: the class table.
+        """
         rendered = [data if isinstance(data, Problem) else self._render(image, data, classes) for image, data in images]
-        shown = [view.objects for image in rendered if isinstance(image, _Rendered) for view in image.views]
-        matched = iter(self._match(shown))
+        objects = [copy.objects for image in rendered if isinstance(image, _Rendered) for copy in image.copies]
+        targets = iter(self._match(objects))
         return [
             image
             if isinstance(image, Problem)
             else PreparedImage(
-                tuple(self._record(image, view, next(matched)) for view in image.views), image.digest, image.checked
+                tuple(self._make_record(image, copy, next(targets)) for copy in image.copies),
+                image.digest,
+                image.checked,
             )
             for image in rendered
         ]
@@ -145,45 +160,49 @@ class ImagePreparer:
         except ImageError as error:
             return Problem(error.reason, str(error))
         width, height = decoded.size
-        # Looking for a rotation takes time and is needed for the odd image only.
+        # The stored size is read only if needed, because finding a rotation takes time.
         problem = check_size(image, height, width) and check_size(image, *stored_size(data))
         if problem is not None:
             return problem
         checked = check_boxes(image, height, width, classes)
         height, width = image.original or (height, width)
         count = len(checked.objects.labels)
-        if count > self._most_objects:
+        if count > self._max_objects:
             return Problem(
-                "too_many_boxes", f"{count} objects; there are {self._most_objects} anchors to learn them with"
+                "too_many_boxes", f"{count} objects, but only {self._max_objects} anchors; use fewer boxes per image"
             )
-        views = tuple(self._view(image, decoded, checked.objects, view) for view in range(self._how.views))
+        copies = tuple(
+            self._render_copy(image, decoded, checked.objects, view) for view in range(self._preparation.views)
+        )
         digest = hashlib.sha256(data).hexdigest()[:HASH_DIGITS]
-        return _Rendered(image, views, height, width, digest, checked)
+        return _Rendered(image, copies, height, width, digest, checked)
 
-    def _view(self, image: Image, decoded: PillowImage.Image, objects: Objects, number: int) -> _View:
-        window = sample_crop(self._how.seed, image.image_id, number, objects.boxes, self._how.augmentation)
+    def _render_copy(self, image: Image, decoded: PillowImage.Image, objects: Objects, number: int) -> _Copy:
+        crop = sample_crop(
+            self._preparation.seed, image.image_id, number, objects.boxes, self._preparation.augmentation
+        )
         with self._meter.time("encode_microseconds"):
-            encoded = encode_jpeg(render_crop(decoded, window, self._how.size), self._how.jpeg_quality)
-        return _View(encoded, crop_objects(objects, window))
+            encoded = encode_jpeg(render_crop(decoded, crop, self._preparation.size), self._preparation.jpeg_quality)
+        return _Copy(encoded, crop_objects(objects, crop))
 
-    def _match(self, shown: list[Objects]) -> list[Targets]:
-        if not shown:
+    def _match(self, batch: list[Objects]) -> list[Targets]:
+        if not batch:
             return []
         return self._matcher.match_all(
-            [objects.boxes for objects in shown],
-            [objects.labels for objects in shown],
-            [objects.is_crowd for objects in shown],
+            [objects.boxes for objects in batch],
+            [objects.labels for objects in batch],
+            [objects.is_crowd for objects in batch],
         )
 
-    def _record(self, image: _Rendered, view: _View, targets: Targets) -> Record:
+    def _make_record(self, image: _Rendered, copy: _Copy, targets: Targets) -> Record:
         return Record(
-            encoded=view.encoded,
-            height=self._how.size,
-            width=self._how.size,
+            encoded=copy.encoded,
+            height=self._preparation.size,
+            width=self._preparation.size,
             original_height=image.height,
             original_width=image.width,
-            source_id=readable(image.image.image_id),
-            filename=readable(image.image.filename),
-            objects=view.objects,
+            source_id=to_valid_text(image.image.image_id),
+            filename=to_valid_text(image.image.filename),
+            objects=copy.objects,
             targets=targets,
         )

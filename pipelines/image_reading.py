@@ -1,4 +1,4 @@
-"""The bytes of images: from a file or out of a record, ahead of their use where storage is far away."""
+"""Reads the bytes of images, from image files or TFRecord files; prefetches images in remote storage."""
 
 import contextlib
 import io
@@ -12,23 +12,23 @@ from pipelines import beam_storage
 from pipelines.annotations import IMAGE_SUFFIXES, Image, Problem
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.example_proto import decode_example
+from ssd_dist.core.storage import is_remote
 from ssd_dist.core.tfrecord_io import read_records
 
-# An object store takes tens of milliseconds to answer, an image takes four to prepare.
+# Number of images read in advance: an object store answers after tens of milliseconds, preparing an image takes 4 ms.
 READ_AHEAD = 16
 
 
 def read_images(images: Iterable[Image]) -> Iterator[bytes | Problem]:
-    """The bytes of each image in order, or why there are none.
+    """Yields the bytes of each image in order, or the problem that prevented reading it.
 
-    Images on an object store are fetched ahead by threads, so that the processor need not wait; at most `READ_AHEAD`
-    are held.
+    Threads prefetch images from an object store, at most `READ_AHEAD` of them, so that the CPU does not wait.
     """
     with ThreadPoolExecutor(READ_AHEAD) as pool:
         waiting: deque[Future[bytes | Problem]] = deque()
         for image in images:
-            if not beam_storage.is_remote(image.path):
-                # Threads would only cost time here, and order must be kept.
+            if not is_remote(image.path):
+                # Threads would be slower for local files. The images read in advance come first, to keep the order.
                 while waiting:
                     yield waiting.popleft().result()
                 yield read_image(image)
@@ -41,7 +41,7 @@ def read_images(images: Iterable[Image]) -> Iterator[bytes | Problem]:
 
 
 def read_image(image: Image) -> bytes | Problem:
-    """The bytes of the image file, or of the image in its record."""
+    """Returns the bytes of the image file, or of the image in its record, or the problem that prevented reading it."""
     if image.problem is not None:
         return image.problem
     try:
@@ -49,8 +49,9 @@ def read_image(image: Image) -> bytes | Problem:
             return beam_storage.read_item(image.path)
         (data,) = read_records(io.BytesIO(beam_storage.read_span(image.path, *image.span)), image.path)
         encoded = decode_example(data)["image/encoded"][0]
-        # A number would be taken for a length.
-        return encoded if isinstance(encoded, bytes) else Problem("unreadable", f"{image.path}: no bytes in it")
+        # The value is an integer if the feature has the wrong type.
+        detail = f"{image.path}: image/encoded contains numbers, expected bytes"
+        return encoded if isinstance(encoded, bytes) else Problem("unreadable", detail)
     except (FileNotFoundError, NotADirectoryError):
         return _read_by_stem(image)
     except (IsADirectoryError, PermissionError) as error:
@@ -61,13 +62,13 @@ def read_image(image: Image) -> bytes | Problem:
 
 def _read_by_stem(image: Image) -> bytes | Problem:
     names = [image.path, *(stem + suffix for stem in image.stems for suffix in IMAGE_SUFFIXES)]
-    for path in dict.fromkeys(spelling for name in names if name for spelling in _spellings(name)):
+    for path in dict.fromkeys(form for name in names if name for form in _unicode_forms(name)):
         with contextlib.suppress(*beam_storage.LASTING, ValueError):
             return beam_storage.read_item(path)
     return Problem("missing_image", f"{image.path or image.filename} does not exist")
 
 
-def _spellings(path: str) -> list[str]:
-    """The path with its file's name as it is, composed and decomposed: an annotation may be of another system."""
+def _unicode_forms(path: str) -> list[str]:
+    """Returns the path with the file name unchanged, in NFC and in NFD; other systems store another Unicode form."""
     folder, name = posixpath.split(path)
     return [path, *(posixpath.join(folder, unicodedata.normalize(form, name)) for form in ("NFC", "NFD"))]

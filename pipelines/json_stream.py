@@ -1,8 +1,8 @@
-"""Reads the arrays of a large JSON object one entry at a time, in the memory of one entry.
+"""Reads the arrays of a large JSON object one entry at a time, with only one entry in memory.
 
     {"info": {...}, "images": [ entry, entry, ... ], "annotations": [ ... ]}  ->  (array, index, entry), ...
 
-The C scanner of `json` decodes each entry from a rolling buffer, so speed is that of `json.load`.
+The C scanner of `json` decodes each entry from a rolling buffer, so this is as fast as `json.load`.
 """
 
 import codecs
@@ -13,19 +13,23 @@ from typing import Any, BinaryIO
 from pipelines import beam_storage
 
 CHUNK_BYTES = 1 << 20
-# An entry beyond this is taken for a bracket that is never closed.
+# A longer entry is treated as an unclosed bracket.
 MAX_ENTRY_CHARACTERS = 1 << 25
 
 
 class JsonStreamError(ValueError):
-    """The text is not the JSON it should be; the message says where it stops being so."""
+    """Invalid JSON; the message contains the position of the first error."""
 
 
 def stream_arrays(stream: BinaryIO, names: Collection[str]) -> Iterator[tuple[str, int, Any]]:
-    """The entries of the named arrays of a top-level object, in file order; everything else is skipped.
+    """Yields (array name, index, entry) for the entries of arrays of the top-level object, in file order.
+
+    Args:
+      stream: the JSON file.
+      names: names of the arrays to read; everything else is skipped.
 
     Raises:
-      JsonStreamError: at the first place that is not valid JSON, after the entries before it.
+      JsonStreamError: at the first position that is not valid JSON, after all entries before it were yielded.
       OSError: if storage fails.
     """
     text = _Text(stream)
@@ -38,7 +42,7 @@ def stream_arrays(stream: BinaryIO, names: Collection[str]) -> Iterator[tuple[st
             raise text.error("expected a key")
         text.expect(":")
         if text.take_if("["):
-            yield from ((key, index, item) for index, item in enumerate(_entries(text)) if key in names)
+            yield from ((key, index, item) for index, item in enumerate(_read_entries(text)) if key in names)
         else:
             text.take_value()
         if text.take_if("}"):
@@ -47,19 +51,19 @@ def stream_arrays(stream: BinaryIO, names: Collection[str]) -> Iterator[tuple[st
         text.expect(",")
 
 
-def _entries(text: "_Text") -> Iterator[Any]:
+def _read_entries(text: "_Text") -> Iterator[Any]:
     if text.take_if("]"):
         return
     while True:
         yield text.take_value()
-        # The usual sign first: there are millions of entries.
+        # The comma is tested first, because it is the usual case and there are millions of entries.
         if not text.take_if(","):
             break
     text.expect("]")
 
 
 class _Text:
-    """The text of a stream from a position on."""
+    """The text of a stream and a position in it, with a rolling buffer."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -71,54 +75,54 @@ class _Text:
         self._ended = False
 
     def error(self, message: str) -> JsonStreamError:
-        """An error that names the present place."""
+        """Returns an error with the current position."""
         return JsonStreamError(f"not valid JSON at character {self._dropped + self._position}: {message}")
 
-    def take_if(self, sign: str) -> bool:
-        """Steps over blanks and, if it comes next, over the sign."""
-        self._skip_blanks()
-        found = self._buffer.startswith(sign, self._position)
-        self._position += len(sign) * found
+    def take_if(self, token: str) -> bool:
+        """Skips whitespace, then skips the token if it comes next and returns whether it did."""
+        self._skip_whitespace()
+        found = self._buffer.startswith(token, self._position)
+        self._position += len(token) * found
         return found
 
-    def expect(self, sign: str) -> None:
-        """Steps over the sign, which must come next."""
-        if not self.take_if(sign):
-            raise self.error(f"expected {sign!r}")
+    def expect(self, token: str) -> None:
+        """Skips whitespace and the token, which must come next."""
+        if not self.take_if(token):
+            raise self.error(f"expected {token!r}")
 
     def expect_end(self) -> None:
-        """Nothing but blanks may follow."""
-        self._skip_blanks()
+        """Checks that only whitespace follows."""
+        self._skip_whitespace()
         if self._position < len(self._buffer):
-            raise self.error("something follows the end")
+            raise self.error("unexpected text after the end of the object")
 
     def take_value(self) -> Any:
-        """Decodes the value that comes next, reading on as far as it reaches."""
-        self._skip_blanks()
+        """Decodes the next value, reading as many chunks as it needs."""
+        self._skip_whitespace()
         while True:
             try:
                 value, end = self._scan(self._buffer, self._position)
             except RecursionError:
                 raise self.error("nested too deeply") from None
             except ValueError as error:
-                if len(self._buffer) - self._position > MAX_ENTRY_CHARACTERS or not self._read_on():
+                if len(self._buffer) - self._position > MAX_ENTRY_CHARACTERS or not self._read_chunk():
                     raise self.error(getattr(error, "msg", str(error))) from None
                 continue
             length = end - self._position
-            # A number at the end of the buffer may go on: `1` may be all of `1e-5` that is there.
-            if end + len("e-") < len(self._buffer) or not self._read_on():
+            # A number at the end of the buffer may be incomplete: `1` may be the beginning of `1e-5`.
+            if end + len("e-") < len(self._buffer) or not self._read_chunk():
                 self._position += length
                 return value
 
-    def _skip_blanks(self) -> None:
+    def _skip_whitespace(self) -> None:
         while True:
             while self._position < len(self._buffer) and self._buffer[self._position] in " \t\r\n":
                 self._position += 1
-            if self._position < len(self._buffer) or not self._read_on():
+            if self._position < len(self._buffer) or not self._read_chunk():
                 return
 
-    def _read_on(self) -> bool:
-        """Appends the next chunk, dropping what is behind; False at the end."""
+    def _read_chunk(self) -> bool:
+        """Appends the next chunk and drops the text before the position; returns False at the end of the stream."""
         if self._ended:
             return False
         try:
@@ -127,7 +131,7 @@ class _Text:
         except beam_storage.UNREADABLE as error:
             if not beam_storage.is_damage(error):
                 raise
-            raise self.error(f"the file cannot be read on: {error}") from None
+            raise self.error(f"the rest of the file cannot be read: {error}") from None
         self._ended = not chunk
         self._buffer = self._buffer[self._position :] + more
         self._dropped += self._position

@@ -1,7 +1,7 @@
-"""Beam's options: which flags are Beam's, and a local runner that needs no network.
+"""Parses the options of Beam, creates runners and translates their failures.
 
-The DirectRunner of Beam 2.77 first tries Prism, which downloads a program. Here it means what it used to mean: the
-FnApiRunner, in this process.
+The DirectRunner of Beam 2.77 first tries Prism, which downloads a program. Here DirectRunner means the FnApiRunner, as
+in earlier versions: it runs in this process and needs no network.
 """
 
 import argparse
@@ -33,30 +33,30 @@ from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
 from apache_beam.runners.runner import PipelineRunner, create_runner
 
-from pipelines.beam_storage import is_remote
 from ssd_dist.core.commands import unknown_flag
 from ssd_dist.core.errors import DataError, RestartError, SsdDistError, UsageError
+from ssd_dist.core.storage import is_remote
 
 LOCAL_RUNNERS = ("directrunner", "fnapirunner")
 DASK_MODULE = "apache_beam.runners.dask.dask_runner"
-PIECES_A_WORKER = 4
+PARTITIONS_PER_WORKER = 4
 STDERR = 2
-SIGNS_OF_A_LOST_WORKER = ("Channel closed prematurely", "Worker subprocess exited", "KilledWorker")
+LOST_WORKER_MESSAGES = ("Channel closed prematurely", "Worker subprocess exited", "KilledWorker")
 
 
 def parse_beam_options(arguments: list[str], own_flags: list[str]) -> PipelineOptions:
-    """Beam's options from the arguments that are no flags of ours.
+    """Returns the options of Beam from the arguments that are not flags of prepare.
 
-    Beam ignores what it does not know; a mistyped flag must not be ignored.
+    Beam ignores unknown options. Here they are an error, so that a mistyped flag is noticed.
 
     Raises:
-      UsageError: for an argument that is not Beam's either, naming the nearest flag, or for a wrong value.
+      UsageError: for an argument that Beam does not know either, with the most similar flag, or for a wrong value.
     """
     parser = _Parser(allow_abbrev=False, add_help=False)
     with contextlib.suppress(ImportError):
         dask_options()
     for options in _option_classes(PipelineOptions):
-        # A class that repeats another's option says the same as that.
+        # Several classes define the same option in the same way.
         with contextlib.suppress(argparse.ArgumentError):
             options._add_argparse_args(parser)
     unknown = parser.parse_known_args(arguments)[1]
@@ -70,10 +70,10 @@ def parse_beam_options(arguments: list[str], own_flags: list[str]) -> PipelineOp
 
 
 def set_workers(options: PipelineOptions, workers: int) -> None:
-    """Tells the runner how many workers to use, in its own words; 0 leaves its options as they are.
+    """Sets the number of workers in the options of the runner; 0 leaves the options unchanged.
 
     Raises:
-      UsageError: for a runner whose number of workers is no option of the job.
+      UsageError: for a runner whose number of workers is not an option of the job.
     """
     name = runner_name(options)
     if not workers:
@@ -82,11 +82,11 @@ def set_workers(options: PipelineOptions, workers: int) -> None:
         direct = options.view_as(DirectOptions)
         direct.direct_num_workers = workers
         direct.direct_running_mode = "multi_processing" if workers > 1 else "in_memory"
-        # For the workers, which inherit it: with an arena for each of gRPC's threads they hold a third more memory.
+        # Inherited by the workers. With one malloc arena per gRPC thread they use a third more memory.
         os.environ.setdefault("MALLOC_ARENA_MAX", "1")
     elif name == "daskrunner":
-        # Several pieces a worker even out what differs between shards.
-        options.view_as(dask_options()).npartitions = PIECES_A_WORKER * workers
+        # Several partitions per worker balance the load, because shards differ in cost.
+        options.view_as(dask_options()).npartitions = PARTITIONS_PER_WORKER * workers
     elif name == "dataflowrunner":
         options.view_as(WorkerOptions).num_workers = workers
         options.view_as(WorkerOptions).max_num_workers = workers
@@ -94,18 +94,21 @@ def set_workers(options: PipelineOptions, workers: int) -> None:
         options.view_as(FlinkRunnerOptions).parallelism = workers
     else:
         make_runner(options)
-        raise UsageError(f"--workers does not reach --runner={name}; give that runner its own options")
+        raise UsageError(
+            f"--workers={workers}: not supported by --runner={name}; set the number of workers with the options of "
+            "that runner"
+        )
 
 
 @contextlib.contextmanager
 def dask_cluster(options: PipelineOptions, workers: int) -> Iterator[None]:
-    """For the DaskRunner without an address: worker processes on this machine, as long as the block runs."""
+    """Starts Dask workers on this machine while the block runs, if the DaskRunner has no cluster address."""
     if runner_name(options) != "daskrunner":
         yield
         return
     from dask import distributed
 
-    # Dask sets its own levels when it is imported.
+    # Importing Dask changes the log levels.
     quiet_logs(options)
     with contextlib.ExitStack() as stack:
         dask = options.view_as(dask_options())
@@ -114,75 +117,78 @@ def dask_cluster(options: PipelineOptions, workers: int) -> Iterator[None]:
                 n_workers=max(1, workers), threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
             )
             dask.address = stack.enter_context(cluster).scheduler_address
-        # Beam leaves its client open, which would then miss its scheduler.
+        # Beam leaves its client open, which would report errors once the scheduler is gone.
         stack.callback(lambda: distributed.default_client().close())
         yield
 
 
 @contextlib.contextmanager
-def plain_failures(options: PipelineOptions) -> Iterator[None]:
-    """Turns a job's exception into the error that it means; threads and processes that fail with it do not tell it too.
+def translate_failures(options: PipelineOptions) -> Iterator[None]:
+    """Translates an exception of a job into the error that the user can act on.
+
+    Tracebacks of threads and worker processes that fail for the same reason are not printed.
 
     Raises:
-      SsdDistError: for what the user can mend; anything else passes as it is, with what the others had to say.
+      SsdDistError: for an error that the user can fix. Any other exception is raised unchanged, and the captured
+        tracebacks are printed.
     """
-    told_by_threads: list[threading.ExceptHookArgs] = []
+    thread_failures: list[threading.ExceptHookArgs] = []
     hook = threading.excepthook
-    threading.excepthook = told_by_threads.append
-    quiet: contextlib.AbstractContextManager[list[BinaryIO]] = contextlib.nullcontext([])
+    threading.excepthook = thread_failures.append
+    capture: contextlib.AbstractContextManager[list[BinaryIO]] = contextlib.nullcontext([])
     if options.view_as(DirectOptions).direct_running_mode == "multi_processing":
-        quiet = hold_stderr()
-    with quiet as held:
+        capture = capture_stderr()
+    with capture as captured:
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
-            explained = explain_failure(error, runs_here(options))
+            explained = explain_failure(error, is_local(options))
             if explained is not None:
-                held.clear()
+                captured.clear()
                 raise explained from None
-            for told in told_by_threads:
-                hook(told)
+            for failure in thread_failures:
+                hook(failure)
             raise
         finally:
             threading.excepthook = hook
 
 
 @contextlib.contextmanager
-def hold_stderr() -> Iterator[list[BinaryIO]]:
-    """Holds back what processes started in the block print as errors; told at its end, unless the list is cleared.
+def capture_stderr() -> Iterator[list[BinaryIO]]:
+    """Captures stderr of processes started in the block and prints it at the end, unless the list is cleared.
 
-    A worker prints each failure in full, and what it means comes in one line from here.
+    A worker prints the full traceback of each failure; this process prints the reason in one line.
     """
     with tempfile.TemporaryFile() as file:
-        held: list[BinaryIO] = [file]
+        captured: list[BinaryIO] = [file]
         terminal = os.dup(STDERR)
         own = sys.stderr
         if own is sys.__stderr__:
             sys.stderr = os.fdopen(os.dup(STDERR), "w", buffering=1)
         os.dup2(file.fileno(), STDERR)
         try:
-            yield held
+            yield captured
         finally:
             own.flush()
             os.dup2(terminal, STDERR)
             os.close(terminal)
             sys.stderr = own
-            for kept in held:
-                kept.seek(0)
-                own.write(kept.read().decode("utf-8", "replace"))
+            for output in captured:
+                output.seek(0)
+                own.write(output.read().decode("utf-8", "replace"))
 
 
 def runner_name(options: PipelineOptions) -> str:
-    """The runner asked for, in small letters, with Beam's short forms made long."""
+    """Returns the name of the requested runner in lower case; completes Beam's short forms."""
     name = (options.view_as(StandardOptions).runner or "DirectRunner").rpartition(".")[2].lower()
     return name if name.endswith("runner") else f"{name}runner"
 
 
 def make_runner(options: PipelineOptions) -> PipelineRunner:
-    """The runner that `--runner` names; without it, or for DirectRunner, one in this process.
+    """Returns the runner of `--runner`; without the flag, or for DirectRunner, one in this process.
 
     Raises:
-      UsageError: if there is no such runner.
+      UsageError: if the runner does not exist.
     """
     if runner_name(options) in LOCAL_RUNNERS:
         encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
@@ -190,58 +196,60 @@ def make_runner(options: PipelineOptions) -> PipelineRunner:
         return fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(provision))
     name = options.view_as(StandardOptions).runner
     if runner_name(options) == "daskrunner":
-        # Beam does not list it among the runners it knows by a short name.
+        # Beam has no short name for this runner.
         name = f"{DASK_MODULE}.DaskRunner"
     try:
         return create_runner(name)
     except (ImportError, ValueError, AttributeError, RuntimeError) as error:
         known = ", ".join(StandardOptions.KNOWN_RUNNER_NAMES)
-        raise UsageError(f"--runner={name}: {str(error).splitlines()[0]}; known: {known}") from None
+        raise UsageError(f"--runner={name}: {str(error).splitlines()[0]}; valid values: {known}") from None
 
 
-def explain_failure(error: BaseException, runs_here: bool = True) -> SsdDistError | None:
-    """What a job's exception tells the user, or None if it is a bug.
+def explain_failure(error: BaseException, is_local: bool = True) -> SsdDistError | None:
+    """Returns the error that the user can act on, or None if the exception is a bug.
 
-    A worker's DataError comes with a note of the step, or as text inside an exception of the runner's own.
+    The DataError of a worker arrives with a note about the step, or as text inside an exception of the runner.
     """
     if isinstance(error, SsdDistError) and not isinstance(error, DataError):
         return error
     text = f"DataError: {error}" if isinstance(error, DataError) else str(error)
     if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in text:
-        if not runs_here:
-            return RestartError("no longer watching the job, which goes on where it runs; stop it there")
-        return RestartError("stopped; run the same command with --resume, which keeps what is finished")
+        if not is_local:
+            return RestartError(
+                "stopped waiting for the job, which continues to run; cancel it with the tools of its runner"
+            )
+        return RestartError("stopped; run the same command with --resume, which keeps finished shards")
     if isinstance(error, DataError) and "[while running" not in text:
-        # Raised here, before a worker had it: nothing of the runner's is around it.
+        # Raised in this process, so the runner has not wrapped it.
         return error
     found = re.findall(r"DataError: (.*?)(?: \[while running|\\n|\n|$)", text)
     if found:
         return DataError(found[-1])
-    if any(sign in f"{type(error).__name__}: {text}" for sign in SIGNS_OF_A_LOST_WORKER):
+    if any(message in f"{type(error).__name__}: {text}" for message in LOST_WORKER_MESSAGES):
         return RestartError(
-            "a worker died (killed, or out of memory); run the same command with --resume, which keeps what is finished"
+            "a worker died (killed, or out of memory); run the same command with --resume, which keeps finished shards"
         )
     return None
 
 
-def runs_here(options: PipelineOptions) -> bool:
-    """Whether the job ends with this process; elsewhere it goes on without."""
+def is_local(options: PipelineOptions) -> bool:
+    """Returns whether the job ends when this process ends."""
     return runner_name(options) in (*LOCAL_RUNNERS, "daskrunner")
 
 
 def only_submits(options: PipelineOptions) -> bool:
-    """Whether the job is not to be waited for: a dry run, or a template for Dataflow."""
+    """Returns whether the job is submitted without waiting for it: a dry run, or a template for Dataflow."""
     is_template = bool(options.view_as(GoogleCloudOptions).template_location)
     return is_dry_run(options) or (is_template and runner_name(options) == "dataflowrunner")
 
 
 def is_dry_run(options: PipelineOptions) -> bool:
-    """Whether the job is only to be looked at."""
+    """Returns whether the job is only to be listed, not run."""
     return bool(options.view_as(TestOptions).dry_run)
 
 
 def step_names(pipeline: beam.Pipeline) -> list[str]:
-    """The names of the steps of a pipeline in order; of those within others, `outer/inner`, and no deeper."""
+    """Returns the names of the steps of a pipeline in order; nested steps as `outer/inner`, without deeper levels."""
     names: list[str] = []
 
     class Collector(PipelineVisitor):
@@ -253,22 +261,22 @@ def step_names(pipeline: beam.Pipeline) -> list[str]:
 
 
 def require_remote(options: PipelineOptions, paths: list[str]) -> None:
-    """Refuses paths of this machine where the workers are on others.
+    """Checks that all paths are remote if the workers run on other machines.
 
     Raises:
-      UsageError: naming the path.
+      UsageError: for a local path with Dataflow.
     """
-    near = [path for path in paths if path and not is_remote(path)]
-    if runner_name(options) == "dataflowrunner" and not is_dry_run(options) and near:
+    local = [path for path in paths if path and not is_remote(path)]
+    if runner_name(options) == "dataflowrunner" and not is_dry_run(options) and local:
         raise UsageError(
-            f"{near[0]} is a path of this machine, which Dataflow's workers cannot reach; give a gs:// path"
+            f"{local[0]}: a local path, which the workers of Dataflow cannot read or write; give a gs:// path"
         )
 
 
 def quiet_logs(options: PipelineOptions) -> None:
-    """Leaves warnings of Beam's and Dask's; what fails on this machine is told by the exception that ends the job.
+    """Hides log lines of Beam and Dask below warnings; a failure is reported by the exception that ends the job.
 
-    A job on Dataflow keeps Beam's account of its progress.
+    On Dataflow the log level is unchanged, because Beam logs the progress of the job.
     """
     if runner_name(options) == "dataflowrunner":
         return
@@ -282,7 +290,7 @@ def quiet_logs(options: PipelineOptions) -> None:
 
 
 def dask_options() -> type[PipelineOptions]:
-    """Beam's options for Dask, which are known once they are imported."""
+    """Returns the class of Beam's options for Dask; importing it also registers them."""
     found: type[PipelineOptions] = importlib.import_module(DASK_MODULE).DaskOptions
     return found
 
@@ -294,8 +302,8 @@ def _option_classes(base: type[PipelineOptions]) -> list[type[PipelineOptions]]:
 
 
 class _Parser(pipeline_options._BeamArgumentParser):
-    """Beam's parser, that raises instead of printing its usage."""
+    """Beam's parser, which raises an error instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuses the command line."""
-        raise UsageError(f"{message}; see Beam's options")
+        """Raises a UsageError."""
+        raise UsageError(f"{message}; see the documentation of Beam's options")

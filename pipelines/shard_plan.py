@@ -1,13 +1,14 @@
-"""From what the readers emit to one group of images a shard, without a side input or a global sort.
+"""Groups the elements of the readers into one group of images per shard, without side inputs or a global sort.
 
     elements by image id  -> images with their boxes, duplicate ids found          (grouping 1)
-    images by bucket      -> global index = where the listing starts + row         (grouping 2)
-    images by shard       -> index mod shards                                      (grouping 3)
+    images by bucket      -> global index = start of the listing + row             (grouping 2)
+    images by shard       -> global index mod number of shards                     (grouping 3)
 
-A bucket is a run of rows of one listing. The listings' lengths and the categories meet in one small group, from which
-every bucket gets its start and every shard the class table: as elements of the same chain, because side inputs and
-tagged outputs are not kept apart by every runner (Dask's), and branches that meet again cost each element two more
-trips through its coder. Only metadata passes here, never an image.
+A bucket is a range of consecutive rows of one listing. One small group receives the lengths of the listings and the
+categories. From it, every bucket gets its start index and every shard gets the class table. These values travel as
+elements of the same PCollection, for two reasons: some runners (Dask's) mix up side inputs and tagged outputs, and
+branches that are merged again encode and decode each element two more times. Only metadata passes through these
+groupings, never an image.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,15 +22,21 @@ from pipelines.classes import ClassRules, ClassTable, build_class_table
 from ssd_dist.core.errors import DataError
 
 BUCKET_ROWS = 1024
-# Large sets get shards of this many images to twice as many, 200 to 400 MB, whose boxes are all in memory while one
-# is written; small ones this many at least.
-IMAGES_A_SHARD = 4096
-FEWEST_IMAGES_A_SHARD = 16
-USUAL_SHARDS = 8
+# Large datasets get shards of this many images to twice as many: 200 to 400 MB. All boxes of a shard are in memory
+# while it is written. Small datasets get shards of at least MIN_IMAGES_PER_SHARD images.
+IMAGES_PER_SHARD = 4096
+MIN_IMAGES_PER_SHARD = 16
+DEFAULT_SHARDS = 8
 
 
 class Member(NamedTuple):
-    """An image of a shard with its place in the global order; `orphan` marks boxes whose image no listing names."""
+    """An image of a shard.
+
+    Attributes:
+      place: global index of the image.
+      image: the image with all its boxes.
+      orphan: whether this entry holds only boxes, because no listing contains their image.
+    """
 
     place: int
     image: Image
@@ -38,42 +45,51 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What every shard must know of the whole: how many shards there are, and the classes."""
+    """Facts about the whole split that every shard needs.
+
+    Attributes:
+      shards: number of shards.
+      classes: the class table.
+    """
 
     shards: int
     classes: ClassTable
 
 
-class _Listed(NamedTuple):
-    """An image with all its boxes, or boxes alone."""
+class _ListedImage(NamedTuple):
+    """An image with all its boxes; if `orphan`, only the boxes."""
 
     image: Image
     orphan: bool = False
 
 
 class _Bucket(NamedTuple):
-    """Where a run of rows starts in the global order; `problem` is set if its listing is broken."""
+    """The global index at which a bucket starts; `problem` is set if its listing is broken."""
 
     start: int
     shards: int
     problem: Problem | None
 
 
-def choose_shard_count(images: int, asked: int) -> int:
-    """How many shards hold so many images; `asked` is the flag, 0 for a choice of ours.
+def choose_shard_count(images: int, requested: int) -> int:
+    """Returns the number of shards.
 
-    Never more than images: an empty shard would stall whoever reads one record of each. Our choice is a power of
-    two, so that it divides among workers.
+    The result never exceeds the number of images, because a reader that takes one record from each shard in turn would
+    get none from an empty shard. An automatic choice is a power of two, so that the number of workers divides it.
+
+    Args:
+      images: number of images of the split.
+      requested: value of `--shards`; 0 chooses automatically.
     """
-    if asked:
-        return max(1, min(asked, images))
-    wanted = max(USUAL_SHARDS, images // IMAGES_A_SHARD)
-    wanted = min(wanted, max(1, images // FEWEST_IMAGES_A_SHARD))
-    return 1 << (wanted.bit_length() - 1)
+    if requested:
+        return max(1, min(requested, images))
+    count = max(DEFAULT_SHARDS, images // IMAGES_PER_SHARD)
+    count = min(count, max(1, images // MIN_IMAGES_PER_SHARD))
+    return 1 << (count.bit_length() - 1)
 
 
 class GroupIntoShards(beam.PTransform):
-    """Elements -> (shard, members and one plan); a group without a plan is no shard."""
+    """Groups elements into pairs of (shard, its members and one plan); a group without a plan is not a shard."""
 
     def __init__(self, shards: int, rules: ClassRules) -> None:
         super().__init__()
@@ -81,7 +97,7 @@ class GroupIntoShards(beam.PTransform):
         self._rules = rules
 
     def expand(self, elements: beam.PCollection) -> beam.PCollection:
-        """Wires the three groupings."""
+        """Connects the three groupings."""
         return (
             elements
             | "Group by image" >> beam.GroupByKey()
@@ -94,8 +110,8 @@ class GroupIntoShards(beam.PTransform):
 
 def assemble_group(
     group: tuple[int, Iterable[object]], shards: int, rules: ClassRules
-) -> Iterator[tuple[int, "_Listed | _Bucket | ShardPlan"]]:
-    """What the first grouping brought together: the images of one key, or what is known of the whole."""
+) -> Iterator[tuple[int, "_ListedImage | _Bucket | ShardPlan"]]:
+    """Yields the images of a group, keyed by bucket; for the summary group, the shard plan and the buckets."""
     key, values = group
     if key != SUMMARY_KEY:
         yield from assemble_images(values)
@@ -105,18 +121,18 @@ def assemble_group(
     categories = {value for value in summary if isinstance(value, Category)}
     broken = next((listing.problem for listing in listings if listing.problem is not None), None)
     if broken is not None and not categories and not rules.fixed:
-        # Where it broke says more than what is missing for it.
+        # The broken listing is the cause, so its message helps more than "no classes".
         raise DataError(broken.detail)
     count = choose_shard_count(sum(listing.images for listing in listings), shards)
     yield SUMMARY_KEY, ShardPlan(count, build_class_table(categories, rules))
     yield from start_buckets(listings, count)
 
 
-def assemble_images(values: Iterable[object]) -> Iterator[tuple[int, _Listed]]:
-    """(bucket, listed) of the values of one key: an image with the boxes that came apart from it.
+def assemble_images(values: Iterable[object]) -> Iterator[tuple[int, _ListedImage]]:
+    """Joins the images of one key with the boxes that were read separately; yields (bucket, image).
 
-    Of several images of one id the first in the listings stays, the others are marked as duplicates; each keeps the
-    boxes of its own listing, for two data sets may both count from 1.
+    If several images share an id, the first one in the listings is kept and the others are marked as duplicates. Each
+    image keeps the boxes of its own listing, because two datasets may both number their images from 1.
     """
     images: dict[str, list[Image]] = {}
     boxes: dict[str, list[BoxGroup]] = {}
@@ -126,75 +142,76 @@ def assemble_images(values: Iterable[object]) -> Iterator[tuple[int, _Listed]]:
         elif isinstance(value, BoxGroup):
             boxes.setdefault(value.image_id, []).append(value)
     for image_id in sorted({*images, *boxes}):
-        loose = sorted(boxes.get(image_id, []), key=lambda box: (box.file, box.row))
+        groups = sorted(boxes.get(image_id, []), key=lambda group: (group.file, group.row))
         found = sorted(images.get(image_id, []), key=lambda image: (image.file, image.row))
         if len(found) == 1:
-            pieces = (group.packed for group in loose)
-            yield _in_bucket(found[0]._replace(packed=_join_boxes(found[0].packed, *pieces)))
+            pieces = (group.packed for group in groups)
+            yield _key_by_bucket(found[0]._replace(packed=_join_boxes(found[0].packed, *pieces)))
         elif found:
-            yield from map(_in_bucket, _share_boxes(found, loose))
+            yield from map(_key_by_bucket, _assign_boxes(found, groups))
         else:
-            yield _orphan(loose)
+            yield _make_orphan(groups)
 
 
 def start_buckets(listings: Iterable[Listing], shards: int) -> Iterator[tuple[int, _Bucket]]:
-    """(bucket, start) for each bucket of each listing, in their order."""
+    """Yields (bucket key, bucket) for each bucket of each listing, in the order of the listings."""
     start = 0
     for listing in listings:
-        # A listing of no images still needs a bucket: orphaned boxes may lie in it.
+        # A listing without images also needs a bucket, because orphaned boxes may be in it.
         for row in range(0, max(1, listing.images), BUCKET_ROWS):
             yield _bucket_key(listing.file, row), _Bucket(start + row, shards, listing.problem)
         start += listing.images
 
 
 def number_images(group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, Member | ShardPlan]]:
-    """(shard, member) for each image of a bucket; (shard, plan) for each shard."""
+    """Yields (shard, member) for each image of a bucket; for the summary group, (shard, plan) for each shard."""
     values = list(group[1])
     if group[0] == SUMMARY_KEY:
         (plan,) = (value for value in values if isinstance(value, ShardPlan))
         yield from ((shard, plan) for shard in range(plan.shards))
         return
     bucket = next(value for value in values if isinstance(value, _Bucket))
-    first_row = group[0] % _ROWS_A_FILE * BUCKET_ROWS
+    first_row = group[0] % _ROWS_PER_FILE * BUCKET_ROWS
     for value in values:
-        if isinstance(value, _Listed):
+        if isinstance(value, _ListedImage):
             index = bucket.start + (0 if value.orphan else value.image.row - first_row)
             image = value.image if bucket.problem is None else value.image._replace(problem=bucket.problem)
             yield index % bucket.shards, Member(index, image, value.orphan)
 
 
-_ROWS_A_FILE = 1 << 32
+_ROWS_PER_FILE = 1 << 32
 
 
 def _bucket_key(file: int, row: int) -> int:
-    return file * _ROWS_A_FILE + row // BUCKET_ROWS
+    return file * _ROWS_PER_FILE + row // BUCKET_ROWS
 
 
-def _in_bucket(image: Image) -> tuple[int, _Listed]:
-    return _bucket_key(image.file, image.row), _Listed(image)
+def _key_by_bucket(image: Image) -> tuple[int, _ListedImage]:
+    return _bucket_key(image.file, image.row), _ListedImage(image)
 
 
-def _share_boxes(found: list[Image], loose: list[BoxGroup]) -> Iterator[Image]:
-    """Several images of one id with their boxes, and why most of them are lost.
+def _assign_boxes(images: list[Image], groups: list[BoxGroup]) -> Iterator[Image]:
+    """Yields the images of one id with their boxes; all but at most one are marked as duplicates.
 
-    Boxes of a listing that does not name the image go to the first of all. Where a listing gives the id to several
-    files, nobody knows which of them its boxes show, and none is kept.
+    Boxes of a listing that does not contain the image go to the first image. If one listing gives the id to several
+    files, it is unknown which file its boxes belong to, so all these images are rejected.
     """
-    first = found[0]
+    first = images[0]
     owners: dict[int, int] = {}
     paths: dict[int, set[str]] = {}
-    for place, image in enumerate(found):
+    for place, image in enumerate(images):
         owners.setdefault(image.file, place)
         paths.setdefault(image.file, set()).add(image.path)
     pieces: dict[int, list[bytes]] = {}
-    for group in loose:
+    for group in groups:
         pieces.setdefault(owners.get(group.file, 0), []).append(group.packed)
-    for place, image in enumerate(found):
+    for place, image in enumerate(images):
         own = pieces.get(place, [])
         detail = f"image id {first.image_id!r} is taken by {first.filename} ({first.source}); give each image its own"
         if own and len(paths[image.file]) > 1:
             detail = (
-                f"{image.source} gives image id {image.image_id!r} to several files; whose boxes these are is unknown"
+                f"{image.source}: image id {image.image_id!r} is used by several files, so it is unknown which of them "
+                "the boxes belong to; give each image an id of its own"
             )
         elif not place:
             detail = ""
@@ -202,9 +219,9 @@ def _share_boxes(found: list[Image], loose: list[BoxGroup]) -> Iterator[Image]:
         yield image._replace(packed=_join_boxes(image.packed, *own), problem=problem)
 
 
-def _orphan(loose: list[BoxGroup]) -> tuple[int, _Listed]:
-    first = loose[0]
-    detail = f"no image of id {first.image_id!r} is listed"
+def _make_orphan(groups: list[BoxGroup]) -> tuple[int, _ListedImage]:
+    first = groups[0]
+    detail = f"the boxes refer to image id {first.image_id!r}, which no listing contains; add the image or remove them"
     image = Image(
         image_id=first.image_id,
         file=first.file,
@@ -212,14 +229,14 @@ def _orphan(loose: list[BoxGroup]) -> tuple[int, _Listed]:
         source=first.source,
         filename="",
         path="",
-        packed=_join_boxes(*(group.packed for group in loose)),
+        packed=_join_boxes(*(group.packed for group in groups)),
         problem=Problem("unknown_image", detail),
     )
-    return _bucket_key(first.file, 0), _Listed(image, orphan=True)
+    return _bucket_key(first.file, 0), _ListedImage(image, orphan=True)
 
 
 def _join_boxes(*packed: bytes) -> bytes:
-    """All the boxes together; most images have theirs in one piece."""
+    """Joins packed boxes; most images have theirs in a single piece, which is returned as it is."""
     pieces = [piece for piece in packed if piece]
     if len(pieces) == 1:
         return pieces[0]

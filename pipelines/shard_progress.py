@@ -1,6 +1,6 @@
-"""What a person sees while a job runs on this machine: shards done of how many, and bytes written.
+"""Shows a progress bar while a job runs on this machine: finished shards, total shards and bytes written.
 
-The output folder is watched rather than the runner: it tells the same for one process, for many and for Dask.
+The bar watches the output folder and not the runner, so that it works alike with one process, several, or Dask.
 """
 
 import re
@@ -14,15 +14,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipelines import beam_storage
-from pipelines.split_report import PARTS_FOLDER
+from pipelines.split_folder import PARTS_FOLDER
+from ssd_dist.core.storage import TEMPORARY, is_remote
 
-SECONDS_BETWEEN_LOOKS = 0.5
+POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a split's folder holds so far; `total` shards is 0 until the first of them is begun."""
+    """What the folder of a split contains so far; `total` is 0 until the first shard is started."""
 
     shards: int = 0
     total: int = 0
@@ -30,7 +30,12 @@ class Written:
 
 
 def count_written(folder: Path, since: float) -> Written:
-    """Counts what was written from the time `since` on, by name and size alone; half-written shards count as bytes."""
+    """Counts the finished shards, and the bytes of finished and unfinished ones, from file names and sizes.
+
+    Args:
+      folder: the folder of the split.
+      since: files last modified before this time are not counted, in seconds since the epoch.
+    """
     shards = total = size = 0
     for path in (*folder.glob("*.tfrecord*"), *folder.glob(f"{PARTS_FOLDER}/*.json")):
         try:
@@ -42,7 +47,7 @@ def count_written(folder: Path, since: float) -> Written:
             continue
         total = int(number[1])
         if path.parent.name == PARTS_FOLDER:
-            shards += beam_storage.storage.TEMPORARY not in path.name
+            shards += TEMPORARY not in path.name
         else:
             size += found.st_size
     return Written(shards, total, size)
@@ -50,22 +55,26 @@ def count_written(folder: Path, since: float) -> Written:
 
 @contextmanager
 def show_progress(output: str, split: str, keeps_finished: bool, console: Console) -> Iterator[None]:
-    """Shows how far the split has come as long as the block runs, if there is a terminal and the output is near.
+    """Shows the progress of a split while the block runs; does nothing without a terminal or with remote output.
 
-    With `keeps_finished` shards of an earlier run count too.
+    Args:
+      output: folder of the manifest.
+      split: name of the split.
+      keeps_finished: whether finished shards of an earlier run are counted.
+      console: where the bar is drawn.
     """
-    if beam_storage.is_remote(output) or not console.is_terminal:
+    if is_remote(output) or not console.is_terminal:
         yield
         return
-    # Some file systems keep whole seconds.
+    # Rounded down, because some file systems store modification times in whole seconds.
     since = 0.0 if keeps_finished else float(int(time.time()))
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[size]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("reading annotations", total=None, size="")
         done = threading.Event()
 
-        def look() -> None:
-            while not done.wait(SECONDS_BETWEEN_LOOKS):
+        def update_bar() -> None:
+            while not done.wait(POLL_SECONDS):
                 written = count_written(Path(output) / split, since)
                 if written.total:
                     bar.update(
@@ -76,7 +85,7 @@ def show_progress(output: str, split: str, keeps_finished: bool, console: Consol
                         size=f"{written.bytes / 1e6:.0f} MB",
                     )
 
-        watcher = threading.Thread(target=look, name="progress", daemon=True)
+        watcher = threading.Thread(target=update_bar, name="progress", daemon=True)
         watcher.start()
         try:
             yield

@@ -1,9 +1,9 @@
-"""One shard, written in one place: its members in order, a file a view, a report of every number.
+"""Writes one shard: its members in order, one file per augmented copy, and a report with all counts.
 
     (shard, members and plan) -> OUT/train/view00-00003-of-00008.tfrecord ... -> OUT/train/.parts/00003-of-00008.json
 
-The files appear complete or not at all, the report after them: where a report is, the shard is finished. It carries a
-key of all that the shard was made from, so that a later run knows whether it may keep it.
+Each file appears complete or not at all. The report is written last, so a shard with a report is finished. The report
+contains a key, a digest of everything that the shard was made from, by which a later run decides whether to keep it.
 """
 
 import hashlib
@@ -17,22 +17,30 @@ import apache_beam as beam
 from pydantic import ValidationError
 
 from pipelines import beam_storage
-from pipelines.annotations import Problem, readable
+from pipelines.annotations import Problem, to_valid_text
 from pipelines.beam_metrics import Meter
 from pipelines.classes import ClassTable
 from pipelines.image_preparation import BATCH, ImagePreparer, Preparation, PreparedImage, count_positives
 from pipelines.image_reading import read_images
 from pipelines.shard_plan import Member, ShardPlan
-from pipelines.split_report import ImageReport, Rejected, ShardReport, ViewReport, report_path
+from pipelines.shard_reports import ImageReport, Rejected, ShardReport, ViewReport, report_path
 from pipelines.validate import reject_image
 from ssd_dist.core.manifest import FORMAT_VERSION, Shard
 from ssd_dist.core.records import Record
+from ssd_dist.core.storage import join
 from ssd_dist.core.tfrecord_io import frame_record
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """All that decides the bytes of a shard, besides its members and the plan; and whether to keep finished ones."""
+    """Where and how shards are written.
+
+    Attributes:
+      output: folder of the manifest.
+      split: name of the split.
+      preparation: how images become records.
+      resume: whether finished shards of an earlier run are kept.
+    """
 
     output: str
     split: str
@@ -41,8 +49,8 @@ class ShardJob:
 
     @property
     def folder(self) -> str:
-        """Where the split's files go."""
-        return beam_storage.join(self.output, self.split)
+        """The folder of the split's files."""
+        return join(self.output, self.split)
 
 
 class WriteShard(beam.DoFn):
@@ -55,12 +63,12 @@ class WriteShard(beam.DoFn):
         self._preparer: ImagePreparer | None = None
 
     def setup(self) -> None:
-        """Makes the anchors, once a worker."""
+        """Generates the anchors, once per worker."""
         self._meter = Meter()
         self._preparer = ImagePreparer(self._job.preparation, self._meter)
 
     def process(self, group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, str]]:
-        """Writes one shard; a group without a plan is none."""
+        """Writes one shard; ignores a group without a plan, which is not a shard."""
         assert self._preparer is not None
         assert self._meter is not None
         shard, values = group
@@ -76,7 +84,7 @@ class WriteShard(beam.DoFn):
 
 
 def split_group(values: Iterable[object]) -> tuple[list[Member], ShardPlan | None]:
-    """The members in global order, orphaned boxes after the image of the same index, and the plan."""
+    """Returns the members in global order, orphans after the image of the same index, and the plan if there is one."""
     members, plan = [], None
     for value in values:
         if isinstance(value, Member):
@@ -87,7 +95,10 @@ def split_group(values: Iterable[object]) -> tuple[list[Member], ShardPlan | Non
 
 
 def shard_key(members: list[Member], plan: ShardPlan, job: ShardJob) -> str:
-    """A digest of all that the shard's bytes depend on, but for the images themselves, which must not change."""
+    """Returns a digest of everything that the bytes of the shard depend on, except the image files.
+
+    `--resume` therefore assumes that the image files have not changed.
+    """
     digest = hashlib.sha256(repr((FORMAT_VERSION, job.split, job.preparation, plan)).encode("utf-8", "surrogatepass"))
     for member in members:
         digest.update(repr(member).encode("utf-8", "surrogatepass"))
@@ -95,28 +106,26 @@ def shard_key(members: list[Member], plan: ShardPlan, job: ShardJob) -> str:
 
 
 def is_finished(path: str, key: str, output: str) -> bool:
-    """Whether the report at `path` is of this very shard and its files are there in full."""
+    """Returns whether the report at `path` has the given key and all files of its shard have their full size."""
     try:
         report = ShardReport.model_validate_json(beam_storage.read_bytes(path))
     except (FileNotFoundError, ValidationError):
         return False
     shards = [view.shard for view in report.views if view.shard is not None]
-    return report.key == key and all(
-        beam_storage.size(beam_storage.join(output, shard.file)) == shard.bytes for shard in shards
-    )
+    return report.key == key and all(beam_storage.size(join(output, shard.file)) == shard.bytes for shard in shards)
 
 
 def write_shard(
     shard: int, members: list[Member], plan: ShardPlan, job: ShardJob, preparer: ImagePreparer, meter: Meter
 ) -> ShardReport:
-    """Writes the shard's files and counts what went into them and what did not."""
+    """Writes the files of the shard and returns its report, without the key."""
     report = ShardReport(classes=plan.classes.names)
     names = [f"view{view:02d}-{shard:05d}-of-{plan.shards:05d}.tfrecord" for view in range(job.preparation.views)]
     with ExitStack() as stack:
         writers = [
             RecordWriter(
                 f"{job.split}/{name}",
-                stack.enter_context(beam_storage.replace_file(beam_storage.join(job.folder, name))),
+                stack.enter_context(beam_storage.replace_file(join(job.folder, name))),
             )
             for name in names
         ]
@@ -142,7 +151,7 @@ def write_image(
     report: ShardReport,
     classes: ClassTable,
 ) -> None:
-    """Appends an image's records to the files of their views, or its rejections to the report."""
+    """Appends the records of an image to the files, one record per file, and its rejections to the report."""
     if isinstance(prepared, Problem):
         lines = reject_image(member.image, prepared, is_image=not member.orphan)
         report.rejected.extend(Rejected.of(member.place, line) for line in lines)
@@ -151,15 +160,15 @@ def write_image(
         writer.write(record)
     report.rejected.extend(Rejected.of(member.place, line) for line in prepared.checked.rejected)
     if any(line.reason == "unknown_class" for line in prepared.checked.rejected):
-        met = classes.unknown(box.category for box in member.image.boxes)
-        report.unknown_classes = sorted({*report.unknown_classes, *met})
-    report.images.append(ImageReport(name=readable(member.image.filename), digest=prepared.digest))
+        unknown = classes.unknown(box.category for box in member.image.boxes)
+        report.unknown_classes = sorted({*report.unknown_classes, *unknown})
+    report.images.append(ImageReport(name=to_valid_text(member.image.filename), digest=prepared.digest))
     report.boxes += len(prepared.checked.objects.labels)
     report.clipped_boxes += prepared.checked.clipped
 
 
 def count_image(member: Member, boxes: int, prepared: PreparedImage | Problem, meter: Meter) -> None:
-    """Shows an image to whoever watches the runner's console."""
+    """Adds an image to the counters that the runner's console shows."""
     images = 0 if member.orphan else 1
     meter.count("images_read", images)
     meter.count("boxes_read", boxes)
@@ -179,14 +188,14 @@ def count_image(member: Member, boxes: int, prepared: PreparedImage | Problem, m
 
 
 class RecordWriter:
-    """Appends records to an open file and keeps its checksum and counts."""
+    """Appends records to an open file and maintains its checksum and counts."""
 
     def __init__(self, name: str, file: BinaryIO) -> None:
         self._name = name
         self._file = file
         self._digest = hashlib.sha256()
         self._size = 0
-        self._view = ViewReport()
+        self._counts = ViewReport()
 
     def write(self, record: Record) -> None:
         """Appends one record."""
@@ -194,9 +203,11 @@ class RecordWriter:
         self._file.write(framed)
         self._digest.update(framed)
         self._size += len(framed)
-        self._view.add(record)
+        self._counts.add(record)
 
     def report(self) -> ViewReport:
-        """The counts, with the file's size and checksum."""
-        shard = Shard(file=self._name, examples=self._view.examples, bytes=self._size, sha256=self._digest.hexdigest())
-        return self._view.model_copy(update={"shard": shard})
+        """Returns the counts with the size and the checksum of the file."""
+        shard = Shard(
+            file=self._name, examples=self._counts.examples, bytes=self._size, sha256=self._digest.hexdigest()
+        )
+        return self._counts.model_copy(update={"shard": shard})

@@ -1,4 +1,4 @@
-"""What a run ends with: every number of the split, as a table on a terminal and as plain lines elsewhere."""
+"""Prints all counts of a split at the end of a run, as a table on a terminal and as plain lines elsewhere."""
 
 import itertools
 import math
@@ -7,17 +7,18 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from pipelines import beam_storage
-from pipelines.split_report import load_hashes, read_parts
+from pipelines.manifest_writer import load_hashes
+from pipelines.shard_reports import read_reports
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, Split
+from ssd_dist.core.storage import join
 
-# The share of the records that training must reach.
-EVEN = 0.9
+# Smallest fraction of the records that training must be able to read without a warning.
+MIN_USED_FRACTION = 0.9
 
 
 def print_summary(manifest: Manifest, name: str, output: str) -> None:
-    """Prints the split's numbers, and what is to be mended before training."""
-    # Names of classes and folders may hold what looks like markup.
+    """Prints the counts of a split, and warnings about problems to fix before training."""
+    # Names of classes and folders may contain text that rich would take for markup.
     console = Console(markup=False, emoji=False)
     rows = list(summary_rows(manifest.splits[name]))
     if console.is_terminal:
@@ -34,53 +35,59 @@ def print_summary(manifest: Manifest, name: str, output: str) -> None:
 
 
 def find_warnings(manifest: Manifest, name: str, output: str) -> Iterator[str]:
-    """What a split has that training would suffer from."""
+    """Yields a message for each property of the split that would harm training."""
     split = manifest.splits[name]
     for leak in manifest.leakage:
         if name in leak.splits:
             yield (
                 f"{leak.images} images are in both {leak.splits[0]} and {leak.splits[1]} "
-                f"(e.g. {', '.join(leak.examples)}); training on them is refused unless data.allow_leakage is set"
+                f"(e.g. {', '.join(leak.examples)}); remove them from one split, because training refuses them unless "
+                "data.allow_leakage is set"
             )
     # One hash for each different file.
-    copies = split.images - len(load_hashes(beam_storage.join(output, split.image_hashes)))
+    copies = split.images - len(load_hashes(join(output, split.image_hashes)))
     if copies:
         yield (
-            f"{copies} images are byte for byte others of this split under other ids: where each has some of the "
-            "objects, it teaches that those of the other are background; take copies out, or join their annotations"
+            f"{copies} images are byte for byte copies of other images of this split under other ids; if their "
+            "annotations differ, objects annotated in only one copy are trained as background in the other; remove the "
+            "copies or merge their annotations"
         )
-    # The parts are many files, and read for this alone.
-    parts = read_parts(output, name) if "unknown_class" in split.rejected_boxes else []
-    unknown = sorted({class_name for part in parts for class_name in part.unknown_classes})
+    # The reports are many files, so they are read only if needed.
+    reports = read_reports(output, name) if "unknown_class" in split.rejected_boxes else []
+    unknown = sorted({class_name for report in reports for class_name in report.unknown_classes})
     if unknown:
         yield (
-            f"boxes of {', '.join(unknown):.500} were rejected, and what they show is background now: "
-            f"{beam_storage.join(output, MANIFEST_NAME)} has no such class; prepare the split with most classes first, "
-            "or name them all with --classes, into another --output"
+            f"boxes of {', '.join(unknown):.500} were rejected, so these objects are trained as background: "
+            f"{join(output, MANIFEST_NAME)} does not contain these classes; prepare the split with most classes "
+            "first, or list all classes with --classes, and write to another --output"
         )
     counts = [shard.examples for shard in split.views[0].shards]
     used, even = len(counts) * min(counts), split.views[0].examples // len(counts)
-    if used < EVEN * split.views[0].examples and min(counts) < even:
+    if used < MIN_USED_FRACTION * split.views[0].examples and min(counts) < even:
         yield (
             f"the smallest of {len(counts)} shards holds {min(counts)} records and could hold {even}; training "
-            f"takes as many of each: {used} of {split.views[0].examples}. What is rejected keeps step with the shards: "
-            f"prepare with --shards={near_prime(len(counts))} into another --output"
+            f"reads that many records of each shard, {used} of {split.views[0].examples} in total. The rejected images "
+            f"are probably at regular distances that fit the number of shards; prepare with "
+            f"--shards={nearest_prime(len(counts))} into another --output"
         )
 
 
-def near_prime(shards: int) -> int:
-    """The odd prime next to a number of shards, which does not divide it: few regular gaps are in step with both."""
+def nearest_prime(shards: int) -> int:
+    """Returns the odd prime nearest to a number of shards that does not divide it.
+
+    Rejected images at regular distances are then unlikely to fall into few shards.
+    """
     nearest = (number for distance in itertools.count(1) for number in (shards - distance, shards + distance))
     return next(number for number in nearest if number > 2 and shards % number and is_prime(number))
 
 
 def is_prime(number: int) -> bool:
-    """Whether a number above 1 is prime."""
+    """Returns whether a number above 1 is prime."""
     return all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
 
 
 def summary_rows(split: Split) -> Iterator[tuple[str, str]]:
-    """(what, number) of a split."""
+    """Yields (name, value) for each count of a split."""
     yield "images read", f"{split.images_read}"
     yield "images in shards", f"{split.images}"
     for reason, count in split.rejected_images.items():

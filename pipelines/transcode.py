@@ -1,4 +1,4 @@
-"""The way back from pixels to the JPEG of a record; the way in is `ssd_dist.core.images`."""
+"""Encodes pixels as the JPEG of a record; `ssd_dist.core.images` decodes images."""
 
 import io
 
@@ -6,8 +6,8 @@ from PIL import Image
 
 
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:
-    """The image as JPEG bytes, chroma subsampled 4:2:0, without metadata."""
+    """Returns the image as JPEG bytes, with 4:2:0 chroma subsampling and without metadata."""
     buffer = io.BytesIO()
-    # Pillow would carry the source's comment over.
+    # Without an empty comment Pillow copies the comment of the source image.
     image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0", comment=b"")
     return buffer.getvalue()

@@ -1,32 +1,27 @@
-"""What a reader is told: where the annotations and images are, and which of them belong to the split."""
+"""Describes what a reader reads, and locates annotation files, image folders and image files."""
 
 import hashlib
 import posixpath
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import apache_beam as beam
 
 from pipelines import beam_storage
 from pipelines.annotations import Problem
-from pipelines.split_report import HASHES_NAME, PARTS_FOLDER, REJECTED_NAME
+from pipelines.split_folder import contains_only_output
 from ssd_dist.core.errors import DataError, UsageError
-
-# Enough pieces for any number of local workers.
-PIECES = 64
+from ssd_dist.core.storage import join
 
 
 @dataclass(frozen=True)
 class Source:
-    """The flags that concern reading.
+    """The values of the flags that a reader needs.
 
     Attributes:
-      inputs: folders, files or patterns, as each format has it.
-      image_dir: where the images are, if not where the format keeps them.
-      split: the split of the source to read; empty if none was asked for.
-      fallback_split: its name in the output, tried where `split` is empty.
-      split_by: shares of a split by hash, or empty; the share is that of `fallback_split`.
+      inputs: folders, files or patterns; each format documents which it accepts.
+      image_dir: folder of the images; empty for the folder that the format defines.
+      split: value of `--source_split`, the split of the source to read; may be empty.
+      fallback_split: name of the split in the output; the split to read if `split` is empty.
+      split_by: name and share of each split if the source is split by hash, otherwise empty. The images in the share
+        of `fallback_split` are read.
     """
 
     inputs: tuple[str, ...]
@@ -37,16 +32,22 @@ class Source:
 
     @property
     def split_name(self) -> str:
-        """The split to look for; empty where `split_by` cuts the whole source, the same whole for each share."""
+        """Name of the split to look for; empty if `split_by` divides the whole source.
+
+        With `split_by` the name of the output split is not used, because every share must be taken from the same set.
+        """
         return self.split or ("" if self.split_by else self.fallback_split)
 
-    def keeps(self, image_id: str) -> bool:
-        """Whether the image is in this split by its hash; always, without `split_by`."""
-        return not self.split_by or hashed_split(image_id, self.split_by) == self.fallback_split
+    def includes(self, image_id: str) -> bool:
+        """Returns whether the split contains the image; always true without `split_by`."""
+        return not self.split_by or assign_split(image_id, self.split_by) == self.fallback_split
 
 
-def hashed_split(image_id: str, shares: tuple[tuple[str, float], ...]) -> str:
-    """The split of an image, by its id alone: it stays there however the data set grows."""
+def assign_split(image_id: str, shares: tuple[tuple[str, float], ...]) -> str:
+    """Returns the split of an image.
+
+    The result depends only on the image id and the shares, so an image stays in its split when the dataset grows.
+    """
     digest = hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).digest()
     point = int.from_bytes(digest[:8], "big") / 2**64
     bound = 0.0
@@ -58,10 +59,10 @@ def hashed_split(image_id: str, shares: tuple[tuple[str, float], ...]) -> str:
 
 
 def parse_split_by(text: str) -> tuple[tuple[str, float], ...]:
-    """Reads `train:0.8,val:0.1,test:0.1`.
+    """Parses the value of `--split_by`, for example `train:0.8,val:0.1,test:0.1`; returns (name, share) pairs.
 
     Raises:
-      UsageError: if it is of another form or the shares do not add up to 1.
+      UsageError: if the text has another form or the shares do not add up to 1.
     """
     shares = []
     for part in filter(None, text.split(",")):
@@ -73,41 +74,56 @@ def parse_split_by(text: str) -> tuple[tuple[str, float], ...]:
     if not all(name and share > 0 for name, share in shares):
         raise UsageError(f"--split_by={text}: every split needs a name and a share above 0")
     if len({name for name, _ in shares}) < len(shares):
-        raise UsageError(f"--split_by={text}: a split is there twice; give each one share")
+        raise UsageError(f"--split_by={text}: a split is listed twice; list each split once")
     if shares and abs(sum(share for _, share in shares) - 1) > 1e-6:
-        raise UsageError(f"--split_by={text}: the shares add up to {sum(share for _, share in shares):g}, not to 1")
+        raise UsageError(f"--split_by={text}: the shares must add up to 1, not {sum(share for _, share in shares):g}")
     return tuple(shares)
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where an image lies: its path, the stems to look under if its name has the wrong suffix, or what is wrong."""
+    """Where an image file is.
+
+    Attributes:
+      path: path of the file.
+      stems: paths without a suffix; if there is no file at `path`, a file with one of these stems is used.
+      problem: set if the file name is not usable.
+    """
 
     path: str = ""
     stems: tuple[str, ...] = ()
     problem: Problem | None = None
 
 
-def locate_image(folder: str, filename: str, stem: str = "", home: str = "") -> Location:
-    """Where an image of that file name lies.
+def locate_image(folder: str, filename: str, stem: str = "", dataset: str = "") -> Location:
+    """Returns the location of an image file.
 
-    Where it is not there, one of the same stem, or of `stem`, will do, or one of the same stem below `home`.
+    Args:
+      folder: folder of the images.
+      filename: file name relative to `folder`.
+      stem: second file name, without a suffix, to try below `folder`.
+      dataset: folder of the dataset; the file name may also be relative to it. Empty to search only `folder`.
     """
     clean = beam_storage.relative_path(filename)
     if clean is None:
-        return Location(problem=Problem("path_traversal", f"file name {filename!r} leads out of {folder}"))
+        return Location(problem=Problem("path_traversal", f"file name {filename!r} points outside of {folder}"))
     stems = dict.fromkeys(name for name in (posixpath.splitext(clean)[0], stem) if name)
-    candidates = [beam_storage.join(folder, name) for name in stems]
-    if home and home != folder:
-        candidates.append(beam_storage.join(home, posixpath.splitext(clean)[0]))
-    return Location(beam_storage.join(folder, clean), tuple(candidates))
+    candidates = [join(folder, name) for name in stems]
+    if dataset and dataset != folder:
+        candidates.append(join(dataset, posixpath.splitext(clean)[0]))
+    return Location(join(folder, clean), tuple(candidates))
 
 
 def find_inputs(pattern: str, suffixes: tuple[str, ...], names: tuple[str, ...]) -> list[str]:
-    """The files that an input stands for: itself, those a pattern matches, or in a folder those of the first name.
+    """Returns the files of one `--input`.
+
+    Args:
+      pattern: a file, a pattern, or a folder.
+      suffixes: suffixes of annotation files.
+      names: patterns to search for in a folder; the files that match the first successful pattern are returned.
 
     Raises:
-      DataError: if there are none.
+      DataError: if there are no files.
     """
     if beam_storage.is_pattern(pattern):
         found = beam_storage.match_files(pattern)
@@ -121,100 +137,85 @@ def find_inputs(pattern: str, suffixes: tuple[str, ...], names: tuple[str, ...])
         found = beam_storage.match_below(pattern, name)
         if found:
             return found
-    raise DataError(f"--input={pattern} holds none of {', '.join(names)}; name the files themselves")
+    raise DataError(f"--input={pattern}: the folder contains none of {', '.join(names)}; pass the files as --input")
 
 
-def first_folder(candidates: list[str], what: str, mend: str) -> str:
-    """The first of the folders that exists, other than one of shards.
+def first_folder(candidates: list[str], description: str, fix: str) -> str:
+    """Returns the first folder that exists and is not the output of prepare.
+
+    Args:
+      candidates: paths of folders.
+      description: what the folder contains, for the message.
+      fix: how to fix the error, for the message.
 
     Raises:
-      DataError: naming `what` is missing and where it was looked for.
+      DataError: if there is none.
     """
     for candidate in candidates:
-        if beam_storage.exists(candidate) and not holds_shards(candidate):
+        if beam_storage.exists(candidate) and not contains_only_output(candidate):
             return candidate
-    raise DataError(f"no {what} in {' or '.join(dict.fromkeys(candidates))}; {mend}")
+    raise DataError(f"no {description} in {' or '.join(dict.fromkeys(candidates))}; {fix}")
 
 
-def holds_shards(folder: str) -> bool:
-    """Whether all that is in a folder was written by prepare, whose output may lie within the data set."""
-    if not beam_storage.list_files(beam_storage.join(folder, PARTS_FOLDER)):
-        return False
-    parts = beam_storage.join(folder, PARTS_FOLDER, "")
-    return all(
-        path.startswith(parts)
-        or path.endswith((".tfrecord", REJECTED_NAME, HASHES_NAME))
-        or beam_storage.storage.TEMPORARY in posixpath.basename(path)
-        for path in beam_storage.match_below(folder, "**")
-    )
-
-
-def find_listings(
-    pattern: str, source: Source, suffixes: tuple[str, ...], of_split: tuple[str, ...], of_any: tuple[str, ...]
+def find_annotation_files(
+    pattern: str, source: Source, suffixes: tuple[str, ...], split_names: tuple[str, ...], any_names: tuple[str, ...]
 ) -> list[str]:
-    """The files of annotations that an input stands for, by the names they have for a split, or for any.
+    """Returns the annotation files of one `--input`.
+
+    Args:
+      pattern: a file, a pattern, or a folder.
+      source: the split to read.
+      suffixes: suffixes of annotation files.
+      split_names: file names to search for in a folder if the source has a split name.
+      any_names: file names to search for in a folder otherwise.
 
     Raises:
-      DataError: if there are none; or several where `split_by` is to cut one, as those of different splits may give
-        an id to two images.
+      DataError: if there are none, or if there are several and `split_by` needs a single one. Files of different
+        splits may use the same id for two images.
     """
     if source.split_name:
-        return find_inputs(pattern, suffixes, of_split)
-    found = find_inputs(pattern, suffixes, of_any)
+        return find_inputs(pattern, suffixes, split_names)
+    found = find_inputs(pattern, suffixes, any_names)
     if len(found) > 1 and not beam_storage.is_pattern(pattern):
         names = ", ".join(beam_storage.path_below(pattern, path) for path in found)
         raise DataError(
-            f"--split_by: which of {names:.200} is to be split? name it as --input, or its split with --source_split"
+            f"--split_by: {pattern} contains several annotation files ({names:.200}); pass one of them as --input, or "
+            "its split as --source_split"
         )
     return found
 
 
-def find_images(path: str, home: str, source: Source) -> str:
-    """The folder of the images of a file of annotations in a data set's folder, or beside the file itself.
+def find_images(path: str, dataset: str, source: Source) -> str:
+    """Returns the folder of the images of an annotation file.
+
+    Args:
+      path: the annotation file.
+      dataset: folder of the dataset.
+      source: the split to read and `image_dir`.
 
     Raises:
-      DataError: if it cannot be told.
+      DataError: if no folder contains images.
     """
     if source.image_dir:
         return first_folder([source.image_dir], "images", "check --image_dir")
     split, name = source.split_name, posixpath.basename(path).partition(".")[0]
-    # Without a split to look for, by what the file is called.
+    # Without a split name the name of the annotation file is used.
     name = name.removeprefix("instances_").removesuffix("_labels")
     names = (split, f"images/{split}", "images") if split else (f"images/{name}", "images", name)
-    folders = [beam_storage.join(home, name) for name in names]
-    return first_folder([*folders, folder_of(path)], "images", "name their folder with --image_dir")
+    folders = [join(dataset, name) for name in names]
+    return first_folder([*folders, parent_folder(path)], "images", "pass their folder as --image_dir")
 
 
-def folder_of(path: str) -> str:
-    """The folder that a file lies in."""
+def parent_folder(path: str) -> str:
+    """Returns the folder of a file."""
     return posixpath.dirname(path) or "."
 
 
 def require_input(path: str) -> None:
-    """Refuses a path that does not exist.
+    """Checks that an input exists.
 
     Raises:
-      DataError: naming it.
+      DataError: if it does not.
     """
     if not beam_storage.exists(path):
         raise DataError(f"--input={path} does not exist or is empty; check the path")
-
-
-class SpreadInputs(beam.PTransform):
-    """What there is to read, dealt to the workers.
-
-    Dask's runner cuts everything into as many partitions as the first elements fill; empty lists fill up the few.
-    """
-
-    def __init__(self, inputs: Sequence[object]) -> None:
-        super().__init__()
-        self._inputs = inputs
-
-    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
-        """Emits each input once."""
-        return (
-            begin
-            | "List" >> beam.Create([[one] for one in self._inputs] + [[]] * PIECES)
-            | "Spread" >> beam.Reshuffle()
-            | "Unpack" >> beam.FlatMap(list).with_output_types(Any)
-        )

@@ -27,10 +27,10 @@ DATAFLOW = [
     "--dry_run=True",
 ]  # fmt: skip
 STEPS = [
-    "Read/Layouts", "Read/List labels", "Read/Spread labels", "Read/Parse labels",
+    "Read/Create seeds", "Read/Spread seeds", "Read/List files", "Read/Spread files", "Read/Parse annotations",
     "Group into shards/Group by image", "Group into shards/Assemble images", "Group into shards/Group by bucket",
     "Group into shards/Number images", "Group into shards/Group by shard", "Write shards", "Gather reports",
-    "Write report",
+    "Write manifest",
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.classes import ClassRules
 from pipelines.options import PrepareJob, define_flags
-from pipelines.prepare import main_until_stopped, run_job
+from pipelines.prepare import run_job, run_until_stopped
 from pipelines.readers.sources import Source
 from pipelines.runners import quiet_logs
 from ssd_dist.core.commands import run_command
@@ -40,7 +40,7 @@ def command(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["ssd-prepare", *arguments])
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            run_command(main_until_stopped, keep_unknown=True)
+            run_command(run_until_stopped, keep_unknown=True)
         return end.value.code or 0, *capsys.readouterr()
 
     yield run

@@ -1,4 +1,4 @@
-"""Small data sets in every format."""
+"""Makes small datasets in every annotation format."""
 
 import hashlib
 import io
@@ -11,8 +11,8 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 
 
-class Failing(io.BytesIO):
-    """An open file whose storage, or decoder, fails where its data ends."""
+class FailingFile(io.BytesIO):
+    """An open file that raises an error at the end of its data, as failing storage or a failing decoder would."""
 
     def __init__(self, data: bytes, error: Exception) -> None:
         super().__init__(data)
@@ -26,7 +26,7 @@ class Failing(io.BytesIO):
 
 
 def jpeg(seed: int = 0, height: int = 48, width: int = 64) -> bytes:
-    """A small photograph-like image: smooth colours with some noise."""
+    """Returns a small JPEG image of smooth random colours."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (4, 4, 3), np.uint8)
     image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -36,7 +36,7 @@ def jpeg(seed: int = 0, height: int = 48, width: int = 64) -> bytes:
 
 
 def voc_xml(filename: str, boxes, size=(48, 64)) -> str:
-    """An annotation; boxes are (name, ymin, xmin, ymax, xmax) in pixels."""
+    """Returns a VOC annotation; boxes are (name, ymin, xmin, ymax, xmax) in pixels, size is (height, width) or None."""
     objects = "".join(
         f"<object><name>{name}</name><difficult>0</difficult><bndbox><xmin>{xmin}</xmin><ymin>{ymin}</ymin>"
         f"<xmax>{xmax}</xmax><ymax>{ymax}</ymax></bndbox></object>"
@@ -47,7 +47,7 @@ def voc_xml(filename: str, boxes, size=(48, 64)) -> str:
 
 
 def make_voc(folder, images, splits=None):
-    """A devkit layout; images maps id -> boxes, splits name -> ids."""
+    """Writes a dataset in the layout of the VOC devkit; images maps id -> boxes, splits name -> ids."""
     folder = Path(folder)
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def make_voc(folder, images, splits=None):
 
 
 def make_coco(folder, images, categories, split="train"):
-    """instances_train.json and images; images maps file name -> boxes, categories id -> name.
+    """Writes instances_train.json and images; images maps file name -> boxes, categories id -> name.
 
     Boxes are (category id, ymin, xmin, ymax, xmax) in pixels.
     """
@@ -92,7 +92,7 @@ def make_coco(folder, images, categories, split="train"):
 
 
 def make_yolo(folder, images, names, split="train"):
-    """data.yaml, images and labels; images maps stem -> lines of its label file, or None for no label file."""
+    """Writes data.yaml, images and labels; images maps stem -> lines of its label file, or None for no label file."""
     folder = Path(folder)
     (folder / "images" / split).mkdir(parents=True, exist_ok=True)
     (folder / "labels" / split).mkdir(parents=True, exist_ok=True)
@@ -105,13 +105,13 @@ def make_yolo(folder, images, names, split="train"):
 
 
 def digests(folder):
-    """SHA-256 of every file below a folder, by relative path."""
+    """Returns the SHA-256 of every file below a folder, by relative path."""
     paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def labelled_images(count, seed=0):
-    """Boxes for `make_voc`: a few of each of three classes in each image, some images empty."""
+    """Returns boxes for `make_voc`: up to three per image, of three classes; every fourth image has none."""
     rng = np.random.default_rng(seed)
     images = {}
     for number in range(count):

@@ -1,4 +1,4 @@
-"""Labels: contiguous, deterministic, fixed by a file or the manifest, and never guessed."""
+"""Class labels: contiguous, deterministic, and fixed by a class file or the manifest."""
 
 import random
 
@@ -12,7 +12,7 @@ NAMED = [Category(name, 0, name) for name in ("dog", "cat", "Bird", "cat")]
 NUMBERED = [Category("0/90", 90, "toothbrush"), Category("0/1", 1, "person"), Category("0/13", 13, "stop sign")]
 
 
-def test_names_are_sorted_and_numbers_ordered_whatever_the_order_of_meeting():
+def test_classes_are_sorted_by_number_then_name_in_any_order_of_input():
     for seed in range(5):
         random.Random(seed).shuffle(NAMED)
         random.Random(seed).shuffle(NUMBERED)
@@ -20,20 +20,20 @@ def test_names_are_sorted_and_numbers_ordered_whatever_the_order_of_meeting():
         assert build_class_table(NUMBERED, ClassRules()).names == ("person", "stop sign", "toothbrush")
 
 
-def test_labels_count_from_one_without_gaps():
+def test_labels_start_at_one_without_gaps():
     table = build_class_table(NUMBERED, ClassRules())
     assert [table.find(f"0/{number}") for number in (1, 13, 90)] == [
         (1, "person"), (2, "stop sign"), (3, "toothbrush"),
     ]  # fmt: skip
 
 
-def test_two_files_may_number_one_class_differently():
+def test_two_files_may_use_different_ids_for_one_class():
     table = build_class_table([*NUMBERED, Category("1/7", 7, "person")], ClassRules())
     assert table.find("1/7") == table.find("0/1")
     assert len(table.names) == 3
 
 
-def test_fixed_order_wins_and_other_classes_are_unknown():
+def test_fixed_names_keep_their_order_and_other_classes_are_unknown():
     table = build_class_table(NAMED, ClassRules(fixed=("dog", "cow", "cat")))
     assert table.names == ("dog", "cow", "cat")
     found = table.find("Bird")
@@ -42,7 +42,7 @@ def test_fixed_order_wins_and_other_classes_are_unknown():
     assert "dog, cow, cat" in found.detail
 
 
-def test_inclusion_and_exclusion():
+def test_classes_are_included_and_excluded():
     included = build_class_table(NAMED, ClassRules(include=("cat", "dog")))
     assert included.names == ("cat", "dog")
     assert included.find("Bird").reason == "excluded_class"
@@ -51,7 +51,7 @@ def test_inclusion_and_exclusion():
     assert excluded.find("cat").reason == "excluded_class"
 
 
-def test_a_fixed_order_keeps_its_labels_whatever_is_left_out():
+def test_excluded_classes_do_not_change_the_labels_of_fixed_names():
     table = build_class_table(NAMED, ClassRules(fixed=("dog", "cat"), exclude=("dog",)))
     assert table.find("dog").reason == "excluded_class"
     assert table.find("cat") == (2, "cat")
@@ -60,19 +60,19 @@ def test_a_fixed_order_keeps_its_labels_whatever_is_left_out():
 @pytest.mark.parametrize(
     ("categories", "rules", "words"),
     [
-        ([], ClassRules(), "no class is left"),
-        (NAMED, ClassRules(exclude=("cat", "dog", "Bird")), "no class is left"),
+        ([], ClassRules(), "no classes: the annotations contain none"),
+        (NAMED, ClassRules(exclude=("cat", "dog", "Bird")), "no classes: --include_classes"),
         (NAMED, ClassRules(exclude=("dogs",)), "did you mean 'dog'"),
-        (NAMED, ClassRules(include=("zebra",)), "the data has"),
-        ([Category("0/1", 1, "cat"), Category("0/1", 1, "dog")], ClassRules(), "1 is called both 'cat' and 'dog'"),
+        (NAMED, ClassRules(include=("zebra",)), "the dataset has"),
+        ([Category("0/1", 1, "cat"), Category("0/1", 1, "dog")], ClassRules(), "1 has two names, 'cat' and 'dog'"),
     ],
 )
-def test_rules_that_cannot_be_kept_are_refused(categories, rules, words):
+def test_invalid_rules_are_rejected(categories, rules, words):
     with pytest.raises(DataError, match=words):
         build_class_table(categories, rules)
 
 
-def test_class_file():
+def test_class_files_are_parsed_and_checked():
     assert parse_class_file("dog\n\n cat \n", "names.txt") == ("dog", "cat")
     for text in ("", "\n\n", "dog\ndog\n"):
         with pytest.raises(DataError, match=r"names\.txt"):

@@ -1,4 +1,4 @@
-"""Streaming JSON: what json.load reads, wherever the chunks end, and an error where json.load has one."""
+"""JSON streaming: the same values and errors as json.load, for any chunk boundaries."""
 
 import io
 import json
@@ -16,8 +16,8 @@ values = st.recursive(scalars, lambda v: st.lists(v) | st.dictionaries(st.text()
 objects = st.dictionaries(st.sampled_from(["images", "annotations", "info", "", "é"]), values | st.lists(values))
 
 
-class Trickle(io.BytesIO):
-    """A file that gives a few bytes at a time."""
+class SlowFile(io.BytesIO):
+    """A file that returns only a few bytes per read."""
 
     def __init__(self, data: bytes, step: int) -> None:
         super().__init__(data)
@@ -28,12 +28,12 @@ class Trickle(io.BytesIO):
 
 
 def read_all(data: bytes, names=("images", "annotations"), step=1 << 20):
-    return list(stream_arrays(Trickle(data, step), names))
+    return list(stream_arrays(SlowFile(data, step), names))
 
 
 @settings(deadline=None)
 @given(content=objects, step=st.integers(1, 7), indent=st.sampled_from([None, 1]), ascii=st.booleans())
-def test_equals_json_load_for_any_chunks(content, step, indent, ascii):
+def test_result_equals_json_load_for_any_chunk_size(content, step, indent, ascii):
     data = json.dumps(content, indent=indent, ensure_ascii=ascii).encode("utf-8", "surrogatepass")
     try:
         data.decode()
@@ -50,7 +50,7 @@ def test_equals_json_load_for_any_chunks(content, step, indent, ascii):
 
 @settings(deadline=None)
 @given(content=objects, data=st.data())
-def test_broken_text_never_reads_as_whole(content, data):
+def test_truncated_text_raises_an_error(content, data):
     text = json.dumps({**content, "images": [1, 2]})
     cut = data.draw(st.integers(0, len(text) - 1))
     with pytest.raises(JsonStreamError):
@@ -69,16 +69,16 @@ def test_broken_text_never_reads_as_whole(content, data):
         "{images: []}",
         '{"images": []} trailing',
         '{"images": [' + "[" * 100_000,
-        '{"images": [' + "9" * 5000 + "]}",  # beyond Python's limit of digits
+        '{"images": [' + "9" * 5000 + "]}",  # exceeds Python's limit of digits
         '{"images": ["\ud800'.encode("utf-8", "surrogatepass") + b'"]}',
     ],
 )
-def test_broken_json_names_the_place(text):
+def test_errors_contain_the_position(text):
     with pytest.raises(JsonStreamError, match="character"):
         read_all(text if isinstance(text, bytes) else text.encode())
 
 
-def test_entries_before_the_break_come_first():
+def test_entries_before_an_error_are_yielded():
     found = []
     entries = stream_arrays(io.BytesIO(b'{"images": [1, 2, oops'), ("images",))
     with pytest.raises(JsonStreamError):
@@ -86,7 +86,7 @@ def test_entries_before_the_break_come_first():
     assert found == [("images", 0, 1), ("images", 1, 2)]
 
 
-def test_memory_is_that_of_one_entry(tmp_path):
+def test_memory_does_not_grow_with_the_file(tmp_path):
     path = tmp_path / "big.json"
     with path.open("w") as file:
         file.write('{"annotations": [')

@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from raw_sets import ROOT, Failing, digests, make_coco, make_voc
+from raw_sets import ROOT, FailingFile, digests, make_coco, make_voc
 
 from pipelines import options
-from pipelines.summary import near_prime
+from pipelines.summary import nearest_prime
 
 IMAGES = {f"i{number}": [("cat", 5, 5, 30, 40), ("dog", 1, 2, 3, 9)] for number in range(6)}
 
@@ -179,7 +179,7 @@ def test_gaps_in_step_with_the_shards_are_told(places, run, lost, shards):
 
 @pytest.mark.parametrize(("shards", "prime"), [(2, 3), (3, 5), (4, 3), (8, 7), (16, 17), (32, 31), (64, 61), (7, 5)])
 def test_the_number_of_shards_that_is_advised_is_a_prime(shards, prime):
-    assert near_prime(shards) == prime
+    assert nearest_prime(shards) == prime
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_splits_begun_at_the_same_time_do_not_mix_their_classes(places, run, mon
     make_voc(places / "more", {"a": [("dog", 5, 5, 30, 40)]})
     # The manifest of the one appears while the other is under way.
     others = []
-    claim = options.claim_output
+    claim = options.record_job
 
     def claim_late(job):
         if not others:
@@ -204,7 +204,7 @@ def test_splits_begun_at_the_same_time_do_not_mix_their_classes(places, run, mon
             assert run()[0] == 0
         claim(job)
 
-    monkeypatch.setattr("pipelines.prepare.claim_output", claim_late)
+    monkeypatch.setattr("pipelines.prepare.record_job", claim_late)
     flags = ["--input=more", "--split=val", "--source_split=train"]
     code, _, err = run(*flags, without=["--input", "--split"])
     assert (code, len(err.splitlines()), "run this one again" in err) == (3, 1, True), err
@@ -315,7 +315,7 @@ def test_storage_that_fails_midway_ends_the_job_in_one_line(places, run, monkeyp
     source = make_coco(places / "coco", {"a.jpg": [(7, 5, 5, 30, 40)]}, {7: "z"})
     text = (source / "annotations/instances_train.json").read_bytes()
     error = OSError(errno.EIO, "Input/output error")
-    monkeypatch.setattr("pipelines.beam_storage.open_input", lambda _: Failing(text[:-5], error))
+    monkeypatch.setattr("pipelines.beam_storage.open_input", lambda _: FailingFile(text[:-5], error))
     code, _, err = run("--input_format=coco", "--input=coco", without=["--input_format", "--input"])
     assert (code, len(err.splitlines()), "instances_train.json could not be read" in err) == (3, 1, True), err
     assert not (places / "out/dataset.json").exists()

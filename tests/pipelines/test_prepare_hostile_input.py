@@ -1,4 +1,4 @@
-"""Input that lies, breaks or attacks: nothing stops the job, everything ends in a shard or in rejected.jsonl."""
+"""Wrong, broken and malicious input: the job finishes, and every image is in a shard or in rejected.jsonl."""
 
 import io
 import json
@@ -25,20 +25,20 @@ def encode(image, kind, **options):
     return buffer.getvalue()
 
 
-def picture(seed=0):
+def decoded_jpeg(seed=0):
     return Image.open(io.BytesIO(jpeg(seed))).convert("RGB")
 
 
 def rotated():
-    """A portrait shot stored on its side: EXIF says to turn it; 64 wide and 48 high as displayed."""
-    image = picture().transpose(Image.Transpose.ROTATE_90)
+    """Returns a JPEG with EXIF orientation 6: stored 48 wide and 64 high, displayed 64 wide and 48 high."""
+    image = decoded_jpeg().transpose(Image.Transpose.ROTATE_90)
     exif = image.getexif()
     exif[0x0112] = 6
     return encode(image, "JPEG", exif=exif, quality=95)
 
 
-def bomb():
-    """A PNG of 145 kilobytes that claims, and holds, 12,000 x 12,000 pixels."""
+def decompression_bomb():
+    """Returns a PNG of 145 kB that contains 12,000 x 12,000 pixels."""
     return encode(Image.new("1", (12000, 12000)), "PNG")
 
 
@@ -51,18 +51,18 @@ def sixteen_bit():
 CASES = {
     "plain": (jpeg(1), GOOD, [], [], 1),
     "empty": (jpeg(2), [], [], [], 0),
-    "gray": (encode(picture(3).convert("L"), "JPEG"), GOOD, [], [], 1),
-    "cmyk": (encode(picture(4).convert("CMYK"), "JPEG"), GOOD, [], [], 1),
-    "palette": (encode(picture(5).quantize(16), "PNG"), GOOD, [], [], 1),
+    "gray": (encode(decoded_jpeg(3).convert("L"), "JPEG"), GOOD, [], [], 1),
+    "cmyk": (encode(decoded_jpeg(4).convert("CMYK"), "JPEG"), GOOD, [], [], 1),
+    "palette": (encode(decoded_jpeg(5).quantize(16), "PNG"), GOOD, [], [], 1),
     "sixteen_bit": (sixteen_bit(), GOOD, [], [], 1),
-    "alpha": (encode(picture(6).convert("RGBA"), "PNG"), GOOD, [], [], 1),
+    "alpha": (encode(decoded_jpeg(6).convert("RGBA"), "PNG"), GOOD, [], [], 1),
     "rotated": (rotated(), GOOD, [], [], 1),
     "rotated_claim": (rotated(), voc_xml("rotated_claim.jpg", GOOD, (64, 48)), [], [], 1),
-    "wrong_extension": (encode(picture(7), "WEBP"), GOOD, [], [], 1),
+    "wrong_extension": (encode(decoded_jpeg(7), "WEBP"), GOOD, [], [], 1),
     "unreadable": (b"these are no pixels", GOOD, ["unreadable"], ["image_rejected"], 0),
     "no_bytes": (b"", [], ["unreadable"], [], 0),
     "truncated": (jpeg(8)[:-300], GOOD * 2, ["truncated"], ["image_rejected"] * 2, 0),
-    "bomb": (bomb(), voc_xml("bomb.jpg", GOOD, None), ["too_many_pixels"], ["image_rejected"], 0),
+    "bomb": (decompression_bomb(), voc_xml("bomb.jpg", GOOD, None), ["too_many_pixels"], ["image_rejected"], 0),
     "missing": (None, GOOD, ["missing_image"], ["image_rejected"], 0),
     "wrong_size": (jpeg(9), voc_xml("wrong_size.jpg", GOOD, (480, 640)), ["size_mismatch"], ["image_rejected"], 0),
     "no_size": (jpeg(10), voc_xml("no_size.jpg", GOOD, None), [], [], 1),
@@ -105,7 +105,7 @@ def hostile(tmp_path_factory, prepare):
     return root / "out", manifest, lines
 
 
-def test_each_case_has_its_reasons(hostile, records_of):
+def test_each_case_is_rejected_for_its_reasons(hostile, records_of):
     output, manifest, lines = hostile
     records = records_of(output, manifest)
     for name, (_, _, image_reasons, box_reasons, kept) in CASES.items():
@@ -115,14 +115,14 @@ def test_each_case_has_its_reasons(hostile, records_of):
         assert (name, found_images, sorted(found_boxes)) == (name, image_reasons, sorted(box_reasons))
         assert (name in records) == (not image_reasons)
         assert name not in records or len(records[name].objects.labels) == kept
-    # The list names one image twice: the second time it is a duplicate, and its box goes with it.
-    twice = [line for line in lines if "is taken by" in line["detail"]]
-    assert [(line["reason"], line["image"]) for line in twice] == [
+    # The list file contains one image twice: the second entry is a duplicate, so its box is rejected too.
+    duplicates = [line for line in lines if "is taken by" in line["detail"]]
+    assert [(line["reason"], line["image"]) for line in duplicates] == [
         ("duplicate_id", "plain.jpg"), ("image_rejected", "plain.jpg"),
     ]  # fmt: skip
 
 
-def test_everything_adds_up(hostile):
+def test_counts_add_up(hostile):
     _, manifest, lines = hostile
     split = manifest.splits["train"]
     assert split.images_read == len(CASES) + 1
@@ -134,24 +134,24 @@ def test_everything_adds_up(hostile):
     assert all(line["source"] and line["detail"] for line in lines)
 
 
-def test_boxes_of_a_rotated_image_are_in_the_displayed_frame(hostile, records_of):
+def test_boxes_of_a_rotated_image_refer_to_the_displayed_image(hostile, records_of):
     output, manifest, _ = hostile
     for name in ("rotated", "rotated_claim"):
         record = records_of(output, manifest)[name]
         assert (record.original_height, record.original_width) == (48, 64)
         np.testing.assert_allclose(record.objects.boxes[0], [5 / 48, 10 / 64, 30 / 48, 40 / 64], rtol=1e-6)
-        shown = np.asarray(picture().resize((64, 64), Image.Resampling.BILINEAR), float)
-        assert np.abs(np.asarray(Image.open(io.BytesIO(record.encoded)), float) - shown).mean() < 4
+        displayed = np.asarray(decoded_jpeg().resize((64, 64), Image.Resampling.BILINEAR), float)
+        assert np.abs(np.asarray(Image.open(io.BytesIO(record.encoded)), float) - displayed).mean() < 4
 
 
-def test_rejections_follow_the_order_of_the_images(hostile):
+def test_rejections_are_in_the_order_of_the_images(hostile):
     _, _, lines = hostile
     order = list(CASES)
     places = [order.index(line["source"].rpartition("/")[2].removesuffix(".xml")) for line in lines]
     assert places[:-2] == sorted(places[:-2])
 
 
-def test_leakage_is_by_bytes_not_by_name(tmp_path, prepare):
+def test_leakage_is_found_by_file_content_not_by_name(tmp_path, prepare):
     source = make_voc(tmp_path / "voc", {"a": GOOD, "b": GOOD, "c": GOOD}, {"train": ["a", "b"], "val": ["c"]})
     (source / "JPEGImages/c.jpg").write_bytes((source / "JPEGImages/b.jpg").read_bytes())
     prepare("voc", source, tmp_path / "out", "train", config=SMALL)
@@ -161,7 +161,7 @@ def test_leakage_is_by_bytes_not_by_name(tmp_path, prepare):
 
 
 def mutate(data: bytes, rng) -> bytes:
-    """Some bytes flipped, or the end cut off."""
+    """Flips some bits or truncates the data."""
     if not data or rng.random() < 0.3:
         return data[: rng.integers(len(data) + 1)]
     broken = bytearray(data)
@@ -170,7 +170,7 @@ def mutate(data: bytes, rng) -> bytes:
     return bytes(broken)
 
 
-def assert_accounted_for(output, manifest, records_of):
+def assert_complete(output, manifest, records_of):
     split = manifest.splits["train"]
     lines = [json.loads(line) for line in (output / "train/rejected.jsonl").read_text().splitlines()]
     assert split.images_read == split.images + sum(1 for line in lines if not line["where"])
@@ -180,8 +180,8 @@ def assert_accounted_for(output, manifest, records_of):
     return records, lines
 
 
-def assert_good_come_first(good, mixed):
-    """The shards of the run without bad input are, byte for byte, how the shards of the other begin."""
+def assert_same_beginning(good, mixed):
+    """Asserts that each shard of the mixed input begins with the bytes of the same shard of the good input."""
     for path in sorted(good.glob("train/*.tfrecord")):
         data = path.read_bytes()
         assert data
@@ -203,13 +203,13 @@ def test_mutated_images_and_xml(tmp_path, prepare, records_of):
         path.write_bytes(mutate(path.read_bytes(), rng))
     prepare("voc", good, tmp_path / "good_out", **FIXED)
     manifest = prepare("voc", mixed, tmp_path / "mixed_out", **FIXED)
-    records, lines = assert_accounted_for(tmp_path / "mixed_out", manifest, records_of)
-    told = {line["source"].rpartition("/")[2].removesuffix(".xml") for line in lines if not line["where"]}
+    records, lines = assert_complete(tmp_path / "mixed_out", manifest, records_of)
+    rejected = {line["source"].rpartition("/")[2].removesuffix(".xml") for line in lines if not line["where"]}
     assert manifest.splits["train"].images_read == 1280
-    assert told | set(records) == {*images, *bad}
-    assert not told & set(records)
-    assert len(told) > 300
-    assert_good_come_first(tmp_path / "good_out", tmp_path / "mixed_out")
+    assert rejected | set(records) == {*images, *bad}
+    assert not rejected & set(records)
+    assert len(rejected) > 300
+    assert_same_beginning(tmp_path / "good_out", tmp_path / "mixed_out")
 
 
 @pytest.mark.slow
@@ -225,11 +225,11 @@ def test_mutated_labels(tmp_path, prepare, records_of):
         path.write_bytes(mutate(path.read_bytes(), rng))
     prepare("yolo", good, tmp_path / "good_out", **FIXED)
     manifest = prepare("yolo", mixed, tmp_path / "mixed_out", **FIXED)
-    records, lines = assert_accounted_for(tmp_path / "mixed_out", manifest, records_of)
+    records, lines = assert_complete(tmp_path / "mixed_out", manifest, records_of)
     assert manifest.splits["train"].images_read == 540
     assert set(records) | {line["image"].removesuffix(".jpg") for line in lines if not line["where"]} == {*images, *bad}
     assert sum(manifest.splits["train"].rejected_boxes.values()) > 100
-    assert_good_come_first(tmp_path / "good_out", tmp_path / "mixed_out")
+    assert_same_beginning(tmp_path / "good_out", tmp_path / "mixed_out")
 
 
 @pytest.mark.slow
@@ -242,7 +242,7 @@ def test_mutated_json(tmp_path, prepare, records_of):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "0.json").write_bytes(original)
         for number in range(count):
-            # Ids of its own for each file, so that the files do not shadow each other.
+            # Each file has its own ids, so that its images are not duplicates of those of another file.
             text = original.replace(b'"id": ', b'"id": %d' % (100 + number)).replace(
                 b'_id": ', b'_id": %d' % (100 + number)
             )
@@ -250,17 +250,17 @@ def test_mutated_json(tmp_path, prepare, records_of):
     rest = {**FIXED, "image_dir": str(good / "train")}
     prepare("coco", tmp_path / "good/*.json", tmp_path / "good_out", **rest)
     manifest = prepare("coco", tmp_path / "mixed/*.json", tmp_path / "mixed_out", **rest)
-    _, lines = assert_accounted_for(tmp_path / "mixed_out", manifest, records_of)
+    _, lines = assert_complete(tmp_path / "mixed_out", manifest, records_of)
     reasons = Counter(line["reason"] for line in lines)
     assert reasons["broken_annotation"] > 100
-    # Every file is heard of: by an image in a shard, or by a rejection.
-    told = {line["source"] for line in lines}
+    # More than half of the broken files cause a rejection.
+    rejected = {line["source"] for line in lines}
     assert manifest.splits["train"].images > 4
-    assert len(told) > 150
-    assert_good_come_first(tmp_path / "good_out", tmp_path / "mixed_out")
+    assert len(rejected) > 150
+    assert_same_beginning(tmp_path / "good_out", tmp_path / "mixed_out")
 
 
-def test_data_sets_that_count_alike_do_not_label_each_others_images(tmp_path, prepare, records_of):
+def test_datasets_with_the_same_image_ids_keep_their_own_boxes(tmp_path, prepare, records_of):
     for name, box in (("one", (1, 5, 5, 20, 20)), ("two", (1, 30, 30, 40, 40))):
         make_coco(tmp_path / name, {f"{name}.jpg": [box]}, {1: "cat"})
     manifest = prepare("coco", [tmp_path / "one", tmp_path / "two"], tmp_path / "out", config=SMALL)
@@ -271,7 +271,7 @@ def test_data_sets_that_count_alike_do_not_label_each_others_images(tmp_path, pr
     assert (split.rejected_images, split.rejected_boxes) == ({"duplicate_id": 1}, {"image_rejected": 1})
 
 
-def test_more_objects_than_anchors(tmp_path, prepare):
+def test_an_image_with_more_objects_than_anchors_is_rejected(tmp_path, prepare):
     images = {"crowded": [("cat", 5, 5, 30, 40)] * 3000, "plain": GOOD}
     manifest = prepare("voc", make_voc(tmp_path / "voc", images), tmp_path / "out", config=SMALL)
     split = manifest.splits["train"]
@@ -279,8 +279,8 @@ def test_more_objects_than_anchors(tmp_path, prepare):
     assert (split.boxes, split.rejected_boxes) == (1, {"image_rejected": 3000})
 
 
-def test_names_that_utf8_cannot_hold(tmp_path, prepare, records_of):
-    # A file of another encoding, as an archive from elsewhere brings it, and JSON's escapes of half a character.
+def test_names_that_utf8_cannot_encode(tmp_path, prepare, records_of):
+    # A file name in another encoding, as in some archives, and JSON escapes of lone surrogates.
     yolo = make_yolo(tmp_path / "yolo", {"a": ["0 .5 .5 .5 .5"]}, ["x"])
     for folder, suffix in (("images", ".jpg"), ("labels", ".txt")):
         path = yolo / folder / "train" / f"a{suffix}"
@@ -292,18 +292,18 @@ def test_names_that_utf8_cannot_hold(tmp_path, prepare, records_of):
     path.write_text(path.read_text().replace("b.jpg", "\\udc00.jpg"))
     manifest = prepare("coco", coco, tmp_path / "coco_out", config=SMALL)
     assert manifest.classes == ("\\ud800",)
-    assert_accounted_for(tmp_path / "coco_out", manifest, records_of)
+    assert_complete(tmp_path / "coco_out", manifest, records_of)
     assert manifest.splits["train"].rejected_images == {"missing_image": 1}
 
 
-def test_a_json_that_breaks_before_its_classes_says_where(tmp_path, prepare):
+def test_a_json_file_broken_before_its_categories_is_reported_with_the_position(tmp_path, prepare):
     make_coco(tmp_path / "raw", {"a.jpg": []}, {1: "a"})
     (tmp_path / "raw/annotations/instances_train.json").write_text('{"images": [{"id": 1, ')
     with pytest.raises(DataError, match=r"instances_train.json: not valid JSON at character"):
         prepare("coco", tmp_path / "raw", tmp_path / "out", config=SMALL)
 
 
-def test_a_file_that_breaks_at_once_is_told(tmp_path, prepare):
+def test_a_json_file_broken_at_its_beginning_is_reported(tmp_path, prepare):
     make_coco(tmp_path / "raw", {"a.jpg": []}, {1: "a"})
     (tmp_path / "raw/annotations/instances_train.json").write_text("{")
     with pytest.raises(DataError, match="all 1 images were rejected"):
@@ -312,7 +312,7 @@ def test_a_file_that_breaks_at_once_is_told(tmp_path, prepare):
     assert json.loads(line)["reason"] == "broken_annotation"
 
 
-def test_checksums_of_the_test_itself():
-    # The bomb must be small on disk, or it would test nothing.
-    assert len(bomb()) < 200_000
+def test_the_test_images_have_the_intended_properties():
+    # A decompression bomb is a small file.
+    assert len(decompression_bomb()) < 200_000
     assert zlib.crc32(rotated()) != zlib.crc32(jpeg())

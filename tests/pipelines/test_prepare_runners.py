@@ -13,7 +13,7 @@ import psutil
 import pytest
 from raw_sets import ROOT, digests, labelled_images, make_voc
 
-from pipelines import split_report
+from pipelines import manifest_writer
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import RestartError
 
@@ -125,22 +125,22 @@ def test_splits_that_end_at_the_same_time_are_both_in_the_manifest(prepare, tmp_
     train = prepare("voc", source, out, config=SMALL)
     (out / "dataset.json").unlink()
     parts = [str(path.relative_to(out)) for path in sorted((out / "train/.parts").glob("*-of-*.json"))]
-    job = split_report.ReportJob(str(out), "train", SMALL, 1.0)
+    job = manifest_writer.ManifestJob(str(out), "train", SMALL, 1.0)
     others = []
 
     def read_while_another_writes(output):
         """On the first call, val's: train's report is written as well, if it is let in."""
-        monkeypatch.setattr(split_report, "read_manifest", read)
+        monkeypatch.setattr(manifest_writer, "read_manifest", read)
         before = read(output)
         others.append(
-            threading.Thread(target=split_report.write_report, args=([str(out / part) for part in parts], job))
+            threading.Thread(target=manifest_writer.write_manifest, args=([str(out / part) for part in parts], job))
         )
         others[0].start()
         others[0].join(2)
         return before
 
-    read = split_report.read_manifest
-    monkeypatch.setattr(split_report, "read_manifest", read_while_another_writes)
+    read = manifest_writer.read_manifest
+    monkeypatch.setattr(manifest_writer, "read_manifest", read_while_another_writes)
     prepare("voc", source, out, "val", config=SMALL)
     others[0].join(20)
     manifest = read(str(out))

@@ -1,4 +1,4 @@
-"""The COCO reader: gaps in the ids, flags, and entries that are broken one by one or all at once."""
+"""COCO reader: ids with gaps, flags, broken entries and broken files."""
 
 import errno
 import gzip
@@ -7,12 +7,12 @@ import math
 from pathlib import Path
 
 import pytest
-from raw_sets import Failing, digests, jpeg, make_coco
+from raw_sets import FailingFile, digests, jpeg, make_coco
 
 from pipelines import beam_storage
-from pipelines.annotations import Category, Image, Listing, LooseBox
+from pipelines.annotations import Category, Image, Listing, SeparateBox
 from pipelines.image_reading import read_image
-from pipelines.readers.coco import CocoFile, find_home, parse_box, parse_image, read_coco, read_entries
+from pipelines.readers.coco import CocoFile, find_dataset, find_files, parse_box, parse_image, read_entries
 from pipelines.readers.sources import Source, find_images
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
@@ -23,14 +23,14 @@ SMALL = Config.model_validate({"model": {"input_size": 64}})
 
 
 def find_all(given):
-    return read_coco(Source((str(given),), fallback_split="train"))._files
+    return find_files(Source((str(given),), fallback_split="train"))
 
 
 def values_of(path, source=SOURCE):
     return list(read_entries(CocoFile(0, str(path), "/d"), source))
 
 
-def test_a_file_gives_categories_images_boxes_and_its_length(tmp_path):
+def test_a_file_yields_categories_images_boxes_and_its_length(tmp_path):
     make_coco(tmp_path, {"a.jpg": [(90, 1, 2, 3, 4)], "b.jpg": []}, {90: "toothbrush", 1: "person"})
     values = values_of(tmp_path / "annotations/instances_train.json")
     assert [v for v in values if isinstance(v, Category)] == [
@@ -39,22 +39,22 @@ def test_a_file_gives_categories_images_boxes_and_its_length(tmp_path):
     assert [(v.image_id, v.row, v.filename, v.size) for v in values if isinstance(v, Image)] == [
         ("1", 0, "a.jpg", (48, 64)), ("2", 1, "b.jpg", (48, 64)),
     ]  # fmt: skip
-    (box,) = [v for v in values if isinstance(v, LooseBox)]
+    (box,) = [v for v in values if isinstance(v, SeparateBox)]
     assert (box.image_id, box.box.category, box.box.corners, box.box.area) == ("1", "0/90", (1, 2, 3, 4), 4.0)
     assert values[-1] == Listing(0, 2, str(tmp_path / "annotations/instances_train.json"))
 
 
-def test_compressed_files_are_read(tmp_path):
+def test_gzip_files_are_read(tmp_path):
     make_coco(tmp_path, {"a.jpg": []}, {1: "x"})
     plain = tmp_path / "annotations/instances_train.json"
-    packed = tmp_path / "a.json.gz"
-    packed.write_bytes(gzip.compress(plain.read_bytes()))
-    assert values_of(packed)[:-1] == [
-        v if not isinstance(v, Image) else v._replace(source=str(packed)) for v in values_of(plain)[:-1]
+    compressed = tmp_path / "a.json.gz"
+    compressed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert values_of(compressed)[:-1] == [
+        v if not isinstance(v, Image) else v._replace(source=str(compressed)) for v in values_of(plain)[:-1]
     ]
 
 
-def test_flags_and_area():
+def test_crowd_flag_and_area_are_parsed():
     entry = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 10, 20], "area": 55.5, "iscrowd": 1}
     box = parse_box(entry, 0, FILE).box
     assert (box.category, box.corners, box.area, box.is_crowd) == ("2/3", (2, 1, 22, 11), 55.5, True)
@@ -65,30 +65,30 @@ def test_flags_and_area():
 @pytest.mark.parametrize(
     "bbox", [None, [], [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, None], ["1", 2, 3, 4], [True, 2, 3, 4], {"x": 1}, "1234"]
 )
-def test_a_broken_box_has_a_problem(bbox):
+def test_an_invalid_bbox_gives_a_box_with_a_problem(bbox):
     loose = parse_box({"image_id": 7, "category_id": 1, "bbox": bbox}, 5, FILE)
     assert (loose.image_id, loose.box.problem.reason, loose.box.where) == ("7", "broken_box", "annotations[5]")
 
 
-def test_huge_and_missing_numbers_pass_on_to_validation():
+def test_nan_and_huge_numbers_are_left_to_validation():
     box = parse_box({"image_id": 7, "category_id": 1, "bbox": [math.nan, 10**400, 1, 1]}, 0, FILE).box
     assert box.problem is None
     assert math.isinf(box.corners[0])
 
 
 @pytest.mark.parametrize("item", [None, 3, [], {}, {"id": 3}, {"file_name": "a.jpg"}, {"id": 1, "file_name": ""}])
-def test_a_broken_image_has_a_problem(item):
+def test_an_invalid_image_entry_gives_an_image_with_a_problem(item):
     assert parse_image(item, 4, 2, FILE).problem.reason == "broken_annotation"
 
 
-def test_an_image_outside_the_folder_is_refused():
+def test_a_file_name_outside_the_folder_is_rejected():
     assert parse_image({"id": 1, "file_name": "../x.jpg"}, 0, 0, FILE).problem.reason == "path_traversal"
     inside = parse_image({"id": 1, "file_name": "sub/./x.jpg"}, 0, 0, FILE)
     assert (inside.problem, inside.path) == (None, "/d/images/sub/x.jpg")
 
 
-def test_a_name_below_the_files_own_folder_is_found(tmp_path):
-    # Label Studio writes result.json beside images/ and names images/a.jpg.
+def test_a_file_name_relative_to_the_annotation_file_is_found(tmp_path):
+    # Label Studio writes result.json next to images/ and uses file names such as images/a.jpg.
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.jpg").write_bytes(jpeg())
     path = tmp_path / "result.json"
@@ -97,15 +97,15 @@ def test_a_name_below_the_files_own_folder_is_found(tmp_path):
     (file,) = find_all(path)
     (image,) = (value for value in read_entries(file, SOURCE) if isinstance(value, Image))
     assert read_image(image) == jpeg()
-    # But not where the folder of the images was said.
+    # With --image_dir, only that folder is searched.
     (tmp_path / "clean").mkdir()
-    (file,) = read_coco(Source((str(path),), image_dir=str(tmp_path / "clean"), fallback_split="train"))._files
+    (file,) = find_files(Source((str(path),), image_dir=str(tmp_path / "clean"), fallback_split="train"))
     (image,) = (value for value in read_entries(file, SOURCE) if isinstance(value, Image))
     assert read_image(image).reason == "missing_image"
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.5, 0.9])
-def test_a_file_cut_short_spoils_its_listing(tmp_path, cut):
+def test_a_truncated_file_gives_a_listing_with_a_problem(tmp_path, cut):
     make_coco(tmp_path, {f"{n}.jpg": [(1, 1, 2, 3, 4)] for n in range(9)}, {1: "x"})
     path = tmp_path / "annotations/instances_train.json"
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * cut)])
@@ -115,13 +115,13 @@ def test_a_file_cut_short_spoils_its_listing(tmp_path, cut):
 
 
 @pytest.mark.parametrize("category", [{"id": "x", "name": "a"}, {"name": "a"}, 3])
-def test_a_broken_category_spoils_the_listing(tmp_path, category):
+def test_an_invalid_category_gives_a_listing_with_a_problem(tmp_path, category):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"images": [], "annotations": [], "categories": [category]}))
     assert "categories[0]" in values_of(path)[-1].problem.detail
 
 
-def test_files_and_folders_are_found(tmp_path):
+def test_annotation_files_are_found_from_folder_file_and_pattern(tmp_path):
     make_coco(tmp_path, {"a.jpg": []}, {1: "x"})
     path = str(tmp_path / "annotations/instances_train.json")
     for given in (tmp_path, path, tmp_path / "annotations/*.json"):
@@ -130,17 +130,17 @@ def test_files_and_folders_are_found(tmp_path):
         with pytest.raises(DataError, match=wrong.name.replace("*", r"\*")):
             find_all(wrong)
     with pytest.raises(DataError, match="--image_dir"):
-        find_images(path, find_home(path), Source(("x",), image_dir=str(tmp_path / "nowhere")))
+        find_images(path, find_dataset(path), Source(("x",), image_dir=str(tmp_path / "nowhere")))
 
 
-def test_an_output_within_the_data_set_is_no_folder_of_images(tmp_path, prepare):
+def test_output_inside_the_dataset_is_not_used_as_image_folder(tmp_path, prepare):
     make_coco(tmp_path, {f"{n}.jpg": [(1, 1, 2, 30, 40)] for n in range(3)}, {1: "x"})
     (tmp_path / "train").rename(tmp_path / "images")
     prepare("coco", tmp_path, tmp_path, config=SMALL)
     before = digests(tmp_path)
     prepare("coco", tmp_path, tmp_path, config=SMALL)
     assert digests(tmp_path) == before
-    # Where the images themselves lie there, they are found among the shards.
+    # If the output folder also contains the images, they are found among the shards.
     (tmp_path / "images").rename(tmp_path / "photos")
     for path in (tmp_path / "photos").iterdir():
         path.rename(tmp_path / "train" / path.name)
@@ -150,15 +150,15 @@ def test_an_output_within_the_data_set_is_no_folder_of_images(tmp_path, prepare)
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(), OSError(errno.EIO, "Input/output error")])
-def test_storage_that_fails_midway_loses_no_data(tmp_path, monkeypatch, error):
+def test_a_storage_error_stops_the_job_instead_of_losing_data(tmp_path, monkeypatch, error):
     make_coco(tmp_path, {f"{n}.jpg": [] for n in range(9)}, {1: "x"})
     path = tmp_path / "annotations/instances_train.json"
-    monkeypatch.setattr(beam_storage, "open_input", lambda path: Failing(Path(path).read_bytes()[:-50], error))
+    monkeypatch.setattr(beam_storage, "open_input", lambda path: FailingFile(Path(path).read_bytes()[:-50], error))
     with pytest.raises(DataError, match=r"instances_train\.json could not be read to its end .* again"):
         values_of(path)
 
 
-def test_ids_that_are_whole_floats_are_numbers(tmp_path, prepare):
+def test_whole_float_ids_equal_integer_ids(tmp_path, prepare):
     source = make_coco(tmp_path, {"a.jpg": [(1, 1, 2, 30, 40)], "b.jpg": [(2, 1, 2, 30, 40)]}, {1: "x", 2: "y"})
     path = source / "annotations/instances_train.json"
     content = json.loads(path.read_text())
@@ -171,7 +171,7 @@ def test_ids_that_are_whole_floats_are_numbers(tmp_path, prepare):
     assert parse_image({"id": 3.5, "file_name": "a.jpg"}, 0, 0, FILE).problem.reason == "broken_annotation"
 
 
-def test_a_split_that_lost_all_its_boxes_is_refused(tmp_path, prepare):
+def test_a_split_whose_boxes_are_all_rejected_fails(tmp_path, prepare):
     source = make_coco(tmp_path, {"a.jpg": [(1, 1, 2, 30, 40)]}, {1: "x"})
     path = source / "annotations/instances_train.json"
     path.write_text(path.read_text().replace('"image_id": 1', '"image_id": "one"'))
@@ -180,9 +180,9 @@ def test_a_split_that_lost_all_its_boxes_is_refused(tmp_path, prepare):
 
 
 @pytest.mark.parametrize("name", ["instances_train.json", "annotations/instances_train.json"])
-def test_images_are_found_from_within_the_data_set(tmp_path, monkeypatch, name):
+def test_images_are_found_with_a_relative_path_from_the_dataset_folder(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     for folder in ("annotations", "images"):
         (tmp_path / folder).mkdir()
     (tmp_path / "images/a.jpg").write_bytes(jpeg())
-    assert find_images(name, find_home(name), Source((name,), fallback_split="train")) == "./images"
+    assert find_images(name, find_dataset(name), Source((name,), fallback_split="train")) == "./images"

@@ -1,15 +1,15 @@
-"""The CSV reader: columns by name, images in order of their first line, and lines that are none."""
+"""CSV reader: columns by name, images in the order of their first line, and invalid lines."""
 
 import errno
 import gzip
 import zlib
 
 import pytest
-from raw_sets import Failing, jpeg
+from raw_sets import FailingFile, jpeg
 
 from pipelines import beam_storage
-from pipelines.annotations import Category, Image, Listing, LooseBox
-from pipelines.readers.csv import read_columns, read_csv, read_entries
+from pipelines.annotations import Category, Image, Listing, SeparateBox
+from pipelines.readers.csv import find_files, read_columns, read_entries
 from pipelines.readers.sources import Source
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
@@ -19,8 +19,8 @@ SOURCE = Source(("x",), fallback_split="train")
 HEADER = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
 
 
-def written(folder, *texts, **rest):
-    """The source of files of these texts beside an image."""
+def write_source(folder, *texts, **rest):
+    """Writes CSV files with these texts and an image to a folder; returns their source."""
     folder.mkdir(exist_ok=True)
     (folder / "a.jpg").write_bytes(jpeg())
     for number, text in enumerate(texts):
@@ -30,15 +30,15 @@ def written(folder, *texts, **rest):
 
 
 def values_of(folder, *texts, **rest):
-    source = written(folder, *texts, **rest)
-    return list(read_entries(read_csv(source)._files, source))
+    source = write_source(folder, *texts, **rest)
+    return list(read_entries(find_files(source), source))
 
 
 def of_type(values, kind):
     return [value for value in values if isinstance(value, kind)]
 
 
-def test_lines_of_one_image_need_not_stand_together(tmp_path):
+def test_lines_of_one_image_need_not_be_adjacent(tmp_path):
     text = HEADER + "b.jpg,64,48,dog,1,2,3,4\na.jpg,64,48,cat,5,6,7,8\nb.jpg,64,48,cat,9,10,11,12\n\nc.jpg,,,,,,,\n"
     values = values_of(tmp_path, text)
     images = of_type(values, Image)
@@ -47,7 +47,7 @@ def test_lines_of_one_image_need_not_stand_together(tmp_path):
         ("a.jpg", 1, (48, 64)),
         ("c.jpg", 2, None),
     ]
-    assert [(b.image_id, b.box.category, b.box.corners, b.box.where) for b in of_type(values, LooseBox)] == [
+    assert [(b.image_id, b.box.category, b.box.corners, b.box.where) for b in of_type(values, SeparateBox)] == [
         ("b.jpg", "dog", (2, 1, 4, 3), "line 2"),
         ("a.jpg", "cat", (6, 5, 8, 7), "line 3"),
         ("b.jpg", "cat", (10, 9, 12, 11), "line 4"),
@@ -60,19 +60,19 @@ def test_an_image_may_have_lines_in_several_files(tmp_path):
     line = "a.jpg,64,48,cat,1,2,3,4\n"
     values = values_of(tmp_path, HEADER + line, HEADER + "z.jpg,64,48,cat,1,2,3,4\n" + line)
     assert [(image.image_id, image.row) for image in of_type(values, Image)] == [("a.jpg", 0), ("z.jpg", 1)]
-    boxes = of_type(values, LooseBox)
+    boxes = of_type(values, SeparateBox)
     assert [box.image_id for box in boxes] == ["a.jpg", "z.jpg", "a.jpg"]
     assert len({(box.file, box.row) for box in boxes}) == 3
 
 
 def test_columns_are_found_by_name_in_any_order(tmp_path):
     text = "\ufeffxmax, ymax ,Class,split,filename,xmin,ymin\r\n7,8,cat,train,a.jpg,5,6\r\n"
-    (box,) = of_type(values_of(tmp_path, text), LooseBox)
+    (box,) = of_type(values_of(tmp_path, text), SeparateBox)
     assert (box.image_id, box.box.category, box.box.corners) == ("a.jpg", "cat", (6, 5, 8, 7))
 
 
-def test_quoted_names_may_hold_commas(tmp_path):
-    (box,) = of_type(values_of(tmp_path, HEADER + '"a,b.jpg",64,48,"cat, ""big""",1,2,3,4\n'), LooseBox)
+def test_quoted_names_may_contain_commas(tmp_path):
+    (box,) = of_type(values_of(tmp_path, HEADER + '"a,b.jpg",64,48,"cat, ""big""",1,2,3,4\n'), SeparateBox)
     assert (box.image_id, box.box.category) == ("a,b.jpg", 'cat, "big"')
 
 
@@ -86,7 +86,7 @@ def test_quoted_names_may_hold_commas(tmp_path):
         b"x" * 70000,
     ],
 )
-def test_a_line_that_cannot_be_read_is_an_image_with_a_problem(tmp_path, line):
+def test_an_unreadable_line_gives_an_image_with_a_problem(tmp_path, line):
     values = values_of(tmp_path, HEADER.encode() + b"a.jpg,64,48,cat,1,2,3,4\n" + line + b"\n")
     good, *bad = of_type(values, Image)
     assert good.problem is None
@@ -97,21 +97,21 @@ def test_a_line_that_cannot_be_read_is_an_image_with_a_problem(tmp_path, line):
 
 
 @pytest.mark.parametrize("fields", ["cat,1,two,3,4", "cat,1,2,3,", ",1,2,3,4"])
-def test_a_broken_box_has_a_problem(tmp_path, fields):
-    (box,) = of_type(values_of(tmp_path, f"{HEADER}a.jpg,64,48,{fields}\n"), LooseBox)
+def test_an_invalid_box_gives_a_box_with_a_problem(tmp_path, fields):
+    (box,) = of_type(values_of(tmp_path, f"{HEADER}a.jpg,64,48,{fields}\n"), SeparateBox)
     assert box.box.problem.reason == "broken_box"
 
 
-def test_a_name_that_leads_out_is_refused(tmp_path):
+def test_a_file_name_outside_the_folder_is_rejected(tmp_path):
     (image,) = of_type(values_of(tmp_path, HEADER + "../a.jpg,64,48,cat,1,2,3,4\n"), Image)
     assert image.problem.reason == "path_traversal"
 
 
-def test_a_line_that_gives_its_image_another_size_is_refused(tmp_path):
+def test_a_line_with_another_image_size_is_rejected(tmp_path):
     lines = ["a.jpg,,,x,1,2,3,4", "a.jpg,64,48,x,1,2,3,4", "a.jpg,640,480,x,1,2,3,4", "a.jpg,,,x,1,2,3,4"]
     values = values_of(tmp_path, HEADER + "\n".join(lines), "".join([HEADER, "a.jpg,64,47,x,1,2,3,4\n"]))
     assert len(of_type(values, Image)) == 1
-    boxes = [box.box for box in of_type(values, LooseBox)]
+    boxes = [box.box for box in of_type(values, SeparateBox)]
     assert [box.problem and box.problem.reason for box in boxes] == [
         None, None, "size_mismatch", None, "size_mismatch",
     ]  # fmt: skip
@@ -119,34 +119,34 @@ def test_a_line_that_gives_its_image_another_size_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("header", ["", "filename,class,xmin,ymin,xmax\n", "a;b;c\n"])
-def test_a_header_without_the_columns_is_refused(tmp_path, header):
+def test_a_header_without_a_required_column_is_rejected(tmp_path, header):
     path = tmp_path / "x.csv"
     path.write_text(header)
     with pytest.raises(DataError, match="header"):
         read_columns(str(path))
 
 
-def test_files_are_found_by_the_split(tmp_path):
+def test_files_are_found_by_split_name(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.jpg").write_bytes(jpeg())
     (tmp_path / "train_labels.csv").write_text(HEADER)
     (tmp_path / "val.csv.gz").write_bytes(gzip.compress(HEADER.encode()))
     for given, split in ((tmp_path, "train"), (tmp_path / "val.csv.gz", "val")):
-        (file,) = read_csv(Source((str(given),), fallback_split=split))._files
+        (file,) = find_files(Source((str(given),), fallback_split=split))
         assert file.images == str(tmp_path / "images")
     with pytest.raises(DataError, match=r"test\.csv"):
-        read_csv(Source((str(tmp_path),), fallback_split="test"))
+        find_files(Source((str(tmp_path),), fallback_split="test"))
 
 
-def test_images_lie_beside_a_file_that_is_named_without_a_folder(tmp_path, monkeypatch):
+def test_images_are_found_next_to_a_file_given_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jpg").write_bytes(jpeg())
     (tmp_path / "train.csv").write_text(HEADER)
-    (file,) = read_csv(Source(("train.csv",), fallback_split="train"))._files
+    (file,) = find_files(Source(("train.csv",), fallback_split="train"))
     assert file.images == "."
 
 
-def test_an_output_within_the_data_set_is_no_folder_of_images(tmp_path, prepare):
+def test_output_inside_the_dataset_is_not_used_as_image_folder(tmp_path, prepare):
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.jpg").write_bytes(jpeg())
     (tmp_path / "train.csv").write_text(HEADER + "a.jpg,64,48,cat,1,2,30,40\n")
@@ -156,18 +156,18 @@ def test_an_output_within_the_data_set_is_no_folder_of_images(tmp_path, prepare)
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(), OSError(errno.EIO, "Input/output error")])
-def test_storage_that_fails_midway_loses_no_data(tmp_path, monkeypatch, error):
+def test_a_storage_error_stops_the_job_instead_of_losing_data(tmp_path, monkeypatch, error):
     text = HEADER + "a.jpg,64,48,cat,1,2,3,4\n" * 3
-    (file,) = read_csv(written(tmp_path, text))._files
-    monkeypatch.setattr(beam_storage, "open_input", lambda _: Failing(text.encode()[:-5], error))
+    (file,) = find_files(write_source(tmp_path, text))
+    monkeypatch.setattr(beam_storage, "open_input", lambda _: FailingFile(text.encode()[:-5], error))
     with pytest.raises(DataError, match=r"0\.csv could not be read to its end .* again"):
-        list(read_entries((file,), SOURCE))
+        list(read_entries([file], SOURCE))
 
 
 @pytest.mark.parametrize("error", [EOFError(), zlib.error("-3"), OSError("Invalid data stream")])
-def test_a_damaged_file_keeps_the_lines_before(tmp_path, monkeypatch, error):
+def test_lines_before_the_damage_of_a_file_are_read(tmp_path, monkeypatch, error):
     text = HEADER + "a.jpg,64,48,cat,1,2,3,4\n" * 3
-    (file,) = read_csv(written(tmp_path, text))._files
-    monkeypatch.setattr(beam_storage, "open_input", lambda _: Failing(text.encode()[:-5], error))
-    values = list(read_entries((file,), SOURCE))
+    (file,) = find_files(write_source(tmp_path, text))
+    monkeypatch.setattr(beam_storage, "open_input", lambda _: FailingFile(text.encode()[:-5], error))
+    values = list(read_entries([file], SOURCE))
     assert [image.problem is None for image in of_type(values, Image)] == [True, False]

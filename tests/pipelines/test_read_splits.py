@@ -1,11 +1,12 @@
-"""Splits by hash: of the shares asked for, stable as the data grows, alike in every format."""
+"""Splits by hash: shares as requested, stable when the dataset grows, alike in every format."""
 
 import pytest
 from raw_sets import jpeg, make_coco, make_voc, make_yolo, voc_xml
 
-from pipelines.readers.sources import Source, hashed_split, holds_shards, locate_image, parse_split_by
-from pipelines.readers.tfrecord import read_tfrecord
-from pipelines.readers.yolo import find_layout
+from pipelines.readers.sources import Source, assign_split, locate_image, parse_split_by
+from pipelines.readers.tfrecord import find_files
+from pipelines.readers.yolo_layout import find_layout
+from pipelines.split_folder import contains_only_output
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError, UsageError
 
@@ -14,33 +15,33 @@ SMALL = Config.model_validate({"model": {"input_size": 64}})
 SHARES = (("train", 0.8), ("val", 0.1), ("test", 0.1))
 
 
-def test_shares_come_out_as_asked():
+def test_splits_have_the_requested_shares():
     assert parse_split_by("train:0.8,val:0.1,test:0.1") == SHARES
-    found = [hashed_split(f"image {number}", SHARES) for number in range(5000)]
+    found = [assign_split(f"image {number}", SHARES) for number in range(5000)]
     for name, share in SHARES:
         assert found.count(name) / 5000 == pytest.approx(share, abs=0.02)
 
 
-def test_an_image_stays_where_it_is():
-    # Independent of everything but the id: these must never change, or validation images leak into training.
+def test_the_split_of_an_image_never_changes():
+    # If these values changed, validation images would move into the training split.
     # SHA-256 of "image 5" begins with cdcee5..., 0.804 of the range.
     expected = ["train"] * 5 + ["val"] + ["train"] * 2
-    assert [hashed_split(f"image {number}", SHARES) for number in range(8)] == expected
+    assert [assign_split(f"image {number}", SHARES) for number in range(8)] == expected
     renamed = (("a", 0.8), ("b", 0.1), ("c", 0.1))
-    assert [hashed_split(f"image {number}", renamed) for number in range(8)] == [
+    assert [assign_split(f"image {number}", renamed) for number in range(8)] == [
         {"train": "a", "val": "b", "test": "c"}[name] for name in expected
     ]
 
 
 @pytest.mark.parametrize("text", ["train", "train:x", "train:0.5", "train:0.5,val:0.6", "train:1,val:0", ":1"])
-def test_other_forms_are_refused(text):
+def test_invalid_values_of_split_by_are_rejected(text):
     with pytest.raises(UsageError, match="split_by"):
         parse_split_by(text)
     assert parse_split_by("") == ()
 
 
 @pytest.mark.parametrize("input_format", ["voc", "coco", "yolo", "csv"])
-def test_the_splits_of_a_set_are_disjoint_and_whole(input_format, tmp_path, prepare, records_of):
+def test_splits_are_disjoint_and_complete(input_format, tmp_path, prepare, records_of):
     names = [f"{number:03d}" for number in range(30)]
     if input_format == "voc":
         source = make_voc(tmp_path / "raw", {name: [("x", 5, 5, 30, 30)] for name in names}, {})
@@ -69,16 +70,16 @@ def test_the_splits_of_a_set_are_disjoint_and_whole(input_format, tmp_path, prep
     assert manifest.leakage == ()
 
 
-def test_the_split_of_a_source_defaults_to_that_of_the_output():
+def test_the_source_split_defaults_to_the_output_split():
     assert Source((), fallback_split="train").split_name == "train"
     assert Source((), split="train2017", fallback_split="train").split_name == "train2017"
-    # What a share is cut from must not depend on which share it is.
+    # All shares must be taken from the same set, so the name of the output split is not used.
     assert Source((), fallback_split="train", split_by=SHARES).split_name == ""
     assert Source((), split="all", fallback_split="train", split_by=SHARES).split_name == "all"
 
 
-def split_source(kind, folder, split, numbers):
-    """A source of the split, beside those of others that may be there."""
+def add_split(kind, folder, split, numbers):
+    """Adds a split to a dataset, which may contain others."""
     stems = [f"{number:03d}" for number in numbers]
     boxes = {f"{stem}.jpg": [(1, 5, 5, 30, 30)] for stem in stems}
     if kind == "yolo":
@@ -121,11 +122,11 @@ def split_source(kind, folder, split, numbers):
         ("csv", ["train", "val"], "val", 20),
     ],
 )
-def test_a_source_with_splits_of_its_own_is_cut_as_one_or_refused(
+def test_a_source_with_splits_is_divided_as_a_whole_or_rejected(
     tmp_path, prepare, records_of, kind, splits, source_split, count
 ):
     for split in splits:
-        split_source(kind, tmp_path / "raw", split, range(20))
+        add_split(kind, tmp_path / "raw", split, range(20))
     seen = []
     for split in ("train", "val"):
         rest = {"split_by": (("train", 0.6), ("val", 0.4)), "source_split": source_split, "config": SMALL}
@@ -141,17 +142,17 @@ def test_a_source_with_splits_of_its_own_is_cut_as_one_or_refused(
         assert len(seen[0] | seen[1]) == count
 
 
-def test_records_of_all_splits_are_cut_together(tmp_path):
+def test_tfrecord_files_of_all_splits_are_divided_together(tmp_path):
     for name in ("train-0-of-1", "val-0-of-1", "label_map.pbtxt"):
         (tmp_path / name).write_bytes(b"")
     found = [
-        [file.path for file in read_tfrecord(Source((str(tmp_path),), fallback_split=split, split_by=SHARES))._files]
+        [file.path for file in find_files(Source((str(tmp_path),), fallback_split=split, split_by=SHARES))]
         for split in ("train", "val")
     ]
     assert found == [[str(tmp_path / "train-0-of-1"), str(tmp_path / "val-0-of-1")]] * 2
 
 
-def test_lists_of_images_are_not_cut_unnamed(tmp_path):
+def test_split_by_needs_source_split_with_list_files(tmp_path):
     make_yolo(tmp_path, {"a": [""]}, ["x"])
     (tmp_path / "train.txt").write_text("images/train/a.jpg\n")
     (tmp_path / "data.yaml").write_text('{"train": "train.txt", "names": ["x"]}')
@@ -161,25 +162,25 @@ def test_lists_of_images_are_not_cut_unnamed(tmp_path):
     assert layout.list_file.endswith("train.txt")
 
 
-def test_a_folder_of_shards_is_told_from_one_of_images_beside_them(tmp_path):
+def test_a_folder_of_shards_is_distinguished_from_one_with_images_among_them(tmp_path):
     folder = tmp_path / "a.tmp-1"
     (folder / ".parts").mkdir(parents=True)
-    assert not holds_shards(str(folder))
+    assert not contains_only_output(str(folder))
     (folder / ".parts/job.json").write_text("{}")
     for name in ("view00-00000-of-00001.tfrecord", "rejected.jsonl", ".view00-00000-of-00001.tfrecord.tmp-1"):
         (folder / name).touch()
-    assert holds_shards(str(folder))
+    assert contains_only_output(str(folder))
     (folder / "0001").write_bytes(jpeg())
-    assert not holds_shards(str(folder))
+    assert not contains_only_output(str(folder))
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "sub/a.jpg", "./a.jpg", "sub\\a.jpg", "a b.jpg", "ü.jpg", "a..jpg"])
-def test_names_inside_the_folder(name):
+def test_file_names_inside_the_folder_are_accepted(name):
     assert locate_image("/images", name).path.startswith("/images/")
 
 
 @pytest.mark.parametrize(
     "name", ["../a.jpg", "/a.jpg", "sub/../../a.jpg", "..", ".", "a\0.jpg", "\\\\host\\a", "c:\\a"]
 )
-def test_names_outside_the_folder(name):
+def test_file_names_outside_the_folder_are_rejected(name):
     assert locate_image("/images", name).problem.reason == "path_traversal"

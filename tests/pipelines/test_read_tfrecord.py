@@ -1,4 +1,4 @@
-"""TFRecords of the TF Object Detection API: what TensorFlow wrote is read, and prepare can read its own shards."""
+"""TFRecord reader: files written by TensorFlow and by prepare itself, and damaged records."""
 
 import gzip
 import io
@@ -11,7 +11,7 @@ from raw_sets import jpeg, labelled_images, make_voc
 from pipelines.annotations import Category, Image, Listing
 from pipelines.image_reading import read_image
 from pipelines.readers.sources import Source
-from pipelines.readers.tfrecord import read_file, read_tfrecord
+from pipelines.readers.tfrecord import find_files, read_file
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.example_proto import encode_example
@@ -42,11 +42,11 @@ def features(number=0, **changes):
 def values_of(path, *records, **rest):
     path.write_bytes(b"".join(frame_record(record) for record in records))
     source = Source((str(path),), fallback_split="train", **rest)
-    (file,) = read_tfrecord(source)._files
+    (file,) = find_files(source)
     return [value for _, value in read_file(file, source)]
 
 
-def test_records_give_images_where_they_lie_and_classes_by_label(tmp_path):
+def test_records_yield_images_with_their_position_and_classes_by_label(tmp_path):
     values = values_of(tmp_path / "x.tfrecord", features(0), features(1))
     images = [value for value in values if isinstance(value, Image)]
     assert [(image.image_id, image.row, image.size, image.filename) for image in images] == [
@@ -61,7 +61,7 @@ def test_records_give_images_where_they_lie_and_classes_by_label(tmp_path):
     assert values[-1] == Listing(0, 2, str(tmp_path / "x.tfrecord"))
 
 
-def test_what_tensorflow_writes_is_read(tmp_path):
+def test_records_written_by_tensorflow_are_read(tmp_path):
     tf = pytest.importorskip("tensorflow")
     example = tf.train.Example()
     feature = example.features.feature
@@ -75,7 +75,7 @@ def test_what_tensorflow_writes_is_read(tmp_path):
     with tf.io.TFRecordWriter(str(path)) as writer:
         writer.write(example.SerializeToString())
     source = Source((str(path),), fallback_split="train")
-    (file,) = read_tfrecord(source)._files
+    (file,) = find_files(source)
     image, category, _ = (value for _, value in read_file(file, source))
     assert (image.image_id, image.filename) == ("five", "tf.tfrecord#0")
     assert (image.boxes[0].corners, image.boxes[0].is_crowd) == ((0.25, 0.5, 0.75, 1.0), True)
@@ -93,7 +93,7 @@ def test_what_tensorflow_writes_is_read(tmp_path):
         {"image/height": np.array([np.inf], np.float32)},
         {"image/width": [b""]},
         {"image/filename": np.array([139])},
-        # Taken for a length, this would be 8 EB of zeros.
+        # bytes(1 << 62) would allocate 4 EiB of zeros.
         {"image/encoded": np.array([1 << 62])},
         {"image/object/class/text": np.array([1, 2])},
         {"image/object/class/label": [b"1", b"2"]},
@@ -102,24 +102,25 @@ def test_what_tensorflow_writes_is_read(tmp_path):
         {"image/source_id": np.array([0.5], np.float32)},
     ],
 )
-def test_a_record_whose_lists_disagree_is_an_image_with_a_problem(tmp_path, changes):
+def test_an_inconsistent_record_gives_an_image_with_a_problem(tmp_path, changes):
     values = values_of(tmp_path / "x.tfrecord", features(0), features(1, **changes), b"no example at all")
     images = [value for value in values if isinstance(value, Image)]
     assert [image.problem and image.problem.reason for image in images] == [None, *["broken_annotation"] * 2]
     assert values[-1].images == 3
 
 
-def test_a_size_of_nothing_is_no_claim(tmp_path):
+def test_a_size_of_zero_is_ignored(tmp_path):
     image = values_of(tmp_path / "x.tfrecord", features(0, **{"image/height": np.array([0])}))[0]
     assert (image.size, image.problem) == (None, None)
 
 
-@pytest.mark.parametrize(("claimed", "shown"), [((48, 64), "stored"), (None, "stored"), ((64, 48), "upright")])
-def test_boxes_of_a_record_lie_on_the_pixels_it_stores(tmp_path, prepare, records_of, claimed, shown):
-    # TensorFlow's decoders do not turn; only a record that claims the turned size was made of turned pixels.
+@pytest.mark.parametrize(("claimed", "displayed"), [((48, 64), "stored"), (None, "stored"), ((64, 48), "upright")])
+def test_boxes_of_a_record_refer_to_its_stored_pixels(tmp_path, prepare, records_of, claimed, displayed):
+    # TensorFlow's decoders ignore the EXIF orientation. The boxes refer to the rotated image only if the size of the
+    # record is that of the rotated image.
     stored = PillowImage.open(io.BytesIO(jpeg(0)))
     exif = stored.getexif()
-    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees, clockwise
     buffer = io.BytesIO()
     stored.save(buffer, "JPEG", exif=exif, quality=95)
     height, width = (None, None) if claimed is None else (np.array([side]) for side in claimed)
@@ -127,19 +128,20 @@ def test_boxes_of_a_record_lie_on_the_pixels_it_stores(tmp_path, prepare, record
     (tmp_path / "train.tfrecord").write_bytes(frame_record(data))
     manifest = prepare("tfrecord", tmp_path / "train.tfrecord", tmp_path / "out", config=SMALL)
     record = records_of(tmp_path / "out", manifest)["0"]
-    expected = stored if shown == "stored" else stored.transpose(PillowImage.Transpose.ROTATE_270)
+    expected = stored if displayed == "stored" else stored.transpose(PillowImage.Transpose.ROTATE_270)
     assert (record.original_height, record.original_width) == (expected.height, expected.width)
     square = np.asarray(expected.convert("RGB").resize((64, 64), PillowImage.Resampling.BILINEAR), float)
-    assert np.abs(np.asarray(PillowImage.open(io.BytesIO(record.encoded)), float) - square).mean() < 4  # JPEG, twice
+    # The tolerance allows for encoding as JPEG twice.
+    assert np.abs(np.asarray(PillowImage.open(io.BytesIO(record.encoded)), float) - square).mean() < 4
 
 
-def test_a_record_without_an_image_is_told_when_it_is_needed(tmp_path):
+def test_a_record_without_an_image_is_reported_when_it_is_read(tmp_path):
     image = values_of(tmp_path / "x.tfrecord", features(0, **{"image/encoded": None}))[0]
     assert read_image(image).reason == "unreadable"
 
 
 @pytest.mark.parametrize("number", [139, 0, -1, 1 << 62])
-def test_a_number_for_an_id_is_its_digits(tmp_path, number):
+def test_a_numeric_id_becomes_its_decimal_digits(tmp_path, number):
     image = values_of(tmp_path / "x.tfrecord", features(0, **{"image/source_id": np.array([number])}))[0]
     assert (image.image_id, image.problem) == (str(number), None)
 
@@ -158,7 +160,7 @@ def test_the_size_of_the_original_is_kept(tmp_path, prepare, records_of, sides, 
 
 
 @pytest.mark.parametrize(
-    ("damaged", "kept"),
+    ("damaged_byte", "valid"),
     [
         (lambda frame: len(frame) // 2, [True, False, True]),
         (lambda frame: -1, [True, False, True]),  # the body's checksum
@@ -166,30 +168,30 @@ def test_the_size_of_the_original_is_kept(tmp_path, prepare, records_of, sides, 
         (lambda frame: 8, [True, False]),  # the length's checksum
     ],
 )
-def test_a_damaged_record_is_lost_alone_unless_its_length_is_lost(tmp_path, damaged, kept):
+def test_later_records_are_lost_only_if_a_length_is_damaged(tmp_path, damaged_byte, valid):
     frames = [bytearray(frame_record(features(number))) for number in range(3)]
-    frames[1][damaged(frames[1])] ^= 1
+    frames[1][damaged_byte(frames[1])] ^= 1
     path = tmp_path / "x.tfrecord"
     path.write_bytes(b"".join(frames))
     source = Source((str(path),), fallback_split="train")
-    (file,) = read_tfrecord(source)._files
+    (file,) = find_files(source)
     *values, end = [value for _, value in read_file(file, source)]
     images = [value for value in values if isinstance(value, Image)]
-    assert [image.problem is None for image in images] == kept
+    assert [image.problem is None for image in images] == valid
     assert [image.row for image in images] == list(range(end.images))
     assert "record 1" in f"{images[1].source} {images[1].problem.detail}"
-    assert ("what follows is lost" in images[1].problem.detail) == (len(kept) < 3)
+    assert ("the rest of the file is lost" in images[1].problem.detail) == (len(valid) < 3)
     assert [read_image(image) for image in images if image.problem is None] == [
-        jpeg(number) for number in range(3) if [*kept, False][number]
+        jpeg(number) for number in range(3) if [*valid, False][number]
     ]
 
 
-def test_a_compressed_file_is_told(tmp_path):
+def test_a_compressed_file_is_reported(tmp_path):
     path = tmp_path / "x.tfrecord.gz"
     values_of(tmp_path / "x.tfrecord", features(0))
     path.write_bytes(gzip.compress((tmp_path / "x.tfrecord").read_bytes()))
     source = Source((str(path),), fallback_split="train")
-    (file,) = read_tfrecord(source)._files
+    (file,) = find_files(source)
     (image, listing) = [value for _, value in read_file(file, source)]
     assert "compressed" in image.problem.detail
     assert listing.images == 1
@@ -212,10 +214,10 @@ def test_prepare_reads_its_own_shards(tmp_path, prepare, records_of):
         assert np.abs(pixels[0] - pixels[1]).mean() < 3
 
 
-def test_files_are_found_by_the_split(tmp_path):
+def test_files_are_found_by_split_name(tmp_path):
     for name in ("train-00000-of-00002", "train-00001-of-00002", "val-00000-of-00001"):
         (tmp_path / name).write_bytes(frame_record(features()))
-    found = read_tfrecord(Source((str(tmp_path),), fallback_split="train"))._files
+    found = find_files(Source((str(tmp_path),), fallback_split="train"))
     assert [file.path.rpartition("/")[2] for file in found] == ["train-00000-of-00002", "train-00001-of-00002"]
     with pytest.raises(DataError, match="test"):
-        read_tfrecord(Source((str(tmp_path),), fallback_split="test"))
+        find_files(Source((str(tmp_path),), fallback_split="test"))

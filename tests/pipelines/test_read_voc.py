@@ -1,4 +1,4 @@
-"""The VOC reader: layouts, what an annotation says, and annotations that lie, break or attack."""
+"""VOC reader: layouts, valid annotations, and annotations that are wrong, broken or malicious."""
 
 import pytest
 from raw_sets import jpeg, make_voc, voc_xml
@@ -15,7 +15,7 @@ def parse(text):
     return parse_annotation(text.encode() if isinstance(text, str) else text, ENTRY)
 
 
-def test_an_annotation_is_read_as_it_is():
+def test_an_annotation_is_parsed_without_changes():
     xml = voc_xml("a.jpg", [("cat", 1, 2, 30, 40), ("dog", 5.5, 6, 7, 8)]).replace("<difficult>0", "<difficult>1", 1)
     image = parse(xml)
     assert (image.image_id, image.row, image.filename, image.size) == ("a", 4, "a.jpg", (48, 64))
@@ -26,7 +26,7 @@ def test_an_annotation_is_read_as_it_is():
 
 
 @pytest.mark.parametrize("name", ["", ":v"])
-def test_a_namespace_changes_nothing(name):
+def test_namespaces_are_ignored(name):
     plain = voc_xml("a.jpg", [("cat", 1, 2, 30, 40)])
     prefix = f"{name[1:]}:" if name else ""
     spaced = plain.replace("</", "\0").replace("<", f"<{prefix}").replace("\0", f"</{prefix}")
@@ -34,7 +34,7 @@ def test_a_namespace_changes_nothing(name):
     assert parse(spaced) == parse(plain)
 
 
-def test_a_file_name_of_another_suffix_falls_back_to_the_id():
+def test_a_wrong_suffix_falls_back_to_the_stem_and_the_id():
     image = parse(voc_xml("scan_17.bmp", []))
     assert image.path == "/d/JPEGImages/scan_17.bmp"
     assert image.stems == ("/d/JPEGImages/scan_17", "/d/JPEGImages/a")
@@ -64,7 +64,7 @@ EXTERNAL = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><annotation><f
         (voc_xml("C:\\a.jpg", []), "path_traversal"),
     ],
 )
-def test_bad_annotations_are_images_with_a_problem(text, reason):
+def test_bad_annotations_give_images_with_a_problem(text, reason):
     image = parse(text)
     assert image.problem.reason == reason
     assert (image.image_id, image.row, image.source) == ("a", 4, ENTRY.annotation)
@@ -79,18 +79,18 @@ def test_bad_annotations_are_images_with_a_problem(text, reason):
         ("<name>cat", "<name> "),
     ],
 )
-def test_broken_objects_are_boxes_with_a_problem(fault):
+def test_broken_objects_give_boxes_with_a_problem(fault):
     image = parse(voc_xml("a.jpg", [("cat", 1, 2, 3, 4), ("dog", 1, 9, 3, 14)]).replace(*fault))
     assert image.problem is None
     assert [box.problem and box.problem.reason for box in image.boxes] == ["broken_box", None]
 
 
 @pytest.mark.parametrize("size", [None, (0, 0)])
-def test_a_size_left_out_is_no_claim(size):
+def test_a_missing_or_zero_size_is_ignored(size):
     assert parse(voc_xml("a.jpg", [], size)).size is None
 
 
-def test_reading_an_entry_gives_image_and_classes(tmp_path):
+def test_an_entry_yields_its_image_and_classes(tmp_path):
     folder = make_voc(tmp_path, {"a": [("cat", 1, 2, 3, 4), ("cat", 1, 2, 5, 6), ("dog", 1, 2, 3, 4)]})
     entry = VocEntry("a", 0, str(folder / "Annotations/a.xml"), str(folder / "JPEGImages"))
     values = [value for _, value in read_annotation(entry)]
@@ -101,108 +101,108 @@ def test_reading_an_entry_gives_image_and_classes(tmp_path):
     assert image.problem.reason == "missing_annotation"
 
 
-def listed(folder, wanted, **rest):
-    source = Source((str(folder),), fallback_split=wanted, **rest)
-    *entries, end = list_annotations((find_layout(str(folder), source),), source)
+def list_ids(folder, output_split, **rest):
+    source = Source((str(folder),), fallback_split=output_split, **rest)
+    *entries, end = list_annotations([find_layout(str(folder), source)], source)
     assert isinstance(end, Listing)
     assert end.images == len(entries)
     assert [entry.row for entry in entries] == list(range(len(entries)))
     return [entry.image_id for entry in entries]
 
 
-def test_the_list_file_decides_order_and_members(tmp_path):
+def test_the_list_file_defines_the_images_and_their_order(tmp_path):
     make_voc(
         tmp_path, {name: [] for name in "abcd"}, {"train": ["c", "a"], "val": ["b"], "cat_train": ["c  1", "a -1"]}
     )
-    assert listed(tmp_path, "train") == ["c", "a"]
-    assert listed(tmp_path, "val") == ["b"]
-    assert listed(tmp_path, "cat_train") == ["c", "a"]
+    assert list_ids(tmp_path, "train") == ["c", "a"]
+    assert list_ids(tmp_path, "val") == ["b"]
+    assert list_ids(tmp_path, "cat_train") == ["c", "a"]
     with pytest.raises(DataError, match="cat_train, train, val"):
-        listed(tmp_path, "test")
+        list_ids(tmp_path, "test")
 
 
-def test_ids_in_a_list_may_hold_blanks_but_lead_nowhere_else(tmp_path):
+def test_ids_in_a_list_file_may_contain_spaces_but_no_paths_outside_the_folder(tmp_path):
     folder = make_voc(tmp_path, {"a b": [], "c": []}, {"train": ["a b", "a b -1", "c  1", "../../x", "/etc/passwd"]})
     source = Source((str(folder),), fallback_split="train")
-    *entries, _ = list_annotations((find_layout(str(folder), source),), source)
+    *entries, _ = list_annotations([find_layout(str(folder), source)], source)
     assert [entry.image_id for entry in entries] == ["a b", "a b", "c", "x", "passwd"]
     images = [next(read_annotation(entry))[1] for entry in entries]
     problems = [image.problem and image.problem.reason for image in images]
     assert problems == [None, None, None, "path_traversal", "path_traversal"]
 
 
-def test_without_lists_all_annotations_count(tmp_path):
+def test_without_list_files_all_annotations_are_listed(tmp_path):
     make_voc(tmp_path, {name: [] for name in "bca"}, {})
-    assert listed(tmp_path, "train") == ["a", "b", "c"]
+    assert list_ids(tmp_path, "train") == ["a", "b", "c"]
 
 
-def test_an_id_that_ends_in_a_number_is_not_cut_to_that_of_another(tmp_path):
+def test_an_id_that_ends_in_a_number_is_not_shortened_to_another_id(tmp_path):
     ids = ["scan 1", "scan 0", "scan"]
     make_voc(tmp_path, {name: [] for name in ids}, {"train": ids[:2], "val": ids[2:], "cat_train": ["scan 1 -1"]})
-    assert listed(tmp_path, "train") == ids[:2]
-    assert listed(tmp_path, "cat_train") == ["scan 1"]
+    assert list_ids(tmp_path, "train") == ids[:2]
+    assert list_ids(tmp_path, "cat_train") == ["scan 1"]
 
 
-def test_annotations_in_folders_below_and_with_large_suffixes_count(tmp_path):
+def test_annotations_in_subfolders_and_with_upper_case_suffixes_are_listed(tmp_path):
     make_voc(tmp_path, {"a": [], "b": []}, {})
     (tmp_path / "Annotations" / "b.xml").rename(tmp_path / "Annotations" / "b.XML")
     for name in ("Annotations", "JPEGImages"):
         (tmp_path / name / "cam1").mkdir()
     (tmp_path / "Annotations" / "cam1" / "a.xml").write_text(voc_xml("a.jpg", []))
     (tmp_path / "JPEGImages" / "cam1" / "a.jpg").write_bytes(jpeg())
-    assert listed(tmp_path, "train") == ["a", "b", "cam1/a"]
+    assert list_ids(tmp_path, "train") == ["a", "b", "cam1/a"]
     source = Source((str(tmp_path),), fallback_split="train")
-    *entries, _ = list_annotations((find_layout(str(tmp_path), source),), source)
+    *entries, _ = list_annotations([find_layout(str(tmp_path), source)], source)
     image = next(read_annotation(entries[2]))[1]
-    # Not the photograph of the same name above, but where all lie together it would be that.
+    # The image in the subfolder comes first; the image of the same name in the parent folder is only a fallback.
     assert (image.image_id, image.path) == ("cam1/a", str(tmp_path / "JPEGImages/cam1/a.jpg"))
     assert image.stems == (str(tmp_path / "JPEGImages/cam1/a"), str(tmp_path / "JPEGImages/a"))
 
 
-def test_a_list_may_name_annotations_in_folders_below(tmp_path):
+def test_a_list_file_may_contain_annotations_in_subfolders(tmp_path):
     make_voc(tmp_path, {"a": []}, {"train": ["cam1/a", "a", "cam1/a 1"]})
     (tmp_path / "Annotations" / "cam1").mkdir()
     for name in ("a", "a 1"):
         (tmp_path / "Annotations" / "cam1" / f"{name}.xml").write_text(voc_xml("a.jpg", []))
-    assert listed(tmp_path, "train") == ["cam1/a", "a", "cam1/a 1"]
+    assert list_ids(tmp_path, "train") == ["cam1/a", "a", "cam1/a 1"]
 
 
-def test_a_folder_for_each_split_takes_the_place_of_lists(tmp_path):
+def test_one_folder_per_split_replaces_list_files(tmp_path):
     make_voc(tmp_path, {}, {})
     for split, name in (("train", "a"), ("val", "b")):
         for folder in ("Annotations", "JPEGImages"):
             (tmp_path / folder / split).mkdir()
         (tmp_path / "Annotations" / split / f"{name}.xml").write_text(voc_xml(f"{name}.jpg", []))
         (tmp_path / "JPEGImages" / split / f"{name}.jpg").write_bytes(jpeg())
-    assert listed(tmp_path, "train") == ["a"]
-    assert listed(tmp_path, "val") == ["b"]
+    assert list_ids(tmp_path, "train") == ["a"]
+    assert list_ids(tmp_path, "val") == ["b"]
     assert find_layout(str(tmp_path), Source(("x",), fallback_split="val")).images == str(tmp_path / "JPEGImages/val")
-    with pytest.raises(DataError, match="there are no lists"):
-        listed(tmp_path, "train", split="test")
+    with pytest.raises(DataError, match="there are no list files"):
+        list_ids(tmp_path, "train", split="test")
 
 
-def test_one_folder_a_split(tmp_path):
+def test_one_flat_folder_per_split(tmp_path):
     for split, name in (("train", "a"), ("val", "b")):
         (tmp_path / split).mkdir()
         (tmp_path / split / f"{name}.xml").write_text(voc_xml(f"{name}.jpg", []))
-    assert listed(tmp_path, "train") == ["a"]
-    assert listed(tmp_path, "val") == ["b"]
+    assert list_ids(tmp_path, "train") == ["a"]
+    assert list_ids(tmp_path, "val") == ["b"]
 
 
-def test_a_pattern_of_files(tmp_path):
+def test_a_pattern_of_xml_files_is_listed(tmp_path):
     make_voc(tmp_path, {name: [] for name in ("x1", "x2", "y1")}, {})
-    assert listed(tmp_path / "Annotations/x*.xml", "train") == ["x1", "x2"]
+    assert list_ids(tmp_path / "Annotations/x*.xml", "train") == ["x1", "x2"]
     with pytest.raises(DataError, match="matches no file"):
-        listed(tmp_path / "Annotations/z*.xml", "train")
+        list_ids(tmp_path / "Annotations/z*.xml", "train")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
-def test_missing_inputs_are_refused(tmp_path, name):
+def test_missing_inputs_are_rejected(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=name):
-        listed(tmp_path / name, "train")
+        list_ids(tmp_path / name, "train")
 
 
-def test_folders_with_pattern_signs_in_their_names(tmp_path):
+def test_folder_names_may_contain_pattern_characters(tmp_path):
     folder = make_voc(tmp_path / "set [1]", {"a": []}, {})
-    assert listed(folder, "train") == ["a"]
+    assert list_ids(folder, "train") == ["a"]

@@ -1,4 +1,4 @@
-"""The YOLO reader: layouts, label lines, and what has no partner."""
+"""YOLO reader: layouts, label lines, images without labels and labels without images."""
 
 import unicodedata
 
@@ -9,13 +9,14 @@ from raw_sets import jpeg, make_yolo
 from pipelines.annotations import Category, Image, Listing
 from pipelines.image_reading import read_image
 from pipelines.readers.sources import Source
-from pipelines.readers.yolo import find_layout, list_labels, parse_label, read_label
+from pipelines.readers.yolo import list_labels, parse_label, read_label
+from pipelines.readers.yolo_layout import find_layout
 from ssd_dist.core.errors import DataError
 
 
 def elements_of(folder, split="train", **rest):
     source = Source((str(folder),), fallback_split=split, **rest)
-    entries = list(list_labels((find_layout(str(folder), source),), source))
+    entries = list(list_labels([find_layout(str(folder), source)], source))
     return [value for entry in entries for _, value in read_label(entry)]
 
 
@@ -32,14 +33,14 @@ def test_lines_become_normalised_corners():
 @pytest.mark.parametrize(
     "line", ["1 0.5 0.5 0.1", "x 0.5 0.5 0.1 0.1", "1 0.5 0.5 0.1 0.1 0.9", "1 a b c d", "1.5 0 0 1 1", "1"]
 )
-def test_a_line_that_is_none_has_a_problem(line):
+def test_an_invalid_line_gives_a_box_with_a_problem(line):
     good, bad = parse_label(f"0 0.5 0.5 0.1 0.1\n{line}")
     assert good.problem is None
     assert bad.problem.reason == "broken_box"
     assert bad.where == "line 2"
 
 
-def test_numbers_that_are_none_pass_on_to_validation():
+def test_nan_and_infinity_are_left_to_validation():
     (box,) = parse_label("0 nan 0.5 0.1 inf")
     assert box.problem is None
 
@@ -51,7 +52,7 @@ def test_classes_keep_the_order_of_the_yaml(tmp_path):
     assert values[-1].images == 1
 
 
-def test_images_and_labels_meet_by_stem(tmp_path):
+def test_images_and_labels_are_matched_by_stem(tmp_path):
     make_yolo(tmp_path, {"b": ["0 0.5 0.5 0.1 0.1"], "a": None, "c": []}, ["x"])
     (tmp_path / "labels/train/ghost.txt").write_text("0 0.5 0.5 0.1 0.1\n")
     (tmp_path / "labels/train/broken.txt").write_bytes(b"\xff\xfe\xff")
@@ -65,20 +66,20 @@ def test_images_and_labels_meet_by_stem(tmp_path):
     assert [image.row for image in images.values()] == list(range(5))
 
 
-def test_an_image_whose_link_is_broken_is_missing_not_overlooked(tmp_path, prepare):
+def test_an_image_with_a_broken_link_is_reported_as_missing(tmp_path, prepare):
     make_yolo(tmp_path, {"a": ["0 0.5 0.5 0.1 0.1"]}, ["x"])
     (tmp_path / "images/train/b.jpg").symlink_to(tmp_path / "nowhere.jpg")
     split = prepare("yolo", tmp_path, tmp_path / "out").splits["train"]
     assert (split.images_read, split.rejected_images) == (2, {"missing_image": 1})
 
 
-@pytest.mark.parametrize(("of_image", "of_label"), [("NFD", "NFC"), ("NFC", "NFD")])
+@pytest.mark.parametrize(("image_form", "label_form"), [("NFD", "NFC"), ("NFC", "NFD")])
 @pytest.mark.parametrize("content", [{}, {"train": "train.txt"}])
-def test_names_meet_however_unicode_composes_them(tmp_path, of_image, of_label, content):
-    image, label = (unicodedata.normalize(form, "é") for form in (of_image, of_label))
+def test_names_are_matched_in_any_unicode_form(tmp_path, image_form, label_form, content):
+    image, label = (unicodedata.normalize(form, "é") for form in (image_form, label_form))
     make_yolo(tmp_path, {image: None, "b": []}, ["x"])
     (tmp_path / f"labels/train/{label}.txt").write_text("0 0.5 0.5 0.1 0.1\n")
-    # The list was made where the labels were.
+    # The list file uses the Unicode form of the labels.
     (tmp_path / "train.txt").write_text(f"images/train/{label}.jpg\nimages/train/b.jpg\n")
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"names": ["x"], **content}))
     images = images_of(tmp_path)
@@ -86,13 +87,13 @@ def test_names_meet_however_unicode_composes_them(tmp_path, of_image, of_label, 
     assert all(isinstance(read_image(found), bytes) for found in images.values())
 
 
-def test_names_that_differ_in_their_composition_alone_keep_their_own_labels(tmp_path):
+def test_names_that_differ_only_in_unicode_form_keep_their_own_labels(tmp_path):
     one, two = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
     make_yolo(tmp_path, {one: ["0 .5 .5 .5 .5"], two: ["0 .5 .5 .5 .5"] * 2}, ["x"])
     assert {name: len(image.boxes) for name, image in images_of(tmp_path).items()} == {one: 1, two: 2}
 
 
-def layout(root, images, labels, config, content):
+def make_layout(root, images, labels, config, content):
     (root / images).mkdir(parents=True)
     (root / labels).mkdir(parents=True)
     (root / images / "a.jpg").write_bytes(jpeg())
@@ -110,8 +111,8 @@ def layout(root, images, labels, config, content):
         ("images/t17", "task/labels/t17", "task/config.yaml", {"train": "images/t17"}, "t17"),
     ],
 )
-def test_layouts(tmp_path, images, labels, config, content, split):
-    layout(tmp_path, images, labels, config, content)
+def test_layouts_are_found(tmp_path, images, labels, config, content, split):
+    make_layout(tmp_path, images, labels, config, content)
     for given in (tmp_path, tmp_path / config):
         if given != tmp_path and config != "data.yaml":
             continue
@@ -129,14 +130,14 @@ def test_layouts(tmp_path, images, labels, config, content, split):
         ({"nc": 3}, "names"),
     ],
 )
-def test_bad_yaml_is_refused(tmp_path, content, words):
+def test_invalid_yaml_is_rejected(tmp_path, content, words):
     make_yolo(tmp_path, {"a": []}, ["x"])
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(DataError, match=words):
         elements_of(tmp_path)
 
 
-def test_missing_splits_are_refused(tmp_path):
+def test_missing_splits_are_rejected(tmp_path):
     make_yolo(tmp_path, {"a": []}, ["x"])
     with pytest.raises(DataError, match="'val'"):
         elements_of(tmp_path, "val")
@@ -152,7 +153,7 @@ def test_the_listing_ends_with_its_length(tmp_path):
     assert end.images == 2
 
 
-def test_images_in_folders_below_are_known_by_their_path(tmp_path):
+def test_images_in_subfolders_have_their_path_as_id(tmp_path):
     make_yolo(tmp_path, {"a": ["0 0.5 0.5 0.1 0.1"]}, ["x"])
     for camera in ("cam1", "cam2"):
         for name in ("images", "labels"):
@@ -169,14 +170,14 @@ def test_images_in_folders_below_are_known_by_their_path(tmp_path):
     assert images["cam1/ghost"].problem.reason == "missing_image"
 
 
-def test_a_set_without_splits_is_split_by_a_hash(tmp_path):
-    layout(tmp_path, "images", "labels", "data.yaml", {})
+def test_a_dataset_without_splits_is_divided_by_hash(tmp_path):
+    make_layout(tmp_path, "images", "labels", "data.yaml", {})
     shares = (("train", 0.5), ("val", 0.5))
     found = [list(images_of(tmp_path, split, split_by=shares)) for split in ("train", "val")]
     assert sorted(found) == [[], ["a"]]
 
 
-def test_the_folder_of_another_split_below_is_left_out(tmp_path):
+def test_subfolders_of_other_splits_are_omitted(tmp_path):
     for name in ("images", "labels"):
         (tmp_path / name / "val").mkdir(parents=True)
     for below in ("a", "val/b"):
@@ -189,7 +190,7 @@ def test_the_folder_of_another_split_below_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(("images", "labels"), [("images_train", "labels_train"), ("flat", "flat")])
-def test_a_list_finds_labels_beside_or_among_the_images(tmp_path, images, labels):
+def test_labels_of_listed_images_are_next_to_or_among_the_images(tmp_path, images, labels):
     for name in {images, labels}:
         (tmp_path / name).mkdir()
     (tmp_path / images / "a.jpg").write_bytes(jpeg())
@@ -199,7 +200,7 @@ def test_a_list_finds_labels_beside_or_among_the_images(tmp_path, images, labels
     assert [len(image.boxes) for image in images_of(tmp_path).values()] == [1]
 
 
-def test_names_that_lead_out_of_a_list_are_told_as_such(tmp_path):
+def test_listed_paths_outside_the_folder_are_rejected(tmp_path):
     make_yolo(tmp_path, {"a": []}, ["x"])
     (tmp_path / "train.txt").write_text("/elsewhere/images/a.jpg\n")
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": "train.txt", "names": ["x"]}))
@@ -207,7 +208,7 @@ def test_names_that_lead_out_of_a_list_are_told_as_such(tmp_path):
 
 
 @pytest.mark.parametrize("given", [".", "data.yaml"])
-def test_a_list_finds_its_labels_from_wherever_it_is_called(tmp_path, given, monkeypatch):
+def test_labels_of_listed_images_are_found_with_relative_inputs(tmp_path, given, monkeypatch):
     make_yolo(tmp_path, {"a": ["0 0.5 0.5 0.1 0.1"]}, ["x"])
     (tmp_path / "train.txt").write_text("images/train/a.jpg\n")
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": "train.txt", "names": ["x"]}))
@@ -215,7 +216,7 @@ def test_a_list_finds_its_labels_from_wherever_it_is_called(tmp_path, given, mon
     assert [len(image.boxes) for image in images_of(given).values()] == [1]
 
 
-def test_a_list_without_any_label_is_refused(tmp_path):
+def test_a_list_file_without_any_label_is_rejected(tmp_path):
     make_yolo(tmp_path, {"a": ["0 0.5 0.5 0.1 0.1"]}, ["x"])
     (tmp_path / "images").rename(tmp_path / "photos")
     (tmp_path / "train.txt").write_text("photos/train/a.jpg\n")
@@ -225,7 +226,7 @@ def test_a_list_without_any_label_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [{}, {"train": "train.txt"}])
-def test_a_folder_of_images_that_is_not_there_is_refused(tmp_path, content):
+def test_a_missing_image_folder_is_rejected(tmp_path, content):
     make_yolo(tmp_path, {"a": ["0 0.5 0.5 0.1 0.1"]}, ["x"])
     (tmp_path / "train.txt").write_text("images/train/a.jpg\n")
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"names": ["x"], **content}))
@@ -233,7 +234,7 @@ def test_a_folder_of_images_that_is_not_there_is_refused(tmp_path, content):
         find_layout(str(tmp_path), Source((str(tmp_path),), image_dir=str(tmp_path / "typo"), fallback_split="train"))
 
 
-def test_a_list_file_decides_members_and_order(tmp_path):
+def test_a_list_file_defines_the_images_and_their_order(tmp_path):
     make_yolo(tmp_path, {"a": ["0 0.5 0.5 0.1 0.1"], "b": None, "c": []}, ["x"])
     (tmp_path / "train.txt").write_text("./images/train/c.jpg\nimages/train/a.jpg\n\nimages/train/b.jpg\n../x.jpg\n")
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"path": ".", "train": "train.txt", "names": ["x"]}))
@@ -247,7 +248,7 @@ def test_a_list_file_decides_members_and_order(tmp_path):
         elements_of(tmp_path)
 
 
-def test_images_of_a_list_are_known_by_their_path_where_folders_differ(tmp_path):
+def test_listed_images_in_different_folders_have_their_path_as_id(tmp_path):
     make_yolo(tmp_path, {"a": ["0 .5 .5 .5 .5"]}, ["x"], "x")
     for folder in ("images/y/cam", "labels/y/cam"):
         (tmp_path / folder).mkdir(parents=True)
@@ -258,7 +259,7 @@ def test_images_of_a_list_are_known_by_their_path_where_folders_differ(tmp_path)
     assert {name: len(image.boxes) for name, image in images_of(tmp_path).items()} == {"x/a": 1, "y/cam/a": 2, "a": 0}
 
 
-def test_the_root_that_the_yaml_declares_is_searched(tmp_path):
+def test_the_path_of_the_yaml_file_is_searched(tmp_path):
     make_yolo(tmp_path / "sets/one", {"a": ["0 0.5 0.5 0.1 0.1"]}, ["x"])
     (tmp_path / "sets/one/data.yaml").unlink()
     config = {"path": "sets/one", "train": "images/train", "names": ["x"]}
@@ -266,14 +267,14 @@ def test_the_root_that_the_yaml_declares_is_searched(tmp_path):
     assert list(images_of(tmp_path / "one.yaml")) == ["a"]
 
 
-def test_several_folders_for_a_split_are_refused(tmp_path):
+def test_several_folders_for_one_split_are_rejected(tmp_path):
     make_yolo(tmp_path, {"a": []}, ["x"])
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": ["images/train", "more"], "names": ["x"]}))
     with pytest.raises(DataError, match="one folder or list file, got 2"):
         elements_of(tmp_path)
 
 
-def test_no_image_of_the_folder_is_overlooked(tmp_path, prepare):
+def test_all_images_of_the_folder_are_listed(tmp_path, prepare):
     make_yolo(tmp_path, {"a": ["0 0.5 0.5 0.1 0.1"], "classes": []}, ["x"])
     (tmp_path / "images/train/a.png").write_bytes(jpeg(5))
     (tmp_path / "images/train/b.Jpg").write_bytes(jpeg(6))

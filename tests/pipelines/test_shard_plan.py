@@ -15,11 +15,11 @@ from pipelines.annotations import (
     Category,
     Image,
     Listing,
-    LooseBox,
     Problem,
-    gather_boxes,
+    SeparateBox,
     image_key,
-    keyed,
+    make_element,
+    make_elements,
     unpack_boxes,
 )
 from pipelines.classes import ClassRules
@@ -40,12 +40,12 @@ def image(image_id, file, row, **rest):
 
 
 def loose(image_id, file, row):
-    return LooseBox(str(image_id), file, row, f"list {file}", Box("cat", (0, 0, 1, 1), f"annotation {row}"))
+    return SeparateBox(str(image_id), file, row, f"list {file}", Box("cat", (0, 0, 1, 1), f"annotation {row}"))
 
 
 def group_of(image_id, file, row):
     """A loose box as it travels, when no other of its image is near."""
-    return next(gather_boxes([loose(image_id, file, row)]))[1]
+    return next(make_elements([loose(image_id, file, row)]))[1]
 
 
 def group_by_key(pairs):
@@ -63,11 +63,11 @@ def deal(elements, shards=0):
 
 
 def data_set(sizes, seed=0):
-    elements = [keyed(Category("cat", 0, "cat"))]
+    elements = [make_element(Category("cat", 0, "cat"))]
     for file, size in enumerate(sizes):
-        elements += [keyed(image(f"{file}-{row}", file, row)) for row in range(size)]
-        elements += [keyed(group_of(f"{file}-{row}", file, row)) for row in range(0, size, 3)]
-        elements.append(keyed(Listing(file, size, f"list {file}")))
+        elements += [make_element(image(f"{file}-{row}", file, row)) for row in range(size)]
+        elements += [make_element(group_of(f"{file}-{row}", file, row)) for row in range(0, size, 3)]
+        elements.append(make_element(Listing(file, size, f"list {file}")))
     random.Random(seed).shuffle(elements)
     return elements
 
@@ -114,7 +114,12 @@ def test_no_shard_is_empty_for_no_reason(images, asked, shards):
 
 
 def test_the_first_of_one_id_stays_and_takes_the_loose_boxes():
-    pairs = [keyed(image("a", 1, 0)), keyed(image("a", 0, 5)), keyed(group_of("a", 0, 2)), keyed(group_of("a", 0, 1))]
+    pairs = [
+        make_element(image("a", 1, 0)),
+        make_element(image("a", 0, 5)),
+        make_element(group_of("a", 0, 2)),
+        make_element(group_of("a", 0, 1)),
+    ]
     listed = [value.image for _, values in group_by_key(pairs) for _, value in assemble_images(values)]
     first, second = listed
     assert (first.file, first.problem) == (0, None)
@@ -146,12 +151,14 @@ def test_no_box_goes_to_another_picture_than_its_own(images, boxes):
 def test_gathering_keeps_every_box_and_its_order(order, limit):
     values = [loose(image_id, 0, row) for row, image_id in enumerate(order)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.annotations.GATHERED_BOXES", limit)
-        groups = [value for _, value in gather_boxes([*values, Listing(0, 6, "list 0")]) if isinstance(value, BoxGroup)]
+        patch.setattr("pipelines.annotations.BOX_BUFFER_SIZE", limit)
+        groups = [
+            value for _, value in make_elements([*values, Listing(0, 6, "list 0")]) if isinstance(value, BoxGroup)
+        ]
     assert max((len(unpack_boxes(group.packed)) for group in groups), default=0) <= limit
     random.Random(0).shuffle(groups)
-    images = [keyed(image(image_id, 0, image_id)) for image_id in range(6)]
-    pairs = [*images, *map(keyed, groups)]
+    images = [make_element(image(image_id, 0, image_id)) for image_id in range(6)]
+    pairs = [*images, *map(make_element, groups)]
     for _, values in group_by_key(pairs):
         ((_, listed),) = assemble_images(values)
         rows = [row for row, image_id in enumerate(order) if str(image_id) == listed.image.image_id]
@@ -164,7 +171,7 @@ def test_ids_that_share_a_hash_are_kept_apart():
 
 
 def test_boxes_without_an_image_are_orphans():
-    elements = [*data_set([3]), keyed(group_of("ghost", 0, 0)), keyed(group_of("ghost", 0, 1))]
+    elements = [*data_set([3]), make_element(group_of("ghost", 0, 0)), make_element(group_of("ghost", 0, 1))]
     members = [member for members, _ in deal(elements).values() for member in members]
     (orphan,) = [member for member in members if member.orphan]
     assert orphan.image.problem.reason == "unknown_image"
@@ -174,7 +181,7 @@ def test_boxes_without_an_image_are_orphans():
 
 def test_a_broken_listing_spoils_its_own_images_only():
     elements = [pair for pair in data_set([4, 4]) if not (isinstance(pair[1], Listing) and pair[1].file == 1)]
-    elements.append(keyed(Listing(1, 4, "list 1", Problem("broken_annotation", "cut"))))
+    elements.append(make_element(Listing(1, 4, "list 1", Problem("broken_annotation", "cut"))))
     members = [member for members, _ in deal(elements).values() for member in members]
     assert {m.image.file for m in members if m.image.problem} == {1}
     assert {m.image.file for m in members if not m.image.problem} == {0}
@@ -184,4 +191,4 @@ def test_keys_are_stable_and_never_the_summary():
     # Grouping must agree between processes, so the key may not depend on Python's hash seed.
     assert image_key("BloodImage_00001") == 884384386756322725
     assert all(0 <= image_key(str(number)) < 2**63 for number in range(1000))
-    assert keyed(Category("a", 0, "a"))[0] == SUMMARY_KEY
+    assert make_element(Category("a", 0, "a"))[0] == SUMMARY_KEY
