@@ -1,4 +1,4 @@
-"""Configs that are refused."""
+"""Loads invalid configs and returns their messages."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from ssd_dist.core.errors import UsageError
 
 
 def refusal(path, overrides=()) -> str:
-    """What the user is told of a config."""
+    """Returns the error message for a config."""
     with pytest.raises(UsageError) as caught:
         load_config(path, overrides)
     return str(caught.value)

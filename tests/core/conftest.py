@@ -1,11 +1,11 @@
-"""What the tests of the config share."""
+"""Shared fixtures of the config tests."""
 
 import pytest
 
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a YAML file of that text and name; gives its path."""
+    """Returns a function that writes a YAML file with a text and a name, and returns its path."""
 
     def write_file(text: str, name: str = "x.yaml"):
         path = tmp_path / name

@@ -1,4 +1,4 @@
-"""Overlaps found by rows and columns are those found pair by pair."""
+"""Compares the IoU from rows and columns with the IoU of each pair."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from ssd_dist.core.boxes import iou_matrix
 from ssd_dist.core.config import AnchorConfig
 
 ANCHORS = AnchorConfig()
-# Levels of one size and sizes of one value: nothing but the count tells the levels apart.
+# All anchors of equal size.
 EVEN = AnchorConfig(sizes=(0.5,) * 7)
 TIE = 1e-6
 
@@ -25,7 +25,7 @@ def grids_of(config: AnchorConfig, input_size: int) -> tuple[AnchorGrids, np.nda
 @pytest.mark.parametrize(("config", "input_size"), [(ANCHORS, 300), (ANCHORS, 64), (EVEN, 32), (ANCHORS, 512)])
 @settings(deadline=None, max_examples=25)
 @given(boxes=st.one_of(general_boxes(), adversarial_boxes()), bound=st.floats(0, 1))
-def test_no_pair_that_matters_is_missed(config, input_size, boxes, bound):
+def test_all_required_pairs_are_found(config, input_size, boxes, bound):
     grids, anchors = grids_of(config, input_size)
     if not len(boxes):
         return
@@ -41,13 +41,13 @@ def test_no_pair_that_matters_is_missed(config, input_size, boxes, bound):
     np.testing.assert_allclose(found[matters], expected[matters], rtol=1e-12, atol=1e-15)
 
 
-def test_few_pairs_are_looked_at():
+def test_few_pairs_are_computed():
     grids, anchors = grids_of(ANCHORS, 300)
     box = np.array([[0.3, 0.3, 0.5, 0.55]], np.float32)
     assert len(grids.find_pairs(grids.measure(box), 0.4, TIE).iou) < len(anchors) / 50
 
 
-def test_anchors_in_another_order_are_refused():
+def test_anchors_in_another_order_are_rejected():
     anchors = generate_anchors(ANCHORS, 300)
     for wrong in (anchors[:-1], anchors[::-1], np.roll(anchors, 1, axis=0)):
         with pytest.raises(ValueError, match="anchors"):

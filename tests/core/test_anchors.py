@@ -1,4 +1,4 @@
-"""Anchors: as many and as large as SSD has them, in the order of the heads, and closed under mirroring."""
+"""Tests the number, size and order of the anchors, and that mirroring permutes them."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_ssd300_has_8732_anchors():
 
 
 @pytest.mark.parametrize("input_size", FEATURE_SIZES)
-def test_equal_the_reference(input_size):
+def test_anchors_equal_the_reference(input_size):
     config = AnchorConfig()
     expected = anchors_reference(config.sizes, config.aspect_ratios, FEATURE_SIZES[input_size])
     np.testing.assert_allclose(generate_anchors(config, input_size), expected, rtol=0, atol=1e-7)
@@ -95,7 +95,7 @@ def test_flip_is_a_permutation_and_its_own_inverse(input_size, vertical):
     np.testing.assert_allclose(flip_boxes(anchors, vertical), anchors[permutation], rtol=0, atol=2.5e-7)
 
 
-def test_the_shared_arrays_cannot_be_written():
+def test_shared_arrays_are_read_only():
     config = AnchorConfig()
     for array in (generate_anchors(config, 300), flip_permutation(config, 300)):
         with pytest.raises(ValueError, match="read-only"):

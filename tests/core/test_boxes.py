@@ -1,4 +1,4 @@
-"""Box arithmetic against scalar loops; encoding and decoding undo each other."""
+"""Compares box arithmetic with scalar loops; decoding inverts encoding."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_flip_mirrors_and_is_its_own_inverse(boxes, vertical):
     np.testing.assert_allclose(flip_boxes(flipped, vertical), boxes, atol=1e-7)
 
 
-def test_no_boxes_are_no_special_case():
+def test_functions_accept_zero_boxes():
     none = np.zeros((0, 4), np.float32)
     assert iou_matrix(none, none).shape == (0, 0)
     assert iou_matrix(none, np.zeros((3, 4), np.float32)).shape == (0, 3)

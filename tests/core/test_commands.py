@@ -1,4 +1,4 @@
-"""A command's flags: parsed, or refused with exit code 2 and one line."""
+"""Tests that flags are parsed, and that errors give exit code 2 and one line."""
 
 import subprocess
 import sys
@@ -61,7 +61,7 @@ def test_unknown_arguments_are_kept_when_asked(tmp_path):
         (["--name=^C"], 130, ["stopped"]),
     ],
 )
-def test_mistakes_end_in_one_line(tmp_path, arguments, code, words):
+def test_user_errors_are_reported_in_one_line(tmp_path, arguments, code, words):
     done = run(tmp_path, *arguments)
     assert done.returncode == code
     assert done.stdout == ""

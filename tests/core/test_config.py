@@ -1,4 +1,4 @@
-"""What a config holds and refuses; each refusal names file or flag, key, value and mend."""
+"""Tests the config keys; errors state file or flag, key, value and fix."""
 
 from pathlib import Path
 
@@ -72,7 +72,7 @@ CONTRACT = [
 ]
 
 
-def test_the_keys_of_the_contract_are_there():
+def test_documented_keys_exist():
     assert set(CONTRACT) <= set(flatten_config(Config()))
 
 
@@ -118,7 +118,7 @@ def test_overrides_are_typed_as_yaml_is(write, override, section, key, value):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        # key, given, allowed
+        # key, value, valid values
         ("train: {epochs: '3'}", ["train.epochs", "got '3'", "integer"]),
         ("train: {epochs: 3.0}", ["train.epochs", "got 3.0", "integer"]),
         ("train: {epochs: true}", ["train.epochs", "got True", "integer"]),
@@ -143,12 +143,12 @@ def test_overrides_are_typed_as_yaml_is(write, override, section, key, value):
         ("anchors: {aspect_ratios: [[2], [2]]}", ["anchors.aspect_ratios", "6", "got 2"]),
         ("train: 3", ["train", "got 3", "section"]),
         ("train: [1]", ["train", "got [1]", "section"]),
-        # what belongs together
+        # combinations of keys
         ("matching: {positive_iou: 0.3}", ["matching.negative_iou (0.4)", "matching.positive_iou (0.3)"]),
         ("schedule: {min_lr: 5.0}", ["schedule.min_lr (5.0)", "optimizer.lr (0.001)"]),
     ],
 )
-def test_a_bad_value_is_refused_with_key_given_and_allowed(write, text, words):
+def test_an_invalid_value_is_reported_with_key_value_and_valid_values(write, text, words):
     message = refusal(write(text))
     assert message.startswith(str(write(text))), message
     for word in words:
@@ -158,10 +158,10 @@ def test_a_bad_value_is_refused_with_key_given_and_allowed(write, text, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        # unknown key, what was given, what is allowed there, the nearest
+        # unknown key, value, valid keys of the section, most similar key
         ("train: {epoch: 3}", ["train.epoch ", "3", "epochs, steps, global_batch_size", "did you mean train.epochs?"]),
         ("trian: {epochs: 3}", ["trian", "data, anchors, matching", "did you mean train?"]),
-        ("train: {lr: 1}", ["train.lr", "did you mean optimizer.lr?"]),  # a right name in the wrong section
+        ("train: {lr: 1}", ["train.lr", "did you mean optimizer.lr?"]),  # an existing name in another section
         ("lr: 1", ["x.yaml", "lr", "did you mean optimizer.lr?"]),
         ("data: {augmentation: {flips: true}}", ["data.augmentation.flips", "did you mean data.augmentation.flip?"]),
         ("train.epochs: 3", ["'train.epochs'", "dotted keys are only for --set", "train: {epochs: ...}"]),
@@ -169,7 +169,7 @@ def test_a_bad_value_is_refused_with_key_given_and_allowed(write, text, words):
         ("train: {yes: 3}", ["train", "strings"]),  # YAML 1.1 reads yes as true
     ],
 )
-def test_an_unknown_key_is_refused_with_the_nearest(write, text, words):
+def test_an_unknown_key_is_reported_with_the_most_similar_key(write, text, words):
     message = refusal(write(text))
     for word in words:
         assert word in message, message
@@ -192,13 +192,13 @@ def test_an_unknown_key_is_refused_with_the_nearest(write, text, words):
         ("train.epochs={a: 1, a: 2}", ["'a' is given twice"]),
     ],
 )
-def test_a_bad_override_is_refused_and_named(write, override, words):
+def test_an_invalid_override_is_reported(write, override, words):
     message = refusal(write(""), [override])
     for word in words:
         assert word in message, message
 
 
 def test_defaults_need_no_coercion():
-    # Strict: a default of the wrong type would be refused when it is written down and read again.
+    # Strict validation would reject a default of the wrong type when it is written and read again.
     assert DataConfig() == DataConfig(**DataConfig().model_dump())
     assert OptimizerConfig() == OptimizerConfig(**OptimizerConfig().model_dump())

@@ -1,4 +1,4 @@
-"""Config files: what extends what, what is no config, the environment, and that a dump is read back as it was."""
+"""Tests extends, invalid files, environment references, and that load inverts dump."""
 
 import contextlib
 
@@ -35,7 +35,7 @@ def test_the_nearest_file_wins_and_overrides_win_over_files(write):
     assert config.model.width == 0.5
 
 
-def test_extends_is_relative_to_the_file_that_says_it(write):
+def test_extends_is_relative_to_the_file_that_contains_it(write):
     write("train: {seed: 7}", "a/base.yaml")
     write("extends: ../a/base.yaml", "b/middle.yaml")
     assert load_config(write("extends: b/middle.yaml")).train.seed == 7
@@ -47,7 +47,7 @@ def test_lists_are_replaced_as_a_whole(write):
 
 
 @pytest.mark.parametrize("files", [{"x.yaml": "x.yaml"}, {"x.yaml": "sub/y.yaml", "sub/y.yaml": "../x.yaml"}])
-def test_a_circle_is_named(write, files):
+def test_circular_extends_are_reported(write, files):
     for name, base in files.items():
         write(f"extends: {base}", name)
     message = refusal(write(f"extends: {files['x.yaml']}"))
@@ -55,21 +55,21 @@ def test_a_circle_is_named(write, files):
     assert "x.yaml" in message
 
 
-def test_a_missing_base_is_named_with_its_nearest_neighbour(write):
+def test_a_missing_base_is_reported_with_the_most_similar_file_name(write):
     write("", "base.yaml")
     message = refusal(write("extends: bsae.yaml"))
     assert "bsae.yaml does not exist" in message
     assert "base.yaml?" in message
 
 
-def test_a_mistake_names_the_file_it_is_in(write):
+def test_an_error_states_the_file_that_contains_it(write):
     write("train: {epochs: none}", "base.yaml")
     message = refusal(write("extends: base.yaml\ntrain: {seed: 1}"))
     assert "base.yaml: train.epochs" in message
     assert "x.yaml" not in message
 
 
-# --- Files that are no config --------------------------------------------------------------------------------------
+# --- Invalid files -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -91,14 +91,14 @@ def test_a_mistake_names_the_file_it_is_in(write):
         ("extends: [base.yaml]", ["extends", "path of one YAML file"]),
     ],
 )
-def test_what_is_no_config_is_refused_by_name(write, text, words):
+def test_invalid_files_are_reported_by_name(write, text, words):
     message = refusal(write(text))
     assert "x.yaml" in message
     for word in words:
         assert word in message, message
 
 
-def test_bytes_that_are_no_text_folders_and_missing_files_are_refused_by_name(tmp_path):
+def test_binary_files_folders_and_missing_files_are_reported_by_name(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     assert "binary.yaml cannot be read" in refusal(tmp_path / "binary.yaml")
     assert f"{tmp_path} cannot be read" in refusal(tmp_path)
@@ -120,7 +120,7 @@ def test_environment_references(write, monkeypatch):
     assert config.backbone.weights == "/data/w.h5"
 
 
-def test_an_unset_reference_is_named_with_both_mends(write, monkeypatch):
+def test_an_unset_variable_is_reported_with_both_fixes(write, monkeypatch):
     monkeypatch.delenv("SSD_TEST_NONE", raising=False)
     message = refusal(write("data: {dir: '${SSD_TEST_NONE}/x'}"))
     assert "${SSD_TEST_NONE}" in message
@@ -130,7 +130,7 @@ def test_an_unset_reference_is_named_with_both_mends(write, monkeypatch):
 
 # --- Round trip ----------------------------------------------------------------------------------------------------
 
-# Control characters are refused by YAML itself; ${...} would be expanded.
+# YAML rejects control characters; ${...} would be expanded.
 TEXT = st.one_of(
     st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="${￾￿"), max_size=30),
     st.sampled_from(
@@ -174,7 +174,7 @@ def _paths(tree, at=()):
 
 @settings(deadline=None, max_examples=300)
 @given(data=st.data())
-def test_no_tree_of_values_gives_anything_but_a_config_or_a_usage_error(tmp_path_factory, data):
+def test_any_tree_of_values_gives_a_config_or_a_usage_error(tmp_path_factory, data):
     path = data.draw(st.sampled_from(sorted(key.split(".") for key in flatten_config(Config()))))
     cut = path[: data.draw(st.integers(1, len(path)))]
     value = data.draw(

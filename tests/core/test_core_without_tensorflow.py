@@ -1,4 +1,4 @@
-"""Core stays light: a worker that imports all of it has loaded neither TensorFlow nor Beam."""
+"""Tests that importing all of core imports neither TensorFlow nor Beam."""
 
 import pkgutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Failures become exit codes, whether or not somebody reads what is said."""
+"""Tests that errors become exit codes, even if the message cannot be printed."""
 
 import io
 import sys
@@ -14,14 +14,14 @@ CODES = {
 
 
 class Closed(io.StringIO):
-    """A terminal that is gone."""
+    """A closed terminal."""
 
     def write(self, _: str) -> int:
         raise BrokenPipeError
 
 
 @pytest.mark.parametrize(("kind", "code"), CODES.items())
-def test_a_failure_is_one_line_and_its_code(monkeypatch, capsys, kind, code):
+def test_an_error_prints_one_line_and_returns_its_exit_code(monkeypatch, capsys, kind, code):
     def fail():
         raise kind("first\nsecond")
 
@@ -33,7 +33,7 @@ def test_a_failure_is_one_line_and_its_code(monkeypatch, capsys, kind, code):
     assert errors.exit_with_message(fail) == code
 
 
-def test_what_ends_well_is_0_and_a_bug_stays_one():
+def test_success_is_0_and_other_exceptions_propagate():
     assert errors.exit_with_message(lambda: None) == 0
     assert errors.exit_with_message(lambda: 1) == 1
     with pytest.raises(ZeroDivisionError):

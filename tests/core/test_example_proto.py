@@ -1,4 +1,4 @@
-"""Example bytes are TensorFlow's own, byte for byte, and nothing but a DataError comes of broken ones."""
+"""Compares Example bytes with TensorFlow's; invalid bytes raise only DataError."""
 
 import contextlib
 
@@ -49,7 +49,7 @@ def assert_equal_features(actual, expected):
 
 @settings(deadline=None, max_examples=300)
 @given(FEATURES)
-def test_bytes_are_tensorflows(features):
+def test_bytes_equal_tensorflows(features):
     assert encode_example(features) == tensorflow_example(features).SerializeToString(deterministic=True)
 
 
@@ -61,7 +61,7 @@ def test_decoding_inverts_encoding(features):
 
 @settings(deadline=None, max_examples=100)
 @given(FEATURES)
-def test_tensorflows_own_bytes_in_any_order_of_keys_are_read(features):
+def test_tensorflows_bytes_are_read_in_any_order_of_keys(features):
     shuffled = dict(reversed(features.items()))
     assert_equal_features(decode_example(tensorflow_example(shuffled).SerializeToString()), features)
 
@@ -87,7 +87,7 @@ def test_odd_features(features, what):
     assert_equal_features(decode_example(data), features)
 
 
-def test_other_types_are_refused():
+def test_other_types_are_rejected():
     with pytest.raises(TypeError, match="float64"):
         encode_example({"a": np.zeros(1)})
 
@@ -109,7 +109,7 @@ EXAMPLE = encode_example(
 )
 
 
-def test_every_cut_is_a_data_error():
+def test_truncated_bytes_raise_a_data_error():
     # Cut to nothing it is the empty message.
     assert decode_example(b"") == {}
     for size in range(1, len(EXAMPLE)):

@@ -1,4 +1,4 @@
-"""Decoding: every way an image file can be odd ends in upright RGB or in an ImageError with a reason."""
+"""Tests that every image file decodes to upright RGB or raises an ImageError with a reason."""
 
 import contextlib
 import io
@@ -34,7 +34,7 @@ def test_every_mode_becomes_rgb(mode):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
-def test_formats_are_told_by_content(kind):
+def test_formats_are_detected_from_the_content(kind):
     assert decode_image(encode(gradient(), kind)).size == (32, 24)
 
 
@@ -98,7 +98,7 @@ def test_bad_images_have_a_reason(data, reason):
     assert isinstance(caught.value, DataError)
 
 
-def test_every_prefix_and_every_flipped_byte_decodes_or_is_refused():
+def test_every_prefix_and_every_flipped_byte_decodes_or_raises_an_image_error():
     rng = np.random.default_rng(0)
     for kind in ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP"):
         data = encode(gradient(), kind)

@@ -1,4 +1,4 @@
-"""The manifest survives its JSON, and refuses every config whose targets would be others."""
+"""Tests the JSON of the manifest, and that it rejects configs with other targets."""
 
 import hashlib
 import json
@@ -70,7 +70,7 @@ def test_round_trip():
         (lambda tree: tree["splits"]["train"]["views"][0]["shards"][0].pop("sha256"), ["shards.0.sha256"]),
     ],
 )
-def test_a_broken_manifest_is_a_data_error_that_names_the_key(change, words):
+def test_an_invalid_manifest_raises_a_data_error_with_the_key(change, words):
     tree = json.loads(make_manifest().to_json())
     change(tree)
     with pytest.raises(DataError, match=r"OUT/dataset\.json") as caught:
@@ -78,7 +78,7 @@ def test_a_broken_manifest_is_a_data_error_that_names_the_key(change, words):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_a_manifest_older_than_windows_is_read():
+def test_a_manifest_without_crop_settings_is_read():
     tree = json.loads(make_manifest().to_json())
     for split in tree["splits"].values():
         del split["windows"]
@@ -86,12 +86,12 @@ def test_a_manifest_older_than_windows_is_read():
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"x"', make_manifest().to_json()[:-5]])
-def test_what_is_no_manifest_is_a_data_error(text):
+def test_other_files_raise_a_data_error(text):
     with pytest.raises(DataError, match=r"OUT/dataset\.json.*prepare"):
         Manifest.from_json(text, "OUT/dataset.json")
 
 
-# Each changes what the targets are made of, and what a message must then name.
+# A change of the targets, and the key that the message must contain.
 CHANGES = [
     ({"anchors": AnchorConfig(sizes=(0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.06))}, "anchors.sizes", "1.06"),
     (
@@ -113,7 +113,7 @@ def fingerprint_of(config: Config) -> str:
 
 
 @pytest.mark.parametrize(("change", "key", "value"), CHANGES)
-def test_the_fingerprint_changes_with_all_it_covers(change, key, value):
+def test_the_fingerprint_changes_with_every_covered_setting(change, key, value):
     assert fingerprint_of(Config(**change)) != fingerprint_of(Config())
 
 
@@ -125,7 +125,7 @@ def test_fingerprints_of_all_changes_differ():
     "change",
     [{"model": ModelConfig(width=0.5, head="ssd")}, {"data": DataConfig(dir="/elsewhere", views=3)}],
 )
-def test_the_fingerprint_and_the_check_leave_the_rest_alone(change):
+def test_the_fingerprint_and_the_check_ignore_other_settings(change):
     assert fingerprint_of(Config(**change)) == fingerprint_of(Config())
     make_manifest().check_fits(Config(**change), "dataset.json")
 
@@ -141,7 +141,7 @@ def test_the_fingerprint_is_sha256_over_the_anchors_and_the_matching():
 
 
 @pytest.mark.parametrize(("change", "key", "value"), CHANGES)
-def test_targets_made_for_another_config_are_refused(change, key, value):
+def test_targets_of_another_config_are_rejected(change, key, value):
     config = Config(**change)
     with pytest.raises(DataError) as caught:
         make_manifest().check_fits(config, "OUT/dataset.json")
@@ -150,12 +150,12 @@ def test_targets_made_for_another_config_are_refused(change, key, value):
         assert word in message
     # The images themselves are in the shards, and cannot be matched to another size while training.
     assert ("data.targets: online" in message) == (key != "image_size")
-    # What is the same is not named.
+    # Equal values are not listed.
     assert message.count("prepared ") <= 4
     make_manifest(config).check_fits(config, "OUT/dataset.json")
 
 
-def test_more_classes_than_suppression_tells_apart_are_refused():
+def test_more_classes_than_nms_supports_are_rejected():
     # 64 scales of each axis, one for the background: `model/postprocessing.py`.
     fitting, crowded = (
         make_manifest().model_copy(update={"classes": tuple(map(str, range(count)))}) for count in (4095, 4096)
@@ -165,7 +165,7 @@ def test_more_classes_than_suppression_tells_apart_are_refused():
         crowded.check_fits(Config(), "OUT/dataset.json")
 
 
-def test_another_image_size_with_the_same_anchors_is_refused():
+def test_another_image_size_with_the_same_anchors_is_rejected():
     # 304 has the feature maps of 300, hence its anchors; the images in the shards are still of another size.
     assert fingerprint_of(Config(model=ModelConfig(input_size=304))) == fingerprint_of(Config())
     with pytest.raises(DataError, match="image_size: prepared 300, config 304"):
@@ -183,12 +183,12 @@ def test_online_targets_fit_any_shards_with_images_of_their_size(change, key, va
 
 
 @pytest.mark.parametrize("text", [b"\xff\xfe{", "{", "[]", "3", b""])
-def test_what_is_no_manifest_is_named(text):
+def test_an_invalid_file_is_reported_by_name(text):
     with pytest.raises(DataError, match=r"^OUT/dataset.json (is not valid JSON|has format version)"):
         Manifest.from_json(text, "OUT/dataset.json")
 
 
-def test_splits_are_found_or_the_message_names_those_there_are():
+def test_a_missing_split_is_reported_with_the_existing_splits():
     manifest = make_manifest()
     assert manifest.split("val", "dataset.json") == manifest.splits["val"]
     with pytest.raises(DataError, match=r"OUT/dataset\.json.*'test'.*train, val"):
@@ -208,7 +208,7 @@ def test_the_split_to_evaluate(splits, name, expected):
     assert make_manifest(splits=splits).eval_split(name, "dataset.json") == expected
 
 
-def test_a_named_split_that_is_not_there_is_refused():
+def test_a_missing_eval_split_is_rejected():
     with pytest.raises(DataError, match="test"):
         make_manifest().eval_split("test", "dataset.json")
 

@@ -1,4 +1,4 @@
-"""Matching against plain loops, and what must hold whatever the boxes."""
+"""Compares matching with plain loops, and tests properties that hold for all boxes."""
 
 import numpy as np
 import pytest
@@ -114,7 +114,7 @@ def test_targets_are_well_formed(policy, boxes, data):
 @pytest.mark.parametrize("negative_iou", [0.0, 0.4])
 @settings(deadline=None, max_examples=30)
 @given(images=st.lists(st.one_of(general_boxes(), adversarial_boxes()), min_size=1, max_size=6), data=st.data())
-def test_images_matched_together_are_as_matched_alone(policy, negative_iou, images, data):
+def test_match_all_equals_match_of_each_image(policy, negative_iou, images, data):
     crowds = [
         np.array(data.draw(st.lists(st.booleans(), min_size=len(boxes), max_size=len(boxes))), bool) for boxes in images
     ]
@@ -143,7 +143,7 @@ def test_identical_boxes_each_get_their_own_anchor(policy):
     assert set(targets.objects) == set(range(30))
 
 
-def test_the_second_of_two_on_one_anchor_takes_its_next_best():
+def test_the_second_object_of_a_contested_anchor_takes_its_next_best_anchor():
     anchors = generate_anchors(ANCHORS, SMALL)
     # Both lie in the 1x1 level's largest square (0.88) better than in anything else.
     boxes = np.array([[0.06, 0.06, 0.94, 0.94], [0.07, 0.07, 0.93, 0.93]], np.float32)
@@ -235,7 +235,7 @@ def test_a_small_difference_in_distance_still_decides():
     np.testing.assert_array_equal(mirrored, flip_permutation(ANCHORS, 300)[plain])
 
 
-def test_a_crowd_ignores_what_it_covers_and_owns_nothing():
+def test_anchors_covered_by_a_crowd_are_ignored_and_none_are_positive():
     box = np.array([[0.0, 0.0, 1.0, 0.5]], np.float32)
     targets = matcher().match(box, np.array([1]), np.array([True]))
     assert len(targets.anchors) == 0

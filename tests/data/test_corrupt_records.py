@@ -172,7 +172,7 @@ def test_the_first_record_has_the_next_good_one_for_its_stand_in(data):
     assert records_of(Path(plan.files[0][1])) == [good[2], good[2], *good[2:]]
 
 
-def test_a_shard_without_a_good_record_is_no_shard(data):
+def test_a_shard_without_a_valid_record_is_rejected(data):
     config, manifest, path = data
     for start, _ in offsets_of(path):
         flip_byte(path, start + 20)
@@ -181,7 +181,7 @@ def test_a_shard_without_a_good_record_is_no_shard(data):
 
 
 @pytest.mark.parametrize("on_corrupt", ["fail", "skip"])
-def test_another_set_s_shard_is_refused_whatever_the_config_says(data, on_corrupt):
+def test_a_shard_of_another_dataset_is_always_rejected(data, on_corrupt):
     config, manifest, path = data
     records = records_of(path)
     rewrite(path, records[::-1])  # of the right size, and every record sound
@@ -192,7 +192,7 @@ def test_another_set_s_shard_is_refused_whatever_the_config_says(data, on_corrup
         secure(config, manifest, on_corrupt=on_corrupt)
 
 
-def test_a_record_that_prepare_wrote_broken_is_found_where_every_record_is_looked_at(data):
+def test_a_record_that_was_corrupt_before_writing_is_found_when_every_record_is_verified(data):
     config, manifest, path = data
     break_image(path)
     content = path.read_bytes()
@@ -203,7 +203,7 @@ def test_a_record_that_prepare_wrote_broken_is_found_where_every_record_is_looke
     split = split.model_copy(update={"views": (view,)})
     plan, _ = verify_plan(plan_training(config, split), split, config)  # the checksum is right
     assert "record 3" in explain_failure(plan, split, config)
-    # Reading has failed once: the next start looks closer.
+    # After a failed read, the next start verifies every record.
     with pytest.raises(DataError, match="record 3"):
         verify_plan(plan_training(config, split), split, config)
     skipping = config.model_copy(update={"data": config.data.model_copy(update={"on_corrupt": "skip"})})
@@ -211,7 +211,7 @@ def test_a_record_that_prepare_wrote_broken_is_found_where_every_record_is_looke
     assert [one.record for one in replaced] == [3]
 
 
-def test_a_damaged_copy_in_the_cache_is_fetched_anew(data, tmp_path):
+def test_a_damaged_copy_in_the_cache_is_replaced(data, tmp_path):
     config, manifest, _ = data
     plan, _ = secure(config, manifest, cache_dir=str(tmp_path / "cache"))
     flip_data(Path(plan.files[0][1]))
@@ -220,10 +220,10 @@ def test_a_damaged_copy_in_the_cache_is_fetched_anew(data, tmp_path):
     assert len(records_of(Path(again.files[0][1]))) == IN_A_SHARD
 
 
-def test_workers_that_share_a_cache_mend_at_the_same_time(data, tmp_path):
+def test_workers_that_share_a_cache_repair_shards_concurrently(data, tmp_path):
     config, manifest, path = data
     flip_data(path)
-    # A file of the cache is never away, whoever makes it anew: another worker may be reading it.
+    # A cached file always exists while it is replaced, because another worker may be reading it.
     with ThreadPoolExecutor(4) as pool:
         changes = {"on_corrupt": "skip", "cache_dir": str(tmp_path / "cache")}
         starts = [pool.submit(secure, config, manifest, **changes) for _ in range(12)]
@@ -234,14 +234,14 @@ def test_workers_that_share_a_cache_mend_at_the_same_time(data, tmp_path):
     assert not list((tmp_path / "cache").glob("*.tmp-*"))
 
 
-def test_ground_truth_names_shard_and_record(data):
+def test_reading_ground_truth_reports_shard_and_record(data):
     config, manifest, path = data
     flip_data(path)
     with pytest.raises(DataError, match=rf"{path.name}: record 3"):
         list(read_split(config.data, manifest.splits["train"]))
 
 
-def test_a_shard_that_storage_does_not_give_is_named(tmp_path):
+def test_an_unreadable_shard_is_reported(tmp_path):
     (tmp_path / "shard").mkdir()  # there, and not to be read, for root as well
     with pytest.raises(DataError, match=r"shard .*/shard cannot be read"), open_shard(str(tmp_path / "shard")) as file:
         file.read(1)

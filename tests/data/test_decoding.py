@@ -1,4 +1,4 @@
-"""A record's picture is what another decoder shows; ragged targets are padded."""
+"""Compares decoded images with those of another decoder; tests the padding of targets."""
 
 import io
 
@@ -16,7 +16,7 @@ def encode_jpeg(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def test_pixels_are_those_of_another_decoder():
+def test_pixels_equal_those_of_another_decoder():
     y, x = np.mgrid[0:48, 0:48]
     pixels = np.stack([5 * y, 5 * x, 120 + 2 * y - x], -1).astype(np.uint8)
     data = encode_jpeg(pixels)
@@ -32,7 +32,7 @@ def test_a_grey_image_has_three_channels():
     assert np.abs(decoded.astype(int) - 77).max() <= 1
 
 
-def test_an_image_of_another_size_is_no_record_of_this_set():
+def test_an_image_of_another_size_is_rejected():
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
         decode_jpeg(tf.constant(encode_jpeg(np.zeros((32, 40, 3), np.uint8))), 32)
 

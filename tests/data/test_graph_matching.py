@@ -1,4 +1,4 @@
-"""Online and precomputed matching give the same targets."""
+"""Tests that online and precomputed matching give the same targets."""
 
 from functools import cache
 from itertools import islice
@@ -24,7 +24,7 @@ BOXES = st.one_of(general_boxes(), adversarial_boxes())
 
 @cache
 def twins(input_size: int, config: MatchingConfig):
-    """The NumPy matcher, and the graph one traced once for any number of boxes."""
+    """Returns the NumPy matcher and the graph matcher, traced once for any number of boxes."""
     anchors = generate_anchors(ANCHORS, input_size)
     signature = [tf.TensorSpec([None, 4]), tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.bool)]
     graph = tf.function(GraphMatcher(anchors, ANCHORS, config).match, input_signature=signature)
@@ -46,7 +46,7 @@ def check_equal(input_size: int, config: MatchingConfig, boxes: np.ndarray, is_c
 @pytest.mark.parametrize("input_size", [64, 300])
 @settings(deadline=None, max_examples=50)
 @given(boxes=BOXES, data=st.data())
-def test_targets_are_those_of_the_core(policy, input_size, boxes, data):
+def test_targets_equal_those_of_the_numpy_version(policy, input_size, boxes, data):
     is_crowd = np.array(data.draw(st.lists(st.booleans(), min_size=len(boxes), max_size=len(boxes))), bool)
     check_equal(input_size, MatchingConfig(policy=policy), boxes, is_crowd)
 
@@ -54,13 +54,13 @@ def test_targets_are_those_of_the_core(policy, input_size, boxes, data):
 @pytest.mark.parametrize("bounds", [(0.3, 0.3), (0.1, 0.9), (0.0, 1.0), (0.0, 0.0)])
 @settings(deadline=None, max_examples=20)
 @given(boxes=BOXES)
-def test_targets_are_those_of_the_core_at_any_bounds(bounds, boxes):
+def test_targets_equal_those_of_the_numpy_version_at_any_bounds(bounds, boxes):
     config = MatchingConfig(negative_iou=bounds[0], positive_iou=bounds[1])
     check_equal(64, config, boxes, np.zeros(len(boxes), bool))
 
 
 @pytest.mark.parametrize("shift", [1e-5, -1e-5])
-def test_a_small_difference_in_distance_decides_as_in_the_core(shift):
+def test_a_small_difference_in_distance_decides_as_in_the_numpy_version(shift):
     # 2e-5 nearer to one of two cells: within the tolerance if distances were squared.
     y, x = 0.5 / 38, 20 / 38 + shift
     box = np.array([[y - 0.004, x - 0.005, y + 0.004, x + 0.005]], np.float32)
@@ -96,7 +96,7 @@ def test_without_crops_the_online_pipeline_gives_the_prepared_targets(tmp_path):
             np.testing.assert_allclose(part, other, rtol=1e-5, atol=1e-5)
 
 
-def test_online_windows_keep_to_the_config():
+def test_online_crops_respect_the_limits_of_the_config():
     boxes = tf.constant([[0.1, 0.1, 0.4, 0.5], [0.3, 0.6, 0.9, 0.95]])
     config = AugmentationConfig(largest_expansion=1.5, smallest_crop=0.8)
     draw = tf.function(lambda seed: sample_crop(boxes, seed, config))

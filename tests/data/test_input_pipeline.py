@@ -1,4 +1,4 @@
-"""The input pipelines as wholes: what the device gets is what the records say, mirrored or not."""
+"""Tests complete input pipelines: batches contain the records, mirrored or not."""
 
 import io
 from itertools import islice
@@ -80,7 +80,7 @@ def test_pixels_and_targets_are_mirrored_together(data, vertical):
     assert 8 < sum(flips) < 28
 
 
-def test_the_two_mirrors_are_drawn_apart(data):
+def test_the_two_flips_are_drawn_independently(data):
     config, manifest = data
     config = config_of(Path(config.data.dir), flip_vertical=True)
     images = np.stack([decode(record) for record in read_split(config.data, manifest.splits["train"])]).astype(int)
@@ -130,7 +130,7 @@ def test_smaller_batches_are_the_same_images_in_the_same_order(data):
 
 
 @pytest.mark.parametrize("targets", ["precomputed", "online"])
-def test_a_resumed_pipeline_goes_on_bit_for_bit(data, targets):
+def test_a_resumed_pipeline_is_bit_identical(data, targets):
     config, manifest = data
     config = config.model_copy(update={"data": config.data.model_copy(update={"targets": targets})})
     # Two epochs of three steps, begun within the first.
@@ -166,14 +166,14 @@ def test_evaluation_sees_every_record_once(data, batch_size, workers):
     assert len(seen) == steps * batch_size * workers
 
 
-def test_more_views_than_were_prepared_are_refused(data):
+def test_more_augmented_copies_than_prepared_are_rejected(data):
     config, manifest = data
     config = config.model_copy(update={"data": config.data.model_copy(update={"views": 2})})
     with pytest.raises(DataError, match=r"data\.views: 2, but .* was prepared with 1"):
         plan_training(config, manifest.splits["train"])
 
 
-def test_a_damaged_shard_is_named_before_training(data, tmp_path):
+def test_a_damaged_shard_is_reported_before_training(data, tmp_path):
     config, manifest = data
     split = manifest.splits["train"]
     shard = split.views[0].shards[0]
@@ -193,9 +193,9 @@ def test_the_plan_follows_manifest_and_config(data):
     assert (plan.worker, plan.workers, plan.seed) == (1, 3, 5)
 
 
-def test_little_goes_to_the_device_besides_the_pixels(tmp_path):
+def test_batches_are_small_apart_from_the_pixels(tmp_path):
     config = Config.model_validate({"data": {"dir": str(tmp_path / "out")}, "train": {"global_batch_size": 16}})
-    # COCO has seven objects an image.
+    # COCO has seven objects per image.
     manifest = write_dataset(tmp_path / "out", config, {"train": 16}, shards=2, objects=7)
     (batch,) = read_batches(config, manifest, 1, batch_size=16)
     others = (batch.color_maps, batch.positions, *batch.targets)

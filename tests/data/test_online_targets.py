@@ -1,4 +1,4 @@
-"""Crops made while training show what prepared views of the same window show, and their targets lie on their pixels."""
+"""Tests that online crops equal prepared crops and that their targets match their pixels."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def in_graph(objects: Objects) -> GraphObjects:
 
 
 @given(window=WINDOWS, seed=st.integers(0, 2**32 - 1), count=st.integers(0, 8))
-def test_what_a_window_shows_is_what_a_prepared_view_shows(window, seed, count):
+def test_online_crops_equal_prepared_crops(window, seed, count):
     rng = np.random.default_rng(seed)
     objects = objects_of(random_boxes(rng, count), rng.random(count) < 0.5)
     twin = crops.Crop(*window.tolist())
@@ -66,12 +66,12 @@ def test_the_overlap_of_a_crop_is_its_best_with_any_box_if_it_holds_a_centre(see
     np.testing.assert_allclose(found, expected.reshape(3, 4), rtol=5e-5, atol=1e-7)
 
 
-def test_without_boxes_every_crop_suits():
+def test_without_boxes_every_crop_is_suitable():
     crops = tf.constant(random_boxes(np.random.default_rng(0), 4).reshape(2, 2, 4))
     np.testing.assert_array_equal(online_targets._overlap_of_held(crops, tf.zeros([0, 4])), np.ones((2, 2)))
 
 
-def test_windows_expand_crop_leave_alone_and_keep_an_object():
+def test_crops_expand_crop_or_keep_the_image_and_contain_an_object():
     boxes = np.array([[0.1, 0.1, 0.4, 0.5], [0.3, 0.6, 0.9, 0.95]], np.float32)
     draw = tf.function(lambda seed: online_targets.sample_crop(tf.constant(boxes), seed, SSD))
     windows = [draw(tf.constant([number, 3], tf.int64)) for number in range(400)]
@@ -84,14 +84,14 @@ def test_windows_expand_crop_leave_alone_and_keep_an_object():
 
 
 def rectangle() -> tuple[np.ndarray, np.ndarray]:
-    """A white rectangle on black, and its box [1, 4]."""
+    """Returns a white rectangle on black, and its box [1, 4]."""
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
     image[75:188, 75:244] = 255
     return image, np.array([[75, 75, 188, 244]], np.float32) / SIZE
 
 
 def frame_of(pixels: np.ndarray) -> np.ndarray:
-    """The box [4] of what is white."""
+    """Returns the box [4] of the white pixels."""
     rows, columns = np.nonzero(pixels.min(axis=2) > 170)
     return np.array([rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]) / SIZE
 
@@ -107,13 +107,13 @@ def test_pixels_and_boxes_agree(seed):
 
 
 @pytest.mark.parametrize("size", [41, 47, 97, SIZE])  # of the first three 0.5 / S * S is not 0.5 in float32
-def test_the_whole_image_is_itself(size):
+def test_the_crop_of_the_whole_image_equals_the_image(size):
     image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
     np.testing.assert_array_equal(render_crop(tf.constant(image), tf.constant([0.0, 0.0, 1.0, 1.0])), image)
 
 
 @pytest.mark.parametrize("window", [(0.1, 0.2, 0.5, 0.9), (0.5, 0.01, 0.9, 0.3)])
-def test_pixels_are_taken_from_where_their_centres_lie(window):
+def test_pixels_are_sampled_at_their_centres(window):
     # On a ramp bilinear values are the places themselves: row 30 of 256 has the value 30.
     ramp = np.arange(256, dtype=np.uint8)
     image = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], np.uint8(0)), axis=-1)
@@ -125,7 +125,7 @@ def test_pixels_are_taken_from_where_their_centres_lie(window):
         np.testing.assert_allclose(along, (low + centers * (high - low)) * 256 - 0.5, atol=0.5 + 1e-3)
 
 
-def test_what_is_made_smaller_is_smoothed():
+def test_downscaling_is_anti_aliased():
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
     image[:, ::4] = 255
     view = render_crop(tf.constant(image), tf.constant([0.0, 0.0, 4.0, 4.0])).numpy()
@@ -134,7 +134,7 @@ def test_what_is_made_smaller_is_smoothed():
     assert np.abs(view[2:73, 2:73].astype(int) - 255 // 4).max() <= 1
 
 
-def test_beyond_the_image_is_the_fill():
+def test_the_area_outside_the_image_is_filled():
     image = np.full((SIZE, SIZE, 3), 255, np.uint8)
     view = render_crop(tf.constant(image), tf.constant([-1.0, -2.0, 3.0, 2.0])).numpy()
     # A quarter down and half across: 75 of 300 rows, 75 of 300 columns.
@@ -143,7 +143,7 @@ def test_beyond_the_image_is_the_fill():
     np.testing.assert_array_equal(view, expected)
 
 
-def test_targets_lie_on_the_pixels_of_the_record_anew_in_each_epoch():
+def test_targets_match_the_pixels_of_a_new_crop_in_each_epoch():
     config = Config.model_validate({"data": {"targets": "online"}})
     image, box = rectangle()
     record = draw_record(0, "rectangle", config, 0)
@@ -159,5 +159,5 @@ def test_targets_lie_on_the_pixels_of_the_record_anew_in_each_epoch():
         assert len(found) > 0
         frames.append(frame_of(pixels.numpy()))
         np.testing.assert_allclose(found, np.tile(frames[-1], (len(found), 1)), atol=2.5 / SIZE)
-    # A seventh and more of all are left alone.
+    # At least a seventh of all images are not cropped.
     assert len({tuple(frame) for frame in frames}) >= 3

@@ -1,4 +1,4 @@
-"""The training order: the same records at the same step for any number of workers, and from any start."""
+"""Tests that a step reads the same records for any number of workers and from any start."""
 
 from dataclasses import replace
 from itertools import islice
@@ -19,7 +19,7 @@ STEPS = 3
 
 
 def write_shards(folder: Path, sizes=SIZES, views: int = 1) -> tuple[tuple[str, ...], ...]:
-    """Shards whose records say `view-shard-index`."""
+    """Writes shards whose records contain `copy-shard-index`."""
     files = []
     for view in range(views):
         files.append([])
@@ -37,13 +37,13 @@ def plan(tmp_path_factory) -> EpochPlan:
 
 
 def read_epochs(plan: EpochPlan, epochs: int) -> list[list[str]]:
-    """The records of each epoch."""
+    """Returns the records of each epoch."""
     names = [name for name, _, _ in read(plan, epochs * plan.steps_per_epoch)]
     return [names[start : start + STEPS * BATCH] for start in range(0, len(names), STEPS * BATCH)]
 
 
 def read(plan: EpochPlan, steps: int, start_step: int = 0) -> list[tuple[str, int, int]]:
-    """(record, epoch, position) of what this worker sees in that many steps."""
+    """Returns (record, epoch, position) of the records that this worker reads in that many steps."""
     dataset = read_in_order(plan, start_step)
     records = islice(dataset.as_numpy_iterator(), steps * plan.global_batch_size // plan.workers)
     return [(record.decode(), int(epoch), int(position)) for record, epoch, position in records]
@@ -55,7 +55,7 @@ def test_an_epoch_is_as_many_steps_as_whole_batches_of_the_smallest_shards(plan)
     assert epochs == [0] * STEPS * BATCH + [1] * STEPS * BATCH + [2] * STEPS * BATCH
 
 
-def test_no_record_comes_twice_in_an_epoch(plan):
+def test_no_record_is_repeated_within_an_epoch(plan):
     for names in read_epochs(plan, 4):
         assert len(set(names)) == STEPS * BATCH
 
@@ -70,7 +70,7 @@ def test_record_p_comes_from_shard_p_mod_s_of_the_epochs_permutation(plan):
     assert len(orders) > 1
 
 
-def test_records_are_shuffled_inside_each_shard_anew_each_epoch(plan):
+def test_records_are_shuffled_inside_each_shard_differently_in_each_epoch(plan):
     seen = {tuple(name for name in names if name.startswith("0-2-")) for names in read_epochs(plan, 4)}
     assert len(seen) == 4
     assert tuple(f"0-2-{i}" for i in range(6)) not in seen
@@ -81,7 +81,7 @@ def test_shards_of_one_size_are_not_shuffled_alike(plan):
     assert any(first != second for first, second in orders)
 
 
-def test_what_is_left_over_differs_from_epoch_to_epoch(plan):
+def test_the_omitted_records_differ_between_epochs(plan):
     everything = {f"0-{shard}-{i}" for shard, size in enumerate(SIZES) for i in range(size)}
     left = [everything - set(names) for names in read_epochs(plan, 8)]
     assert {len(rest) for rest in left} == {sum(SIZES) - STEPS * BATCH}
@@ -125,13 +125,13 @@ def test_the_order_is_a_function_of_the_seed_alone(plan):
     assert read(replace(plan, seed=4), STEPS) != first
 
 
-def test_epoch_e_reads_view_e_mod_v(tmp_path):
+def test_epoch_e_reads_augmented_copy_e_mod_v(tmp_path):
     plan = EpochPlan(write_shards(tmp_path, (4, 4), views=3), 4, 4, seed=0)
     views = [int(name.split("-")[0]) for name, _, _ in read(plan, 5 * plan.steps_per_epoch)]
     assert views == list(np.repeat([0, 1, 2, 0, 1], 8))
 
 
-def test_shards_larger_than_the_shuffle_memory_lose_nothing(tmp_path, monkeypatch):
+def test_shards_larger_than_the_shuffle_memory_are_read_completely(tmp_path, monkeypatch):
     # Blocks of 16 records: a shard of 50 is shuffled in four.
     monkeypatch.setattr("ssd_dist.data.order.SHUFFLE_RECORDS", 1)
     plan = EpochPlan(write_shards(tmp_path, (50, 50)), 50, 10, seed=0)
@@ -140,7 +140,7 @@ def test_shards_larger_than_the_shuffle_memory_lose_nothing(tmp_path, monkeypatc
     assert len(names) == 100
 
 
-def test_what_is_left_over_of_large_shards_differs_too(tmp_path, monkeypatch):
+def test_the_omitted_records_of_large_shards_differ_between_epochs(tmp_path, monkeypatch):
     # Blocks of 16 records: of 33, a last one of a single record, which one batch of 64 never had.
     monkeypatch.setattr("ssd_dist.data.order.SHUFFLE_RECORDS", 1)
     plan = EpochPlan(write_shards(tmp_path, (33, 33)), 33, 64, seed=0)
@@ -154,7 +154,7 @@ def test_what_is_left_over_of_large_shards_differs_too(tmp_path, monkeypatch):
     assert firsts >= {0, 1}
 
 
-def test_a_large_shard_beside_a_small_one_is_seen_to_its_end(tmp_path, monkeypatch):
+def test_a_large_shard_next_to_a_small_one_is_read_completely(tmp_path, monkeypatch):
     # The smallest fits into a block of 16 records, the largest does not.
     monkeypatch.setattr("ssd_dist.data.order.SHUFFLE_RECORDS", 1)
     for largest in (18, 50):
@@ -162,7 +162,7 @@ def test_a_large_shard_beside_a_small_one_is_seen_to_its_end(tmp_path, monkeypat
         assert {name for name, _, _ in read(plan, 60)} >= {f"0-1-{i}" for i in range(largest)}
 
 
-def test_one_shard_and_one_record_a_step(tmp_path):
+def test_one_shard_and_one_record_per_step(tmp_path):
     plan = EpochPlan(write_shards(tmp_path, (3,)), 3, 1, seed=0)
     assert sorted(name for name, _, _ in read(plan, 3)) == ["0-0-0", "0-0-1", "0-0-2"]
 
@@ -176,8 +176,8 @@ def test_one_shard_and_one_record_a_step(tmp_path):
         ({"workers": 4, "global_batch_size": 6}, UsageError, ["6 (train.global_batch_size)", "4 workers"]),
     ],
 )
-def test_what_cannot_be_read_evenly_is_refused(plan, changes, error, words):
-    # Trap 7: said before step one.
+def test_uneven_shards_or_batches_are_rejected(plan, changes, error, words):
+    # Trap 7: reported before step one.
     with pytest.raises(error) as caught:
         replace(plan, **changes)
     assert all(word in str(caught.value) for word in words)

@@ -1,4 +1,4 @@
-"""Data on an object store, read through `data.cache_dir`: the same records, copied once, and what is wrong is named."""
+"""Tests reading from an object store through `data.cache_dir`: equal records, one copy, and error messages."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ STORE = "memory://bucket/out"
 
 @pytest.fixture
 def local(tmp_path) -> tuple[Config, Manifest]:
-    """A data set of two shards here, all of which is on the store as well."""
+    """A local dataset of two shards, and the same dataset on the store."""
     config = Config.model_validate(SMALL | {"data": {"dir": str(tmp_path / "out")}})
     manifest = write_dataset(tmp_path / "out", config, {"train": 8}, shards=2)
     store = fsspec.filesystem("memory")
@@ -32,11 +32,11 @@ def local(tmp_path) -> tuple[Config, Manifest]:
 
 @pytest.fixture
 def config(local, tmp_path) -> Config:
-    """The one that reads it from there."""
+    """The config that reads from the store."""
     return Config.model_validate(SMALL | {"data": {"dir": STORE, "cache_dir": str(tmp_path / "cache")}})
 
 
-def test_a_store_holds_what_a_folder_does(local, config):
+def test_records_from_a_store_equal_those_from_a_folder(local, config):
     here, manifest = local
     assert load_manifest(config.data) == manifest
     split = manifest.splits["train"]
@@ -51,13 +51,13 @@ def test_a_store_holds_what_a_folder_does(local, config):
     assert len(list(Path(config.data.cache_dir).glob("*.tfrecord"))) == 2
 
 
-def test_a_lost_manifest_is_named(local, config):
+def test_a_missing_manifest_is_reported(local, config):
     fsspec.filesystem("memory").rm(f"/bucket/out/{MANIFEST_NAME}")
     with pytest.raises(DataError, match=rf"{STORE}/{MANIFEST_NAME} does not exist: prepare the data first"):
         load_manifest(config.data)
 
 
-def test_a_lost_shard_is_named(local, config):
+def test_a_missing_shard_is_reported(local, config):
     split = local[1].splits["train"]
     lost = split.views[0].shards[1].file
     fsspec.filesystem("memory").rm(f"/bucket/out/{lost}")
@@ -65,7 +65,7 @@ def test_a_lost_shard_is_named(local, config):
         list(read_split(config.data, split))
 
 
-def test_a_shard_that_is_another_is_named_and_not_kept(local, config):
+def test_a_shard_with_another_checksum_is_reported_and_not_cached(local, config):
     here, manifest = local
     split = manifest.splits["train"]
     first, other = split.views[0].shards

@@ -1,4 +1,4 @@
-"""Files: complete or absent, read again when storage falters, and never outside their folder."""
+"""Tests atomic writes, retries, pattern matching and relative paths."""
 
 import errno
 import fcntl
@@ -21,7 +21,7 @@ from ssd_dist.core.errors import DataError, UsageError
 from ssd_dist.core.storage import TEMPORARY
 
 
-def test_a_file_appears_complete(tmp_path):
+def test_a_file_is_written_atomically(tmp_path):
     path = tmp_path / "new/x.bin"
     with beam_storage.replace_file(str(path)) as file:
         file.write(b"half")
@@ -37,7 +37,7 @@ def write_half(path):
         raise RuntimeError
 
 
-def test_a_failed_attempt_leaves_the_old_file_and_no_temporary_file(tmp_path):
+def test_a_failed_write_keeps_the_old_file_and_no_temporary_file(tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")
     with pytest.raises(RuntimeError):
@@ -47,7 +47,7 @@ def test_a_failed_attempt_leaves_the_old_file_and_no_temporary_file(tmp_path):
 
 
 def fail(monkeypatch, *errors):
-    """Makes the next reads fail, one error each; returns the list of those still to come."""
+    """Makes the next reads fail, one error each; returns the list of remaining errors."""
     left = list(errors)
     true_open = beam_storage.open_plain
 
@@ -61,7 +61,7 @@ def fail(monkeypatch, *errors):
     return left
 
 
-def test_reads_are_tried_again(tmp_path, monkeypatch):
+def test_reads_are_retried(tmp_path, monkeypatch):
     (tmp_path / "x").write_bytes(b"0123456789")
     fail(monkeypatch, OSError("reset"), TimeoutError(), ConnectionError())
     assert beam_storage.read_bytes(str(tmp_path / "x")) == b"0123456789"
@@ -69,7 +69,7 @@ def test_reads_are_tried_again(tmp_path, monkeypatch):
     assert beam_storage.read_span(str(tmp_path / "x"), 2, 3) == b"234"
 
 
-def test_lasting_failures_are_not_tried_again(tmp_path, monkeypatch):
+def test_permanent_errors_are_not_retried(tmp_path, monkeypatch):
     left = fail(monkeypatch, PermissionError(), OSError("never reached"))
     with pytest.raises(PermissionError):
         beam_storage.read_bytes(str(tmp_path / "x"))
@@ -93,22 +93,22 @@ def test_lasting_failures_are_not_tried_again(tmp_path, monkeypatch):
         (BeamIOError("read failed"), False),
     ],
 )
-def test_a_damaged_file_is_told_from_storage_that_fails(error, damage):
+def test_damaged_files_and_storage_errors_are_distinguished(error, damage):
     assert beam_storage.is_damage(error) == damage
 
 
 @pytest.mark.parametrize("path", ["s3://b/o", "hdfs://h/o", "abc://x/y", "gs://bucket", "gs:/b/o"])
-def test_a_place_on_no_store_of_ours_is_refused(path):
+def test_paths_on_other_stores_are_rejected(path):
     with pytest.raises(UsageError, match=path.split(":")[0]):
         beam_storage.check_scheme(path)
 
 
 @pytest.mark.parametrize("path", ["gs://b/o", "/data/x", "a:b/c", "here"])
-def test_other_places_are_taken(path):
+def test_other_paths_are_accepted(path):
     beam_storage.check_scheme(path)
 
 
-def test_a_store_that_does_not_answer_is_told(monkeypatch):
+def test_a_store_that_does_not_answer_is_reported(monkeypatch):
     def fail(*_):
         raise BeamIOError("match failed", {"gs://b/*": TransportError("no route to host")})
 
@@ -117,7 +117,7 @@ def test_a_store_that_does_not_answer_is_told(monkeypatch):
         beam_storage.match_files("gs://b/*")
 
 
-def test_one_block_at_a_time_has_a_folder(tmp_path):
+def test_a_folder_lock_is_exclusive(tmp_path):
     with beam_storage.locked(str(tmp_path)):
         other = os.open(tmp_path, os.O_RDONLY)
         with pytest.raises(BlockingIOError):
@@ -129,14 +129,14 @@ def test_one_block_at_a_time_has_a_folder(tmp_path):
         pass
 
 
-def test_names_no_file_system_takes_are_files_that_do_not_exist(tmp_path):
+def test_invalid_names_raise_file_not_found(tmp_path):
     for name in ("x" * 5000, "a/" * 3000 + "b"):
         with pytest.raises(FileNotFoundError):
             beam_storage.read_bytes(str(tmp_path / name))
     assert OSError(errno.ENAMETOOLONG, "").errno in beam_storage.IMPOSSIBLE_NAMES
 
 
-def test_files_and_folders_are_told_apart(tmp_path):
+def test_files_and_folders_are_distinguished(tmp_path):
     (tmp_path / "sub/deep").mkdir(parents=True)
     (tmp_path / "sub/deep/x.txt").write_text("x")
     assert beam_storage.exists(str(tmp_path / "sub"))
@@ -152,14 +152,14 @@ def test_files_and_folders_are_told_apart(tmp_path):
     assert beam_storage.size(str(tmp_path / "no")) == -1
 
 
-def test_links_are_listed_like_what_they_lead_to(tmp_path):
+def test_links_are_listed_like_their_targets(tmp_path):
     for name in ("set/a/x.jpg", "set/b/y.jpg", "elsewhere/deep/z.jpg"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(b"x")
     for name, target in (
         ("far", tmp_path / "elsewhere"),
         ("lost.jpg", "nowhere.jpg"),
-        # In circles: to a folder above, and two that lead into each other.
+        # Cycles: a link to a parent folder, and two folders that link to each other.
         ("a/up", tmp_path / "set"),
         ("a/b", tmp_path / "set/b"),
         ("b/a", tmp_path / "set/a"),
@@ -184,7 +184,7 @@ def test_files_are_matched_as_beam_matches_them(tmp_path, monkeypatch):
             assert beam_storage.match_files(path) == sorted(found.path for found in expected), path
 
 
-def test_signs_of_a_pattern_in_a_folder(tmp_path):
+def test_wildcards_in_the_name_of_a_folder_are_literal(tmp_path):
     folder = tmp_path / "a[1]*"
     folder.mkdir()
     (folder / "x.txt").write_text("x")
@@ -196,13 +196,13 @@ def test_signs_of_a_pattern_in_a_folder(tmp_path):
 
 
 @given(lines=st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line)), limit=st.integers(31, 64))
-def test_lines_come_whole_wherever_the_chunks_end(lines, limit):
+def test_lines_are_complete_wherever_chunks_end(lines, limit):
     data = b"".join(line + b"\n" for line in lines)
     assert list(beam_storage.read_lines(io.BytesIO(data), limit)) == lines
     assert list(beam_storage.read_lines(io.BytesIO(data + b"end"), limit)) == [*lines, b"end"]
 
 
-def test_a_line_without_end_comes_in_pieces():
+def test_a_very_long_line_is_split_into_pieces():
     pieces = list(beam_storage.read_lines(io.BytesIO(b"x" * 1000), 64))
     assert b"".join(pieces) == b"x" * 1000
     assert max(map(len, pieces)) <= 128
@@ -218,7 +218,7 @@ def test_no_name_leads_out_of_its_folder(name):
         assert os.path.normpath(os.path.join("/root/images", clean)).startswith("/root/images/")
 
 
-def test_a_pipe_or_a_device_is_not_waited_for(tmp_path):
+def test_pipes_and_devices_are_rejected(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "endless.jpg").symlink_to("/dev/zero")
     for name in ("pipe.jpg", "endless.jpg"):
@@ -234,7 +234,7 @@ def test_a_file_too_large_for_an_image_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("failing", ["open", "write", "close"])
-def test_a_place_that_takes_no_file_is_told(tmp_path, monkeypatch, failing):
+def test_a_full_disk_is_reported(tmp_path, monkeypatch, failing):
     class Full(io.FileIO):
         def write(self, data):
             raise_if("write")
@@ -258,7 +258,7 @@ def test_a_place_that_takes_no_file_is_told(tmp_path, monkeypatch, failing):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_that_lets_nobody_write_is_told(tmp_path, monkeypatch):
+def test_missing_write_permission_is_reported(tmp_path, monkeypatch):
     class ForbiddenError(Exception):
         code = 403
 
@@ -273,7 +273,7 @@ def image(path, **rest):
     return Image("a", 0, 0, "list", path, path, **rest)
 
 
-def test_images_come_in_order_from_near_and_far(tmp_path, monkeypatch):
+def test_local_and_remote_images_are_read_in_order(tmp_path, monkeypatch):
     held = []
 
     def slow_read(path):
@@ -291,7 +291,7 @@ def test_images_come_in_order_from_near_and_far(tmp_path, monkeypatch):
     lazily.close()
 
 
-def test_an_image_that_is_lost_already_is_not_read(monkeypatch):
+def test_an_image_with_a_problem_is_not_read(monkeypatch):
     monkeypatch.setattr(beam_storage, "read_item", lambda path: pytest.fail("read"))
     problem = Problem("broken_annotation", "x")
     assert list(read_images([image("gs://b/x", problem=problem), image("/x", problem=problem)])) == [problem] * 2

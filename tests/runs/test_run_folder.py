@@ -1,4 +1,4 @@
-"""A run is continued with what makes the same model, or it is refused; its files are never half written."""
+"""Tests which settings a resumed run may change, and that files are written atomically."""
 
 import pytest
 import tensorflow as tf
@@ -35,21 +35,21 @@ def changed(tmp_path, *overrides):
         "train.seed=1",
     ],
 )  # fmt: skip
-def test_what_makes_another_model_or_another_best_is_refused(manifest, tmp_path, override):
+def test_settings_that_change_the_model_or_the_best_checkpoint_are_rejected(manifest, tmp_path, override):
     open_run_folder(str(tmp_path / "run"), changed(tmp_path), manifest)
     with pytest.raises(UsageError, match=override.split("=")[0]):
         open_run_folder(str(tmp_path / "run"), changed(tmp_path, override), manifest)
 
 
 @pytest.mark.parametrize("override", ["eval.every_steps=7", "eval.batch_size=3", "train.epochs=9", "checkpoint.keep=1"])
-def test_what_does_not_may_change(manifest, tmp_path, override):
+def test_other_settings_may_change(manifest, tmp_path, override):
     open_run_folder(str(tmp_path / "run"), changed(tmp_path), manifest)
     after = changed(tmp_path, override)
     open_run_folder(str(tmp_path / "run"), after, manifest)
     assert read_run_folder(str(tmp_path / "run")) == (after, manifest)
 
 
-def test_a_disk_that_fails_leaves_the_files_as_they_were(manifest, tmp_path, monkeypatch):
+def test_a_write_error_keeps_the_previous_files(manifest, tmp_path, monkeypatch):
     run = tmp_path / "run"
     open_run_folder(str(run), changed(tmp_path), manifest)
     before = {path.name: path.read_bytes() for path in run.iterdir()}
@@ -61,11 +61,11 @@ def test_a_disk_that_fails_leaves_the_files_as_they_were(manifest, tmp_path, mon
     with pytest.raises(CheckpointError, match="the disk is full"):
         open_run_folder(str(run), changed(tmp_path, "train.epochs=9"), manifest)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
-    # What did not change is not written: a full disk does not keep a run from going on.
+    # Unchanged files are not written, so a run can resume on a full disk.
     open_run_folder(str(run), changed(tmp_path), manifest)
 
 
-def test_a_folder_where_checkpoints_would_not_be_found_again_is_refused():
+def test_invalid_folder_names_are_rejected():
     with pytest.raises(UsageError, match=r"gs://B/run is on an object store.*mount"):
         check_folder_name("gs://B/run")
     for name in ("runs/a[1]", "run*", "run?"):
@@ -74,16 +74,16 @@ def test_a_folder_where_checkpoints_would_not_be_found_again_is_refused():
     check_folder_name("/gcs/B/run (1) {a}")
 
 
-def test_a_run_beyond_its_end_is_refused():
+def test_a_run_beyond_its_last_step_is_rejected():
     check_steps_left(300, 300, "RUN")
     with pytest.raises(UsageError, match=r"at step 500, and train.epochs or train.steps end it at 300"):
         check_steps_left(500, 300, "RUN")
 
 
-def test_running_out_of_memory_names_what_to_lower():
+def test_running_out_of_memory_reports_the_keys_to_lower():
     said = r"out of memory \(OOM when allocating.*train.global_batch_size"
     with pytest.raises(UsageError, match=said), explain_out_of_memory():
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[9,9]")
-    # To TensorFlow a full disk is the same error.
+    # TensorFlow raises the same error for a full disk.
     with pytest.raises(tf.errors.ResourceExhaustedError), explain_out_of_memory():
         raise tf.errors.ResourceExhaustedError(None, None, "events.out; No space left on device")

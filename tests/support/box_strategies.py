@@ -1,4 +1,4 @@
-"""Boxes for property tests: in general position, and of the kinds that break matching."""
+"""Generates boxes for property tests: in general position, and hard cases of matching."""
 
 import numpy as np
 from hypothesis import strategies as st
