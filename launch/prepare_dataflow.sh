@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs prepare on Dataflow with options that suit it; whatever follows -- goes to prepare as it is, and wins.
+# Runs prepare on Dataflow with suitable options. Arguments after -- are passed to prepare unchanged and take precedence.
 #
 #   launch/prepare_dataflow.sh --project=P --region=R --bucket=gs://B --image=IMAGE [--workers=N] [--python=PYTHON] -- \
 #       --input_format=voc --input=gs://B/raw --split=train --output=gs://B/prepared --config=configs/x.yaml
 #
-# IMAGE is the worker container: launch/prepare/Dockerfile, built and pushed by you.
-# Look at the job first: ... -- PREPARE FLAGS --dry_run=True, which reads the input's layout, so from the bucket or, with
-# local paths, without a cloud.
+# IMAGE is the worker container; build launch/prepare/Dockerfile and push it first.
+# To list the steps without running them: ... -- PREPARE FLAGS --dry_run=True. This reads the layout of the input, from
+# the bucket or, with local paths, without cloud access.
 set -euo pipefail
 
 usage() {
@@ -27,19 +27,19 @@ while [[ $# -gt 0 ]]; do
     --workers=*) workers="${1#*=}" ;;
     --python=*) python="${1#*=}" ;;
     --) shift; break ;;
-    *) echo "error: unknown argument $1" >&2; usage ;;
+    *) echo "error: unknown argument $1; flags of prepare follow --" >&2; usage ;;
   esac
   shift
 done
 for name in project region bucket image; do
-  [[ -n "${!name}" ]] || { echo "error: --$name is missing" >&2; usage; }
+  [[ -n "${!name}" ]] || { echo "error: --$name is missing; give --$name=VALUE" >&2; usage; }
 done
 [[ $# -gt 0 ]] || { echo "error: the flags of prepare are missing; give them after --" >&2; usage; }
 
-# Four cores run four Python processes, each under 1 GiB; highcpu has 1 GB a core and would be too tight.
-# Only metadata is shuffled and shards go straight to the bucket, so the disk holds the container and little else.
-# Two threads a process hide what waiting the reading ahead leaves; more would only hold more shards in memory.
-# Paths are the caller's.
+# Four cores run four Python processes, each under 1 GiB; highcpu machines have 1 GB per core, which is too little.
+# Only metadata is shuffled and shards are written directly to the bucket, so the disk holds little but the container.
+# Two threads per process hide the latency that read-ahead does not; more would only keep more shards in memory.
+# The working directory is not changed, so that relative paths keep their meaning.
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 exec "$python" -m pipelines.prepare \
   --runner=DataflowRunner \

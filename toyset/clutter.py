@@ -1,4 +1,4 @@
-"""Things that lie about and are of no class: a detector must leave them alone."""
+"""Builds clutter: unlabelled objects that a detector must not detect."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from toyset.toys import Builder, Colors, Rng, Toy, stand
 
 
 def build_cone(rng: Rng, colors: Colors) -> Toy:
-    """A cone with a band or two, on a square foot."""
+    """Builds a cone with bands on a square foot."""
     radius, tip = rng.uniform(0.24, 0.34), rng.uniform(0.02, 0.06)
     line = [(radius + (tip - radius) * z, 0.05 + 0.95 * z) for z in (0.0, 0.25, 0.5, 0.75, 1.0)]
     cone = revolve([*line, line[-1], (0.0, 1.0)], 0)
@@ -20,7 +20,7 @@ def build_cone(rng: Rng, colors: Colors) -> Toy:
 
 
 def build_block(rng: Rng, colors: Colors) -> Toy:
-    """A wooden cube with dots, stripes or bare."""
+    """Builds a wooden cube with dots, stripes or wood grain."""
     patterns: list[Paint] = [
         paints.dotted(colors.main, colors.second, 3, 3, 0.25),
         paints.striped(colors.main, colors.second, 5),
@@ -32,7 +32,7 @@ def build_block(rng: Rng, colors: Colors) -> Toy:
 
 
 def build_ring(rng: Rng, colors: Colors) -> Toy:
-    """A ring, lying or upright."""
+    """Builds a ring, lying or upright."""
     thickness = rng.uniform(0.16, 0.26)
     angles = np.linspace(-np.pi, np.pi, 15)
     ring = revolve([(float(1 + thickness * np.cos(a)), float(thickness * np.sin(a))) for a in angles], 0, 36)
@@ -44,7 +44,7 @@ def build_ring(rng: Rng, colors: Colors) -> Toy:
 
 
 def build_pencil(rng: Rng, colors: Colors) -> Toy:
-    """A pencil on the ground."""
+    """Builds a pencil on the ground."""
     thick = rng.uniform(0.035, 0.055)
     line = [(0.0, 0.0), (thick, 0.0), (thick, 0.0), (thick, 0.1), (thick, 0.1), (thick, 0.45), (thick, 0.8)]
     pencil = revolve([*line, (thick, 0.8), (0.25 * thick, 0.96), (0.25 * thick, 0.96), (0.0, 1.0)], 0, 8)

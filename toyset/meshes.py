@@ -1,9 +1,9 @@
-"""Meshes of quads: the few primitives that every toy is put together from.
+"""Meshes of quads, and the primitives that toys are built from.
 
-profile, outline or path -> points, normals, texture coordinates -> `Mesh` -> turned, scaled, joined
+    profile, outline or path -> points, normals, texture coordinates -> `Mesh` -> rotated, scaled, joined
 
-World axes: x to the right, y away from the viewer, z up. A quad may repeat its last corner to be a triangle; its
-corners run counter-clockwise seen from outside.
+World axes: x to the right, y away from the camera, z up. The corners of a quad are counter-clockwise seen from outside.
+A quad that repeats its last corner is a triangle.
 """
 
 from collections.abc import Sequence
@@ -36,22 +36,22 @@ class Mesh:
     materials: npt.NDArray[np.int64]
 
     def turn(self, rotation: Array) -> "Mesh":
-        """Rotated by a matrix [3, 3]."""
+        """Returns the mesh rotated by a matrix [3, 3]."""
         turned = rotation.T.astype(np.float32)
         return replace(self, points=self.points @ turned, normals=self.normals @ turned)
 
     def stretch(self, x: float, y: float, z: float) -> "Mesh":
-        """Scaled along the axes; normals follow by the inverse."""
+        """Returns the mesh scaled along the axes; normals are scaled by the inverse."""
         factors = np.array([x, y, z], np.float32)
         return replace(self, points=self.points * factors, normals=unit(self.normals / factors))
 
     def move(self, x: float, y: float, z: float) -> "Mesh":
-        """Shifted."""
+        """Returns the mesh translated by (x, y, z)."""
         return replace(self, points=self.points + np.array([x, y, z], np.float32))
 
 
 def join(meshes: Sequence[Mesh]) -> Mesh:
-    """One mesh of several."""
+    """Joins several meshes into one."""
     starts = np.cumsum([0, *(len(mesh.points) for mesh in meshes[:-1])])
     return Mesh(
         np.concatenate([mesh.points for mesh in meshes]),
@@ -63,10 +63,10 @@ def join(meshes: Sequence[Mesh]) -> Mesh:
 
 
 def revolve(profile: Sequence[tuple[float, float]], material: int, sides: int = 28) -> Mesh:
-    """A profile of (radius, height) turned about the z axis; u is the angle, v the way along the profile.
+    """Returns the surface of revolution of a profile of (radius, height) about the z axis.
 
-    The surface faces to the right of the profile's direction: outwards where it goes up. A point given twice makes a
-    crease.
+    The texture coordinate u is the angle, v the position along the profile. The surface faces to the right of the
+    direction of the profile: outwards where the profile rises. A point given twice makes a crease.
     """
     line = np.asarray(profile, np.float32)
     steps = np.diff(line, axis=0)
@@ -97,7 +97,7 @@ def revolve(profile: Sequence[tuple[float, float]], material: int, sides: int = 
 
 
 def sphere(material: int, sides: int = 24, share: float = 1.0) -> Mesh:
-    """A unit sphere about the origin; with `share` below 1 its top only, a dome."""
+    """Returns a unit sphere about the origin; with `share` below 1 only its top, a dome."""
     return _unit_sphere(material, sides, share)
 
 
@@ -108,9 +108,9 @@ def _unit_sphere(material: int, sides: int, share: float) -> Mesh:
 
 
 def box(size: tuple[float, float, float], center: tuple[float, float, float], materials: Sequence[int]) -> Mesh:
-    """A box; materials of its faces in the order -y (front), +y, -x, +x, -z, +z; -1 leaves a face out.
+    """Returns a box; materials of its faces in the order -y (front), +y, -x, +x, -z, +z; -1 omits a face.
 
-    Long faces are cut in pieces, so that sorting by depth puts them right.
+    Long faces are divided, so that sorting by depth orders them correctly.
     """
     cut = tuple(int(np.clip(np.ceil(3 * side / max(size)), 1, 3)) for side in size)
     cube = _unit_cube(cut, tuple(material >= 0 for material in materials))
@@ -122,7 +122,7 @@ def box(size: tuple[float, float, float], center: tuple[float, float, float], ma
 
 @cache
 def _unit_cube(cut: tuple[int, ...], is_there: tuple[bool, ...]) -> Mesh:
-    """A cube of side 1 about the origin; the material of each face is its number."""
+    """Returns a cube of side 1 about the origin; the material of each face is its number."""
     faces = []
     # For each face: its axis and sign, then the axes of u and v, so that u x v points outwards.
     for number, (axis, sign, u, v) in enumerate(
@@ -137,7 +137,7 @@ def _unit_cube(cut: tuple[int, ...], is_there: tuple[bool, ...]) -> Mesh:
         points[:, v] = grid_v.ravel() - 0.5
         normals = np.zeros_like(points)
         normals[:, axis] = sign
-        # Pictures on a face stand upright: v goes with the later axis.
+        # v follows the later axis, so that textures are upright.
         uv = np.stack([grid_u.ravel(), grid_v.ravel()] if u < v else [grid_v.ravel(), grid_u.ravel()], axis=1)
         quads = grid_quads(cut[v] + 1, cut[u] + 1)
         faces.append(Mesh(points, normals, uv.astype(np.float32), quads, np.full(len(quads), number)))
@@ -145,7 +145,7 @@ def _unit_cube(cut: tuple[int, ...], is_there: tuple[bool, ...]) -> Mesh:
 
 
 def facets(triangles: npt.NDArray[np.floating], material: int) -> Mesh:
-    """Flat triangles [T, 3, 3] with sharp edges; u and v are the barycentric weights of the second and third corner."""
+    """Returns flat triangles [T, 3, 3] with sharp edges; u, v are barycentric weights of corners 2 and 3."""
     points = np.asarray(triangles, np.float32)
     normals = unit(np.cross(points[:, 1] - points[:, 0], points[:, 2] - points[:, 0]))
     count = len(points)
@@ -160,9 +160,9 @@ def facets(triangles: npt.NDArray[np.floating], material: int) -> Mesh:
 
 
 def plate(outline: Sequence[tuple[float, float]], thickness: float, bulge: float, material: int) -> Mesh:
-    """A solid between two copies of an outline of (x, z), counter-clockwise seen from the front (from -y).
+    """Returns a solid between two copies of an outline of (x, z), counter-clockwise seen from the front (from -y).
 
-    Front and back rise by `bulge` towards the origin, which must see the whole outline.
+    Front and back rise by `bulge` towards the origin. The outline must be star-shaped about the origin.
     """
     rim = np.array([(x, 0.0, z) for x, z in outline], np.float32)
     following = np.roll(rim, -1, axis=0)
@@ -176,14 +176,14 @@ def plate(outline: Sequence[tuple[float, float]], thickness: float, bulge: float
 
 
 def grid_quads(rows: int, columns: int) -> npt.NDArray[np.int64]:
-    """Quads [(rows - 1) * (columns - 1), 4] of a grid of points."""
+    """Returns the quads [(rows - 1) * (columns - 1), 4] of a grid of points."""
     index = np.arange(rows * columns).reshape(rows, columns)
     corners = [index[:-1, :-1], index[:-1, 1:], index[1:, 1:], index[1:, :-1]]
     return np.stack(corners, axis=-1).reshape(-1, 4)
 
 
 def rotation(axis: str, degrees: float) -> Array:
-    """The matrix [3, 3] that turns counter-clockwise about `x`, `y` or `z`."""
+    """Returns the matrix [3, 3] of a counter-clockwise rotation about `x`, `y` or `z`."""
     c, s = float(np.cos(np.radians(degrees))), float(np.sin(np.radians(degrees)))
     rows = {
         "x": [[1, 0, 0], [0, c, -s], [0, s, c]],
@@ -194,6 +194,6 @@ def rotation(axis: str, degrees: float) -> Array:
 
 
 def unit(vectors: npt.NDArray[np.floating]) -> Array:
-    """Vectors [..., 3] scaled to length 1; zero stays zero."""
+    """Returns vectors [..., 3] scaled to length 1; a zero vector stays zero."""
     lengths = np.sqrt((vectors * vectors).sum(axis=-1, keepdims=True))
     return np.asarray(vectors / np.maximum(lengths, 1e-9), np.float32)

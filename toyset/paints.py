@@ -1,6 +1,6 @@
-"""What is painted on things: colours that say nothing about the class, and patterns of them.
+"""Colors and patterns of surfaces.
 
-A pattern is a function of a surface's u, v and height (`rendering.Paint`). Colours are linear RGB.
+A pattern is a function of the texture coordinates u and v and the height (`rendering.Paint`). Colors are linear RGB.
 """
 
 import colorsys
@@ -9,17 +9,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from toyset.meshes import Array
-from toyset.noise import fractal_field, look_up
+from toyset.noise import fractal_field, sample_field
 from toyset.rendering import Paint
 
 
 def linear(red: float, green: float, blue: float) -> Array:
-    """Linear RGB [3] of a colour as screens name it, each part in [0, 1]."""
+    """Converts a display color (gamma 2.2, each component in [0, 1]) to linear RGB [3]."""
     return np.array([red, green, blue], np.float32) ** np.float32(2.2)
 
 
 def pick_color(rng: np.random.Generator, other_than: Sequence[Array] = ()) -> Array:
-    """A random colour, clearly unlike the given ones where some tries allow it."""
+    """Returns a random color that differs clearly from the given ones, if six attempts are enough."""
     best, best_gap = linear(1, 1, 1), -1.0
     for _ in range(6):
         saturation = float(rng.choice([rng.uniform(0.55, 1.0), rng.uniform(0.0, 0.35)], p=[0.75, 0.25]))
@@ -32,40 +32,40 @@ def pick_color(rng: np.random.Generator, other_than: Sequence[Array] = ()) -> Ar
     return best
 
 
-def pick_usual_color(rng: np.random.Generator, hue: float) -> Array:
-    """A full colour near a hue."""
+def pick_typical_color(rng: np.random.Generator, hue: float) -> Array:
+    """Returns a saturated color near a hue."""
     return linear(*colorsys.hsv_to_rgb((hue + rng.normal(0, 0.02)) % 1, rng.uniform(0.6, 1.0), rng.uniform(0.5, 1.0)))
 
 
 def color_gap(first: Array, second: Array) -> float:
-    """How unlike two colours look: the distance of their gamma-coded values."""
+    """Returns the distance of two colors after gamma encoding."""
     return float(np.linalg.norm(first ** (1 / 2.2) - second ** (1 / 2.2)))
 
 
 def plain(color: Array) -> Paint:
-    """One colour."""
+    """Returns a uniform paint."""
     column = color[:, None]
     return lambda u, v, z: column
 
 
 def speckled(color: Array, rng: np.random.Generator, strength: float = 0.3) -> Paint:
-    """One colour, lighter and darker in spots, as clay, cloth or wear."""
+    """Returns one color with lighter and darker spots, like clay, cloth or wear."""
     return _varied(plain(color), rng, strength, 180.0, 180.0)
 
 
 def grained(color: Array, rng: np.random.Generator) -> Paint:
-    """Wood: streaks along u."""
+    """Returns wood grain along u."""
     return _varied(plain(color), rng, 0.5, 60.0, 350.0)
 
 
 def banded(colors: Sequence[Array], edges: Sequence[float]) -> Paint:
-    """Colours along v that change at the edges."""
+    """Returns bands of colors along v, separated at the given edges."""
     table, bounds = np.stack(colors, axis=1), np.asarray(edges, np.float32)
     return lambda u, v, z: table[:, np.searchsorted(bounds, v)]
 
 
 def striped(first: Array, second: Array, count: int, share: float = 0.5, along: str = "v") -> Paint:
-    """Stripes of two colours, across `u` or `v`; `share` is the second's."""
+    """Returns stripes of two colors across `u` or `v`; `share` is the fraction of the second."""
     table = np.stack([first, second], axis=1)
 
     def paint(u: Array, v: Array, z: Array) -> Array:
@@ -76,7 +76,7 @@ def striped(first: Array, second: Array, count: int, share: float = 0.5, along: 
 
 
 def dotted(ground: Array, dot: Array, across: int, up: int, radius: float = 0.3) -> Paint:
-    """A lattice of round dots, each second row shifted."""
+    """Returns a lattice of round dots; every second row is shifted."""
     table = np.stack([ground, dot], axis=1)
 
     def paint(u: Array, v: Array, z: Array) -> Array:
@@ -89,7 +89,7 @@ def dotted(ground: Array, dot: Array, across: int, up: int, radius: float = 0.3)
 
 
 def zigzag(first: Array, second: Array, count: int) -> Paint:
-    """Two colours with a toothed border around the middle of v."""
+    """Returns a zigzag line in a second color near the middle of v."""
     table = np.stack([first, second], axis=1)
 
     def paint(u: Array, v: Array, z: Array) -> Array:
@@ -100,7 +100,7 @@ def zigzag(first: Array, second: Array, count: int) -> Paint:
 
 
 def clock_face(face: Array, ink: Array, hours: float, minutes: float) -> Paint:
-    """A dial that fills the unit square of u and v: twelve marks and two hands (angles in turns)."""
+    """Returns a dial in the unit square of u and v: twelve marks and two hands (angles in turns)."""
     table = np.stack([face, ink], axis=1)
 
     def paint(u: Array, v: Array, z: Array) -> Array:
@@ -112,7 +112,7 @@ def clock_face(face: Array, ink: Array, hours: float, minutes: float) -> Paint:
         for angle, length, width in ((hours, 0.52, 0.075), (minutes, 0.78, 0.05)):
             cos, sin = np.float32(np.cos(2 * np.pi * angle)), np.float32(np.sin(2 * np.pi * angle))
             along, aside = x * cos + y * sin, np.abs(x * sin - y * cos)
-            # Hands taper towards their points.
+            # Hands taper towards their tips.
             marked |= (along > -0.12) & (along < length) & (aside < width * (1.2 - 0.6 * along / length))
         marked |= radius < 0.11
         return table[:, marked.astype(np.intp)]
@@ -121,7 +121,7 @@ def clock_face(face: Array, ink: Array, hours: float, minutes: float) -> Paint:
 
 
 def book_cover(cover: Array, ink: Array, paper: Array, style: int) -> Paint:
-    """A front cover: a paper label with a title, and below it a line, a frame around all, or a disc."""
+    """Returns a front cover: a paper label with a title, and a line below it, a frame, or a disc."""
     table = np.stack([cover, ink, paper], axis=1)
 
     def paint(u: Array, v: Array, z: Array) -> Array:
@@ -141,11 +141,11 @@ def book_cover(cover: Array, ink: Array, paper: Array, style: int) -> Paint:
 
 
 def page_edges(paper: Array, along: str) -> Paint:
-    """The cut edges of a stack of pages, fine lines along `u` or `v`."""
+    """Returns the edges of a stack of pages: fine lines along `u` or `v`."""
 
     def paint(u: Array, v: Array, z: Array) -> Array:
         place = (v if along == "u" else u) * 9
-        return paper[:, None] * (0.78 + 0.22 * np.abs(place % 1.0 * 2 - 1))
+        return np.asarray(paper[:, None] * (0.78 + 0.22 * np.abs(place % 1.0 * 2 - 1)))
 
     return paint
 
@@ -155,7 +155,7 @@ def _varied(paint: Paint, rng: np.random.Generator, strength: float, scale_u: fl
     start_u, start_v = (np.float32(value) for value in rng.uniform(0, 1024, 2))
 
     def varied(u: Array, v: Array, z: Array) -> Array:
-        change = look_up(field, start_u + u * np.float32(scale_u), start_v + v * np.float32(scale_v))
+        change = sample_field(field, start_u + u * np.float32(scale_u), start_v + v * np.float32(scale_v))
         return paint(u, v, z) * (1 + strength * change)
 
     return varied

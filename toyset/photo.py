@@ -1,4 +1,4 @@
-"""What a camera makes of light: exposure, vignette, blur, noise and the display's curve."""
+"""Simulates a camera: exposure, vignette, blur, noise and gamma curve."""
 
 from functools import cache
 
@@ -9,16 +9,16 @@ from PIL import Image, ImageFilter
 from toyset.meshes import Array
 from toyset.noise import crop_grain
 
-# The most light that the camera tells apart, and in how many steps.
+# The largest light value that the camera resolves, and the number of steps up to it.
 BRIGHTEST, STEPS = 2.5, 1 << 14
 
 
-def photograph(picture: Array, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """What a camera makes of linear RGB [3, H, W]: exposure, vignette, a little blur, noise, 8 bits [H, W, 3]."""
-    _, height, width = picture.shape
+def photograph(scene: Array, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Converts linear RGB [3, H, W] to an 8-bit image [H, W, 3], with exposure, vignette, slight blur and noise."""
+    _, height, width = scene.shape
     x, y = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)
     vignette = 1 - np.float32(rng.uniform(0, 0.18)) * (x[None, :] ** 2 + y[:, None] ** 2)
-    exposed = picture * (vignette * np.float32(rng.uniform(0.85, 1.2) * STEPS / BRIGHTEST))
+    exposed = scene * (vignette * np.float32(rng.uniform(0.85, 1.2) * STEPS / BRIGHTEST))
     index = np.minimum(exposed, STEPS - 1, out=exposed).astype(np.uint16)
     developed = _development().take(index)
     blur = float(rng.choice([0.0, rng.uniform(0.3, 1.0)], p=[0.6, 0.4]))
@@ -31,8 +31,8 @@ def photograph(picture: Array, rng: np.random.Generator) -> npt.NDArray[np.uint8
 
 @cache
 def _development() -> npt.NDArray[np.uint8]:
-    """The display's value of each step of light up to `BRIGHTEST`."""
+    """Returns the 8-bit value of each step of light up to `BRIGHTEST`."""
     light = np.linspace(0, BRIGHTEST, STEPS, dtype=np.float32)
-    # Straight up to 0.7, then towards 1 without ever reaching it: highlights keep their colour.
+    # Linear up to 0.7, then approaching 1 without reaching it, so that highlights keep their color.
     rolled = np.where(light < 0.7, light, 1 - 0.3 * np.exp(-(light - 0.7) / 0.3))
     return np.round(255 * rolled ** (1 / 2.2)).astype(np.uint8)

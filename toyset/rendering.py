@@ -1,9 +1,9 @@
-"""From a mesh to a picture of it with a soft edge, and to the shadow that it casts.
+"""Renders a mesh as an anti-aliased sprite, and the shadow that it casts.
 
-mesh -> project -> which quad at which pixel (Pillow's polygons, far to near) -> normals and texture coordinates by
-pixel -> paint, light -> average to the final resolution
+    mesh -> project -> quad number of each pixel (Pillow polygons, far to near) -> normals and texture coordinates per
+    pixel -> paint, light -> average to the final resolution
 
-Deferred shading: Pillow fills polygons with quad numbers, NumPy does all the rest for the covered pixels at once.
+This is deferred shading: Pillow fills polygons with quad numbers, then NumPy shades all covered pixels at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ Paint: TypeAlias = Callable[[Array, Array, Array], Array]
 
 @dataclass(frozen=True)
 class Material:
-    """What a surface is made of: its paint and how strongly and sharply it shines."""
+    """A material: its paint, and the strength (`gloss`) and sharpness of its highlights."""
 
     paint: Paint
     gloss: float = 0.1
@@ -31,13 +31,13 @@ class Material:
 
 @dataclass(frozen=True)
 class Camera:
-    """Looks along +y and down by `pitch` degrees; `perspective` is how much nearer parts grow."""
+    """A camera that faces +y, tilted down by `pitch` degrees; `perspective` is how much nearer parts are enlarged."""
 
     pitch: float
     perspective: float = 0.12
 
     def project(self, points: Array, reach: float) -> tuple[Array, Array]:
-        """Image coordinates [V, 2], x right and y down, and nearness [V] of points [V, 3] about the ground point 0.
+        """Returns image coordinates [V, 2] (x right, y down) and nearness [V] of points [V, 3] around the origin.
 
         `reach` is the size of the object, in the units of the points.
         """
@@ -56,7 +56,12 @@ class Camera:
 
 @dataclass(frozen=True)
 class Light:
-    """A sun in `direction` (unit, towards it), of a colour, under a sky; the ground throws its own colour back up."""
+    """Light of a sun and of the sky, and light reflected by the ground.
+
+    Attributes:
+      direction: unit vector [3] towards the sun.
+      sun, sky, ground: their colors, linear RGB [3].
+    """
 
     direction: Array
     sun: Array
@@ -66,12 +71,12 @@ class Light:
 
 @dataclass(frozen=True)
 class Sprite:
-    """A picture of one object, placed relative to the ground point it stands on.
+    """A rendered object, positioned relative to the ground point that it stands on.
 
     Attributes:
       color: float32 [3, H, W], linear RGB times alpha.
       alpha: float32 [H, W].
-      left, top: the picture's corner in pixels from the ground point.
+      left, top: the top left corner, in pixels from the ground point.
     """
 
     color: Array
@@ -81,41 +86,41 @@ class Sprite:
 
 
 def render(mesh: Mesh, materials: Sequence[Material], camera: Camera, light: Light) -> Sprite:
-    """The picture of a mesh whose points are in pixels; small objects get more samples a pixel."""
+    """Renders a mesh whose points are in pixels; small objects get more samples per pixel."""
     reach = float(np.ptp(mesh.points, axis=0).max())
     screen, nearness = camera.project(mesh.points, reach)
     samples = 4 if reach < 40 else 3 if reach < 70 else 2
-    left, top, width, height = _frame(screen, margin=1)
+    left, top, width, height = _bounding_frame(screen, margin=1)
     corners = ((screen - np.array([left, top], np.float32)) * samples)[mesh.quads]
     facing = _facing(corners)
     order = facing[np.argsort(nearness[mesh.quads[facing]].mean(axis=1), kind="stable")]
     numbers = _draw_numbers(corners[order], width * samples, height * samples)
     covered = np.flatnonzero(numbers)
     y, x = np.divmod(covered, width * samples)
-    hit = numbers.reshape(-1)[covered] - 1
+    quad_index = numbers.reshape(-1)[covered] - 1
     quads = mesh.quads[order]
     top_height = max(float(mesh.points[:, 2].max()), 1e-6)
     values = np.concatenate([mesh.normals, mesh.uv, mesh.points[:, 2:] / top_height], axis=1)[quads]
-    attributes = _interpolate(corners[order], values, hit, x, y)
-    color = _shade(attributes, mesh.materials[order][hit], materials, camera, light)
-    picture = np.zeros((4, height * samples, width * samples), np.float32)
-    picture.reshape(4, -1)[:3, covered] = color
-    picture[3] = numbers > 0
-    small = _average(picture, samples)
+    attributes = _interpolate(corners[order], values, quad_index, x, y)
+    color = _shade(attributes, mesh.materials[order][quad_index], materials, camera, light)
+    layers = np.zeros((4, height * samples, width * samples), np.float32)
+    layers.reshape(4, -1)[:3, covered] = color
+    layers[3] = numbers > 0
+    small = _average(layers, samples)
     return Sprite(small[:3], small[3], left, top)
 
 
 def cast_shadow(mesh: Mesh, camera: Camera, light: Light, softness: float) -> Sprite:
-    """The shadow on the ground, as a sprite without colour; `softness` is the blur in pixels."""
+    """Returns the shadow on the ground as a sprite without color; `softness` is the blur in pixels."""
     slope = light.direction[:2] / light.direction[2]
     flat = mesh.points.copy()
     flat[:, :2] -= flat[:, 2:] * slope
     flat[:, 2] = 0.0
-    # Drawn at half the resolution: it is blurred anyway.
+    # Half the resolution is enough, because the shadow is blurred.
     reach = float(np.ptp(mesh.points, axis=0).max())
     screen = camera.project(flat, reach)[0] / np.float32(2)
     margin = 2 + int(2 * softness)
-    left, top, width, height = _frame(screen, margin)
+    left, top, width, height = _bounding_frame(screen, margin)
     corners = (screen - np.array([left, top], np.float32))[mesh.quads]
     image = Image.new("L", (width, height))
     _fill(image, corners[_turned_to(mesh, light.direction)], None)
@@ -125,20 +130,20 @@ def cast_shadow(mesh: Mesh, camera: Camera, light: Light, softness: float) -> Sp
 
 
 def extent(mesh: Mesh, camera: Camera) -> tuple[float, float]:
-    """Width and height of the mesh as the camera sees it, in the units of its points."""
+    """Returns width and height of the projected mesh, in the units of its points."""
     screen, _ = camera.project(mesh.points, float(np.ptp(mesh.points, axis=0).max()))
     width, height = np.ptp(screen, axis=0)
     return float(width), float(height)
 
 
-def _frame(screen: Array, margin: int) -> tuple[int, int, int, int]:
+def _bounding_frame(screen: Array, margin: int) -> tuple[int, int, int, int]:
     low = np.floor(screen.min(axis=0)).astype(int) - margin
     high = np.ceil(screen.max(axis=0)).astype(int) + margin
     return int(low[0]), int(low[1]), int(high[0] - low[0]), int(high[1] - low[1])
 
 
 def _facing(corners: Array) -> npt.NDArray[np.int64]:
-    """Quads whose corners run counter-clockwise on the screen, where y points down."""
+    """Returns the quads whose corners are counter-clockwise on the screen, where y points down."""
     first, second = corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1]
     area = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
     return np.flatnonzero(area < 0)
@@ -157,25 +162,28 @@ def _draw_numbers(corners: Array, width: int, height: int) -> npt.NDArray[np.int
 
 def _fill(image: Image.Image, corners: Array, numbers: range | None) -> None:
     draw = ImageDraw.Draw(image)
-    # Pillow's pixel centres lie on whole numbers.
+    # In Pillow, pixel centers have integer coordinates.
     polygons = (corners - 0.5).reshape(len(corners), 8).tolist()
     for index, polygon in enumerate(polygons):
         draw.polygon(polygon, fill=255 if numbers is None else numbers[index])
 
 
 def _interpolate(
-    corners: Array, values: Array, hit: npt.NDArray[np.int32], x: npt.NDArray[np.int64], y: npt.NDArray[np.int64]
+    corners: Array, values: Array, quad_index: npt.NDArray[np.int32], x: npt.NDArray[np.int64], y: npt.NDArray[np.int64]
 ) -> list[Array]:
-    """K values [N] at pixels, from values [Q, 4, K] at the corners [Q, 4, 2]: the best linear fit in each quad."""
+    """Interpolates K values [N] at pixels from values [Q, 4, K] at corners [Q, 4, 2], by a linear fit per quad."""
     middle, base = corners.mean(axis=1), values.mean(axis=1)
     offset, change = corners - middle[:, None], values - base[:, None]
     moments = np.einsum("qci,qcj->qij", offset, offset) + 0.05 * np.eye(2, dtype=np.float32)
     slopes = np.linalg.inv(moments) @ (offset.transpose(0, 2, 1) @ change)
-    # The value at the pixel in the corner of the picture, and its change along x and y.
+    # The value at pixel (0, 0), and its change along x and y.
     start = base - np.einsum("qi,qik->qk", middle - 0.5, slopes)
     across, down = x.astype(np.float32), y.astype(np.float32)
     tables = np.stack([start, slopes[:, 0], slopes[:, 1]]).astype(np.float32).transpose(2, 0, 1)
-    return [flat.take(hit) + across * by_x.take(hit) + down * by_y.take(hit) for flat, by_x, by_y in tables.copy()]
+    return [
+        flat.take(quad_index) + across * by_x.take(quad_index) + down * by_y.take(quad_index)
+        for flat, by_x, by_y in tables.copy()
+    ]
 
 
 def _shade(
@@ -185,7 +193,7 @@ def _shade(
     camera: Camera,
     light: Light,
 ) -> Array:
-    """Linear RGB [3, N]: sun and sky on matt paint, Blinn's highlight on top."""
+    """Returns linear RGB [3, N]: diffuse light of sun and sky, plus Blinn highlights."""
     nx, ny, nz = attributes[:3]
     u, v, z = (np.clip(values, 0.0, 1.0) for values in attributes[3:])
     shorten = 1 / np.sqrt(nx * nx + ny * ny + nz * nz + np.float32(1e-12))
@@ -202,10 +210,10 @@ def _shade(
         if len(here):
             albedo[:, here] = material.paint(u[here], v[here], z[here])
             shine[here] = material.gloss * _power(highlight[here], material.sharpness)
-    # A little light wraps around the terminator, as from a lamp that is no point.
+    # The light wraps slightly around the terminator, as that of a lamp with an extent does.
     sun = np.maximum(facing(light.direction) + 0.15, 0.0) / 1.15
     up = 0.5 + 0.5 * nz * shorten
-    # Less sky is seen low above the ground.
+    # Less of the sky is visible close to the ground.
     sky = up * (0.55 + 0.45 * np.minimum(1.0, 3 * z))
     bounce = 0.35 * (1 - up)
     rim = 1.0 - np.maximum(facing(camera.towards), 0.0)
@@ -223,8 +231,8 @@ def _power(values: Array, doublings: int) -> Array:
     return values
 
 
-def _average(picture: Array, samples: int) -> Array:
-    parts = [picture[:, row::samples, column::samples] for row in range(samples) for column in range(samples)]
+def _average(layers: Array, samples: int) -> Array:
+    parts = [layers[:, row::samples, column::samples] for row in range(samples) for column in range(samples)]
     total = parts[0].copy()
     for part in parts[1:]:
         total += part

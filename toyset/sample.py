@@ -1,13 +1,14 @@
-"""ssd-sample: draws a labelled data set, so that everything can be tried without one.
+"""ssd-sample: generates a labelled dataset, for the demo and for tests.
 
     python -m toyset.sample --output=DIR [--seed=0] [--train=600] [--val=120]
 
-writes rendered toys on floors and meadows, in COCO's layout:
+writes images of rendered toys on floors and meadows, in the layout of COCO:
 
     DIR/images/{train,val}/000001.jpg ...
     DIR/annotations/instances_{train,val}.json
 
-Each image is drawn from a hash of the seed, its split and its number: more images leave the first ones as they are.
+Each image depends only on a hash of the seed, its split and its number. Requesting more images therefore does not
+change the first ones.
 """
 
 import hashlib
@@ -33,19 +34,19 @@ from toyset.placing import Kind
 from toyset.scene import draw_scene
 from toyset.toys import TOYS
 
-# Of every twenty images, so that small sets have their share, too.
+# Kind by image number modulo 20, so that small datasets contain every kind as well.
 SPECIAL_KINDS: dict[int, Kind] = {4: "heap", 9: "crowded", 14: "empty"}
-# Below it, starting processes takes longer than drawing.
+# Up to this many images, starting processes takes longer than drawing.
 FEW_IMAGES = 16
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What one image needs to be drawn.
+    """What one image is drawn from.
 
     Attributes:
-      seed, split, number: what its random generator starts from; numbers count from 1.
-      path: where the JPEG goes.
+      seed, split, number: seed of its random generator; numbers start at 1.
+      path: path of the JPEG file.
     """
 
     seed: int
@@ -54,35 +55,35 @@ class Draft:
     path: str
 
     def generator(self) -> np.random.Generator:
-        """The image's own random generator."""
+        """Returns the random generator of this image."""
         digest = hashlib.sha256(f"{self.seed}/{self.split}/{self.number}".encode()).digest()
         return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 
     @property
     def kind(self) -> Kind:
-        """What the image shows."""
+        """The kind of scene."""
         return SPECIAL_KINDS.get(self.number % 20, "plain")
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One image as COCO describes it: its entry, and those of its objects without their ids."""
+    """COCO annotations of one image: its entry, and the entries of its objects without ids."""
 
     image: dict[str, Any]
     objects: list[dict[str, Any]]
 
 
 def run_main() -> NoReturn:
-    """The console script."""
-    flags.DEFINE_string("output", None, "Folder for the data set; new or empty.")
-    flags.DEFINE_integer("seed", 0, "Another seed draws other images.", lower_bound=0)
-    flags.DEFINE_integer("train", 600, "Images of the split train.", lower_bound=1)
-    flags.DEFINE_integer("val", 120, "Images of the split val.", lower_bound=1)
+    """Runs the console script."""
+    flags.DEFINE_string("output", None, "Folder for the dataset; new or empty.")
+    flags.DEFINE_integer("seed", 0, "Seed of the images.", lower_bound=0)
+    flags.DEFINE_integer("train", 600, "Number of training images.", lower_bound=1)
+    flags.DEFINE_integer("val", 120, "Number of validation images.", lower_bound=1)
     run_command(main)
 
 
 def main(_: list[str]) -> None:
-    """Draws the data set of the flags and says what is in it."""
+    """Generates the dataset that the flags describe and prints its counts."""
     output = Path(required_flag("output"))
     for split in ("train", "val"):
         annotations = write_split(output, split, flags.FLAGS[split].value, flags.FLAGS["seed"].value)
@@ -94,39 +95,41 @@ def main(_: list[str]) -> None:
 
 
 def write_split(output: Path, split: str, count: int, seed: int) -> dict[str, Any]:
-    """Draws `count` images of a split with all cores, writes them and their annotations, and returns those.
+    """Generates the images of a split on all cores, writes them and their annotations, and returns the annotations.
 
     Raises:
-      UsageError: if the folder holds such a split already or cannot be written.
+      UsageError: if the folder already contains the split or cannot be written.
     """
     images, listing = output / "images" / split, output / "annotations" / f"instances_{split}.json"
     try:
         if listing.exists() or (images.is_dir() and any(images.iterdir())):
-            raise UsageError(f"--output={output} holds a split {split} already: name a new folder, or remove it")
+            raise UsageError(
+                f"--output={output}: already contains split {split!r}; give a new folder or remove the split"
+            )
         images.mkdir(parents=True, exist_ok=True)
         drafts = [Draft(seed, split, number, str(images / f"{number:06d}.jpg")) for number in range(1, count + 1)]
-        shown = track(draw_all(drafts), f"drawing {split}", count, disable=not sys.stdout.isatty())
-        annotations = describe_split(shown, split, seed)
+        drawn = track(draw_all(drafts), f"drawing {split}", count, disable=not sys.stdout.isatty())
+        annotations = describe_split(drawn, split, seed)
         # The annotations come last: a folder that has them is complete.
         write_text(listing, json.dumps(annotations) + "\n")
     except OSError as error:
-        raise UsageError(f"--output={output} cannot be written: {error}") from None
+        raise UsageError(f"--output={output}: cannot be written ({error}); give a writable folder") from None
     return annotations
 
 
 def draw_all(drafts: Sequence[Draft]) -> Iterator[Drawn]:
-    """Draws images, in order, in as many processes as there are cores."""
+    """Draws images with one process per core and yields them in order."""
     cores = len(os.sched_getaffinity(0))
     if cores == 1 or len(drafts) <= FEW_IMAGES:
         yield from map(draw_image, drafts)
         return
-    # Forking would copy whatever threads and locks the caller has.
+    # Forking would copy the threads and locks of the caller.
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(draw_image, drafts, chunksize=8)
 
 
 def draw_image(draft: Draft) -> Drawn:
-    """Draws one image, writes its JPEG and describes it."""
+    """Draws one image, writes its JPEG file and returns its annotations."""
     rng = draft.generator()
     scene = draw_scene(rng, draft.kind)
     Image.fromarray(scene.image).save(draft.path, "JPEG", quality=int(rng.integers(82, 96)))
@@ -146,12 +149,12 @@ def draw_image(draft: Draft) -> Drawn:
 
 
 def describe_split(drawn: Iterable[Drawn], split: str, seed: int) -> dict[str, Any]:
-    """COCO's annotations of a split; the ids of objects count through."""
+    """Returns the COCO annotations of a split; object ids are consecutive over all images."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for one in drawn:
-        images.append(one.image)
-        for entry in one.objects:
+    for image in drawn:
+        images.append(image.image)
+        for entry in image.objects:
             annotations.append({"id": len(annotations) + 1, **entry})
     categories = [
         {"id": toy.category_id, "name": name, "supercategory": "toy"}

@@ -1,7 +1,7 @@
-"""The six classes: how each thing is built, painted and put down.
+"""Builds toys of the six classes.
 
-A builder draws proportions, pattern and pose at random and returns a `Toy` that stands on z = 0 about the origin. Its
-colours come from the caller; a class has a usual hue, as toys of one maker do, but not always that one.
+A builder chooses proportions, pattern and pose at random and returns a `Toy` that stands on z = 0 above the origin. The
+caller chooses its colors. Each class has a typical hue, which most but not all of its toys have.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Rng: TypeAlias = np.random.Generator
 
 @dataclass(frozen=True)
 class Toy:
-    """A thing ready to be drawn: a mesh and what its parts are made of."""
+    """An object to be rendered: a mesh and the materials of its parts."""
 
     mesh: Mesh
     materials: tuple[Material, ...]
@@ -27,20 +27,20 @@ class Toy:
 
 @dataclass(frozen=True)
 class Colors:
-    """Two colours that differ from each other; the first differs from the ground."""
+    """Two different colors; the first also differs from the ground."""
 
     main: Array
     second: Array
 
 
 def stand(mesh: Mesh, *materials: Material) -> Toy:
-    """Puts the mesh on the ground, over the origin."""
+    """Returns a toy whose mesh is moved onto the ground, above the origin."""
     low, high = mesh.points.min(axis=0), mesh.points.max(axis=0)
     return Toy(mesh.move(-(low[0] + high[0]) / 2, -(low[1] + high[1]) / 2, -low[2]), materials)
 
 
 def build_ball(rng: Rng, colors: Colors) -> Toy:
-    """A beach ball or one with a band."""
+    """Builds a beach ball or a ball with a band."""
     patterns: list[Paint] = [
         paints.striped(colors.main, colors.second, int(rng.integers(3, 5)), along="u"),
         paints.striped(colors.main, colors.second, 3, share=0.3, along="u"),
@@ -52,7 +52,7 @@ def build_ball(rng: Rng, colors: Colors) -> Toy:
 
 
 def build_book(rng: Rng, colors: Colors) -> Toy:
-    """A closed hardback, lying or standing open to view."""
+    """Builds a closed hardback, lying or upright with its cover to the front."""
     width, length, thickness = rng.uniform(0.66, 0.8), 1.0, rng.uniform(0.16, 0.26)
     board = 0.028
     paper = paints.linear(0.95, 0.92, 0.84)
@@ -71,13 +71,13 @@ def build_book(rng: Rng, colors: Colors) -> Toy:
     if rng.random() < 0.55:
         pose = rotation("z", rng.uniform(-50, 50))
     else:
-        # Upright, the cover towards us, leaning back a little.
+        # Upright, with the cover towards the camera, leaning back slightly.
         pose = rotation("z", rng.uniform(-40, 40)) @ rotation("x", rng.uniform(68, 86))
     return stand(book.turn(pose), cover, cloth, pages, spine)
 
 
 def build_bottle(rng: Rng, colors: Colors) -> Toy:
-    """A bottle with a neck, a cap and a label."""
+    """Builds a bottle with a neck, a cap and a label."""
     radius, shoulder, neck = rng.uniform(0.15, 0.2), rng.uniform(0.5, 0.64), rng.uniform(0.055, 0.07)
     bend = rng.uniform(0.74, 0.82)
     body = [(0.0, 0.0), (radius * 0.9, 0.0), (radius, 0.03), (radius, shoulder)]
@@ -93,14 +93,14 @@ def build_bottle(rng: Rng, colors: Colors) -> Toy:
 
 
 def build_clock(rng: Rng, colors: Colors) -> Toy:
-    """An alarm clock with two bells, facing us."""
+    """Builds an alarm clock with two bells that faces the camera."""
     depth = rng.uniform(0.3, 0.45)
     case = revolve(
         [(0, -depth), (0.86, -depth), (0.95, -depth + 0.1), (1.0, 0.0), (1.0, 0.0), (0.97, 0.1), (0.9, 0.1)], 0
     )
     rim = revolve([(0.9, 0.1), (0.9, 0.1), (0.86, 0.02)], 0)
     dial = revolve([(0.86, 0.02), (0.0, 0.02)], 1, 40)
-    # A dial is painted on a square around it.
+    # The dial is painted on its bounding square.
     dial = replace(dial, uv=dial.points[:, :2] / np.float32(2 * 0.86) + np.float32(0.5))
     head = join([case, rim, dial]).turn(rotation("x", 90))
     parts = [head]
@@ -120,7 +120,7 @@ def build_clock(rng: Rng, colors: Colors) -> Toy:
 
 
 def build_fish(rng: Rng, colors: Colors) -> Toy:
-    """A plump toy fish in profile, with a forked tail and fins."""
+    """Builds a toy fish in profile, with a forked tail and fins."""
     height, width = rng.uniform(0.3, 0.42), rng.uniform(0.17, 0.24)
     body = sphere(0, 24).turn(rotation("y", 90)).stretch(0.62, width, height)
     fork = rng.uniform(0.24, 0.36)
@@ -150,7 +150,7 @@ def build_fish(rng: Rng, colors: Colors) -> Toy:
 
 
 def build_star(rng: Rng, colors: Colors) -> Toy:
-    """A five-pointed star, ridged, leaning back."""
+    """Builds a five-pointed star with ridges that leans back."""
     inner, phase = rng.uniform(0.4, 0.5), rng.uniform(-0.12, 0.12)
     outline = []
     for corner in range(10):
@@ -173,7 +173,7 @@ Builder: TypeAlias = Callable[[Rng, Colors], Toy]
 
 @dataclass(frozen=True)
 class ToyClass:
-    """A class of toys: its category id (as COCO numbers such things, with gaps), its builder and its usual hue."""
+    """A class of toys: its category id (that of COCO, so the ids have gaps), its builder and its typical hue."""
 
     category_id: int
     build: Builder

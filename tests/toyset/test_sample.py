@@ -17,7 +17,7 @@ from toyset import sample
 from toyset.clutter import CLUTTER
 from toyset.placing import Place, Spot, choose_spots
 from toyset.rendering import Camera, Light, Sprite
-from toyset.scene import Standing, describe_objects, draw_scene, stack_toys
+from toyset.scene import PlacedToy, describe_objects, draw_scene, stack_toys
 from toyset.toys import TOYS
 
 MANY = 80
@@ -117,7 +117,7 @@ def test_a_box_is_where_the_picture_changes():
     y, x = np.mgrid[0:41, 0:41] - 20.0
     alpha = (np.hypot(x, y) <= 15.2).astype(np.float32)
     disc = Sprite(np.zeros((3, 41, 41), np.float32), alpha, left=-20, top=-40)
-    toy = Standing(Spot("ball", 60.0, 70.0, 30.0), disc, disc, in_heap=False)
+    toy = PlacedToy(Spot("ball", 60.0, 70.0, 30.0), disc, disc, in_pile=False)
     _, cover, kept = stack_toys([toy], 120, 90)
     (found,) = describe_objects(kept, 120, 90)
     assert found.box == (60 - 15, 70 - 40 + 20 - 15, 31, 31)
@@ -127,7 +127,7 @@ def test_a_box_is_where_the_picture_changes():
 def test_what_others_hide_counts_to_the_box_and_the_hidden_are_dropped():
     def put(name, x, side):
         square = Sprite(np.zeros((3, side, side), np.float32), np.ones((side, side), np.float32), 0, -side)
-        return Standing(Spot(name, float(x), 80.0, float(side)), square, square, in_heap=False)
+        return PlacedToy(Spot(name, float(x), 80.0, float(side)), square, square, in_pile=False)
 
     near, half_hidden, hidden = put("clock", 30, 40), put("book", 55, 40), put("star", 35, 20)
     cut_off = put("fish", 105, 40)
@@ -236,7 +236,7 @@ def test_the_command_writes_both_splits_and_refuses_to_mix(command, tmp_path):
     code, _, errors = command(*arguments)
     assert code == 2
     assert errors.count("\n") == 1
-    assert "holds a split train already" in errors
+    assert "already contains split 'train'" in errors
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_mistakes_are_told_in_one_line(command, arguments, word):
 def test_a_half_written_split_is_not_taken_for_whole(tmp_path):
     (tmp_path / "images/val").mkdir(parents=True)
     (tmp_path / "images/val/000001.jpg").write_bytes(b"")
-    with pytest.raises(UsageError, match="holds a split val already"):
+    with pytest.raises(UsageError, match="already contains split 'val'"):
         sample.write_split(tmp_path, "val", 1, seed=0)
 
 
