@@ -39,7 +39,7 @@ def decode_image(data: bytes, upright: bool = True) -> Image.Image:
 
     Args:
       data: the bytes of the file.
-      upright: whether to rotate the image as its EXIF orientation says.
+      upright: whether to rotate the image as its EXIF orientation specifies.
 
     Raises:
       ImageError: with reason `unreadable`, `truncated`, `too_many_pixels`, `no_pixels` or `unsupported_mode`.
