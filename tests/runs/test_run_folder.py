@@ -76,13 +76,13 @@ def test_invalid_folder_names_are_rejected():
 
 def test_a_run_beyond_its_last_step_is_rejected():
     check_steps_left(300, 300, "RUN")
-    with pytest.raises(UsageError, match=r"at step 500, and train.epochs or train.steps end it at 300"):
+    with pytest.raises(UsageError, match=r"at step 500, but train.epochs or train.steps end it at 300"):
         check_steps_left(500, 300, "RUN")
 
 
 def test_running_out_of_memory_reports_the_keys_to_lower():
-    said = r"out of memory \(OOM when allocating.*train.global_batch_size"
-    with pytest.raises(UsageError, match=said), explain_out_of_memory():
+    message = r"out of memory \(OOM when allocating.*train.global_batch_size"
+    with pytest.raises(UsageError, match=message), explain_out_of_memory():
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[9,9]")
     # TensorFlow raises the same error for a full disk.
     with pytest.raises(tf.errors.ResourceExhaustedError), explain_out_of_memory():
