@@ -18,8 +18,8 @@ from toyset.toys import TOYS
 
 Rng: TypeAlias = np.random.Generator
 
-# Number of toys in a scene: plain, a few; empty, none; crowded, many; heap, a few and a pile of small ones.
-Kind: TypeAlias = Literal["plain", "empty", "crowded", "heap"]
+# Number of toys in a scene: plain, a few; empty, none; crowded, many; pile, a few and a pile of small ones.
+Kind: TypeAlias = Literal["plain", "empty", "crowded", "pile"]
 
 SHARE_CLUTTERED = 0.2
 IN_PLAIN, IN_CROWDED = (1, 6), (19, 24)
@@ -93,7 +93,7 @@ def choose_spots(rng: Rng, place: Place, kind: Kind) -> tuple[list[Spot], list[S
     for size in sizes:
         name = names[rng.choice(len(names), p=0.5 * weights + 0.5 / len(names))]
         spots.append(_choose_spot(rng, name, float(size), place, spots))
-    return spots, _make_pile(rng, place, spots) if kind == "heap" else []
+    return spots, _make_pile(rng, place, spots) if kind == "pile" else []
 
 
 def _pick_light(rng: Rng, ground: Array, is_outdoor: bool) -> Light:

@@ -35,7 +35,7 @@ from toyset.scene import draw_scene
 from toyset.toys import TOYS
 
 # Kind by image number modulo 20, so that small datasets contain every kind as well.
-SPECIAL_KINDS: dict[int, Kind] = {4: "heap", 9: "crowded", 14: "empty"}
+SPECIAL_KINDS: dict[int, Kind] = {4: "pile", 9: "crowded", 14: "empty"}
 # Up to this many images, starting processes takes longer than drawing.
 FEW_IMAGES = 16
 

@@ -229,7 +229,7 @@ def test_data_that_grew_leaves_no_shard_of_before(places, run):
 
 def test_a_dry_run_here_writes_nothing_and_says_so(places, run):
     code, out, _ = run("--dry_run=True")
-    assert (code, out.splitlines()[0]) == (0, "nothing was run; the job's steps:")
+    assert (code, out.splitlines()[0]) == (0, "dry run, nothing was executed; the steps of the job:")
     assert "  Write shards" in out.splitlines()
     assert not (places / "out").exists()
 

@@ -45,7 +45,7 @@ def test_nothing_is_shown_without_a_terminal_or_from_afar(tmp_path, terminal, ou
 
 
 def test_a_terminal_is_shown_the_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipelines.shard_progress, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(pipelines.shard_progress, "POLL_SECONDS", 0.01)
     shown = io.StringIO()
     with show_progress(str(tmp_path), "train", False, Console(file=shown, force_terminal=True, width=100)):
         (tmp_path / "train/.parts").mkdir(parents=True)

@@ -1,10 +1,11 @@
-"""The generated data set: a function of seed, split and number; valid COCO; boxes that fit; the variety it promises."""
+"""Tests that the generated dataset depends only on its seed, is valid COCO, and has tight boxes and enough variety."""
 
 import io
 import json
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from ssd_dist.core.errors import UsageError
+from ssd_dist.core.manifest import Manifest
 from toyset import sample
 from toyset.clutter import CLUTTER
 from toyset.placing import Place, Spot, choose_spots
@@ -20,6 +22,7 @@ from toyset.rendering import Camera, Light, Sprite
 from toyset.scene import PlacedToy, describe_objects, draw_scene, stack_toys
 from toyset.toys import TOYS
 
+ROOT = Path(__file__).parents[2]
 MANY = 80
 GREY = np.full(3, 0.4, np.float32)
 UP = np.array([0, 0, 1], np.float32)
@@ -44,7 +47,7 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A small data set as the command writes it, in several processes."""
+    """A small dataset, written by the command in several processes."""
     folder = tmp_path_factory.mktemp("sample")
     sample.write_split(folder, "train", sample.FEW_IMAGES + 4, seed=0)
     sample.write_split(folder, "val", 3, seed=0)
@@ -59,8 +62,8 @@ def test_the_seed_decides_every_byte(written, tmp_path):
     assert not set(again.values()) & set(files_of(tmp_path / "other").values())
 
 
-def test_more_images_leave_the_first_ones_as_they_are(written, tmp_path):
-    # Few images are drawn in this process, many in several: that must not matter either.
+def test_more_images_do_not_change_the_first_ones(written, tmp_path):
+    # Few images are drawn in one process and many in several; the result must be the same.
     few = sample.write_split(tmp_path, "train", 5, seed=0)
     many = json.loads((written / "annotations/instances_train.json").read_text())
     assert few["images"] == many["images"][:5]
@@ -76,7 +79,7 @@ def test_splits_share_no_image(written):
     assert len(set(images)) == len(images) == sample.FEW_IMAGES + 7
 
 
-def test_coco_tools_read_it_and_the_files_are_as_said(written):
+def test_coco_tools_read_the_annotations_and_sizes_match(written):
     for split, count in (("train", sample.FEW_IMAGES + 4), ("val", 3)):
         coco = load_coco(written / f"annotations/instances_{split}.json")
         assert len(coco.imgs) == count
@@ -85,8 +88,8 @@ def test_coco_tools_read_it_and_the_files_are_as_said(written):
         assert ids != list(range(ids[0], ids[0] + len(ids))), "ids without gaps would not test their mapping"
         assert sorted(category["name"] for category in coco.cats.values()) == sorted(TOYS)
         for image in coco.imgs.values():
-            with Image.open(written / "images" / split / image["file_name"]) as picture:
-                assert (picture.format, picture.mode, picture.size) == (
+            with Image.open(written / "images" / split / image["file_name"]) as image_file:
+                assert (image_file.format, image_file.mode, image_file.size) == (
                     "JPEG",
                     "RGB",
                     (image["width"], image["height"]),
@@ -112,8 +115,8 @@ def test_boxes_are_tight_around_the_masks(scenes):
             assert inside[:, -1].any()
 
 
-def test_a_box_is_where_the_picture_changes():
-    """The mask is where a toy is drawn: dark disc on nothing, its box by the disc's own radius."""
+def test_box_encloses_the_drawn_pixels():
+    """The mask covers the drawn pixels: the box of a disc follows from its radius."""
     y, x = np.mgrid[0:41, 0:41] - 20.0
     alpha = (np.hypot(x, y) <= 15.2).astype(np.float32)
     disc = Sprite(np.zeros((3, 41, 41), np.float32), alpha, left=-20, top=-40)
@@ -124,7 +127,7 @@ def test_a_box_is_where_the_picture_changes():
     np.testing.assert_array_equal(cover > 0.5, found.mask)
 
 
-def test_what_others_hide_counts_to_the_box_and_the_hidden_are_dropped():
+def test_boxes_include_hidden_parts_and_hidden_toys_are_dropped():
     def put(name, x, side):
         square = Sprite(np.zeros((3, side, side), np.float32), np.ones((side, side), np.float32), 0, -side)
         return PlacedToy(Spot(name, float(x), 80.0, float(side)), square, square, in_pile=False)
@@ -136,12 +139,12 @@ def test_what_others_hide_counts_to_the_box_and_the_hidden_are_dropped():
     assert found == {"clock": (30, 40, 40, 40), "book": (55, 40, 40, 40)}
 
 
-def test_toys_are_seen_for_the_most_part(scenes):
-    """Of every object some pixels stay its own, whatever stands before it."""
+def test_toys_are_mostly_visible(scenes):
+    """A large part of every object is visible in front of or beside nearer ones."""
     for scene in scenes:
         singles = [found for found in scene.objects if not found.is_crowd]
         nearer = np.zeros(scene.image.shape[:2], bool)
-        # Objects come nearest first.
+        # Objects are sorted nearest first.
         for found in singles:
             assert (found.mask & ~nearer).sum() > 0.4 * found.area
             nearer |= found.mask
@@ -150,24 +153,24 @@ def test_toys_are_seen_for_the_most_part(scenes):
 def test_sizes_span_three_octaves(scenes):
     sides = np.array([max(found.box[2:]) for scene in scenes for found in scene.objects if not found.is_crowd])
     assert np.log2(sides.max() / sides.min()) >= 3
-    # And not by single strays: below 60 pixels, around 100, above 200.
+    # Each range occurs often: below 60 pixels, around 100, above 200.
     shares = np.histogram(sides, [25, 60, 200, 320])[0] / len(sides)
     assert shares.sum() == pytest.approx(1)
     assert shares.min() > 0.03
 
 
-def test_every_twenty_images_have_an_empty_one_a_crowded_one_and_a_heap(scenes):
+def test_every_twenty_images_contain_one_of_each_special_kind(scenes):
     """Shares of 5 % each, even in a small split."""
     for start in range(0, MANY, 20):
         counts = [sum(not found.is_crowd for found in scene.objects) for scene in scenes[start : start + 20]]
         assert counts.count(0) == 1
         assert sum(count >= 15 for count in counts) == 1
-        heaps = [found for scene in scenes[start : start + 20] for found in scene.objects if found.is_crowd]
-        assert len(heaps) == 1
+        piles = [found for scene in scenes[start : start + 20] for found in scene.objects if found.is_crowd]
+        assert len(piles) == 1
 
 
-def test_things_of_no_class_lie_about_unlabelled():
-    """Of many scenes without toys some show something all the same: the empty ones differ in nothing but clutter."""
+def test_clutter_is_unlabelled():
+    """Scenes without toys contain only clutter, and some of them do contain clutter."""
     toys = [put for seed in range(40) for put in choose_all_spots(seed, "empty")]
     assert {spot.name for spot in toys} <= set(CLUTTER)
     assert len(toys) >= 3
@@ -175,19 +178,19 @@ def test_things_of_no_class_lie_about_unlabelled():
 
 def choose_all_spots(seed, kind):
     rng = np.random.default_rng(seed)
-    spots, heap = choose_spots(rng, PLACE, kind)
-    return [*spots, *heap]
+    spots, pile = choose_spots(rng, PLACE, kind)
+    return [*spots, *pile]
 
 
-def test_every_class_is_there_in_fair_numbers(scenes):
+def test_classes_are_balanced(scenes):
     names = [found.name for scene in scenes for found in scene.objects]
     shares = {name: names.count(name) / len(names) for name in TOYS}
     assert min(shares.values()) > 0.5 / len(TOYS)
     assert max(shares.values()) < 2 / len(TOYS)
 
 
-def test_pictures_look_like_photographs(scenes):
-    """No flat ones, no wholly black or burnt ones, sizes and shapes differ."""
+def test_images_look_like_photographs(scenes):
+    """No image is uniform, black or overexposed; sizes and shapes differ."""
     for scene in scenes:
         grey = scene.image.mean(axis=2)
         assert scene.image.dtype == np.uint8
@@ -200,7 +203,7 @@ def test_pictures_look_like_photographs(scenes):
 
 
 def test_color_alone_does_not_decide_the_class(scenes):
-    """The nearest class by mean colour is often another: a classifier by colour, fitted to these very toys, errs."""
+    """A nearest-mean classifier by color makes errors even on the toys that it was fitted to."""
     colors = {name: [] for name in TOYS}
     for scene in scenes:
         for found in scene.objects:
@@ -249,14 +252,14 @@ def test_the_command_writes_both_splits_and_refuses_to_mix(command, tmp_path):
         (("--output=X", "--vall=3"), "did you mean --val"),
     ],
 )
-def test_mistakes_are_told_in_one_line(command, arguments, word):
+def test_mistakes_are_reported_in_one_line(command, arguments, word):
     code, _, errors = command(*arguments)
     assert code == 2
     assert errors.count("\n") == 1
     assert word in errors
 
 
-def test_a_half_written_split_is_not_taken_for_whole(tmp_path):
+def test_an_incomplete_split_is_refused(tmp_path):
     (tmp_path / "images/val").mkdir(parents=True)
     (tmp_path / "images/val/000001.jpg").write_bytes(b"")
     with pytest.raises(UsageError, match="already contains split 'val'"):
@@ -269,8 +272,12 @@ def test_drawing_needs_neither_beam_nor_tensorflow():
     assert done.stdout.strip() == "set()"
 
 
-def test_prepare_reads_it(written, tmp_path, prepare):
-    manifest = prepare("coco", written, tmp_path, split="val")
+def test_prepare_reads_the_dataset(written, tmp_path):
+    command = [sys.executable, "-m", "pipelines.prepare", "--input_format=coco", f"--input={written}", "--split=val"]
+    command += [f"--output={tmp_path}", f"--config={ROOT / 'configs/base.yaml'}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    path = tmp_path / "dataset.json"
+    manifest = Manifest.from_json(path.read_text(), str(path))
     assert [*manifest.classes] == [name for name, _ in sorted(TOYS.items(), key=lambda item: item[1].category_id)]
     assert manifest.splits["val"].views[0].examples == 3
 
