@@ -47,6 +47,7 @@ def launch(tmp_path: Path):
     for process in started:
         process.kill()
         process.wait()
+        process.stdout.close()
     for pid in worker_pids(tmp_path):
         if is_alive(pid):
             os.kill(pid, signal.SIGKILL)
