@@ -1,4 +1,4 @@
-"""Containers and manifests: what they install is whole, and they know the exit codes."""
+"""Containers and job files: they install all files and handle the exit codes."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("container", ["train", "prepare"])
-def test_what_a_container_installs_has_the_templates(tmp_path: Path, container: str) -> None:
+def test_a_container_installs_the_report_templates(tmp_path: Path, container: str) -> None:
     text = (ROOT / "launch" / container / "Dockerfile").read_text()
     for line in re.findall("^COPY ([^-].*)$", text, re.MULTILINE):
         *sources, target = line.split()
@@ -34,20 +34,20 @@ def test_what_a_container_installs_has_the_templates(tmp_path: Path, container: 
     assert {f"ssd_dist/report/templates/{name}" for name in files} <= set(zipfile.ZipFile(wheel).namelist())
 
 
-def test_kubernetes_starts_again_what_a_start_can_mend() -> None:
+def test_kubernetes_restarts_only_exit_codes_that_a_restart_can_fix() -> None:
     spec = yaml.safe_load((ROOT / "launch/train/jobset.yaml").read_text())["spec"]
     (job,) = spec["replicatedJobs"]
     rules = job["template"]["spec"]["podFailurePolicy"]["rules"]
     by_code = {
         code: rule["action"] for rule in rules if "onExitCodes" in rule for code in rule["onExitCodes"]["values"]
     }
-    mend = [error.exit_code for error in (UsageError, DataError, CheckpointError)]
-    assert by_code == {**dict.fromkeys(mend, "FailJob"), RestartError.exit_code: "Ignore"}
+    permanent = [error.exit_code for error in (UsageError, DataError, CheckpointError)]
+    assert by_code == {**dict.fromkeys(permanent, "FailJob"), RestartError.exit_code: "Ignore"}
     # A job that failed by its own policy is not started again.
     assert spec["failurePolicy"]["rules"] == [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
 
 
-def test_the_image_of_a_template_is_the_workers_too() -> None:
+def test_the_template_image_also_runs_workers() -> None:
     dockerfile = (ROOT / "launch/prepare/Dockerfile").read_text()
     assert "COPY --from=launcher /opt/google/dataflow/python_template_launcher" in dockerfile
     assert "ENTRYPOINT" not in dockerfile

@@ -83,14 +83,14 @@ def test_the_submitted_graph_reads_images_after_the_last_shuffle(job):
 
 
 def test_no_image_byte_crosses_a_shuffle(job, monkeypatch):
-    """Every element that enters a grouping, looked at: none is large, none holds a JPEG."""
+    """Every element that enters a grouping is small and contains no JPEG."""
     sizes = Path(job.output).parent / "sizes"
     sizes.mkdir()
     group_by_key = beam.GroupByKey
 
     class WatchedGroupByKey(beam.PTransform):
         def expand(self, collection):
-            return collection | beam.Map(look_at, str(sizes)) | group_by_key()
+            return collection | beam.Map(check_element, str(sizes)) | group_by_key()
 
     monkeypatch.setattr(beam, "GroupByKey", WatchedGroupByKey)
     run_job(job, PipelineOptions([]))
@@ -102,7 +102,7 @@ def test_no_image_byte_crosses_a_shuffle(job, monkeypatch):
     assert shards > 50_000
 
 
-def look_at(element, folder):
+def check_element(element, folder):
     data = pickle.dumps(element)
     assert b"\xff\xd8\xff" not in data, "a JPEG passes through a shuffle"
     with (Path(folder) / "sizes").open("a") as file:
@@ -193,7 +193,7 @@ def test_the_template_offers_flags_that_exist(own_flags):
     assert {parameter["name"] for parameter in template["parameters"]} <= own_flags
 
 
-def test_the_container_holds_what_the_lock_says():
+def test_the_container_uses_the_locked_beam_version():
     dockerfile = (ROOT / "launch/prepare/Dockerfile").read_text()
     lock = (ROOT / "requirements.lock").read_text()
     beam_version = re.search(r"^apache-beam(?:\[[\w,-]+\])?==([\d.]+)", lock, re.MULTILINE).group(1)

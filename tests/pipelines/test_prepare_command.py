@@ -17,7 +17,7 @@ IMAGES = {f"i{number}": [("cat", 5, 5, 30, 40), ("dog", 1, 2, 3, 9)] for number 
 
 @pytest.fixture
 def places(tmp_path, monkeypatch):
-    """A data set, an output folder and a config, by the names used in the commands."""
+    """A dataset, an output folder and a config, by the names used in the commands."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.yaml").write_text("model: {input_size: 96}\n")
     make_voc(tmp_path / "voc", IMAGES)
@@ -143,7 +143,7 @@ def test_a_second_split_takes_the_classes_of_the_first(places, run):
     assert manifest["splits"]["val"]["rejected_boxes"] == {"unknown_class": 1}
 
 
-def test_classes_that_the_data_set_does_not_have_are_named_at_the_end(places, run):
+def test_unknown_classes_are_reported_at_the_end(places, run):
     make_voc(places / "more", {"a": [("dog", 5, 5, 30, 40), ("cow", 1, 2, 3, 9)], "b": [("ant", 1, 2, 3, 9)]})
     val = ["--input=more", "--split=val", "--source_split=train"]
     assert "warning" not in run()[1]
@@ -155,7 +155,7 @@ def test_classes_that_the_data_set_does_not_have_are_named_at_the_end(places, ru
     assert "warning: boxes of" not in out
 
 
-def test_a_picture_under_two_ids_is_told(places, run):
+def test_an_image_under_two_ids_is_reported(places, run):
     make_voc(places / "voc", {name: [("cat", 5, 5, 30, 40)] for name in "abc"})
     (places / "voc/JPEGImages/c.jpg").write_bytes((places / "voc/JPEGImages/a.jpg").read_bytes())
     code, out, _ = run()
@@ -164,7 +164,7 @@ def test_a_picture_under_two_ids_is_told(places, run):
 
 
 @pytest.mark.parametrize(("lost", "shards"), [(range(0, 40, 2), 3), (range(0, 20), 0), ((), 0)])
-def test_gaps_in_step_with_the_shards_are_told(places, run, lost, shards):
+def test_rejections_at_regular_distances_are_reported(places, run, lost, shards):
     make_voc(places / "voc", {f"i{number:02d}": [("cat", 5, 5, 30, 40)] for number in range(40)})
     for number in lost:
         (places / f"voc/JPEGImages/i{number:02d}.jpg").write_bytes(b"broken")
@@ -185,7 +185,7 @@ def test_the_number_of_shards_that_is_advised_is_a_prime(shards, prime):
 @pytest.mark.parametrize(
     "mistake", ["--input=nowhere", "--exclude_classes=cats", "--source_split=vla", "--input_format=coco"]
 )
-def test_a_mistake_put_right_finds_the_folder_free(places, run, mistake):
+def test_a_failed_command_leaves_the_output_folder_usable(places, run, mistake):
     code, _, _ = run(mistake, without=[mistake.partition("=")[0]])
     assert code == 3
     code, _, err = run()
@@ -227,7 +227,7 @@ def test_data_that_grew_leaves_no_shard_of_before(places, run):
     assert grown == digests(places / "fresh")
 
 
-def test_a_dry_run_here_writes_nothing_and_says_so(places, run):
+def test_a_local_dry_run_writes_nothing_and_reports_it(places, run):
     code, out, _ = run("--dry_run=True")
     assert (code, out.splitlines()[0]) == (0, "dry run, nothing was executed; the steps of the job:")
     assert "  Write shards" in out.splitlines()
@@ -243,7 +243,7 @@ def test_help_lists_the_flags():
         assert f"  --{flag}: " in done.stdout
 
 
-def test_the_flag_that_was_changed_is_named_not_what_came_with_it(places, run):
+def test_only_the_changed_flag_is_reported(places, run):
     assert run()[0] == 0
     code, _, err = run("--set", "data.views=3")
     assert (code, "data.views was 1, is 3" in err) == (3, True), err
@@ -321,7 +321,7 @@ def test_storage_that_fails_midway_ends_the_job_in_one_line(places, run, monkeyp
     assert not (places / "out/dataset.json").exists()
 
 
-def test_a_wrong_image_dir_is_told_from_a_few_missing_images(places, run):
+def test_a_wrong_image_dir_is_an_error_unlike_a_few_missing_images(places, run):
     (places / "other").mkdir()
     (places / "other/readme.txt").write_text("no images here")
     code, _, err = run("--image_dir=other")

@@ -112,7 +112,7 @@ def test_resume_on_an_object_store(bucket, tmp_path, prepare):
     assert not [name for name in names(bucket) if ".tmp-" in name]
 
 
-def test_what_is_not_there_is_told(bucket, tmp_path, prepare):
+def test_missing_input_and_buckets_are_reported(bucket, tmp_path, prepare):
     with pytest.raises(DataError, match="nowhere"):
         prepare("voc", f"gs://{BUCKET}/nowhere", f"gs://{BUCKET}/x", config=SMALL, options=OPTIONS)
     source = upload(bucket, make_voc(tmp_path / "voc", labelled_images(3)), "raw/small")

@@ -1,4 +1,4 @@
-"""Prepare on the real data sets: every count, every contract of the output, and a foreign decoder."""
+"""Prepare on the real datasets: all counts, all contracts of the output, and decoding by another project."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ from ssd_dist.core.boxes import decode_boxes
 from ssd_dist.core.config import Config
 from ssd_dist.core.manifest import Manifest, fingerprint
 
-# Counted in the data sets' README and, for the boxes of each split, with grep on the XML and text files.
+# From the README of the datasets and, for the boxes of each split, with grep on the XML and text files.
 BCCD_IMAGES = {"train": 205, "val": 87, "test": 72}
 BCCD_CLASSES = ("Platelets", "RBC", "WBC")
 BCCD_BOXES = {"RBC": 4155, "WBC": 372, "Platelets": 361}
@@ -80,7 +80,7 @@ def assert_everything_is_accounted_for(output, manifest):
         assert sum(split.views[0].objects_per_class.values()) == split.boxes
 
 
-def test_shards_are_what_the_manifest_says(bccd):
+def test_shards_match_the_manifest(bccd):
     output, manifest = bccd
     for name, split in manifest.splits.items():
         shards = split.views[0].shards

@@ -87,7 +87,7 @@ def test_resume_keeps_finished_shards_and_makes_the_others(source, prepare, tmp_
     manifest = prepare("voc", source, tmp_path, config=SMALL, shards=6)
     undisturbed = digests(tmp_path)
     shards = [shard.file for view in manifest.splits["train"].views for shard in view.shards]
-    # As a killed run leaves it: no manifest, one shard missing, one cut, one report missing, litter.
+    # The state after a killed run: no manifest, a shard missing, one cut, a report missing, a temporary file.
     (tmp_path / "dataset.json").unlink()
     (tmp_path / shards[0]).unlink()
     (tmp_path / shards[1]).write_bytes((tmp_path / shards[1]).read_bytes()[:-1])
@@ -101,7 +101,7 @@ def test_resume_keeps_finished_shards_and_makes_the_others(source, prepare, tmp_
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-def test_resume_goes_on_with_the_run_that_was_stopped_and_not_with_the_one_before(prepare, tmp_path, monkeypatch):
+def test_resume_continues_the_stopped_run_and_not_the_one_before(prepare, tmp_path, monkeypatch):
     source = make_voc(tmp_path / "voc", IMAGES)
     image = source / "JPEGImages/image_00007.jpg"
     good = image.read_bytes()
@@ -213,7 +213,7 @@ def test_a_killed_job_ends_as_an_undisturbed_one_when_run_again(tmp_path, prepar
         _, errors = job.communicate(timeout=120)
         assert job.returncode == 75, errors
         assert "Traceback" not in errors
-        # The shell around the worker says "Killed".
+        # The shell around the worker prints "Killed".
         assert len(errors.splitlines()) <= 2
         assert "--resume" in errors
     else:
@@ -230,7 +230,7 @@ def test_a_killed_job_ends_as_an_undisturbed_one_when_run_again(tmp_path, prepar
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("flags", "sign"), [([], signal.SIGINT), (["--workers=2"], signal.SIGTERM)])
-def test_a_stopped_job_says_so_and_goes_on(tmp_path, prepare, flags, sign):
+def test_a_stopped_job_reports_it_and_can_be_resumed(tmp_path, prepare, flags, sign):
     source = make_voc(tmp_path / "voc", labelled_images(300))
     output = tmp_path / "out"
     prepare("voc", source, tmp_path / "undisturbed", config=LARGER)

@@ -62,7 +62,7 @@ def deal(elements, shards=0):
     return {shard: split_group(values) for shard, values in group_by_key(members)}
 
 
-def data_set(sizes, seed=0):
+def make_dataset(sizes, seed=0):
     elements = [make_element(Category("cat", 0, "cat"))]
     for file, size in enumerate(sizes):
         elements += [make_element(image(f"{file}-{row}", file, row)) for row in range(size)]
@@ -75,7 +75,7 @@ def data_set(sizes, seed=0):
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=5), asked=st.integers(0, 12), seed=st.integers(0, 9))
 def test_images_are_dealt_round_robin_in_listing_order(sizes, asked, seed):
     order = [f"{file}-{row}" for file, size in enumerate(sizes) for row in range(size)]
-    shards = deal(data_set(sizes, seed), asked)
+    shards = deal(make_dataset(sizes, seed), asked)
     count = choose_shard_count(len(order), asked)
     assert sorted(shards) == list(range(count))
     for shard, (members, plan) in shards.items():
@@ -87,13 +87,13 @@ def test_images_are_dealt_round_robin_in_listing_order(sizes, asked, seed):
 
 def test_more_rows_than_a_bucket():
     sizes = [2 * BUCKET_ROWS + 5, 3, BUCKET_ROWS]
-    shards = deal(data_set(sizes), 4)
+    shards = deal(make_dataset(sizes), 4)
     indices = sorted(member.place for members, _ in shards.values() for member in members)
     assert indices == list(range(sum(sizes)))
 
 
 def test_the_transform_does_the_same():
-    elements = data_set([7, 30, 1])
+    elements = make_dataset([7, 30, 1])
     expected = {shard: [m.place for m in members] for shard, (members, _) in deal(elements, 3).items()}
 
     def check(groups):
@@ -131,7 +131,7 @@ def test_the_first_of_one_id_stays_and_takes_the_loose_boxes():
     images=st.lists(st.tuples(st.integers(0, 3), st.sampled_from("abc")), min_size=1, max_size=6),
     boxes=st.lists(st.integers(0, 3), max_size=6),
 )
-def test_no_box_goes_to_another_picture_than_its_own(images, boxes):
+def test_boxes_stay_with_their_own_image(images, boxes):
     found = [image("x", file, row)._replace(path=path) for row, (file, path) in enumerate(images)]
     loose = [group_of("x", file, 10 + row) for row, file in enumerate(boxes)]
     listed = [value.image for _, value in assemble_images([*found, *loose])]
@@ -171,7 +171,7 @@ def test_ids_that_share_a_hash_are_kept_apart():
 
 
 def test_boxes_without_an_image_are_orphans():
-    elements = [*data_set([3]), make_element(group_of("ghost", 0, 0)), make_element(group_of("ghost", 0, 1))]
+    elements = [*make_dataset([3]), make_element(group_of("ghost", 0, 0)), make_element(group_of("ghost", 0, 1))]
     members = [member for members, _ in deal(elements).values() for member in members]
     (orphan,) = [member for member in members if member.orphan]
     assert orphan.image.problem.reason == "unknown_image"
@@ -180,7 +180,7 @@ def test_boxes_without_an_image_are_orphans():
 
 
 def test_a_broken_listing_spoils_its_own_images_only():
-    elements = [pair for pair in data_set([4, 4]) if not (isinstance(pair[1], Listing) and pair[1].file == 1)]
+    elements = [pair for pair in make_dataset([4, 4]) if not (isinstance(pair[1], Listing) and pair[1].file == 1)]
     elements.append(make_element(Listing(1, 4, "list 1", Problem("broken_annotation", "cut"))))
     members = [member for members, _ in deal(elements).values() for member in members]
     assert {m.image.file for m in members if m.image.problem} == {1}
