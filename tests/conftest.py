@@ -19,9 +19,10 @@ set_tensorflow_defaults()
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
-# A shell starts background jobs with SIGINT ignored, and all processes that the tests start would inherit this.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts background jobs with SIGINT ignored and `nohup` ignores SIGHUP; processes of the tests would inherit both.
+for ignored, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(ignored) == signal.SIG_IGN:
+        signal.signal(ignored, handler)
 
 # As in the commands: traced graphs are never freed, and repeated garbage collection of them takes time.
 gc.set_threshold(50_000, 20, 50)

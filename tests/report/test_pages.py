@@ -162,7 +162,7 @@ def test_the_reports_of_trained_runs(data: Path, tmp_path: Path) -> None:
         ("inspect", ["--data=a", "--max_images=0"], 2, "max_images"),
         ("inspect", ["--data=a", "--output=gs://b/c.html"], 2, "--output=gs://b/c.html: cannot write to remote"),
         ("inspect", ["--data=a", "--set", "eval.nms_iou=0.3"], 2, "--set has no effect together with --data"),
-        ("inspect", ["--model_dir=a", "--fit_anchors=b.yaml"], 2, "--fit_anchors has no effect together with --model_dir"),
+        ("inspect", ["--model_dir=a", "--fit_anchors=b"], 2, "--fit_anchors has no effect together with --model_dir"),
         ("predict", ["--images=a", "--output=b", "--saved_model=c", "--checkpoint=last"], 2, "--checkpoint has no"),
         # Output files are checked before the evaluation.
         ("evaluate", ["--model_dir=/nowhere", "--split=test", "--output=/dev/null/a.json"], 2, "--output"),
