@@ -19,7 +19,7 @@ set_tensorflow_defaults()
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
-# A shell starts background jobs with SIGINT ignored and `nohup` ignores SIGHUP; processes of the tests would inherit both.
+# Background jobs of a shell ignore SIGINT, and nohup ignores SIGHUP; processes that the tests start would inherit this.
 for ignored, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(ignored) == signal.SIG_IGN:
         signal.signal(ignored, handler)
