@@ -150,25 +150,29 @@ class MiningConfig(Section):
     min_negatives_per_image: Count = 0
 
 
+# These ops are implemented in float32 only.
+OPS_ALWAYS_IN_FP32 = ("iou", "decode", "nms", "mining")
+
+
 class AmpConfig(Section):
     """Mixed precision. `loss_scale` is `dynamic` or a fixed factor; `force_fp32` lists ops that compute in float32.
 
-    `iou`, `decode`, `nms` and `mining` always compute in float32: listing them is valid and changes nothing. `loss`
-    casts the outputs of the heads to float32. Under both policies they are float32 already, so omitting `loss` matters
-    only when Keras computes in float64.
+    Without `loss` in `force_fp32`, the losses are computed in the 16-bit type of the policy. IoU, box decoding, NMS and
+    mining always compute in float32. Their names (`iou`, `decode`, `nms`, `mining`), which configs of existing runs
+    list, are accepted and dropped.
     """
 
     enabled: bool = False
     policy: Literal["mixed_float16", "mixed_bfloat16"] = "mixed_float16"
     loss_scale: Literal["dynamic"] | PositiveFloat = "dynamic"
-    force_fp32: tuple[Literal["loss", "iou", "decode", "nms", "mining"], ...] = (
-        "loss", "iou", "decode", "nms", "mining",
-    )  # fmt: skip
+    force_fp32: tuple[Literal["loss"], ...] = ("loss",)
 
     @field_validator("force_fp32", mode="before")
     @classmethod
-    def _convert_list(cls, value: Any) -> Any:
-        return _convert_to_tuples(value)
+    def _drop_ops_always_in_fp32(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple(op for op in value if op not in OPS_ALWAYS_IN_FP32)
 
 
 class EmaConfig(Section):

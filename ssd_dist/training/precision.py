@@ -10,13 +10,11 @@ from dataclasses import dataclass
 import tensorflow as tf
 import tf_keras
 
-from ssd_dist.core.config import AmpConfig
+from ssd_dist.core.config import OPS_ALWAYS_IN_FP32, AmpConfig
 from ssd_dist.training.loss_scale import LossScale, LossScaleOptimizer
 from ssd_dist.training.optimizer import PackedOptimizer
 
 INITIAL_SCALE = 2.0**15
-# Implemented in float32 only; naming them in amp.force_fp32 is valid and changes nothing.
-ALWAYS_FP32 = ("iou", "decode", "nms", "mining")
 
 
 @dataclass(frozen=True)
@@ -24,18 +22,25 @@ class PrecisionConfig:
     """Decides per op whether it computes in float32, whatever the Keras policy is.
 
     Attributes:
-      force_fp32: the ops of `amp.force_fp32`. Only `loss` depends on it: the other ops always compute in float32.
+      force_fp32: the ops of `amp.force_fp32`. The ops `OPS_ALWAYS_IN_FP32` do not depend on it.
     """
 
     force_fp32: tuple[str, ...]
 
     def should_force_fp32(self, op: str) -> bool:
         """Returns whether `op` (`loss`, `iou`, `decode`, `nms` or `mining`) computes in float32."""
-        return op in ALWAYS_FP32 or op in self.force_fp32
+        return op in OPS_ALWAYS_IN_FP32 or op in self.force_fp32
 
     def cast(self, op: str, values: tf.Tensor) -> tf.Tensor:
-        """Casts `values` to float32 if `op` computes in float32; returns them unchanged otherwise."""
-        return tf.cast(values, tf.float32) if self.should_force_fp32(op) else values
+        """Casts `values` to float32 if `op` computes in float32.
+
+        Otherwise casts them to the 16-bit type of a mixed Keras policy; without one, returns them unchanged.
+        """
+        if self.should_force_fp32(op):
+            return tf.cast(values, tf.float32)
+        policy = tf_keras.mixed_precision.global_policy()
+        is_mixed = policy.compute_dtype != policy.variable_dtype
+        return tf.cast(values, policy.compute_dtype) if is_mixed else values
 
 
 @dataclass(frozen=True)

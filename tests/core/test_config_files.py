@@ -42,8 +42,16 @@ def test_extends_is_relative_to_the_file_that_contains_it(write):
 
 
 def test_lists_are_replaced_as_a_whole(write):
-    write("amp: {force_fp32: [loss, nms]}", "base.yaml")
-    assert load_config(write("extends: base.yaml\namp: {force_fp32: [iou]}")).amp.force_fp32 == ("iou",)
+    write("tracking: {also: [wandb, mlflow]}", "base.yaml")
+    assert load_config(write("extends: base.yaml\ntracking: {also: [mlflow]}")).tracking.also == ("mlflow",)
+
+
+def test_names_of_ops_that_always_compute_in_float32_are_dropped(write):
+    """Runs of version 0.1.0 stored all five names; they must load and compare equal to the present default."""
+    stored = load_config(write("amp: {force_fp32: [loss, iou, decode, nms, mining]}"))
+    assert stored.amp == load_config(write("amp: {enabled: false}")).amp
+    assert stored.amp.force_fp32 == ("loss",)
+    assert load_config(write("amp: {force_fp32: [nms]}")).amp.force_fp32 == ()
 
 
 @pytest.mark.parametrize("files", [{"x.yaml": "x.yaml"}, {"x.yaml": "sub/y.yaml", "sub/y.yaml": "../x.yaml"}])
