@@ -43,7 +43,7 @@ def test_a_valid_setup_passes_all_checks(folder: Path) -> None:
     assert {code for code, _ in found.values()} == {0}
     assert "32 images" in found["data"][1]
     assert "2 for each of 2 workers" in found["shards"][1]
-    assert found["classes"][1].startswith("3 ")
+    assert found["classes"][1].startswith("3, ")
 
 
 @pytest.mark.parametrize(

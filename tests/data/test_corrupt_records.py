@@ -136,7 +136,7 @@ def test_a_damaged_shard_is_named_with_its_record(data, damage, _lost):
     secure(config, manifest)  # found sound before, and damaged since
     damage(path)
     # A size that is wrong is told before any record is looked at.
-    words = "bytes, the manifest says" if damage in (cut, break_image, break_schema) else "record 3"
+    words = "bytes, but the manifest states" if damage in (cut, break_image, break_schema) else "record 3"
     with pytest.raises(DataError, match=words) as error:
         secure(config, manifest)
     assert path.name in str(error.value)

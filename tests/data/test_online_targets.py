@@ -61,14 +61,14 @@ def test_the_overlap_of_a_crop_is_its_best_with_any_box_if_it_holds_a_centre(see
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     inside = (crops[:, None, :2] < centers) & (centers < crops[:, None, 2:])
     expected = np.where(inside.all(axis=2).any(axis=1), iou_matrix(crops, boxes).max(axis=1), -1)
-    found = online_targets._overlap_of_held(tf.constant(crops.reshape(3, 4, 4)), tf.constant(boxes))
+    found = online_targets._highest_overlap(tf.constant(crops.reshape(3, 4, 4)), tf.constant(boxes))
     # Sides down to 0.005 are differences of float32 near 1: 6e-8 / 0.005, twice.
     np.testing.assert_allclose(found, expected.reshape(3, 4), rtol=5e-5, atol=1e-7)
 
 
 def test_without_boxes_every_crop_is_suitable():
     crops = tf.constant(random_boxes(np.random.default_rng(0), 4).reshape(2, 2, 4))
-    np.testing.assert_array_equal(online_targets._overlap_of_held(crops, tf.zeros([0, 4])), np.ones((2, 2)))
+    np.testing.assert_array_equal(online_targets._highest_overlap(crops, tf.zeros([0, 4])), np.ones((2, 2)))
 
 
 def test_crops_expand_crop_or_keep_the_image_and_contain_an_object():

@@ -117,7 +117,7 @@ def test_missing_input_and_buckets_are_reported(bucket, tmp_path, prepare):
         prepare("voc", f"gs://{BUCKET}/nowhere", f"gs://{BUCKET}/x", config=SMALL, options=OPTIONS)
     source = upload(bucket, make_voc(tmp_path / "voc", labelled_images(3)), "raw/small")
     for places in (("gs://no_bucket/raw", f"gs://{BUCKET}/x"), (source, "gs://no_bucket/x")):
-        with pytest.raises(DataError, match=r"gs://no_bucket/.*check the bucket's name"):
+        with pytest.raises(DataError, match=r"gs://no_bucket/.*check the name of the bucket and its permissions"):
             prepare("voc", *places, config=SMALL, options=OPTIONS)
     with pytest.raises(DataError, match="val"):
         prepare("voc", source, f"gs://{BUCKET}/x", "val", config=SMALL, options=OPTIONS)
