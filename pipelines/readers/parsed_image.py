@@ -1,0 +1,28 @@
+"""The content of one image's annotation, which the parsers of the rarer formats return.
+
+A parser is a function of the bytes of one annotation file and yields one `ParsedImage` per image, whatever the file
+contains: an entry that cannot be read becomes an image or a box with a `Problem`.
+"""
+
+from typing import NamedTuple
+
+from pipelines.annotations import Box, Problem
+
+
+class ParsedImage(NamedTuple):
+    """One image as an annotation file describes it.
+
+    Attributes:
+      filename: name or path of the image file as written in the annotation; empty if the parser is called with the
+        annotation of one image and the annotation does not name it.
+      boxes: the objects; `Box.category` is the class name.
+      where: position of the entry in the annotation file, for messages.
+      size: (height, width) in pixels according to the annotation, or None.
+      problem: set if the entry is unusable.
+    """
+
+    filename: str
+    boxes: tuple[Box, ...] = ()
+    where: str = ""
+    size: tuple[int, int] | None = None
+    problem: Problem | None = None
