@@ -20,7 +20,7 @@ PASSES = 4
 def measure_input(config: Config) -> list[Row]:
     """Compares the input pipeline with a bare decode loop of the same JPEGs, and precomputed with online targets."""
     manifest = load_manifest(config.data)
-    plan = plan_training(config, manifest.split("train", config.data.dir))
+    plan = plan_training(config.data, config.train, manifest.split("train", config.data.dir))
     images = []
     for file in plan.files[0]:
         with Path(file).open("rb") as stream:
@@ -31,8 +31,9 @@ def measure_input(config: Config) -> list[Row]:
     decode = partial(tf.io.decode_jpeg, dct_method="INTEGER_ACCURATE")
     bare = tf.data.Dataset.from_tensor_slices(images[:count]).repeat()
     bare = bare.map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH).prefetch(4)
-    ours = training_batches(config, plan, BATCH, 0)
-    online = training_batches(with_online_targets(config), plan, BATCH, 0)
+    read = (config.anchors, config.matching, config.model.input_size, plan, BATCH, 0)
+    ours = training_batches(config.data, *read)
+    online = training_batches(with_online_targets(config).data, *read)
 
     def drain(batches: tf.data.Dataset) -> Callable[[], None]:
         """Returns a function that reads a fixed number of batches; prefetching then ends within the measured time."""

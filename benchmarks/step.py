@@ -30,12 +30,13 @@ def measure_step(config: Config, folder: Path) -> list[Row]:
     """Compares the step with forward and backward pass, and measures the parts that it adds."""
     strategy = tf.distribute.OneDeviceStrategy("CPU:0")
     manifest = load_manifest(config.data)
-    plan = plan_training(config, manifest.split("train", config.data.dir))
+    plan = plan_training(config.data, config.train, manifest.split("train", config.data.dir))
     with strategy.scope():
         state = create_state(config, len(manifest.classes), 100000)
         dataset = distribute_training(config, strategy, plan, state)
         trainer = create_trainer(config, strategy, state, dataset, 100000)
-    batch = next(iter(training_batches(config, plan, BATCH, 0)))
+    batches = training_batches(config.data, config.anchors, config.matching, config.model.input_size, plan, BATCH, 0)
+    batch = next(iter(batches))
     model = state.model
     pixels = normalize_image(batch.images)
 

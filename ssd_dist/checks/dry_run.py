@@ -58,7 +58,8 @@ def describe_dry_run(config: Config, model_dir: str | None) -> dict[str, Section
     if model_dir:
         check_same_run(model_dir, config, manifest)
     split = manifest.split(TRAIN_SPLIT, config.data.dir)
-    plan, replaced = verify_plan(plan_training(config, split, role.index, role.count), split, config)
+    plan = plan_training(config.data, config.train, split, role.index, role.count)
+    plan, replaced = verify_plan(plan, split, config.model.input_size, config.data)
     total_steps = config.train.steps or config.train.epochs * plan.steps_per_epoch
     # The strategy of several workers waits for all of them, so it is not created here.
     strategy = create_strategy(config.cluster, role) if role.count == 1 else tf.distribute.get_strategy()
@@ -170,7 +171,9 @@ def _describe_data(
     if replaced:
         pairs.append(("corrupt", f"{len(replaced)} records, replaced by valid ones; the first: {replaced[0]}"))
     batch_size = min(config.train.global_batch_size, 64)
-    batches = iter(training_batches(config, plan, batch_size, 0))
+    batches = iter(
+        training_batches(config.data, config.anchors, config.matching, config.model.input_size, plan, batch_size, 0)
+    )
     first = next(batches)
     positives = (first.targets.anchors.numpy() >= 0).sum(axis=1)
     pairs.append((

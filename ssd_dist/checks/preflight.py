@@ -139,7 +139,8 @@ def check_worker(
         return f"{config.data.dir}: {split.images:,} images, prepared for this config ({manifests[0].fingerprint[:12]})"
 
     def shards() -> str:
-        plan = plan_training(config, manifests[0].split(TRAIN_SPLIT, config.data.dir), role.index, role.count)
+        split = manifests[0].split(TRAIN_SPLIT, config.data.dir)
+        plan = plan_training(config.data, config.train, split, role.index, role.count)
         files = len(plan.files[0])
         return f"{files} per augmented copy, all found; {files // role.count} for each of {role.count} workers"
 
@@ -264,7 +265,8 @@ def check_cluster(found: Findings, config: Config, role: WorkerRole, manifest: M
     strategy = create_strategy(config.cluster, role)
     make_reproducible(config)
     collectives = WorkerCollectives(strategy, role.count)
-    plan = plan_training(config, manifest.split(TRAIN_SPLIT, config.data.dir), role.index, role.count)
+    split = manifest.split(TRAIN_SPLIT, config.data.dir)
+    plan = plan_training(config.data, config.train, split, role.index, role.count)
     with strategy.scope():
         state = create_state(config, len(manifest.classes), max(config.train.steps, 1))
     replicas = strategy.num_replicas_in_sync

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from ssd_dist.core.anchors import flip_permutation
-from ssd_dist.core.config import AugmentationConfig, Config
+from ssd_dist.core.config import AnchorConfig, AugmentationConfig
 from ssd_dist.data.batch import PADDING, SparseTargets, TrainBatch
 
 # Luma weights of ITU-R BT.601; a hue change rotates colours around the grey axis.
@@ -29,12 +29,11 @@ _GRAY = np.tile(_LUMA, (3, 1))
 class Augmenter:
     """Flips the images and targets of a batch and draws its colour maps."""
 
-    def __init__(self, config: Config) -> None:
-        augmentation = config.data.augmentation
+    def __init__(self, augmentation: AugmentationConfig, anchors: AnchorConfig, input_size: int, seed: int) -> None:
         self._augmentation = augmentation
-        self._seed = config.train.seed
+        self._seed = seed
         self._flips = [
-            (vertical, tf.constant(flip_permutation(config.anchors, config.model.input_size, vertical), tf.int32))
+            (vertical, tf.constant(flip_permutation(anchors, input_size, vertical), tf.int32))
             for vertical, enabled in ((False, augmentation.flip), (True, augmentation.flip_vertical))
             if enabled
         ]

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from ssd_dist.core.config import Config, DataConfig
+from ssd_dist.core.config import DataConfig
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.images import decode_image
 from ssd_dist.core.manifest import Shard, Split
@@ -52,7 +52,9 @@ class CorruptRecord:
         return f"{self.shard}, record {self.record}: {self.reason}"
 
 
-def verify_plan(plan: EpochPlan, split: Split, config: Config) -> tuple[EpochPlan, tuple[CorruptRecord, ...]]:
+def verify_plan(
+    plan: EpochPlan, split: Split, image_size: int, config: DataConfig
+) -> tuple[EpochPlan, tuple[CorruptRecord, ...]]:
     """Verifies all shards of a plan.
 
     Returns:
@@ -61,9 +63,7 @@ def verify_plan(plan: EpochPlan, split: Split, config: Config) -> tuple[EpochPla
     Raises:
       DataError: for a shard that differs from the manifest, and for a corrupt record with `data.on_corrupt: fail`.
     """
-    copies = [
-        verify_shards(view.shards, config.model.input_size, config.data) for view in split.views[: len(plan.files)]
-    ]
+    copies = [verify_shards(view.shards, image_size, config) for view in split.views[: len(plan.files)]]
     files = tuple(tuple(path for path, _ in shards) for shards in copies)
     return replace(plan, files=files), tuple(record for shards in copies for _, found in shards for record in found)
 
@@ -84,18 +84,18 @@ def verify_shards(
         verified.save()
 
 
-def explain_failure(plan: EpochPlan, split: Split, config: Config) -> str | None:
+def explain_failure(plan: EpochPlan, split: Split, image_size: int, config: DataConfig) -> str | None:
     """Returns the shard and record that made reading fail during a run; None if every record is valid.
 
     In both cases the next start verifies every record.
     """
-    verified = _VerifiedFiles(cache_folder(config.data))
+    verified = _VerifiedFiles(cache_folder(config))
     for path in (path for files in plan.files for path in files):
         verified.mark_suspect(path)
     verified.save()
     for files, view in zip(plan.files, split.views, strict=False):
         for path, shard in zip(files, view.shards, strict=True):
-            for record in find_corrupt_records(path, shard, config.model.input_size):
+            for record in find_corrupt_records(path, shard, image_size):
                 return str(record)
     return None
 

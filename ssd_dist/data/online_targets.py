@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from ssd_dist.core.anchors import generate_anchors
-from ssd_dist.core.config import AugmentationConfig, Config
+from ssd_dist.core.config import AnchorConfig, AugmentationConfig, MatchingConfig
 from ssd_dist.core.crop_sampling import DRAWS, EXPAND_PROBABILITY, FILL, LARGEST_ASPECT, OVERLAPS, TRIALS
 from ssd_dist.core.records import BOX_KEYS
 from ssd_dist.data.augmentation import record_seed
@@ -40,12 +40,18 @@ class GraphObjects(NamedTuple):
 class OnlineTargets:
     """Augments and matches single images inside the input pipeline."""
 
-    def __init__(self, config: Config) -> None:
-        anchors = generate_anchors(config.anchors, config.model.input_size)
-        self._matcher = GraphMatcher(anchors, config.anchors, config.matching)
-        self._augmentation = config.data.augmentation
-        self._size = config.model.input_size
-        self._seed = config.train.seed
+    def __init__(
+        self,
+        augmentation: AugmentationConfig,
+        anchors: AnchorConfig,
+        matching: MatchingConfig,
+        input_size: int,
+        seed: int,
+    ) -> None:
+        self._matcher = GraphMatcher(generate_anchors(anchors, input_size), anchors, matching)
+        self._augmentation = augmentation
+        self._size = input_size
+        self._seed = seed
 
     def make(self, record: tf.Tensor, epoch: tf.Tensor) -> tuple[tf.Tensor, SparseTargets, tf.Tensor]:
         """Returns pixels uint8 [S, S, 3], targets and image id of a crop sampled from the record of a whole image."""

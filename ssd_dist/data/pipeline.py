@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from ssd_dist.core.config import Config, DataConfig
+from ssd_dist.core.config import AnchorConfig, DataConfig, MatchingConfig, TrainConfig
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import Split
 from ssd_dist.data.augmentation import Augmenter
@@ -21,7 +21,7 @@ from ssd_dist.data.order import EpochPlan, read_in_order
 from ssd_dist.data.shard_files import locate_shards
 
 
-def plan_training(config: Config, split: Split, worker: int = 0, workers: int = 1) -> EpochPlan:
+def plan_training(data: DataConfig, train: TrainConfig, split: Split, worker: int = 0, workers: int = 1) -> EpochPlan:
     """Plans which shards this worker reads and how many steps an epoch has.
 
     Raises:
@@ -29,35 +29,52 @@ def plan_training(config: Config, split: Split, worker: int = 0, workers: int = 
       UsageError: if the shards or the global batch are not divisible by the number of workers.
     """
     # Online targets are computed from the whole image, which is copy 0.
-    required = 1 if config.data.targets == "online" else config.data.views
+    required = 1 if data.targets == "online" else data.views
     views = split.views[:required]
     if len(views) < required:
         raise DataError(
-            f"data.views: {config.data.views}, but {config.data.dir} was prepared with {len(split.views)}; "
+            f"data.views: {data.views}, but {data.dir} was prepared with {len(split.views)}; "
             "prepare again with this config into another --output, or lower data.views"
         )
     if required > 1:
-        split.check_crop_settings(config.data.augmentation, config.data.dir)
+        split.check_crop_settings(data.augmentation, data.dir)
     return EpochPlan(
-        files=tuple(tuple(locate_shards(view.shards, config.data, config.data.on_corrupt == "skip")) for view in views),
+        files=tuple(tuple(locate_shards(view.shards, data, data.on_corrupt == "skip")) for view in views),
         shard_records=min(shard.examples for view in views for shard in view.shards),
         largest_shard=max(shard.examples for view in views for shard in view.shards),
-        global_batch_size=config.train.global_batch_size,
-        seed=config.train.seed,
+        global_batch_size=train.global_batch_size,
+        seed=train.seed,
         worker=worker,
         workers=workers,
     )
 
 
-def training_batches(config: Config, plan: EpochPlan, batch_size: int, start_step: int) -> tf.data.Dataset:
-    """Returns an infinite dataset of `TrainBatch`es of `batch_size` images that starts at global step `start_step`."""
-    size = config.model.input_size
-    augment = Augmenter(config)
+def training_batches(
+    data: DataConfig,
+    anchors: AnchorConfig,
+    matching: MatchingConfig,
+    input_size: int,
+    plan: EpochPlan,
+    batch_size: int,
+    start_step: int,
+) -> tf.data.Dataset:
+    """Returns this worker's infinite dataset of training batches.
+
+    Args:
+      data: where targets come from, and the augmentation.
+      anchors: the anchors, which flips permute.
+      matching: the matching of `data.targets: online`; precomputed targets do not read it.
+      input_size: side of the images in pixels.
+      plan: the shards to read, their order and the seed of all draws.
+      batch_size: images per `TrainBatch` of one replica.
+      start_step: global step of the first batch; earlier records are skipped.
+    """
+    augment = Augmenter(data.augmentation, anchors, input_size, plan.seed)
     records = read_in_order(plan, start_step)
 
     def load(records: tf.Tensor, epochs: tf.Tensor, positions: tf.Tensor) -> TrainBatch:
         features = tf.io.parse_example(records, IMAGE_FEATURES | TARGET_FEATURES)
-        images = [decode_jpeg(encoded, size) for encoded in tf.unstack(features["image/encoded"])]
+        images = [decode_jpeg(encoded, input_size) for encoded in tf.unstack(features["image/encoded"])]
         return augment(images, pad_targets(features), features["image/source_id"], epochs, positions)
 
     def finish(
@@ -67,18 +84,18 @@ def training_batches(config: Config, plan: EpochPlan, batch_size: int, start_ste
 
     # One call decodes its images in parallel, which AUTOTUNE does not model: with it, decoding was a fifth slower.
     calls = max(2, math.ceil(2 * len(os.sched_getaffinity(0)) / batch_size))
-    if config.data.targets == "precomputed":
+    if data.targets == "precomputed":
         dataset = records.batch(batch_size, drop_remainder=True)
         dataset = dataset.map(load, num_parallel_calls=calls, deterministic=True)
     else:
-        dataset = _batch_online(config, records, batch_size)
+        online = OnlineTargets(data.augmentation, anchors, matching, input_size, plan.seed)
+        dataset = _batch_online(online, input_size, records, batch_size)
         dataset = dataset.map(finish, num_parallel_calls=calls, deterministic=True)
     return dataset.prefetch(4)
 
 
-def _batch_online(config: Config, records: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+def _batch_online(online: OnlineTargets, input_size: int, records: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
     """Returns batches of (images, targets, source ids, epochs, positions) before flips."""
-    online, size = OnlineTargets(config), config.model.input_size
     shapes = SparseTargets(anchors=[None], labels=[None], offsets=[None, 4], ignored=[None])
     padding = SparseTargets(PADDING, PADDING, 0.0, PADDING)
     examples = records.map(
@@ -88,7 +105,7 @@ def _batch_online(config: Config, records: tf.data.Dataset, batch_size: int) -> 
     )
     return examples.padded_batch(
         batch_size,
-        padded_shapes=([size, size, 3], shapes, [], [], []),
+        padded_shapes=([input_size, input_size, 3], shapes, [], [], []),
         padding_values=(tf.constant(0, tf.uint8), padding, "", tf.constant(0, tf.int64), 0),
         drop_remainder=True,
     )

@@ -263,10 +263,11 @@ def draw_first_batch(config: Config, manifest: Manifest) -> list[CaptionedImage]
       DataError: if a record is damaged, or the data does not fit the config.
       UsageError: if batch size or shards do not fit the config.
     """
-    plan = plan_training(config, manifest.split(TRAIN_SPLIT, config.data.dir))
+    plan = plan_training(config.data, config.train, manifest.split(TRAIN_SPLIT, config.data.dir))
     size = min(BATCH_IMAGES, config.train.global_batch_size)
     try:
-        batch = next(iter(training_batches(config, plan, size, 0)))
+        batches = training_batches(config.data, config.anchors, config.matching, config.model.input_size, plan, size, 0)
+        batch = next(iter(batches))
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
         raise DataError(
             f"{config.data.dir}: a record cannot be read: {first_line(error)}; prepare the data again"

@@ -151,7 +151,13 @@ def distribute_training(
         )
     batch_size = size * config.train.accumulate_steps
     start_step = state.current_step
-    return strategy.distribute_datasets_from_function(lambda _: training_batches(config, plan, batch_size, start_step))
+
+    def create_batches(_: tf.distribute.InputContext) -> tf.data.Dataset:
+        return training_batches(
+            config.data, config.anchors, config.matching, config.model.input_size, plan, batch_size, start_step
+        )
+
+    return strategy.distribute_datasets_from_function(create_batches)
 
 
 def create_periodic_evaluation(

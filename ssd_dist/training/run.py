@@ -49,14 +49,14 @@ def run_training(
     check_strategy(config.cluster, role)
     manifest = load_checked_manifest(config)
     split = manifest.split(TRAIN_SPLIT, config.data.dir)
-    plan = plan_training(config, split, role.index, role.count)
+    plan = plan_training(config.data, config.train, split, role.index, role.count)
     total_steps = config.train.steps or config.train.epochs * plan.steps_per_epoch
     if role.is_chief:
         open_run_folder(model_dir, config, manifest)
-    plan, replaced = verify_plan(plan, split, config)
+    plan, replaced = verify_plan(plan, split, config.model.input_size, config.data)
     if role.is_chief:
         write_skipped_records(model_dir, replaced)
-    find_bad_record = partial(explain_failure, plan, split, config)
+    find_bad_record = partial(explain_failure, plan, split, config.model.input_size, config.data)
     with explain_out_of_memory(), restart_on_lost_peer(role), explain_bad_record(find_bad_record, config.data):
         wait_for_workers(describe_worker(role, flatten_config(config), manifest, replaced), START_SECONDS)
         with stop.block_signals():

@@ -13,7 +13,7 @@ from support.synthetic import draw_record, write_dataset
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
-from ssd_dist.core.manifest import Manifest, Shard
+from ssd_dist.core.manifest import Manifest, Shard, Split
 from ssd_dist.core.tfrecord_io import frame_record, read_records
 from ssd_dist.data import corrupt_records
 from ssd_dist.data.corrupt_records import explain_failure, verify_plan
@@ -45,10 +45,14 @@ def data(tmp_path) -> tuple[Config, Manifest, Path]:
     return config, manifest, tmp_path / "out" / manifest.splits["train"].views[0].shards[1].file
 
 
-def secure(config: Config, manifest: Manifest, **changes):
-    config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
-    split = manifest.splits["train"]
-    return verify_plan(plan_training(config, split), split, config)
+def verify_split(config: Config, split: Split, **changes):
+    """Plans the split and verifies its shards, with changes to the section `data`."""
+    data = config.data.model_copy(update=changes)
+    return verify_plan(plan_training(data, config.train, split), split, config.model.input_size, data)
+
+
+def verify(config: Config, manifest: Manifest, **changes):
+    return verify_split(config, manifest.splits["train"], **changes)
 
 
 def offsets_of(path: Path) -> list[tuple[int, int]]:
@@ -106,8 +110,8 @@ DAMAGES = [(flip_data, 1), (break_length, 3), (cut, 3), (break_image, 1), (break
 
 def test_sound_shards_are_read_as_they_are_and_noted(data, notes):
     config, manifest, path = data
-    plan, replaced = secure(config, manifest)
-    assert plan == plan_training(config, manifest.splits["train"])
+    plan, replaced = verify(config, manifest)
+    assert plan == plan_training(config.data, config.train, manifest.splits["train"])
     assert not replaced
     assert str(path) in notes.read_text()
 
@@ -120,12 +124,12 @@ def test_what_was_found_sound_before_the_end_is_noted(data, notes, monkeypatch, 
     if end == "damage":
         flip_byte(path, offsets_of(path)[3][0] + 20)
         with pytest.raises(DataError):
-            secure(config, manifest)
+            verify(config, manifest)
     else:
         monkeypatch.setattr(corrupt_records, "_SAVE_SECONDS", 0.0)
         checksum, seen = corrupt_records._checksum, []
         monkeypatch.setattr(corrupt_records, "_checksum", lambda path: seen.append(notes.exists()) or checksum(path))
-        secure(config, manifest)
+        verify(config, manifest)
         assert seen == [False, True]
     assert first in notes.read_text()
 
@@ -133,23 +137,23 @@ def test_what_was_found_sound_before_the_end_is_noted(data, notes, monkeypatch, 
 @pytest.mark.parametrize(("damage", "_lost"), DAMAGES)
 def test_a_damaged_shard_is_named_with_its_record(data, damage, _lost):
     config, manifest, path = data
-    secure(config, manifest)  # found sound before, and damaged since
+    verify(config, manifest)  # the file was valid when it was first verified, and is damaged now
     damage(path)
     # A size that is wrong is told before any record is looked at.
     words = "bytes, but the manifest states" if damage in (cut, break_image, break_schema) else "record 3"
     with pytest.raises(DataError, match=words) as error:
-        secure(config, manifest)
+        verify(config, manifest)
     assert path.name in str(error.value)
 
 
 @pytest.mark.parametrize(("damage", "lost"), DAMAGES)
 def test_a_good_record_stands_in_and_all_others_keep_their_place(data, damage, lost):
     config, manifest, path = data
-    before, _ = secure(config, manifest)
+    before, _ = verify(config, manifest)
     whole = [record.numpy() for record, _, _ in islice(read_in_order(before), 24)]  # two epochs
     good = records_of(path)
     damage(path)
-    plan, replaced = secure(config, manifest, on_corrupt="skip")
+    plan, replaced = verify(config, manifest, on_corrupt="skip")
     shard = manifest.splits["train"].views[0].shards[1]
     assert [(one.shard, one.record) for one in replaced] == [(shard.file, 3 + index) for index in range(lost)]
     assert all(one.reason for one in replaced)
@@ -158,7 +162,7 @@ def test_a_good_record_stands_in_and_all_others_keep_their_place(data, damage, l
     found = [record.numpy() for record, _, _ in islice(read_in_order(plan), 24)]
     assert found == [stands_in.get(record, record) for record in whole]
     # Another worker, and the next start, come to the same.
-    again, replaced_again = secure(config, manifest, on_corrupt="skip")
+    again, replaced_again = verify(config, manifest, on_corrupt="skip")
     assert (again, replaced_again) == (plan, replaced)
 
 
@@ -167,7 +171,7 @@ def test_the_first_record_has_the_next_good_one_for_its_stand_in(data):
     good = records_of(path)
     for index in (0, 1):
         flip_byte(path, offsets_of(path)[index][0] + 20)
-    plan, replaced = secure(config, manifest, on_corrupt="skip")
+    plan, replaced = verify(config, manifest, on_corrupt="skip")
     assert [one.record for one in replaced] == [0, 1]
     assert records_of(Path(plan.files[0][1])) == [good[2], good[2], *good[2:]]
 
@@ -177,7 +181,7 @@ def test_a_shard_without_a_valid_record_is_rejected(data):
     for start, _ in offsets_of(path):
         flip_byte(path, start + 20)
     with pytest.raises(DataError, match="has no valid record"):
-        secure(config, manifest, on_corrupt="skip")
+        verify(config, manifest, on_corrupt="skip")
 
 
 @pytest.mark.parametrize("on_corrupt", ["fail", "skip"])
@@ -186,10 +190,10 @@ def test_a_shard_of_another_dataset_is_always_rejected(data, on_corrupt):
     records = records_of(path)
     rewrite(path, records[::-1])  # of the right size, and every record sound
     with pytest.raises(DataError, match="differs from the manifest"):
-        secure(config, manifest, on_corrupt=on_corrupt)
+        verify(config, manifest, on_corrupt=on_corrupt)
     path.unlink()
     with pytest.raises(DataError, match="does not exist"):
-        secure(config, manifest, on_corrupt=on_corrupt)
+        verify(config, manifest, on_corrupt=on_corrupt)
 
 
 def test_a_record_that_was_corrupt_before_writing_is_found_when_every_record_is_verified(data):
@@ -201,21 +205,20 @@ def test_a_record_that_was_corrupt_before_writing_is_found_when_every_record_is_
     new = Shard(file=old[1].file, examples=IN_A_SHARD, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
     view = split.views[0].model_copy(update={"shards": (old[0], new)})
     split = split.model_copy(update={"views": (view,)})
-    plan, _ = verify_plan(plan_training(config, split), split, config)  # the checksum is right
-    assert "record 3" in explain_failure(plan, split, config)
+    plan, _ = verify_split(config, split)  # the checksum is right
+    assert "record 3" in explain_failure(plan, split, config.model.input_size, config.data)
     # After a failed read, the next start verifies every record.
     with pytest.raises(DataError, match="record 3"):
-        verify_plan(plan_training(config, split), split, config)
-    skipping = config.model_copy(update={"data": config.data.model_copy(update={"on_corrupt": "skip"})})
-    _, replaced = verify_plan(plan_training(skipping, split), split, skipping)
+        verify_split(config, split)
+    _, replaced = verify_split(config, split, on_corrupt="skip")
     assert [one.record for one in replaced] == [3]
 
 
 def test_a_damaged_copy_in_the_cache_is_replaced(data, tmp_path):
     config, manifest, _ = data
-    plan, _ = secure(config, manifest, cache_dir=str(tmp_path / "cache"))
+    plan, _ = verify(config, manifest, cache_dir=str(tmp_path / "cache"))
     flip_data(Path(plan.files[0][1]))
-    again, replaced = secure(config, manifest, cache_dir=str(tmp_path / "cache"))
+    again, replaced = verify(config, manifest, cache_dir=str(tmp_path / "cache"))
     assert not replaced
     assert len(records_of(Path(again.files[0][1]))) == IN_A_SHARD
 
@@ -226,7 +229,7 @@ def test_workers_that_share_a_cache_repair_shards_concurrently(data, tmp_path):
     # A cached file always exists while it is replaced, because another worker may be reading it.
     with ThreadPoolExecutor(4) as pool:
         changes = {"on_corrupt": "skip", "cache_dir": str(tmp_path / "cache")}
-        starts = [pool.submit(secure, config, manifest, **changes) for _ in range(12)]
+        starts = [pool.submit(verify, config, manifest, **changes) for _ in range(12)]
         found = [start.result() for start in starts]
     assert {replaced for _, replaced in found} == {found[0][1]}
     assert len(found[0][1]) == 1

@@ -85,10 +85,12 @@ def test_without_crops_the_online_pipeline_gives_the_prepared_targets(tmp_path):
         )
 
     manifest = write_dataset(tmp_path / "out", config_of("online"), {"train": 12}, shards=2)
-    prepared, online = (
-        islice(training_batches(config, plan_training(config, manifest.splits["train"]), 4, 0), 5)
-        for config in map(config_of, ("precomputed", "online"))
-    )
+
+    def read_batches(config: Config):
+        plan = plan_training(config.data, config.train, manifest.splits["train"])
+        return islice(training_batches(config.data, config.anchors, config.matching, 64, plan, 4, 0), 5)
+
+    prepared, online = (read_batches(config_of(targets)) for targets in ("precomputed", "online"))
     for ours, theirs in zip(prepared, online, strict=True):
         np.testing.assert_array_equal(ours.images, theirs.images)
         np.testing.assert_array_equal(ours.color_maps, theirs.color_maps)

@@ -40,8 +40,11 @@ def data(tmp_path_factory):
 
 
 def read_batches(config: Config, manifest, steps: int, batch_size: int = BATCH, start: int = 0) -> list[TrainBatch]:
-    plan = plan_training(config, manifest.splits["train"])
-    return list(islice(training_batches(config, plan, batch_size, start).as_numpy_iterator(), steps))
+    plan = plan_training(config.data, config.train, manifest.splits["train"])
+    batches = training_batches(
+        config.data, config.anchors, config.matching, config.model.input_size, plan, batch_size, start
+    )
+    return list(islice(batches.as_numpy_iterator(), steps))
 
 
 def decode(record) -> np.ndarray:
@@ -170,25 +173,25 @@ def test_more_augmented_copies_than_prepared_are_rejected(data):
     config, manifest = data
     config = config.model_copy(update={"data": config.data.model_copy(update={"views": 2})})
     with pytest.raises(DataError, match=r"data\.views: 2, but .* was prepared with 1"):
-        plan_training(config, manifest.splits["train"])
+        plan_training(config.data, config.train, manifest.splits["train"])
 
 
 def test_a_damaged_shard_is_reported_before_training(data, tmp_path):
     config, manifest = data
     split = manifest.splits["train"]
     shard = split.views[0].shards[0]
-    other = config.model_copy(update={"data": config.data.model_copy(update={"dir": str(tmp_path)})})
+    other = config.data.model_copy(update={"dir": str(tmp_path)})
     with pytest.raises(DataError, match=f"{shard.file} .*does not exist"):
-        plan_training(other, split)
+        plan_training(other, config.train, split)
     (tmp_path / "train").mkdir()
     (tmp_path / shard.file).write_bytes(b"short")
     with pytest.raises(DataError, match=f"{shard.file} has 5 bytes"):
-        plan_training(other, split)
+        plan_training(other, config.train, split)
 
 
 def test_the_plan_follows_manifest_and_config(data):
     config, manifest = data
-    plan = plan_training(config, manifest.splits["train"], worker=1, workers=3)
+    plan = plan_training(config.data, config.train, manifest.splits["train"], worker=1, workers=3)
     assert (plan.shard_records, plan.shards, plan.steps_per_epoch) == (6, 3, 3)
     assert (plan.worker, plan.workers, plan.seed) == (1, 3, 5)
 

@@ -150,7 +150,8 @@ def test_targets_match_the_pixels_of_a_new_crop_in_each_epoch():
     record = record.__class__(
         **{**vars(record), "encoded": tf.io.encode_jpeg(image, quality=100).numpy(), "objects": objects_of(box)}
     )
-    anchors, make = generate_anchors(config.anchors, SIZE), OnlineTargets(config).make
+    anchors = generate_anchors(config.anchors, SIZE)
+    make = OnlineTargets(config.data.augmentation, config.anchors, config.matching, SIZE, seed=0).make
     frames = []
     for epoch in range(6):
         pixels, targets, name = make(tf.constant(record.to_bytes()), tf.constant(epoch, tf.int64))

@@ -45,7 +45,8 @@ def test_records_from_a_store_equal_those_from_a_folder(local, config):
     # Copied once: from now on the store is not needed.
     fsspec.filesystem("memory").rm("/bucket/out/train", recursive=True)
     assert [record.to_bytes() for record in read_split(config.data, split)] == expected
-    plan, replaced = verify_plan(plan_training(config, split), split, config)
+    plan = plan_training(config.data, config.train, split)
+    plan, replaced = verify_plan(plan, split, config.model.input_size, config.data)
     assert not replaced
     assert {Path(file).parent for files in plan.files for file in files} == {Path(config.data.cache_dir)}
     assert len(list(Path(config.data.cache_dir).glob("*.tfrecord"))) == 2

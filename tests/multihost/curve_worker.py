@@ -122,7 +122,7 @@ def create_trainer(config: Config, strategy: tf.distribute.Strategy, steps: int)
     """Creates state and trainer as a run does; each worker draws different initial weights and must use the chief's."""
     role = read_worker_role()
     manifest = load_manifest(config.data)
-    plan = plan_training(config, manifest.split("train", config.data.dir), role.index, role.count)
+    plan = plan_training(config.data, config.train, manifest.split("train", config.data.dir), role.index, role.count)
     tf_keras.utils.set_random_seed(config.train.seed + role.index)
     with strategy.scope():
         state = assembly.create_state(config, len(manifest.classes), steps)

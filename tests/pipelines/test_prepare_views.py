@@ -36,7 +36,7 @@ def test_the_trainer_takes_both_splits_with_one_config(prepared):
     data = VIEWS.data.model_copy(update={"dir": str(output)})
     config = VIEWS.model_copy(update={"data": data, "train": VIEWS.train.model_copy(update={"global_batch_size": 4})})
     manifest.check_fits(config, "dataset.json")
-    plan = pipeline.plan_training(config, manifest.splits["train"])
+    plan = pipeline.plan_training(config.data, config.train, manifest.splits["train"])
     assert len(plan.files) == 3
     batches = list(pipeline.eval_batches(config.data, config.model.input_size, manifest.splits["val"], 4, 16))
     assert sorted(int(index) for batch in batches for index in batch.indices) == list(range(16))
@@ -51,7 +51,8 @@ def test_the_trainer_refuses_windows_that_the_views_do_not_have(prepared):
 
     def plan(split=train, **data):
         tree = {"model": {"input_size": 64}, "data": {"views": 3, "dir": str(output), **data}}
-        return pipeline.plan_training(Config.model_validate(tree | {"train": {"global_batch_size": 4}}), split)
+        config = Config.model_validate(tree | {"train": {"global_batch_size": 4}})
+        return pipeline.plan_training(config.data, config.train, split)
 
     other = {"augmentation": {"smallest_crop": 0.5}}
     with pytest.raises(DataError, match=r"data\.augmentation\.smallest_crop: prepared 0\.3, config 0\.5.*prepare"):
