@@ -10,8 +10,11 @@ from rich.table import Table
 from pipelines.manifest_writer import load_hashes
 from pipelines.shard_reports import read_reports
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, Split
+from ssd_dist.core.printable import NAME_LENGTH, join_names, make_printable, print_line, shorten
 from ssd_dist.core.storage import join
 
+# Longest printed name of a count: a class name and the words before it.
+MAX_KEY_LENGTH = NAME_LENGTH + 24
 # Smallest fraction of the records that training must be able to read without a warning.
 MIN_USED_FRACTION = 0.9
 
@@ -20,18 +23,19 @@ def print_summary(manifest: Manifest, name: str, output: str) -> None:
     """Prints the counts of a split, and warnings about problems to fix before training."""
     # Names of classes and folders may contain text that rich would take for markup.
     console = Console(markup=False, emoji=False)
-    rows = list(summary_rows(manifest.splits[name]))
+    title = make_printable(f"{output}, split {name}")
+    rows = [(make_printable(key, MAX_KEY_LENGTH), value) for key, value in summary_rows(manifest.splits[name])]
     if console.is_terminal:
-        table = Table("", "", title=f"{output}, split {name}", show_header=False)
+        table = Table("", "", title=title, show_header=False)
         for key, value in rows:
             table.add_row(key, value)
         console.print(table)
     else:
-        print(f"{output}, split {name}")
+        print_line(title)
         for key, value in rows:
-            print(f"  {key}: {value}")
+            print_line(f"  {key}: {value}")
     for warning in find_warnings(manifest, name, output):
-        print(f"warning: {warning}")
+        print_line(f"warning: {warning}")
 
 
 def find_warnings(manifest: Manifest, name: str, output: str) -> Iterator[str]:
@@ -41,7 +45,7 @@ def find_warnings(manifest: Manifest, name: str, output: str) -> Iterator[str]:
         if name in leak.splits:
             yield (
                 f"{leak.images} images are in both {leak.splits[0]} and {leak.splits[1]} "
-                f"(e.g. {', '.join(leak.examples)}); remove them from one split, because training refuses them unless "
+                f"(e.g. {join_names(leak.examples)}); remove them from one split, because training refuses them unless "
                 "data.allow_leakage is set"
             )
     # One hash for each different file.
@@ -57,7 +61,7 @@ def find_warnings(manifest: Manifest, name: str, output: str) -> Iterator[str]:
     unknown = sorted({class_name for report in reports for class_name in report.unknown_classes})
     if unknown:
         yield (
-            f"boxes of {', '.join(unknown):.500} were rejected, so these objects are trained as background: "
+            f"boxes of {shorten(join_names(unknown), 500)} were rejected, so these objects are trained as background: "
             f"{join(output, MANIFEST_NAME)} does not contain these classes; prepare the split with most classes "
             "first, or list all classes with --classes, and write to another --output"
         )
