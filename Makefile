@@ -2,7 +2,9 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+# Marks a complete installation. The name contains a checksum of the requirements, because their modification times also
+# change without their content, and installing again breaks the processes that use $(VENV).
+READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' -)
 DEMO := demo
 SHARED := $${SSD_DIST_SHARED:-../shared}
 
@@ -13,7 +15,7 @@ setup: $(READY)
 
 # uv installs in seconds; where it is not available, pip installs from the same lock. Bytecode is compiled here: with
 # PYTHONDONTWRITEBYTECODE set, each import of TensorFlow would otherwise compile it again, which takes 5 s.
-$(READY): requirements.lock pyproject.toml
+$(READY):
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true
 	if $(BIN)/uv --version >/dev/null 2>&1; then \
