@@ -128,6 +128,14 @@ def create_strategy(config: ClusterConfig, role: WorkerRole) -> tf.distribute.St
     return tf.distribute.MirroredStrategy(devices)
 
 
+def count_workers(strategy: tf.distribute.Strategy) -> int:
+    """Returns the number of workers of a strategy, including the chief."""
+    # Strategies of one worker have no cluster resolver, or one without workers.
+    resolver = strategy.cluster_resolver
+    cluster = {} if resolver is None else resolver.cluster_spec().as_dict()
+    return max(len(cluster.get("chief", [])) + len(cluster.get("worker", [])), 1)
+
+
 def _split_cpu(count: int) -> None:
     """Splits the CPU into `count` logical devices, one per replica; possible only before TensorFlow has started.
 

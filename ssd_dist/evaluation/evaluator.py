@@ -9,6 +9,7 @@ import orbit
 import tensorflow as tf
 import tf_keras
 
+from ssd_dist.cluster.strategy import count_workers
 from ssd_dist.core.config import AnchorConfig, DataConfig, EvalConfig
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import Split
@@ -62,7 +63,7 @@ class DetectorEvaluator(orbit.StandardEvaluator):
         input_size: int,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
-        workers = strategy.extended._num_workers if hasattr(strategy.extended, "_num_workers") else 1
+        workers = count_workers(strategy)
         replicas = strategy.num_replicas_in_sync
         batch_size = max(evaluation.batch_size // replicas, 1)
         worker_batch = batch_size * replicas // workers

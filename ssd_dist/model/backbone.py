@@ -7,7 +7,6 @@ image [B, S, S, 3] in [-1, 1]
 """
 
 import os
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from tf_keras.src.applications import mobilenet_v2
 
 from ssd_dist.core.config import BackboneConfig, ModelConfig
 from ssd_dist.core.errors import CheckpointError
+from ssd_dist.core.storage import replace_file
 from ssd_dist.model.batch_norm import ReplicaBatchNormalization, SyncBatchNormalization
 from ssd_dist.model.convolutions import choose_convolution
 
@@ -95,11 +95,10 @@ def _download_imagenet(model: ModelConfig) -> list[npt.NDArray[np.float32]]:
     path = _locate_imagenet_file(model)
     try:
         if model.width in IMAGENET_WIDTHS and not path.exists():
-            # A unique temporary name: other workers on this host may download at the same time, and a worker that is
-            # killed leaves an incomplete file.
-            temporary = f"{path.name}.{uuid.uuid4().hex}"
-            origin = mobilenet_v2.BASE_WEIGHT_PATH + path.name
-            os.replace(tf_keras.utils.get_file(temporary, origin, cache_subdir=path.parent.name), path)
+            # Other workers on this host may download at the same time, and a worker may be killed while it downloads.
+            with replace_file(path) as temporary:
+                origin = mobilenet_v2.BASE_WEIGHT_PATH + path.name
+                tf_keras.utils.get_file(str(temporary), origin, cache_subdir=path.parent.name)
         return tf_keras.applications.MobileNetV2(shape, alpha=model.width, include_top=False).get_weights()
     except Exception as error:  # Keras raises a bare Exception when a download fails
         damaged = f"delete {path} if it is damaged, or " if path.exists() else ""

@@ -98,6 +98,8 @@ def checksum(path: str) -> str:
 
 def _write_with_checksums(path: str, write: Callable[[str], object]) -> None:
     directory, name = os.path.split(path)
+    # A folder, because TensorFlow chooses how many files it writes and adds temporary files of its own. Its name is
+    # fixed, so that the next checkpoint deletes what an interrupted one has left: up to the size of a checkpoint.
     partial = os.path.join(directory, "partial")
     if tf.io.gfile.exists(partial):
         tf.io.gfile.rmtree(partial)

@@ -1,10 +1,12 @@
 """The role of a worker is read from TF_CONFIG; an invalid TF_CONFIG is refused with the reason."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import tensorflow as tf
 
-from ssd_dist.cluster.strategy import WorkerRole, check_strategy, read_worker_role
+from ssd_dist.cluster.strategy import WorkerRole, check_strategy, count_workers, read_worker_role
 from ssd_dist.core.config import ClusterConfig
 from ssd_dist.core.errors import UsageError
 
@@ -75,3 +77,24 @@ def test_the_strategy_must_fit_the_number_of_workers(strategy, workers, fits):
         return
     with pytest.raises(UsageError, match=f"cluster.strategy: {strategy}"):
         check_strategy(config, role)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "count"),
+    [
+        ({"worker": ["a:1", "b:1"]}, 2),
+        ({"chief": ["c:1"], "worker": ["a:1", "b:1"]}, 3),
+        ({"worker": ["a:1"], "evaluator": ["e:1"]}, 1),
+        ({}, 1),  # MultiWorkerMirroredStrategy without TF_CONFIG
+    ],
+)
+def test_the_workers_of_a_cluster_are_counted(cluster, count):
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(tf.train.ClusterSpec(cluster))
+    assert count_workers(SimpleNamespace(cluster_resolver=resolver)) == count
+
+
+def test_a_strategy_of_one_process_has_one_worker_also_within_a_job_of_several(monkeypatch):
+    for name, value in environment({"worker": ["a:1", "b:1"]}).items():
+        monkeypatch.setenv(name, value)
+    assert count_workers(tf.distribute.OneDeviceStrategy("CPU:0")) == 1
+    assert count_workers(tf.distribute.get_strategy()) == 1
