@@ -29,6 +29,7 @@ from rich.progress import track
 
 from ssd_dist.core.commands import required_flag, run_command
 from ssd_dist.core.errors import UsageError
+from ssd_dist.core.printable import print_line
 from ssd_dist.core.storage import write_text
 from toyset.placing import Kind
 from toyset.scene import draw_scene
@@ -88,7 +89,7 @@ def main(_: list[str]) -> None:
     for split in ("train", "val"):
         annotations = write_split(output, split, flags.FLAGS[split].value, flags.FLAGS["seed"].value)
         crowds = sum(entry["iscrowd"] for entry in annotations["annotations"])
-        print(
+        print_line(
             f"{split}: {len(annotations['images'])} images, {len(annotations['annotations']) - crowds} objects of "
             f"{len(annotations['categories'])} classes, {crowds} crowds in {output}"
         )

@@ -19,6 +19,7 @@ from ssd_dist.cluster.strategy import WorkerRole, create_strategy, read_worker_r
 from ssd_dist.core.anchors import anchors_per_cell, feature_sizes, generate_anchors
 from ssd_dist.core.config import Config, TrainConfig
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest, Split
+from ssd_dist.core.printable import join_names, make_printable
 from ssd_dist.data.corrupt_records import CorruptRecord, verify_plan
 from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import plan_training, training_batches
@@ -87,7 +88,7 @@ def print_dry_run(sections: dict[str, Section]) -> None:
         table.add_column(min_width=16)
         table.add_column(overflow="fold")
         for name, value in pairs:
-            table.add_row(Text(name), Text(value))
+            table.add_row(Text(make_printable(name)), Text(make_printable(value)))
         console.print(table)
 
 
@@ -166,7 +167,7 @@ def _describe_data(
         ))  # fmt: skip
     counts = split.views[0].objects_per_class
     if never := [name for name in manifest.classes if not counts.get(name)]:
-        names = f"{', '.join(never[:8])}{' ...' if len(never) > 8 else ''}"
+        names = f"{join_names(never[:8])}{' ...' if len(never) > 8 else ''}"
         pairs.append(("no objects", f"of {names} in split train; these classes cannot be learned"))
     if replaced:
         pairs.append(("corrupt", f"{len(replaced)} records, replaced by valid ones; the first: {replaced[0]}"))

@@ -32,6 +32,7 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config
 from ssd_dist.core.errors import CheckpointError, SsdDistError, UsageError
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
+from ssd_dist.core.printable import make_printable
 from ssd_dist.data.pipeline import plan_training
 from ssd_dist.model.backbone import check_weights_file
 from ssd_dist.model.cost import count_cost
@@ -369,7 +370,7 @@ def print_table(table: Sequence[Finding], role: WorkerRole) -> None:
         rows.add_column(column, overflow="fold")
     for finding in table:
         result = Text("FAIL", style="bold red") if finding.exit_code else Text("pass", style="green")
-        rows.add_row(str(finding.worker), finding.check, result, Text(" ".join(finding.detail.split())))
+        rows.add_row(str(finding.worker), finding.check, result, Text(make_printable(" ".join(finding.detail.split()))))
     console.print(rows)
     failed = sum(finding.exit_code > 0 for finding in table)
     console.print(f"{failed} of {len(table)} checks failed" if failed else f"{role.count} workers are ready to train")

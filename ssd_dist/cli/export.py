@@ -10,6 +10,7 @@ from absl import flags  # type: ignore[import-untyped]
 
 from ssd_dist.core.commands import define_override_flag, overrides_from_flags, required_flag, run_command
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
+from ssd_dist.core.printable import print_line
 
 
 def main(_: list[str]) -> None:
@@ -25,12 +26,14 @@ def main(_: list[str]) -> None:
     )
     parity, before, after = summary["parity"], summary["metrics"]["checkpoint"], summary["metrics"]["export"]
     latency = summary["milliseconds_an_image_here"]
-    print(f"{Path(output, summary['file'])}: {summary['bytes'] / 1e6:.1f} MB, {latency:.0f} ms per image")
-    print(
+    print_line(f"{Path(output, summary['file'])}: {summary['bytes'] / 1e6:.1f} MB, {latency:.0f} ms per image")
+    print_line(
         f"{parity['missing']} of {parity['detections']} detections on {parity['images']} images are missing, "
         f"{parity['surplus']} are new, {parity['undecided']} differ by rounding"
     )
-    print("  ".join(f"{name} {before[name]:.3f} -> {after[name]:.3f}" for name in after if after[name] is not None))
+    print_line(
+        "  ".join(f"{name} {before[name]:.3f} -> {after[name]:.3f}" for name in after if after[name] is not None)
+    )
 
 
 def run_main() -> None:

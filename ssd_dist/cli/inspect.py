@@ -13,6 +13,7 @@ from ssd_dist.core.commands import define_override_flag, overrides_from_flags, r
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.folder_names import REPORT_NAME
+from ssd_dist.core.printable import print_line
 from ssd_dist.core.storage import is_remote
 
 
@@ -35,14 +36,14 @@ def main(_: list[str]) -> None:
 
         build_data_page(data, output, flags.FLAGS["max_images"].value)
         if fitted := flags.FLAGS["fit_anchors"].value:
-            print(f"{fitted}: {write_fitted_anchors(data, fitted, flags.FLAGS['max_images'].value)}")
+            print_line(f"{fitted}: {write_fitted_anchors(data, fitted, flags.FLAGS['max_images'].value)}")
     else:
         from ssd_dist.report.run_page import build_run_page
 
         build_run_page(
             model_dirs, output, flags.FLAGS["checkpoint"].value, flags.FLAGS["split"].value, overrides_from_flags()
         )
-    print(f"{output}: {Path(output).stat().st_size / 1e6:.2f} MB, open it in a browser")
+    print_line(f"{output}: {Path(output).stat().st_size / 1e6:.2f} MB, open it in a browser")
 
 
 def default_output(data: str | None, model_dirs: list[str]) -> str:
@@ -55,7 +56,7 @@ def default_output(data: str | None, model_dirs: list[str]) -> str:
 def run_main() -> None:
     """Console script `ssd-inspect`."""
     flags.DEFINE_string("data", None, "Folder of prepared data, which holds dataset.json.")
-    flags.DEFINE_multi_string("model_dir", [], "Folder of a training run; several runs are compared")
+    flags.DEFINE_multi_string("model_dir", [], "Folder of a training run; repeat the flag to compare several runs.")
     flags.DEFINE_string("output", None, "HTML file to write. By default RUN/report.html for one run, else report.html.")
     flags.DEFINE_string("checkpoint", "auto", "best, last, or the path of a checkpoint; auto uses best, else last.")
     flags.DEFINE_string("split", "auto", "Split to evaluate on; auto uses the split that training evaluated on.")

@@ -11,6 +11,7 @@ from absl import flags  # type: ignore[import-untyped]
 from ssd_dist.core.commands import define_override_flag, overrides_from_flags, refuse_flags, required_flag, run_command
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.errors import DataError, UsageError
+from ssd_dist.core.printable import print_line
 
 
 def main(_: list[str]) -> None:
@@ -46,10 +47,10 @@ def main(_: list[str]) -> None:
     )
     processed, shown, unreadable = predict_images(detector, files, output, outputs)
     for name, reason in unreadable:
-        print(f"skipped {name}: {reason}")
+        print_line(f"skipped {name}: {reason}")
     if not processed:
         raise DataError(f"--images: none of the {len(files)} files could be read; the lines above give the reasons")
-    print(f"{output}: {shown} detections on {processed} images; {len(unreadable)} files skipped")
+    print_line(f"{output}: {shown} detections on {processed} images; {len(unreadable)} files skipped")
 
 
 def run_main() -> None:
@@ -57,7 +58,11 @@ def run_main() -> None:
     flags.DEFINE_string("model_dir", None, "Folder of a training run.")
     flags.DEFINE_string("saved_model", None, "Folder of a SavedModel export, used instead of a run.")
     flags.DEFINE_string("checkpoint", "best", "best, last, or the path of a checkpoint.")
-    flags.DEFINE_multi_string("images", [], "An image file, a folder, or a quoted glob pattern, local or on gs://")
+    flags.DEFINE_multi_string(
+        "images",
+        [],
+        "An image file, a folder, or a quoted glob pattern, local or on gs://; repeat the flag for several.",
+    )
     flags.DEFINE_string("output", None, "Folder for images, detections.csv and detections.json; created if missing.")
     flags.DEFINE_string(
         "score_threshold",

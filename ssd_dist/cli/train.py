@@ -1,6 +1,5 @@
 """Trains a detector, or resumes a run: python -m ssd_dist.cli.train --config=configs/x.yaml --model_dir=RUN."""
 
-import sys
 from pathlib import Path
 
 from absl import flags  # type: ignore[import-untyped]
@@ -8,6 +7,7 @@ from absl import flags  # type: ignore[import-untyped]
 from ssd_dist.core.commands import config_from_flags, define_config_flags, required_flag, run_command
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.folder_names import REPORT_NAME, check_folder_name
+from ssd_dist.core.printable import print_line, print_warning
 
 
 def main(_: list[str]) -> int:
@@ -33,7 +33,7 @@ def main(_: list[str]) -> int:
 
     best = run_training(config, model_dir, stop, write_report if flags.FLAGS["report"].value else None)
     if best is not None:
-        print(f"best {best['metric']} {best['value']:.4f} at step {best['step']}: {model_dir}/best")
+        print_line(f"best {best['metric']} {best['value']:.4f} at step {best['step']}: {model_dir}/best")
     return 0
 
 
@@ -46,10 +46,8 @@ def write_report() -> None:
     try:
         build_run_page([model_dir], str(Path(model_dir) / REPORT_NAME), "auto", "auto", ())
     except Exception as error:  # the model is trained and saved, so no error of the report may fail the run
-        print(
-            f"warning: {REPORT_NAME} was not written: {first_line(error)}; "
-            f"try again with ssd-inspect --model_dir={model_dir}",
-            file=sys.stderr,
+        print_warning(
+            f"{REPORT_NAME} was not written: {first_line(error)}; try again with ssd-inspect --model_dir={model_dir}"
         )
 
 

@@ -6,11 +6,12 @@ improvement that the warning names.
 """
 
 import importlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+
+from ssd_dist.core.printable import print_warning
 
 TESTED_VERSION = "2.20"
 _STRATEGY_MODULE = "tensorflow.python.distribute.collective_all_reduce_strategy"
@@ -88,9 +89,6 @@ def _import_private(module: str, name: str) -> Any:
 
 
 def _warn(name: str, effect: str) -> None:
-    print(
-        f"warning: TensorFlow {tf.__version__} has no {name}: {effect}; "
-        f"ssd-dist was tested with TensorFlow {TESTED_VERSION}",
-        file=sys.stderr,
-        flush=True,
+    print_warning(
+        f"TensorFlow {tf.__version__} has no {name}: {effect}; ssd-dist was tested with TensorFlow {TESTED_VERSION}"
     )

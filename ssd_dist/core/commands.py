@@ -13,6 +13,7 @@ import gc
 import io
 import sys
 from collections.abc import Callable, Sequence
+from logging import LogRecord
 from typing import NoReturn
 
 from absl import app, flags, logging  # type: ignore[import-untyped]
@@ -20,6 +21,7 @@ from absl import app, flags, logging  # type: ignore[import-untyped]
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import load_config
 from ssd_dist.core.errors import UsageError, exit_with_message
+from ssd_dist.core.printable import escape
 
 # In --help, the flags defined here belong to the command that defines them.
 flags.disclaim_key_flags()
@@ -43,13 +45,17 @@ def overrides_from_flags() -> list[str]:
     return list(flags.FLAGS["set"].value)
 
 
-def config_from_flags() -> Config:
+def config_from_flags(is_required: bool = True) -> Config:
     """Returns the config that `--config` and `--set` describe.
 
+    Args:
+      is_required: whether `--config` must be set; otherwise every key has its default without it.
+
     Raises:
-      UsageError: if `--config` is missing or the config is invalid.
+      UsageError: if `--config` is required and missing, or the config is invalid.
     """
-    return load_config(required_flag("config"), overrides_from_flags())
+    path = required_flag("config") if is_required else flags.FLAGS["config"].value
+    return load_config(path or None, overrides_from_flags())
 
 
 def required_flag(name: str) -> str:
@@ -60,7 +66,7 @@ def required_flag(name: str) -> str:
     """
     value = flags.FLAGS[name].value
     if not value:
-        raise UsageError(f"--{name} is missing: {flags.FLAGS[name].help}")
+        raise UsageError(f"--{name} is missing: {_help_of(flags.FLAGS[name])}")
     return str(value)
 
 
@@ -93,6 +99,7 @@ def run_command(main: Callable[[list[str]], int | None], keep_unknown: bool = Fa
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().setFormatter(_PrintableFormatter())
     # A traced graph has a million objects that are never freed. Garbage collection with the default thresholds and at
     # exit takes a sixth of the time of a short run.
     gc.set_threshold(50_000, 20, 50)
@@ -126,10 +133,24 @@ def unknown_flag(name: str, known: Sequence[str]) -> UsageError:
     return UsageError(f"unknown flag --{name}{hint}")
 
 
+class _PrintableFormatter(logging.PythonFormatter):  # type: ignore[misc]
+    """Escapes unprintable characters in log lines; keeps the line breaks of tracebacks."""
+
+    def format(self, record: LogRecord) -> str:
+        """Returns the text of a log record."""
+        return "\n".join(map(escape, super().format(record).splitlines()))
+
+
 def _help_text(main: Callable[[list[str]], int | None]) -> str:
     module = sys.modules[main.__module__]
     # absl registers the flags of a module that runs as a script under the path of the script.
     name = sys.argv[0] if main.__module__ == "__main__" else main.__module__
     own = flags.FLAGS.get_key_flags_for_module(name)
-    lines = [f"  --{flag.name}: {flag.help} (default: {flag.default_as_str or 'none'})" for flag in own]
+    lines = [f"  --{flag.name}: {_help_of(flag)} (default: {flag.default_as_str or 'none'})" for flag in own]
     return "\n".join([(module.__doc__ or "").strip(), "", *lines])
+
+
+def _help_of(flag: flags.Flag) -> str:
+    """Returns the help of a flag as it was defined."""
+    # absl appends this to flags that may be repeated; their help already states it, in a sentence that ends in a period.
+    return str(flag.help).removesuffix(";\n    repeat this option to specify a list of values")

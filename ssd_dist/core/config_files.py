@@ -55,11 +55,11 @@ for _handler in (_Loader, _Dumper):
     )
 
 
-def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file and the files it extends, applies overrides and validates the result.
 
     Args:
-      path: the YAML file.
+      path: the YAML file; None starts from the default of every key.
       overrides: values of `--set`, as `a.b=c`.
 
     Raises:
@@ -67,11 +67,11 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for file, content in _read_chain(Path(path)):
+    for file, content in [] if path is None else _read_chain(Path(path)):
         _merge(tree, content, str(file), origins)
     for override in overrides:
         _merge(tree, _parse_override(override), f"--set {override}", origins)
-    return _validate(_expand_environment(tree), origins, str(path))
+    return _validate(_expand_environment(tree), origins, "--set" if path is None else str(path))
 
 
 def dump_config(config: Config) -> str:

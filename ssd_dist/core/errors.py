@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+from ssd_dist.core.printable import print_line
+
 # By the convention of shells: 128 plus the number of SIGINT.
 INTERRUPTED = 130
 
@@ -57,6 +59,7 @@ def exit_with_message(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except SsdDistError as error:
+        # The text of an error of another library may have several lines.
         _print_error(f"error: {' '.join(str(error).split())}")
         return error.exit_code
     except KeyboardInterrupt:
@@ -67,7 +70,7 @@ def exit_with_message(main: Callable[[], int | None]) -> int:
 def _print_error(message: str) -> None:
     # If the terminal is closed, the exit code still reports the error.
     with suppress(OSError, ValueError):
-        print(message, file=sys.stderr)
+        print_line(message, sys.stderr)
 
 
 def first_line(error: Exception) -> str:

@@ -5,7 +5,6 @@
 
 import os
 import posixpath
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ssd_dist.core.errors import first_line
+from ssd_dist.core.printable import print_warning
 
 Result = TypeVar("Result")
 
@@ -61,7 +61,7 @@ def retry(action: Callable[[], Result], what: str, is_transient: Callable[[Excep
         except Exception as error:
             if not is_transient(error):
                 raise
-            print(f"warning: {what}: {first_line(error)}; retrying in {pause:g} s", file=sys.stderr, flush=True)
+            print_warning(f"{what}: {first_line(error)}; retrying in {pause:g} s")
             time.sleep(pause)
     return action()
 

@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ssd_dist.core.printable import NAME_LENGTH, make_printable
+
 _PER_CLASS = {"coco/AP": "COCO AP", "coco/AP50": "COCO AP50", "voc07/AP": "VOC07 AP", "voc/AP": "VOC AP"}
 _TOTALS = {
     "coco/AP": "COCO AP, IoU 0.50:0.95",
@@ -23,7 +25,8 @@ _TOTALS = {
 def print_metrics(metrics: dict[str, Any], title: str) -> None:
     """Prints the metrics that `Metrics.as_dict()` returns, under a title."""
     console = Console(highlight=False)
-    totals = Table(title=title, title_justify="left", title_style="bold")
+    # Text() keeps names such as [red] from being parsed as markup.
+    totals = Table(title=Text(make_printable(title), style="bold"), title_justify="left")
     totals.add_column("metric")
     totals.add_column("value", justify="right")
     for name, text in _TOTALS.items():
@@ -33,8 +36,7 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
     for column in classes.columns[1:]:
         column.justify = "right"
     for name, values in metrics["per_class"].items():
-        # Text() keeps class names such as [red] from being parsed as markup.
-        classes.add_row(Text(name), *(format_value(values[key]) for key in _PER_CLASS), str(values["objects"]))
+        classes.add_row(_name_cell(name), *(format_value(values[key]) for key in _PER_CLASS), str(values["objects"]))
     console.print(classes)
 
 
@@ -45,7 +47,7 @@ def print_analysis(analysis: dict[str, Any]) -> None:
     points.title_justify, points.title_style = "left", "bold"
     for name, point in analysis["operating_points"].items():
         values = (point[key] for key in ("threshold", "f1", "precision", "recall"))
-        points.add_row(Text(name), *map(format_value, values))
+        points.add_row(_name_cell(name), *map(format_value, values))
     errors = Table("error type", "count at these thresholds", "VOC mAP gain if corrected", title="Error types (TIDE)")
     errors.title_justify, errors.title_style = "left", "bold"
     for kind, count in analysis["errors"]["counts"].items():
@@ -61,3 +63,7 @@ def print_analysis(analysis: dict[str, Any]) -> None:
 def format_value(value: float | None) -> str:
     """Formats a value with three decimals; None as a dash."""
     return "-" if value is None else f"{value:.3f}"
+
+
+def _name_cell(name: str) -> Text:
+    return Text(make_printable(name, NAME_LENGTH))

@@ -13,7 +13,6 @@ Only the chief saves, and all workers restore from its folder: the replicas have
 import json
 import os
 import re
-import sys
 from typing import Any
 
 import tensorflow as tf
@@ -21,6 +20,7 @@ import tf_keras
 
 from ssd_dist.core.config import CheckpointConfig
 from ssd_dist.core.errors import CheckpointError, RestartError, first_line
+from ssd_dist.core.printable import print_warning
 from ssd_dist.core.storage import write_text
 from ssd_dist.runs.checkpoint_writer import CHECKSUM_SUFFIX, CheckpointWriter, checksum, remove_checkpoint
 from ssd_dist.runs.gfile_storage import explain_write_errors, is_transient, retry
@@ -186,16 +186,13 @@ def latest_checkpoint(directory: str) -> str | None:
         problem = find_damage(path)
         if problem is None:
             for text in problems:
-                print(f"warning: {text}; an older checkpoint is used", file=sys.stderr)
+                print_warning(f"{text}; an older checkpoint is used")
             return path
         problems.append(problem)
     # This file is written after the first checksum file. Without both, the very first checkpoint was never finished.
     any_finished = tf.io.gfile.exists(os.path.join(directory, LATEST_FILE)) or complete_checkpoints(directory)
     if problems and not any_finished:
-        print(
-            f"warning: {problems[0]}, and no checkpoint in {directory} was ever finished; a new run starts",
-            file=sys.stderr,
-        )
+        print_warning(f"{problems[0]}, and no checkpoint in {directory} was ever finished; a new run starts")
         return None
     if problems:
         raise CheckpointError(

@@ -9,6 +9,8 @@ from typing import IO, Any, Self, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from ssd_dist.core.printable import make_printable
+
 
 class TrainingProgress:
     """Shows step, loss, learning rate, images per second and time left; prints only on the chief."""
@@ -51,7 +53,7 @@ class TrainingProgress:
 
     def print_line(self, line: str) -> None:
         """Prints a line above the bar."""
-        self._console.print(line, markup=False)
+        self._console.print(make_printable(line), markup=False, emoji=False)
 
     def _format_time_left(self, step: int) -> str:
         per_step = (time.perf_counter() - self._started) / max(step - self._first, 1)

@@ -2,12 +2,12 @@
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ssd_dist.core.errors import first_line
+from ssd_dist.core.printable import print_warning
 from ssd_dist.core.storage import write_text
 from ssd_dist.runs.gfile_storage import explain_write_errors, retry
 from ssd_dist.runs.trackers import Tracker
@@ -53,11 +53,7 @@ class MetricsLog:
         except Exception as error:  # each service has its own error classes
             name = type(tracker).__name__.removesuffix("Tracker")
             if name not in self._failed:
-                print(
-                    f"warning: {name} has no values of step {step}: {first_line(error)}; metrics.jsonl has them",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                print_warning(f"{name} has no values of step {step}: {first_line(error)}; metrics.jsonl has them")
             self._failed.add(name)
 
     def drop_rows_after(self, step: int, evaluated: int) -> None:

@@ -16,6 +16,7 @@ from ssd_dist.core.config_files import dump_config, flatten_config, load_config
 from ssd_dist.core.errors import CheckpointError, UsageError
 from ssd_dist.core.folder_names import check_folder_name
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
+from ssd_dist.core.printable import print_line
 from ssd_dist.core.storage import write_text
 from ssd_dist.data.corrupt_records import CorruptRecord
 from ssd_dist.runs.gfile_storage import explain_write_errors
@@ -80,7 +81,7 @@ def lock_run_folder(model_dir: str) -> None:
                 f"{text}; stop it, or use another --model_dir; if its host no longer exists, delete {path}"
             )
         if not reported:
-            print(f"{text}; waiting up to {_LOCK_SECONDS:g} s for it to exit", file=sys.stderr, flush=True)
+            print_line(f"{text}; waiting up to {_LOCK_SECONDS:g} s for it to exit", sys.stderr)
             reported = True
         time.sleep(0.5)
     # The owner is only for the message above; on a full disk the lock works without it.

@@ -10,7 +10,6 @@ A tracker has two methods. To add a service, write one class here and add its na
 import importlib
 import os
 import secrets
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +25,7 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config, flatten_config
 from ssd_dist.core.errors import UsageError, first_line
 from ssd_dist.core.manifest import Manifest
+from ssd_dist.core.printable import print_warning
 from ssd_dist.evaluation.detection_matching import Matches, match_detections
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.gallery import draw_gallery
@@ -180,7 +180,7 @@ def create_trackers(config: Config, model_dir: str) -> list[Tracker]:
             text = f"tracking.also: {name} does not start ({type(error).__name__}: {first_line(error)})"
             if not complete_checkpoints(os.path.join(model_dir, "checkpoints")):
                 raise UsageError(f"{text}; log in to it, or remove it from the list") from None
-            print(f"warning: {text}; the run continues without it", file=sys.stderr, flush=True)
+            print_warning(f"{text}; the run continues without it")
         else:
             trackers.append(tracker)
     if config.tracking.profiler_port:

@@ -1,5 +1,6 @@
 """Tests that flags are parsed, and that errors give exit code 2 and one line."""
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -9,7 +10,7 @@ import pytest
 PROGRAM = """
     '''Greets.'''
     import sys
-    from absl import flags
+    from absl import flags, logging
     from ssd_dist.core.commands import config_from_flags, define_config_flags, required_flag, run_command
     from ssd_dist.core.errors import DataError
 
@@ -18,6 +19,9 @@ PROGRAM = """
             raise DataError("nobody is missing; name\\nsomebody")
         if required_flag("name") == "^C":
             raise KeyboardInterrupt
+        if required_flag("name") == "evil":
+            logging.warning("log \\x1b[31m")
+            raise DataError("class \\x1b[31m\\u202e" + "x" * 10_000 + "; rename it")
         print(argv, flags.FLAGS.count, config_from_flags().train.epochs)
 
     if __name__ == "__main__":
@@ -69,9 +73,26 @@ def test_user_errors_are_reported_in_one_line(tmp_path, arguments, code, words):
     assert all(word in done.stderr for word in words), done.stderr
 
 
+def test_hostile_text_in_an_error_or_a_log_line_is_escaped_and_shortened(tmp_path):
+    done = run(tmp_path, "--name=evil")
+    assert done.returncode == 3
+    log, error = done.stderr.splitlines()
+    assert log.endswith("] log \\x1b[31m")
+    assert error.startswith("error: class \\x1b[31m\\u202exxx")
+    assert error.endswith("xxx; rename it")
+    assert len(error) == 1000
+
+
 def test_help_shows_the_docstring_and_the_flags(tmp_path):
     done = run(tmp_path, "--help")
     assert done.returncode == 0
     assert "Greets." in done.stdout
     for flag in ("--config", "--set", "--name", "--count"):
         assert flag in done.stdout
+
+
+def test_help_describes_each_flag_in_one_line_that_ends_in_one_period(tmp_path):
+    lines = run(tmp_path, "--help").stdout.splitlines()
+    described = [line for line in lines if line.startswith("  --")]
+    assert lines[-len(described) :] == described
+    assert all(re.fullmatch(r"  --\w+: .*\w\. \(default: .*\)", line) for line in described), described
