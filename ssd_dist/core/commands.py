@@ -146,11 +146,15 @@ def _help_text(main: Callable[[list[str]], int | None]) -> str:
     # absl registers the flags of a module that runs as a script under the path of the script.
     name = sys.argv[0] if main.__module__ == "__main__" else main.__module__
     own = flags.FLAGS.get_key_flags_for_module(name)
-    lines = [f"  --{flag.name}: {_help_of(flag)} (default: {flag.default_as_str or 'none'})" for flag in own]
+    lines = [f"  --{flag.name}: {_help_of(flag)} (default: {_default_of(flag)})" for flag in own]
     return "\n".join([(module.__doc__ or "").strip(), "", *lines])
 
 
 def _help_of(flag: flags.Flag) -> str:
     """Returns the help of a flag as it was defined."""
-    # absl appends this to flags that may be repeated; their help already states it, in a sentence that ends in a period.
+    # absl appends this to flags that may be repeated; their help already states it in a full sentence.
     return str(flag.help).removesuffix(";\n    repeat this option to specify a list of values")
+
+
+def _default_of(flag: flags.Flag) -> str:
+    return "none" if flag.default in (None, "", []) else str(flag.default_as_str)

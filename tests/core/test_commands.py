@@ -95,4 +95,10 @@ def test_help_describes_each_flag_in_one_line_that_ends_in_one_period(tmp_path):
     lines = run(tmp_path, "--help").stdout.splitlines()
     described = [line for line in lines if line.startswith("  --")]
     assert lines[-len(described) :] == described
-    assert all(re.fullmatch(r"  --\w+: .*\w\. \(default: .*\)", line) for line in described), described
+    assert all(re.fullmatch(r"  --\w+: .*\w\. \(default: .+\)", line) for line in described), described
+
+
+def test_help_shows_defaults_and_none_for_empty_ones(tmp_path):
+    text = run(tmp_path, "--help").stdout
+    defaults = dict(re.findall(r"^  --(\w+): .* \(default: (.*)\)$", text, re.MULTILINE))
+    assert defaults == {"config": "none", "set": "none", "name": "none", "count": "'1'"}
