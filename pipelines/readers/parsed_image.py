@@ -19,6 +19,7 @@ class ParsedImage(NamedTuple):
       where: position of the entry in the annotation file, for messages.
       size: (height, width) in pixels according to the annotation, or None.
       problem: set if the entry is unusable.
+      reduced: number of boxes that are the upright bounds of another shape (polygon, rotated box, ellipse, mask).
     """
 
     filename: str
@@ -26,3 +27,4 @@ class ParsedImage(NamedTuple):
     where: str = ""
     size: tuple[int, int] | None = None
     problem: Problem | None = None
+    reduced: int = 0

@@ -1,0 +1,108 @@
+"""Reads values of a JSON annotation and reports a missing or wrong one with a `ValueError` that names the key."""
+
+import json
+import math
+from typing import Any
+
+
+def load_json(data: bytes) -> Any:
+    """Returns the value that a JSON file contains.
+
+    Raises:
+      ValueError: if the file is not JSON in UTF-8, UTF-16 or UTF-32.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("not valid JSON: nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+
+
+def read_object(value: Any, description: str) -> dict[str, Any]:
+    """Returns the value if it is a JSON object.
+
+    Raises:
+      ValueError: if it is anything else.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{description}: expected an object, got {value!r:.100}")
+    return value
+
+
+def read_list(value: Any, description: str) -> list[Any]:
+    """Returns the value if it is a JSON array.
+
+    Raises:
+      ValueError: if it is anything else.
+    """
+    if not isinstance(value, list):
+        raise ValueError(f"{description}: expected a list, got {value!r:.100}")
+    return value
+
+
+def read_number(value: Any, description: str) -> float:
+    """Returns a number, or a string that contains one.
+
+    Raises:
+      ValueError: if the value is anything else or not finite.
+    """
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{description}: expected a finite number, got {value!r:.100}")
+    return number
+
+
+def read_numbers(entry: dict[str, Any], *keys: str) -> list[float]:
+    """Returns the numbers of the keys.
+
+    Raises:
+      ValueError: if one is missing or not a finite number.
+    """
+    return [read_number(entry.get(key), key) for key in keys]
+
+
+def read_point(value: Any, description: str) -> tuple[float, float]:
+    """Returns (x, y) from `[x, y]` or `{"x": x, "y": y}`.
+
+    Raises:
+      ValueError: if the value is anything else.
+    """
+    x_and_y = [value.get("x"), value.get("y")] if isinstance(value, dict) else value
+    if not isinstance(x_and_y, list) or len(x_and_y) < 2:
+        raise ValueError(f"{description}: expected x and y, got {value!r:.100}")
+    return read_number(x_and_y[0], description), read_number(x_and_y[1], description)
+
+
+def read_points(value: Any, description: str) -> list[tuple[float, float]]:
+    """Returns a list of (x, y).
+
+    Raises:
+      ValueError: if the value is not a list of points.
+    """
+    return [read_point(item, description) for item in read_list(value, description)]
+
+
+def read_name(value: Any, description: str) -> str:
+    """Returns a name as text; annotation tools also write numbers.
+
+    Raises:
+      ValueError: if the value is anything else or empty.
+    """
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    name = str(value).strip() if is_number or isinstance(value, str) else ""
+    if not name:
+        raise ValueError(f"{description}: expected a name, got {value!r:.100}")
+    return name
+
+
+def read_size(height: Any, width: Any) -> tuple[int, int] | None:
+    """Returns (height, width) in pixels; None if one is missing or not positive."""
+    try:
+        size = int(read_number(height, "height")), int(read_number(width, "width"))
+    except ValueError:
+        return None
+    return size if min(size) > 0 else None
