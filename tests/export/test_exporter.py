@@ -104,7 +104,8 @@ def use_photographs(monkeypatch):
         if not photos or not name.startswith("val"):
             return record
         size, jpeg = config.model.input_size, io.BytesIO()
-        Image.open(photos[int(name[3:])]).convert("RGB").resize((size, size)).save(jpeg, "JPEG", quality=95)
+        with Image.open(photos[int(name[3:])]) as photo:
+            photo.convert("RGB").resize((size, size)).save(jpeg, "JPEG", quality=95)
         return dataclasses.replace(record, encoded=jpeg.getvalue())
 
     monkeypatch.setattr(synthetic, "draw_record", draw_record)

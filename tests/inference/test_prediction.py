@@ -185,7 +185,8 @@ def test_the_json_file_has_all_detections_and_the_csv_file_those_above_the_thres
     }  # fmt: skip
     assert table[1]["class"] == "", "an image without drawn detections has a row as well"
     assert sorted(path.name for path in out.iterdir()) == ["b.jpg", "d.jpg", "detections.csv", "detections.json"]
-    assert Image.open(out / "d.jpg").size == (100, 50)
+    with Image.open(out / "d.jpg") as image:
+        assert image.size == (100, 50)
 
 
 def test_source_images_are_never_overwritten(tmp_path, detector, monkeypatch):

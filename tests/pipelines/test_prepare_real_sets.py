@@ -113,7 +113,8 @@ def test_records_hold_the_image_and_its_boxes(bccd, shared_data, records_of):
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (300, 300))
         assert (record.height, record.width) == (300, 300)
         assert (record.original_height, record.original_width) == (480, 640)
-        source = Image.open(shared_data / "bccd/BCCD/JPEGImages" / record.filename).resize((300, 300), Image.BILINEAR)
+        with Image.open(shared_data / "bccd/BCCD/JPEGImages" / record.filename) as photo:
+            source = photo.resize((300, 300), Image.BILINEAR)
         difference = np.abs(np.asarray(image, float) - np.asarray(source, float)).mean()
         assert difference < 3
         targets = record.targets

@@ -54,7 +54,9 @@ import json, sys
 from ssd_dist.core.config_files import load_config
 from ssd_dist.cluster.preemption import StopRequest
 from ssd_dist.training.run import run_training
-for path, folder, overrides in json.load(open(sys.argv[1])):
+with open(sys.argv[1]) as file:
+    jobs = json.load(file)
+for path, folder, overrides in jobs:
     run_training(load_config(path, overrides), folder, StopRequest())
 """
 

@@ -245,14 +245,16 @@ def test_best_model_is_evaluated_and_predicts(data: Path, tmp_path: Path) -> Non
                 f"--pictures={tmp_path / 'p.png'}", "--set=cluster.strategy=multi_worker")  # fmt: skip
     # The best weights evaluated on the same split by another process: equal metrics, bit for bit.
     assert json.loads((tmp_path / "m.json").read_text())["coco/AP"] == rows[best["step"]]["coco/AP"]
-    assert Image.open(tmp_path / "p.png").size[0] > 300
+    with Image.open(tmp_path / "p.png") as image:
+        assert image.size[0] > 300
 
     images = tmp_path / "images"
     images.mkdir()
     Image.new("RGB", (90, 60), "gray").save(images / "a.jpg")
     (images / "b.jpg").write_bytes(b"no image")
     output = run_command("predict", f"--model_dir={run}", f"--images={images}", f"--output={tmp_path / 'out'}")
-    assert Image.open(tmp_path / "out" / "a.jpg").size == (90, 60)
+    with Image.open(tmp_path / "out" / "a.jpg") as image:
+        assert image.size == (90, 60)
     assert "skipped" in output
     assert "b.jpg" in output
 
