@@ -38,7 +38,7 @@ FILES = 48
 OBJECTS = 7
 CLASSES = 80
 HEIGHT, WIDTH = 480, 640
-SPLIT = Source((), fallback_split="train")
+SPLIT = Source((), output_split="train")
 # With tiny images, metadata dominates the memory.
 TINY = Config.model_validate({"model": {"input_size": 64}})
 
@@ -121,8 +121,7 @@ def prepare(
     shutil.rmtree(output, ignore_errors=True)
     job = PrepareJob(
         input_format="coco",
-        source=Source((str(source),), fallback_split="train"),
-        split="train",
+        sources=(Source((str(source),), output_split="train"),),
         output=str(output),
         shards=0,
         rules=ClassRules(),

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
 SUMMARY_KEY = -1
+# Listings of one split; the splits of a job number their listings from multiples of this.
+FILES_PER_SPLIT = 1 << 20
 # Number of boxes that a reader collects and groups by image, because the cost of a shuffle is per element.
 BOX_BUFFER_SIZE = 4096
 # Suffixes of image files, in the order in which they are tried.
@@ -43,6 +45,7 @@ class Box(NamedTuple):
       difficult: Pascal VOC's flag.
       is_crowd: COCO's flag.
       area: area in pixels of the original image according to the annotation (COCO: area of the segment), or None.
+      is_reduced: whether the object is a polygon or a rotated box, and `corners` is the upright box around it.
       problem: set if the entry could not be parsed; the other fields are then meaningless.
     """
 
@@ -53,6 +56,7 @@ class Box(NamedTuple):
     difficult: bool = False
     is_crowd: bool = False
     area: float | None = None
+    is_reduced: bool = False
     problem: Problem | None = None
 
 
@@ -128,11 +132,12 @@ class BoxGroup(NamedTuple):
 
 
 class Category(NamedTuple):
-    """A class that occurs in the annotations; classes are sorted by `order`, then by name."""
+    """A class that occurs in the annotations of a split; classes are sorted by `order`, then by name."""
 
     key: str
     order: int
     name: str
+    split: int = 0
 
 
 class Listing(NamedTuple):
@@ -173,6 +178,24 @@ def make_element(value: Image | BoxGroup | Category | Listing) -> Element:
     if isinstance(value, Image | BoxGroup):
         return image_key(value.image_id), value
     return SUMMARY_KEY, value
+
+
+def assign_to_split(element: Element, split: int) -> Element:
+    """Returns the element as one of the split with this number, so that the splits of a job do not mix.
+
+    The numbers of its listings are shifted and its key is changed: two splits may contain the same image id.
+    """
+    key, value = element
+    if not split:
+        return element
+    if isinstance(value, Category):
+        return key, value._replace(split=split)
+    value = value._replace(file=value.file + split * FILES_PER_SPLIT)
+    return (key if key == SUMMARY_KEY else key ^ (split << _SPLIT_SHIFT)), value
+
+
+# A key has 63 bits; the number of a split is added to the highest of them.
+_SPLIT_SHIFT = 55
 
 
 def make_elements(values: Iterable[Image | SeparateBox | Category | Listing]) -> Iterator[Element]:

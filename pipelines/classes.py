@@ -64,27 +64,23 @@ class ClassTable:
         return Problem("unknown_class", f"class {name!r} is not in the dataset ({', '.join(self.names):.200})")
 
 
-def build_class_table(categories: Iterable[Category], rules: ClassRules) -> ClassTable:
-    """Builds the class table.
+def build_class_tables(
+    categories: Iterable[Category], splits: Sequence[int], rules: ClassRules
+) -> dict[int, ClassTable]:
+    """Builds the class table of each split; the names and labels are the same in all of them.
 
     With fixed names, exclusion does not change the labels.
 
     Args:
       categories: all classes that occur in the annotations.
+      splits: the numbers of the splits.
       rules: the class names that the flags fix, include and exclude.
 
     Raises:
       DataError: if no class remains, a rule contains an unknown class, or one category has two names.
     """
     known = {category._replace(name=to_valid_text(category.name)) for category in categories}
-    found = sorted(known, key=lambda category: (category.order, category.name, category.key))
-    name_by_key: dict[str, str] = {}
-    for category in found:
-        if name_by_key.setdefault(category.key, category.name) != category.name:
-            raise DataError(
-                f"category {category.key.rpartition('/')[2]} has two names, {name_by_key[category.key]!r} and "
-                f"{category.name!r}; give each class its own id"
-            )
+    found = sorted(known, key=lambda category: (category.order, category.name, category.key, category.split))
     names = list(rules.fixed or dict.fromkeys(category.name for category in found))
     for name in (*rules.include, *rules.exclude):
         if name not in names and not any(category.name == name for category in found):
@@ -97,7 +93,26 @@ def build_class_table(categories: Iterable[Category], rules: ClassRules) -> Clas
         raise DataError("no classes: --include_classes and --exclude_classes exclude all of them; keep at least one")
     if not names:
         raise DataError("no classes: the annotations contain none; check --input, --input_format and --source_split")
-    return ClassTable(tuple(names), name_by_key, rules.include, rules.exclude)
+    return {
+        split: ClassTable(
+            tuple(names),
+            _map_keys_to_names([category for category in found if category.split == split]),
+            rules.include,
+            rules.exclude,
+        )
+        for split in splits
+    }
+
+
+def _map_keys_to_names(categories: Iterable[Category]) -> dict[str, str]:
+    name_by_key: dict[str, str] = {}
+    for category in categories:
+        if name_by_key.setdefault(category.key, category.name) != category.name:
+            raise DataError(
+                f"category {category.key.rpartition('/')[2]} has two names, {name_by_key[category.key]!r} and "
+                f"{category.name!r}; give each class its own id"
+            )
+    return name_by_key
 
 
 def parse_class_file(text: str, path: str) -> tuple[str, ...]:

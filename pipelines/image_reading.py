@@ -1,7 +1,9 @@
 """Reads the bytes of images, from image files or TFRecord files; prefetches images in remote storage."""
 
 import contextlib
+import functools
 import io
+import itertools
 import posixpath
 import unicodedata
 from collections import deque
@@ -61,11 +63,31 @@ def read_image(image: Image) -> bytes | Problem:
 
 
 def _read_by_stem(image: Image) -> bytes | Problem:
+    """Returns the bytes of a file with another suffix, Unicode form or case of letters than the annotation states."""
     names = [image.path, *(stem + suffix for stem in image.stems for suffix in IMAGE_SUFFIXES)]
-    for path in dict.fromkeys(form for name in names if name for form in _unicode_forms(name)):
+    folders = dict.fromkeys(posixpath.dirname(name) for name in (image.path, *image.stems) if name)
+    paths = dict.fromkeys(form for name in names if name for form in _unicode_forms(name))
+    for path in itertools.chain(paths, _find_other_case(folders, names)):
         with contextlib.suppress(*beam_storage.LASTING, ValueError):
             return beam_storage.read_item(path)
     return Problem("missing_image", f"{image.path or image.filename} does not exist")
+
+
+def _find_other_case(folders: Iterable[str], names: Iterable[str]) -> Iterator[str]:
+    """Yields the files in the folders whose names differ from one of the names only in the case of letters."""
+    wanted = {_fold(name) for name in names if name}
+    for folder in folders:
+        yield from (path for path in _list_folder(folder) if _fold(path) in wanted)
+
+
+@functools.lru_cache(maxsize=8)
+def _list_folder(folder: str) -> tuple[str, ...]:
+    """Returns the files in a folder; listed once, although thousands of images may be missing."""
+    return tuple(beam_storage.list_files(folder))
+
+
+def _fold(path: str) -> str:
+    return unicodedata.normalize("NFC", path).casefold()
 
 
 def _unicode_forms(path: str) -> list[str]:

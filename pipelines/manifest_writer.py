@@ -9,7 +9,7 @@ import json
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import apache_beam as beam
@@ -51,15 +51,28 @@ class ManifestJob:
 
     Attributes:
       output: folder of the manifest.
-      split: name of the split.
       config: the experiment.
-      max_rejected_fraction: largest accepted fraction of rejected images, and of rejected boxes.
+      max_rejected_fraction: largest accepted fraction of rejected images, and of rejected boxes, in each split.
     """
 
     output: str
-    split: str
     config: Config
     max_rejected_fraction: float
+
+
+@dataclass(frozen=True)
+class PreparedSplit:
+    """A split whose shards are written.
+
+    Attributes:
+      name: name of the split.
+      entry: its entry in the manifest.
+      names: file names of its images, keyed by the hash of their bytes.
+    """
+
+    name: str
+    entry: Split
+    names: dict[int, str]
 
 
 class WriteManifest(beam.DoFn):
@@ -69,37 +82,56 @@ class WriteManifest(beam.DoFn):
         super().__init__()
         self._job = job
 
-    def process(self, group: tuple[int, Iterable[str]]) -> Iterator[str]:
-        """Receives the paths of all reports as one group."""
+    def process(self, group: tuple[int, Iterable[tuple[str, str]]]) -> Iterator[str]:
+        """Receives (name of the split, path) of all reports as one group."""
         yield write_manifest(sorted(group[1]), self._job)
 
 
-def write_manifest(paths: list[str], job: ManifestJob) -> str:
-    """Writes the rejections and the hashes, then adds the split to the manifest; returns the path of the manifest.
+def write_manifest(reports: Sequence[tuple[str, str]], job: ManifestJob) -> str:
+    """Writes the rejections and the hashes, then adds the splits to the manifest; returns the path of the manifest.
+
+    Args:
+      reports: name of the split and path of each report.
+      job: output folder, config and limit.
 
     Raises:
       DataError: if no usable image was found, too much was rejected, or another run changed the classes meanwhile.
     """
+    paths_by_split: dict[str, list[str]] = {}
+    for split, path in reports:
+        paths_by_split.setdefault(split, []).append(path)
+    classes = read_report(reports[0][1]).classes
+    prepared = [write_split(name, paths, job) for name, paths in paths_by_split.items()]
+    path = join(job.output, MANIFEST_NAME)
+    with beam_storage.locked(job.output):
+        manifest = read_manifest(job.output)
+        if manifest is not None and {*manifest.splits} - {*paths_by_split} and manifest.classes != classes:
+            # The same label would stand for different classes in different splits.
+            raise DataError(f"{path}: another run wrote it meanwhile with other classes; run this one again")
+        beam_storage.write_bytes(path, add_splits(manifest, prepared, classes, job).to_json().encode())
+    for written in prepared:
+        kept = [*paths_by_split[written.name], *(shard.file for view in written.entry.views for shard in view.shards)]
+        delete_stale_files(join(job.output, written.name), kept)
+    return path
+
+
+def write_split(name: str, paths: list[str], job: ManifestJob) -> PreparedSplit:
+    """Writes the rejections and the hashes of a split, from the reports of its shards.
+
+    Raises:
+      DataError: if it contains no usable image, or too much was rejected.
+    """
     reports = list(map(read_report, paths))
-    folder = join(job.output, job.split)
+    folder = join(job.output, name)
     rejected = sorted((line for report in reports for line in report.rejected), key=lambda line: line.index)
     lines = [json.dumps(line.model_dump(exclude={"index"}), ensure_ascii=False) for line in rejected]
     beam_storage.write_bytes(join(folder, REJECTED_NAME), "".join(f"{line}\n" for line in lines).encode())
     names = map_hashes_to_names(reports)
     crops = CropSettings.from_config(job.config.data.augmentation) if len(reports[0].views) > 1 else None
-    split = merge_reports(reports, f"{job.split}/{HASHES_NAME}", rejected, crops)
-    check_split(split, job)
+    split = merge_reports(reports, f"{name}/{HASHES_NAME}", rejected, crops)
+    check_split(name, split, rejected, job)
     beam_storage.write_bytes(join(folder, HASHES_NAME), array_to_bytes(np.array(sorted(names), np.uint64)))
-    path = join(job.output, MANIFEST_NAME)
-    with beam_storage.locked(job.output):
-        before = read_manifest(job.output)
-        if before is not None and {*before.splits} - {job.split} and before.classes != reports[0].classes:
-            # The same label would stand for different classes in different splits.
-            raise DataError(f"{path}: another run wrote it meanwhile with other classes; run this one again")
-        manifest = add_split(before, split, reports[0].classes, names, job)
-        beam_storage.write_bytes(path, manifest.to_json().encode())
-    delete_stale_files(folder, [*paths, *(shard.file for view in split.views for shard in view.shards)])
-    return path
+    return PreparedSplit(name, split, names)
 
 
 def delete_stale_files(folder: str, kept: list[str]) -> None:
@@ -140,6 +172,7 @@ def merge_reports(
         rejected_images=dict(sorted(images.items())),
         rejected_boxes=dict(sorted(boxes.items())),
         clipped_boxes=sum(report.clipped_boxes for report in reports),
+        reduced_boxes=sum(report.reduced_boxes for report in reports),
         image_hashes=hashes,
         views=tuple(_merge_files(files, reports[0].classes) for files in files_per_view),
         windows=crops,
@@ -163,28 +196,53 @@ def _merge_files(files: tuple[ViewReport, ...], classes: tuple[str, ...]) -> Vie
     )
 
 
-def check_split(split: Split, job: ManifestJob) -> None:
+def check_split(name: str, split: Split, rejected: Sequence[Rejected], job: ManifestJob) -> None:
     """Checks that the split contains images and boxes and that the rejected fraction is within its limit.
 
     Raises:
-      DataError: with the counts and the path of the file that contains the reasons.
+      DataError: with the counts, the most frequent reason, an example and the path of the file with all reasons.
     """
-    where = f"the reasons are in {join(job.output, job.split, REJECTED_NAME)}"
+    where = f"all reasons are in {join(job.output, name, REJECTED_NAME)}"
     if not split.images_read:
-        raise DataError(f"split {job.split!r}: the source lists no images; check --input and --source_split")
+        raise DataError(f"split {name!r}: the source lists no images; check --input and --source_split")
+    of_images, of_boxes = ([line for line in rejected if bool(line.where) == is_box] for is_box in (False, True))
     if not split.images:
-        raise DataError(f"split {job.split!r}: all {split.images_read} images were rejected; {where}")
+        cause = describe_rejections(of_images)
+        raise DataError(f"split {name!r}: all {split.images_read} images were rejected; {cause}; {where}")
     if split.boxes_read and not split.boxes:
-        raise DataError(f"split {job.split!r}: all {split.boxes_read} boxes were rejected; {where}")
-    for what, rejected, read in (
-        ("images", split.images_read - split.images, split.images_read),
-        ("boxes", split.boxes_read - split.boxes, split.boxes_read),
+        cause = describe_rejections(of_boxes)
+        raise DataError(f"split {name!r}: all {split.boxes_read} boxes were rejected; {cause}; {where}")
+    for what, lines, number, read in (
+        ("images", of_images, split.images_read - split.images, split.images_read),
+        ("boxes", of_boxes, split.boxes_read - split.boxes, split.boxes_read),
     ):
-        if rejected > job.max_rejected_fraction * read:
+        if number > job.max_rejected_fraction * read:
             raise DataError(
-                f"split {job.split!r}: {rejected} of {read} {what} were rejected, more than "
-                f"--max_rejected_fraction={job.max_rejected_fraction:g} allows; {where}"
+                f"split {name!r}: {number} of {read} {what} were rejected, more than "
+                f"--max_rejected_fraction={job.max_rejected_fraction:g} allows; {describe_rejections(lines)}; {where}"
             )
+
+
+# What usually fixes the rejections of a reason.
+FIXES = {
+    "missing_image": "set --image_dir to the folder of the images",
+    "path_traversal": "set --image_dir to the folder of the images",
+    "not_annotated": "check that every image has an annotation file",
+    "unknown_class": "list all classes with --classes",
+    "excluded_class": "check --include_classes and --exclude_classes",
+    "size_mismatch": "check that the images were not resized after they were annotated",
+    "broken_annotation": "check --input_format",
+}
+
+
+def describe_rejections(rejected: Sequence[Rejected]) -> str:
+    """Returns the most frequent reason with its count, an example and the likely fix, on one line."""
+    if not rejected:
+        return "no reason was recorded"
+    reason, count = Counter(line.reason for line in rejected).most_common(1)[0]
+    example = next(line for line in rejected if line.reason == reason)
+    fix = f"; {FIXES[reason]}" if reason in FIXES else ""
+    return f"most frequent reason: {reason} ({count}), for example {example.image}: {example.detail}{fix}"
 
 
 def read_manifest(output: str) -> Manifest | None:
@@ -193,53 +251,62 @@ def read_manifest(output: str) -> Manifest | None:
     return Manifest.from_json(beam_storage.read_text(path), path) if beam_storage.exists(path) else None
 
 
-def add_split(
-    manifest: Manifest | None, split: Split, classes: tuple[str, ...], names: dict[int, str], job: ManifestJob
+def add_splits(
+    manifest: Manifest | None, prepared: Sequence[PreparedSplit], classes: tuple[str, ...], job: ManifestJob
 ) -> Manifest:
-    """Returns the manifest with this split added or replaced, and with its leakage to and from the other splits.
+    """Returns the manifest with the splits added or replaced, and with the leakage between all splits.
 
     Args:
       manifest: the manifest so far, or None.
-      split: the entry of this split.
+      prepared: the splits.
       classes: names of the classes.
-      names: file names of the images of this split, keyed by hash.
-      job: name of the split, output folder and config.
+      job: output folder and config.
     """
     config = job.config
     spec = target_spec(config.anchors, config.matching, config.model.input_size)
-    others = {} if manifest is None else {name: old for name, old in manifest.splits.items() if name != job.split}
-    kept = () if manifest is None else tuple(leak for leak in manifest.leakage if job.split not in leak.splits)
-    found = (find_leakage(job, name, old, names) for name, old in others.items())
+    new = {split.name for split in prepared}
+    entries = {} if manifest is None else {name: old for name, old in manifest.splits.items() if name not in new}
+    leakage = [] if manifest is None else [leak for leak in manifest.leakage if not new & {*leak.splits}]
+    names_by_split = {split.name: split.names for split in prepared}
+    for split in prepared:
+        found = (find_leakage(job.output, split, name, entry, names_by_split) for name, entry in entries.items())
+        leakage += filter(None, found)
+        entries[split.name] = split.entry
     return Manifest(
         classes=classes,
         image_size=spec["image_size"],
         anchors=spec["anchors"],
         matching=spec["matching"],
         fingerprint=fingerprint(config.anchors, config.matching, config.model.input_size),
-        splits=dict(sorted({**others, job.split: split}.items())),
-        leakage=tuple(sorted((*kept, *filter(None, found)), key=lambda leak: leak.splits)),
+        splits=dict(sorted(entries.items())),
+        leakage=tuple(sorted(leakage, key=lambda leak: leak.splits)),
     )
 
 
-def find_leakage(job: ManifestJob, other: str, split: Split, names: dict[int, str]) -> Leakage | None:
+def find_leakage(
+    output: str, split: PreparedSplit, other: str, entry: Split, names_by_split: Mapping[str, dict[int, str]]
+) -> Leakage | None:
     """Returns the images of this split whose source bytes are also in another split, or None if there are none.
 
     Args:
-      job: name of this split and output folder.
+      output: folder of the manifest.
+      split: this split.
       other: name of the other split.
-      split: manifest entry of the other split.
-      names: file names of the images of this split, keyed by hash.
+      entry: manifest entry of the other split.
+      names_by_split: file names of the images, keyed by hash, of the splits of this job.
     """
-    path = join(job.output, split.image_hashes)
+    names = split.names
+    path = join(output, entry.image_hashes)
     shared = np.intersect1d(load_hashes(path), np.array(sorted(names), np.uint64))
     if not len(shared):
         return None
-    first, second = sorted((job.split, other))
+    first, second = sorted((split.name, other))
     if first == other:
         # The examples are the names in the first split, so that the manifest does not depend on which split was
-        # prepared last. The reports of the other split may disappear while that split is prepared again.
+        # prepared last. The reports of a split of another job may disappear while it is prepared again.
         with contextlib.suppress(FileNotFoundError):
-            names = {**names, **map_hashes_to_names(read_reports(job.output, other))}
+            found = names_by_split.get(other) or map_hashes_to_names(read_reports(output, other))
+            names = {**names, **found}
     examples = sorted(names[int(digest)] for digest in shared)[:LEAKAGE_EXAMPLES]
     return Leakage(splits=(first, second), images=len(shared), examples=tuple(examples))
 

@@ -4,23 +4,18 @@ import json
 import math
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import apache_beam as beam
 from absl import flags  # type: ignore[import-untyped]
 
 from pipelines import beam_storage
 from pipelines.classes import ClassRules, parse_class_file
+from pipelines.detection import AUTO, FORMATS, SplitPlan, describe_plan, detect_format, plan_splits
 from pipelines.image_preparation import Preparation
 from pipelines.manifest_writer import read_manifest
-from pipelines.readers.coco import read_coco
-from pipelines.readers.csv import read_csv
 from pipelines.readers.sources import Source, parse_split_by
-from pipelines.readers.tfrecord import read_tfrecord
-from pipelines.readers.voc import read_voc
-from pipelines.readers.yolo import read_yolo
 from pipelines.split_folder import PARTS_FOLDER
 from ssd_dist.core.commands import config_from_flags, define_config_flags, required_flag
 from ssd_dist.core.config import Config
@@ -28,13 +23,7 @@ from ssd_dist.core.errors import DataError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, target_spec
 from ssd_dist.core.storage import join
 
-READERS: dict[str, Callable[[Source], beam.PTransform]] = {
-    "coco": read_coco,
-    "csv": read_csv,
-    "tfrecord": read_tfrecord,
-    "voc": read_voc,
-    "yolo": read_yolo,
-}
+NO_DIVISION = "none"
 
 
 @dataclass(frozen=True)
@@ -42,13 +31,12 @@ class PrepareJob:
     """One run of prepare.
 
     Attributes:
-      input_format: key of `READERS`.
-      source: the annotations and images to read.
-      split: name of the split in the output.
+      input_format: key of `FORMATS`.
+      sources: the annotations and images of each split to write.
       output: folder of the manifest.
-      shards: number of shards; 0 chooses it automatically.
+      shards: number of shards of each split; 0 chooses it automatically.
       rules: the classes to use and their order.
-      max_rejected_fraction: the job fails if a larger fraction of the images or of the boxes is rejected.
+      max_rejected_fraction: the job fails if a larger fraction of the images or of the boxes of a split is rejected.
       config: the experiment configuration.
       class_file: class names in the file of `--classes`; empty without that flag.
       resume: whether finished shards of an earlier run are kept.
@@ -56,8 +44,7 @@ class PrepareJob:
     """
 
     input_format: str
-    source: Source
-    split: str
+    sources: tuple[Source, ...]
     output: str
     shards: int
     rules: ClassRules
@@ -67,18 +54,29 @@ class PrepareJob:
     resume: bool = False
     workers: int = 0
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits in the output."""
+        return tuple(source.output_split for source in self.sources)
+
 
 def define_flags() -> None:
     """Defines the flags of prepare."""
-    flags.DEFINE_enum("input_format", None, sorted(READERS), "Format of the annotations.")
+    flags.DEFINE_enum(
+        "input_format", AUTO, [AUTO, *FORMATS], "Format of the annotations; auto recognises it from the files."
+    )
     flags.DEFINE_multi_string("input", [], "Folder, file or pattern of the annotations; repeat the flag for several.")
     flags.DEFINE_string("image_dir", "", "Folder of the images; by default the folder that the format defines.")
-    flags.DEFINE_string("split", None, "Name of the split in the output, for example train.")
+    flags.DEFINE_string("split", "", "Name of the only split to write, for example train; by default all splits.")
     flags.DEFINE_string(
         "source_split", "", "Name of the split in the source; by default that of --split, or all data with --split_by."
     )
     flags.DEFINE_string(
-        "split_by", "", "Divides the source by a hash of the image id, e.g. train:0.8,val:0.1,test:0.1."
+        "split_by",
+        "",
+        "Divides the source by a hash of the image id, e.g. train:0.8,val:0.1,test:0.1. By default train:0.8,val:0.2 "
+        "for a source without splits, and for the training split of a source without a validation split; none "
+        "switches this off.",
     )
     flags.DEFINE_string("output", None, "Folder for the shards and dataset.json.")
     flags.DEFINE_integer("shards", 0, "Number of shards; 0 derives it from the number of images.", lower_bound=0)
@@ -94,19 +92,15 @@ def define_flags() -> None:
 
 
 def job_from_flags() -> PrepareJob:
-    """Returns the job that the flags describe.
+    """Returns the job that the flags describe, and prints what was recognised in the source.
 
     Raises:
       UsageError: if a flag is missing or has an invalid value.
-      DataError: if the output contains splits with other settings.
+      DataError: if the source is missing or not recognised, or the output contains splits with other settings.
     """
     values = flags.FLAGS
     if not values.input:
         raise UsageError(f"--input is missing: {values['input'].help}")
-    split = required_flag("split")
-    if not re.fullmatch(r"\w[\w .-]*", split) or split == MANIFEST_NAME:
-        raise UsageError(f"--split={split}: expected a plain name, for example train")
-    input_format = required_flag("input_format")
     output = required_flag("output").rstrip("/") or "/"
     for path in (*values.input, values.image_dir, values.classes, output):
         beam_storage.check_scheme(path)
@@ -116,30 +110,57 @@ def job_from_flags() -> PrepareJob:
             raise UsageError(f"--input={values.input[index]} is given twice; pass each input once")
     if math.isnan(values.max_rejected_fraction):
         raise UsageError("--max_rejected_fraction=nan: expected a number from 0 to 1")
-    shares = parse_split_by(values.split_by)
+    config = config_from_flags(is_required=False)
     # Shells append a slash when they complete the name of a folder.
-    inputs = [path if beam_storage.is_pattern(path) else path.rstrip("/") or "/" for path in values.input]
-    source = Source(tuple(inputs), values.image_dir.rstrip("/") or values.image_dir, values.source_split, split, shares)
-    if shares and split not in dict(shares):
-        raise UsageError(f"--split_by={values.split_by}: no share for --split={split}; add it")
-    config = config_from_flags()
+    inputs = tuple(path if beam_storage.is_pattern(path) else path.rstrip("/") or "/" for path in values.input)
+    image_dir = values.image_dir.rstrip("/") or values.image_dir
+    input_format, plans = _plan_from_flags(inputs, image_dir)
+    for plan in plans:
+        if not re.fullmatch(r"\w[\w .-]*", plan.name) or plan.name == MANIFEST_NAME:
+            raise UsageError(f"--split={plan.name}: expected a plain name, for example train")
     manifest = read_manifest(output)
     if manifest is not None:
         check_compatible(manifest, config, output)
     class_file = parse_class_file(beam_storage.read_text(values.classes), values.classes) if values.classes else ()
     return PrepareJob(
         input_format=input_format,
-        source=source,
-        split=split,
+        sources=tuple(Source(inputs, image_dir, plan.source_split, plan.name, plan.shares) for plan in plans),
         output=output,
         shards=values.shards,
-        rules=_class_rules(class_file, manifest, split, output),
+        rules=_class_rules(class_file, manifest, [plan.name for plan in plans], output),
         max_rejected_fraction=values.max_rejected_fraction,
         config=config,
         class_file=class_file,
         resume=values.resume,
         workers=values.workers,
     )
+
+
+def _plan_from_flags(inputs: tuple[str, ...], image_dir: str) -> tuple[str, list[SplitPlan]]:
+    """Returns the format of the source and the splits to write.
+
+    Raises:
+      UsageError: if flags contradict each other.
+      DataError: if the source is missing or its format is not recognised.
+    """
+    values = flags.FLAGS
+    divides = values.split_by not in ("", NO_DIVISION)
+    shares = parse_split_by(values.split_by) if divides else ()
+    if shares and values.split and values.split not in dict(shares):
+        raise UsageError(f"--split_by={values.split_by}: no share for --split={values.split}; add it")
+    if values.source_split and not values.split and not shares:
+        raise UsageError(f"--source_split={values.source_split} needs --split, the name of the split in the output")
+    if values.split:
+        plans = [SplitPlan(values.split, values.source_split, shares)]
+    else:
+        plans = [SplitPlan(name, values.source_split, shares) for name, _ in shares]
+    if values.input_format != AUTO and plans:
+        return values.input_format, plans
+    detected = detect_format(inputs, image_dir, values.input_format)
+    plans = plans or plan_splits(detected.found, is_divided=values.split_by != NO_DIVISION)
+    for line in describe_plan(detected, plans):
+        print(line)
+    return detected.input_format, plans
 
 
 def check_compatible(manifest: Manifest, config: Config, output: str) -> None:
@@ -158,17 +179,22 @@ def check_compatible(manifest: Manifest, config: Config, output: str) -> None:
 
 
 def record_job(job: PrepareJob) -> None:
-    """Writes the settings of the job to the split's folder, after comparing them with those of its finished shards.
+    """Writes the settings of the job to the folder of each split, after comparing them with its finished shards.
 
     Deletes the reports of finished shards unless the job resumes, so that a later `--resume` does not use them: the
     images may have changed.
 
     Raises:
-      DataError: if the folder contains shards that were made with other settings.
+      DataError: if a folder contains shards that were made with other settings.
     """
-    folder = join(job.output, job.split)
+    for source in job.sources:
+        _record_split(job, source)
+
+
+def _record_split(job: PrepareJob, source: Source) -> None:
+    folder = join(job.output, source.output_split)
     path = join(folder, PARTS_FOLDER, "job.json")
-    wanted = describe_job(job)
+    wanted = describe_job(job, source)
     # The settings of a run that failed before its first shard, for example because of a typing error, are ignored.
     if beam_storage.exists(path) and beam_storage.match_below(folder, PARTS_FOLDER, "*-of-*.json"):
         try:
@@ -188,16 +214,16 @@ def record_job(job: PrepareJob) -> None:
     beam_storage.write_bytes(path, json.dumps(wanted, indent=1).encode())
 
 
-def describe_job(job: PrepareJob) -> dict[str, Any]:
-    """Returns everything that the output of a job depends on, keyed by the names of flags and config keys."""
+def describe_job(job: PrepareJob, source: Source) -> dict[str, Any]:
+    """Returns everything that the output of a split depends on, keyed by the names of flags and config keys."""
     config = job.config
-    preparation = Preparation.of(config, job.split)
+    preparation = Preparation.of(config, source.output_split)
     return {
         "input_format": job.input_format,
-        "input": list(job.source.inputs),
-        "image_dir": job.source.image_dir,
-        "source_split": job.source.split or job.split,
-        "split_by": [list(share) for share in job.source.split_by],
+        "input": list(source.inputs),
+        "image_dir": source.image_dir,
+        "source_split": source.split or source.output_split,
+        "split_by": [list(share) for share in source.split_by],
         "shards": job.shards,
         "classes": list(job.class_file),
         "include_classes": list(job.rules.include),
@@ -220,7 +246,9 @@ def _describe_crops(preparation: Preparation) -> dict[str, Any]:
     }
 
 
-def _class_rules(class_file: tuple[str, ...], manifest: Manifest | None, split: str, output: str) -> ClassRules:
+def _class_rules(
+    class_file: tuple[str, ...], manifest: Manifest | None, splits: Sequence[str], output: str
+) -> ClassRules:
     """Returns the class rules of the flags, with the classes of the manifest fixed if it contains other splits.
 
     Raises:
@@ -228,7 +256,7 @@ def _class_rules(class_file: tuple[str, ...], manifest: Manifest | None, split: 
     """
     values = flags.FLAGS
     fixed = class_file
-    if manifest is not None and {*manifest.splits} - {split}:
+    if manifest is not None and {*manifest.splits} - {*splits}:
         path = join(output, MANIFEST_NAME)
         if class_file and class_file != manifest.classes:
             raise DataError(

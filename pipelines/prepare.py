@@ -1,6 +1,6 @@
 """ssd-prepare: converts labelled images to shards of training records and a manifest.
 
-    python -m pipelines.prepare --input_format=voc --input=DIR --split=train --output=OUT --config=configs/x.yaml
+    python -m pipelines.prepare --input=DIR --output=OUT --config=configs/x.yaml
 
 `build_pipeline` is the whole job. The command also accepts every option of Beam.
 """
@@ -16,9 +16,11 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 from rich.console import Console
 
+from pipelines.detection import FORMATS
 from pipelines.image_preparation import Preparation
 from pipelines.manifest_writer import ManifestJob, WriteManifest, read_manifest
-from pipelines.options import READERS, PrepareJob, define_flags, job_from_flags, record_job
+from pipelines.options import PrepareJob, define_flags, job_from_flags, record_job
+from pipelines.readers.read_annotations import read_splits
 from pipelines.runners import (
     STDERR,
     dask_cluster,
@@ -71,7 +73,7 @@ def main(arguments: list[str]) -> None:
     # Sets credentials for files that are read before the pipeline exists.
     FileSystems.set_options(options)
     job = job_from_flags()
-    require_remote(options, [*job.source.inputs, job.source.image_dir, job.output])
+    require_remote(options, [*job.sources[0].inputs, job.sources[0].image_dir, job.output])
     if only_submits(options):
         steps = submit_job(job, options)
         title = (
@@ -84,10 +86,11 @@ def main(arguments: list[str]) -> None:
     # The progress bar needs its own file descriptor, because stderr is captured while worker processes run.
     with (
         os.fdopen(os.dup(STDERR), "w") as terminal,
-        show_progress(job.output, job.split, job.resume, Console(file=terminal)),
+        show_progress(job.output, job.splits, job.resume, Console(file=terminal)),
     ):
         manifest = run_job(job, options)
-    print_summary(manifest, job.split, job.output)
+    for split in job.splits:
+        print_summary(manifest, split, job.output)
 
 
 def submit_job(job: PrepareJob, options: PipelineOptions) -> list[str]:
@@ -125,13 +128,14 @@ def run_job(job: PrepareJob, options: PipelineOptions) -> Manifest:
 
 def build_pipeline(pipeline: beam.Pipeline, job: PrepareJob) -> None:
     """Builds the job: reads annotations, groups images into shards, writes the shards, and adds up their reports."""
-    shard_job = ShardJob(job.output, job.split, Preparation.of(job.config, job.split), job.resume)
-    manifest_job = ManifestJob(job.output, job.split, job.config, job.max_rejected_fraction)
+    readers = [FORMATS[job.input_format].read(source) for source in job.sources]
+    shard_jobs = [ShardJob(job.output, name, Preparation.of(job.config, name), job.resume) for name in job.splits]
+    manifest_job = ManifestJob(job.output, job.config, job.max_rejected_fraction)
     _ = (
         pipeline
-        | "Read" >> READERS[job.input_format](job.source)
+        | "Read" >> read_splits(readers)
         | "Group into shards" >> GroupIntoShards(job.shards, job.rules)
-        | "Write shards" >> beam.ParDo(WriteShard(shard_job))
+        | "Write shards" >> beam.ParDo(WriteShard(shard_jobs))
         | "Gather reports" >> beam.GroupByKey()
         | "Write manifest" >> beam.ParDo(WriteManifest(manifest_job))
     )

@@ -4,6 +4,9 @@
     images by bucket      -> global index = start of the listing + row             (grouping 2)
     images by shard       -> global index mod number of shards                     (grouping 3)
 
+All splits of a job pass through the same groupings. The classes of all splits form one table, so that a label means
+the same class in each of them.
+
 A bucket is a range of consecutive rows of one listing. One small group receives the lengths of the listings and the
 categories. From it, every bucket gets its start index and every shard gets the class table. These values travel as
 elements of the same PCollection, for two reasons: some runners (Dask's) mix up side inputs and tagged outputs, and
@@ -12,13 +15,23 @@ groupings, never an image.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import apache_beam as beam
 
-from pipelines.annotations import SUMMARY_KEY, BoxGroup, Category, Image, Listing, Problem, pack_boxes, unpack_boxes
-from pipelines.classes import ClassRules, ClassTable, build_class_table
+from pipelines.annotations import (
+    FILES_PER_SPLIT,
+    SUMMARY_KEY,
+    BoxGroup,
+    Category,
+    Image,
+    Listing,
+    Problem,
+    pack_boxes,
+    unpack_boxes,
+)
+from pipelines.classes import ClassRules, ClassTable, build_class_tables
 from ssd_dist.core.errors import DataError
 
 BUCKET_ROWS = 1024
@@ -48,10 +61,14 @@ class ShardPlan:
     """Facts about the whole split that every shard needs.
 
     Attributes:
-      shards: number of shards.
+      split: number of the split in the job.
+      shard: number of the shard in the split; -1 before the shards are made.
+      shards: number of shards of the split.
       classes: the class table.
     """
 
+    split: int
+    shard: int
     shards: int
     classes: ClassTable
 
@@ -89,7 +106,7 @@ def choose_shard_count(images: int, requested: int) -> int:
 
 
 class GroupIntoShards(beam.PTransform):
-    """Groups elements into pairs of (shard, its members and one plan); a group without a plan is not a shard."""
+    """Groups elements into one group per shard: its members and one plan; a group without a plan is not a shard."""
 
     def __init__(self, shards: int, rules: ClassRules) -> None:
         super().__init__()
@@ -123,9 +140,13 @@ def assemble_group(
     if broken is not None and not categories and not rules.fixed:
         # The broken listing is the cause, so its message helps more than "no classes".
         raise DataError(broken.detail)
-    count = choose_shard_count(sum(listing.images for listing in listings), shards)
-    yield SUMMARY_KEY, ShardPlan(count, build_class_table(categories, rules))
-    yield from start_buckets(listings, count)
+    splits = sorted({listing.file // FILES_PER_SPLIT for listing in listings})
+    tables = build_class_tables(categories, splits, rules)
+    for split in splits:
+        own = [listing for listing in listings if listing.file // FILES_PER_SPLIT == split]
+        count = choose_shard_count(sum(listing.images for listing in own), shards)
+        yield SUMMARY_KEY, ShardPlan(split, -1, count, tables[split])
+        yield from start_buckets(own, count)
 
 
 def assemble_images(values: Iterable[object]) -> Iterator[tuple[int, _ListedImage]]:
@@ -134,16 +155,16 @@ def assemble_images(values: Iterable[object]) -> Iterator[tuple[int, _ListedImag
     If several images share an id, the first one in the listings is kept and the others are marked as duplicates. Each
     image keeps the boxes of its own listing, because two datasets may both number their images from 1.
     """
-    images: dict[str, list[Image]] = {}
-    boxes: dict[str, list[BoxGroup]] = {}
+    images: dict[tuple[int, str], list[Image]] = {}
+    boxes: dict[tuple[int, str], list[BoxGroup]] = {}
     for value in values:
         if isinstance(value, Image):
-            images.setdefault(value.image_id, []).append(value)
+            images.setdefault(_split_and_id(value), []).append(value)
         elif isinstance(value, BoxGroup):
-            boxes.setdefault(value.image_id, []).append(value)
-    for image_id in sorted({*images, *boxes}):
-        groups = sorted(boxes.get(image_id, []), key=lambda group: (group.file, group.row))
-        found = sorted(images.get(image_id, []), key=lambda image: (image.file, image.row))
+            boxes.setdefault(_split_and_id(value), []).append(value)
+    for own in sorted({*images, *boxes}):
+        groups = sorted(boxes.get(own, []), key=lambda group: (group.file, group.row))
+        found = sorted(images.get(own, []), key=lambda image: (image.file, image.row))
         if len(found) == 1:
             pieces = (group.packed for group in groups)
             yield _key_by_bucket(found[0]._replace(packed=_join_boxes(found[0].packed, *pieces)))
@@ -164,22 +185,33 @@ def start_buckets(listings: Iterable[Listing], shards: int) -> Iterator[tuple[in
 
 
 def number_images(group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, Member | ShardPlan]]:
-    """Yields (shard, member) for each image of a bucket; for the summary group, (shard, plan) for each shard."""
+    """Yields each image of a bucket, keyed by shard; for the summary group, one plan per shard."""
     values = list(group[1])
     if group[0] == SUMMARY_KEY:
-        (plan,) = (value for value in values if isinstance(value, ShardPlan))
-        yield from ((shard, plan) for shard in range(plan.shards))
+        for plan in values:
+            if isinstance(plan, ShardPlan):
+                yield from ((_shard_key(plan.split, shard), replace(plan, shard=shard)) for shard in range(plan.shards))
         return
     bucket = next(value for value in values if isinstance(value, _Bucket))
+    split = group[0] // _ROWS_PER_FILE // FILES_PER_SPLIT
     first_row = group[0] % _ROWS_PER_FILE * BUCKET_ROWS
     for value in values:
         if isinstance(value, _ListedImage):
             index = bucket.start + (0 if value.orphan else value.image.row - first_row)
             image = value.image if bucket.problem is None else value.image._replace(problem=bucket.problem)
-            yield index % bucket.shards, Member(index, image, value.orphan)
+            yield _shard_key(split, index % bucket.shards), Member(index, image, value.orphan)
 
 
 _ROWS_PER_FILE = 1 << 32
+_SHARDS_PER_SPLIT = 1 << 32
+
+
+def _shard_key(split: int, shard: int) -> int:
+    return split * _SHARDS_PER_SPLIT + shard
+
+
+def _split_and_id(value: Image | BoxGroup) -> tuple[int, str]:
+    return value.file // FILES_PER_SPLIT, value.image_id
 
 
 def _bucket_key(file: int, row: int) -> int:

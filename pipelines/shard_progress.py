@@ -6,9 +6,9 @@ The bar watches the output folder and not the runner, so that it works alike wit
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -54,12 +54,12 @@ def count_written(folder: Path, since: float) -> Written:
 
 
 @contextmanager
-def show_progress(output: str, split: str, keeps_finished: bool, console: Console) -> Iterator[None]:
-    """Shows the progress of a split while the block runs; does nothing without a terminal or with remote output.
+def show_progress(output: str, splits: Sequence[str], keeps_finished: bool, console: Console) -> Iterator[None]:
+    """Shows the progress of the job while the block runs; does nothing without a terminal or with remote output.
 
     Args:
       output: folder of the manifest.
-      split: name of the split.
+      splits: names of the splits that the job writes.
       keeps_finished: whether finished shards of an earlier run are counted.
       console: where the bar is drawn.
     """
@@ -75,7 +75,8 @@ def show_progress(output: str, split: str, keeps_finished: bool, console: Consol
 
         def update_bar() -> None:
             while not done.wait(POLL_SECONDS):
-                written = count_written(Path(output) / split, since)
+                counts = [count_written(Path(output) / split, since) for split in splits]
+                written = Written(*(sum(values) for values in zip(*map(astuple, counts), strict=True)))
                 if written.total:
                     bar.update(
                         task,

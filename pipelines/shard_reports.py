@@ -75,6 +75,7 @@ class ShardReport(BaseModel):
       images_read, boxes_read: what the annotations contain.
       boxes: what the records contain.
       clipped_boxes: boxes that extended beyond their image.
+      reduced_boxes: boxes made from polygons or rotated boxes.
       images: the images that the shard contains.
       rejected: the rejected images and boxes.
       unknown_classes: classes of rejected boxes that the class table does not contain.
@@ -87,6 +88,7 @@ class ShardReport(BaseModel):
     boxes_read: int = 0
     boxes: int = 0
     clipped_boxes: int = 0
+    reduced_boxes: int = 0
     images: list[ImageReport] = []
     rejected: list[Rejected] = []
     unknown_classes: list[str] = []

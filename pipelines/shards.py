@@ -7,7 +7,7 @@ contains a key, a digest of everything that the shard was made from, by which a 
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -33,7 +33,7 @@ from ssd_dist.core.tfrecord_io import frame_record
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Where and how shards are written.
+    """Where and how the shards of one split are written.
 
     Attributes:
       output: folder of the manifest.
@@ -54,33 +54,36 @@ class ShardJob:
 
 
 class WriteShard(beam.DoFn):
-    """Writes the files of one shard and yields (0, path of its report)."""
+    """Writes the files of one shard and yields (0, (name of its split, path of its report)).
 
-    def __init__(self, job: ShardJob) -> None:
+    Args:
+      jobs: one per split, in the order of the numbers of the splits.
+    """
+
+    def __init__(self, jobs: Sequence[ShardJob]) -> None:
         super().__init__()
-        self._job = job
+        self._jobs = tuple(jobs)
         self._meter: Meter | None = None
-        self._preparer: ImagePreparer | None = None
+        self._preparers: dict[Preparation, ImagePreparer] = {}
 
     def setup(self) -> None:
-        """Generates the anchors, once per worker."""
-        self._meter = Meter()
-        self._preparer = ImagePreparer(self._job.preparation, self._meter)
+        """Generates the anchors, once per worker; splits with the same settings share them."""
+        meter = self._meter = Meter()
+        self._preparers = {job.preparation: ImagePreparer(job.preparation, meter) for job in self._jobs}
 
-    def process(self, group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, str]]:
+    def process(self, group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, tuple[str, str]]]:
         """Writes one shard; ignores a group without a plan, which is not a shard."""
-        assert self._preparer is not None
         assert self._meter is not None
-        shard, values = group
-        members, plan = split_group(values)
+        members, plan = split_group(group[1])
         if plan is None:
             return
-        path = report_path(self._job.folder, shard, plan.shards)
-        key = shard_key(members, plan, self._job)
-        if not (self._job.resume and is_finished(path, key, self._job.output)):
-            report = write_shard(shard, members, plan, self._job, self._preparer, self._meter)
+        job = self._jobs[plan.split]
+        path = report_path(job.folder, plan.shard, plan.shards)
+        key = shard_key(members, plan, job)
+        if not (job.resume and is_finished(path, key, job.output)):
+            report = write_shard(members, plan, job, self._preparers[job.preparation], self._meter)
             beam_storage.write_bytes(path, report.model_copy(update={"key": key}).model_dump_json().encode())
-        yield 0, path
+        yield 0, (job.split, path)
 
 
 def split_group(values: Iterable[object]) -> tuple[list[Member], ShardPlan | None]:
@@ -116,11 +119,11 @@ def is_finished(path: str, key: str, output: str) -> bool:
 
 
 def write_shard(
-    shard: int, members: list[Member], plan: ShardPlan, job: ShardJob, preparer: ImagePreparer, meter: Meter
+    members: list[Member], plan: ShardPlan, job: ShardJob, preparer: ImagePreparer, meter: Meter
 ) -> ShardReport:
     """Writes the files of the shard and returns its report, without the key."""
     report = ShardReport(classes=plan.classes.names)
-    names = [f"view{view:02d}-{shard:05d}-of-{plan.shards:05d}.tfrecord" for view in range(job.preparation.views)]
+    names = [f"view{view:02d}-{plan.shard:05d}-of-{plan.shards:05d}.tfrecord" for view in range(job.preparation.views)]
     with ExitStack() as stack:
         writers = [
             RecordWriter(
@@ -165,6 +168,7 @@ def write_image(
     report.images.append(ImageReport(name=to_valid_text(member.image.filename), digest=prepared.digest))
     report.boxes += len(prepared.checked.objects.labels)
     report.clipped_boxes += prepared.checked.clipped
+    report.reduced_boxes += prepared.checked.reduced
 
 
 def count_image(member: Member, boxes: int, prepared: PreparedImage | Problem, meter: Meter) -> None:

@@ -16,6 +16,8 @@ from ssd_dist.core.records import Objects
 
 # Normalized coordinates with six digits may exceed the border by this much; such a box does not count as clipped.
 ROUNDING = 1e-5
+# Normalized coordinates above this value are probably pixels.
+LARGEST_FRACTION = 2.0
 LARGEST_AREA = float(np.finfo(np.float32).max)
 
 
@@ -32,10 +34,18 @@ class Rejection:
 
 @dataclass(frozen=True)
 class CheckedBoxes:
-    """The usable objects of an image, the number of them that were clipped, and the rejected boxes."""
+    """The usable objects of an image, and the rejected boxes.
+
+    Attributes:
+      objects: the usable objects.
+      clipped: number of objects whose box extended beyond the image.
+      reduced: number of objects whose box was made from a polygon or a rotated box.
+      rejected: the rejected boxes.
+    """
 
     objects: Objects
     clipped: int
+    reduced: int
     rejected: tuple[Rejection, ...]
 
 
@@ -80,7 +90,8 @@ def check_boxes(image: Image, height: int, width: int, classes: ClassTable) -> C
             )
         boxes = boxes[has_area]
         kept = [found for found, keeps in zip(kept, has_area, strict=True) if keeps]
-    return CheckedBoxes(_make_objects(kept, boxes), sum(found.clipped for found in kept), tuple(rejected))
+    clipped, reduced = sum(found.clipped for found in kept), sum(found.box.is_reduced for found in kept)
+    return CheckedBoxes(_make_objects(kept, boxes), clipped, reduced, tuple(rejected))
 
 
 def reject_image(image: Image, problem: Problem, is_image: bool = True) -> tuple[Rejection, ...]:
@@ -103,9 +114,15 @@ def _find_problem(box: Box, height: int, width: int) -> Problem | None:
         return Problem("reversed", f"{_format_box(box)}: a maximum lies below its minimum")
     if ymin == ymax or xmin == xmax:
         return Problem("zero_area", f"{_format_box(box)} has no area")
+    if not box.normalized and min(box.corners) >= 0 and max(box.corners) <= 1:
+        return Problem(
+            "fractions",
+            f"{_format_box(box)} lies within one pixel; its coordinates are probably fractions of the image",
+        )
     bottom, right = (1, 1) if box.normalized else (height, width)
     if ymin >= bottom or xmin >= right or ymax <= 0 or xmax <= 0:
-        return Problem("outside", f"{_format_box(box)} lies outside the image of {height} x {width} pixels")
+        hint = "; its coordinates are probably pixels" if box.normalized and max(box.corners) > LARGEST_FRACTION else ""
+        return Problem("outside", f"{_format_box(box)} lies outside the image of {height} x {width} pixels{hint}")
     return None
 
 

@@ -11,11 +11,13 @@ import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from pipelines import beam_storage
 from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, SeparateBox, image_key, make_elements
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source, find_annotation_files, find_images, locate_image, parent_folder
+from pipelines.readers.splits import Found
 from ssd_dist.core.errors import DataError
 
 SUFFIXES = (".csv", ".csv.gz")
@@ -40,6 +42,11 @@ class CsvFile:
     columns: dict[str, int]
     images: str
     dataset: str = ""
+
+
+def find_splits(path: str, image_dir: str) -> Found[Any] | None:
+    """Returns the splits in a folder, a file or a pattern; None if the input is not in this format."""
+    return None
 
 
 def read_csv(source: Source) -> ReadAnnotations:

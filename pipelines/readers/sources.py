@@ -2,6 +2,7 @@
 
 import hashlib
 import posixpath
+import re
 from dataclasses import dataclass
 
 from pipelines import beam_storage
@@ -27,7 +28,7 @@ class Source:
     inputs: tuple[str, ...]
     image_dir: str = ""
     split: str = ""
-    fallback_split: str = ""
+    output_split: str = ""
     split_by: tuple[tuple[str, float], ...] = ()
 
     @property
@@ -36,11 +37,11 @@ class Source:
 
         With `split_by` the name of the output split is not used, because every share must be taken from the same set.
         """
-        return self.split or ("" if self.split_by else self.fallback_split)
+        return self.split or ("" if self.split_by else self.output_split)
 
     def includes(self, image_id: str) -> bool:
         """Returns whether the split contains the image; always true without `split_by`."""
-        return not self.split_by or assign_split(image_id, self.split_by) == self.fallback_split
+        return not self.split_by or assign_split(image_id, self.split_by) == self.output_split
 
 
 def assign_split(image_id: str, shares: tuple[tuple[str, float], ...]) -> str:
@@ -103,8 +104,11 @@ def locate_image(folder: str, filename: str, stem: str = "", dataset: str = "") 
       filename: file name relative to `folder`.
       stem: second file name, without a suffix, to try below `folder`.
       dataset: folder of the dataset; the file name may also be relative to it. Empty to search only `folder`.
+
+    An absolute path comes from the machine on which the images were annotated; only its base name is used.
     """
-    clean = beam_storage.relative_path(filename)
+    name = posixpath.basename(filename.replace("\\", "/")) if is_absolute(filename) else filename
+    clean = beam_storage.relative_path(name)
     if clean is None:
         return Location(problem=Problem("path_traversal", f"file name {filename!r} points outside of {folder}"))
     stems = dict.fromkeys(name for name in (posixpath.splitext(clean)[0], stem) if name)
@@ -112,6 +116,11 @@ def locate_image(folder: str, filename: str, stem: str = "", dataset: str = "") 
     if dataset and dataset != folder:
         candidates.append(join(dataset, posixpath.splitext(clean)[0]))
     return Location(join(folder, clean), tuple(candidates))
+
+
+def is_absolute(filename: str) -> bool:
+    """Returns whether a file name is an absolute path or a URL, of any operating system."""
+    return bool(re.match(r"[/\\]|[A-Za-z]:[/\\]|[a-z][a-z0-9+.-]+://", filename))
 
 
 def find_inputs(pattern: str, suffixes: tuple[str, ...], names: tuple[str, ...]) -> list[str]:

@@ -19,6 +19,7 @@ from pipelines import beam_storage
 from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, make_element, pack_boxes
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source, find_inputs
+from pipelines.readers.splits import Found
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.example_proto import decode_example
 from ssd_dist.core.tfrecord_io import DAMAGED_BODY, scan_records
@@ -34,6 +35,11 @@ class RecordFile:
 
     number: int
     path: str
+
+
+def find_splits(path: str, image_dir: str) -> Found[Any] | None:
+    """Returns the splits in a folder, a file or a pattern; None if the input is not in this format."""
+    return None
 
 
 def read_tfrecord(source: Source) -> ReadAnnotations:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from xml.etree.ElementTree import Element as XmlElement
 
 from defusedxml import DefusedXmlException
@@ -23,6 +24,7 @@ from pipelines import beam_storage
 from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, make_element, pack_boxes
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Location, Source, locate_image, require_input
+from pipelines.readers.splits import Found
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.storage import join
 
@@ -61,6 +63,11 @@ class VocEntry:
     annotation: str
     images: str
     problem: Problem | None = None
+
+
+def find_splits(path: str, image_dir: str) -> Found[Any] | None:
+    """Returns the splits in a folder, a file or a pattern; None if the input is not in this format."""
+    return None
 
 
 def read_voc(source: Source) -> ReadAnnotations:

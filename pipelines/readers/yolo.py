@@ -18,6 +18,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from pipelines import beam_storage
 from pipelines.annotations import (
@@ -33,6 +34,7 @@ from pipelines.annotations import (
 )
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source, locate_image
+from pipelines.readers.splits import Found
 from pipelines.readers.yolo_layout import YoloLayout, find_layout, labels_folder
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.storage import join
@@ -57,6 +59,11 @@ class YoloEntry:
     image: str
     label: str
     problem: Problem | None = None
+
+
+def find_splits(path: str, image_dir: str) -> Found[Any] | None:
+    """Returns the splits in a folder, a file or a pattern; None if the input is not in this format."""
+    return None
 
 
 def read_yolo(source: Source) -> ReadAnnotations:

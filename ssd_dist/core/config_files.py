@@ -16,43 +16,24 @@ from pydantic import BaseModel, ValidationError
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import UsageError
+from ssd_dist.core.printable import shorten
+from ssd_dist.core.yaml_text import MAX_BYTES, MAX_DEPTH, TypedLoader, YamlError, parse_yaml
 
-_ENVIRONMENT_REFERENCE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(:-(?P<default>[^}]*))?\}")
-
-
-class _Loader(yaml.SafeLoader):
-    """Loads safe YAML; reads 1e-3 as a number and a date as a string, and rejects duplicate keys and aliases."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        # An alias may contain itself, or expand a short file beyond the memory.
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported; repeat the value", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep=deep)
+# A default ends at the next reference, so that the time is linear in the length of the text.
+_ENVIRONMENT_REFERENCE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(:-(?P<default>(?:[^}$]|\$(?!\{))*))?\}")
+# No path, split or name contains a control character, and no system call accepts NUL.
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# Longest value, key or flag in a message, in characters.
+_SHOWN_LENGTH = 200
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes YAML for `_Loader`; quotes strings such as "1e-3"."""
+    """Writes YAML for `TypedLoader`; quotes strings such as "1e-3"."""
 
 
-# No config value is a date, but a folder may be called 2026-11-25.
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-# YAML 1.1 reads 1e-3 as a string, but users mean the number.
-for _handler in (_Loader, _Dumper):
-    _handler.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-    )
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
 
 
 def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Config:
@@ -70,7 +51,7 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = 
     for file, content in [] if path is None else _read_chain(Path(path)):
         _merge(tree, content, str(file), origins)
     for override in overrides:
-        _merge(tree, _parse_override(override), f"--set {override}", origins)
+        _merge(tree, _parse_override(override), f"--set {shorten(override, _SHOWN_LENGTH)}", origins)
     return _validate(_expand_environment(tree), origins, "--set" if path is None else str(path))
 
 
@@ -95,8 +76,8 @@ def _read_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
         seen.add(current.resolve())
         content = _read_yaml(current)
         base = content.pop("extends", None)
-        if base is not None and not (base and isinstance(base, str)):
-            raise UsageError(f"{current}: extends: got {base!r}; allowed: the path of one YAML file")
+        if base is not None and not (base and isinstance(base, str) and not _CONTROL_CHARACTER.search(base)):
+            raise UsageError(f"{current}: extends: got {_show(base)}; allowed: the path of one YAML file")
         chain.insert(0, (current, content))
         current = current.parent / base if base else None
     return chain
@@ -104,14 +85,18 @@ def _read_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise UsageError(f"config file {path} has more than {MAX_BYTES / 1e6:g} MB; give the YAML file of a config")
+        content = parse_yaml(data.decode("utf-8"), TypedLoader)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise UsageError(f"config file {path} does not exist{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config file {path} cannot be read: {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except YamlError as error:
         raise UsageError(f"config file {path} is not valid YAML: {error}") from None
     if content is None:
         return {}
@@ -122,13 +107,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _parse_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise UsageError(f"--set {override}: expected KEY=VALUE with a dotted key, e.g. --set train.epochs=3")
+    shown, parts = shorten(override, _SHOWN_LENGTH), key.split(".")
+    if not equals or not all(parts) or len(parts) > MAX_DEPTH:
+        raise UsageError(f"--set {shown}: expected KEY=VALUE with a dotted key, e.g. --set train.epochs=3")
     try:
-        value: Any = yaml.load(text, Loader=_Loader) if text else ""
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UsageError(f"--set {override}: the value is not valid YAML: {error}") from None
-    for part in reversed(key.split(".")):
+        value: Any = parse_yaml(text, TypedLoader) if text else ""
+    except YamlError as error:
+        raise UsageError(f"--set {shown}: the value is not valid YAML: {error}") from None
+    for part in reversed(parts):
         value = {part: value}
     return dict(value)
 
@@ -170,33 +156,48 @@ def _environment_value(reference: re.Match[str]) -> str:
 
 def _validate(tree: dict[str, Any], origins: Mapping[str, str], path: str) -> Config:
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         location = [str(part) for part in problem["loc"]]
         key = ".".join(_schema_path(location))
-        origin = next((origins[k] for k in (key, *_parents(key)) if k in origins), path)
+        origin = _find_origin(key, origins, path)
         if problem["type"] == "extra_forbidden":
             raise UsageError(f"{origin}: {_explain_unknown_key(location, problem['input'])}") from None
         if problem["type"] == "value_error":
             raise UsageError(f"{origin}: {problem['msg'].removeprefix('Value error, ')}") from None
         if problem["type"] == "model_type":
             raise UsageError(
-                f"{origin}: {key}: got {problem['input']!r}; allowed: a section of keys, not a value"
+                f"{origin}: {key}: got {_show(problem['input'])}; allowed: a section of keys, not a value"
             ) from None
         messages = dict.fromkeys(p["msg"] for p in error.errors() if _same_key(p["loc"], key))
         allowed = " or ".join(message.removeprefix("Input should be ") for message in messages)
         allowed = allowed.replace("a valid tuple", "a list")
-        raise UsageError(f"{origin}: {key}: got {problem['input']!r}; allowed: {allowed}") from None
+        raise UsageError(f"{origin}: {key}: got {_show(problem['input'])}; allowed: {allowed}") from None
+    for key, value in flatten_config(config).items():
+        if isinstance(value, str) and _CONTROL_CHARACTER.search(value):
+            origin = _find_origin(key, origins, path)
+            raise UsageError(f"{origin}: {key}: got {_show(value)}; allowed: text without control characters")
+    return config
+
+
+def _find_origin(key: str, origins: Mapping[str, str], path: str) -> str:
+    """Returns the file or flag that set a key, or else the section that contains it; by default `path`."""
+    return next((origins[name] for name in (key, *_parents(key)) if name in origins), path)
+
+
+def _show(value: Any) -> str:
+    return shorten(repr(value), _SHOWN_LENGTH)
 
 
 def _explain_unknown_key(location: Sequence[str], given: Any) -> str:
-    key = ".".join(location)
+    key = shorten(".".join(location), _SHOWN_LENGTH)
     if dotted := next((part for part in location if "." in part), None):
         nested = ": {".join(dotted.split(".")) + ": ..." + "}" * dotted.count(".")
-        return f"unknown key {key!r} (given: {given!r}): dotted keys are only for --set; in a file, write {nested}"
+        nested = shorten(nested, _SHOWN_LENGTH)
+        return f"unknown key {key!r} (given: {_show(given)}): dotted keys are only for --set; in a file, write {nested}"
     if key == "extends":
-        return f"extends (given: {given!r}) is only valid at the top of a file; write it there"
+        return f"extends (given: {_show(given)}) is only valid at the top of a file; write it there"
     known = [k for leaf in flatten_config(Config()) for k in (leaf, *_parents(leaf))]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
     # An equal name in another section is a better suggestion than a similar spelling.
@@ -204,7 +205,7 @@ def _explain_unknown_key(location: Sequence[str], given: Any) -> str:
     section = key.rpartition(".")[0]
     siblings = dict.fromkeys(k.removeprefix(f"{section}.").split(".")[0] for k in known if k.startswith(section))
     return (
-        f"unknown key {key} (given: {given!r}); allowed in {section or 'a config'}: "
+        f"unknown key {key} (given: {_show(given)}); allowed in {section or 'a config'}: "
         f"{', '.join(name for name in siblings if name != section)}; did you mean {near}?"
     )
 

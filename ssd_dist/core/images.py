@@ -42,7 +42,8 @@ def decode_image(data: bytes, upright: bool = True) -> Image.Image:
       upright: whether to rotate the image as its EXIF orientation specifies.
 
     Raises:
-      ImageError: with reason `unreadable`, `truncated`, `too_many_pixels`, `no_pixels` or `unsupported_mode`.
+      ImageError: with reason `unreadable`, `unsupported_format`, `git_lfs_pointer`, `truncated`, `too_many_pixels`,
+        `no_pixels` or `unsupported_mode`.
     """
     try:
         with warnings.catch_warnings():
@@ -58,12 +59,32 @@ def decode_image(data: bytes, upright: bool = True) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError("too_many_pixels", str(error)) from None
     except UnidentifiedImageError:
-        raise ImageError(
-            "unreadable", f"{len(data)} bytes are not an image in a supported format: {', '.join(FORMATS)}"
-        ) from None
+        raise _explain_unidentified(data) from None
     except Exception as error:  # Pillow raises many types of errors for invalid bytes
         reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
         raise ImageError(reason, f"{type(error).__name__}: {error}") from None
+
+
+# What other formats have at these offsets.
+SIGNATURES = {
+    "AVIF": (4, (b"ftypavif", b"ftypavis")),
+    "HEIC": (4, (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1")),
+    "JPEG XL": (0, (b"\xff\x0a", b"\0\0\0\x0cJXL ")),
+    "Photoshop": (0, (b"8BPS",)),
+    "SVG": (0, (b"<svg", b"<?xml")),
+    "PDF": (0, (b"%PDF",)),
+}
+
+
+def _explain_unidentified(data: bytes) -> ImageError:
+    """Returns the error for bytes that no decoder accepts."""
+    supported = ", ".join(FORMATS)
+    for name, (offset, beginnings) in SIGNATURES.items():
+        if data[offset:].startswith(beginnings):
+            return ImageError("unsupported_format", f"a {name} file; convert it to one of {supported}")
+    if data.startswith(b"version https://git-lfs"):
+        return ImageError("git_lfs_pointer", "a Git LFS pointer, not an image; run git lfs pull in the dataset")
+    return ImageError("unreadable", f"{len(data)} bytes are not an image in a supported format: {supported}")
 
 
 def stored_size(data: bytes) -> tuple[int, int]:

@@ -67,7 +67,8 @@ class CropSettings(_Part):
 class Split(_Part):
     """One split. Every image read is in the shards or rejected: `images_read == images + rejected images`.
 
-    `windows` holds the crop settings. It is null without augmented copies and in manifests of earlier versions.
+    `reduced_boxes` counts boxes made from polygons or rotated boxes. `windows` holds the crop settings. It is null
+    without augmented copies and in manifests of earlier versions.
     """
 
     images_read: Count
@@ -77,6 +78,7 @@ class Split(_Part):
     rejected_images: dict[str, Count]
     rejected_boxes: dict[str, Count]
     clipped_boxes: Count
+    reduced_boxes: Count = 0
     image_hashes: str
     views: tuple[View, ...]
     windows: CropSettings | None = None

@@ -45,8 +45,8 @@ def job(tmp_path):
 
     images = {f"image{number}": ["0 0.5 0.5 0.25 0.25"] for number in range(IMAGES)}
     folder = make_yolo(tmp_path / "raw", images, ["thing"])
-    source = Source((str(folder),), fallback_split="train")
-    return PrepareJob("yolo", source, "train", str(tmp_path / "out"), 4, ClassRules(), 1.0, Config())
+    source = Source((str(folder),), output_split="train")
+    return PrepareJob("yolo", (source,), str(tmp_path / "out"), 4, ClassRules(), 1.0, Config())
 
 
 def test_a_dry_run_names_the_steps_and_writes_nothing(job):
@@ -121,7 +121,7 @@ COMPLETE = ["--project=my-project-1", "--region=us-central1", "--bucket=gs://buc
 
 def test_the_script_submits_with_a_dry_run(job, tmp_path):
     done = run_script(
-        *COMPLETE, "--workers=7", "--", "--input_format=yolo", f"--input={job.source.inputs[0]}", "--split=train",
+        *COMPLETE, "--workers=7", "--", "--input_format=yolo", f"--input={job.sources[0].inputs[0]}", "--split=train",
         f"--output={tmp_path / 'out'}", f"--config={ROOT / 'configs/base.yaml'}", "--dry_run=True",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

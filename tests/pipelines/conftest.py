@@ -63,12 +63,11 @@ def prepare():
         inputs = (inputs,) if isinstance(inputs, str | Path) else inputs
         source_keys = {key: rest.pop(key) for key in ("image_dir", "split_by") if key in rest}
         source = Source(
-            tuple(map(str, inputs)), split=rest.pop("source_split", ""), fallback_split=split, **source_keys
+            tuple(map(str, inputs)), split=rest.pop("source_split", ""), output_split=split, **source_keys
         )
         job = PrepareJob(
             input_format=input_format,
-            source=source,
-            split=split,
+            sources=(source,),
             output=str(output),
             shards=rest.pop("shards", 0),
             rules=rules or ClassRules(),

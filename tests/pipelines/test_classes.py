@@ -5,11 +5,28 @@ import random
 import pytest
 
 from pipelines.annotations import Category, Problem
-from pipelines.classes import ClassRules, build_class_table, parse_class_file
+from pipelines.classes import ClassRules, ClassTable, build_class_tables, parse_class_file
 from ssd_dist.core.errors import DataError
 
 NAMED = [Category(name, 0, name) for name in ("dog", "cat", "Bird", "cat")]
 NUMBERED = [Category("0/90", 90, "toothbrush"), Category("0/1", 1, "person"), Category("0/13", 13, "stop sign")]
+
+
+def build_class_table(categories, rules) -> ClassTable:
+    """Returns the class table of a job with one split."""
+    return build_class_tables(categories, [0], rules)[0]
+
+
+def test_splits_share_their_labels_but_not_their_ids():
+    categories = [
+        Category("0/1", 1, "cat", split=0),
+        Category("0/1", 1, "dog", split=1),
+        Category("0/2", 2, "cat", split=1),
+    ]
+    tables = build_class_tables(categories, [0, 1], ClassRules())
+    assert tables[0].names == tables[1].names == ("cat", "dog")
+    assert [tables[0].find("0/1"), tables[1].find("0/1"), tables[1].find("0/2")] == [(1, "cat"), (2, "dog"), (1, "cat")]
+    assert isinstance(tables[0].find("0/2"), Problem)
 
 
 def test_classes_are_sorted_by_number_then_name_in_any_order_of_input():

@@ -69,10 +69,7 @@ def test_names_are_printed_as_they_are(places, run, monkeypatch, terminal):
     ("arguments", "without", "code", "words"),
     [
         ([], ["--input"], 2, ["--input is missing"]),
-        ([], ["--split"], 2, ["--split is missing"]),
         ([], ["--output"], 2, ["--output is missing"]),
-        ([], ["--config"], 2, ["--config is missing"]),
-        ([], ["--input_format"], 2, ["--input_format is missing"]),
         (["--input_format=vco"], ["--input_format"], 2, ["vco", "voc"]),
         (["--inptu=voc"], ["--input"], 2, ["--inptu", "--input"]),
         (["--runnr=DirectRunner"], [], 2, ["--runnr", "--runner"]),

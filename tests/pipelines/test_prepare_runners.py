@@ -125,16 +125,15 @@ def test_splits_that_end_at_the_same_time_are_both_in_the_manifest(prepare, tmp_
     train = prepare("voc", source, out, config=SMALL)
     (out / "dataset.json").unlink()
     parts = [str(path.relative_to(out)) for path in sorted((out / "train/.parts").glob("*-of-*.json"))]
-    job = manifest_writer.ManifestJob(str(out), "train", SMALL, 1.0)
+    job = manifest_writer.ManifestJob(str(out), SMALL, 1.0)
     others = []
 
     def read_while_another_writes(output):
         """On the first call, val's: train's report is written as well, if it is let in."""
         monkeypatch.setattr(manifest_writer, "read_manifest", read)
         before = read(output)
-        others.append(
-            threading.Thread(target=manifest_writer.write_manifest, args=([str(out / part) for part in parts], job))
-        )
+        reports = [("train", str(out / part)) for part in parts]
+        others.append(threading.Thread(target=manifest_writer.write_manifest, args=(reports, job)))
         others[0].start()
         others[0].join(2)
         return before

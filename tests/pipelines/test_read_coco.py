@@ -12,18 +12,26 @@ from raw_sets import FailingFile, digests, jpeg, make_coco
 from pipelines import beam_storage
 from pipelines.annotations import Category, Image, Listing, SeparateBox
 from pipelines.image_reading import read_image
-from pipelines.readers.coco import CocoFile, find_dataset, find_files, parse_box, parse_image, read_entries
-from pipelines.readers.sources import Source, find_images
+from pipelines.readers.coco import (
+    CocoFile,
+    find_dataset,
+    find_files,
+    find_images,
+    parse_box,
+    parse_image,
+    read_entries,
+)
+from pipelines.readers.sources import Source
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 
 FILE = CocoFile(2, "/d/a.json", "/d/images")
-SOURCE = Source(("x",), fallback_split="train")
+SOURCE = Source(("x",), output_split="train")
 SMALL = Config.model_validate({"model": {"input_size": 64}})
 
 
 def find_all(given):
-    return find_files(Source((str(given),), fallback_split="train"))
+    return find_files(Source((str(given),), output_split="train"))
 
 
 def values_of(path, source=SOURCE):
@@ -63,7 +71,7 @@ def test_crowd_flag_and_area_are_parsed():
 
 
 @pytest.mark.parametrize(
-    "bbox", [None, [], [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, None], ["1", 2, 3, 4], [True, 2, 3, 4], {"x": 1}, "1234"]
+    "bbox", [None, [], [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, None], ["one", 2, 3, 4], [True, 2, 3, 4], {"x": 1}, "1234"]
 )
 def test_an_invalid_bbox_gives_a_box_with_a_problem(bbox):
     loose = parse_box({"image_id": 7, "category_id": 1, "bbox": bbox}, 5, FILE)
@@ -99,7 +107,7 @@ def test_a_file_name_relative_to_the_annotation_file_is_found(tmp_path):
     assert read_image(image) == jpeg()
     # With --image_dir, only that folder is searched.
     (tmp_path / "clean").mkdir()
-    (file,) = find_files(Source((str(path),), image_dir=str(tmp_path / "clean"), fallback_split="train"))
+    (file,) = find_files(Source((str(path),), image_dir=str(tmp_path / "clean"), output_split="train"))
     (image,) = (value for value in read_entries(file, SOURCE) if isinstance(value, Image))
     assert read_image(image).reason == "missing_image"
 
@@ -125,12 +133,12 @@ def test_annotation_files_are_found_from_folder_file_and_pattern(tmp_path):
     make_coco(tmp_path, {"a.jpg": []}, {1: "x"})
     path = str(tmp_path / "annotations/instances_train.json")
     for given in (tmp_path, path, tmp_path / "annotations/*.json"):
-        assert find_all(given) == [CocoFile(0, path, str(tmp_path / "train"), str(tmp_path))]
+        assert find_all(given) == [CocoFile(0, path, str(tmp_path / "train"), str(tmp_path), is_only_owner=True)]
     for wrong in (tmp_path / "none.json", tmp_path / "train", tmp_path / "*.nothing"):
         with pytest.raises(DataError, match=wrong.name.replace("*", r"\*")):
             find_all(wrong)
     with pytest.raises(DataError, match="--image_dir"):
-        find_images(path, find_dataset(path), Source(("x",), image_dir=str(tmp_path / "nowhere")))
+        find_images(path, find_dataset(path), "train", str(tmp_path / "nowhere"))
 
 
 def test_output_inside_the_dataset_is_not_used_as_image_folder(tmp_path, prepare):
@@ -175,7 +183,8 @@ def test_a_split_whose_boxes_are_all_rejected_fails(tmp_path, prepare):
     source = make_coco(tmp_path, {"a.jpg": [(1, 1, 2, 30, 40)]}, {1: "x"})
     path = source / "annotations/instances_train.json"
     path.write_text(path.read_text().replace('"image_id": 1', '"image_id": "one"'))
-    with pytest.raises(DataError, match=r"all 1 boxes were rejected; the reasons are in .*train/rejected\.jsonl"):
+    cause = r"most frequent reason: unknown_image \(1\), .*train/rejected\.jsonl"
+    with pytest.raises(DataError, match=f"all 1 boxes were rejected; {cause}"):
         prepare("coco", source, tmp_path / "out", config=SMALL)
 
 
@@ -185,4 +194,4 @@ def test_images_are_found_with_a_relative_path_from_the_dataset_folder(tmp_path,
     for folder in ("annotations", "images"):
         (tmp_path / folder).mkdir()
     (tmp_path / "images/a.jpg").write_bytes(jpeg())
-    assert find_images(name, find_dataset(name), Source((name,), fallback_split="train")) == "./images"
+    assert find_images(name, find_dataset(name), "train", "") == "./images"

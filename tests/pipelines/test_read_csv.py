@@ -15,7 +15,7 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 
 SMALL = Config.model_validate({"model": {"input_size": 64}})
-SOURCE = Source(("x",), fallback_split="train")
+SOURCE = Source(("x",), output_split="train")
 HEADER = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
 
 
@@ -26,7 +26,7 @@ def write_source(folder, *texts, **rest):
     for number, text in enumerate(texts):
         data = text if isinstance(text, bytes) else text.encode()
         (folder / f"{number}.csv").write_bytes(data)
-    return Source((str(folder / "*.csv"),), fallback_split="train", **rest)
+    return Source((str(folder / "*.csv"),), output_split="train", **rest)
 
 
 def values_of(folder, *texts, **rest):
@@ -132,17 +132,17 @@ def test_files_are_found_by_split_name(tmp_path):
     (tmp_path / "train_labels.csv").write_text(HEADER)
     (tmp_path / "val.csv.gz").write_bytes(gzip.compress(HEADER.encode()))
     for given, split in ((tmp_path, "train"), (tmp_path / "val.csv.gz", "val")):
-        (file,) = find_files(Source((str(given),), fallback_split=split))
+        (file,) = find_files(Source((str(given),), output_split=split))
         assert file.images == str(tmp_path / "images")
     with pytest.raises(DataError, match=r"test\.csv"):
-        find_files(Source((str(tmp_path),), fallback_split="test"))
+        find_files(Source((str(tmp_path),), output_split="test"))
 
 
 def test_images_are_found_next_to_a_file_given_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jpg").write_bytes(jpeg())
     (tmp_path / "train.csv").write_text(HEADER)
-    (file,) = find_files(Source(("train.csv",), fallback_split="train"))
+    (file,) = find_files(Source(("train.csv",), output_split="train"))
     assert file.images == "."
 
 

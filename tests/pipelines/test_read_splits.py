@@ -71,11 +71,11 @@ def test_splits_are_disjoint_and_complete(input_format, tmp_path, prepare, recor
 
 
 def test_the_source_split_defaults_to_the_output_split():
-    assert Source((), fallback_split="train").split_name == "train"
-    assert Source((), split="train2017", fallback_split="train").split_name == "train2017"
+    assert Source((), output_split="train").split_name == "train"
+    assert Source((), split="train2017", output_split="train").split_name == "train2017"
     # All shares must be taken from the same set, so the name of the output split is not used.
-    assert Source((), fallback_split="train", split_by=SHARES).split_name == ""
-    assert Source((), split="all", fallback_split="train", split_by=SHARES).split_name == "all"
+    assert Source((), output_split="train", split_by=SHARES).split_name == ""
+    assert Source((), split="all", output_split="train", split_by=SHARES).split_name == "all"
 
 
 def add_split(kind, folder, split, numbers):
@@ -146,7 +146,7 @@ def test_tfrecord_files_of_all_splits_are_divided_together(tmp_path):
     for name in ("train-0-of-1", "val-0-of-1", "label_map.pbtxt"):
         (tmp_path / name).write_bytes(b"")
     found = [
-        [file.path for file in find_files(Source((str(tmp_path),), fallback_split=split, split_by=SHARES))]
+        [file.path for file in find_files(Source((str(tmp_path),), output_split=split, split_by=SHARES))]
         for split in ("train", "val")
     ]
     assert found == [[str(tmp_path / "train-0-of-1"), str(tmp_path / "val-0-of-1")]] * 2
@@ -157,8 +157,8 @@ def test_split_by_needs_source_split_with_list_files(tmp_path):
     (tmp_path / "train.txt").write_text("images/train/a.jpg\n")
     (tmp_path / "data.yaml").write_text('{"train": "train.txt", "names": ["x"]}')
     with pytest.raises(DataError, match="--source_split"):
-        find_layout(str(tmp_path), Source(("x",), fallback_split="train", split_by=SHARES))
-    layout = find_layout(str(tmp_path), Source(("x",), split="train", fallback_split="val", split_by=SHARES))
+        find_layout(str(tmp_path), Source(("x",), output_split="train", split_by=SHARES))
+    layout = find_layout(str(tmp_path), Source(("x",), split="train", output_split="val", split_by=SHARES))
     assert layout.list_file.endswith("train.txt")
 
 
@@ -180,7 +180,12 @@ def test_file_names_inside_the_folder_are_accepted(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["../a.jpg", "/a.jpg", "sub/../../a.jpg", "..", ".", "a\0.jpg", "\\\\host\\a", "c:\\a"]
+    "name", ["/data/a.jpg", "\\\\host\\a.jpg", "C:\\data\\a.jpg", "c:/a.jpg", "gs://bucket/a.jpg", "file:///a.jpg"]
 )
+def test_an_absolute_path_of_another_machine_is_read_by_its_base_name(name):
+    assert locate_image("/images", name).path == "/images/a.jpg"
+
+
+@pytest.mark.parametrize("name", ["../a.jpg", "sub/../../a.jpg", "..", ".", "a\0.jpg", "/", "c:\\", "/a/.."])
 def test_file_names_outside_the_folder_are_rejected(name):
     assert locate_image("/images", name).problem.reason == "path_traversal"

@@ -41,7 +41,7 @@ def features(number=0, **changes):
 
 def values_of(path, *records, **rest):
     path.write_bytes(b"".join(frame_record(record) for record in records))
-    source = Source((str(path),), fallback_split="train", **rest)
+    source = Source((str(path),), output_split="train", **rest)
     (file,) = find_files(source)
     return [value for _, value in read_file(file, source)]
 
@@ -74,7 +74,7 @@ def test_records_written_by_tensorflow_are_read(tmp_path):
     path = tmp_path / "tf.tfrecord"
     with tf.io.TFRecordWriter(str(path)) as writer:
         writer.write(example.SerializeToString())
-    source = Source((str(path),), fallback_split="train")
+    source = Source((str(path),), output_split="train")
     (file,) = find_files(source)
     image, category, _ = (value for _, value in read_file(file, source))
     assert (image.image_id, image.filename) == ("five", "tf.tfrecord#0")
@@ -173,7 +173,7 @@ def test_later_records_are_lost_only_if_a_length_is_damaged(tmp_path, damaged_by
     frames[1][damaged_byte(frames[1])] ^= 1
     path = tmp_path / "x.tfrecord"
     path.write_bytes(b"".join(frames))
-    source = Source((str(path),), fallback_split="train")
+    source = Source((str(path),), output_split="train")
     (file,) = find_files(source)
     *values, end = [value for _, value in read_file(file, source)]
     images = [value for value in values if isinstance(value, Image)]
@@ -190,7 +190,7 @@ def test_a_compressed_file_is_reported(tmp_path):
     path = tmp_path / "x.tfrecord.gz"
     values_of(tmp_path / "x.tfrecord", features(0))
     path.write_bytes(gzip.compress((tmp_path / "x.tfrecord").read_bytes()))
-    source = Source((str(path),), fallback_split="train")
+    source = Source((str(path),), output_split="train")
     (file,) = find_files(source)
     (image, listing) = [value for _, value in read_file(file, source)]
     assert "compressed" in image.problem.detail
@@ -217,7 +217,7 @@ def test_prepare_reads_its_own_shards(tmp_path, prepare, records_of):
 def test_files_are_found_by_split_name(tmp_path):
     for name in ("train-00000-of-00002", "train-00001-of-00002", "val-00000-of-00001"):
         (tmp_path / name).write_bytes(frame_record(features()))
-    found = find_files(Source((str(tmp_path),), fallback_split="train"))
+    found = find_files(Source((str(tmp_path),), output_split="train"))
     assert [file.path.rpartition("/")[2] for file in found] == ["train-00000-of-00002", "train-00001-of-00002"]
     with pytest.raises(DataError, match="test"):
-        find_files(Source((str(tmp_path),), fallback_split="test"))
+        find_files(Source((str(tmp_path),), output_split="test"))

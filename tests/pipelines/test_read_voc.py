@@ -60,8 +60,6 @@ EXTERNAL = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><annotation><f
         (EXTERNAL, "unsafe_annotation"),
         (voc_xml("../../etc/passwd", []), "path_traversal"),
         (voc_xml("..\\..\\secret.jpg", []), "path_traversal"),
-        (voc_xml("/etc/passwd", []), "path_traversal"),
-        (voc_xml("C:\\a.jpg", []), "path_traversal"),
     ],
 )
 def test_bad_annotations_give_images_with_a_problem(text, reason):
@@ -102,7 +100,7 @@ def test_an_entry_yields_its_image_and_classes(tmp_path):
 
 
 def list_ids(folder, output_split, **rest):
-    source = Source((str(folder),), fallback_split=output_split, **rest)
+    source = Source((str(folder),), output_split=output_split, **rest)
     *entries, end = list_annotations([find_layout(str(folder), source)], source)
     assert isinstance(end, Listing)
     assert end.images == len(entries)
@@ -123,7 +121,7 @@ def test_the_list_file_defines_the_images_and_their_order(tmp_path):
 
 def test_ids_in_a_list_file_may_contain_spaces_but_no_paths_outside_the_folder(tmp_path):
     folder = make_voc(tmp_path, {"a b": [], "c": []}, {"train": ["a b", "a b -1", "c  1", "../../x", "/etc/passwd"]})
-    source = Source((str(folder),), fallback_split="train")
+    source = Source((str(folder),), output_split="train")
     *entries, _ = list_annotations([find_layout(str(folder), source)], source)
     assert [entry.image_id for entry in entries] == ["a b", "a b", "c", "x", "passwd"]
     images = [next(read_annotation(entry))[1] for entry in entries]
@@ -151,7 +149,7 @@ def test_annotations_in_subfolders_and_with_upper_case_suffixes_are_listed(tmp_p
     (tmp_path / "Annotations" / "cam1" / "a.xml").write_text(voc_xml("a.jpg", []))
     (tmp_path / "JPEGImages" / "cam1" / "a.jpg").write_bytes(jpeg())
     assert list_ids(tmp_path, "train") == ["a", "b", "cam1/a"]
-    source = Source((str(tmp_path),), fallback_split="train")
+    source = Source((str(tmp_path),), output_split="train")
     *entries, _ = list_annotations([find_layout(str(tmp_path), source)], source)
     image = next(read_annotation(entries[2]))[1]
     # The image in the subfolder comes first; the image of the same name in the parent folder is only a fallback.
@@ -176,7 +174,7 @@ def test_one_folder_per_split_replaces_list_files(tmp_path):
         (tmp_path / "JPEGImages" / split / f"{name}.jpg").write_bytes(jpeg())
     assert list_ids(tmp_path, "train") == ["a"]
     assert list_ids(tmp_path, "val") == ["b"]
-    assert find_layout(str(tmp_path), Source(("x",), fallback_split="val")).images == str(tmp_path / "JPEGImages/val")
+    assert find_layout(str(tmp_path), Source(("x",), output_split="val")).images == str(tmp_path / "JPEGImages/val")
     with pytest.raises(DataError, match="there are no list files"):
         list_ids(tmp_path, "train", split="test")
 

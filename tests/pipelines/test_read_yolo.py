@@ -15,7 +15,7 @@ from ssd_dist.core.errors import DataError
 
 
 def elements_of(folder, split="train", **rest):
-    source = Source((str(folder),), fallback_split=split, **rest)
+    source = Source((str(folder),), output_split=split, **rest)
     entries = list(list_labels([find_layout(str(folder), source)], source))
     return [value for entry in entries for _, value in read_label(entry)]
 
@@ -231,7 +231,7 @@ def test_a_missing_image_folder_is_rejected(tmp_path, content):
     (tmp_path / "train.txt").write_text("images/train/a.jpg\n")
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"names": ["x"], **content}))
     with pytest.raises(DataError, match="typo"):
-        find_layout(str(tmp_path), Source((str(tmp_path),), image_dir=str(tmp_path / "typo"), fallback_split="train"))
+        find_layout(str(tmp_path), Source((str(tmp_path),), image_dir=str(tmp_path / "typo"), output_split="train"))
 
 
 def test_a_list_file_defines_the_images_and_their_order(tmp_path):

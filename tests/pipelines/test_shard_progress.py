@@ -39,7 +39,7 @@ def test_finished_shards_and_bytes_are_counted(tmp_path):
 @pytest.mark.parametrize(("terminal", "output"), [(False, ""), (True, "gs://bucket/out")])
 def test_nothing_is_shown_without_a_terminal_or_from_afar(tmp_path, terminal, output):
     shown = io.StringIO()
-    with show_progress(output or str(tmp_path), "train", False, Console(file=shown, force_terminal=terminal)):
+    with show_progress(output or str(tmp_path), ["train"], False, Console(file=shown, force_terminal=terminal)):
         pass
     assert shown.getvalue() == ""
 
@@ -47,7 +47,7 @@ def test_nothing_is_shown_without_a_terminal_or_from_afar(tmp_path, terminal, ou
 def test_a_terminal_is_shown_the_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(pipelines.shard_progress, "POLL_SECONDS", 0.01)
     shown = io.StringIO()
-    with show_progress(str(tmp_path), "train", False, Console(file=shown, force_terminal=True, width=100)):
+    with show_progress(str(tmp_path), ["train"], False, Console(file=shown, force_terminal=True, width=100)):
         (tmp_path / "train/.parts").mkdir(parents=True)
         (tmp_path / "train/view00-00002-of-00004.tfrecord").write_bytes(b"x" * 3_000_000)
         (tmp_path / "train/.parts/00002-of-00004.json").write_text("{}")
@@ -66,8 +66,7 @@ def test_the_runners_counters_are_the_manifests_numbers(tmp_path):
     (source / "JPEGImages/image_00003.jpg").write_bytes(b"broken")
     job = PrepareJob(
         "voc",
-        Source((str(source),), fallback_split="train"),
-        "train",
+        (Source((str(source),), output_split="train"),),
         str(tmp_path / "out"),
         2,
         ClassRules(),

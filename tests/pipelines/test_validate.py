@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.annotations import Box, Category, Image, Problem, pack_boxes
-from pipelines.classes import ClassRules, build_class_table
+from pipelines.classes import ClassRules, build_class_tables
 from pipelines.validate import check_boxes, check_size, reject_image
 
 HEIGHT, WIDTH = 100, 200
-TABLE = build_class_table([Category("cat", 0, "cat"), Category("dog", 0, "dog")], ClassRules(exclude=("dog",)))
+TABLE = build_class_tables([Category("cat", 0, "cat"), Category("dog", 0, "dog")], [0], ClassRules(exclude=("dog",)))[0]
 
 
 def image_of(*boxes, size=None):

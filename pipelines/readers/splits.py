@@ -1,0 +1,85 @@
+"""The splits that a format finds in a dataset, and the choice of one of them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from pipelines.readers.sources import Source
+from ssd_dist.core.errors import DataError
+
+LayoutT = TypeVar("LayoutT")
+
+# Names of the same split, by the name that it gets in the output.
+SYNONYMS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+# Key of all images of a dataset, whatever splits it has.
+WHOLE = ""
+
+
+@dataclass(frozen=True)
+class Found(Generic[LayoutT]):
+    """What a format recognised in one input.
+
+    Attributes:
+      tool: the tool and its export, for example "Roboflow COCO export".
+      splits: the layouts of each split by its name in the source, in the order of the source. The key `WHOLE` stands
+        for all images; a dataset without splits has only this key.
+      images: number of image files of each split, as far as it is known from the listing.
+      unions: names of splits that consist of other splits, such as VOC's `trainval`.
+      notes: facts to announce, one per line.
+    """
+
+    tool: str
+    splits: Mapping[str, tuple[LayoutT, ...]]
+    images: Mapping[str, int] = field(default_factory=dict)
+    unions: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the splits, without unions and without `WHOLE`."""
+        return [name for name in self.splits if name != WHOLE and name not in self.unions]
+
+
+def choose_split(found: Found[LayoutT], source: Source, path: str) -> tuple[LayoutT, ...]:
+    """Returns the layouts of the split that the flags name.
+
+    `--source_split` must exist under exactly this name. Without it, the split of the output may have another common
+    name in the source: `valid` for `val`, `train2017` for `train`. A dataset without splits belongs to any split.
+
+    Raises:
+      DataError: if there is none; the message lists the splits of the source.
+    """
+    wanted = source.split_name
+    if wanted in found.splits:
+        return found.splits[wanted]
+    if wanted == WHOLE:
+        return _only_split(found, path)
+    if not source.split:
+        same = [name for name in found.splits if name != WHOLE and output_split(name) == wanted]
+        if len(same) == 1:
+            return found.splits[same[0]]
+        if not found.names and WHOLE in found.splits:
+            return found.splits[WHOLE]
+    names = ", ".join(name for name in found.splits if name) or "no splits"
+    raise DataError(
+        f"--input={path}: no split {wanted!r}; {found.tool} with {names}; set --source_split to one of them"
+    )
+
+
+def _only_split(found: Found[LayoutT], path: str) -> tuple[LayoutT, ...]:
+    if len(found.splits) == 1:
+        return next(iter(found.splits.values()))
+    raise DataError(
+        f"--split_by: {path} has the splits {', '.join(found.splits)}; pass the one to divide as --source_split"
+    )
+
+
+def output_split(name: str) -> str:
+    """Returns the name that a split of the source gets in the output: `valid` and `val2017` become `val`."""
+    plain = re.sub(r"[-_ ]?\d{4}$", "", name.lower())
+    return next((split for split, names in SYNONYMS.items() if plain in names), name)
