@@ -146,7 +146,9 @@ def describe_plan(detected: Detected, plans: Sequence[SplitPlan]) -> list[str]:
     if detected.others:
         lines.append(f"the folder also fits {', '.join(detected.others)}; --input_format selects one of them")
     lines += found.notes
-    lines += [f"split {name} of the source is omitted, because it consists of other splits" for name in found.unions]
+    if found.unions:
+        names = ", ".join(sorted(found.unions))
+        lines.append(f"omitted, because they repeat images of other splits (--split selects them): {names:.200}")
     shared = [plan for plan in plans if plan.shares]
     if shared:
         source = f"split {shared[0].source_split} of the source" if shared[0].source_split else "the source"

@@ -97,7 +97,7 @@ def test_names_are_printed_as_they_are(places, run, monkeypatch, terminal):
         (["--input=nowhere"], ["--input"], 3, ["nowhere", "does not exist"]),
         (["--input=empty"], ["--input"], 3, ["no class"]),
         (["--input=empty", "--classes=x.yaml"], ["--input"], 3, ["no images"]),
-        (["--source_split=val"], [], 3, ["val.txt", "train"]),
+        (["--source_split=val"], [], 3, ["'val'", "train"]),
         (["--image_dir=nowhere"], [], 3, ["nowhere"]),
         (["--classes=nowhere.txt"], [], 3, ["nowhere.txt"]),
         (["--exclude_classes=cats"], [], 3, ["cats", "did you mean 'cat'"]),

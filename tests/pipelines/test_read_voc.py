@@ -5,7 +5,7 @@ from raw_sets import jpeg, make_voc, voc_xml
 
 from pipelines.annotations import Category, Image, Listing
 from pipelines.readers.sources import Source
-from pipelines.readers.voc import VocEntry, find_layout, list_annotations, parse_annotation, read_annotation
+from pipelines.readers.voc import VocEntry, find_layouts, list_annotations, parse_annotation, read_annotation
 from ssd_dist.core.errors import DataError
 
 ENTRY = VocEntry("a", 4, "/d/Annotations/a.xml", "/d/JPEGImages")
@@ -101,7 +101,7 @@ def test_an_entry_yields_its_image_and_classes(tmp_path):
 
 def list_ids(folder, output_split, **rest):
     source = Source((str(folder),), output_split=output_split, **rest)
-    *entries, end = list_annotations([find_layout(str(folder), source)], source)
+    *entries, end = list_annotations(find_layouts(source), source)
     assert isinstance(end, Listing)
     assert end.images == len(entries)
     assert [entry.row for entry in entries] == list(range(len(entries)))
@@ -120,13 +120,14 @@ def test_the_list_file_defines_the_images_and_their_order(tmp_path):
 
 
 def test_ids_in_a_list_file_may_contain_spaces_but_no_paths_outside_the_folder(tmp_path):
-    folder = make_voc(tmp_path, {"a b": [], "c": []}, {"train": ["a b", "a b -1", "c  1", "../../x", "/etc/passwd"]})
+    ids = ["a b", "a b -1", "c  1", "../../x", "/etc/passwd", "/x/d.jpg"]
+    folder = make_voc(tmp_path, {"a b": [], "c": []}, {"train": ids})
     source = Source((str(folder),), output_split="train")
-    *entries, _ = list_annotations([find_layout(str(folder), source)], source)
-    assert [entry.image_id for entry in entries] == ["a b", "a b", "c", "x", "passwd"]
+    *entries, _ = list_annotations(find_layouts(source), source)
+    assert [entry.image_id for entry in entries] == ["a b", "a b", "c", "x", "/etc/passwd", "d"]
     images = [next(read_annotation(entry))[1] for entry in entries]
     problems = [image.problem and image.problem.reason for image in images]
-    assert problems == [None, None, None, "path_traversal", "path_traversal"]
+    assert problems == [None, None, None, "path_traversal", "missing_annotation", "missing_annotation"]
 
 
 def test_without_list_files_all_annotations_are_listed(tmp_path):
@@ -150,7 +151,7 @@ def test_annotations_in_subfolders_and_with_upper_case_suffixes_are_listed(tmp_p
     (tmp_path / "JPEGImages" / "cam1" / "a.jpg").write_bytes(jpeg())
     assert list_ids(tmp_path, "train") == ["a", "b", "cam1/a"]
     source = Source((str(tmp_path),), output_split="train")
-    *entries, _ = list_annotations([find_layout(str(tmp_path), source)], source)
+    *entries, _ = list_annotations(find_layouts(source), source)
     image = next(read_annotation(entries[2]))[1]
     # The image in the subfolder comes first; the image of the same name in the parent folder is only a fallback.
     assert (image.image_id, image.path) == ("cam1/a", str(tmp_path / "JPEGImages/cam1/a.jpg"))
@@ -174,8 +175,9 @@ def test_one_folder_per_split_replaces_list_files(tmp_path):
         (tmp_path / "JPEGImages" / split / f"{name}.jpg").write_bytes(jpeg())
     assert list_ids(tmp_path, "train") == ["a"]
     assert list_ids(tmp_path, "val") == ["b"]
-    assert find_layout(str(tmp_path), Source(("x",), output_split="val")).images == str(tmp_path / "JPEGImages/val")
-    with pytest.raises(DataError, match="there are no list files"):
+    (layout,) = find_layouts(Source((str(tmp_path),), output_split="val"))
+    assert layout.images == str(tmp_path / "JPEGImages/val")
+    with pytest.raises(DataError, match="with train, val"):
         list_ids(tmp_path, "train", split="test")
 
 
