@@ -47,14 +47,12 @@ def _parse_image(value: Any, where: str) -> ParsedImage:
         objects = read_list(next((entry[key] for key in LIST_KEYS if key in entry), None), "annotations")
     except ValueError as error:
         return ParsedImage("", where=where, problem=Problem("broken_annotation", str(error)))
-    boxes, reduced = parse_objects(
-        ((f"{where}.annotations[{i}]", item) for i, item in enumerate(objects)), _parse_annotation
-    )
+    boxes = parse_objects(((f"{where}.annotations[{i}]", item) for i, item in enumerate(objects)), _parse_annotation)
     try:
         filename = read_name(next((entry[key] for key in IMAGE_KEYS if key in entry), None), "image")
     except ValueError as error:
-        return ParsedImage("", boxes, where, problem=Problem("broken_annotation", str(error)), reduced=reduced)
-    return ParsedImage(filename, boxes, where, reduced=reduced)
+        return ParsedImage("", boxes, where, problem=Problem("broken_annotation", str(error)))
+    return ParsedImage(filename, boxes, where)
 
 
 def _parse_annotation(value: Any) -> ParsedObject:

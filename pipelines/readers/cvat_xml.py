@@ -56,13 +56,11 @@ def parse_cvat_xml(data: bytes) -> Iterator[ParsedImage]:
 
 def _parse_image(node: XmlElement, where: str) -> ParsedImage:
     shapes = [shape for shape in node if shape.tag != "tag"]
-    boxes, reduced = parse_objects(
-        ((f"{where}, {shape.tag} {i}", shape) for i, shape in enumerate(shapes)), _parse_shape
-    )
+    boxes = parse_objects(((f"{where}, {shape.tag} {i}", shape) for i, shape in enumerate(shapes)), _parse_shape)
     size = read_size(node.get("height"), node.get("width"))
     filename = node.get("name", "").strip()
     problem = None if filename else Problem("broken_annotation", "the image has no name")
-    return ParsedImage(filename, boxes, where, size, problem, reduced)
+    return ParsedImage(filename, boxes, where, size, problem)
 
 
 def _parse_shape(shape: XmlElement) -> ParsedObject:
@@ -75,7 +73,7 @@ def _parse_shape(shape: XmlElement) -> ParsedObject:
         corners = ymin, xmin, ymax, xmax
         center = (xmin + xmax) / 2, (ymin + ymax) / 2
         return ParsedObject((name,), bound_rotated_box(corners, angle, center) if angle else corners, angle != 0)
-    return ParsedObject((name,), _bound_shape(shape, angle), reduced=True)
+    return ParsedObject((name,), _bound_shape(shape, angle), is_reduced=True)
 
 
 def _bound_shape(shape: XmlElement, angle: float) -> Corners:

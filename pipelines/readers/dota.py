@@ -27,8 +27,8 @@ def parse_dota(data: bytes) -> Iterator[ParsedImage]:
       ValueError: if the file is not text.
     """
     lines = ((where, line) for where, line in read_lines(data) if not line.lower().startswith(HEADERS))
-    boxes, reduced = parse_objects(lines, _parse_line)
-    yield ParsedImage("", boxes, reduced=reduced)
+    boxes = parse_objects(lines, _parse_line)
+    yield ParsedImage("", boxes)
 
 
 def _parse_line(line: str) -> ParsedObject:
@@ -40,4 +40,4 @@ def _parse_line(line: str) -> ParsedObject:
     difficulty = read_fields(fields[9:], "difficulty")[0] if len(fields) > 9 else 0
     # Upright boxes are written in the same way.
     is_upright = len(set(numbers[::2])) == len(set(numbers[1::2])) == 2
-    return ParsedObject((fields[8],), corners, reduced=not is_upright, difficult=difficulty != 0)
+    return ParsedObject((fields[8],), corners, is_reduced=not is_upright, difficult=difficulty != 0)

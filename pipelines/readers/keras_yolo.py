@@ -41,7 +41,7 @@ def parse_keras_yolo(data: bytes, names: Sequence[str] = ()) -> Iterator[ParsedI
             yield ParsedImage("", where=where, problem=problem)
             continue
         fields = enumerate((match[2] or "").split())
-        boxes, _ = parse_objects(((f"{where}, box {i}", field) for i, field in fields), partial(_parse_box, names))
+        boxes = parse_objects(((f"{where}, box {i}", field) for i, field in fields), partial(_parse_box, names))
         yield ParsedImage(match[1], boxes, where)
 
 

@@ -23,7 +23,7 @@ def parse_kitti(data: bytes) -> Iterator[ParsedImage]:
     Raises:
       ValueError: if the file is not text.
     """
-    boxes, _ = parse_objects(read_lines(data), _parse_line)
+    boxes = parse_objects(read_lines(data), _parse_line)
     yield ParsedImage("", boxes)
 
 

@@ -129,8 +129,8 @@ def _parse_task(task: Any, where: str) -> ParsedImage:
         problem = Problem(reason, str(error))
     sizes = [size for _, item in results if isinstance(item, dict) and (size := _read_size(item))]
     regions = [(place, region) for place, region in _group_regions(results) if _is_region(region)]
-    boxes, reduced = parse_objects(regions, partial(_parse_region, sizes[0] if sizes else None))
-    return ParsedImage(filename, boxes, where, sizes[0] if sizes else None, problem, reduced)
+    boxes = parse_objects(regions, partial(_parse_region, sizes[0] if sizes else None))
+    return ParsedImage(filename, boxes, where, sizes[0] if sizes else None, problem)
 
 
 def _list_results(task: dict[str, Any], where: str) -> list[tuple[str, Any]]:

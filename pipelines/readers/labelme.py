@@ -34,12 +34,11 @@ def parse_labelme(data: bytes) -> Iterator[ParsedImage]:
     if not isinstance(root, dict) or not isinstance(root.get("shapes"), list):
         raise ValueError("not an annotation of labelme: expected an object with a list 'shapes'")
     path = root.get("imagePath")
-    boxes, reduced = parse_objects(((f"shapes[{i}]", shape) for i, shape in enumerate(root["shapes"])), _parse_shape)
+    boxes = parse_objects(((f"shapes[{i}]", shape) for i, shape in enumerate(root["shapes"])), _parse_shape)
     yield ParsedImage(
         filename=path.replace("\\", "/") if isinstance(path, str) else "",
         boxes=boxes,
         size=read_size(root.get("imageHeight"), root.get("imageWidth")),
-        reduced=reduced,
     )
 
 
@@ -56,9 +55,9 @@ def _parse_shape(value: Any) -> ParsedObject:
     if kind == "circle":
         if len(points) != 2:
             raise ValueError(f"expected the center of the circle and a point on it, got {len(points)} points")
-        return ParsedObject((name,), bound_circle(points[0], math.dist(*points)), reduced=True)
+        return ParsedObject((name,), bound_circle(points[0], math.dist(*points)), is_reduced=True)
     if kind not in OUTLINES:
         raise ValueError(
             f"shape_type: {kind!r:.100} is not supported; expected rectangle, circle, {', '.join(OUTLINES)}"
         )
-    return ParsedObject((name,), bound_points(points), reduced=True)
+    return ParsedObject((name,), bound_points(points), is_reduced=True)

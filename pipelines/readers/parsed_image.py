@@ -19,7 +19,6 @@ class ParsedImage(NamedTuple):
       where: position of the entry in the annotation file, for messages.
       size: (height, width) in pixels according to the annotation, or None.
       problem: set if the entry is unusable.
-      reduced: number of boxes that are the upright bounds of another shape (polygon, rotated box, ellipse, mask).
     """
 
     filename: str
@@ -27,4 +26,8 @@ class ParsedImage(NamedTuple):
     where: str = ""
     size: tuple[int, int] | None = None
     problem: Problem | None = None
-    reduced: int = 0
+
+    @property
+    def reduced(self) -> int:
+        """Number of boxes that are the upright box around another shape: a polygon, rotated box, ellipse or mask."""
+        return sum(box.is_reduced for box in self.boxes)

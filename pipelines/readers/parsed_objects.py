@@ -6,7 +6,7 @@ A parser of one format provides `parse`, which raises `ValueError` for an object
 if another reason for the rejection is known. Every entry gives at least one box, so no object is lost silently.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 from pipelines.annotations import Box, Problem
@@ -34,49 +34,43 @@ class ParsedObject(NamedTuple):
     Attributes:
       names: its classes; an object with several classes becomes one box per class.
       corners: its box, in pixels, or in fractions of the image if `normalized`.
-      reduced: whether the box is the upright bounds of another shape.
+      is_reduced: whether the box is the upright box around another shape.
       normalized: the unit of `corners`.
       difficult: Pascal VOC's flag.
     """
 
     names: tuple[str, ...]
     corners: Corners
-    reduced: bool = False
+    is_reduced: bool = False
     normalized: bool = False
     difficult: bool = False
 
 
-def parse_objects(
-    entries: Iterable[tuple[str, Any]], parse: Callable[[Any], ParsedObject]
-) -> tuple[tuple[Box, ...], int]:
-    """Parses the objects of one image.
+def parse_objects(entries: Iterable[tuple[str, Any]], parse: Callable[[Any], ParsedObject]) -> tuple[Box, ...]:
+    """Returns the boxes of the objects of one image, in order.
 
     Args:
       entries: position of each object in the annotation file, for messages, and its entry.
       parse: parses one entry.
-
-    Returns:
-      the boxes, in order, and the number of them that are the bounds of another shape.
     """
-    boxes: list[Box] = []
-    reduced = 0
-    for where, entry in entries:
-        try:
-            parsed = parse(entry)
-            if not parsed.names:
-                raise ValueError("the object has no class")
-        except ValueError as error:
-            boxes.append(make_broken_box(where, error))
-            continue
-        boxes += (
-            Box(name, parsed.corners, where, normalized=parsed.normalized, difficult=parsed.difficult)
-            for name in parsed.names
+    return tuple(box for where, entry in entries for box in _make_boxes(where, entry, parse))
+
+
+def _make_boxes(where: str, entry: Any, parse: Callable[[Any], ParsedObject]) -> Iterator[Box]:
+    try:
+        parsed = parse(entry)
+        if not parsed.names:
+            raise ValueError("the object has no class")
+    except ValueError as error:
+        reason = error.reason if isinstance(error, ObjectError) else "broken_box"
+        yield Box("", (0, 0, 0, 0), where, problem=Problem(reason, str(error)))
+        return
+    for name in parsed.names:
+        yield Box(
+            name,
+            parsed.corners,
+            where,
+            normalized=parsed.normalized,
+            difficult=parsed.difficult,
+            is_reduced=parsed.is_reduced,
         )
-        reduced += len(parsed.names) * parsed.reduced
-    return tuple(boxes), reduced
-
-
-def make_broken_box(where: str, error: ValueError) -> Box:
-    """Returns a box with the problem that the error describes."""
-    reason = error.reason if isinstance(error, ObjectError) else "broken_box"
-    return Box("", (0, 0, 0, 0), where, problem=Problem(reason, str(error)))

@@ -42,12 +42,11 @@ def parse_supervisely(data: bytes) -> Iterator[ParsedImage]:
         raise ValueError("not an annotation of an image by Supervisely: expected an object with a list 'objects'")
     size = root.get("size")
     name = root.get("name")
-    boxes, reduced = parse_objects(((f"objects[{i}]", item) for i, item in enumerate(root["objects"])), _parse_object)
+    boxes = parse_objects(((f"objects[{i}]", item) for i, item in enumerate(root["objects"])), _parse_object)
     yield ParsedImage(
         filename=name if isinstance(name, str) else "",
         boxes=boxes,
         size=read_size(size.get("height"), size.get("width")) if isinstance(size, dict) else None,
-        reduced=reduced,
     )
 
 
@@ -59,13 +58,13 @@ def _parse_object(value: Any) -> ParsedObject:
     if kind in POINT_SHAPES:
         raise reject_points(f"the shape {kind!r}")
     if kind in BITMAPS:
-        return ParsedObject((name,), _bound_bitmap(entry.get(kind)), reduced=True)
+        return ParsedObject((name,), _bound_bitmap(entry.get(kind)), is_reduced=True)
     if kind not in OUTLINES:
         expected = ", ".join((*OUTLINES, *BITMAPS))
         raise ValueError(f"geometryType: {kind!r:.100} is not supported; expected {expected}")
     points = entry.get("points")
     exterior = points.get("exterior") if isinstance(points, dict) else points
-    return ParsedObject((name,), bound_points(read_points(exterior, "points")), reduced=kind != "rectangle")
+    return ParsedObject((name,), bound_points(read_points(exterior, "points")), is_reduced=kind != "rectangle")
 
 
 def _bound_bitmap(value: Any) -> Corners:

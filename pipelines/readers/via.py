@@ -35,7 +35,7 @@ def parse_via(data: bytes) -> Iterator[ParsedImage]:
     attribute = find_class_attribute(region for found in regions.values() for _, region in found)
     for key, entry in entries.items():
         where = f"[{key!r:.200}]"
-        boxes, reduced = parse_objects(
+        boxes = parse_objects(
             ((f"{where}.regions[{i}]", region) for i, region in regions[key]), partial(parse_region, attribute)
         )
         try:
@@ -44,9 +44,9 @@ def parse_via(data: bytes) -> Iterator[ParsedImage]:
                 raise ValueError(f"regions: expected a list, got {image.get('regions')!r:.100}")
             filename = read_name(image.get("filename"), "filename")
         except ValueError as error:
-            yield ParsedImage("", boxes, where, problem=Problem("broken_annotation", str(error)), reduced=reduced)
+            yield ParsedImage("", boxes, where, problem=Problem("broken_annotation", str(error)))
             continue
-        yield ParsedImage(filename, boxes, where, reduced=reduced)
+        yield ParsedImage(filename, boxes, where)
 
 
 def _is_image(entry: Any) -> bool:

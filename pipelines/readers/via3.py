@@ -47,18 +47,18 @@ def parse_via3(data: bytes) -> Iterator[ParsedImage]:
     attribute = find_class_attribute(region for found in regions.values() for _, region in found)
     parse = partial(_parse_region, attribute)
     for fid, file in files.items():
-        boxes, reduced = parse_objects(regions[fid], parse)
+        boxes = parse_objects(regions[fid], parse)
         where = f"file[{fid!r:.100}]"
         try:
             filename = _read_filename(read_object(file, "file"))
         except ValueError as error:
-            yield ParsedImage("", boxes, where, problem=Problem("broken_annotation", str(error)), reduced=reduced)
+            yield ParsedImage("", boxes, where, problem=Problem("broken_annotation", str(error)))
             continue
-        yield ParsedImage(filename, boxes, where, reduced=reduced)
+        yield ParsedImage(filename, boxes, where)
     if unassigned:
-        boxes, reduced = parse_objects(unassigned, parse)
+        boxes = parse_objects(unassigned, parse)
         problem = Problem("broken_annotation", "the view of these regions belongs to no file of the project")
-        yield ParsedImage("", boxes, "metadata", problem=problem, reduced=reduced)
+        yield ParsedImage("", boxes, "metadata", problem=problem)
 
 
 def _find_file(entry: Any, views: dict[str, Any]) -> str:
@@ -101,7 +101,7 @@ def _parse_region(attribute: str, value: Any) -> ParsedObject:
         raise ValueError(f"av: no class in the attribute {attribute!r:.100}")
     kind, *numbers = (read_number(number, "xy") for number in read_list(region.get("xy"), "xy"))
     corners = _bound_shape(int(kind), numbers)
-    return ParsedObject(names, corners, reduced=kind != RECTANGLE)
+    return ParsedObject(names, corners, is_reduced=kind != RECTANGLE)
 
 
 def _bound_shape(kind: int, numbers: list[float]) -> Corners:

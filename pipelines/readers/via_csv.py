@@ -43,9 +43,9 @@ def parse_via_csv(data: bytes) -> Iterator[ParsedImage]:
         regions += ((where, region) for region in _read_row(row))
     attribute = find_class_attribute(region for regions in images.values() for _, region in regions)
     for filename, regions in images.items():
-        boxes, reduced = parse_objects(regions, partial(parse_region, attribute))
+        boxes = parse_objects(regions, partial(parse_region, attribute))
         problem = None if filename else Problem("broken_annotation", "the file name is empty")
-        yield ParsedImage(filename, boxes, problem=problem, reduced=reduced)
+        yield ParsedImage(filename, boxes, problem=problem)
 
 
 def _read_row(row: list[str]) -> list[Any]:

@@ -59,14 +59,12 @@ def _parse_asset(value: Any, prefix: str) -> ParsedImage:
         regions = read_list(entry.get("regions"), "regions")
     except ValueError as error:
         return ParsedImage("", where=where, problem=Problem("broken_annotation", str(error)))
-    boxes, reduced = parse_objects(
-        ((f"{prefix}regions[{i}]", region) for i, region in enumerate(regions)), _parse_region
-    )
+    boxes = parse_objects(((f"{prefix}regions[{i}]", region) for i, region in enumerate(regions)), _parse_region)
     try:
         asset = read_object(entry.get("asset"), "asset")
         filename = _read_filename(asset)
     except ValueError as error:
-        return ParsedImage("", boxes, where, problem=Problem("broken_annotation", str(error)), reduced=reduced)
+        return ParsedImage("", boxes, where, problem=Problem("broken_annotation", str(error)))
     given = asset.get("size")
     size = read_size(given.get("height"), given.get("width")) if isinstance(given, dict) else None
     problem = None
@@ -74,7 +72,7 @@ def _parse_asset(value: Any, prefix: str) -> ParsedImage:
         problem = Problem(
             "not_annotated", "the image was never opened in VoTT; annotate it, or export tagged assets only"
         )
-    return ParsedImage(filename, boxes, where, size, problem, reduced)
+    return ParsedImage(filename, boxes, where, size, problem)
 
 
 def _read_filename(asset: dict[str, Any]) -> str:
@@ -93,4 +91,4 @@ def _parse_region(value: Any) -> ParsedObject:
             read_object(region["boundingBox"], "boundingBox"), "left", "top", "width", "height"
         )
         return ParsedObject(names, (top, left, top + height, left + width))
-    return ParsedObject(names, bound_points(read_points(region.get("points"), "points")), reduced=True)
+    return ParsedObject(names, bound_points(read_points(region.get("points"), "points")), is_reduced=True)

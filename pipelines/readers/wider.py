@@ -47,7 +47,7 @@ def _parse_entry(name: str, where: str, lines: list[tuple[str, str]]) -> ParsedI
     faces = lines[1:]
     if count == "0" and len(faces) == 1 and not any(field != "0" for field in faces[0][1].split()):
         faces = []
-    boxes, _ = parse_objects(faces, _parse_line)
+    boxes = parse_objects(faces, _parse_line)
     problem = None
     if count != str(len(faces)):
         problem = Problem("broken_annotation", f"expected the number of faces, {len(faces)}, got {count!r:.100}")

@@ -43,7 +43,7 @@ def test_kubernetes_restarts_only_exit_codes_that_a_restart_can_fix() -> None:
     }
     permanent = [error.exit_code for error in (UsageError, DataError, CheckpointError)]
     assert by_code == {**dict.fromkeys(permanent, "FailJob"), RestartError.exit_code: "Ignore"}
-    # A job that failed by its own policy is not started again.
+    # A job that its own policy marked as failed is not restarted.
     assert spec["failurePolicy"]["rules"] == [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
 
 

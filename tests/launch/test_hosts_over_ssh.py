@@ -21,8 +21,8 @@ from ssd_dist.core.config_files import load_config
 LAUNCHER = Path(__file__).parents[2] / "launch" / "train_multinode.sh"
 STEPS = 6
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-# The learning rate is nearly zero: float32 gradients of this detector differ by per cents with the order of sums
-# (docs/clusters.md), and so would the weights.
+# The learning rate is nearly zero: the float32 gradients of this detector differ by percents
+# with the order of sums (docs/clusters.md), and the weights would differ as well.
 FLAGS = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.sync_batch_norm=true",
          "train.global_batch_size=8", f"train.steps={STEPS}", "train.log_every=1", "eval.every_epochs=0",
          "optimizer.name=sgd", "optimizer.lr=1e-9", "schedule.min_lr=0"]  # fmt: skip
@@ -177,7 +177,7 @@ def wait_until_only_sshd_runs(hosts: tuple[str, str]) -> None:
 @pytest.mark.parametrize("code", [75, 3])
 def test_the_launcher_waits_for_remote_workers_that_save(hosts: tuple[str, str], launch_fake, code: int) -> None:
     process = launch_fake(f"trap 'sleep 2; echo saved; exit {code}' TERM")
-    # To the whole process group, as a terminal does; the ssh connections get the signal as well.
+    # Signals the whole process group, as a terminal does; the ssh connections get the signal as well.
     os.killpg(process.pid, signal.SIGINT)
     output = process.communicate(timeout=30)[0]
     assert process.returncode == code

@@ -1,4 +1,4 @@
-"""Dataflow without a cloud: the job graph that would be submitted, the launch script, container and template."""
+"""Tests the Dataflow job without a cloud: its submitted graph, the launch script, the container and the template."""
 
 import json
 import pickle
@@ -39,7 +39,7 @@ IMAGES = 20
 
 @pytest.fixture
 def job(tmp_path):
-    """A small YOLO set; images with a mark in their bytes that shows wherever they pass."""
+    """Returns a job on a small YOLO dataset of JPEG images."""
     sys.path.insert(0, str(ROOT / "tests/pipelines"))
     from raw_sets import make_yolo
 
@@ -49,7 +49,7 @@ def job(tmp_path):
     return PrepareJob("yolo", (source,), str(tmp_path / "out"), 4, ClassRules(), 1.0, Config())
 
 
-def test_a_dry_run_names_the_steps_and_writes_nothing(job):
+def test_a_dry_run_lists_the_steps_and_writes_nothing(job):
     steps = submit_job(job, PipelineOptions(DATAFLOW))
     assert [step for step in steps if step in STEPS] == STEPS
     assert not Path(job.output).exists()
@@ -73,13 +73,13 @@ def test_the_submitted_graph_reads_images_after_the_last_shuffle(job):
     assert [producers[c].unique_name for leaf in leaves for c in leaf.inputs.values()] == [
         "Group into shards/Group by shard"
     ]
-    # What follows the step that reads images gathers paths of reports, and nothing else.
+    # The step that reads images is followed only by the step that gathers the paths of reports.
     (collection,) = writer.outputs.values()
     assert [t.unique_name for t in consumers[collection]] == ["Gather reports"]
     assert not [t.unique_name for t in components.transforms.values() if "SideInput" in t.unique_name]
     grouping = common_urns.primitives.GROUP_BY_KEY.urn
-    named = {t.unique_name for t in components.transforms.values() if t.spec.urn == grouping}
-    assert {"Group into shards/Group by image", "Group into shards/Group by shard", "Gather reports"} <= named
+    groupings = {t.unique_name for t in components.transforms.values() if t.spec.urn == grouping}
+    assert {"Group into shards/Group by image", "Group into shards/Group by shard", "Gather reports"} <= groupings
 
 
 def test_no_image_byte_crosses_a_shuffle(job, monkeypatch):
@@ -88,16 +88,16 @@ def test_no_image_byte_crosses_a_shuffle(job, monkeypatch):
     sizes.mkdir()
     group_by_key = beam.GroupByKey
 
-    class WatchedGroupByKey(beam.PTransform):
+    class CheckedGroupByKey(beam.PTransform):
         def expand(self, collection):
             return collection | beam.Map(check_element, str(sizes)) | group_by_key()
 
-    monkeypatch.setattr(beam, "GroupByKey", WatchedGroupByKey)
+    monkeypatch.setattr(beam, "GroupByKey", CheckedGroupByKey)
     run_job(job, PipelineOptions([]))
-    seen = [int(line) for path in sizes.iterdir() for line in path.read_text().split()]
+    element_sizes = [int(line) for path in sizes.iterdir() for line in path.read_text().split()]
     # Each image passes three groupings.
-    assert len(seen) > 3 * IMAGES
-    assert max(seen) < 4096
+    assert len(element_sizes) > 3 * IMAGES
+    assert max(element_sizes) < 4096
     shards = sum(path.stat().st_size for path in Path(job.output).glob("train/*.tfrecord"))
     assert shards > 50_000
 
@@ -144,7 +144,7 @@ def test_the_script_refuses_an_incomplete_call(arguments, word):
     assert word in done.stderr
 
 
-def test_paths_of_this_machine_are_refused_on_dataflow(job):
+def test_local_paths_are_refused_on_dataflow(job):
     from pipelines.runners import require_remote
     from ssd_dist.core.errors import UsageError
 
@@ -155,7 +155,7 @@ def test_paths_of_this_machine_are_refused_on_dataflow(job):
     require_remote(PipelineOptions([]), [job.output])
 
 
-def test_every_option_of_the_script_is_one_of_beam():
+def test_beam_accepts_every_option_of_the_script():
     given = re.findall(r"^  (--\w+)=", SCRIPT.read_text(), re.MULTILINE)
     assert len(given) > 10
     numbers = {"--max_num_workers", "--disk_size_gb", "--number_of_worker_harness_threads"}
@@ -165,7 +165,7 @@ def test_every_option_of_the_script_is_one_of_beam():
 
 @pytest.fixture
 def own_flags():
-    """The names of prepare's flags, defined only to be listed."""
+    """Returns the names of prepare's flags; they are defined only to list them."""
     before = set(flags.FLAGS)
     define_flags()
     own = set(flags.FLAGS) - before
@@ -173,8 +173,8 @@ def own_flags():
     return own
 
 
-def test_the_documented_commands_have_options_that_exist(own_flags):
-    """Flink and Spark cannot be run here: at least their options are Beam's, with values that it takes."""
+def test_the_documented_commands_use_existing_options(own_flags):
+    """Flink and Spark are not available in the tests; at least Beam must accept their options and values."""
     text = (ROOT / "docs/dataflow.md").read_text().replace("\\\n", " ")
     commands = [line.partition("  #")[0] for line in re.findall(r"^    .*pipelines\.prepare (.*)$", text, re.MULTILINE)]
     commands += re.findall(r"^    launch/prepare_dataflow\.sh .* -- (.*)$", text, re.MULTILINE)
@@ -188,7 +188,7 @@ def test_the_documented_commands_have_options_that_exist(own_flags):
     assert runners >= {"DaskRunner", "FlinkRunner", "SparkRunner", "PortableRunner"}
 
 
-def test_the_template_offers_flags_that_exist(own_flags):
+def test_the_template_uses_existing_flags(own_flags):
     template = json.loads((ROOT / "launch/prepare/flex_template.json").read_text())
     assert {parameter["name"] for parameter in template["parameters"]} <= own_flags
 
@@ -202,7 +202,7 @@ def test_the_container_uses_the_locked_beam_version():
     assert all((ROOT / name).exists() for names in copied for name in names.split())
 
 
-def test_step_names_go_no_deeper_than_two(job):
+def test_step_names_have_at_most_two_levels(job):
     pipeline = beam.Pipeline()
     build_pipeline(pipeline, job)
     names = step_names(pipeline)

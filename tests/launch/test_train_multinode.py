@@ -143,7 +143,7 @@ def test_gpus_that_cannot_be_divided_are_reported(launch, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("code", [2, 3, 4])
-def test_an_error_of_the_user_stops_all_workers_without_restart(launch, tmp_path: Path, code: int) -> None:
+def test_a_user_error_stops_all_workers_without_restart(launch, tmp_path: Path, code: int) -> None:
     process = launch(f"[[ $index == 1 ]] && wait_for '0.*' && exit {code}; sleep 60", "--local=2", "--", "--x")
     process.communicate(timeout=30)
     assert process.returncode == code
@@ -174,14 +174,16 @@ def test_the_number_of_restarts_is_limited(launch, tmp_path: Path) -> None:
     [
         ("exit 75", "exit 75", 75),
         ("kill -KILL $$", "exit 0", 75),
-        # A bug takes precedence over interruptions,
+        # A bug takes precedence over an interruption.
         ("exit 1", "exit 0", 1),
         ("exit 75", "exit 1", 1),
-        # and an error of the user over a bug; it is reported at once.
+        # A user error takes precedence over a bug and is reported at once.
         ("exit 1", "exit 3", 3),
     ],
 )
-def test_without_restarts_the_code_is_the_workers(launch, tmp_path: Path, first: str, second: str, code: int) -> None:
+def test_without_restarts_the_exit_code_is_that_of_a_worker(
+    launch, tmp_path: Path, first: str, second: str, code: int
+) -> None:
     # The second worker ends last, after SIGTERM.
     behaviour = f"""
 if [[ $index == 0 ]]; then wait_for ../ready.1; {first}; fi

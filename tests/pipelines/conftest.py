@@ -1,4 +1,4 @@
-"""Prepare, run in this process, and its records read back."""
+"""Fixtures that run prepare in this process and read the records it wrote."""
 
 import os
 import sys
@@ -62,9 +62,7 @@ def prepare():
     def run(input_format, inputs, output, split="train", *, options=(), config=None, rules=None, **rest):
         inputs = (inputs,) if isinstance(inputs, str | Path) else inputs
         source_keys = {key: rest.pop(key) for key in ("image_dir", "split_by") if key in rest}
-        source = Source(
-            tuple(map(str, inputs)), split=rest.pop("source_split", ""), output_split=split, **source_keys
-        )
+        source = Source(tuple(map(str, inputs)), split=rest.pop("source_split", ""), output_split=split, **source_keys)
         job = PrepareJob(
             input_format=input_format,
             sources=(source,),
@@ -84,7 +82,7 @@ def prepare():
 
 @pytest.fixture(scope="session")
 def records_of():
-    """The records of a split's view, by source id."""
+    """Reads one copy of a split: records_of(output, manifest, split="train", view=0) -> {source id: record}."""
 
     def read(output, manifest, split="train", view=0):
         records = {}

@@ -1,4 +1,4 @@
-"""The records that travel between workers."""
+"""Tests how boxes are packed for the exchange between workers."""
 
 import math
 
@@ -21,22 +21,22 @@ boxes = st.builds(
 )
 
 
-@given(some=st.lists(boxes, max_size=5))
-def test_packed_boxes_come_back_as_they_were(some):
-    found = unpack_boxes(pack_boxes(some))
-    assert found == tuple(some)
+@given(originals=st.lists(boxes, max_size=5))
+def test_unpacking_returns_the_packed_boxes(originals):
+    found = unpack_boxes(pack_boxes(originals))
+    assert found == tuple(originals)
     assert all(isinstance(box, Box) and isinstance(box.problem, Problem | None) for box in found)
 
 
-@given(some=st.lists(boxes, max_size=5))
-def test_equal_boxes_are_equal_bytes_wherever_their_strings_came_from(some):
-    """A later run tells by them whether a finished shard is still the same."""
-    copies = unpack_boxes(pack_boxes(some))
-    assert pack_boxes(copies) == pack_boxes(some)
-    assert pack_boxes([box._replace(where=str.__add__(box.where, "")) for box in some]) == pack_boxes(some)
+@given(originals=st.lists(boxes, max_size=5))
+def test_equal_boxes_are_packed_to_equal_bytes(originals):
+    """Resume decides by these bytes whether a finished shard is up to date."""
+    copies = unpack_boxes(pack_boxes(originals))
+    assert pack_boxes(copies) == pack_boxes(originals)
+    assert pack_boxes([box._replace(where=str.__add__(box.where, "")) for box in originals]) == pack_boxes(originals)
 
 
-def test_what_is_not_finite_is_kept_for_the_one_who_rejects_it():
+def test_non_finite_corners_are_kept_for_validation():
     ((category, corners, *_),) = unpack_boxes(pack_boxes([Box("cat", (math.nan, -math.inf, math.inf, -0.0), "here")]))
     assert category == "cat"
     assert math.isnan(corners[0])

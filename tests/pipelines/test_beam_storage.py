@@ -46,35 +46,35 @@ def test_a_failed_write_keeps_the_old_file_and_no_temporary_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def fail(monkeypatch, *errors):
+def fail_reads(monkeypatch, *errors):
     """Makes the next reads fail, one error each; returns the list of remaining errors."""
-    left = list(errors)
-    true_open = beam_storage.open_plain
+    remaining = list(errors)
+    original_open = beam_storage.open_plain
 
     def flaky(path):
-        if left:
-            raise left.pop(0)
-        return true_open(path)
+        if remaining:
+            raise remaining.pop(0)
+        return original_open(path)
 
     monkeypatch.setattr(beam_storage, "open_plain", flaky)
     monkeypatch.setattr(storage, "RETRY_PAUSES", (0.0, 0.0, 0.0))
-    return left
+    return remaining
 
 
 def test_reads_are_retried(tmp_path, monkeypatch):
     (tmp_path / "x").write_bytes(b"0123456789")
-    fail(monkeypatch, OSError("reset"), TimeoutError(), ConnectionError())
+    fail_reads(monkeypatch, OSError("reset"), TimeoutError(), ConnectionError())
     assert beam_storage.read_bytes(str(tmp_path / "x")) == b"0123456789"
-    fail(monkeypatch, OSError("reset"))
+    fail_reads(monkeypatch, OSError("reset"))
     assert beam_storage.read_span(str(tmp_path / "x"), 2, 3) == b"234"
 
 
 def test_permanent_errors_are_not_retried(tmp_path, monkeypatch):
-    left = fail(monkeypatch, PermissionError(), OSError("never reached"))
+    remaining = fail_reads(monkeypatch, PermissionError(), OSError("never reached"))
     with pytest.raises(PermissionError):
         beam_storage.read_bytes(str(tmp_path / "x"))
-    assert len(left) == 1
-    fail(monkeypatch, *[OSError("down")] * (len(storage.RETRY_PAUSES) + 1))
+    assert len(remaining) == 1
+    fail_reads(monkeypatch, *[OSError("down")] * (len(storage.RETRY_PAUSES) + 1))
     with pytest.raises(OSError, match="down"):
         beam_storage.read_bytes(str(tmp_path / "x"))
 
@@ -212,7 +212,7 @@ PARTS = st.sampled_from(["..", ".", "", "a", "\\", "/", "c:", "..\\.."])
 
 
 @given(st.lists(PARTS, max_size=6).map("/".join) | st.text(max_size=40))
-def test_no_name_leads_out_of_its_folder(name):
+def test_relative_paths_never_leave_their_folder(name):
     clean = beam_storage.relative_path(name)
     if clean is not None:
         assert os.path.normpath(os.path.join("/root/images", clean)).startswith("/root/images/")
@@ -274,21 +274,21 @@ def image(path, **rest):
 
 
 def test_local_and_remote_images_are_read_in_order(tmp_path, monkeypatch):
-    held = []
+    read_paths = []
 
     def slow_read(path):
-        held.append(path)
+        read_paths.append(path)
         return path.encode()
 
     monkeypatch.setattr(beam_storage, "read_item", slow_read)
     paths = [f"gs://b/{number}" if number % 5 else f"/local/{number}" for number in range(60)]
     assert list(read_images(map(image, paths))) == [path.encode() for path in paths]
-    assert sorted(held) == sorted(paths)
-    lazily = read_images(map(image, [f"gs://b/{number}" for number in range(100)]))
-    held.clear()
-    next(lazily)
-    assert len(held) <= READ_AHEAD
-    lazily.close()
+    assert sorted(read_paths) == sorted(paths)
+    contents = read_images(map(image, [f"gs://b/{number}" for number in range(100)]))
+    read_paths.clear()
+    next(contents)
+    assert len(read_paths) <= READ_AHEAD
+    contents.close()
 
 
 def test_an_image_with_a_problem_is_not_read(monkeypatch):

@@ -29,7 +29,7 @@ def test_splits_share_their_labels_but_not_their_ids():
     assert isinstance(tables[0].find("0/2"), Problem)
 
 
-def test_classes_are_sorted_by_number_then_name_in_any_order_of_input():
+def test_classes_are_sorted_by_number_then_name_for_any_input_order():
     for seed in range(5):
         random.Random(seed).shuffle(NAMED)
         random.Random(seed).shuffle(NUMBERED)

@@ -69,7 +69,7 @@ def test_truncated_text_raises_an_error(content, data):
         "{images: []}",
         '{"images": []} trailing',
         '{"images": [' + "[" * 100_000,
-        '{"images": [' + "9" * 5000 + "]}",  # exceeds Python's limit of digits
+        '{"images": [' + "9" * 5000 + "]}",  # exceeds Python's limit on the digits of an integer
         '{"images": ["\ud800'.encode("utf-8", "surrogatepass") + b'"]}',
     ],
 )

@@ -1,4 +1,4 @@
-"""The command: what it prints, and every mistake as one line with its exit code."""
+"""Tests what prepare prints, and that it reports every mistake in one line with the right exit code."""
 
 import errno
 import json
@@ -16,8 +16,8 @@ IMAGES = {f"i{number}": [("cat", 5, 5, 30, 40), ("dog", 1, 2, 3, 9)] for number 
 
 
 @pytest.fixture
-def places(tmp_path, monkeypatch):
-    """A dataset, an output folder and a config, by the names used in the commands."""
+def workspace(tmp_path, monkeypatch):
+    """Makes a dataset `voc`, a dataset `empty` without images and a config `x.yaml`; returns their folder, the cwd."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.yaml").write_text("model: {input_size: 96}\n")
     make_voc(tmp_path / "voc", IMAGES)
@@ -29,18 +29,18 @@ def places(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(places, command):
-    """The command with all it needs, but for the flags left out and those given instead."""
-    usual = {"--input_format": "voc", "--input": "voc", "--split": "train", "--output": "out", "--config": "x.yaml"}
+def run(workspace, command):
+    """Runs the command with the required flags, except those in `without`, and with the given arguments."""
+    required = {"--input_format": "voc", "--input": "voc", "--split": "train", "--output": "out", "--config": "x.yaml"}
 
     def call(*arguments, without=()):
-        return command(*(f"{flag}={value}" for flag, value in usual.items() if flag not in without), *arguments)
+        return command(*(f"{flag}={value}" for flag, value in required.items() if flag not in without), *arguments)
 
     return call
 
 
-def test_every_number_is_printed_at_the_end(places, run):
-    (places / "voc/JPEGImages/i3.jpg").write_bytes(b"broken")
+def test_all_counts_are_printed_at_the_end(workspace, run):
+    (workspace / "voc/JPEGImages/i3.jpg").write_bytes(b"broken")
     code, out, err = run()
     assert (code, err) == (0, "")
     lines = [line.strip() for line in out.splitlines()]
@@ -54,9 +54,9 @@ def test_every_number_is_printed_at_the_end(places, run):
 
 
 @pytest.mark.parametrize("terminal", ["1", ""])
-def test_names_are_printed_as_they_are(places, run, monkeypatch, terminal):
+def test_class_names_are_printed_literally(workspace, run, monkeypatch, terminal):
     names = ["bottle [glass]", "[/x]", ":smile:"]
-    make_voc(places / "voc", {"i0": [(name, 5, 5, 30, 40) for name in names]})
+    make_voc(workspace / "voc", {"i0": [(name, 5, 5, 30, 40) for name in names]})
     monkeypatch.setenv("FORCE_COLOR", terminal)
     monkeypatch.setenv("TERM", "dumb")
     code, out, err = run("--output=[/out]", without=["--output"])
@@ -104,19 +104,19 @@ def test_names_are_printed_as_they_are(places, run, monkeypatch, terminal):
         (["--exclude_classes=cat", "--max_rejected_fraction=0.4"], [], 3, ["6 of 12 boxes", "rejected.jsonl"]),
     ],
 )
-def test_mistakes_end_in_one_line(places, run, arguments, without, code, words):
+def test_mistakes_are_reported_in_one_line(workspace, run, arguments, without, code, words):
     found, out, err = run(*arguments, without=without)
     assert (found, out) == (code, ""), err
     assert len(err.splitlines()) == 1, err
     assert all(word in err for word in words), err
     assert "[while" not in err
-    assert not (places / "out/dataset.json").exists()
+    assert not (workspace / "out/dataset.json").exists()
 
 
-def test_a_second_split_must_fit_the_first(places, run):
+def test_a_second_split_must_match_the_config_and_classes_of_the_first(workspace, run):
     assert run()[0] == 0
-    before = (places / "out/dataset.json").read_bytes()
-    (places / "names.txt").write_text("dog\ncat\n")
+    before = (workspace / "out/dataset.json").read_bytes()
+    (workspace / "names.txt").write_text("dog\ncat\n")
     for arguments, words in (
         (["--set", "anchors.sizes=[0.1,0.2,0.3,0.5,0.7,0.9,1.0]"], ["anchors", "--output"]),
         (["--set", "matching.policy=one_to_one"], ["matching", "--output"]),
@@ -127,44 +127,44 @@ def test_a_second_split_must_fit_the_first(places, run):
         assert code == 3
         assert len(err.splitlines()) == 1
         assert all(word in err for word in words), err
-    assert (places / "out/dataset.json").read_bytes() == before
+    assert (workspace / "out/dataset.json").read_bytes() == before
 
 
-def test_a_second_split_takes_the_classes_of_the_first(places, run):
-    make_voc(places / "more", {"a": [("dog", 5, 5, 30, 40), ("cow", 1, 2, 3, 9)]})
+def test_a_second_split_takes_the_classes_of_the_first(workspace, run):
+    make_voc(workspace / "more", {"a": [("dog", 5, 5, 30, 40), ("cow", 1, 2, 3, 9)]})
     assert run()[0] == 0
     assert run("--input=more", "--split=val", "--source_split=train", without=["--input", "--split"])[0] == 0
-    manifest = json.loads((places / "out/dataset.json").read_text())
+    manifest = json.loads((workspace / "out/dataset.json").read_text())
     assert manifest["classes"] == ["cat", "dog"]
     assert manifest["splits"]["val"]["views"][0]["objects_per_class"] == {"cat": 0, "dog": 1}
     assert manifest["splits"]["val"]["rejected_boxes"] == {"unknown_class": 1}
 
 
-def test_unknown_classes_are_reported_at_the_end(places, run):
-    make_voc(places / "more", {"a": [("dog", 5, 5, 30, 40), ("cow", 1, 2, 3, 9)], "b": [("ant", 1, 2, 3, 9)]})
+def test_unknown_classes_are_reported_at_the_end(workspace, run):
+    make_voc(workspace / "more", {"a": [("dog", 5, 5, 30, 40), ("cow", 1, 2, 3, 9)], "b": [("ant", 1, 2, 3, 9)]})
     val = ["--input=more", "--split=val", "--source_split=train"]
     assert "warning" not in run()[1]
     _, out, _ = run(*val, without=["--input", "--split"])
     (line,) = [line for line in out.splitlines() if line.startswith("warning: boxes of ")]
     assert all(words in line for words in ("ant, cow were", "most classes first", "--classes"))
-    # What a flag leaves out is meant to be.
+    # Classes excluded by a flag are excluded on purpose, so they cause no warning.
     _, out, _ = run(*val, "--output=other", "--exclude_classes=ant,cow", without=["--input", "--split", "--output"])
     assert "warning: boxes of" not in out
 
 
-def test_an_image_under_two_ids_is_reported(places, run):
-    make_voc(places / "voc", {name: [("cat", 5, 5, 30, 40)] for name in "abc"})
-    (places / "voc/JPEGImages/c.jpg").write_bytes((places / "voc/JPEGImages/a.jpg").read_bytes())
+def test_an_image_under_two_ids_is_reported(workspace, run):
+    make_voc(workspace / "voc", {name: [("cat", 5, 5, 30, 40)] for name in "abc"})
+    (workspace / "voc/JPEGImages/c.jpg").write_bytes((workspace / "voc/JPEGImages/a.jpg").read_bytes())
     code, out, _ = run()
     (warning,) = [line for line in out.splitlines() if line.startswith("warning:")]
     assert (code, "warning: 1 images are byte for byte" in warning) == (0, True)
 
 
-@pytest.mark.parametrize(("lost", "shards"), [(range(0, 40, 2), 3), (range(0, 20), 0), ((), 0)])
-def test_rejections_at_regular_distances_are_reported(places, run, lost, shards):
-    make_voc(places / "voc", {f"i{number:02d}": [("cat", 5, 5, 30, 40)] for number in range(40)})
-    for number in lost:
-        (places / f"voc/JPEGImages/i{number:02d}.jpg").write_bytes(b"broken")
+@pytest.mark.parametrize(("broken", "shards"), [(range(0, 40, 2), 3), (range(0, 20), 0), ((), 0)])
+def test_rejections_at_regular_intervals_are_reported(workspace, run, broken, shards):
+    make_voc(workspace / "voc", {f"i{number:02d}": [("cat", 5, 5, 30, 40)] for number in range(40)})
+    for number in broken:
+        (workspace / f"voc/JPEGImages/i{number:02d}.jpg").write_bytes(b"broken")
     code, out, _ = run("--shards=4")
     warnings = [line for line in out.splitlines() if line.startswith("warning:")]
     assert (code, len(warnings)) == (0, 1 if shards else 0)
@@ -175,60 +175,60 @@ def test_rejections_at_regular_distances_are_reported(places, run, lost, shards)
 
 
 @pytest.mark.parametrize(("shards", "prime"), [(2, 3), (3, 5), (4, 3), (8, 7), (16, 17), (32, 31), (64, 61), (7, 5)])
-def test_the_number_of_shards_that_is_advised_is_a_prime(shards, prime):
+def test_the_recommended_number_of_shards_is_a_prime(shards, prime):
     assert nearest_prime(shards) == prime
 
 
 @pytest.mark.parametrize(
     "mistake", ["--input=nowhere", "--exclude_classes=cats", "--source_split=vla", "--input_format=coco"]
 )
-def test_a_failed_command_leaves_the_output_folder_usable(places, run, mistake):
+def test_a_failed_command_leaves_the_output_folder_usable(workspace, run, mistake):
     code, _, _ = run(mistake, without=[mistake.partition("=")[0]])
     assert code == 3
     code, _, err = run()
     assert (code, err) == (0, "")
 
 
-def test_splits_begun_at_the_same_time_do_not_mix_their_classes(places, run, monkeypatch):
-    make_voc(places / "more", {"a": [("dog", 5, 5, 30, 40)]})
-    # The manifest of the one appears while the other is under way.
+def test_splits_prepared_at_the_same_time_do_not_mix_their_classes(workspace, run, monkeypatch):
+    make_voc(workspace / "more", {"a": [("dog", 5, 5, 30, 40)]})
+    # The job of split train writes the manifest while the job of split val is running.
     others = []
-    claim = options.record_job
+    record = options.record_job
 
-    def claim_late(job):
+    def record_late(job):
         if not others:
             others.append(job)
             assert run()[0] == 0
-        claim(job)
+        record(job)
 
-    monkeypatch.setattr("pipelines.prepare.record_job", claim_late)
+    monkeypatch.setattr("pipelines.prepare.record_job", record_late)
     flags = ["--input=more", "--split=val", "--source_split=train"]
     code, _, err = run(*flags, without=["--input", "--split"])
     assert (code, len(err.splitlines()), "run this one again" in err) == (3, 1, True), err
-    assert json.loads((places / "out/dataset.json").read_text())["classes"] == ["cat", "dog"]
+    assert json.loads((workspace / "out/dataset.json").read_text())["classes"] == ["cat", "dog"]
     assert run(*flags, without=["--input", "--split"])[0] == 0
-    manifest = json.loads((places / "out/dataset.json").read_text())
+    manifest = json.loads((workspace / "out/dataset.json").read_text())
     assert manifest["splits"]["val"]["views"][0]["objects_per_class"] == {"cat": 0, "dog": 1}
 
 
-def test_data_that_grew_leaves_no_shard_of_before(places, run):
+def test_preparing_a_larger_dataset_removes_the_old_shards(workspace, run):
     assert run()[0] == 0
-    # Another class as well: as the only split this one decides them.
-    make_voc(places / "voc", {f"i{number}": [("cow", 5, 5, 30, 40)] for number in range(40)})
+    # The class changes as well: the only split of a dataset determines its classes.
+    make_voc(workspace / "voc", {f"i{number}": [("cow", 5, 5, 30, 40)] for number in range(40)})
     assert run()[0] == 0
-    assert json.loads((places / "out/dataset.json").read_text())["classes"] == ["cow"]
-    grown = digests(places / "out")
-    shards = json.loads((places / "out/dataset.json").read_text())["splits"]["train"]["views"][0]["shards"]
+    assert json.loads((workspace / "out/dataset.json").read_text())["classes"] == ["cow"]
+    grown = digests(workspace / "out")
+    shards = json.loads((workspace / "out/dataset.json").read_text())["splits"]["train"]["views"][0]["shards"]
     assert sorted(name for name in grown if name.endswith(".tfrecord")) == [shard["file"] for shard in shards]
     assert run("--output=fresh", without=["--output"])[0] == 0
-    assert grown == digests(places / "fresh")
+    assert grown == digests(workspace / "fresh")
 
 
-def test_a_local_dry_run_writes_nothing_and_reports_it(places, run):
+def test_a_local_dry_run_prints_the_steps_and_writes_nothing(workspace, run):
     code, out, _ = run("--dry_run=True")
     assert (code, out.splitlines()[0]) == (0, "dry run, nothing was executed; the steps of the job:")
     assert "  Write shards" in out.splitlines()
-    assert not (places / "out").exists()
+    assert not (workspace / "out").exists()
 
 
 def test_help_lists_the_flags():
@@ -240,13 +240,13 @@ def test_help_lists_the_flags():
         assert f"  --{flag}: " in done.stdout
 
 
-def test_only_the_changed_flag_is_reported(places, run):
+def test_only_the_changed_flag_is_reported(workspace, run):
     assert run()[0] == 0
     code, _, err = run("--set", "data.views=3")
     assert (code, "data.views was 1, is 3" in err) == (3, True), err
 
 
-def test_a_signal_before_the_job_means_start_again(run, monkeypatch):
+def test_a_signal_before_the_job_exits_with_the_restart_code(run, monkeypatch):
     def interrupt(_):
         raise KeyboardInterrupt
 
@@ -261,82 +261,82 @@ def test_an_input_given_twice_is_refused(run):
 
 
 @pytest.mark.parametrize("text", [b"{", b"[1]", b"\xff"])
-def test_notes_that_are_damaged_are_named(places, run, text):
+def test_a_damaged_job_file_is_reported(workspace, run, text):
     assert run()[0] == 0
-    (places / "out/train/.parts/job.json").write_bytes(text)
+    (workspace / "out/train/.parts/job.json").write_bytes(text)
     code, _, err = run()
     assert (code, len(err.splitlines()), "out/train/.parts/job.json" in err) == (3, 1, True), err
 
 
-def test_a_slash_at_the_end_of_a_folder_is_no_other_flag(places, run):
+def test_a_trailing_slash_is_not_a_changed_flag(workspace, run):
     assert run("--image_dir=voc/JPEGImages")[0] == 0
-    before = digests(places / "out")
+    before = digests(workspace / "out")
     code, _, err = run("--input=voc/", "--image_dir=voc/JPEGImages/", "--resume", without=["--input"])
     assert (code, err) == (0, "")
-    assert digests(places / "out") == before
+    assert digests(workspace / "out") == before
 
 
-def test_the_manifest_does_not_depend_on_which_split_came_last(places, run):
+def test_the_manifest_does_not_depend_on_the_order_of_the_splits(workspace, run):
     ids = list(IMAGES)
     for split, members in (("test", ids[:3]), ("train", ids[2:5]), ("val", ids[1:3])):
-        (places / f"voc/ImageSets/Main/{split}.txt").write_text("".join(f"{name}\n" for name in members))
-    # The same photographs under other names.
-    make_voc(places / "voc", {f"o{number}": IMAGES["i0"] for number in range(3)}, {"other": ["o0", "o1", "o2"]})
+        (workspace / f"voc/ImageSets/Main/{split}.txt").write_text("".join(f"{name}\n" for name in members))
+    # Copies of the same image under other names.
+    make_voc(workspace / "voc", {f"o{number}": IMAGES["i0"] for number in range(3)}, {"other": ["o0", "o1", "o2"]})
     manifests = []
     for order in (("test", "train", "val", "other"), ("other", "val", "train", "test")):
-        (places / "names.txt").write_text("cat\ndog\n")
+        (workspace / "names.txt").write_text("cat\ndog\n")
         output = f"--output={'-'.join(order)}"
         for split in order:
             flags = [f"--split={split}", output, "--classes=names.txt"]
             assert run(*flags, without=["--split", "--output"])[0] == 0
-        manifests.append((places / output.removeprefix("--output=") / "dataset.json").read_bytes())
+        manifests.append((workspace / output.removeprefix("--output=") / "dataset.json").read_bytes())
     assert manifests[0] == manifests[1]
     leakage = {tuple(leak["splits"]): leak["examples"] for leak in json.loads(manifests[0])["leakage"]}
     assert leakage[("other", "test")] == ["o0.jpg", "o1.jpg", "o2.jpg"]
 
 
-def test_an_output_named_like_a_temporary_file_keeps_its_shards(places, run):
+def test_an_output_named_like_a_temporary_file_keeps_its_shards(workspace, run):
     assert run("--output=a.tmp-1/out", without=["--output"])[0] == 0
-    assert list((places / "a.tmp-1/out/train").glob("*.tfrecord"))
+    assert list((workspace / "a.tmp-1/out/train").glob("*.tfrecord"))
 
 
-def test_coco_from_the_command_line(places, run):
-    make_coco(places / "coco", {"a.jpg": [(7, 5, 5, 30, 40)], "b.jpg": []}, {7: "z", 9: "a"})
+def test_coco_from_the_command_line(workspace, run):
+    make_coco(workspace / "coco", {"a.jpg": [(7, 5, 5, 30, 40)], "b.jpg": []}, {7: "z", 9: "a"})
     assert run("--input_format=coco", "--input=coco", without=["--input_format", "--input"])[0] == 0
-    manifest = json.loads((places / "out/dataset.json").read_text())
+    manifest = json.loads((workspace / "out/dataset.json").read_text())
     assert manifest["classes"] == ["z", "a"]
     assert manifest["splits"]["train"]["images"] == 2
 
 
-def test_storage_that_fails_midway_ends_the_job_in_one_line(places, run, monkeypatch):
-    source = make_coco(places / "coco", {"a.jpg": [(7, 5, 5, 30, 40)]}, {7: "z"})
+def test_a_storage_error_during_the_job_is_reported_in_one_line(workspace, run, monkeypatch):
+    source = make_coco(workspace / "coco", {"a.jpg": [(7, 5, 5, 30, 40)]}, {7: "z"})
     text = (source / "annotations/instances_train.json").read_bytes()
     error = OSError(errno.EIO, "Input/output error")
     monkeypatch.setattr("pipelines.beam_storage.open_input", lambda _: FailingFile(text[:-5], error))
     code, _, err = run("--input_format=coco", "--input=coco", without=["--input_format", "--input"])
     assert (code, len(err.splitlines()), "instances_train.json could not be read" in err) == (3, 1, True), err
-    assert not (places / "out/dataset.json").exists()
+    assert not (workspace / "out/dataset.json").exists()
 
 
-def test_a_wrong_image_dir_is_an_error_unlike_a_few_missing_images(places, run):
-    (places / "other").mkdir()
-    (places / "other/readme.txt").write_text("no images here")
+def test_a_wrong_image_dir_rejects_all_images_and_is_an_error(workspace, run):
+    (workspace / "other").mkdir()
+    (workspace / "other/readme.txt").write_text("no images here")
     code, _, err = run("--image_dir=other")
     assert code == 3
     assert "all 6 images were rejected" in err
-    lines = [json.loads(line) for line in (places / "out/train/rejected.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (workspace / "out/train/rejected.jsonl").read_text().splitlines()]
     assert [line["reason"] for line in lines].count("missing_image") == 6
 
 
-def test_a_process_of_its_own_prints_the_same(places):
+def test_the_command_prints_the_same_in_a_separate_process(workspace):
     def start(*arguments):
         command = [sys.executable, "-m", "pipelines.prepare", *arguments]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
-    usual = ["--input_format=voc", "--input=voc", "--split=train", "--output=out", "--config=x.yaml"]
-    done = start(*usual)
+    required = ["--input_format=voc", "--input=voc", "--split=train", "--output=out", "--config=x.yaml"]
+    done = start(*required)
     assert (done.returncode, done.stderr) == (0, "")
     assert "images in shards: 6" in done.stdout
-    done = start(*usual, "--exclude_classes=cat", "--max_rejected_fraction=0.4")
+    done = start(*required, "--exclude_classes=cat", "--max_rejected_fraction=0.4")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (3, "", 1)

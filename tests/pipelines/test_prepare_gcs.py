@@ -1,4 +1,4 @@
-"""Object storage from end to end, against an emulator: read, write, rename, resume, and read back with gcsfs."""
+"""Tests prepare with an emulated object store: reading, writing, renaming, resuming, and reading with gcsfs."""
 
 import json
 import os
@@ -25,7 +25,7 @@ SMALL = Config.model_validate({"model": {"input_size": 64}})
 
 @pytest.fixture(scope="module")
 def endpoint():
-    """The address of an emulated store that lives as long as the tests of this file."""
+    """Starts an emulated store for all tests of this file; yields its address."""
     with emulated_store(BUCKET) as address:
         yield address
 
@@ -34,7 +34,7 @@ def endpoint():
 def bucket(endpoint, monkeypatch):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
     monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    # Beam would look for credentials for half a minute before it goes without.
+    # Without this, Beam searches for credentials for 30 seconds before it continues without any.
     monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
     client = storage.Client(
         project="my-project-1", credentials=AnonymousCredentials(), client_options=ClientOptions(api_endpoint=endpoint)
@@ -52,7 +52,7 @@ def upload(bucket, folder, name):
     return f"gs://{BUCKET}/{name}"
 
 
-def names(bucket):
+def list_names(bucket):
     return {blob.name for blob in bucket.client.list_blobs(BUCKET)}
 
 
@@ -64,7 +64,7 @@ def test_voc_from_bucket_to_bucket(bucket, tmp_path, prepare):
     local = prepare("voc", folder, tmp_path / "out", config=SMALL, shards=3)
     assert remote == local
     assert remote.splits["train"].rejected_images == {"missing_annotation": 1}
-    assert not [name for name in names(bucket) if ".tmp-" in name]
+    assert not [name for name in list_names(bucket) if ".tmp-" in name]
 
     import gcsfs
 
@@ -83,7 +83,7 @@ def test_voc_from_bucket_to_bucket(bucket, tmp_path, prepare):
     assert [line["reason"] for line in rejected] == ["missing_annotation"]
 
 
-def test_coco_patterns_a_second_split_and_a_missing_image(bucket, tmp_path, prepare):
+def test_coco_with_a_pattern_a_second_split_and_a_missing_image(bucket, tmp_path, prepare):
     boxes = {"a.jpg": [(1, 5, 5, 30, 30)], "b.jpg": [], "c.jpg": [(2, 5, 5, 30, 30)]}
     folder = make_coco(tmp_path / "coco", boxes, {1: "x", 2: "y"})
     (folder / "train/b.jpg").unlink()
@@ -109,15 +109,15 @@ def test_resume_on_an_object_store(bucket, tmp_path, prepare):
     again = prepare("voc", source, out, config=SMALL, shards=3, options=OPTIONS, resume=True)
     assert again == manifest
     assert bucket.get_blob(f"resumed/{second}").generation == kept
-    assert not [name for name in names(bucket) if ".tmp-" in name]
+    assert not [name for name in list_names(bucket) if ".tmp-" in name]
 
 
 def test_missing_input_and_buckets_are_reported(bucket, tmp_path, prepare):
     with pytest.raises(DataError, match="nowhere"):
         prepare("voc", f"gs://{BUCKET}/nowhere", f"gs://{BUCKET}/x", config=SMALL, options=OPTIONS)
     source = upload(bucket, make_voc(tmp_path / "voc", labelled_images(3)), "raw/small")
-    for places in (("gs://no_bucket/raw", f"gs://{BUCKET}/x"), (source, "gs://no_bucket/x")):
+    for paths in (("gs://no_bucket/raw", f"gs://{BUCKET}/x"), (source, "gs://no_bucket/x")):
         with pytest.raises(DataError, match=r"gs://no_bucket/.*check the name of the bucket and its permissions"):
-            prepare("voc", *places, config=SMALL, options=OPTIONS)
+            prepare("voc", *paths, config=SMALL, options=OPTIONS)
     with pytest.raises(DataError, match="val"):
         prepare("voc", source, f"gs://{BUCKET}/x", "val", config=SMALL, options=OPTIONS)

@@ -1,4 +1,4 @@
-"""Wrong, broken and malicious input: the job finishes, and every image is in a shard or in rejected.jsonl."""
+"""Tests wrong, broken and malicious input: the job finishes; every image is in a shard or in rejected.jsonl."""
 
 import io
 import json
@@ -69,6 +69,7 @@ CASES = {
     "traversal": (jpeg(11), voc_xml("../../secret.jpg", GOOD), ["path_traversal"], ["image_rejected"], 0),
     "cut_xml": (jpeg(12), voc_xml("cut_xml.jpg", GOOD)[:-20], ["broken_annotation"], [], 0),
     "no_xml": (jpeg(13), None, ["missing_annotation"], [], 0),
+    # Entity expansion ("billion laughs").
     "laughs": (
         jpeg(14),
         '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;">]><annotation><filename>&c;</filename></annotation>',
@@ -147,8 +148,8 @@ def test_boxes_of_a_rotated_image_refer_to_the_displayed_image(hostile, records_
 def test_rejections_are_in_the_order_of_the_images(hostile):
     _, _, lines = hostile
     order = list(CASES)
-    places = [order.index(line["source"].rpartition("/")[2].removesuffix(".xml")) for line in lines]
-    assert places[:-2] == sorted(places[:-2])
+    positions = [order.index(line["source"].rpartition("/")[2].removesuffix(".xml")) for line in lines]
+    assert positions[:-2] == sorted(positions[:-2])
 
 
 def test_leakage_is_found_by_file_content_not_by_name(tmp_path, prepare):
@@ -279,7 +280,7 @@ def test_an_image_with_more_objects_than_anchors_is_rejected(tmp_path, prepare):
     assert (split.boxes, split.rejected_boxes) == (1, {"image_rejected": 3000})
 
 
-def test_names_that_utf8_cannot_encode(tmp_path, prepare, records_of):
+def test_names_that_utf8_cannot_encode_are_accepted(tmp_path, prepare, records_of):
     # A file name in another encoding, as in some archives, and JSON escapes of lone surrogates.
     yolo = make_yolo(tmp_path / "yolo", {"a": ["0 .5 .5 .5 .5"]}, ["x"])
     for folder, suffix in (("images", ".jpg"), ("labels", ".txt")):

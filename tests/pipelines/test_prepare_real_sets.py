@@ -1,4 +1,4 @@
-"""Prepare on the real datasets: all counts, all contracts of the output, and decoding by another project."""
+"""Tests prepare on real datasets: counts, properties of the output, and decoding with the Model Garden."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ from ssd_dist.core.boxes import decode_boxes
 from ssd_dist.core.config import Config
 from ssd_dist.core.manifest import Manifest, fingerprint
 
-# From the README of the datasets and, for the boxes of each split, with grep on the XML and text files.
+# Counts from the READMEs of the datasets; the boxes per split were counted with grep in the XML and text files.
 BCCD_IMAGES = {"train": 205, "val": 87, "test": 72}
 BCCD_CLASSES = ("Platelets", "RBC", "WBC")
 BCCD_BOXES = {"RBC": 4155, "WBC": 372, "Platelets": 361}
@@ -59,17 +59,17 @@ def test_coco128_counts(coco128):
     assert (manifest.classes[0], manifest.classes[79]) == ("person", "toothbrush")
     assert [manifest.splits[name].images for name in ("train", "val")] == [128, 128]
     assert sum(split.boxes for split in manifest.splits.values()) == COCO128_BOXES
-    # Two label files of the training half have no image; their boxes are accounted for.
+    # Two label files of split train have no image; their boxes are counted as rejected.
     assert manifest.splits["train"].rejected_images == {"missing_image": 2}
     assert manifest.splits["val"].rejected_images == {}
-    assert_everything_is_accounted_for(output, manifest)
+    assert_counts_add_up(output, manifest)
 
 
-def test_bccd_is_accounted_for(bccd):
-    assert_everything_is_accounted_for(*bccd)
+def test_bccd_counts_add_up(bccd):
+    assert_counts_add_up(*bccd)
 
 
-def assert_everything_is_accounted_for(output, manifest):
+def assert_counts_add_up(output, manifest):
     for name, split in manifest.splits.items():
         lines = [json.loads(line) for line in (output / name / "rejected.jsonl").read_text().splitlines()]
         assert all({"source", "reason", "detail"} <= line.keys() for line in lines)
@@ -93,7 +93,7 @@ def test_shards_match_the_manifest(bccd):
         assert not [path for path in (output / name).rglob("*") if ".tmp-" in path.name]
 
 
-def test_the_manifest_fits_the_config_it_was_made_with(bccd):
+def test_the_manifest_matches_the_config_of_its_job(bccd):
     output, manifest = bccd
     config = Config()
     assert Manifest.from_json((output / "dataset.json").read_text(), "dataset.json") == manifest
@@ -101,7 +101,7 @@ def test_the_manifest_fits_the_config_it_was_made_with(bccd):
     manifest.check_fits(config, "dataset.json")
 
 
-def test_records_hold_the_image_and_its_boxes(bccd, shared_data, records_of):
+def test_records_contain_the_image_and_its_boxes(bccd, shared_data, records_of):
     output, manifest = bccd
     records = records_of(output, manifest, "train")
     listed = (shared_data / "bccd/BCCD/ImageSets/Main/train.txt").read_text().split()
@@ -126,8 +126,8 @@ def test_records_hold_the_image_and_its_boxes(bccd, shared_data, records_of):
         np.testing.assert_allclose(record.objects.area, areas, rtol=1e-4)
 
 
-def test_one_annotation_by_hand(bccd, records_of):
-    # BloodImage_00001.xml, read by eye: its one WBC is xmin 68, ymin 315, xmax 286, ymax 480.
+def test_one_record_matches_its_annotation_file(bccd, records_of):
+    # Read by a person from BloodImage_00001.xml: its only WBC has xmin 68, ymin 315, xmax 286, ymax 480.
     output, manifest = bccd
     objects = records_of(output, manifest, "train")["BloodImage_00001"].objects
     index = objects.names.index("WBC")
@@ -152,7 +152,7 @@ def test_grayscale_and_empty_images_are_kept(coco128, shared_data, records_of):
     assert empty == without_boxes > 0
 
 
-def test_image_hashes_are_those_of_the_source_bytes(bccd, shared_data):
+def test_image_hashes_are_computed_from_the_source_files(bccd, shared_data):
     output, manifest = bccd
     stored = np.load(output / manifest.splits["test"].image_hashes)
     names = (shared_data / "bccd/BCCD/ImageSets/Main/test.txt").read_text().split()
@@ -162,7 +162,7 @@ def test_image_hashes_are_those_of_the_source_bytes(bccd, shared_data):
     assert stored.tolist() == expected
 
 
-def test_the_model_gardens_decoder_reads_our_shards(coco128, records_of):
+def test_the_model_garden_decoder_reads_the_shards(coco128, records_of):
     decoders = pytest.importorskip("official.vision.dataloaders.tf_example_decoder")
     import tensorflow as tf
 
@@ -191,6 +191,6 @@ def test_leakage_is_found(bccd, shared_data, prepare, tmp_path):
     assert leak.splits == ("train", "val")
     assert leak.images == BCCD_IMAGES["val"]
     assert all(name.startswith("BloodImage_") for name in leak.examples)
-    # Preparing the split again from data that does not overlap takes the entry out.
+    # Preparing the split again from data that does not overlap removes the entry.
     shutil.rmtree(tmp_path / "train")
     assert prepare("voc", shared_data / "bccd/BCCD", tmp_path, split="train").leakage == ()

@@ -1,4 +1,4 @@
-"""The output is a function of input and flags: the same bytes from every runner, and after any accident."""
+"""Tests that the output depends only on input and flags: every runner and every resumed job writes the same bytes."""
 
 import contextlib
 import json
@@ -30,30 +30,30 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(source, prepare, tmp_path_factory):
-    """The files of a run in this process, by name."""
-    output = tmp_path_factory.mktemp("undisturbed")
+def reference(source, prepare, tmp_path_factory):
+    """Returns the digests of the files that a run in this process writes, by relative path."""
+    output = tmp_path_factory.mktemp("reference")
     prepare("voc", source, output, config=SMALL)
     return digests(output)
 
 
-def test_the_same_again(source, prepare, undisturbed, tmp_path):
+def test_a_second_run_writes_the_same_bytes(source, prepare, reference, tmp_path):
     prepare("voc", source, tmp_path, config=SMALL)
-    assert digests(tmp_path) == undisturbed
+    assert digests(tmp_path) == reference
     prepare("voc", source, tmp_path, config=SMALL)
-    assert digests(tmp_path) == undisturbed
+    assert digests(tmp_path) == reference
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 3])
-def test_worker_processes_give_the_same(source, prepare, undisturbed, tmp_path, workers):
+def test_worker_processes_write_the_same_bytes(source, prepare, reference, tmp_path, workers):
     prepare("voc", source, tmp_path, config=SMALL, workers=workers)
-    assert digests(tmp_path) == undisturbed
+    assert digests(tmp_path) == reference
 
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A Dask scheduler and two workers, each a process of its own."""
+    """Starts a Dask scheduler and two workers, each in its own process; yields the address of the scheduler."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     file = tmp_path / "scheduler.json"
     dask = [sys.executable, "-m", "dask"]
@@ -77,17 +77,17 @@ def cluster(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_dask_cluster_gives_the_same(source, prepare, undisturbed, tmp_path, cluster):
+def test_a_dask_cluster_writes_the_same_bytes(source, prepare, reference, tmp_path, cluster):
     options = ["--runner=DaskRunner", f"--dask_client_address={cluster}", "--dask_npartitions=8"]
     prepare("voc", source, tmp_path / "out", config=SMALL, options=options)
-    assert digests(tmp_path / "out") == undisturbed
+    assert digests(tmp_path / "out") == reference
 
 
-def test_resume_keeps_finished_shards_and_makes_the_others(source, prepare, tmp_path):
+def test_resume_keeps_finished_shards_and_writes_the_others(source, prepare, tmp_path):
     manifest = prepare("voc", source, tmp_path, config=SMALL, shards=6)
-    undisturbed = digests(tmp_path)
+    reference = digests(tmp_path)
     shards = [shard.file for view in manifest.splits["train"].views for shard in view.shards]
-    # The state after a killed run: no manifest, a shard missing, one cut, a report missing, a temporary file.
+    # The state after a killed run: no manifest, one shard missing, one truncated, a report missing, a temporary file.
     (tmp_path / "dataset.json").unlink()
     (tmp_path / shards[0]).unlink()
     (tmp_path / shards[1]).write_bytes((tmp_path / shards[1]).read_bytes()[:-1])
@@ -97,11 +97,11 @@ def test_resume_keeps_finished_shards_and_makes_the_others(source, prepare, tmp_
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "train").glob("*00003-of-*.tfrecord")}
     assert kept
     prepare("voc", source, tmp_path, config=SMALL, shards=6, resume=True)
-    assert digests(tmp_path) == undisturbed
+    assert digests(tmp_path) == reference
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-def test_resume_continues_the_stopped_run_and_not_the_one_before(prepare, tmp_path, monkeypatch):
+def test_resume_continues_the_stopped_run_and_not_an_earlier_one(prepare, tmp_path, monkeypatch):
     source = make_voc(tmp_path / "voc", IMAGES)
     image = source / "JPEGImages/image_00007.jpg"
     good = image.read_bytes()
@@ -119,35 +119,35 @@ def test_resume_continues_the_stopped_run_and_not_the_one_before(prepare, tmp_pa
     assert prepare("voc", source, tmp_path / "out", config=SMALL, resume=True).splits["train"].images == len(IMAGES)
 
 
-def test_splits_that_end_at_the_same_time_are_both_in_the_manifest(prepare, tmp_path, monkeypatch):
+def test_splits_that_finish_at_the_same_time_are_both_in_the_manifest(prepare, tmp_path, monkeypatch):
     source = make_voc(tmp_path / "voc", IMAGES, {"train": sorted(IMAGES)[:30], "val": sorted(IMAGES)[30:]})
     out = tmp_path / "out"
     train = prepare("voc", source, out, config=SMALL)
     (out / "dataset.json").unlink()
     parts = [str(path.relative_to(out)) for path in sorted((out / "train/.parts").glob("*-of-*.json"))]
     job = manifest_writer.ManifestJob(str(out), SMALL, 1.0)
-    others = []
+    writers = []
 
     def read_while_another_writes(output):
-        """On the first call, val's: train's report is written as well, if it is let in."""
+        """On the first call, which is val's, also starts to write train's manifest entry; the lock must delay it."""
         monkeypatch.setattr(manifest_writer, "read_manifest", read)
         before = read(output)
         reports = [("train", str(out / part)) for part in parts]
-        others.append(threading.Thread(target=manifest_writer.write_manifest, args=(reports, job)))
-        others[0].start()
-        others[0].join(2)
+        writers.append(threading.Thread(target=manifest_writer.write_manifest, args=(reports, job)))
+        writers[0].start()
+        writers[0].join(2)
         return before
 
     read = manifest_writer.read_manifest
     monkeypatch.setattr(manifest_writer, "read_manifest", read_while_another_writes)
     prepare("voc", source, out, "val", config=SMALL)
-    others[0].join(20)
+    writers[0].join(20)
     manifest = read(str(out))
     assert sorted(manifest.splits) == ["train", "val"]
     assert manifest.splits["train"] == train.splits["train"]
 
 
-def test_resume_makes_again_what_was_made_from_other_annotations(prepare, tmp_path):
+def test_resume_rewrites_shards_whose_annotations_changed(prepare, tmp_path):
     changed = make_voc(tmp_path / "voc", {**IMAGES, "image_00001": [("c", 1, 1, 40, 60)]})
     prepare("voc", changed, tmp_path / "out", config=SMALL)
     make_voc(tmp_path / "voc", IMAGES)
@@ -158,7 +158,7 @@ def test_resume_makes_again_what_was_made_from_other_annotations(prepare, tmp_pa
     assert fresh.splits["train"].boxes > 0
 
 
-def start(source, output, *flags):
+def start_prepare(source, output, *flags):
     (output.parent / "x.yaml").write_text("data: {views: 3}\n")
     command = [
         sys.executable, "-m", "pipelines.prepare", "--input_format=voc", f"--input={source}", "--split=train",
@@ -174,11 +174,11 @@ def start(source, output, *flags):
     )
 
 
-def children(process):
-    """The worker processes, shells that only wait for them left out."""
+def find_workers(process):
+    """Returns the ids of the worker processes, without the shells that only wait for them."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
-        # It may end while it is looked at.
+        # The process may end before its command line is read.
         with contextlib.suppress(psutil.NoSuchProcess):
             line = child.cmdline()
             if "sh" not in map(os.path.basename, line[:1]) and any("sdk_worker_main" in word for word in line):
@@ -186,28 +186,28 @@ def children(process):
     return found
 
 
-def workers_at_first_shard(job, output, workers):
-    """The worker processes, if there are to be any, as soon as a shard is there; the job goes on."""
+def wait_for_first_shard(job, output, workers):
+    """Waits for the first shard and returns the ids of the worker processes; `workers`: whether there must be any."""
     deadline = time.monotonic() + 120
     while not list(output.glob("train/view00-*.tfrecord")):
         assert job.poll() is None, f"the job ended before its first shard: {job.communicate()[1]}"
         assert time.monotonic() < deadline, "no shard within 120 s"
         time.sleep(0.02)
-    found = children(job)
+    found = find_workers(job)
     assert bool(found) == workers, f"worker processes: {found}"
     return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["worker", "everything"])
-def test_a_killed_job_ends_as_an_undisturbed_one_when_run_again(tmp_path, prepare, victim):
+@pytest.mark.parametrize("killed", ["worker", "everything"])
+def test_resuming_a_killed_job_gives_the_output_of_an_uninterrupted_one(tmp_path, prepare, killed):
     images = labelled_images(400)
     source = make_voc(tmp_path / "voc", images)
     output = tmp_path / "out"
-    prepare("voc", source, tmp_path / "undisturbed", config=LARGER)
-    job = start(source, output, "--workers=2")
-    workers = workers_at_first_shard(job, output, workers=True)
-    if victim == "worker":
+    prepare("voc", source, tmp_path / "uninterrupted", config=LARGER)
+    job = start_prepare(source, output, "--workers=2")
+    workers = wait_for_first_shard(job, output, workers=True)
+    if killed == "worker":
         os.kill(workers[-1], signal.SIGKILL)
         _, errors = job.communicate(timeout=120)
         assert job.returncode == 75, errors
@@ -221,31 +221,31 @@ def test_a_killed_job_ends_as_an_undisturbed_one_when_run_again(tmp_path, prepar
     finished = sorted(path.name for path in (output / "train").glob("*.tfrecord"))
     assert finished
     assert not (output / "dataset.json").exists()
-    expected = digests(tmp_path / "undisturbed")
+    expected = digests(tmp_path / "uninterrupted")
     assert all(digests(output)[f"train/{name}"] == expected[f"train/{name}"] for name in finished)
     prepare("voc", source, output, config=LARGER, resume=True)
     assert digests(output) == expected
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("flags", "sign"), [([], signal.SIGINT), (["--workers=2"], signal.SIGTERM)])
-def test_a_stopped_job_reports_it_and_can_be_resumed(tmp_path, prepare, flags, sign):
+@pytest.mark.parametrize(("flags", "signal_number"), [([], signal.SIGINT), (["--workers=2"], signal.SIGTERM)])
+def test_a_stopped_job_recommends_resume_and_can_be_resumed(tmp_path, prepare, flags, signal_number):
     source = make_voc(tmp_path / "voc", labelled_images(300))
     output = tmp_path / "out"
-    prepare("voc", source, tmp_path / "undisturbed", config=LARGER)
-    job = start(source, output, *flags)
-    workers = workers_at_first_shard(job, output, workers=bool(flags))
-    os.kill(job.pid, sign)
+    prepare("voc", source, tmp_path / "uninterrupted", config=LARGER)
+    job = start_prepare(source, output, *flags)
+    workers = wait_for_first_shard(job, output, workers=bool(flags))
+    os.kill(job.pid, signal_number)
     _, errors = job.communicate(timeout=60)
     assert (job.returncode, len(errors.splitlines()), "--resume" in errors) == (75, 1, True), errors
     assert not [pid for pid in workers if psutil.pid_exists(pid)]
     prepare("voc", source, output, config=LARGER, resume=True)
-    assert digests(output) == digests(tmp_path / "undisturbed")
+    assert digests(output) == digests(tmp_path / "uninterrupted")
 
 
 @pytest.mark.slow
-def test_a_mistake_met_by_a_worker_process_is_one_line(source, tmp_path):
-    job = start(source, tmp_path / "out", "--workers=2", "--exclude_classes=a", "--max_rejected_fraction=0.1")
+def test_an_error_in_a_worker_process_is_reported_in_one_line(source, tmp_path):
+    job = start_prepare(source, tmp_path / "out", "--workers=2", "--exclude_classes=a", "--max_rejected_fraction=0.1")
     output, errors = job.communicate(timeout=120)
     assert (job.returncode, output, len(errors.splitlines())) == (3, "", 1), errors
     assert "boxes were rejected" in errors
@@ -261,16 +261,16 @@ def test_a_mistake_met_by_a_worker_process_is_one_line(source, tmp_path):
         (["--split_by=train:0.5,val:0.5"], "split_by"),
     ],
 )
-def test_another_configuration_into_the_same_folder_is_refused(source, command, tmp_path, flags, word):
+def test_another_configuration_is_refused_for_the_same_folder(source, command, tmp_path, flags, word):
     (tmp_path / "x.yaml").write_text("model: {input_size: 64}\n")
-    usual = ["--input_format=voc", f"--input={source}", "--split=train", f"--output={tmp_path / 'out'}"]
-    usual.append(f"--config={tmp_path / 'x.yaml'}")
-    assert command(*usual)[0] == 0
+    required = ["--input_format=voc", f"--input={source}", "--split=train", f"--output={tmp_path / 'out'}"]
+    required.append(f"--config={tmp_path / 'x.yaml'}")
+    assert command(*required)[0] == 0
     (tmp_path / "out/dataset.json").unlink()
     before = digests(tmp_path / "out")
-    code, _, err = command(*usual, *flags)
+    code, _, err = command(*required, *flags)
     assert code == 3
     assert word in err
     assert "--output" in err
     assert digests(tmp_path / "out") == before
-    assert command(*usual, "--resume")[0] == 0
+    assert command(*required, "--resume")[0] == 0

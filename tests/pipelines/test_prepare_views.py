@@ -1,4 +1,4 @@
-"""Views from the command to the trainer: written where they are trained on, counted, and guarded like the plain one."""
+"""Tests augmented copies from prepare to the trainer: which splits have them, their counts, and checks on resume."""
 
 import pytest
 from raw_sets import digests, labelled_images, make_voc
@@ -12,7 +12,7 @@ PLAIN = Config.model_validate({"model": {"input_size": 64}})
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, prepare):
-    """A training split in three views and a validation split, from one config."""
+    """Prepares a training split with three augmented copies and a validation split from one config."""
     root = tmp_path_factory.mktemp("views")
     images = labelled_images(48)
     names = list(images)
@@ -22,7 +22,7 @@ def prepared(tmp_path_factory, prepare):
     return source, root / "out", manifest
 
 
-def test_only_what_is_trained_on_has_views(prepared):
+def test_only_the_training_split_has_augmented_copies(prepared):
     _, output, manifest = prepared
     assert {name: len(split.views) for name, split in manifest.splits.items()} == {"train": 3, "val": 1}
     assert not list((output / "val").glob("view01-*"))
@@ -30,7 +30,7 @@ def test_only_what_is_trained_on_has_views(prepared):
         assert view.examples == manifest.splits["train"].images == 32
 
 
-def test_the_trainer_takes_both_splits_with_one_config(prepared):
+def test_the_trainer_reads_both_splits_with_one_config(prepared):
     pipeline = pytest.importorskip("ssd_dist.data.pipeline")
     _, output, manifest = prepared
     data = VIEWS.data.model_copy(update={"dir": str(output)})
@@ -42,7 +42,7 @@ def test_the_trainer_takes_both_splits_with_one_config(prepared):
     assert sorted(int(index) for batch in batches for index in batch.indices) == list(range(16))
 
 
-def test_the_trainer_refuses_windows_that_the_views_do_not_have(prepared):
+def test_the_trainer_rejects_crop_settings_that_differ_from_the_manifest(prepared):
     pipeline = pytest.importorskip("ssd_dist.data.pipeline")
     _, output, manifest = prepared
     train = manifest.splits["train"]
@@ -57,12 +57,12 @@ def test_the_trainer_refuses_windows_that_the_views_do_not_have(prepared):
     other = {"augmentation": {"smallest_crop": 0.5}}
     with pytest.raises(DataError, match=r"data\.augmentation\.smallest_crop: prepared 0\.3, config 0\.5.*prepare"):
         plan(**other)
-    # Where no window was cut, there is none to differ; older manifests do not say what was cut.
+    # Without crops there are no settings to compare, and older manifests do not record the settings.
     assert len(plan(views=1, **other).files) == len(plan(targets="online", **other).files) == 1
     assert len(plan(train.model_copy(update={"windows": None}), **other).files) == 3
 
 
-def test_view_zero_is_what_a_job_without_views_writes(prepared, prepare, tmp_path):
+def test_copy_zero_equals_the_output_of_a_job_without_further_copies(prepared, prepare, tmp_path):
     source, output, _ = prepared
     prepare("voc", source, tmp_path, "train", config=PLAIN)
     plain = {name: value for name, value in digests(tmp_path / "train").items() if name.startswith("view00-")}
@@ -71,7 +71,7 @@ def test_view_zero_is_what_a_job_without_views_writes(prepared, prepare, tmp_pat
     assert plain == {name: value for name, value in views.items() if name.startswith("view00-")}
 
 
-def test_views_are_accounted_for_one_by_one(prepared, records_of):
+def test_the_counts_of_each_copy_add_up(prepared, records_of):
     _, output, manifest = prepared
     split = manifest.splits["train"]
     plain = records_of(output, manifest, view=0)
@@ -85,17 +85,17 @@ def test_views_are_accounted_for_one_by_one(prepared, records_of):
         )
         assert sum(histogram.values()) == sum(len(record.objects.labels) for record in records.values())
         assert sum(view.objects_per_class.values()) == sum(histogram.values())
-        # Every object of every view has an anchor to learn it by.
+        # Every object of every copy has at least one positive anchor.
         assert view.positives_per_object.minimum >= 1
         differing += sum(records[name].encoded != plain[name].encoded for name in plain)
     assert differing > 32
-    # A view may lose an object at its edge; the boxes of the split are those of the plain view.
+    # A crop may lose an object at its edge; the boxes of the split are those of copy 0, the whole image.
     assert sum(split.views[0].objects_per_class.values()) == split.boxes
 
 
-def test_the_bounds_of_the_windows_are_the_configs(prepared, prepare, tmp_path):
+def test_the_config_bounds_the_crops(prepared, prepare, tmp_path):
     source, _, _ = prepared
-    # No expansion, and no crop but the whole: every view is the plain one.
+    # Without expansion and cropping, every copy equals copy 0.
     bounds = {"largest_expansion": 1.0, "smallest_crop": 1.0}
     config = Config.model_validate({"model": {"input_size": 64}, "data": {"views": 2, "augmentation": bounds}})
     prepare("voc", source, tmp_path, "train", config=config)
@@ -105,7 +105,7 @@ def test_the_bounds_of_the_windows_are_the_configs(prepared, prepare, tmp_path):
     assert {name.replace("view01", "view00"): value for name, value in files.items() if "view01" in name} == plain
 
 
-def test_views_of_other_windows_are_not_resumed(prepared, prepare, tmp_path):
+def test_a_job_with_other_crop_settings_is_not_resumed(prepared, prepare, tmp_path):
     source, _, _ = prepared
     prepare("voc", source, tmp_path, "train", config=VIEWS)
     augmentation = VIEWS.data.augmentation.model_copy(update={"smallest_crop": 0.6})
@@ -114,7 +114,7 @@ def test_views_of_other_windows_are_not_resumed(prepared, prepare, tmp_path):
         prepare("voc", source, tmp_path, "train", config=VIEWS.model_copy(update={"data": data}), resume=True)
 
 
-def test_rejections_count_once_whatever_the_views(prepare, tmp_path):
+def test_rejections_are_counted_once_for_any_number_of_copies(prepare, tmp_path):
     source = make_voc(tmp_path / "voc", labelled_images(10))
     (source / "JPEGImages/image_00003.jpg").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"1 of 10 images were rejected, more than --max_rejected_fraction=0\.09"):
@@ -125,7 +125,7 @@ def test_rejections_count_once_whatever_the_views(prepare, tmp_path):
     assert [view.examples for view in split.views] == [9, 9, 9]
 
 
-def test_leakage_is_of_source_images_whatever_the_views(prepared, prepare, tmp_path):
+def test_leakage_counts_source_images_for_any_number_of_copies(prepared, prepare, tmp_path):
     source, _, _ = prepared
     (source / "ImageSets/Main/both.txt").write_text("image_00003\nimage_00043\n")
     prepare("voc", source, tmp_path, "train", config=VIEWS)
@@ -133,7 +133,7 @@ def test_leakage_is_of_source_images_whatever_the_views(prepared, prepare, tmp_p
     assert (leak.splits, leak.images, leak.examples) == (("train", "val"), 1, ("image_00003.jpg",))
 
 
-def test_more_views_of_an_evaluation_split_are_no_other_configuration(prepared, prepare):
+def test_the_number_of_copies_does_not_affect_evaluation_splits(prepared, prepare):
     source, output, manifest = prepared
     more = VIEWS.model_copy(update={"data": VIEWS.data.model_copy(update={"views": 5})})
     assert prepare("voc", source, output, "val", config=more, resume=True) == manifest

@@ -1,4 +1,4 @@
-"""What a person sees while a job runs, and what the runner's console counts."""
+"""Tests the progress display of a running job and the counters that the runner reports."""
 
 import io
 import os
@@ -37,14 +37,14 @@ def test_finished_shards_and_bytes_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize(("terminal", "output"), [(False, ""), (True, "gs://bucket/out")])
-def test_nothing_is_shown_without_a_terminal_or_from_afar(tmp_path, terminal, output):
+def test_no_progress_is_shown_without_a_terminal_or_for_remote_output(tmp_path, terminal, output):
     shown = io.StringIO()
     with show_progress(output or str(tmp_path), ["train"], False, Console(file=shown, force_terminal=terminal)):
         pass
     assert shown.getvalue() == ""
 
 
-def test_a_terminal_is_shown_the_shards(tmp_path, monkeypatch):
+def test_a_terminal_shows_the_finished_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(pipelines.shard_progress, "POLL_SECONDS", 0.01)
     shown = io.StringIO()
     with show_progress(str(tmp_path), ["train"], False, Console(file=shown, force_terminal=True, width=100)):
@@ -59,7 +59,7 @@ def test_a_terminal_is_shown_the_shards(tmp_path, monkeypatch):
     assert "3 MB" in shown.getvalue()
 
 
-def test_the_runners_counters_are_the_manifests_numbers(tmp_path):
+def test_the_counters_of_the_runner_equal_those_of_the_manifest(tmp_path):
     images = labelled_images(12)
     images["image_00001"] = [("a", 5, 5, 30, 30), ("a", 9, 9, 9, 30), ("b", 100, 100, 120, 120)]
     source = make_voc(tmp_path / "voc", images)
@@ -89,7 +89,7 @@ def test_the_runners_counters_are_the_manifests_numbers(tmp_path):
     }  # fmt: skip
     assert {name: value for name, value in counters.items() if name in expected} == expected
     assert split.rejected_boxes == {"image_rejected": 3, "outside": 1, "zero_area": 1}
-    # One JPEG is decoded for two that are written; the broken one is tried.
+    # Each of the 11 valid images is decoded once and encoded twice, once per augmented copy.
     assert (distributions["decode_microseconds"].count, distributions["encode_microseconds"].count) == (11, 22)
     positives = distributions["positives_per_object"]
     histograms = [view.positives_per_object.histogram for view in split.views]

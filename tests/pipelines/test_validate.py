@@ -1,4 +1,4 @@
-"""Boxes: each becomes an object inside the image or a rejection with the right reason."""
+"""Tests that each box becomes an object inside the image or a rejection with the right reason."""
 
 import math
 
@@ -64,7 +64,7 @@ def test_every_box_is_an_object_or_a_rejection(boxes):
         (box(10, 50, 50, 10), "reversed"),
         (box(math.nan, 0, 10, 10), "not_finite"),
         (box(0, 0, math.inf, 10), "not_finite"),
-        (box(100, 0, 110, 10), "outside"),  # touches the border from without
+        (box(100, 0, 110, 10), "outside"),  # touches the border from outside
         (box(-20, 0, 0, 10), "outside"),
         (box(0, 200, 10, 210), "outside"),
         (box(0.1, -0.5, 0.2, 0, normalized=True), "outside"),
@@ -74,7 +74,7 @@ def test_every_box_is_an_object_or_a_rejection(boxes):
         (box(0, 0, 10, 10, problem=Problem("broken_box", "x")), "broken_box"),
     ],
 )
-def test_reasons(bad, reason):
+def test_invalid_boxes_are_rejected_with_their_reason(bad, reason):
     good = box(0, 0, 10, 10)
     checked = check(good, bad)
     assert [line.reason for line in checked.rejected] == [reason]
@@ -108,13 +108,13 @@ def test_no_boxes_give_empty_arrays_of_the_right_shape():
 @pytest.mark.parametrize(
     ("claimed", "fits"), [(None, True), ((100, 200), True), ((200, 100), False), ((99, 200), False)]
 )
-def test_claimed_size(claimed, fits):
+def test_the_size_in_the_annotation_must_match_the_image(claimed, fits):
     problem = check_size(image_of(size=claimed), 100, 200)
     assert (problem is None) == fits
     assert problem is None or problem.reason == "size_mismatch"
 
 
-def test_a_rejected_image_takes_its_boxes_along():
+def test_rejecting_an_image_rejects_its_boxes():
     lines = reject_image(image_of(box(0, 0, 1, 1), box(0, 0, 2, 2)), Problem("truncated", "cut"))
     assert [(line.reason, line.where) for line in lines] == [
         ("truncated", ""), ("image_rejected", "object 0"), ("image_rejected", "object 0"),

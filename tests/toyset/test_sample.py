@@ -128,12 +128,12 @@ def test_box_encloses_the_drawn_pixels():
 
 
 def test_boxes_include_hidden_parts_and_hidden_toys_are_dropped():
-    def put(name, x, side):
+    def place_toy(name, x, side):
         square = Sprite(np.zeros((3, side, side), np.float32), np.ones((side, side), np.float32), 0, -side)
         return PlacedToy(Spot(name, float(x), 80.0, float(side)), square, square, in_pile=False)
 
-    near, half_hidden, hidden = put("clock", 30, 40), put("book", 55, 40), put("star", 35, 20)
-    cut_off = put("fish", 105, 40)
+    near, half_hidden, hidden = place_toy("clock", 30, 40), place_toy("book", 55, 40), place_toy("star", 35, 20)
+    cut_off = place_toy("fish", 105, 40)
     _, _, kept = stack_toys([near, half_hidden, hidden, cut_off], 120, 100)
     found = {one.name: one.box for one in describe_objects(kept, 120, 100)}
     assert found == {"clock": (30, 40, 40, 40), "book": (55, 40, 40, 40)}
@@ -171,9 +171,9 @@ def test_every_twenty_images_contain_one_of_each_special_kind(scenes):
 
 def test_clutter_is_unlabelled():
     """Scenes without toys contain only clutter, and some of them do contain clutter."""
-    toys = [put for seed in range(40) for put in choose_all_spots(seed, "empty")]
-    assert {spot.name for spot in toys} <= set(CLUTTER)
-    assert len(toys) >= 3
+    spots = [spot for seed in range(40) for spot in choose_all_spots(seed, "empty")]
+    assert {spot.name for spot in spots} <= set(CLUTTER)
+    assert len(spots) >= 3
 
 
 def choose_all_spots(seed, kind):
