@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import yaml
-from config_writing import refusal
+from config_errors import get_load_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,21 +58,21 @@ def test_names_of_ops_that_always_compute_in_float32_are_dropped(write):
 def test_circular_extends_are_reported(write, files):
     for name, base in files.items():
         write(f"extends: {base}", name)
-    message = refusal(write(f"extends: {files['x.yaml']}"))
+    message = get_load_error(write(f"extends: {files['x.yaml']}"))
     assert "circle" in message
     assert "x.yaml" in message
 
 
 def test_a_missing_base_is_reported_with_the_most_similar_file_name(write):
     write("", "base.yaml")
-    message = refusal(write("extends: bsae.yaml"))
+    message = get_load_error(write("extends: bsae.yaml"))
     assert "bsae.yaml does not exist" in message
     assert "base.yaml?" in message
 
 
 def test_an_error_states_the_file_that_contains_it(write):
     write("train: {epochs: none}", "base.yaml")
-    message = refusal(write("extends: base.yaml\ntrain: {seed: 1}"))
+    message = get_load_error(write("extends: base.yaml\ntrain: {seed: 1}"))
     assert "base.yaml: train.epochs" in message
     assert "x.yaml" not in message
 
@@ -113,7 +113,7 @@ def test_an_error_states_the_file_that_contains_it(write):
     ],
 )
 def test_invalid_files_are_reported_by_name(write, text, words):
-    message = refusal(write(text))
+    message = get_load_error(write(text))
     assert "x.yaml" in message
     for word in words:
         assert word in message, message
@@ -135,7 +135,7 @@ def test_invalid_files_are_reported_by_name(write, text, words):
 )
 @pytest.mark.timeout(60)
 def test_a_large_file_is_rejected_in_linear_time_with_a_short_message(write, text, words):
-    message = refusal(write(text))
+    message = get_load_error(write(text))
     assert len(message) < 2500
     for word in words:
         assert word in message, message
@@ -148,17 +148,17 @@ def test_references_without_an_end_are_read_in_linear_time(write):
 
 
 def test_an_override_with_many_parts_is_rejected(write):
-    assert "expected KEY=VALUE" in refusal(write(""), ["a." * 20_000 + "a=1"])
+    assert "expected KEY=VALUE" in get_load_error(write(""), ["a." * 20_000 + "a=1"])
 
 
 def test_binary_files_folders_and_missing_files_are_reported_by_name(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    assert "binary.yaml cannot be read" in refusal(tmp_path / "binary.yaml")
-    assert f"{tmp_path} cannot be read" in refusal(tmp_path)
-    assert "/dev/zero has more than 1 MB" in refusal("/dev/zero")
+    assert "binary.yaml cannot be read" in get_load_error(tmp_path / "binary.yaml")
+    assert f"{tmp_path} cannot be read" in get_load_error(tmp_path)
+    assert "/dev/zero has more than 1 MB" in get_load_error("/dev/zero")
     (tmp_path / "long.yaml").write_text("extends: " + "x" * 5000)
-    assert "cannot be read: [Errno 36] File name too long" in refusal(tmp_path / "long.yaml")
-    message = refusal(tmp_path / "binray.yaml")
+    assert "cannot be read: [Errno 36] File name too long" in get_load_error(tmp_path / "long.yaml")
+    message = get_load_error(tmp_path / "binray.yaml")
     assert "binray.yaml does not exist" in message
     assert "binary.yaml?" in message
 
@@ -178,7 +178,7 @@ def test_environment_references(write, monkeypatch):
 
 def test_an_unset_variable_is_reported_with_both_fixes(write, monkeypatch):
     monkeypatch.delenv("SSD_TEST_NONE", raising=False)
-    message = refusal(write("data: {dir: '${SSD_TEST_NONE}/x'}"))
+    message = get_load_error(write("data: {dir: '${SSD_TEST_NONE}/x'}"))
     assert "${SSD_TEST_NONE}" in message
     assert "export" in message
     assert "${SSD_TEST_NONE:-default}" in message
