@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipelines.annotations import IMAGE_SUFFIXES, Problem
-from pipelines.readers.json_values import load_json, read_list, read_name, read_object
+from pipelines.readers.json_values import load_json, read_list, read_name, read_object, to_text
 from pipelines.readers.label_studio_paths import original_path
 from pipelines.readers.label_studio_regions import parse_regions
 from pipelines.readers.parsed_image import ParsedImage
@@ -62,11 +62,11 @@ def _is_task(task: Any) -> bool:
 def _task_id(task: Any) -> str:
     """Returns the id of a row of JSON-MIN; empty for a task of JSON, which contains all its annotations."""
     is_row = isinstance(task, dict) and "data" not in task
-    return str(task["id"]) if is_row and task.get("id") is not None else ""
+    return to_text(task.get("id")) if is_row else ""
 
 
 def _update_time(entry: dict[str, Any]) -> str:
-    return str(entry.get("updated_at") or entry.get("created_at") or "")
+    return to_text(entry.get("updated_at") or entry.get("created_at"))
 
 
 def _parse_task(task: Any, where: str) -> ParsedImage:

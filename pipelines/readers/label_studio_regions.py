@@ -13,6 +13,7 @@ from typing import Any
 
 from pipelines.annotations import Box
 from pipelines.readers.json_values import (
+    format_value,
     read_list,
     read_name,
     read_number,
@@ -20,6 +21,7 @@ from pipelines.readers.json_values import (
     read_object,
     read_points,
     read_size,
+    to_text,
 )
 from pipelines.readers.parsed_objects import Corners, ObjectError, ParsedObject, parse_objects
 from pipelines.readers.shapes import bound_ellipse, bound_points, bound_rotated_box, reject_points
@@ -56,7 +58,7 @@ def _group_results(results: list[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         geometry = {name: value[name] for name in GEOMETRY_KEYS if name in value}
         labels = [given for field, given in value.items() if field.endswith("labels")]
         # JSON-MIN has no ids.
-        key = str(item.get("id") or geometry or where)
+        key = to_text(item.get("id")) or (format_value(geometry, length=None) if geometry else where)
         region = groups.setdefault(key, (where, {"labels": [], "is_labelled": False}))[1]
         region["labels"] += (name for given in labels for name in (given if isinstance(given, list) else [given]))
         region["is_labelled"] |= bool(labels)

@@ -117,7 +117,7 @@ def mutate_bytes(data, rng):
     return bytes(mutated)
 
 
-def mutate_value(value, rng):
+def mutate_value(value, rng, values=VALUES):
     """Returns a copy of the JSON value in which one value at a random place is replaced."""
     copied = json.loads(json.dumps(value))
     places = []
@@ -133,7 +133,7 @@ def mutate_value(value, rng):
     if isinstance(node, dict) and rng.random() < 0.2:
         del node[key]
     else:
-        node[key] = rng.choice(VALUES)
+        node[key] = rng.choice(values)
     return copied
 
 
@@ -149,6 +149,18 @@ def test_damaged_bytes_raise_only_value_errors(name):
     rng = random.Random(name)
     for _ in range(MUTATIONS):
         parse_all(parse, mutate_bytes(data, rng))
+
+
+@pytest.mark.parametrize("name", JSON_CASES)
+@pytest.mark.parametrize("depth", [100, 400, 700, 900])
+def test_deeply_nested_values_raise_only_value_errors(name, depth):
+    # json accepts values that are nested more deeply than repr and str can handle.
+    parse, value, _ = JSON_CASES[name]
+    rng = random.Random(name)
+    marker = json.dumps("nested")
+    for _ in range(MUTATIONS // 4):
+        text = json.dumps(mutate_value(value, rng, [json.loads(marker)])).replace(marker, "[" * depth + "]" * depth)
+        parse_all(parse, text.encode())
 
 
 @pytest.mark.parametrize("name", JSON_CASES)
