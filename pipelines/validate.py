@@ -97,9 +97,10 @@ def check_boxes(image: Image, height: int, width: int, classes: ClassTable) -> C
 def reject_image(image: Image, problem: Problem, is_image: bool = True) -> tuple[Rejection, ...]:
     """Returns the rejections of a whole image: one for the image and one for each of its boxes."""
     own = (Rejection(image.source, image.filename or image.image_id, problem.reason, problem.detail),)
-    reason = "image_rejected" if is_image else problem.reason
+    rejected = problem._replace(reason="image_rejected") if is_image else problem
     boxes = (
-        Rejection(image.source, image.filename or image.image_id, reason, problem.detail, box.where)
+        # Without an image, a box keeps its own problem: for example a line of a CSV file that cannot be read.
+        _reject_box(image, box, rejected if is_image else box.problem or rejected)
         for box in image.boxes
     )
     return (*(own if is_image else ()), *boxes)
@@ -139,7 +140,7 @@ def _clip(box: Box, label: int, name: str, height: int, width: int, whole: tuple
 
 
 def _reject_box(image: Image, box: Box, problem: Problem) -> Rejection:
-    return Rejection(image.source, image.filename, problem.reason, problem.detail, box.where)
+    return Rejection(image.source, image.filename or image.image_id, problem.reason, problem.detail, box.where)
 
 
 def _make_objects(kept: list[_ValidBox], boxes: FloatArray) -> Objects:

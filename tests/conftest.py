@@ -24,7 +24,7 @@ for ignored, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SI
     if signal.getsignal(ignored) == signal.SIG_IGN:
         signal.signal(ignored, handler)
 
-# As in the commands: traced graphs are never freed, and repeated garbage collection of them takes time.
+# As in the commands: traced graphs are never freed, and garbage collection would repeatedly visit all of them.
 gc.set_threshold(50_000, 20, 50)
 
 

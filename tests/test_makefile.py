@@ -20,7 +20,7 @@ def make(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def installed(tmp_path) -> Path:
-    """A folder with the Makefile and the requirements in which `make setup` has run; nothing is installed."""
+    """Returns a folder with the Makefile and the requirements in which `make setup` has run; nothing is installed."""
     for name in ("Makefile", *REQUIREMENTS):
         shutil.copy(ROOT / name, tmp_path)
     (touch,) = [line for line in make(tmp_path, "--dry-run").stdout.splitlines() if line.startswith("touch ")]

@@ -1,108 +1,128 @@
-"""Reads CSV annotations: one box per line below the header `filename,width,height,class,xmin,ymin,xmax,ymax`.
+"""Reads CSV annotations: one line per box.
 
-Coordinates are in pixels. Columns are identified by name and may be in any order; other columns are ignored; width and
-height are optional. A line with only a file name is an image without objects.
+    DIR/SPLIT.csv or DIR/SPLIT_labels.csv  DIR/[images/][SPLIT/]*       TensorFlow Object Detection API
+    DIR/SPLIT/_annotations.csv  DIR/SPLIT/*                             Roboflow (TensorFlow and RetinaNet export)
+    DIR/annotations.csv  DIR/[images/]*                                 VoTT, VIA, makesense.ai, DeepForest
+    DIR/train.csv  DIR/[train/ or images/]*                             Kaggle
+    DIR/train-annotations-bbox.csv  DIR/train/*                         Open Images, with class-descriptions-boxable.csv
+    DIR/any.csv with the split in a column                              AutoML, Vertex AI, TFLite Model Maker
 
-`--input` is a file, a pattern, or a folder that contains SPLIT.csv or SPLIT_labels.csv. With `--split_by` and without
-`--source_split`, the folder must contain a single CSV file.
+csv_dialects.py describes the columns, csv_text.py the encodings and separators, csv_layout.py how files and images are
+found. Images are also found if the names of the file have no suffix, or the folders of another machine.
+
+`--input` is DIR, a CSV file or a pattern, and may be repeated. A line with only a file name is an image without
+objects. A line that cannot be read is a rejected box, because its image is unknown.
 """
 
-import csv
-from collections.abc import Iterator
+import posixpath
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import NamedTuple
 
 from pipelines import beam_storage
 from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, SeparateBox, image_key, make_elements
+from pipelines.readers.csv_dialects import UNASSIGNED, parse_box, parse_size
+from pipelines.readers.csv_layout import CsvFile, explain_file, find_layout, list_candidates
+from pipelines.readers.csv_text import read_rows
+from pipelines.readers.folder import is_image, list_folder
+from pipelines.readers.image_index import ImageIndex
 from pipelines.readers.read_annotations import ReadAnnotations
-from pipelines.readers.sources import Source, find_annotation_files, find_images, locate_image, parent_folder
-from pipelines.readers.splits import Found
+from pipelines.readers.sources import Location, Source, locate_image, require_input
+from pipelines.readers.splits import Found, choose_split
+from pipelines.readers.unlisted import ImageFolder
+from pipelines.readers.via_csv import parse_via_csv
 from ssd_dist.core.errors import DataError
-
-SUFFIXES = (".csv", ".csv.gz")
-CORNERS = ("ymin", "xmin", "ymax", "xmax")
-REQUIRED = ("filename", "class", *CORNERS)
-# A file with a longer line is not a CSV file.
-MAX_LINE_BYTES = 1 << 16
+from ssd_dist.core.storage import join
 
 
 @dataclass(frozen=True)
-class CsvFile:
-    """One CSV file.
+class CsvGroup:
+    """CSV files whose images are in the same folder, so that an image may have lines in several of them."""
+
+    number: int
+    files: tuple[CsvFile, ...]
+
+
+class _Line(NamedTuple):
+    """The content of one line.
 
     Attributes:
-      path: path of the file.
-      columns: index of each column by name.
-      images: folder of the images.
-      dataset: folder of the dataset, to which file names may be relative as well; empty if `--image_dir` is given.
+      filename: name of the image; empty if the line cannot be read, and the box then has a problem.
+      box: the box; None for an image without objects.
+      size: (height, width) of the image in pixels according to the line, or None.
+      where: position of the line, for messages.
     """
 
-    path: str
-    columns: dict[str, int]
-    images: str
-    dataset: str = ""
+    filename: str
+    box: Box | None
+    size: tuple[int, int] | None
+    where: str
 
 
-def find_splits(path: str, image_dir: str) -> Found[Any] | None:
-    """Returns the splits in a folder, a file or a pattern; None if the input is not in this format."""
-    return None
+def find_splits(path: str, image_dir: str) -> Found[CsvFile] | None:
+    """Returns the splits in a folder, a file or a pattern; None if there is no CSV file of boxes.
+
+    Raises:
+      DataError: if the input is a CSV file whose columns are not recognised, or the images are in no folder.
+    """
+    if not beam_storage.is_pattern(path):
+        require_input(path)
+    return find_layout(path, image_dir)
 
 
 def read_csv(source: Source) -> ReadAnnotations:
-    """Returns the transform that reads the source, after finding the files and reading their headers.
-
-    All files are parsed together, because an image may have lines in several files.
+    """Returns the transform that reads the source, after finding the files and recognising their columns.
 
     Raises:
-      DataError: if a file or a column is missing.
+      DataError: if there is no CSV file of boxes, or the split or the images are missing.
     """
-    return ReadAnnotations(partial(list, [find_files(source)]), partial(read_files, source=source))
+    return ReadAnnotations(partial(list, group_files(find_files(source))), partial(read_group, source=source))
 
 
 def find_files(source: Source) -> list[CsvFile]:
-    """Returns the CSV files of all inputs.
+    """Returns the CSV files of the split in all inputs.
 
     Raises:
-      DataError: if a file, a column or a folder of images is missing.
+      DataError: if there is no CSV file of boxes, or the split or the images are missing.
     """
-    split, any_names = source.split_name, ("annotations.csv", "*.csv", "*.csv.gz")
-    names = (f"{split}.csv", f"{split}_labels.csv", "annotations.csv")
-    paths = [
-        path for given in source.inputs for path in find_annotation_files(given, source, SUFFIXES, names, any_names)
-    ]
-    csv_files = []
-    for path in paths:
-        dataset = parent_folder(path)
-        images = find_images(path, dataset, source)
-        csv_files.append(CsvFile(path, read_columns(path), images, "" if source.image_dir else dataset))
-    return csv_files
+    files: list[CsvFile] = []
+    for path in source.inputs:
+        found = find_splits(path, source.image_dir)
+        if found is None:
+            raise DataError(f"--input={path}: {explain_missing(path)}")
+        files += choose_split(found, source, path)
+    return files
 
 
-def read_columns(path: str) -> dict[str, int]:
-    """Returns the index of each column by name, from the header of a file.
-
-    Raises:
-      DataError: if a required column is missing.
-    """
-    try:
-        with beam_storage.open_input(path) as stream:
-            header = next(beam_storage.read_lines(stream, MAX_LINE_BYTES), b"")
-            names = [name.strip().lower() for name in _split_line(header)]
-    except (*beam_storage.UNREADABLE, csv.Error) as error:
-        raise DataError(f"{path}: the header cannot be read ({error}); expected {','.join(REQUIRED)}") from None
-    missing = [name for name in REQUIRED if name not in names]
-    if missing:
-        raise DataError(f"{path}: the header has no column {', '.join(missing)}, only {', '.join(names)}; add it")
-    return {name: names.index(name) for name in (*REQUIRED, "width", "height") if name in names}
+def group_files(files: Sequence[CsvFile]) -> list[CsvGroup]:
+    """Returns the files grouped by the folder of their images."""
+    groups: dict[str, tuple[CsvFile, ...]] = {}
+    for file in files:
+        groups[file.images] = (*groups.get(file.images, ()), file)
+    return [CsvGroup(number, group) for number, group in enumerate(groups.values())]
 
 
-def read_files(csv_files: list[CsvFile], source: Source) -> Iterator[Element]:
-    """Yields the elements of all files."""
-    return make_elements(read_entries(csv_files, source))
+def explain_missing(path: str) -> str:
+    """Returns why an input contains no CSV file of boxes, and how to fix it."""
+    if beam_storage.is_pattern(path):
+        return "the pattern matches no CSV file of boxes; check the pattern"
+    if beam_storage.is_file(path):
+        return explain_file(path)
+    folder = list_folder(path)
+    candidates = list_candidates(folder)
+    if not candidates:
+        return "the folder contains no CSV file (SPLIT.csv, SPLIT_labels.csv, SPLIT/_annotations.csv, annotations.csv)"
+    return explain_file(folder.join(candidates[0]))
 
 
-def read_entries(csv_files: list[CsvFile], source: Source) -> Iterator[Image | SeparateBox | Category | Listing]:
+def read_group(group: CsvGroup, source: Source) -> Iterator[Element]:
+    """Yields the elements of the files of a group."""
+    return make_elements(read_entries(group, source))
+
+
+def read_entries(group: CsvGroup, source: Source) -> Iterator[Image | SeparateBox | Category | Listing]:
     """Yields each image at its first line, each box at its line, each class once, then the end of the listing.
 
     Raises:
@@ -111,101 +131,142 @@ def read_entries(csv_files: list[CsvFile], source: Source) -> Iterator[Image | S
     # The size of each image, from its first line that contains a size.
     sizes: dict[int, tuple[int, int] | None] = {}
     names: set[str] = set()
-    line_count = 0
-    for file in csv_files:
-        for number, line in _read_lines(file):
-            line_count += 1
-            image, box = parse_line(line, number, file, len(sizes), line_count)
-            if not source.includes(image.image_id):
-                continue
-            key = image_key(image.image_id)
-            if key not in sizes:
-                yield image
-            size = sizes[key] = sizes.get(key) or image.size
-            if box is not None and image.size not in (None, size):
-                detail = f"the size (height, width) is {image.size} pixels in this line and {size} in an earlier one"
-                rejected = box.box._replace(problem=Problem("size_mismatch", detail))
-                yield box._replace(box=rejected)
-            elif box is not None:
-                yield box
-                if box.box.problem is None and box.box.category not in names:
-                    names.add(box.box.category)
-                    yield Category(box.box.category, 0, box.box.category)
-    yield Listing(0, len(sizes), csv_files[0].path)
+    rows = count = 0
+    folder = _open_folder(group)
+    for file in group.files:
+        locate = _Locator(file)
+        try:
+            for line in _read_lines(file, folder, locate):
+                count += 1
+                # An unreadable line is rejected as a box without an image.
+                image_id = line.filename or file.path
+                if not source.includes(line.filename or f"{line.where} of {file.path}"):
+                    continue
+                key = image_key(image_id)
+                if line.filename and key not in sizes:
+                    yield _make_image(line, locate(line.filename), group, rows, file)
+                    rows += 1
+                if line.filename:
+                    sizes[key] = sizes.get(key) or line.size
+                if line.box is None:
+                    continue
+                box = _check_size(line.box, line.size, sizes.get(key))
+                yield SeparateBox(image_id, group.number, count, file.path, box)
+                if box.problem is None and box.category not in names:
+                    names.add(box.category)
+                    yield Category(box.category, 0, box.category)
+        except beam_storage.UNREADABLE as error:
+            beam_storage.require_damage(error, file.path)
+            # This entry represents the images that were not read, so it is unknown which image files they are.
+            problem = Problem("broken_annotation", "the file is damaged or incomplete; the rest of it is lost")
+            yield Image(f"the rest of {file.path}", group.number, rows, file.path, "", "", problem=problem)
+            rows += 1
+            folder = None
+    if folder is not None:
+        for image in folder.make_images(source, group.number, rows, group.files[0].path):
+            yield image
+            rows += 1
+    yield Listing(group.number, rows, group.files[0].path)
 
 
-def _read_lines(file: CsvFile) -> Iterator[tuple[int, bytes]]:
-    """Yields (number, line) for each nonempty line below the header; a damaged file ends with an invalid line."""
-    number = 1
-    try:
-        with beam_storage.open_input(file.path) as stream:
-            for number, line in enumerate(beam_storage.read_lines(stream, MAX_LINE_BYTES), start=1):
-                if number > 1 and line.strip():
-                    yield number, line
-    except beam_storage.UNREADABLE as error:
-        beam_storage.require_damage(error, file.path)
-        # This line is not UTF-8, so it is rejected.
-        yield number + 1, b"\xff the rest of the file is lost"
+def _open_folder(group: CsvGroup) -> ImageFolder | None:
+    """Returns the folder of the images if all of them must be listed in the only file of the group."""
+    (first, *others) = group.files
+    return ImageFolder(first.images) if not others and first.is_only_owner and first.is_first else None
 
 
-def parse_line(line: bytes, number: int, file: CsvFile, row: int, order: int) -> tuple[Image, SeparateBox | None]:
-    """Returns the image of a line and its box, if there is one; errors become the problem of one of them.
+class _Locator:
+    """Locates the images of a file.
 
     Args:
-      line: the line.
-      number: its number in the file, for messages.
       file: the file.
-      row: position of the image in the listing.
-      order: number of the line among the lines of all files.
     """
-    where = f"line {number}"
-    try:
-        fields = [field.strip() for field in _split_line(line)]
-        values = {name: fields[column] for name, column in file.columns.items()}
-    except (ValueError, IndexError, csv.Error) as error:
-        return _make_broken_image(file, row, where, f"the line cannot be read: {error}"), None
-    filename = values["filename"]
-    if not filename:
-        return _make_broken_image(file, row, where, "the line has no file name"), None
-    location = locate_image(file.images, filename, dataset=file.dataset)
-    image = Image(
-        image_id=filename,
-        file=0,
+
+    def __init__(self, file: CsvFile) -> None:
+        self._file = file
+        self._index = ImageIndex(list_folder(file.images), file.file_split) if file.is_indexed else None
+
+    def __call__(self, filename: str) -> Location:
+        """Returns the location of the image with this name, which may lack a suffix or have other folders."""
+        file = self._file
+        name = filename.replace("\\", "/")
+        found = self._index.find(name) if self._index else []
+        if len(found) > 1:
+            detail = f"{found[0]} and {found[1]} in {file.images} both fit {filename!r}; give images different names"
+            return Location(problem=Problem("ambiguous_image", detail))
+        if found:
+            return Location(join(file.images, found[0]))
+        return locate_image(file.images, name, "" if is_image(name) else name, dataset=file.dataset)
+
+
+def _make_image(line: _Line, location: Location, group: CsvGroup, row: int, file: CsvFile) -> Image:
+    is_complete = is_image(line.filename) or not is_image(location.path)
+    return Image(
+        image_id=line.filename,
+        file=group.number,
         row=row,
         source=file.path,
-        filename=filename,
+        filename=line.filename if is_complete else posixpath.basename(location.path),
         path=location.path,
         stems=location.stems,
-        size=_parse_size(values.get("height", ""), values.get("width", "")),
+        size=line.size,
         problem=location.problem,
     )
-    if not any(values[name] for name in ("class", *CORNERS)):
-        return image, None
-    return image, SeparateBox(filename, 0, order, file.path, _parse_box(values, where))
 
 
-def _parse_box(values: dict[str, str], where: str) -> Box:
-    try:
-        ymin, xmin, ymax, xmax = (float(values[name]) for name in CORNERS)
-    except ValueError as error:
-        return Box("", (0, 0, 0, 0), where, problem=Problem("broken_box", str(error)))
-    if not values["class"]:
-        return Box("", (0, 0, 0, 0), where, problem=Problem("broken_box", "the line has no class"))
-    return Box(values["class"], (ymin, xmin, ymax, xmax), where)
+def _check_size(box: Box, size: tuple[int, int] | None, first: tuple[int, int] | None) -> Box:
+    """Returns the box of a line, rejected if the line gives another size of the image than an earlier line."""
+    if size in (None, first):
+        return box
+    detail = f"the size (height, width) is {size} pixels in this line and {first} in an earlier one"
+    return box._replace(problem=Problem("size_mismatch", detail))
 
 
-def _parse_size(height: str, width: str) -> tuple[int, int] | None:
-    try:
-        size = int(float(height)), int(float(width))
-    except (ValueError, OverflowError):
-        return None
-    return size if min(size) > 0 else None
+def _read_lines(file: CsvFile, folder: ImageFolder | None, locate: _Locator) -> Iterator[_Line]:
+    """Yields the lines of the split that is read from the file; marks the images of all its lines as listed."""
+    marked: set[int] = set()
+    for value, line in _read_via(file) if file.dialect.is_via else _read_table(file):
+        if folder is not None and line.filename and image_key(line.filename) not in marked:
+            marked.add(image_key(line.filename))
+            location = locate(line.filename)
+            folder.mark_listed(Image("", 0, 0, "", "", location.path, location.stems))
+        if value == file.value or not file.value or (not line.filename and file.is_first):
+            yield line
 
 
-def _make_broken_image(file: CsvFile, row: int, where: str, detail: str) -> Image:
-    problem = Problem("broken_annotation", detail)
-    return Image(f"{where} of {file.path}", 0, row, f"{file.path}, {where}", "", "", problem=problem)
+def _read_table(file: CsvFile) -> Iterator[tuple[str, _Line]]:
+    """Yields the value of the split column and the content of each line below the header."""
+    dialect = file.dialect
+    with beam_storage.open_input(file.path) as stream:
+        for row in islice(read_rows(stream, dialect.delimiter, dialect.count), dialect.header_lines, None):
+            where = f"line {row.number}"
+            try:
+                if row.problem:
+                    raise ValueError(row.problem)
+                fields = dialect.fit(row.fields)
+                filename = dialect.read(fields, "image")
+                if not filename:
+                    raise ValueError("the line has no file name")
+            except ValueError as error:
+                yield "", _reject_line(where, str(error))
+                continue
+            box = parse_box(fields, dialect, where)
+            if box is not None and file.class_names:
+                box = box._replace(category=file.class_names.get(box.category, box.category))
+            value = (dialect.read(fields, "split") or UNASSIGNED) if file.value else ""
+            yield value, _Line(filename, box, parse_size(dialect, fields), where)
 
 
-def _split_line(line: bytes) -> list[str]:
-    return next(csv.reader([line.decode("utf-8-sig").rstrip("\r")], strict=True), [])
+def _read_via(file: CsvFile) -> Iterator[tuple[str, _Line]]:
+    """Yields the regions of a CSV file of VIA, whose rows of an image need not be adjacent."""
+    for image in parse_via_csv(beam_storage.read_item(file.path)):
+        if image.problem is not None:
+            yield "", _reject_line(image.where, image.problem.detail)
+        elif not image.boxes:
+            yield "", _Line(image.filename, None, image.size, image.where)
+        for box in image.boxes if image.problem is None else ():
+            yield "", _Line(image.filename, box, image.size, box.where)
+
+
+def _reject_line(where: str, detail: str) -> _Line:
+    return _Line("", Box("", (0, 0, 0, 0), where, problem=Problem("broken_annotation", detail)), None, where)

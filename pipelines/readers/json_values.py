@@ -19,6 +19,14 @@ def load_json(data: bytes) -> Any:
         raise ValueError(f"not valid JSON: {error}") from None
 
 
+def format_value(value: Any, length: int | None = 100) -> str:
+    """Returns the beginning of the value as text, for messages."""
+    try:
+        return repr(value)[:length]
+    except RecursionError:
+        return "a deeply nested value"
+
+
 def read_object(value: Any, description: str) -> dict[str, Any]:
     """Returns the value if it is a JSON object.
 
@@ -26,7 +34,7 @@ def read_object(value: Any, description: str) -> dict[str, Any]:
       ValueError: if it is anything else.
     """
     if not isinstance(value, dict):
-        raise ValueError(f"{description}: expected an object, got {value!r:.100}")
+        raise ValueError(f"{description}: expected an object, got {format_value(value)}")
     return value
 
 
@@ -37,7 +45,7 @@ def read_list(value: Any, description: str) -> list[Any]:
       ValueError: if it is anything else.
     """
     if not isinstance(value, list):
-        raise ValueError(f"{description}: expected a list, got {value!r:.100}")
+        raise ValueError(f"{description}: expected a list, got {format_value(value)}")
     return value
 
 
@@ -52,7 +60,7 @@ def read_number(value: Any, description: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{description}: expected a finite number, got {value!r:.100}")
+        raise ValueError(f"{description}: expected a finite number, got {format_value(value)}")
     return number
 
 
@@ -73,7 +81,7 @@ def read_point(value: Any, description: str) -> tuple[float, float]:
     """
     x_and_y = [value.get("x"), value.get("y")] if isinstance(value, dict) else value
     if not isinstance(x_and_y, list) or len(x_and_y) < 2:
-        raise ValueError(f"{description}: expected x and y, got {value!r:.100}")
+        raise ValueError(f"{description}: expected x and y, got {format_value(value)}")
     return read_number(x_and_y[0], description), read_number(x_and_y[1], description)
 
 
@@ -95,8 +103,13 @@ def read_name(value: Any, description: str) -> str:
     is_number = isinstance(value, int) and not isinstance(value, bool)
     name = str(value).strip() if is_number or isinstance(value, str) else ""
     if not name:
-        raise ValueError(f"{description}: expected a name, got {value!r:.100}")
+        raise ValueError(f"{description}: expected a name, got {format_value(value)}")
     return name
+
+
+def to_text(value: Any) -> str:
+    """Returns a string or a number as text; empty for any other value."""
+    return str(value) if isinstance(value, str | int | float) else ""
 
 
 def read_size(height: Any, width: Any) -> tuple[int, int] | None:

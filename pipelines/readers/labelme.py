@@ -14,7 +14,15 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.readers.json_values import load_json, read_list, read_name, read_object, read_points, read_size
+from pipelines.readers.json_values import (
+    format_value,
+    load_json,
+    read_list,
+    read_name,
+    read_object,
+    read_points,
+    read_size,
+)
 from pipelines.readers.parsed_image import ParsedImage
 from pipelines.readers.parsed_objects import ParsedObject, parse_objects
 from pipelines.readers.shapes import bound_circle, bound_points, reject_points
@@ -58,6 +66,6 @@ def _parse_shape(value: Any) -> ParsedObject:
         return ParsedObject((name,), bound_circle(points[0], math.dist(*points)), is_reduced=True)
     if kind not in OUTLINES:
         raise ValueError(
-            f"shape_type: {kind!r:.100} is not supported; expected rectangle, circle, {', '.join(OUTLINES)}"
+            f"shape_type: {format_value(kind)} is not supported; expected rectangle, circle, {', '.join(OUTLINES)}"
         )
     return ParsedObject((name,), bound_points(points), is_reduced=True)

@@ -13,7 +13,7 @@ LayoutT = TypeVar("LayoutT")
 # Names of the same split, by the name that it gets in the output.
 SYNONYMS = {
     "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
+    "val": ("val", "valid", "validation", "validate", "dev"),
     "test": ("test", "testing"),
 }
 # Key of all images of a dataset, whatever splits it has.

@@ -17,7 +17,15 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.readers.json_values import load_json, read_name, read_object, read_point, read_points, read_size
+from pipelines.readers.json_values import (
+    format_value,
+    load_json,
+    read_name,
+    read_object,
+    read_point,
+    read_points,
+    read_size,
+)
 from pipelines.readers.parsed_image import ParsedImage
 from pipelines.readers.parsed_objects import Corners, ParsedObject, parse_objects
 from pipelines.readers.shapes import bound_points, reject_points
@@ -61,7 +69,7 @@ def _parse_object(value: Any) -> ParsedObject:
         return ParsedObject((name,), _bound_bitmap(entry.get(kind)), is_reduced=True)
     if kind not in OUTLINES:
         expected = ", ".join((*OUTLINES, *BITMAPS))
-        raise ValueError(f"geometryType: {kind!r:.100} is not supported; expected {expected}")
+        raise ValueError(f"geometryType: {format_value(kind)} is not supported; expected {expected}")
     points = entry.get("points")
     exterior = points.get("exterior") if isinstance(points, dict) else points
     return ParsedObject((name,), bound_points(read_points(exterior, "points")), is_reduced=kind != "rectangle")
@@ -72,7 +80,7 @@ def _bound_bitmap(value: Any) -> Corners:
     x, y = read_point(bitmap.get("origin"), "origin")
     encoded = bitmap.get("data")
     if not isinstance(encoded, str):
-        raise ValueError(f"bitmap data: expected text in base64, got {encoded!r:.100}")
+        raise ValueError(f"bitmap data: expected text in base64, got {format_value(encoded)}")
     start = "".join(encoded[:HEAD_CHARACTERS].split())
     try:
         compressed = base64.b64decode(start[: len(start) // 4 * 4])

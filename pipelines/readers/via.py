@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from pipelines.annotations import Problem
-from pipelines.readers.json_values import load_json, read_name, read_object
+from pipelines.readers.json_values import format_value, load_json, read_name, read_object
 from pipelines.readers.parsed_image import ParsedImage
 from pipelines.readers.parsed_objects import parse_objects
 from pipelines.readers.via_regions import find_class_attribute, parse_region
@@ -41,7 +41,7 @@ def parse_via(data: bytes) -> Iterator[ParsedImage]:
         try:
             image = read_object(entry, "image")
             if not isinstance(image.get("regions"), dict | list):
-                raise ValueError(f"regions: expected a list, got {image.get('regions')!r:.100}")
+                raise ValueError(f"regions: expected a list, got {format_value(image.get('regions'))}")
             filename = read_name(image.get("filename"), "filename")
         except ValueError as error:
             yield ParsedImage("", boxes, where, problem=Problem("broken_annotation", str(error)))

@@ -17,11 +17,11 @@ from functools import partial
 from typing import Any
 
 from pipelines.annotations import Problem
-from pipelines.readers.json_values import load_json, read_list, read_name, read_number, read_object
+from pipelines.readers.json_values import load_json, read_list, read_name, read_number, read_object, to_text
 from pipelines.readers.parsed_image import ParsedImage
 from pipelines.readers.parsed_objects import Corners, ObjectError, ParsedObject, parse_objects
 from pipelines.readers.shapes import bound_circle, bound_ellipse, bound_points, reject_points
-from pipelines.readers.via_regions import find_class_attribute, read_classes
+from pipelines.readers.via_regions import describe_missing_class, find_class_attribute, read_classes
 
 RECTANGLE = 2
 
@@ -62,9 +62,9 @@ def parse_via3(data: bytes) -> Iterator[ParsedImage]:
 
 
 def _find_file(entry: Any, views: dict[str, Any]) -> str:
-    view = views.get(str(entry.get("vid"))) if isinstance(entry, dict) else None
+    view = views.get(to_text(entry.get("vid"))) if isinstance(entry, dict) else None
     files = view.get("fid_list") if isinstance(view, dict) else None
-    return str(files[0]) if isinstance(files, list) and len(files) == 1 else ""
+    return to_text(files[0]) if isinstance(files, list) and len(files) == 1 else ""
 
 
 def _read_filename(file: dict[str, Any]) -> str:
@@ -87,8 +87,8 @@ def _name_attributes(entry: Any, attributes: dict[str, Any]) -> Any:
         options = definition.get("options")
         if isinstance(options, dict) and options and isinstance(value, str):
             # The value of a checkbox is a list of option ids, separated by commas.
-            value = {str(options.get(option, option)): True for option in value.split(",") if option}
-        named[str(definition.get("aname") or key)] = value
+            value = {to_text(options.get(option)) or option: True for option in value.split(",") if option}
+        named[to_text(definition.get("aname")) or key] = value
     return {**entry, "region_attributes": named}
 
 
@@ -98,7 +98,7 @@ def _parse_region(attribute: str, value: Any) -> ParsedObject:
         raise ObjectError("video_region", "the region belongs to a video; export its frames as images")
     names = read_classes(read_object(region.get("region_attributes"), "av").get(attribute))
     if not names:
-        raise ValueError(f"av: no class in the attribute {attribute!r:.100}")
+        raise ValueError(describe_missing_class(attribute))
     kind, *numbers = (read_number(number, "xy") for number in read_list(region.get("xy"), "xy"))
     corners = _bound_shape(int(kind), numbers)
     return ParsedObject(names, corners, is_reduced=kind != RECTANGLE)

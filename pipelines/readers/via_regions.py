@@ -11,7 +11,7 @@ become their bounds. Points have no area and are rejected.
 from collections.abc import Iterable
 from typing import Any
 
-from pipelines.readers.json_values import read_list, read_name, read_number, read_numbers, read_object
+from pipelines.readers.json_values import format_value, read_list, read_name, read_number, read_numbers, read_object
 from pipelines.readers.parsed_objects import Corners, ParsedObject
 from pipelines.readers.shapes import bound_circle, bound_ellipse, bound_points, reject_points
 
@@ -52,9 +52,16 @@ def parse_region(attribute: str, value: Any) -> ParsedObject:
     attributes = read_object(region.get("region_attributes"), "region_attributes")
     names = read_classes(attributes.get(attribute))
     if not names:
-        raise ValueError(f"region_attributes: no class in the attribute {attribute!r:.100}")
+        raise ValueError(describe_missing_class(attribute))
     corners, reduced = bound_shape(read_object(region.get("shape_attributes"), "shape_attributes"))
     return ParsedObject(names, corners, reduced)
+
+
+def describe_missing_class(attribute: str) -> str:
+    """Returns the message for a region without a class."""
+    if attribute:
+        return f"the attribute {attribute!r:.100}, which gives the class, has no value; set it in VIA"
+    return "no region has an attribute that gives the class; add the attribute 'class' in VIA"
 
 
 def bound_shape(shape: dict[str, Any]) -> tuple[Corners, bool]:
@@ -80,4 +87,6 @@ def bound_shape(shape: dict[str, Any]) -> tuple[Corners, bool]:
         return bound_points([(read_number(x, "x"), read_number(y, "y")) for x, y in zip(xs, ys, strict=True)]), True
     if kind == "point":
         raise reject_points("the shape 'point'")
-    raise ValueError(f"shape name: expected rect, circle, ellipse, polygon, polyline or point, got {kind!r:.100}")
+    raise ValueError(
+        f"shape name: expected rect, circle, ellipse, polygon, polyline or point, got {format_value(kind)}"
+    )

@@ -41,6 +41,15 @@ def escape(text: str) -> str:
     return text if text.isascii() and text.isprintable() else "".join(map(_escape_character, text))
 
 
+def is_encodable(text: str) -> bool:
+    """Returns whether UTF-8 can represent a text: it contains no surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shorten(text: str, length: int) -> str:
     """Replaces the middle of a text that has more than `length` characters by an ellipsis."""
     if len(text) <= length:

@@ -1,4 +1,4 @@
-"""The faults: each does one thing to a run, at a given moment."""
+"""Defines the faults; each is injected into a run at a given moment."""
 
 import os
 import signal

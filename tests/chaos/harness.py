@@ -1,4 +1,4 @@
-"""Injects faults into runs following a plan, and compares their final state with an undisturbed run, bit by bit.
+"""Injects faults into runs following a plan, and compares their final states with a run without faults, bit by bit.
 
     python tests/chaos/harness.py --faults=50 --seed=0      what `make chaos` runs
 
@@ -86,8 +86,8 @@ def make_plan(rng: random.Random, faults: Sequence[Fault], count: int) -> list[l
     return plans
 
 
-def run_undisturbed(data: Path, folder: Path) -> None:
-    """Runs without faults; the other runs are compared with this one."""
+def run_without_faults(data: Path, folder: Path) -> None:
+    """Trains without faults; the runs with faults are compared with this one."""
     run = SupervisedRun(data, folder)
     try:
         run.wait_until(lambda: False)
@@ -240,8 +240,8 @@ def main() -> None:
         folder = arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         data = write_data(folder)
-        run_undisturbed(data, folder / "undisturbed")
-        print(f"undisturbed: {time.monotonic() - started:.0f} s", flush=True)
+        run_without_faults(data, folder / "without_faults")
+        print(f"run without faults: {time.monotonic() - started:.0f} s", flush=True)
         for number, plan in enumerate(plans):
             with contextlib.ExitStack() as resources:
                 disk = resources.enter_context(SmallDisk(folder / f"disk{number}")) if is_root else None
@@ -254,7 +254,7 @@ def main() -> None:
                     print(f"run {number} did not end: {error}", flush=True)
                     failed = True
                     continue
-                differences = find_differences(folder / "undisturbed", run_folder)
+                differences = find_differences(folder / "without_faults", run_folder)
             skipped = [outcome.fault for outcome in outcomes if not outcome.injected]
             failed |= bool(differences or skipped)
             results += [(outcome, not differences) for outcome in outcomes]

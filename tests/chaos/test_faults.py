@@ -1,21 +1,21 @@
-"""A run with injected faults ends with the state of an undisturbed run; `make chaos` runs a longer plan."""
+"""A run with injected faults ends in the same state as a run without faults; `make chaos` runs a longer plan."""
 
 from pathlib import Path
 
 import pytest
 from chaos.faults import FAULTS
-from chaos.harness import find_differences, run_undisturbed, run_with_faults, write_data
+from chaos.harness import find_differences, run_with_faults, run_without_faults, write_data
 from chaos.supervised_run import GRACE_SECONDS, HEALTH_SECONDS
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(580)
-def test_a_killed_a_frozen_and_a_stopped_worker_change_nothing(tmp_path: Path) -> None:
+def test_a_killed_a_frozen_and_a_stopped_worker_do_not_change_the_result(tmp_path: Path) -> None:
     faults = {fault.name: fault for fault in FAULTS}
     names = {13: "SIGKILL of a worker", 50: "SIGSTOP of a worker", 90: "SIGTERM of a worker in an evaluation"}
     plan = [(step, faults[name]) for step, name in names.items()]
     data = write_data(tmp_path)
-    run_undisturbed(data, tmp_path / "undisturbed")
+    run_without_faults(data, tmp_path / "without_faults")
     killed, frozen, stopped = run_with_faults(data, tmp_path / "faulty", plan, ["checkpoint.async_save=true"])
     for outcome in (killed, frozen, stopped):
         assert outcome.injected, outcome
@@ -26,4 +26,4 @@ def test_a_killed_a_frozen_and_a_stopped_worker_change_nothing(tmp_path: Path) -
     assert frozen.detected < HEALTH_SECONDS + GRACE_SECONDS + 20
     # A checkpoint every four steps; the last one may not be on the disk yet.
     assert killed.steps_repeated <= 8
-    assert find_differences(tmp_path / "undisturbed", tmp_path / "faulty") == []
+    assert find_differences(tmp_path / "without_faults", tmp_path / "faulty") == []

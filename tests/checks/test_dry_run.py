@@ -42,7 +42,7 @@ def test_the_multiply_adds_of_the_backbone_agree_with_the_paper():
     )
     assert small["backbone"].multiply_adds == pytest.approx(300e6 - 1.28e6, rel=0.01)
     assert large["backbone"].parameters == small["backbone"].parameters
-    # Four times the cells; all sizes are even.
+    # Twice the input size gives four times the cells, because all sizes are even.
     assert large["backbone"].multiply_adds == 4 * small["backbone"].multiply_adds
     assert large["backbone"].activations == pytest.approx(4 * small["backbone"].activations, rel=0.02)
 

@@ -167,7 +167,7 @@ def test_signals_are_ignored_after_everything_is_saved():
         """)
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "done\n"
-    # Later than the two seconds of the same signal. The grace time ends before the process does.
+    # Later than the two seconds in which signals count as one. The grace time ends before the process does.
     time.sleep(2.2)
     process.send_signal(signal.SIGTERM)
     assert wait_for_exit(process)[0] == 0

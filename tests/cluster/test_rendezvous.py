@@ -97,7 +97,7 @@ def test_a_wrong_clock_is_reported_with_the_worker():
 
 
 @pytest.mark.parametrize("late", [0, 1])
-def test_a_worker_that_starts_minutes_later_has_no_wrong_clock(monkeypatch, late):
+def test_the_clock_of_a_worker_that_starts_minutes_later_is_accepted(monkeypatch, late):
     workers, results = create_workers(2), []
     now, jump = time.time, threading.Event()
     # Both workers use this clock. The early worker has waited for five minutes when the late one starts.
@@ -129,7 +129,7 @@ def test_a_restarted_worker_replaces_its_old_connection():
     def connect_and_end_before_the_others_start():
         with socket.create_connection((host, int(port))) as first:
             first.sendall(message)
-            # When the chief closes this connection of another program, it has read the message before.
+            # The chief closes this connection of another program after it has read the earlier message.
             with socket.create_connection((host, int(port))) as other:
                 other.sendall(b"?\n")
                 assert other.recv(1) == b""

@@ -69,7 +69,7 @@ def test_an_invalid_tf_config_is_refused(value, words):
         ("multi_worker", 1, False), ("mirrored", 2, False), ("one_device", 2, False),
     ],
 )  # fmt: skip
-def test_the_strategy_must_fit_the_number_of_workers(strategy, workers, fits):
+def test_the_strategy_must_match_the_number_of_workers(strategy, workers, fits):
     role = WorkerRole(0, tuple(f"host:{port}" for port in range(1, workers + 1)))
     config = ClusterConfig(strategy=strategy)
     if fits:
@@ -93,7 +93,7 @@ def test_the_workers_of_a_cluster_are_counted(cluster, count):
     assert count_workers(SimpleNamespace(cluster_resolver=resolver)) == count
 
 
-def test_a_strategy_of_one_process_has_one_worker_also_within_a_job_of_several(monkeypatch):
+def test_a_single_process_strategy_has_one_worker_even_in_a_job_of_several(monkeypatch):
     for name, value in environment({"worker": ["a:1", "b:1"]}).items():
         monkeypatch.setenv(name, value)
     assert count_workers(tf.distribute.OneDeviceStrategy("CPU:0")) == 1

@@ -19,7 +19,7 @@ def test_the_installed_tensorflow_has_the_tested_version():
 
 
 def test_the_health_check_settings_exist_and_are_read_by_tensorflow(monkeypatch, capsys):
-    # A subclass: it has TensorFlow's attributes, and TensorFlow's own class stays as it is.
+    # A subclass has TensorFlow's attributes; TensorFlow's own class is not changed.
     patched = type("Patched", (CollectiveAllReduceExtended,), {})
     use_strategy_class(monkeypatch, patched)
     set_health_check(15.0, 600)
@@ -30,7 +30,7 @@ def test_the_health_check_settings_exist_and_are_read_by_tensorflow(monkeypatch,
         # Class attributes that the methods read through `self`.
         assert f"  {name} = " in source
         assert f"self.{name}" in source
-    # If a peer dies just after a check: one interval, then all attempts in full.
+    # The longest time, if a peer fails just after a check: one interval and the full time of all attempts.
     interval, attempts, each = (values[f"_check_health_{name}"] for name in ("interval", "retry_limit", "timeout"))
     assert interval + attempts * each <= 15
     assert values["_check_health_initial_timeout"] == 600

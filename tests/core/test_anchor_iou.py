@@ -1,4 +1,4 @@
-"""Compares the IoU from rows and columns with the IoU of each pair."""
+"""Compares IoUs computed from rows and columns of anchors with those computed for each pair."""
 
 import numpy as np
 import pytest

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.box_references import anchors_reference
+from support.reference_boxes import anchors_reference
 
 from ssd_dist.core.anchors import anchors_per_cell, feature_sizes, flip_permutation, generate_anchors
 from ssd_dist.core.boxes import flip_boxes
 from ssd_dist.core.config import AnchorConfig
 
-# Output sizes of 3x3 convolutions of stride 2: padded at strides 8, 16, 32 and the next two, the last one unpadded
-# where it has 3 cells to stand on.
+# Output sizes of 3x3 convolutions of stride 2: padded at strides 8, 16, 32 and the next two; the last one is
+# unpadded if its input has at least 3 cells.
 FEATURE_SIZES = {
     300: (38, 19, 10, 5, 3, 1),
     320: (40, 20, 10, 5, 3, 1),
@@ -61,14 +61,14 @@ def test_any_sizes_and_ratios_equal_the_reference_and_mirror(sizes, ratios, inpu
 
 
 def test_first_cell_by_hand():
-    # Level 1 of 38 cells: centre 0.5 / 38; s = 0.1, s' = sqrt(0.1 x 0.2), then ratio 2 lying, then standing.
+    # Level 1 of 38 cells: centre 0.5 / 38; s = 0.1, s' = sqrt(0.1 x 0.2), then ratio 2, first wide, then tall.
     first = generate_anchors(AnchorConfig(), 300)[:5].astype(np.float64)
     center, size = (first[:, :2] + first[:, 2:]) / 2, first[:, 2:] - first[:, :2]
     np.testing.assert_allclose(center[:4], 0.5 / 38, atol=1e-7)
     np.testing.assert_allclose(
         size[:4], [[0.1, 0.1], [0.1414214, 0.1414214], [0.0707107, 0.1414214], [0.1414214, 0.0707107]], atol=1e-6
     )
-    # The fifth anchor is the first of the next column: x moves before y.
+    # The fifth anchor is the first of the next column: x varies faster than y.
     np.testing.assert_allclose(center[4], [0.5 / 38, 1.5 / 38], atol=1e-7)
 
 

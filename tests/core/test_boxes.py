@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.box_references import area_reference, decode_reference, encode_reference, iou_reference
 from support.box_strategies import adversarial_boxes, general_boxes, random_boxes
+from support.reference_boxes import area_reference, decode_reference, encode_reference, iou_reference
 
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.boxes import areas, decode_boxes, encode_boxes, flip_boxes, iou_matrix
@@ -34,7 +34,7 @@ def test_iou_equals_the_reference(boxes, others):
         ((0, 0, 0.5, 1), (0.5, 0, 1, 1), 0.0),  # they touch and do not overlap
         ((0, 0, 0.5, 0.5), (0, 0.25, 0.5, 0.75), 1 / 3),
         ((0, 0, 1, 1), (0.25, 0.25, 0.5, 0.5), 1 / 16),
-        ((0.2, 0.2, 0.2, 0.2), (0.2, 0.2, 0.2, 0.2), 0.0),  # an empty union is no division by zero
+        ((0.2, 0.2, 0.2, 0.2), (0.2, 0.2, 0.2, 0.2), 0.0),  # an empty union causes no division by zero
         ((0.5, 0.5, 0.2, 0.2), (0, 0, 1, 1), 0.0),  # a reversed box has no area
     ],
 )

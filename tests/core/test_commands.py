@@ -45,7 +45,7 @@ def test_flags_and_config_reach_main(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "[] 2 3\n", "")
 
 
-def test_unknown_arguments_are_kept_when_asked(tmp_path):
+def test_unknown_arguments_are_kept_on_request(tmp_path):
     done = run(tmp_path, "--name=you", "--runner=X", "--config=X.YAML", "--no_auth", keep_unknown=True)
     assert (done.returncode, done.stdout) == (0, "['--runner=X', '--no_auth'] 1 7\n")
 

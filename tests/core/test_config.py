@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from config_writing import refusal
+from config_errors import get_load_error
 from pydantic import ValidationError
 
 from ssd_dist.core.config import Config, DataConfig, OptimizerConfig
 from ssd_dist.core.config_files import flatten_config, load_config
 
-# DESIGN.md, section 2, "Config keys that stay", and the value types that a user may rely on.
+# DESIGN.md, section 2, "Config keys that stay", and the types of their values.
 CONTRACT = [
     "data.dir",
     "data.targets",
@@ -76,7 +76,7 @@ def test_documented_keys_exist():
     assert set(CONTRACT) <= set(flatten_config(Config()))
 
 
-def test_the_repositorys_configs_load():
+def test_the_configs_of_the_repository_load():
     repository = Path(__file__).parents[2]
     files = sorted((repository / "configs").glob("*.yaml"))
     assert files
@@ -92,7 +92,7 @@ def test_a_config_is_frozen():
 @pytest.mark.parametrize(
     ("override", "section", "key", "value"),
     [
-        ("optimizer.lr=1e-3", "optimizer", "lr", 0.001),  # YAML 1.1 has this as a string
+        ("optimizer.lr=1e-3", "optimizer", "lr", 0.001),  # YAML 1.1 reads this as a string
         ("optimizer.lr=1E-3", "optimizer", "lr", 0.001),
         ("optimizer.lr=+.5e-1", "optimizer", "lr", 0.05),
         ("optimizer.lr=1", "optimizer", "lr", 1.0),
@@ -109,7 +109,7 @@ def test_a_config_is_frozen():
         ("train={epochs: 9}", "train", "epochs", 9),
     ],
 )
-def test_overrides_are_typed_as_yaml_is(write, override, section, key, value):
+def test_override_values_are_parsed_as_yaml(write, override, section, key, value):
     given_ = getattr(getattr(load_config(write(""), [override]), section), key)
     assert given_ == value
     assert type(given_) is type(value)
@@ -149,7 +149,7 @@ def test_overrides_are_typed_as_yaml_is(write, override, section, key, value):
     ],
 )
 def test_an_invalid_value_is_reported_with_key_value_and_valid_values(write, text, words):
-    message = refusal(write(text))
+    message = get_load_error(write(text))
     assert message.startswith(str(write(text))), message
     for word in words:
         assert word in message, message
@@ -170,7 +170,7 @@ def test_an_invalid_value_is_reported_with_key_value_and_valid_values(write, tex
     ],
 )
 def test_an_unknown_key_is_reported_with_the_most_similar_key(write, text, words):
-    message = refusal(write(text))
+    message = get_load_error(write(text))
     for word in words:
         assert word in message, message
 
@@ -193,7 +193,7 @@ def test_an_unknown_key_is_reported_with_the_most_similar_key(write, text, words
     ],
 )
 def test_an_invalid_override_is_reported(write, override, words):
-    message = refusal(write(""), [override])
+    message = get_load_error(write(""), [override])
     for word in words:
         assert word in message, message
 

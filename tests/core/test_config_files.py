@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import yaml
-from config_writing import refusal
+from config_errors import get_load_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,21 +58,21 @@ def test_names_of_ops_that_always_compute_in_float32_are_dropped(write):
 def test_circular_extends_are_reported(write, files):
     for name, base in files.items():
         write(f"extends: {base}", name)
-    message = refusal(write(f"extends: {files['x.yaml']}"))
+    message = get_load_error(write(f"extends: {files['x.yaml']}"))
     assert "circle" in message
     assert "x.yaml" in message
 
 
 def test_a_missing_base_is_reported_with_the_most_similar_file_name(write):
     write("", "base.yaml")
-    message = refusal(write("extends: bsae.yaml"))
+    message = get_load_error(write("extends: bsae.yaml"))
     assert "bsae.yaml does not exist" in message
     assert "base.yaml?" in message
 
 
 def test_an_error_states_the_file_that_contains_it(write):
     write("train: {epochs: none}", "base.yaml")
-    message = refusal(write("extends: base.yaml\ntrain: {seed: 1}"))
+    message = get_load_error(write("extends: base.yaml\ntrain: {seed: 1}"))
     assert "base.yaml: train.epochs" in message
     assert "x.yaml" not in message
 
@@ -84,7 +84,7 @@ def test_an_error_states_the_file_that_contains_it(write):
     ("text", "words"),
     [
         ("train: {epochs: 1, epochs: 2}", ["'epochs' is given twice"]),
-        ("train: {epochs: 1}\ntrain: {steps: 1}", ["'train' is given twice", "line 1"]),
+        ("train: {epochs: 1}\ntrain: {steps: 1}", ["'train' is given twice", "line 2, column 1"]),
         ("a: b: c", ["not valid YAML", "line 1, column 5"]),
         ("[1, 2]", ["list"]),
         ("just words", ["str"]),
@@ -94,23 +94,71 @@ def test_an_error_states_the_file_that_contains_it(write):
         ("a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]", ["aliases"]),  # a thousand laughs
         ("[" * 5000, ["not valid YAML"]),
         ("a: \x00", ["not valid YAML"]),
+        ("a: 1\n\tb: 2", ["not valid YAML", "line 2"]),
+        ("2026-11-25: 1", ["unknown key 2026-11-25"]),
+        ("train: {2026-11-25: 2026-11-26}", ["unknown key train.2026-11-25", "'2026-11-26'"]),
+        ("train: {epochs: 2026-11-25}", ["train.epochs", "got '2026-11-25'", "integer"]),
+        ("train: {1: 2}", ["train"]),
+        ("? \n: 3", ["None"]),
+        ("train: {epochs: !!timestamp x}", ["not valid YAML", "tag !!timestamp"]),
+        ("train: {epochs: 0x" + "f" * 5000 + "}", ["not valid YAML", "64 bits"]),
+        ('"\\UFFFFFFFF": 1', ["not valid YAML", "line 1"]),
+        ('data: {dir: "\\ud800"}', ["not valid YAML", "surrogate"]),
+        ('data: {dir: "a\\0b"}', ["data.dir: got 'a\\x00b'", "without control characters"]),
+        ('data: {dir: "a\\e[31mb"}', ["data.dir: got 'a\\x1b[31mb'"]),
+        ('extends: "a\\0b"', ["extends", "'a\\x00b'"]),
         ("extends: 3", ["extends", "got 3", "path of one YAML file"]),
         ("extends: ''", ["extends", "got ''"]),
         ("extends: [base.yaml]", ["extends", "path of one YAML file"]),
     ],
 )
 def test_invalid_files_are_reported_by_name(write, text, words):
-    message = refusal(write(text))
+    message = get_load_error(write(text))
     assert "x.yaml" in message
     for word in words:
         assert word in message, message
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("\n".join(f"key{index}: {index}" for index in range(20_000)), ["unknown key key", "did you mean"]),
+        ("train:\n" + "\n".join(f"  epoch{index}: {index}" for index in range(20_000)), ["unknown key train.epoch"]),
+        ("x" * 900_000 + ": 1", ["not valid YAML"]),  # YAML limits a key on one line to 1,024 characters
+        ("? " + "x" * 900_000 + "\n: 1", ["unknown key xxx", "did you mean"]),
+        ("x" * 1000 + ": " + "y" * 900_000, ["unknown key xxx", "given: 'yyy"]),
+        ("anchors: {sizes: [" + "x, " * 20_000 + "]}", ["anchors.sizes", "got "]),
+        ("train: {epochs: " + "1:" * 200_000 + "1}", ["train.epochs", "got '1:1:"]),
+        ("#" * 1_000_001, ["more than 1 MB"]),
+    ],
+    ids=["keys", "nested keys", "long key", "long explicit key", "long value", "list", "base 60", "size"],
+)
+@pytest.mark.timeout(60)
+def test_a_large_file_is_rejected_in_linear_time_with_a_short_message(write, text, words):
+    message = get_load_error(write(text))
+    assert len(message) < 2500
+    for word in words:
+        assert word in message, message
+
+
+@pytest.mark.timeout(60)
+def test_references_without_an_end_are_read_in_linear_time(write):
+    text = "${A:-" * 150_000
+    assert load_config(write(f"data: {{dir: '{text}'}}")).data.dir == text
+
+
+def test_an_override_with_many_parts_is_rejected(write):
+    assert "expected KEY=VALUE" in get_load_error(write(""), ["a." * 20_000 + "a=1"])
+
+
 def test_binary_files_folders_and_missing_files_are_reported_by_name(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    assert "binary.yaml cannot be read" in refusal(tmp_path / "binary.yaml")
-    assert f"{tmp_path} cannot be read" in refusal(tmp_path)
-    message = refusal(tmp_path / "binray.yaml")
+    assert "binary.yaml cannot be read" in get_load_error(tmp_path / "binary.yaml")
+    assert f"{tmp_path} cannot be read" in get_load_error(tmp_path)
+    assert "/dev/zero has more than 1 MB" in get_load_error("/dev/zero")
+    (tmp_path / "long.yaml").write_text("extends: " + "x" * 5000)
+    assert "cannot be read: [Errno 36] File name too long" in get_load_error(tmp_path / "long.yaml")
+    message = get_load_error(tmp_path / "binray.yaml")
     assert "binray.yaml does not exist" in message
     assert "binary.yaml?" in message
 
@@ -130,7 +178,7 @@ def test_environment_references(write, monkeypatch):
 
 def test_an_unset_variable_is_reported_with_both_fixes(write, monkeypatch):
     monkeypatch.delenv("SSD_TEST_NONE", raising=False)
-    message = refusal(write("data: {dir: '${SSD_TEST_NONE}/x'}"))
+    message = get_load_error(write("data: {dir: '${SSD_TEST_NONE}/x'}"))
     assert "${SSD_TEST_NONE}" in message
     assert "export" in message
     assert "${SSD_TEST_NONE:-default}" in message

@@ -13,8 +13,8 @@ CODES = {
 }  # fmt: skip
 
 
-class Closed(io.StringIO):
-    """A closed terminal."""
+class ClosedTerminal(io.StringIO):
+    """A stream that fails like a closed terminal."""
 
     def write(self, _: str) -> int:
         raise BrokenPipeError
@@ -26,10 +26,10 @@ def test_an_error_prints_one_line_and_returns_its_exit_code(monkeypatch, capsys,
         raise kind("first\nsecond")
 
     assert errors.exit_with_message(fail) == code
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
-    monkeypatch.setattr(sys, "stderr", Closed())
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
+    monkeypatch.setattr(sys, "stderr", ClosedTerminal())
     assert errors.exit_with_message(fail) == code
 
 

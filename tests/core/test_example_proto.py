@@ -18,8 +18,8 @@ FEATURE = st.one_of(
     st.lists(st.floats(width=32), max_size=50).map(lambda values: np.array(values, np.float32)),
     st.lists(INT64, max_size=50).map(lambda values: np.array(values, np.int64)),
 )
-# Names of any language; surrogates have no UTF-8. None begins with another: there protobuf's implementations put
-# them in different orders (upb the longer first, C++ the shorter).
+# Names in any script, without surrogates, which UTF-8 cannot encode. No name is a prefix of another, because protobuf's
+# implementations order such names differently (upb puts the longer one first, C++ the shorter one).
 NAME = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="."), max_size=20).map("{}.".format)
 FEATURES = st.dictionaries(NAME, FEATURE, max_size=6)
 
@@ -49,7 +49,7 @@ def assert_equal_features(actual, expected):
 
 @settings(deadline=None, max_examples=300)
 @given(FEATURES)
-def test_bytes_equal_tensorflows(features):
+def test_bytes_equal_those_of_tensorflow(features):
     assert encode_example(features) == tensorflow_example(features).SerializeToString(deterministic=True)
 
 
@@ -61,13 +61,13 @@ def test_decoding_inverts_encoding(features):
 
 @settings(deadline=None, max_examples=100)
 @given(FEATURES)
-def test_tensorflows_bytes_are_read_in_any_order_of_keys(features):
+def test_bytes_of_tensorflow_are_decoded_for_any_order_of_keys(features):
     shuffled = dict(reversed(features.items()))
     assert_equal_features(decode_example(tensorflow_example(shuffled).SerializeToString()), features)
 
 
 @pytest.mark.parametrize(
-    ("features", "what"),
+    ("features", "case"),
     [
         ({}, "no features"),
         ({"": np.array([0], np.int64)}, "an empty name"),
@@ -75,25 +75,25 @@ def test_tensorflows_bytes_are_read_in_any_order_of_keys(features):
         ({"a": np.zeros(0, np.float32), "b": np.zeros(0, np.int64)}, "empty arrays keep theirs"),
         ({"a": [b"", b"\x00"]}, "empty strings are values"),
         ({"a": np.array([-1], np.int64)}, "ten bytes for a negative number"),
-        ({"a": np.array([-0.0, np.nan, np.inf], np.float32)}, "odd floats"),
+        ({"a": np.array([-0.0, np.nan, np.inf], np.float32)}, "special floats"),
         ({"é": [b"1"], "z": [b"2"], "\U0001f600": [b"3"], "￿": [b"4"]}, "UTF-8 order, not UTF-16 order"),
         ({"a": [b"x" * 70_000]}, "a length of three bytes"),
         ({f"key{i:03}": np.array([i], np.int64) for i in range(200)}, "many keys"),
     ],
 )
-def test_odd_features(features, what):
+def test_edge_cases_are_encoded_as_by_tensorflow(features, case):
     data = encode_example(features)
-    assert data == tensorflow_example(features).SerializeToString(deterministic=True), what
+    assert data == tensorflow_example(features).SerializeToString(deterministic=True), case
     assert_equal_features(decode_example(data), features)
 
 
-def test_other_types_are_rejected():
+def test_unsupported_types_are_rejected():
     with pytest.raises(TypeError, match="float64"):
         encode_example({"a": np.zeros(1)})
 
 
-def test_unpacked_lists_are_read():
-    # Features{1: Feature{3: Int64List{1: 5, 1: 300}, ...}} with one field a number; and floats likewise.
+def test_unpacked_lists_are_decoded():
+    # Features{1: Feature{3: Int64List{1: 5, 1: 300}, ...}} with one field per number, and the same for floats.
     integers = bytes.fromhex("1a05 0805 08ac02")
     floats = bytes.fromhex("120a 0d0000803f 0d00000040")
     entries = b"".join(
@@ -110,7 +110,7 @@ EXAMPLE = encode_example(
 
 
 def test_truncated_bytes_raise_a_data_error():
-    # Cut to nothing it is the empty message.
+    # Zero bytes are a valid empty message.
     assert decode_example(b"") == {}
     for size in range(1, len(EXAMPLE)):
         with pytest.raises(DataError, match=r"not a tf\.train\.Example"):
@@ -123,14 +123,14 @@ def test_truncated_bytes_raise_a_data_error():
 )
 def test_broken_bytes_give_features_or_a_data_error(broken):
     if isinstance(broken, tuple):
-        at, bytes_in = broken
-        broken = EXAMPLE[:at] + bytes_in + EXAMPLE[at + len(bytes_in) :]
+        position, replacement = broken
+        broken = EXAMPLE[:position] + replacement + EXAMPLE[position + len(replacement) :]
     with contextlib.suppress(DataError):
         assert all(isinstance(name, str) for name in decode_example(broken))
 
 
-def test_a_number_of_more_than_64_bits_is_cut_as_protobuf_cuts_it():
-    # An Int64List whose one value has ten full bytes: 70 bits of ones.
+def test_an_integer_of_more_than_64_bits_is_truncated_as_in_protobuf():
+    # An Int64List with a single value of ten full bytes: 70 one bits.
     body = bytes.fromhex("1a0c 0a0a ffffffffffffffffff7f")
     entry = b"\x0a\x01i\x12" + bytes([len(body)]) + body
     data = b"\x0a" + bytes([len(entry) + 2]) + b"\x0a" + bytes([len(entry)]) + entry

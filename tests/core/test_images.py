@@ -54,7 +54,7 @@ def test_palette_with_transparency_keeps_its_colours():
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF", "PNG"])
 def test_orientation_is_applied_once(orientation, kind):
-    # EXIF 2.3, tag 0x0112: how the stored rows and columns lie in the displayed frame.
+    # EXIF 2.3, tag 0x0112: where the stored rows and columns are in the displayed image.
     shown = np.asarray(gradient(16, 32))
     stored = {
         1: shown, 2: shown[:, ::-1], 3: shown[::-1, ::-1], 4: shown[::-1],
@@ -69,8 +69,8 @@ def test_orientation_is_applied_once(orientation, kind):
     np.testing.assert_allclose(decoded.astype(int), shown.astype(int), atol=6 if kind == "JPEG" else 0)
 
 
-def bomb() -> bytes:
-    # A PNG that claims 30,000 x 30,000 pixels in its header.
+def make_decompression_bomb() -> bytes:
+    # A PNG whose header states a size of 30,000 x 30,000 pixels.
     data = bytearray(encode(gradient()))
     data[16:24] = (30000).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
@@ -85,13 +85,13 @@ def bomb() -> bytes:
         (encode(gradient())[:20], "truncated"),
         (encode(gradient(200, 200), "JPEG")[:-200], "truncated"),
         (encode(gradient(200, 200), "PNG")[:-100], "truncated"),
-        (bomb(), "too_many_pixels"),
+        (make_decompression_bomb(), "too_many_pixels"),
         (encode(Image.new("1", (MAX_PIXELS // 1024 + 1, 1024))), "too_many_pixels"),
         (encode(Image.new("F", (4, 4)), "TIFF"), "unsupported_mode"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unreadable"),
     ],
 )
-def test_bad_images_have_a_reason(data, reason):
+def test_invalid_images_raise_an_error_with_a_reason(data, reason):
     with pytest.raises(ImageError) as caught:
         decode_image(data)
     assert caught.value.reason == reason
@@ -110,7 +110,7 @@ def test_every_prefix_and_every_flipped_byte_decodes_or_raises_an_image_error():
                     assert decode_image(candidate).mode == "RGB"
 
 
-def test_resizing_averages_instead_of_skipping():
+def test_resizing_averages_pixels_instead_of_skipping_them():
     stripes = np.zeros((300, 300, 3), np.uint8)
     stripes[:, ::2] = 255
     small = np.asarray(resize_image(Image.fromarray(stripes), 50))

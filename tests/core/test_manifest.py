@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from support.box_references import anchors_reference
+from support.reference_boxes import anchors_reference
 
 from ssd_dist.core.config import AnchorConfig, Config, DataConfig, MatchingConfig, ModelConfig
 from ssd_dist.core.errors import DataError
@@ -24,13 +24,23 @@ from ssd_dist.core.manifest import (
 
 def make_manifest(config: Config = Config(), splits: tuple[str, ...] = ("train", "val")) -> Manifest:  # noqa: B008
     spec = target_spec(config.anchors, config.matching, config.model.input_size)
+    return Manifest(
+        classes=("cat", "köter"),
+        fingerprint=fingerprint(config.anchors, config.matching, config.model.input_size),
+        splits={name: make_split(name) for name in splits},
+        leakage=(Leakage(splits=("train", "val"), images=1, examples=("7",)),),
+        **spec,
+    )
+
+
+def make_split(name: str) -> Split:
     view = View(
         examples=3,
-        shards=(Shard(file="train/view00-00000-of-00001.tfrecord", examples=3, bytes=999, sha256="ab" * 32),),
+        shards=(Shard(file=f"{name}/view00-00000-of-00001.tfrecord", examples=3, bytes=999, sha256="ab" * 32),),
         objects_per_class={"cat": 2, "köter": 1},
         positives_per_object=PositivesPerObject(mean=4.5, minimum=1, maximum=9, histogram={1: 1, 9: 2}),
     )
-    split = Split(
+    return Split(
         images_read=5,
         images=3,
         boxes_read=7,
@@ -38,16 +48,9 @@ def make_manifest(config: Config = Config(), splits: tuple[str, ...] = ("train",
         rejected_images={"truncated": 2},
         rejected_boxes={"no_area": 4},
         clipped_boxes=1,
-        image_hashes="train/hashes",
+        image_hashes=f"{name}/hashes",
         views=(view,),
         windows=CropSettings(largest_expansion=4.0, smallest_crop=0.3),
-    )
-    return Manifest(
-        classes=("cat", "köter"),
-        fingerprint=fingerprint(config.anchors, config.matching, config.model.input_size),
-        splits=dict.fromkeys(splits, split),
-        leakage=(Leakage(splits=("train", "val"), images=1, examples=("7",)),),
-        **spec,
     )
 
 
@@ -78,11 +81,92 @@ def test_an_invalid_manifest_raises_a_data_error_with_the_key(change, words):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_a_manifest_without_crop_settings_is_read():
+SHARD = "splits.train.views.0.shards.0"
+
+
+def set_value(tree: dict, key: str, value: object) -> None:
+    *parents, last = (int(part) if part.isdigit() else part for part in key.split("."))
+    for part in parents:
+        tree = tree[part]
+    tree[last] = value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        *(
+            (f"{SHARD}.file", path, "is not a relative path inside the dataset")
+            for path in (
+                "", "/etc/passwd", "../x", "train/../../x", "train/..", "./x", "train//x", "train/", "..\\x", "C:x",
+                "gs://bucket/x", "train/a\0b", "train/a\nb", "train/\x1b[31m", "train/\u202ex",
+            )
+        ),
+        ("splits.train.image_hashes", "../../x", "is not a relative path"),
+        ("splits.train.image_hashes", "val/hashes", "the file 'val/hashes' is listed 2 times"),
+        (f"{SHARD}.file", "val/view00-00000-of-00001.tfrecord", "is listed 2 times"),
+        *(
+            (f"{SHARD}.sha256", text, "pattern")
+            for text in ("", "ab", "AB" * 32, "xy" * 32, "../" * 21 + "a", "ab" * 32 + "\n", "/" + "ab" * 31 + "c", None)
+        ),
+        ("fingerprint", "x", "pattern"),
+        ("classes", ["cat", "köter", "cat"], "the class 'cat' is listed 2 times"),
+        ("classes", ["cat", ""], "at least 1 character"),
+        ("classes", ["\ud800"], "valid string"),
+        ("splits", {"../x": {}}, "is not the name of a split"),
+        ("splits", {"a/b": {}}, "is not the name of a split"),
+        ("splits", {"a\nb": {}}, "is not the name of a split"),
+        ("splits.train.images", 4, "images_read is 5, but 4 were kept and 2 rejected"),
+        ("splits.train.boxes", 4, "boxes_read is 7, but 4 were kept and 4 rejected"),
+        ("splits.train.views.0.examples", 4, "examples is 4, but the shards have 3"),
+        ("splits.train.views.0.shards", [], "at least 1 item"),
+        ("splits.train.views", [], "at least 1 item"),
+        (f"{SHARD}.bytes", 10**4000, "less than or equal to"),
+        ("splits.train.views.0.positives_per_object.mean", float("nan"), "finite"),
+        ("image_size", 2**40, "less than or equal to 2048"),
+        ("anchors", {"sizes": [0.1]}, "anchors: anchors.sizes needs 7 entries"),
+        ("anchors.count", "many", "'count' is neither a setting"),
+        ("anchors.feature_sizes", [[1]], "'feature_sizes' is neither a setting"),
+        ("matching.policy", "<b>", "matching: policy: Input should be"),
+        ("x" * 10_000, 1, "Extra inputs"),
+    ],
+)  # fmt: skip
+def test_a_hostile_manifest_is_rejected_in_one_line_with_the_key(key, value, words):
+    tree = json.loads(make_manifest().to_json())
+    set_value(tree, key, value)
+    with pytest.raises(DataError) as caught:
+        Manifest.from_json(json.dumps(tree), "OUT/dataset.json")
+    message = str(caught.value)
+    assert message.startswith("OUT/dataset.json: ")
+    assert words in message
+    # A check of several keys names the section that contains them.
+    assert key.split(".")[0][:50] in message or "is listed" in message
+    assert len(message.splitlines()) == 1
+    assert len(message) < 500
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 5_000_000,
+        '{"a":' * 1_000_000,
+        '{"format_version": ' + "1" * 5000 + "}",
+        '{"format_version": "' + "x" * 9999 + '"}',
+    ],
+    ids=["lists", "sections", "integer", "text"],
+)
+def test_deep_and_large_values_are_rejected_in_one_line(text):
+    with pytest.raises(DataError, match=r"^OUT/dataset\.json (is not valid JSON|has format version)") as caught:
+        Manifest.from_json(text, "OUT/dataset.json")
+    assert len(str(caught.value)) < 500
+
+
+def test_manifests_of_earlier_versions_are_read():
     tree = json.loads(make_manifest().to_json())
     for split in tree["splits"].values():
-        del split["windows"]
-    assert Manifest.from_json(json.dumps(tree), "dataset.json").splits["train"].windows is None
+        del split["windows"], split["reduced_boxes"]
+        split["image_hashes"] = ""
+    read = Manifest.from_json(json.dumps(tree), "dataset.json").splits["train"]
+    assert (read.windows, read.reduced_boxes, read.image_hashes) == (None, 0, "")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"x"', make_manifest().to_json()[:-5]])
@@ -148,7 +232,7 @@ def test_targets_of_another_config_are_rejected(change, key, value):
     message = str(caught.value)
     for word in ("OUT/dataset.json", key, value, "prepare again"):
         assert word in message
-    # The images themselves are in the shards, and cannot be matched to another size while training.
+    # Online targets do not help with another image size, because the shards contain the resized images.
     assert ("data.targets: online" in message) == (key != "image_size")
     # Equal values are not listed.
     assert message.count("prepared ") <= 4
@@ -156,17 +240,17 @@ def test_targets_of_another_config_are_rejected(change, key, value):
 
 
 def test_more_classes_than_nms_supports_are_rejected():
-    # 64 scales of each axis, one for the background: `model/postprocessing.py`.
-    fitting, crowded = (
+    # NMS has room for 64 x 64 labels, one of which is the background: `model/postprocessing.py`.
+    accepted, rejected = (
         make_manifest().model_copy(update={"classes": tuple(map(str, range(count)))}) for count in (4095, 4096)
     )
-    fitting.check_fits(Config(), "OUT/dataset.json")
+    accepted.check_fits(Config(), "OUT/dataset.json")
     with pytest.raises(DataError, match=r"OUT/dataset.json has 4096 classes.* 4095; .*--include_classes"):
-        crowded.check_fits(Config(), "OUT/dataset.json")
+        rejected.check_fits(Config(), "OUT/dataset.json")
 
 
 def test_another_image_size_with_the_same_anchors_is_rejected():
-    # 304 has the feature maps of 300, hence its anchors; the images in the shards are still of another size.
+    # Size 304 has the same feature maps and anchors as 300, but the images in the shards have another size.
     assert fingerprint_of(Config(model=ModelConfig(input_size=304))) == fingerprint_of(Config())
     with pytest.raises(DataError, match="image_size: prepared 300, config 304"):
         make_manifest().check_fits(Config(model=ModelConfig(input_size=304)), "dataset.json")
@@ -204,7 +288,7 @@ def test_a_missing_split_is_reported_with_the_existing_splits():
         (("train", "odd"), "odd", "odd"),
     ],
 )
-def test_the_split_to_evaluate(splits, name, expected):
+def test_the_evaluation_split_is_chosen_by_name(splits, name, expected):
     assert make_manifest(splits=splits).eval_split(name, "dataset.json") == expected
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.box_references import encode_reference, iou_reference, match_reference
 from support.box_strategies import adversarial_boxes, general_boxes, random_boxes
+from support.reference_boxes import encode_reference, iou_reference, match_reference
 
 from ssd_dist.core.anchors import flip_permutation, generate_anchors
 from ssd_dist.core.boxes import decode_boxes, flip_boxes

@@ -1,4 +1,4 @@
-"""A record survives its bytes, has the keys of the contract, and is read by TensorFlow's own parser."""
+"""Tests that records are encoded without loss, have the documented keys, and are read by TensorFlow's parser."""
 
 import contextlib
 
@@ -63,25 +63,25 @@ def assert_equal_records(actual: Record, expected: Record) -> None:
         ("targets", ("anchors", "labels", "offsets", "ignored")),
     ):
         for name in names:
-            got, wanted = getattr(getattr(actual, part), name), getattr(getattr(expected, part), name)
-            assert got.dtype == wanted.dtype, name
-            assert got.shape == wanted.shape, name
-            np.testing.assert_array_equal(got, wanted, err_msg=name)
+            found, reference = getattr(getattr(actual, part), name), getattr(getattr(expected, part), name)
+            assert found.dtype == reference.dtype, name
+            assert found.shape == reference.shape, name
+            np.testing.assert_array_equal(found, reference, err_msg=name)
 
 
 @settings(deadline=None, max_examples=100)
 @given(records())
-def test_round_trip(record):
+def test_decoding_inverts_encoding(record):
     again = Record.from_bytes(record.to_bytes())
     assert_equal_records(again, record)
     assert again.to_bytes() == record.to_bytes()
-    # Not stored: who a positive answers for is told by its offsets.
+    # The object of each positive anchor is not stored, because the offsets determine it.
     assert again.targets.objects.shape == (0,)
 
 
 @settings(deadline=None, max_examples=20)
 @given(records())
-def test_keys_are_the_contracts(record):
+def test_keys_equal_the_documented_keys(record):
     assert set(decode_example(record.to_bytes())) == KEYS
 
 
@@ -118,11 +118,11 @@ VALID = Record(
 ).to_bytes()
 
 
-def without(key: str) -> bytes:
+def remove_key(key: str) -> bytes:
     return encode_example({name: value for name, value in decode_example(VALID).items() if name != key})
 
 
-def replaced(key: str, value) -> bytes:
+def replace_key(key: str, value) -> bytes:
     return encode_example({**decode_example(VALID), key: value})
 
 
@@ -131,29 +131,29 @@ def replaced(key: str, value) -> bytes:
     [
         b"",
         VALID[:-1],
-        *(without(key) for key in sorted(KEYS - {"image/format"})),
-        replaced("image/source_id", [b"\xff\xfe"]),
-        replaced("image/source_id", []),
-        replaced("image/source_id", np.array([7])),
-        replaced("image/encoded", np.array([7])),
-        replaced("image/height", np.array([np.inf], np.float32)),
-        replaced("image/height", [b"300"]),
-        replaced("image/height", np.zeros(0, np.int64)),
-        replaced("image/object/class/label", np.array([1, np.inf], np.float32)),
-        replaced("image/object/class/label", [b"1", b"2"]),
-        replaced("image/object/class/text", np.array([1, 2])),
-        replaced("image/object/bbox/ymin", np.array([1, 2])),
-        replaced("image/object/bbox/ymin", np.ones(3, np.float32)),
-        replaced("target/positive/box", np.ones(5, np.float32)),
+        *(remove_key(key) for key in sorted(KEYS - {"image/format"})),
+        replace_key("image/source_id", [b"\xff\xfe"]),
+        replace_key("image/source_id", []),
+        replace_key("image/source_id", np.array([7])),
+        replace_key("image/encoded", np.array([7])),
+        replace_key("image/height", np.array([np.inf], np.float32)),
+        replace_key("image/height", [b"300"]),
+        replace_key("image/height", np.zeros(0, np.int64)),
+        replace_key("image/object/class/label", np.array([1, np.inf], np.float32)),
+        replace_key("image/object/class/label", [b"1", b"2"]),
+        replace_key("image/object/class/text", np.array([1, 2])),
+        replace_key("image/object/bbox/ymin", np.array([1, 2])),
+        replace_key("image/object/bbox/ymin", np.ones(3, np.float32)),
+        replace_key("target/positive/box", np.ones(5, np.float32)),
     ],
 )
-def test_what_is_no_record_of_ours_is_a_data_error(data):
+def test_invalid_records_raise_a_data_error(data):
     with pytest.raises(DataError, match="not a"):
         Record.from_bytes(data)
 
 
 @settings(deadline=None, max_examples=500)
 @given(st.integers(0, len(VALID) - 1), st.binary(min_size=1, max_size=8))
-def test_broken_bytes_give_a_record_or_a_data_error(at, bytes_in):
+def test_broken_bytes_give_a_record_or_a_data_error(position, replacement):
     with contextlib.suppress(DataError):
-        Record.from_bytes(VALID[:at] + bytes_in + VALID[at + len(bytes_in) :])
+        Record.from_bytes(VALID[:position] + replacement + VALID[position + len(replacement) :])

@@ -1,4 +1,4 @@
-"""TFRecord files are TensorFlow's own, and any damage is found and placed."""
+"""Tests that TFRecord files equal TensorFlow's, and that damage is reported with the record."""
 
 import io
 import itertools
@@ -27,20 +27,20 @@ def test_reading_inverts_framing():
 
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.binary(max_size=5000), max_size=5))
-def test_files_are_tensorflows(tmp_path_factory, records):
+def test_files_equal_those_of_tensorflow(tmp_path_factory, records):
     tf = pytest.importorskip("tensorflow")
     folder = tmp_path_factory.mktemp("tfrecord")
-    with tf.io.TFRecordWriter(str(folder / "theirs")) as writer:
+    with tf.io.TFRecordWriter(str(folder / "tensorflow")) as writer:
         for record in records:
             writer.write(record)
-    (folder / "ours").write_bytes(b"".join(map(frame_record, records)))
-    assert (folder / "ours").read_bytes() == (folder / "theirs").read_bytes()
-    assert list(tf.data.TFRecordDataset(str(folder / "ours")).as_numpy_iterator()) == records
-    with open(folder / "theirs", "rb") as file:
-        assert list(read_records(file, "theirs")) == records
+    (folder / "own").write_bytes(b"".join(map(frame_record, records)))
+    assert (folder / "own").read_bytes() == (folder / "tensorflow").read_bytes()
+    assert list(tf.data.TFRecordDataset(str(folder / "own")).as_numpy_iterator()) == records
+    with open(folder / "tensorflow", "rb") as file:
+        assert list(read_records(file, "tensorflow")) == records
 
 
-def test_every_cut_is_found():
+def test_truncation_inside_a_record_is_detected():
     ends = [0, *itertools.accumulate(len(frame_record(record)) for record in RECORDS)]
     for size in range(len(FILE)):
         if size in ends:
@@ -52,7 +52,7 @@ def test_every_cut_is_found():
 
 @settings(deadline=None, max_examples=300)
 @given(st.integers(0, len(FILE) - 1), st.integers(0, 7))
-def test_every_flipped_bit_is_found_and_placed(position, bit):
+def test_every_flipped_bit_is_reported_with_its_record(position, bit):
     broken = bytearray(FILE)
     broken[position] ^= 1 << bit
     ends = itertools.accumulate(len(frame_record(record)) for record in RECORDS)
@@ -61,7 +61,7 @@ def test_every_flipped_bit_is_found_and_placed(position, bit):
         read_all(bytes(broken))
 
 
-def test_records_before_the_damage_are_delivered():
+def test_records_before_the_damage_are_read():
     broken = bytearray(FILE)
     broken[-1] ^= 1
     reader = read_records(io.BytesIO(bytes(broken)), "x")
@@ -70,13 +70,13 @@ def test_records_before_the_damage_are_delivered():
         next(reader)
 
 
-def test_another_kind_of_file_is_told_apart():
+def test_files_of_another_format_are_rejected():
     with pytest.raises(DataError, match="not a TFRecord"):
         read_all(b"\xff\xd8\xff\xe0 this is a JPEG, not records")
 
 
 @pytest.mark.parametrize("size", [1 << 36, 1 << 62, (1 << 64) - 1])
-def test_a_length_that_would_fill_the_memory_is_damage(size):
+def test_an_implausible_length_is_reported_as_damage(size):
     length = struct.pack("<Q", size)
     crc = google_crc32c.value(length)
     masked = struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -1,4 +1,4 @@
-"""Mirrored targets are those of mirrored boxes; colour maps do what they say; draws are functions of their keys."""
+"""Tests that flipped targets match flipped boxes, the effect of each colour map, and the keys of random draws."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from ssd_dist.data.augmentation import (
 from ssd_dist.data.batch import SparseTargets
 
 ANCHORS = AnchorConfig()
-NOTHING = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+NO_CHANGE = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
 # ITU-R BT.601.
 LUMA = np.array([0.299, 0.587, 0.114])
 SEEDS = range(40)
@@ -38,7 +38,7 @@ def test_flipped_targets_are_the_targets_of_the_flipped_boxes(policy, vertical, 
     is_crowd = np.arange(len(boxes)) < crowds
     plain = matcher.match(boxes, labels, is_crowd)
     expected = matcher.match(flip_boxes(boxes, vertical), labels, is_crowd)
-    # Twice the same picture, padded; the second alone is mirrored.
+    # A batch of the same image twice, with padded targets; only the second one is flipped.
     both = SparseTargets(*(tf.stack([pad(part, fill)] * 2) for part, fill in (
         (plain.anchors, -1), (plain.labels, -1), (plain.offsets, 0), (plain.ignored, -1))))  # fmt: skip
     permutation = tf.constant(flip_permutation(ANCHORS, 300, vertical), tf.int32)
@@ -61,51 +61,51 @@ def test_flipped_targets_are_the_targets_of_the_flipped_boxes(policy, vertical, 
 
 
 def pad(part, fill) -> tf.Tensor:
-    """Three rows more than there are."""
+    """Appends three rows of padding."""
     part = np.asarray(part, np.float32 if fill == 0 else np.int32)
     return tf.constant(np.concatenate([part, np.full((3, *part.shape[1:]), fill, part.dtype)]))
 
 
 def color_map(seed: int, **config: float) -> np.ndarray:
     draws = draw_colors(seed, tf.constant([0], tf.int64), tf.constant(["a"]))
-    return make_color_maps(draws, AugmentationConfig(**NOTHING | config)).numpy()[0]
+    return make_color_maps(draws, AugmentationConfig(**NO_CHANGE | config)).numpy()[0]
 
 
-def test_nothing_asked_is_the_identity():
+def test_color_maps_without_augmentation_are_the_identity():
     for seed in SEEDS:
         np.testing.assert_allclose(color_map(seed), np.eye(3, 4), atol=2e-6)
 
 
-def test_hue_turns_colours_around_the_grey_axis():
+def test_hue_rotates_colours_around_the_grey_axis():
     colors = np.random.default_rng(0).uniform(-1, 1, (50, 3))
-    turned = set()
+    cosines = set()
     for seed in SEEDS:
         matrix = color_map(seed, hue=0.5)
         np.testing.assert_array_equal(matrix[:, 3], 0)
         moved = colors @ matrix[:, :3].T
         np.testing.assert_allclose(moved @ LUMA, colors @ LUMA, atol=1e-5)
         np.testing.assert_allclose(matrix[:, :3] @ np.ones(3), np.ones(3), atol=1e-5)
-        # A turn has the determinant 1 and the trace 1 + 2 cos(angle), in whatever axes it is written.
+        # A rotation has determinant 1 and trace 1 + 2 cos(angle) in any basis.
         assert np.linalg.det(matrix[:, :3]) == pytest.approx(1, abs=1e-4)
         cosine = (np.trace(matrix[:, :3]) - 1) / 2
         assert -1 - 1e-4 <= cosine <= 1 + 1e-4
-        turned.add(round(float(cosine), 2))
-    # Half the circle to either side: all angles occur.
-    assert min(turned) < -0.8
-    assert max(turned) > 0.8
+        cosines.add(round(float(cosine), 2))
+    # Up to half the circle in each direction: all angles occur.
+    assert min(cosines) < -0.8
+    assert max(cosines) > 0.8
 
 
-def test_a_small_hue_is_a_small_turn():
+def test_a_small_hue_range_limits_the_rotation():
     # 0.05 of the circle is 18 degrees.
     cosines = [(np.trace(color_map(seed, hue=0.05)[:, :3]) - 1) / 2 for seed in SEEDS]
     assert min(cosines) >= np.cos(np.radians(18)) - 1e-5
     assert min(cosines) < np.cos(np.radians(15))
 
 
-def test_brightness_adds_one_number_to_all_channels():
+def test_brightness_adds_the_same_value_to_all_channels():
     shifts = np.array([color_map(seed, brightness=0.2)[:, 3] for seed in SEEDS])
     np.testing.assert_array_equal(shifts.max(1), shifts.min(1))
-    # 0.2 of the range of 2.
+    # 0.2 of the pixel range, which has a width of 2.
     assert np.abs(shifts).max() <= 0.4
     assert shifts.min() < -0.3
     assert shifts.max() > 0.3
@@ -113,7 +113,7 @@ def test_brightness_adds_one_number_to_all_channels():
         np.testing.assert_allclose(color_map(seed, brightness=0.2)[:, :3], np.eye(3), atol=2e-6)
 
 
-def test_contrast_is_one_factor():
+def test_contrast_scales_all_channels_by_one_factor():
     factors = []
     for seed in SEEDS:
         matrix = color_map(seed, contrast=0.5)[:, :3]
@@ -123,7 +123,7 @@ def test_contrast_is_one_factor():
     assert 1.4 < max(factors) <= 1.5
 
 
-def test_saturation_moves_colours_from_and_to_their_grey():
+def test_saturation_scales_the_distance_from_grey():
     factors = []
     for seed in SEEDS:
         matrix = color_map(seed, saturation=0.5)[:, :3].astype(np.float64)
@@ -155,12 +155,12 @@ def draw(seed, epoch, names, purposes=("flip",)) -> np.ndarray:
     return draw_uniform(seed, tf.fill([len(names)], np.int64(epoch)), tf.constant(names), purposes).numpy()
 
 
-def test_draws_depend_on_seed_epoch_record_and_purpose_alone():
+def test_draws_depend_only_on_seed_epoch_record_and_purpose():
     tf.random.set_seed(0)
     first = draw(0, 0, NAMES)
     tf.random.set_seed(1)
     np.testing.assert_array_equal(draw(0, 0, NAMES), first)
-    # Not on the neighbours in the batch either.
+    # The draws do not depend on the other records of the batch either.
     np.testing.assert_array_equal(draw(0, 0, NAMES[7:3:-1])[:, 0], first[7:3:-1, 0])
     others = [
         draw(1, 0, NAMES),
@@ -169,13 +169,13 @@ def test_draws_depend_on_seed_epoch_record_and_purpose_alone():
         draw(0, 0, NAMES, ["hue"]),
     ]
     for other in others:
-        # Of 300 independent pairs the correlation has the standard deviation 0.058.
+        # The correlation of 300 independent pairs has a standard deviation of 0.058.
         assert abs(np.corrcoef(first[:, 0], other[:, 0])[0, 1]) < 0.25
-    windows = {
+    seeds = {
         tuple(record_seed(seed, tf.constant(epoch, tf.int64), tf.constant(name)).numpy().tolist())
         for seed in range(3) for epoch in range(3) for name in "abc"
     }  # fmt: skip
-    assert len(windows) == 27
+    assert len(seeds) == 27
 
 
 def test_draws_are_uniform():
@@ -183,7 +183,7 @@ def test_draws_are_uniform():
     assert draws.min() >= 0
     assert draws.max() < 1
     for column in draws.T:
-        # Kolmogorov and Smirnov: above 1.95 / sqrt(n) in one of a thousand samples.
+        # Kolmogorov-Smirnov test: one of a thousand samples exceeds 1.95 / sqrt(n).
         sample = np.sort(column)
         distance = np.abs(sample - (np.arange(len(sample)) + 0.5) / len(sample)).max()
         assert distance < 1.95 / np.sqrt(len(sample))

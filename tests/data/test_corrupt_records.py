@@ -1,4 +1,4 @@
-"""Shards that are not what prepare wrote: named before step one, or done without, every other record in its place."""
+"""Tests that damaged shards are reported before step one, or that only their corrupt records are replaced."""
 
 import hashlib
 import os
@@ -21,19 +21,19 @@ from ssd_dist.data.order import read_in_order
 from ssd_dist.data.pipeline import plan_training
 from ssd_dist.data.shard_files import open_shard, read_split
 
-SIZE, SHARDS, IN_A_SHARD = 64, 2, 6
+SIZE, SHARDS, RECORDS_PER_SHARD = 64, 2, 6
 
 
 @pytest.fixture(autouse=True)
-def notes(tmp_path, monkeypatch):
-    """Where the machine keeps its notes: in this test's folder."""
+def notes_file(tmp_path, monkeypatch):
+    """Returns the file that lists the verified shards, in a folder of the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "ssd_dist" / "sound_shards.json"
 
 
 @pytest.fixture
 def data(tmp_path) -> tuple[Config, Manifest, Path]:
-    """A data set of two shards of six records, and the path of the second."""
+    """Writes a dataset of two shards of six records; returns config, manifest and the path of the second shard."""
     config = Config.model_validate(
         {
             "data": {"dir": str(tmp_path / "out")},
@@ -41,7 +41,7 @@ def data(tmp_path) -> tuple[Config, Manifest, Path]:
             "train": {"global_batch_size": 4, "seed": 5},
         }
     )
-    manifest = write_dataset(tmp_path / "out", config, {"train": SHARDS * IN_A_SHARD}, shards=SHARDS)
+    manifest = write_dataset(tmp_path / "out", config, {"train": SHARDS * RECORDS_PER_SHARD}, shards=SHARDS)
     return config, manifest, tmp_path / "out" / manifest.splits["train"].views[0].shards[1].file
 
 
@@ -56,18 +56,18 @@ def verify(config: Config, manifest: Manifest, **changes):
 
 
 def offsets_of(path: Path) -> list[tuple[int, int]]:
-    """First byte and length of each record's data."""
-    content, found, at = path.read_bytes(), [], 0
-    while at < len(content):
-        length = struct.unpack("<Q", content[at : at + 8])[0]
-        found.append((at + 12, length))
-        at += 12 + length + 4
+    """Returns the first byte and the length of the data of each record."""
+    content, found, position = path.read_bytes(), [], 0
+    while position < len(content):
+        length = struct.unpack("<Q", content[position : position + 8])[0]
+        found.append((position + 12, length))
+        position += 12 + length + 4
     return found
 
 
-def flip_byte(path: Path, at: int) -> None:
+def flip_byte(path: Path, position: int) -> None:
     content = bytearray(path.read_bytes())
-    content[at] ^= 1
+    content[position] ^= 1
     path.write_bytes(content)
 
 
@@ -89,7 +89,7 @@ def break_length(path):
     flip_byte(path, offsets_of(path)[3][0] - 12)
 
 
-def cut(path):
+def truncate(path):
     os.truncate(path, offsets_of(path)[3][0] + 50)
 
 
@@ -104,20 +104,20 @@ def break_schema(path):
     rewrite(path, [*records[:3], b"\x0a\x00", *records[4:]])
 
 
-# How a shard is damaged, and how many records that costs.
-DAMAGES = [(flip_data, 1), (break_length, 3), (cut, 3), (break_image, 1), (break_schema, 1)]
+# Functions that damage a shard, and the number of records that become corrupt.
+DAMAGES = [(flip_data, 1), (break_length, 3), (truncate, 3), (break_image, 1), (break_schema, 1)]
 
 
-def test_sound_shards_are_read_as_they_are_and_noted(data, notes):
+def test_valid_shards_are_read_unchanged_and_noted(data, notes_file):
     config, manifest, path = data
     plan, replaced = verify(config, manifest)
     assert plan == plan_training(config.data, config.train, manifest.splits["train"])
     assert not replaced
-    assert str(path) in notes.read_text()
+    assert str(path) in notes_file.read_text()
 
 
 @pytest.mark.parametrize("end", ["damage", "kill"])
-def test_what_was_found_sound_before_the_end_is_noted(data, notes, monkeypatch, end):
+def test_shards_verified_before_an_interruption_are_noted(data, notes_file, monkeypatch, end):
     config, manifest, path = data
     first = manifest.splits["train"].views[0].shards[0].file
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
@@ -127,53 +127,58 @@ def test_what_was_found_sound_before_the_end_is_noted(data, notes, monkeypatch, 
             verify(config, manifest)
     else:
         monkeypatch.setattr(corrupt_records, "_SAVE_SECONDS", 0.0)
-        checksum, seen = corrupt_records._checksum, []
-        monkeypatch.setattr(corrupt_records, "_checksum", lambda path: seen.append(notes.exists()) or checksum(path))
+        checksum, notes_exist = corrupt_records._checksum, []
+
+        def record_and_compute(path):
+            notes_exist.append(notes_file.exists())
+            return checksum(path)
+
+        monkeypatch.setattr(corrupt_records, "_checksum", record_and_compute)
         verify(config, manifest)
-        assert seen == [False, True]
-    assert first in notes.read_text()
+        assert notes_exist == [False, True]
+    assert first in notes_file.read_text()
 
 
-@pytest.mark.parametrize(("damage", "_lost"), DAMAGES)
-def test_a_damaged_shard_is_named_with_its_record(data, damage, _lost):
+@pytest.mark.parametrize(("damage", "_corrupt_count"), DAMAGES)
+def test_a_damaged_shard_is_reported_with_the_record(data, damage, _corrupt_count):
     config, manifest, path = data
     verify(config, manifest)  # the file was valid when it was first verified, and is damaged now
     damage(path)
-    # A size that is wrong is told before any record is looked at.
-    words = "bytes, but the manifest states" if damage in (cut, break_image, break_schema) else "record 3"
+    # A wrong size is reported before any record is read.
+    words = "bytes, but the manifest states" if damage in (truncate, break_image, break_schema) else "record 3"
     with pytest.raises(DataError, match=words) as error:
         verify(config, manifest)
     assert path.name in str(error.value)
 
 
-@pytest.mark.parametrize(("damage", "lost"), DAMAGES)
-def test_a_good_record_stands_in_and_all_others_keep_their_place(data, damage, lost):
+@pytest.mark.parametrize(("damage", "corrupt_count"), DAMAGES)
+def test_a_valid_record_replaces_each_corrupt_one_and_the_others_keep_their_positions(data, damage, corrupt_count):
     config, manifest, path = data
     before, _ = verify(config, manifest)
-    whole = [record.numpy() for record, _, _ in islice(read_in_order(before), 24)]  # two epochs
-    good = records_of(path)
+    originals = [record.numpy() for record, _, _ in islice(read_in_order(before), 24)]  # two epochs
+    valid = records_of(path)
     damage(path)
     plan, replaced = verify(config, manifest, on_corrupt="skip")
     shard = manifest.splits["train"].views[0].shards[1]
-    assert [(one.shard, one.record) for one in replaced] == [(shard.file, 3 + index) for index in range(lost)]
+    assert [(one.shard, one.record) for one in replaced] == [(shard.file, 3 + index) for index in range(corrupt_count)]
     assert all(one.reason for one in replaced)
-    # The record before the first bad one is the nearest good one for all of them.
-    stands_in = {good[3 + index]: good[2] for index in range(lost)}
+    # The valid record before the first corrupt one replaces all corrupt ones.
+    replacements = {valid[3 + index]: valid[2] for index in range(corrupt_count)}
     found = [record.numpy() for record, _, _ in islice(read_in_order(plan), 24)]
-    assert found == [stands_in.get(record, record) for record in whole]
-    # Another worker, and the next start, come to the same.
+    assert found == [replacements.get(record, record) for record in originals]
+    # Another worker and the next start get the same result.
     again, replaced_again = verify(config, manifest, on_corrupt="skip")
     assert (again, replaced_again) == (plan, replaced)
 
 
-def test_the_first_record_has_the_next_good_one_for_its_stand_in(data):
+def test_corrupt_records_at_the_start_are_replaced_by_the_next_valid_one(data):
     config, manifest, path = data
-    good = records_of(path)
+    valid = records_of(path)
     for index in (0, 1):
         flip_byte(path, offsets_of(path)[index][0] + 20)
     plan, replaced = verify(config, manifest, on_corrupt="skip")
     assert [one.record for one in replaced] == [0, 1]
-    assert records_of(Path(plan.files[0][1])) == [good[2], good[2], *good[2:]]
+    assert records_of(Path(plan.files[0][1])) == [valid[2], valid[2], *valid[2:]]
 
 
 def test_a_shard_without_a_valid_record_is_rejected(data):
@@ -188,7 +193,7 @@ def test_a_shard_without_a_valid_record_is_rejected(data):
 def test_a_shard_of_another_dataset_is_always_rejected(data, on_corrupt):
     config, manifest, path = data
     records = records_of(path)
-    rewrite(path, records[::-1])  # of the right size, and every record sound
+    rewrite(path, records[::-1])  # the size is right and every record is valid
     with pytest.raises(DataError, match="differs from the manifest"):
         verify(config, manifest, on_corrupt=on_corrupt)
     path.unlink()
@@ -196,13 +201,14 @@ def test_a_shard_of_another_dataset_is_always_rejected(data, on_corrupt):
         verify(config, manifest, on_corrupt=on_corrupt)
 
 
-def test_a_record_that_was_corrupt_before_writing_is_found_when_every_record_is_verified(data):
+def test_a_record_that_was_corrupt_before_writing_is_found_by_verifying_every_record(data):
     config, manifest, path = data
     break_image(path)
     content = path.read_bytes()
     split = manifest.splits["train"]
     old = split.views[0].shards
-    new = Shard(file=old[1].file, examples=IN_A_SHARD, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    checksum = hashlib.sha256(content).hexdigest()
+    new = Shard(file=old[1].file, examples=RECORDS_PER_SHARD, bytes=len(content), sha256=checksum)
     view = split.views[0].model_copy(update={"shards": (old[0], new)})
     split = split.model_copy(update={"views": (view,)})
     plan, _ = verify_split(config, split)  # the checksum is right
@@ -220,7 +226,7 @@ def test_a_damaged_copy_in_the_cache_is_replaced(data, tmp_path):
     flip_data(Path(plan.files[0][1]))
     again, replaced = verify(config, manifest, cache_dir=str(tmp_path / "cache"))
     assert not replaced
-    assert len(records_of(Path(again.files[0][1]))) == IN_A_SHARD
+    assert len(records_of(Path(again.files[0][1]))) == RECORDS_PER_SHARD
 
 
 def test_workers_that_share_a_cache_repair_shards_concurrently(data, tmp_path):
@@ -245,6 +251,6 @@ def test_reading_ground_truth_reports_shard_and_record(data):
 
 
 def test_an_unreadable_shard_is_reported(tmp_path):
-    (tmp_path / "shard").mkdir()  # there, and not to be read, for root as well
+    (tmp_path / "shard").mkdir()  # a folder cannot be read as a file, not even by root
     with pytest.raises(DataError, match=r"shard .*/shard cannot be read"), open_shard(str(tmp_path / "shard")) as file:
         file.read(1)

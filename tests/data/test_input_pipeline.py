@@ -97,7 +97,7 @@ def test_the_two_flips_are_drawn_independently(data):
     assert found.max() < 18 + 4 * 3.7
 
 
-def test_without_augmentation_an_epoch_is_the_records_as_they_are(data):
+def test_without_augmentation_an_epoch_contains_the_unchanged_records(data):
     config, manifest = data
     config = config_of(Path(config.data.dir), flip=False, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
     images = np.concatenate([batch.images for batch in read_batches(config, manifest, 3)]).astype(int)
@@ -123,11 +123,11 @@ def test_shapes_and_types_of_a_batch(data):
     np.testing.assert_array_equal(batch.targets.labels[padding], -1)
 
 
-def test_smaller_batches_are_the_same_images_in_the_same_order(data):
-    whole, halves = read_batches(*data, 3), read_batches(*data, 6, batch_size=BATCH // 2)
+def test_smaller_batches_contain_the_same_images_in_the_same_order(data):
+    full, halves = read_batches(*data, 3), read_batches(*data, 6, batch_size=BATCH // 2)
     for part in ("images", "color_maps", "positions"):
         np.testing.assert_array_equal(
-            np.concatenate([getattr(batch, part) for batch in whole]),
+            np.concatenate([getattr(batch, part) for batch in full]),
             np.concatenate([getattr(batch, part) for batch in halves]),
         )
 
@@ -136,15 +136,15 @@ def test_smaller_batches_are_the_same_images_in_the_same_order(data):
 def test_a_resumed_pipeline_is_bit_identical(data, targets):
     config, manifest = data
     config = config.model_copy(update={"data": config.data.model_copy(update={"targets": targets})})
-    # Two epochs of three steps, begun within the first.
-    whole, resumed = read_batches(config, manifest, 6), read_batches(config, manifest, 4, start=2)
-    for batch, again in zip(whole[2:], resumed, strict=True):
+    # Two epochs of three steps; the second pipeline starts within the first epoch.
+    full, resumed = read_batches(config, manifest, 6), read_batches(config, manifest, 4, start=2)
+    for batch, again in zip(full[2:], resumed, strict=True):
         for part, other in zip(tf.nest.flatten(batch), tf.nest.flatten(again), strict=True):
             np.testing.assert_array_equal(part, other)
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(4, 1), (11, 1), (16, 1), (2, 3)])
-def test_evaluation_sees_every_record_once(data, batch_size, workers):
+def test_evaluation_reads_every_record_once(data, batch_size, workers):
     config, manifest = data
     split = manifest.splits["val"]
     steps = count_eval_steps(split, batch_size, workers)

@@ -49,7 +49,7 @@ def read(plan: EpochPlan, steps: int, start_step: int = 0) -> list[tuple[str, in
     return [(record.decode(), int(epoch), int(position)) for record, epoch, position in records]
 
 
-def test_an_epoch_is_as_many_steps_as_whole_batches_of_the_smallest_shards(plan):
+def test_an_epoch_has_as_many_steps_as_the_smallest_shards_have_full_batches(plan):
     assert plan.steps_per_epoch == STEPS
     epochs = [epoch for _, epoch, _ in read(plan, 3 * STEPS)]
     assert epochs == [0] * STEPS * BATCH + [1] * STEPS * BATCH + [2] * STEPS * BATCH
@@ -76,16 +76,16 @@ def test_records_are_shuffled_inside_each_shard_differently_in_each_epoch(plan):
     assert tuple(f"0-2-{i}" for i in range(6)) not in seen
 
 
-def test_shards_of_one_size_are_not_shuffled_alike(plan):
+def test_shards_of_equal_size_are_shuffled_differently(plan):
     orders = [[[n[4:] for n in names if n.startswith(f"0-{s}-")] for s in (1, 3)] for names in read_epochs(plan, 3)]
     assert any(first != second for first, second in orders)
 
 
 def test_the_omitted_records_differ_between_epochs(plan):
-    everything = {f"0-{shard}-{i}" for shard, size in enumerate(SIZES) for i in range(size)}
-    left = [everything - set(names) for names in read_epochs(plan, 8)]
-    assert {len(rest) for rest in left} == {sum(SIZES) - STEPS * BATCH}
-    assert not set.intersection(*left)
+    all_records = {f"0-{shard}-{i}" for shard, size in enumerate(SIZES) for i in range(size)}
+    omitted = [all_records - set(names) for names in read_epochs(plan, 8)]
+    assert {len(rest) for rest in omitted} == {sum(SIZES) - STEPS * BATCH}
+    assert not set.intersection(*omitted)
 
 
 def test_positions_count_through_the_global_batch(plan):
@@ -117,7 +117,7 @@ def test_resuming_at_a_step_equals_skipping_to_it(plan, workers, start):
         assert read(mine, STEPS + 1, start) == whole[start * BATCH // workers :]
 
 
-def test_the_order_is_a_function_of_the_seed_alone(plan):
+def test_the_order_depends_only_on_the_seed(plan):
     tf.random.set_seed(1)
     first = read(plan, STEPS)
     tf.random.set_seed(2)
@@ -132,7 +132,7 @@ def test_epoch_e_reads_augmented_copy_e_mod_v(tmp_path):
 
 
 def test_shards_larger_than_the_shuffle_memory_are_read_completely(tmp_path, monkeypatch):
-    # Blocks of 16 records: a shard of 50 is shuffled in four.
+    # Blocks have 16 records, so a shard of 50 is shuffled in four blocks.
     monkeypatch.setattr("ssd_dist.data.order.SHUFFLE_RECORDS", 1)
     plan = EpochPlan(write_shards(tmp_path, (50, 50)), 50, 10, seed=0)
     names = [name for name, _, _ in read(plan, 10)]
@@ -141,28 +141,28 @@ def test_shards_larger_than_the_shuffle_memory_are_read_completely(tmp_path, mon
 
 
 def test_the_omitted_records_of_large_shards_differ_between_epochs(tmp_path, monkeypatch):
-    # Blocks of 16 records: of 33, a last one of a single record, which one batch of 64 never had.
+    # Blocks have 16 records, so the last block of a shard of 33 has one. Some batches of 64 must contain it.
     monkeypatch.setattr("ssd_dist.data.order.SHUFFLE_RECORDS", 1)
     plan = EpochPlan(write_shards(tmp_path, (33, 33)), 33, 64, seed=0)
     names = [name for name, _, _ in read(plan, 12)]
-    everything = {f"0-{shard}-{i}" for shard in range(2) for i in range(33)}
-    left = [everything - set(names[epoch * 64 : (epoch + 1) * 64]) for epoch in range(12)]
-    assert {len(rest) for rest in left} == {2}
-    assert not set.intersection(*left)
-    # Large shards begin at places of their own: a sorted set is not read in its order.
+    all_records = {f"0-{shard}-{i}" for shard in range(2) for i in range(33)}
+    omitted = [all_records - set(names[epoch * 64 : (epoch + 1) * 64]) for epoch in range(12)]
+    assert {len(rest) for rest in omitted} == {2}
+    assert not set.intersection(*omitted)
+    # Large shards start at random blocks, so a sorted dataset is not read in its order.
     firsts = {int(name.rsplit("-", 1)[1]) // 16 for epoch in range(12) for name in names[epoch * 64 : epoch * 64 + 2]}
     assert firsts >= {0, 1}
 
 
 def test_a_large_shard_next_to_a_small_one_is_read_completely(tmp_path, monkeypatch):
-    # The smallest fits into a block of 16 records, the largest does not.
+    # The smallest shard fits into a block of 16 records, the largest does not.
     monkeypatch.setattr("ssd_dist.data.order.SHUFFLE_RECORDS", 1)
     for largest in (18, 50):
         plan = EpochPlan(write_shards(tmp_path, (10, largest)), 10, 20, seed=0, largest_shard=largest)
         assert {name for name, _, _ in read(plan, 60)} >= {f"0-1-{i}" for i in range(largest)}
 
 
-def test_one_shard_and_one_record_per_step(tmp_path):
+def test_one_shard_with_one_record_per_step_is_read_completely(tmp_path):
     plan = EpochPlan(write_shards(tmp_path, (3,)), 3, 1, seed=0)
     assert sorted(name for name, _, _ in read(plan, 3)) == ["0-0-0", "0-0-1", "0-0-2"]
 

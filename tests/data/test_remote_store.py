@@ -19,7 +19,7 @@ STORE = "memory://bucket/out"
 
 @pytest.fixture
 def local(tmp_path) -> tuple[Config, Manifest]:
-    """A local dataset of two shards, and the same dataset on the store."""
+    """Writes a dataset of two shards to a folder and copies it to the store."""
     config = Config.model_validate(SMALL | {"data": {"dir": str(tmp_path / "out")}})
     manifest = write_dataset(tmp_path / "out", config, {"train": 8}, shards=2)
     store = fsspec.filesystem("memory")
@@ -32,7 +32,7 @@ def local(tmp_path) -> tuple[Config, Manifest]:
 
 @pytest.fixture
 def config(local, tmp_path) -> Config:
-    """The config that reads from the store."""
+    """Returns the config that reads from the store."""
     return Config.model_validate(SMALL | {"data": {"dir": STORE, "cache_dir": str(tmp_path / "cache")}})
 
 
@@ -42,7 +42,7 @@ def test_records_from_a_store_equal_those_from_a_folder(local, config):
     split = manifest.splits["train"]
     expected = [record.to_bytes() for record in read_split(here.data, split)]
     assert [record.to_bytes() for record in read_split(config.data, split)] == expected
-    # Copied once: from now on the store is not needed.
+    # The shards are copied once; then the store is not needed.
     fsspec.filesystem("memory").rm("/bucket/out/train", recursive=True)
     assert [record.to_bytes() for record in read_split(config.data, split)] == expected
     plan = plan_training(config.data, config.train, split)

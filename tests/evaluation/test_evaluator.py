@@ -23,7 +23,7 @@ IMAGES = 11
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory):
-    """Config, split and image ids of eleven images in three shards (4, 4 and 3 images)."""
+    """Returns config, split and image ids of eleven images in three shards (4, 4 and 3 images)."""
     folder = tmp_path_factory.mktemp("data") / "out"
     config = Config.model_validate({"data": {"dir": str(folder)}, "model": {"input_size": 64}})
     split = write_dataset(folder, config, {"val": IMAGES}, shards=3, objects=2).splits["val"]
@@ -57,8 +57,8 @@ def evaluate(
 
 
 @pytest.fixture(scope="module")
-def detected_singly(data) -> list[Detections]:
-    """The detections on each image, computed one image at a time."""
+def single_image_detections(data) -> list[Detections]:
+    """Returns the detections on each image, computed one image at a time."""
     _, model = evaluate(data, tf.distribute.OneDeviceStrategy("CPU:0"), IMAGES)
     config, split, _ = data
     found = []
@@ -80,20 +80,20 @@ def detected_singly(data) -> list[Detections]:
         (4, 2),  # the batch is smaller than the number of replicas: one image per replica
     ],
 )
-def test_replicas_give_the_detections_of_single_images(data, detected_singly, replicas, batch_size):
+def test_replicas_give_the_detections_of_single_images(data, single_image_detections, replicas, batch_size):
     strategy = mirrored(replicas) if replicas > 1 else tf.distribute.OneDeviceStrategy("CPU:0")
     found, _ = evaluate(data, strategy, batch_size)
     assert [detected.source_id for detected in found] == data[2]
-    assert sum(len(detected.scores) for detected in detected_singly) > 10 * IMAGES
-    for detected, expected in zip(found, detected_singly, strict=True):
+    assert sum(len(detected.scores) for detected in single_image_detections) > 10 * IMAGES
+    for detected, expected in zip(found, single_image_detections, strict=True):
         np.testing.assert_array_equal(detected.labels, expected.labels)
         # The order of floating-point sums depends on the batch size.
         np.testing.assert_allclose(detected.scores, expected.scores, rtol=1e-4)
         np.testing.assert_allclose(detected.boxes, expected.boxes, atol=1e-5)
 
 
-def test_detections_differ_between_images(detected_singly):
-    assert len({detected.scores.tobytes() for detected in detected_singly}) == IMAGES
+def test_detections_differ_between_images(single_image_detections):
+    assert len({detected.scores.tobytes() for detected in single_image_detections}) == IMAGES
 
 
 def test_evaluation_stops_on_a_stop_request(data):

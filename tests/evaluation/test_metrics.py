@@ -10,7 +10,7 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import COCO_STATS, assert_equals_devkit, assert_equals_pycocotools
+from reference_metrics import COCO_STATS, assert_equals_devkit, assert_equals_pycocotools
 from scenes import (
     BOX,
     OTHER,

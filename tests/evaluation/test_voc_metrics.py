@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from oracles import assert_equals_devkit, assert_equals_pycocotools
+from reference_metrics import assert_equals_devkit, assert_equals_pycocotools
 from scenes import BOX, NEAR, OTHER, SCENES, draw_scene, make_detections, make_ground_truth
 
 

@@ -205,7 +205,7 @@ def test_quantized_files_are_smaller(export):
     assert sizes["int8"] < sizes["fp16"]
     interpreter = tf.lite.Interpreter(str(export("tflite", "int8")[1] / "model.tflite"))
     assert interpreter.get_input_details()[0]["dtype"] == np.uint8
-    # Scale 1 and zero point 0: the file takes uint8 pixels as they are.
+    # Scale 1 and zero point 0: the file accepts uint8 pixels without conversion.
     assert interpreter.get_input_details()[0]["quantization"] == (pytest.approx(1.0), 0)
 
 
@@ -262,7 +262,7 @@ def remove(found, number):
     return Detections("a", *(np.delete(part, number, axis=0) for part in (found.boxes, found.labels, found.scores)))
 
 
-def test_a_lost_detection_is_missing_unless_noise_also_loses_it(detections):
+def test_a_lost_detection_counts_as_missing_unless_it_is_unstable(detections):
     lost = [remove(detections, 1)]
     stable, unstable = [detections] * 3, [detections, remove(detections, 1)]
     equal = compare_detections([detections], [detections], lambda _: pytest.fail("equal detections need no noise"))

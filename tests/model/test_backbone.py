@@ -19,7 +19,7 @@ MODEL = ModelConfig(width=0.35, input_size=96)
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """The path of Keras's cache in an empty home directory."""
+    """Returns the path of Keras's cache in an empty home directory."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".keras").mkdir()
     return tmp_path / ".keras" / "models"

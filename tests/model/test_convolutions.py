@@ -9,7 +9,7 @@ from ssd_dist.model.convolutions import PointwiseConv2D, SameDepthwiseConv2D, ch
 
 
 @pytest.mark.parametrize(
-    ("ours", "stock", "options"),
+    ("faster", "original", "options"),
     [
         (PointwiseConv2D, layers.Conv2D, {"filters": 5, "kernel_size": 1}),
         (PointwiseConv2D, layers.Conv2D, {"filters": 2, "kernel_size": 1, "use_bias": False, "padding": "same"}),
@@ -18,12 +18,12 @@ from ssd_dist.model.convolutions import PointwiseConv2D, SameDepthwiseConv2D, ch
     ],
 )
 @pytest.mark.parametrize("size", [1, 4, 7])  # 1: the filter covers more padding than image
-def test_outputs_and_gradients_equal_the_stock_layers(ours, stock, options: dict, size: int) -> None:
+def test_outputs_and_gradients_equal_those_of_keras(faster, original, options: dict, size: int) -> None:
     images = tf.constant(np.random.default_rng(size).normal(size=[2, size, size, 3]), tf.float32)
     found = []
-    first = stock(**options)
+    first = original(**options)
     first.build(images.shape)
-    for kind in (stock, ours):
+    for kind in (original, faster):
         layer = kind(**options)
         layer.build(images.shape)
         layer.set_weights(first.get_weights())

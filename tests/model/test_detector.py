@@ -144,7 +144,7 @@ def test_every_trainable_variable_has_a_gradient(detector):
         assert np.isfinite(gradient).all(), variable.name
 
 
-def test_single_equals_batched(detector):
+def test_outputs_of_an_image_do_not_depend_on_the_rest_of_the_batch(detector):
     images = tf.constant(np.random.default_rng(1).uniform(-1, 1, (3, 64, 64, 3)).astype(np.float32))
     whole = detector(images, training=False)
     for index in range(3):
@@ -193,7 +193,7 @@ def test_frozen_batch_norm_has_a_deterministic_gradient_on_gpus():
     np.testing.assert_allclose(
         gradient, tf.broadcast_to(norm.gamma / tf.sqrt(norm.moving_variance + norm.epsilon), values.shape), rtol=1e-5
     )
-    # TensorFlow refuses the fused one there (pull request 50505).
+    # TensorFlow raises an error for the fused version (pull request 50505).
     graph = run.get_concrete_function(values).graph
     assert not [operation.type for operation in graph.get_operations() if "FusedBatchNorm" in operation.type]
 

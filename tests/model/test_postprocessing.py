@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.box_references import iou_reference
 from support.box_strategies import random_boxes
-from support.detection_references import detect_reference, nms_reference
+from support.reference_boxes import iou_reference
+from support.reference_detection import detect_reference, nms_reference
 
 from ssd_dist.core.boxes import decode_boxes, encode_boxes
 from ssd_dist.core.config import AnchorConfig, EvalConfig
@@ -63,28 +63,28 @@ def test_nms_of_small_boxes_is_the_same_in_every_class(label):
     # Boxes of 6 pixels in 300, with IoUs on both sides of 0.5: the precision must not depend on the label.
     # Coordinates in 1..2 are rounded by at most 6e-8, which is 3e-6 of the side; an IoU depends on four of them.
     side = 0.02
-    for wanted, kept in ((0.5 - 2e-5, 2), (0.5 + 2e-5, 1)):
-        shift = side * (1 - wanted) / (1 + wanted)
+    for iou, kept in ((0.5 - 2e-5, 2), (0.5 + 2e-5, 1)):
+        shift = side * (1 - iou) / (1 + iou)
         boxes = np.array([[0.9, 0.9, 0.92, 0.92], [0.9, 0.9 + shift, 0.92, 0.92 + shift]], np.float32)
         assert (iou_reference(*boxes) > 0.5) == (kept == 1)
         _, labels, _ = run_nms(
             boxes, np.full(2, label, np.int32), np.array([0.9, 0.8], np.float32), EvalConfig(nms_iou=0.5)
         )
-        assert (labels > 0).sum() == kept, wanted
+        assert (labels > 0).sum() == kept, iou
 
 
-def test_classes_never_meet():
-    # Boxes that fill the image, one for each of the most labels there can be, and the corners of their places.
+def test_separated_boxes_of_different_classes_do_not_overlap():
+    # Boxes that fill the image, one for each of the 4,096 possible labels, are moved to separate regions.
     labels = tf.range(4096)
     y, x = labels // 64, labels % 64
-    places = separate_classes(tf.tile([[0.0, 0.0, 1.0, 1.0]], [4096, 1]), labels).numpy().astype(np.float64)
-    assert np.isfinite(np.prod(places[:, 2:] - places[:, :2], axis=1, dtype=np.float32)).all()
-    for low, cell in ((places[:, :2], 0), (places[:, 2:], 1)):
+    regions = separate_classes(tf.tile([[0.0, 0.0, 1.0, 1.0]], [4096, 1]), labels).numpy().astype(np.float64)
+    assert np.isfinite(np.prod(regions[:, 2:] - regions[:, :2], axis=1, dtype=np.float32)).all()
+    for low, cell in ((regions[:, :2], 0), (regions[:, 2:], 1)):
         np.testing.assert_array_equal(np.log2(low), np.stack([y, x], 1) + cell)
 
 
-def test_a_box_outside_the_image_is_no_detection():
-    # Clipped to nothing, two of them overlap with no other box and would each take a place.
+def test_boxes_outside_the_image_are_dropped():
+    # Two of the boxes have no area after clipping. They overlap with no other box, so NMS alone would keep them.
     boxes = np.array([[0.2, 1.0, 0.4, 1.0], [0.1, 0.1, 0.3, 0.3], [0.0, 0.5, 0.0, 0.6]], np.float32)
     scores = np.array([0.9, 0.8, 0.7], np.float32)
     _, _, kept = run_nms(boxes, np.ones(3, np.int32), scores, EvalConfig(max_detections=3))
@@ -98,7 +98,7 @@ def test_equal_scores_keep_their_order():
     assert kept.tolist() == [2, 1, 0, 0]
 
 
-def test_nothing_above_the_score_threshold_gives_nothing():
+def test_scores_below_the_threshold_give_no_detections():
     boxes = np.array([[0.1, 0.1, 0.3, 0.3]], np.float32)
     found = run_nms(boxes, np.array([1], np.int32), np.array([0.3], np.float32), EvalConfig(score_threshold=0.4))
     assert not any(part.any() for part in found)
@@ -113,7 +113,7 @@ def draw_outputs(seed: int, images: int, anchors: int, classes: int):
     )
 
 
-# The second has more pairs of anchor and class than go into suppression.
+# The second case has more (anchor, class) pairs than NMS accepts as candidates.
 @pytest.mark.parametrize(("anchors", "classes"), [(40, 3), (400, 4)])
 @pytest.mark.parametrize("seed", range(3))
 def test_detection_equals_the_reference(anchors, classes, seed):
@@ -127,10 +127,10 @@ def test_detection_equals_the_reference(anchors, classes, seed):
         expected = detect_reference(logits[image], offsets[image], boxes, 0.5, 0.05, 1000, CANDIDATES)
         count = int((found.scores[image].numpy() > 0).sum())
         assert count == len(expected)
-        labels, scores, places = zip(*expected, strict=True)
+        labels, scores, corners = zip(*expected, strict=True)
         np.testing.assert_array_equal(found.labels[image, :count], labels)
         np.testing.assert_allclose(found.scores[image, :count], scores, rtol=1e-5)
-        np.testing.assert_allclose(found.boxes[image, :count], places, atol=1e-5)
+        np.testing.assert_allclose(found.boxes[image, :count], corners, atol=1e-5)
 
 
 def test_confident_detections_are_sorted_by_their_odds():

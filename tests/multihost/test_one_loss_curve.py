@@ -1,4 +1,4 @@
-"""One loss curve: 1x1, 1x2, 2x1, 2x2 and 1x4 (workers x replicas) train alike on the same global batches."""
+"""One loss curve: 1x1, 1x2, 2x1, 2x2 and 1x4 (workers x replicas) give equal losses and weights on the same batches."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def tiny(steps: int, data: Path, *overrides: str, **options: Any) -> dict[str, A
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Datasets: `full` has objects in every image, `sparse` in three of 32, `none` in no image."""
+    """Writes three datasets: `full` has objects in every image, `sparse` in three of 32, `none` in no image."""
     folder = tmp_path_factory.mktemp("curve")
     (folder / "small.yaml").write_text("{}")
     config = load_config(folder / "small.yaml", SMALL)
@@ -61,7 +61,7 @@ def train_layouts(root: Path, name: str, variants: dict[str, dict], layouts=LAYO
     return results
 
 
-def assert_one_curve(
+def assert_equal_curves(
     results: Results, variant: str, losses: float, weights: float, of: str = "", statistics: float | None = None
 ) -> None:
     """Checks that all layouts had the same targets and differ from variant `of` in 1x1 by at most the tolerances.
@@ -90,7 +90,7 @@ def assert_equal_copies(workers: list[dict[str, np.ndarray]], note: str) -> None
 
 @pytest.mark.slow
 @pytest.mark.timeout(580)
-def test_every_layout_learns_the_same(root: Path) -> None:
+def test_all_layouts_have_the_same_loss_curve(root: Path) -> None:
     full, sparse, none = root / "full", root / "sparse", root / "none"
     globally = "mining.scope=global"
     # A few pairs of normalizer and scope are enough: only the sum of the counts differs between workers, and all pairs
@@ -110,11 +110,11 @@ def test_every_layout_learns_the_same(root: Path) -> None:
 
     for variant in ("image", "global", "none"):
         # Float32 sums in a different order, also in batch norm.
-        assert_one_curve(results, variant, losses=1e-4, weights=1e-3)
+        assert_equal_curves(results, variant, losses=1e-4, weights=1e-3)
     assert base["image"]["loss"][-5:].mean() < base["image"]["loss"][:5].mean()
     # Without batch statistics only the gradients' sums are in a different order; accumulated parts equal the batch.
-    assert_one_curve(results, "frozen", losses=1e-5, weights=1e-5)
-    assert_one_curve(results, "frozen_parts", losses=1e-5, weights=1e-5, of="frozen")
+    assert_equal_curves(results, "frozen", losses=1e-5, weights=1e-5)
+    assert_equal_curves(results, "frozen_parts", losses=1e-5, weights=1e-5, of="frozen")
 
     # At most three of a batch's eight images have objects, so some of four replicas have none. In some steps no replica
     # has any.
@@ -185,4 +185,4 @@ def test_the_detector_has_the_same_losses_in_float32(root: Path) -> None:
     results = train_layouts(root, "detector", variants, ((1, 1), (2, 1)))
     # Float32 rounding (6e-8) grows through seventy batch norms: measured relative differences are 1.3e-5 for the moving
     # statistics and 3e-6 for the losses.
-    assert_one_curve(results, "still", losses=1e-5, weights=1e-6, statistics=1e-4)
+    assert_equal_curves(results, "still", losses=1e-5, weights=1e-6, statistics=1e-4)

@@ -6,7 +6,8 @@ import json
 import pytest
 from parsed import describe, reasons
 
-from pipelines.readers.label_studio import original_path, parse_label_studio, remove_upload_prefix
+from pipelines.readers.label_studio import parse_label_studio
+from pipelines.readers.label_studio_paths import original_path, remove_upload_prefix
 
 BOX = {"x": 10, "y": 20, "width": 40, "height": 30, "rotation": 0}
 SIZE = {"original_width": 200, "original_height": 100, "image_rotation": 0}

@@ -1,4 +1,4 @@
-"""CSV reader: columns by name, images in the order of their first line, and invalid lines."""
+"""CSV reader: images in the order of their first line, and invalid lines. See test_layouts_csv.py for dialects."""
 
 import errno
 import gzip
@@ -9,7 +9,7 @@ from raw_sets import FailingFile, jpeg
 
 from pipelines import beam_storage
 from pipelines.annotations import Category, Image, Listing, SeparateBox
-from pipelines.readers.csv import find_files, read_columns, read_entries
+from pipelines.readers.csv import find_files, group_files, read_entries
 from pipelines.readers.sources import Source
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
@@ -31,7 +31,8 @@ def write_source(folder, *texts, **rest):
 
 def values_of(folder, *texts, **rest):
     source = write_source(folder, *texts, **rest)
-    return list(read_entries(find_files(source), source))
+    (group,) = group_files(find_files(source))
+    return list(read_entries(group, source))
 
 
 def of_type(values, kind):
@@ -86,14 +87,18 @@ def test_quoted_names_may_contain_commas(tmp_path):
         b"x" * 70000,
     ],
 )
-def test_an_unreadable_line_gives_an_image_with_a_problem(tmp_path, line):
-    values = values_of(tmp_path, HEADER.encode() + b"a.jpg,64,48,cat,1,2,3,4\n" + line + b"\n")
-    good, *bad = of_type(values, Image)
-    assert good.problem is None
-    assert bad
-    assert {image.problem.reason for image in bad} == {"broken_annotation"}
-    assert all("line" in image.source for image in bad)
-    assert of_type(values, Listing)[0].images == 1 + len(bad)
+def test_an_unreadable_line_gives_a_box_without_an_image(tmp_path, line):
+    lines = b"a.jpg,64,48,cat,1,2,3,4\n" + line + b"\na.jpg,64,48,dog,1,2,3,4\n"
+    values = values_of(tmp_path, HEADER.encode() + lines)
+    (image,) = of_type(values, Image)
+    assert (image.problem, of_type(values, Listing)[0].images) == (None, 1)
+    first, *bad, last = of_type(values, SeparateBox)
+    assert [(box.image_id, box.box.problem, box.box.category) for box in (first, last)] == [
+        ("a.jpg", None, "cat"), ("a.jpg", None, "dog"),
+    ]  # fmt: skip
+    assert {box.box.problem.reason for box in bad} == {"broken_annotation"}
+    assert {box.image_id for box in bad} == {str(tmp_path / "0.csv")}
+    assert bad[0].box.where == "line 3"
 
 
 @pytest.mark.parametrize("fields", ["cat,1,two,3,4", "cat,1,2,3,", ",1,2,3,4"])
@@ -118,12 +123,22 @@ def test_a_line_with_another_image_size_is_rejected(tmp_path):
     assert "(480, 640)" in boxes[2].problem.detail
 
 
-@pytest.mark.parametrize("header", ["", "filename,class,xmin,ymin,xmax\n", "a;b;c\n"])
-def test_a_header_without_a_required_column_is_rejected(tmp_path, header):
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("", r"x\.csv: the file is empty .* expected filename,class,xmin,ymin,xmax,ymax"),
+        (
+            "filename,class,xmin,ymin,xmax\n",
+            r"x\.csv: the header has no columns for an image and a box, only filename, c",
+        ),
+        ("a;b;c\n", r"x\.csv: the header has no columns for an image and a box, only a, b, c; rename"),
+    ],
+)
+def test_a_header_without_a_required_column_is_rejected(tmp_path, header, message):
     path = tmp_path / "x.csv"
     path.write_text(header)
-    with pytest.raises(DataError, match="header"):
-        read_columns(str(path))
+    with pytest.raises(DataError, match=message):
+        find_files(Source((str(path),), output_split="train"))
 
 
 def test_files_are_found_by_split_name(tmp_path):
@@ -134,7 +149,7 @@ def test_files_are_found_by_split_name(tmp_path):
     for given, split in ((tmp_path, "train"), (tmp_path / "val.csv.gz", "val")):
         (file,) = find_files(Source((str(given),), output_split=split))
         assert file.images == str(tmp_path / "images")
-    with pytest.raises(DataError, match=r"test\.csv"):
+    with pytest.raises(DataError, match=r"no split 'test'; CSV annotations with train, val"):
         find_files(Source((str(tmp_path),), output_split="test"))
 
 
@@ -161,7 +176,7 @@ def test_a_storage_error_stops_the_job_instead_of_losing_data(tmp_path, monkeypa
     (file,) = find_files(write_source(tmp_path, text))
     monkeypatch.setattr(beam_storage, "open_input", lambda _: FailingFile(text.encode()[:-5], error))
     with pytest.raises(DataError, match=r"0\.csv could not be read to its end .* again"):
-        list(read_entries([file], SOURCE))
+        list(read_entries(*group_files([file]), SOURCE))
 
 
 @pytest.mark.parametrize("error", [EOFError(), zlib.error("-3"), OSError("Invalid data stream")])
@@ -169,5 +184,5 @@ def test_lines_before_the_damage_of_a_file_are_read(tmp_path, monkeypatch, error
     text = HEADER + "a.jpg,64,48,cat,1,2,3,4\n" * 3
     (file,) = find_files(write_source(tmp_path, text))
     monkeypatch.setattr(beam_storage, "open_input", lambda _: FailingFile(text.encode()[:-5], error))
-    values = list(read_entries([file], SOURCE))
+    values = list(read_entries(*group_files([file]), SOURCE))
     assert [image.problem is None for image in of_type(values, Image)] == [True, False]

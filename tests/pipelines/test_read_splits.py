@@ -5,7 +5,7 @@ from raw_sets import jpeg, make_coco, make_voc, make_yolo, voc_xml
 
 from pipelines.readers.sources import Source, assign_split, locate_image, parse_split_by
 from pipelines.readers.tfrecord import find_files
-from pipelines.readers.yolo_layout import find_layout
+from pipelines.readers.yolo import choose_layouts
 from pipelines.split_folder import contains_only_output
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError, UsageError
@@ -152,14 +152,15 @@ def test_tfrecord_files_of_all_splits_are_divided_together(tmp_path):
     assert found == [[str(tmp_path / "train-0-of-1"), str(tmp_path / "val-0-of-1")]] * 2
 
 
-def test_split_by_needs_source_split_with_list_files(tmp_path):
-    make_yolo(tmp_path, {"a": [""]}, ["x"])
-    (tmp_path / "train.txt").write_text("images/train/a.jpg\n")
-    (tmp_path / "data.yaml").write_text('{"train": "train.txt", "names": ["x"]}')
-    with pytest.raises(DataError, match="--source_split"):
-        find_layout(str(tmp_path), Source(("x",), output_split="train", split_by=SHARES))
-    layout = find_layout(str(tmp_path), Source(("x",), split="train", output_split="val", split_by=SHARES))
-    assert layout.list_file.endswith("train.txt")
+def test_yolo_list_files_of_all_splits_are_divided_together(tmp_path):
+    make_yolo(tmp_path, {"a": [""], "b": [""]}, ["x"])
+    for split, name in (("train", "a"), ("val", "b")):
+        (tmp_path / f"{split}.txt").write_text(f"images/train/{name}.jpg\n")
+    (tmp_path / "data.yaml").write_text('{"train": "train.txt", "val": "val.txt", "names": ["x"]}')
+    (layout,) = choose_layouts(Source((str(tmp_path),), output_split="train", split_by=SHARES))
+    assert layout.list_files == (str(tmp_path / "train.txt"), str(tmp_path / "val.txt"))
+    (layout,) = choose_layouts(Source((str(tmp_path),), split="train", output_split="val", split_by=SHARES))
+    assert layout.list_files == (str(tmp_path / "train.txt"),)
 
 
 def test_a_folder_of_shards_is_distinguished_from_one_with_images_among_them(tmp_path):

@@ -9,14 +9,14 @@ from raw_sets import jpeg, make_yolo
 from pipelines.annotations import Category, Image, Listing
 from pipelines.image_reading import read_image
 from pipelines.readers.sources import Source
-from pipelines.readers.yolo import list_labels, parse_label, read_label
-from pipelines.readers.yolo_layout import find_layout
+from pipelines.readers.yolo import choose_layouts, list_labels, read_label
+from pipelines.readers.yolo_labels import parse_label
 from ssd_dist.core.errors import DataError
 
 
 def elements_of(folder, split="train", **rest):
     source = Source((str(folder),), output_split=split, **rest)
-    entries = list(list_labels([find_layout(str(folder), source)], source))
+    entries = list(list_labels(choose_layouts(source), source))
     return [value for entry in entries for _, value in read_label(entry)]
 
 
@@ -31,7 +31,8 @@ def test_lines_become_normalised_corners():
 
 
 @pytest.mark.parametrize(
-    "line", ["1 0.5 0.5 0.1", "x 0.5 0.5 0.1 0.1", "1 0.5 0.5 0.1 0.1 0.9", "1 a b c d", "1.5 0 0 1 1", "1"]
+    "line",
+    ["1 0.5 0.5 0.1", "x 0.5 0.5 0.1 0.1", "1 .5 .5 .1 .1 .9 .5 .5", "1 a b c d", "1.5 0 0 1 1", "1", "nan 0 0 1 1"],
 )
 def test_an_invalid_line_gives_a_box_with_a_problem(line):
     good, bad = parse_label(f"0 0.5 0.5 0.1 0.1\n{line}")
@@ -231,7 +232,7 @@ def test_a_missing_image_folder_is_rejected(tmp_path, content):
     (tmp_path / "train.txt").write_text("images/train/a.jpg\n")
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"names": ["x"], **content}))
     with pytest.raises(DataError, match="typo"):
-        find_layout(str(tmp_path), Source((str(tmp_path),), image_dir=str(tmp_path / "typo"), output_split="train"))
+        choose_layouts(Source((str(tmp_path),), image_dir=str(tmp_path / "typo"), output_split="train"))
 
 
 def test_a_list_file_defines_the_images_and_their_order(tmp_path):

@@ -35,7 +35,7 @@ any_box = st.builds(
     where=st.just("object 0"),
     normalized=st.booleans(),
     area=st.none() | st.floats(),
-    problem=st.none() | st.just(Problem("broken_box", "said so")),
+    problem=st.none() | st.just(Problem("broken_box", "cannot be parsed")),
 )
 
 

@@ -8,9 +8,9 @@ CELLS = np.array([38, 19, 10, 5, 3, 1])
 
 
 def random_boxes(rng: np.random.Generator, count: int, smallest: float = 0.005, largest: float = 0.9) -> np.ndarray:
-    """float32 [count, 4] in general position, sides spread evenly over the octaves.
+    """Draws boxes in general position, float32 [count, 4], with log-uniform sides.
 
-    No centre lies within 5e-6 of the middle between two cells of SSD300: there the nearest anchor is not defined.
+    No centre lies within 5e-6 of the middle between two cells of SSD300, where the nearest anchor is ambiguous.
     """
     boxes: list[np.ndarray] = []
     while len(boxes) < count:
@@ -24,7 +24,7 @@ def random_boxes(rng: np.random.Generator, count: int, smallest: float = 0.005, 
 
 @st.composite
 def general_boxes(draw: st.DrawFn, smallest_count: int = 0, largest_count: int = 8) -> np.ndarray:
-    """Boxes in general position."""
+    """Draws boxes in general position."""
     count = draw(st.integers(smallest_count, largest_count))
     return random_boxes(np.random.default_rng(draw(st.integers(0, 2**32 - 1))), count)
 
@@ -38,19 +38,19 @@ def _grid_box(corners: tuple[int, int, int, int]) -> tuple[float, ...]:
 _ON_GRID = st.tuples(
     st.integers(0, GRID - 1), st.integers(0, GRID - 1), st.integers(1, GRID), st.integers(1, GRID)
 ).map(_grid_box)
-# Copies of one size, shifted: of all that lie inside an anchor it has the same IoU with each.
+# Shifted copies of one size: an anchor has the same IoU with each copy inside it.
 _SMALL_COPY = st.tuples(st.integers(96, 104), st.integers(96, 104)).map(
     lambda corner: (corner[0] / 256, corner[1] / 256, (corner[0] + 3) / 256, (corner[1] + 2) / 256)
 )
 _LARGE_COPY = st.tuples(st.integers(4, 12), st.integers(4, 12)).map(lambda corner: _grid_box((*corner, 48, 48)))
-_ODD = st.sampled_from(
+_EXTREME = st.sampled_from(
     [
         (0.0, 0.0, 1.0, 1.0),  # the full image
         (0.5, 0.5, 0.5001, 0.5001),  # tiny, at the centre
         (0.0, 0.0, 1e-4, 1e-4),  # tiny, in the corner
         (0.999, 0.999, 1.0, 1.0),
-        (0.0, 0.3, 1.0, 0.301),  # a sliver, image high
-        (0.9, 0.0, 1.0, 1.0),  # along the lower border
+        (0.0, 0.3, 1.0, 0.301),  # a sliver as high as the image
+        (0.9, 0.0, 1.0, 1.0),  # at the lower border
         (0.25, 0.25, 0.75, 0.75),
     ]
 )
@@ -58,10 +58,13 @@ _ODD = st.sampled_from(
 
 @st.composite
 def adversarial_boxes(draw: st.DrawFn, smallest_count: int = 0, largest_count: int = 6) -> np.ndarray:
-    """Boxes on a coarse grid, odd ones, shifted and true copies: ties, shared best anchors, tiny, on the border."""
+    """Draws hard cases of matching: ties, shared best anchors, and boxes that are tiny or touch the border.
+
+    The boxes lie on a coarse grid, have extreme shapes, or are shifted or exact copies of each other.
+    """
     boxes = draw(
         st.one_of(
-            st.lists(st.one_of(_ON_GRID, _ODD), min_size=smallest_count, max_size=largest_count),
+            st.lists(st.one_of(_ON_GRID, _EXTREME), min_size=smallest_count, max_size=largest_count),
             st.lists(st.one_of(_SMALL_COPY, _LARGE_COPY), min_size=smallest_count, max_size=largest_count),
         )
     )

@@ -1,4 +1,4 @@
-"""An emulated Google Cloud Storage in a process of its own."""
+"""Emulates Google Cloud Storage in a separate process."""
 
 import importlib.util
 import socket
@@ -14,7 +14,7 @@ from multihost.processes import free_ports
 
 @contextmanager
 def emulated_store(bucket: str) -> Iterator[str]:
-    """The address of a store with one bucket, once it listens; skips the test where there is no emulator."""
+    """Starts a store with one bucket and yields its address; skips the test if no emulator is installed."""
     if importlib.util.find_spec("gcp_storage_emulator") is None:
         pytest.skip("no gcp-storage-emulator; it is among the dev requirements")
     (port,) = free_ports(1)

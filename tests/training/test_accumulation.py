@@ -23,7 +23,7 @@ SMALL = ["model.input_size=64", "backbone.weights=none", "backbone.freeze_batch_
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight images, three with objects: most parts have no objects and must not divide by their own count."""
+    """Writes eight images, three with objects: most parts have no objects and must not divide by their own count."""
     folder = tmp_path_factory.mktemp("accumulation")
     (folder / "small.yaml").write_text("{}")
     config = load_config(folder / "small.yaml", SMALL)

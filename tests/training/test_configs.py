@@ -38,7 +38,7 @@ def test_a_recipe_matches_its_name(name: str) -> None:
     config = load_config(CONFIGS / name)
     head, size = ("ssdlite", 320) if "ssdlite" in name else ("ssd", int(name[-8:-5]))
     assert (config.model.head, config.model.input_size) == (head, size)
-    # The article's recipe.
+    # The recipe of the paper.
     assert (config.train.epochs, config.optimizer.name, config.amp.enabled, config.ema.enabled) == (
         200, "adamw", True, True,
     )  # fmt: skip

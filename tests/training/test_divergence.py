@@ -34,7 +34,7 @@ def create_workers(collectives: OneWorkerCollectives) -> WorkerGroup:
 
 
 def create_run(state: TrainState, intervals: StepIntervals | None = None, **parts) -> Run:
-    """A run of one worker that may recover once."""
+    """Creates a run of one worker that may recover once."""
     defaults = {
         "state": state, "trainer": SimpleNamespace(), "evaluation": None, "data": TrainingData(None, lambda: None),
         "checkpoints": None, "intervals": intervals, "grace_seconds": 30.0,

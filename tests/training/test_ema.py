@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.reference_training import ema_decay_reference, ema_reference
 from support.replicas import copies, mirrored
-from support.training_references import ema_decay_reference, ema_reference
 
 from ssd_dist.core.config import EmaConfig
 from ssd_dist.training.ema import ExponentialMovingAverage, ema_decay
@@ -35,7 +35,7 @@ def flat_averages(ema, groups) -> np.ndarray:
     return np.concatenate([ema.averages[group.name].numpy() for group in groups])
 
 
-def move(groups, rng: np.random.Generator) -> None:
+def change_weights(groups, rng: np.random.Generator) -> None:
     for group in groups:
         for variable in group.variables:
             variable.assign_add(rng.normal(size=variable.shape).astype(np.float32))
@@ -48,14 +48,14 @@ def move(groups, rng: np.random.Generator) -> None:
     warmup=st.integers(0, 7),
     seed=st.integers(0, 99),
 )
-def test_equals_the_reference(decay, update_every, warmup, seed):
+def test_the_average_equals_the_reference(decay, update_every, warmup, seed):
     rng = np.random.default_rng(seed)
     groups = create_groups(rng)
     config = EmaConfig(decay=decay, update_every=update_every, warmup_steps=warmup)
     ema = ExponentialMovingAverage(groups, config)
     initial, trajectory, averages = flat_weights(groups), [], []
     for step in range(1, 16):
-        move(groups, rng)
+        change_weights(groups, rng)
         trajectory.append(flat_weights(groups))
         ema.update(tf.constant(step, tf.int64), [group.pack() for group in groups])
         averages.append(flat_averages(ema, groups))
@@ -63,7 +63,7 @@ def test_equals_the_reference(decay, update_every, warmup, seed):
     np.testing.assert_allclose(averages, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_by_hand():
+def test_the_average_equals_values_computed_by_hand():
     # The weight changes from 0 to 1. Decays 1/10, 2/11, 3/12 give 0.9, 1 - 0.1 x 2/11, 1 - 0.1 x 2/11 x 1/4.
     weight = tf.Variable([0.0])
     ema = ExponentialMovingAverage([ParameterGroup("g", (weight,), 1.0, 0.0)], EmaConfig(decay=0.999))
@@ -86,7 +86,7 @@ def test_during_warmup_the_average_equals_the_weights():
     groups = create_groups(rng)
     ema = ExponentialMovingAverage(groups, EmaConfig(warmup_steps=3))
     for step in range(1, 4):
-        move(groups, rng)
+        change_weights(groups, rng)
         ema.update(tf.constant(step, tf.int64), [group.pack() for group in groups])
         np.testing.assert_allclose(flat_averages(ema, groups), flat_weights(groups), rtol=1e-6, atol=1e-7)
     assert int(ema.updates) == 0
@@ -175,7 +175,7 @@ def test_each_replica_keeps_the_same_average_bit_for_bit(update_every):
     run = tf.function(lambda step: strategy.run(partial(replica_step, step)))
     initial, trajectory = flat_weights(groups), []
     for step in range(1, 7):
-        move(groups, rng)
+        change_weights(groups, rng)
         trajectory.append(flat_weights(groups))
         run(tf.constant(step, tf.int64))
     expected = ema_reference(initial, trajectory, 0.9, update_every)[-1]

@@ -8,13 +8,13 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.replicas import collect_rows, mirrored, share_rows, trace
-from support.training_references import (
+from support.reference_training import (
     ImageTargets,
     cross_entropy_reference,
     multibox_loss_reference,
     smooth_l1_reference,
 )
+from support.replicas import collect_rows, mirrored, share_rows, trace
 
 from ssd_dist.core.config import LossConfig, MiningConfig
 from ssd_dist.data.batch import SparseTargets
@@ -28,7 +28,7 @@ IMAGES, ANCHORS, CLASSES = 4, 20, 3
 
 
 def draw_batch(seed: int, empty_images: int = 1) -> tuple[np.ndarray, np.ndarray, list[ImageTargets]]:
-    """Logits, offsets and targets of a batch whose first images have no objects."""
+    """Draws logits, offsets and targets of a batch whose first images have no objects."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (IMAGES, ANCHORS, CLASSES + 1)).astype(np.float32)
     offsets = rng.normal(0, 2, (IMAGES, ANCHORS, 4)).astype(np.float32)
@@ -240,7 +240,7 @@ def test_ignored_anchors_do_not_change_the_loss(scope):
     assert run_on(1, changed, offsets, targets, loss, mining)[0] == value
 
 
-def test_single_equals_batched():
+def test_single_images_and_batches_have_equal_losses():
     loss, mining = LossConfig(normalizer="images"), MiningConfig()
     logits, offsets, targets = draw_batch(seed=7)
     whole = run_on(1, logits, offsets, targets, loss, mining)[0]

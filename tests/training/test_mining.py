@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.reference_training import mine_global_reference, mine_per_image_reference, negative_quota_reference
 from support.replicas import collect_rows, mirrored, share_rows, trace
-from support.training_references import mine_global_reference, mine_per_image_reference, negative_quota_reference
 
 from ssd_dist.core.config import MiningConfig
 from ssd_dist.training.mining import mine_global, mine_per_image
@@ -27,7 +27,7 @@ EDGE_VALUES = [
 
 @st.composite
 def batches(draw: st.DrawFn, values=EDGE_VALUES):
-    """Losses [B, A], candidates [B, A] and positives [B], with ties and rows without any candidate."""
+    """Draws losses [B, A], candidates [B, A] and positives [B], with ties and rows without any candidate."""
     cells = IMAGES * ANCHORS
     numbers = st.one_of(st.sampled_from(values), st.floats(-10, 10, width=32, allow_subnormal=False))
     losses = np.array(draw(st.lists(numbers, min_size=cells, max_size=cells)), np.float32).reshape(IMAGES, ANCHORS)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.reference_training import AdamWReference, SgdReference, clip_by_global_norm_reference, ema_reference
 from support.replicas import copies, mirrored, share_rows, trace
-from support.training_references import AdamWReference, SgdReference, clip_by_global_norm_reference, ema_reference
 
 from ssd_dist.core.config import EmaConfig, OptimizerConfig, ScheduleConfig
 from ssd_dist.training.ema import ExponentialMovingAverage
@@ -44,7 +44,7 @@ class Setup:
         self._step([_first_row(self.strategy, value) for value in shared])
 
     def state(self) -> dict[str, list[np.ndarray]]:
-        """Every variable of the run on each replica, by name."""
+        """Returns every variable of the run on each replica, by name."""
         slots = {f"{name}/{i}": slot for name, s in self.inner.slots.items() for i, slot in enumerate(s)}
         weights = {f"weight{i}": v for i, v in enumerate(self.optimizer.variables_to_train)}
         averages = {f"average/{name}": average for name, average in self.ema.averages.items()}
@@ -150,7 +150,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 @pytest.mark.parametrize("values", BAD.values(), ids=BAD)
-def test_one_replicas_overflow_skips_the_step_everywhere(name, values):
+def test_an_overflow_on_one_replica_skips_the_step_on_all_replicas(name, values):
     # Trap 3: checking only replica 0's own gradient lets replica 1's infinity into the weights.
     setup = Setup(OptimizerConfig(name=name), DYNAMIC_SCALE, dynamic=True, replicas=2)
     rng = np.random.default_rng(3)

@@ -27,7 +27,7 @@ def test_an_overflow_halves_the_scale_and_resets_the_count():
     assert values_of(scale) == (256.0, 0, 2)
 
 
-def test_two_thousand_good_steps_in_a_row_double():
+def test_two_thousand_consecutive_good_steps_double_the_scale():
     scale = LossScale(8.0, dynamic=True)
     update = tf.function(scale.update)
     for _ in range(1999):
@@ -92,7 +92,7 @@ def test_amp_context_follows_the_config(config, policy, initial, dynamic, overfl
     assert (float(optimizer.loss_scale.scale) < initial) == dynamic
 
 
-def test_an_optimizer_without_accumulation_refuses_to_accumulate():
+def test_an_optimizer_without_accumulation_rejects_accumulated_gradients():
     with pytest.raises(ValueError, match="accumulate_steps above 1"):
         AMPContext(AmpConfig()).wrap_optimizer(create_optimizer()).accumulate([tf.ones([1])])
 

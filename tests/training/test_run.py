@@ -76,15 +76,15 @@ LONG = ["train.log_every=4", "train.steps_per_loop=3", "eval.every_steps=6", "tr
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path) -> Path:
-    """An uninterrupted run of two replicas."""
-    train(data, data.parent / "whole", *LONG)
-    return data.parent / "whole"
+def uninterrupted(data: Path) -> Path:
+    """Trains two replicas without interruption; returns the run folder."""
+    train(data, data.parent / "uninterrupted", *LONG)
+    return data.parent / "uninterrupted"
 
 
-def assert_same_end(whole: Path, other: Path) -> None:
+def assert_equal_results(uninterrupted: Path, other: Path) -> None:
     """Checks that all weights, averages, slots, counters and metrics are equal bit for bit."""
-    first, second = read_weights(whole), read_weights(other)
+    first, second = read_weights(uninterrupted), read_weights(other)
     assert first.keys() == second.keys()
     assert any("ema" in name for name in first)
     assert any("optimizer/slots" in name for name in first)
@@ -93,18 +93,18 @@ def assert_same_end(whole: Path, other: Path) -> None:
     clock = ("images_per_second", "images_per_second_without_wait", "data_wait")
     for kind in ("train", "eval"):
         rows = [[{k: v for k, v in row.items() if k not in clock} for row in read_rows(run, kind)]
-                for run in (whole, other)]  # fmt: skip
+                for run in (uninterrupted, other)]  # fmt: skip
         assert rows[0] == rows[1]
-    assert (whole / "best" / "best.json").read_text() == (other / "best" / "best.json").read_text()
+    assert (uninterrupted / "best" / "best.json").read_text() == (other / "best" / "best.json").read_text()
 
 
 @pytest.mark.slow
-def test_a_run_resumed_mid_epoch_and_mid_report_ends_bit_equal(data: Path, whole: Path, tmp_path: Path) -> None:
-    assert [row["step"] for row in read_rows(whole, "train")] == [4, 8, 12]
-    assert [row["step"] for row in read_rows(whole, "eval")] == [6, 12]
+def test_a_run_resumed_mid_epoch_and_mid_report_ends_bit_equal(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    assert [row["step"] for row in read_rows(uninterrupted, "train")] == [4, 8, 12]
+    assert [row["step"] for row in read_rows(uninterrupted, "eval")] == [6, 12]
     # The files after a crash after step 5, with a truncated newest checkpoint.
     run = tmp_path / "run"
-    shutil.copytree(whole, run)
+    shutil.copytree(uninterrupted, run)
     shutil.rmtree(run / "best")
     for file in (run / "checkpoints").glob("ckpt-12.*"):
         file.unlink()
@@ -112,7 +112,7 @@ def test_a_run_resumed_mid_epoch_and_mid_report_ends_bit_equal(data: Path, whole
     output = train(data, run, *LONG)
     assert "ckpt-10 is damaged" in output
     assert "resumes at step 5 of 12" in output
-    assert_same_end(whole, run)
+    assert_equal_results(uninterrupted, run)
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_computing_on_one_thread_does_not_count_as_waiting_for_data(data: Path, 
 
 
 @pytest.mark.slow
-def test_a_run_stopped_by_a_signal_ends_bit_equal(data: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_run_stopped_by_a_signal_ends_bit_equal(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = train_command(data, run, *LONG)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=QUIET)
@@ -144,11 +144,11 @@ def test_a_run_stopped_by_a_signal_ends_bit_equal(data: Path, whole: Path, tmp_p
     assert stopped, output
     assert 4 <= int(stopped[1]) < 12
     train(data, run, *LONG)
-    assert_same_end(whole, run)
+    assert_equal_results(uninterrupted, run)
 
 
 @pytest.fixture
-def with_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def write_changed_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Returns a function that writes a dataset in which record train13 is changed."""
 
     def write(change) -> Path:
@@ -173,8 +173,8 @@ def set_offsets_to_nan(record: Record) -> Record:
 
 
 @pytest.mark.slow
-def test_a_nan_loss_stops_the_run_or_its_steps_are_skipped(with_record, tmp_path: Path) -> None:
-    data = with_record(set_offsets_to_nan)
+def test_a_nan_loss_stops_the_run_or_its_steps_are_skipped(write_changed_data, tmp_path: Path) -> None:
+    data = write_changed_data(set_offsets_to_nan)
     flags = ["train.log_every=3", "train.steps_per_loop=3", "eval.every_steps=6", "train.epochs=3",
              "checkpoint.every_steps=2"]  # fmt: skip
     run = tmp_path / "run"
@@ -194,15 +194,15 @@ def test_a_nan_loss_stops_the_run_or_its_steps_are_skipped(with_record, tmp_path
     output = train(data, run, *flags, "train.recover_from_blowup=3")
     assert "(recovery 3 of train.recover_from_blowup: 3)" in output
     # A clock that makes the run pause after every step changes nothing.
-    train(data, tmp_path / "whole", *flags, "train.recover_from_blowup=3", "preemption.grace_seconds=0.1")
-    assert_same_end(tmp_path / "whole", run)
+    train(data, tmp_path / "uninterrupted", *flags, "train.recover_from_blowup=3", "preemption.grace_seconds=0.1")
+    assert_equal_results(tmp_path / "uninterrupted", run)
     values = [np.asarray(value) for value in read_weights(run).values()]
     assert all(np.isfinite(value).all() for value in values if value.dtype.kind == "f")
 
 
 @pytest.mark.slow
-def test_two_workers_skip_the_same_steps_as_one(with_record, tmp_path: Path) -> None:
-    data = with_record(set_offsets_to_nan)
+def test_two_workers_skip_the_same_steps_as_one(write_changed_data, tmp_path: Path) -> None:
+    data = write_changed_data(set_offsets_to_nan)
     flags = ["train.log_every=3", "train.steps_per_loop=3", "train.epochs=2", "checkpoint.every_steps=2",
              "eval.every_epochs=0", "train.recover_from_blowup=2"]  # fmt: skip
     train(data, tmp_path / "one", *flags)
@@ -218,8 +218,8 @@ def test_two_workers_skip_the_same_steps_as_one(with_record, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_record_that_cannot_be_decoded_is_reported_or_skipped(with_record, tmp_path: Path) -> None:
-    data = with_record(lambda record: replace(record, encoded=b"no JPEG"))
+def test_a_record_that_cannot_be_decoded_is_reported_or_skipped(write_changed_data, tmp_path: Path) -> None:
+    data = write_changed_data(lambda record: replace(record, encoded=b"no JPEG"))
     # Record 13 of four shards is the fourth of the second. Its checksum is valid, so training finds it.
     output = train(data, tmp_path / "run", "train.epochs=1", expect=3)
     assert "train/view00-00001-of-00004.tfrecord, record 3" in output
@@ -240,7 +240,7 @@ def test_best_model_is_evaluated_and_predicts(data: Path, tmp_path: Path) -> Non
     best = json.loads((run / "best" / "best.json").read_text())
     rows = {row["step"]: row for row in read_rows(run, "eval")}
     assert best["value"] == max(row["coco/AP"] for row in rows.values())
-    # Works for a run that several hosts trained, too.
+    # This also works for a run that several hosts trained.
     run_command("evaluate", f"--model_dir={run}", "--split=val", f"--output={tmp_path / 'm.json'}",
                 f"--pictures={tmp_path / 'p.png'}", "--set=cluster.strategy=multi_worker")  # fmt: skip
     # The best weights evaluated on the same split by another process: equal metrics, bit for bit.
@@ -273,7 +273,7 @@ def test_best_model_is_evaluated_and_predicts(data: Path, tmp_path: Path) -> Non
     ],
 )
 @pytest.mark.slow
-def test_a_user_error_is_one_line_and_an_exit_code(
+def test_a_user_error_is_reported_in_one_line_with_its_exit_code(
     data: Path, tmp_path: Path, overrides: list[str], code: int, words: list[str]
 ) -> None:
     output = train(data, tmp_path / "run", *overrides, expect=code)

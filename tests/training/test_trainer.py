@@ -33,7 +33,7 @@ def make_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
 
 def loop_nodes(trainer: DetectorTrainer) -> list[Any]:
-    """All nodes of the traced loop, including those inside functions."""
+    """Returns all nodes of the traced loop, including those inside functions."""
     (loop,) = trainer._train_loop_fn._list_all_concrete_functions()
     graph = loop.graph.as_graph_def()
     return [*graph.node, *(node for function in graph.library.function for node in function.node_def)]

@@ -119,15 +119,15 @@ def multibox_loss_reference(
       logits: [B, A, K], class 0 is background.
       offsets: [B, A, 4], predicted.
       targets: one per image.
-      beta: where smooth L1 turns linear.
+      beta: difference from which smooth L1 is linear.
       normalizer: `positives`, `images` or `classified` (positives and mined negatives).
       normalize_per: count over the whole `batch` or over each `image`.
       reduction: over the images: `sum`, `mean` or `none`.
-      label_smoothing: of the cross-entropy.
+      label_smoothing: label smoothing of the cross-entropy.
       localization_weight: factor on smooth L1.
       ratio: mined negatives per positive.
       scope: `image` or `global` mining.
-      min_negatives_per_image: minimum number of negatives, also without positives.
+      min_negatives_per_image: minimum number of negatives per image, also without positives.
     """
     images, anchors, _ = logits.shape
     background = np.zeros((images, anchors))
@@ -146,9 +146,9 @@ def multibox_loss_reference(
         for a in range(anchors):
             if negatives[b, a]:
                 classification[b] += background[b, a]
-        for a, label, wanted in zip(target.anchors, target.labels, target.offsets, strict=True):
+        for a, label, expected in zip(target.anchors, target.labels, target.offsets, strict=True):
             classification[b] += cross_entropy_reference(logits[b, a], int(label), label_smoothing)
-            for predicted, true in zip(offsets[b, a], wanted, strict=True):
+            for predicted, true in zip(offsets[b, a], expected, strict=True):
                 localization[b] += smooth_l1_reference(float(predicted) - float(true), beta)
 
     for b in range(images):
@@ -173,7 +173,7 @@ def ema_decay_reference(updates: int, decay: float) -> float:
 def ema_reference(
     initial: np.ndarray, trajectory: Sequence[np.ndarray], decay: float, update_every: int = 1, warmup_steps: int = 0
 ) -> list[np.ndarray]:
-    """The average after each applied step; trajectory[s - 1] are the weights after step s.
+    """Returns the average after each applied step; trajectory[s - 1] are the weights after step s.
 
     Up to `warmup_steps` the average equals the weights and n stays 0; only every `update_every`-th step updates it.
     """

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from support.box_references import decode_reference, iou_reference
+from support.reference_boxes import decode_reference, iou_reference
 
 
 def softmax_reference(logits: Sequence[float]) -> list[float]:

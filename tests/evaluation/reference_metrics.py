@@ -5,7 +5,7 @@ import io
 
 import pytest
 from scenes import HEIGHT, WIDTH, class_names
-from support.detection_references import VocImage, voc_ap_reference
+from support.reference_detection import VocImage, voc_ap_reference
 
 from ssd_dist.evaluation.metrics import Metrics, evaluate_detections
 

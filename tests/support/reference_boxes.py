@@ -1,6 +1,6 @@
-"""Anchors, boxes and matching: float64 NumPy references, written from the formulas in plain loops.
+"""Float64 NumPy references of anchors, box arithmetic and matching, written from the formulas in plain loops.
 
-Nothing here imports the package under test.
+This module does not import the package under test.
 
 Sources: DESIGN.md section 3, SSD (Liu et al. 2016). Boxes are [ymin, xmin, ymax, xmax], normalised.
 """
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Numbers closer than this are one number: float32 coordinates carry about 1e-7.
+# Values that differ by less are treated as equal: float32 coordinates have an error of about 1e-7.
 TIE = 1e-6
 
 
 def anchors_reference(
     sizes: Sequence[float], aspect_ratios: Sequence[Sequence[float]], feature_sizes: Sequence[int]
 ) -> np.ndarray:
-    """Anchors [A, 4] in the order level, row, column, shape; `sizes` has one entry more than there are levels."""
+    """Returns anchors [A, 4] in the order level, row, column, shape; `sizes` has one entry more than the levels."""
     anchors = []
     for level, cells in enumerate(feature_sizes):
         size, following = sizes[level], sizes[level + 1]
@@ -35,33 +35,33 @@ def anchors_reference(
 
 
 def area_reference(box: Sequence[float]) -> float:
-    """Area of one box; 0 if it is reversed."""
+    """Returns the area of one box; 0 if it is reversed."""
     return max(0.0, float(box[2]) - float(box[0])) * max(0.0, float(box[3]) - float(box[1]))
 
 
 def intersection_reference(a: Sequence[float], b: Sequence[float]) -> float:
-    """Area that two boxes share."""
+    """Returns the area of the intersection of two boxes."""
     height = min(float(a[2]), float(b[2])) - max(float(a[0]), float(b[0]))
     width = min(float(a[3]), float(b[3])) - max(float(a[1]), float(b[1]))
     return height * width if height > 0 and width > 0 else 0.0
 
 
 def iou_reference(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes; 0 where the union is empty."""
+    """Returns the intersection over union of two boxes; 0 if the union is empty."""
     shared = intersection_reference(a, b)
     union = area_reference(a) + area_reference(b) - shared
     return shared / union if union > 0 else 0.0
 
 
 def center_distance_reference(a: Sequence[float], b: Sequence[float]) -> float:
-    """Euclidean distance between the centres of two boxes."""
+    """Returns the Euclidean distance between the centres of two boxes."""
     dy = (float(a[0]) + float(a[2]) - float(b[0]) - float(b[2])) / 2
     dx = (float(a[1]) + float(a[3]) - float(b[1]) - float(b[3])) / 2
     return math.hypot(dy, dx)
 
 
 def encode_reference(box: Sequence[float], anchor: Sequence[float], center_variance: float, size_variance: float):
-    """[ty, tx, th, tw] of one box from one anchor (Liu et al. 2016, equation 2, divided by the variances)."""
+    """Encodes a box relative to an anchor: [ty, tx, th, tw], equation 2 of Liu et al. 2016 over the variances."""
     box, anchor = [float(v) for v in box], [float(v) for v in anchor]
     out = []
     for axis in (0, 1):
@@ -75,7 +75,7 @@ def encode_reference(box: Sequence[float], anchor: Sequence[float], center_varia
 
 
 def decode_reference(offsets: Sequence[float], anchor: Sequence[float], center_variance: float, size_variance: float):
-    """The box whose encoding is `offsets`."""
+    """Returns the box whose encoding is `offsets`."""
     offsets, anchor = [float(v) for v in offsets], [float(v) for v in anchor]
     box = [0.0] * 4
     for axis in (0, 1):
@@ -88,7 +88,12 @@ def decode_reference(offsets: Sequence[float], anchor: Sequence[float], center_v
 
 @dataclass(frozen=True)
 class MatchReference:
-    """`positives` maps each positive anchor to its object; `ignored` are the anchors of no class."""
+    """The result of matching.
+
+    Attributes:
+      positives: maps each positive anchor to its object.
+      ignored: anchors that are neither positive nor negative.
+    """
 
     positives: dict[int, int]
     ignored: set[int]
@@ -102,12 +107,13 @@ def match_reference(
     negative_iou: float = 0.4,
     is_crowd: Sequence[bool] | None = None,
 ) -> MatchReference:
-    """Positives, ignored and (the rest) negatives, as DESIGN section 3 has them.
+    """Matches anchors to objects as defined in DESIGN.md, section 3.
 
-    Above `positive_iou` an anchor is positive (policy `multi`), below `negative_iou` negative, ignored between. An
-    anchor goes to the object with the highest IoU. Every object gets one anchor of its own by greedy bipartite
-    assignment on the global maximum, and that one is positive whatever its IoU. Ties go to the nearer centre, then to
-    the lower index. A crowd makes anchors ignored of which it covers `negative_iou` or more, never positive.
+    An anchor is compared with the object of the highest IoU. Above `positive_iou` it is positive (policy `multi`),
+    below `negative_iou` negative, and ignored in between. In addition, greedy bipartite assignment by the global
+    maximum gives each object one anchor of its own, which is positive for any IoU. Ties go to the object with the
+    nearer centre, then to the lower index. An anchor is ignored if a crowd covers at least the share `negative_iou` of
+    it; crowds have no positive anchors.
     """
     crowd = [False] * len(boxes) if is_crowd is None else list(is_crowd)
     objects = [n for n in range(len(boxes)) if not crowd[n]]
@@ -141,15 +147,15 @@ def match_reference(
 def assign_one_each_reference(
     iou: dict[int, list[float]], distance: dict[int, list[float]], anchor_count: int
 ) -> dict[int, int]:
-    """Greedy bipartite matching: again and again the best pair of an unserved object and a free anchor."""
-    waiting, free, owner = set(iou), set(range(anchor_count)), {}
-    while waiting and free:
-        pairs = [(iou[n][a], n, a) for n in waiting for a in free]
+    """Greedy bipartite matching: repeatedly selects the best pair of an unmatched object and a free anchor."""
+    unmatched, free, owner = set(iou), set(range(anchor_count)), {}
+    while unmatched and free:
+        pairs = [(iou[n][a], n, a) for n in unmatched for a in free]
         top = max(pair[0] for pair in pairs)
         pairs = [(distance[n][a], n, a) for value, n, a in pairs if value >= top - TIE]
         nearest = min(pair[0] for pair in pairs)
         n, a = min((n, a) for value, n, a in pairs if value <= nearest + TIE)
         owner[a] = n
-        waiting.remove(n)
+        unmatched.remove(n)
         free.remove(a)
     return owner

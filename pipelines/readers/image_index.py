@@ -1,0 +1,46 @@
+"""Finds image files by names that were written on another machine or without their folder."""
+
+import posixpath
+import re
+
+from pipelines.readers.folder import Folder, is_image
+
+
+class ImageIndex:
+    """The image files of a folder by their names.
+
+    Args:
+      folder: the listing of the folder.
+      split: name of a split; of several files that fit equally, those in a folder of the split are preferred.
+    """
+
+    def __init__(self, folder: Folder, split: str = "") -> None:
+        self._split = split.lower()
+        self._names: dict[str, list[str]] = {}
+        for name in filter(is_image, folder.names):
+            self._names.setdefault(_stem(posixpath.basename(name)), []).append(name)
+
+    def find(self, name: str) -> list[str]:
+        """Returns the relative paths of the files that share the longest end with a name or path.
+
+        A name without the suffix of an image fits files with any suffix, and so does a name that no file has.
+        """
+        *parents, base = name.replace("\\", "/").split("/")
+        found = self._names.get(_stem(base), [])
+        found = [path for path in found if posixpath.basename(path) == base] or found
+        lengths = [_count_common(parents, path.split("/")[:-1]) for path in found]
+        found = [path for path, length in zip(found, lengths, strict=True) if length == max(lengths)]
+        in_split = [path for path in found if self._split and self._split in re.split(r"[\W_]+", path.lower())]
+        return in_split if len(found) > 1 and in_split else found
+
+
+def _stem(base: str) -> str:
+    return posixpath.splitext(base)[0] if is_image(base) else base
+
+
+def _count_common(parents: list[str], others: list[str]) -> int:
+    """Returns how many folders at the end of two paths are the same."""
+    count = 0
+    while count < min(len(parents), len(others)) and parents[-1 - count] == others[-1 - count]:
+        count += 1
+    return count
