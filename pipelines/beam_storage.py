@@ -245,6 +245,13 @@ def delete_files(paths: list[str]) -> None:
         FileSystems.delete(present)
 
 
+def literal_folder(pattern: str) -> str:
+    """Returns the deepest folder in a pattern whose name contains no wildcard."""
+    literal = re.match(r"[^*?\[]*", pattern)
+    assert literal is not None
+    return posixpath.dirname(literal[0]) or "."
+
+
 def path_below(folder: str, path: str) -> str:
     """Returns `path` relative to `folder`, which it begins with."""
     return path[len(folder.rstrip("/")) :].lstrip("/")

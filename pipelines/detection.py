@@ -3,16 +3,21 @@
 folder -> the first format in the order of `FORMATS` that finds its files -> splits of the source -> splits to write
 """
 
+import posixpath
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pipelines import beam_storage
 from pipelines.readers import coco, csv, tfrecord, voc, yolo
-from pipelines.readers.folder import list_folder
+from pipelines.readers.folder import cached_listings, is_image, list_folder
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source, require_input
 from pipelines.readers.splits import WHOLE, Found, output_split
+from pipelines.readers.tool_format import ToolFormat, find_splits, read_tool_format
+from pipelines.readers.tool_formats import TOOL_FORMATS
 from ssd_dist.core.errors import DataError
 
 AUTO = "auto"
@@ -38,9 +43,18 @@ class Format:
     files: str
 
 
+def _make_format(tool_format: ToolFormat) -> Format:
+    return Format(
+        partial(find_splits, tool_format=tool_format),
+        partial(read_tool_format, tool_format=tool_format),
+        f"{tool_format.title}, *{tool_format.suffix}",
+    )
+
+
 # In the order in which they are tried. Formats whose files cannot be confused with others come first; a folder that
 # contains several formats, such as VOC files beside CSV files, is read as the first of them.
 FORMATS: Mapping[str, Format] = {
+    **{name: _make_format(tool_format) for name, tool_format in TOOL_FORMATS.items()},
     "coco": Format(coco.find_splits, coco.read_coco, "a JSON file with images, annotations and categories"),
     "yolo": Format(yolo.find_splits, yolo.read_yolo, "a YAML file with names: and one text file per image"),
     "voc": Format(voc.find_splits, voc.read_voc, "one XML file with <annotation> per image"),
@@ -66,9 +80,17 @@ class SplitPlan:
 
 @dataclass(frozen=True)
 class Detected:
-    """The format of an input and what it contains."""
+    """What the inputs contain.
+
+    Attributes:
+      input_format: key of `FORMATS`.
+      roots: the folder, file or pattern of the dataset of each input, at or below the input.
+      found: the splits of all inputs together.
+      others: the other formats that recognise the inputs.
+    """
 
     input_format: str
+    roots: tuple[str, ...]
     found: Found[Any]
     others: tuple[str, ...] = ()
 
@@ -87,16 +109,37 @@ def detect_format(inputs: Sequence[str], image_dir: str, input_format: str = AUT
     for path in inputs:
         if not beam_storage.is_pattern(path):
             require_input(path)
-    names = list(FORMATS) if input_format == AUTO else [input_format]
-    found = {name: [FORMATS[name].find(path, image_dir) for path in inputs] for name in names}
-    matches = {name: results for name, own in found.items() if len(results := [r for r in own if r]) == len(inputs)}
-    if not matches:
-        unknown = next((path for row, path in enumerate(inputs) if not any(own[row] for own in found.values())), "")
-        if unknown:
-            raise DataError(_describe_unknown(unknown, names))
+    with cached_listings():
+        own = {path: _recognise(path, image_dir, input_format) for path in inputs}
+    unknown = next((path for path in inputs if not own[path][1]), "")
+    if unknown:
+        raise DataError(_describe_unknown(unknown, image_dir, input_format))
+    roots = tuple(root for root, _ in own.values())
+    common = [name for name in FORMATS if all(name in found for _, found in own.values())]
+    if not common:
         raise DataError(f"--input: {' and '.join(inputs)} have different formats; prepare them separately")
-    name, *others = matches
-    return Detected(name, _merge(matches[name]), tuple(others))
+    name, *others = common
+    return Detected(name, roots, _merge([found[name] for _, found in own.values()]), tuple(others))
+
+
+def _recognise(path: str, image_dir: str, input_format: str) -> tuple[str, dict[str, Found[Any]]]:
+    """Returns the folder of the dataset, at or below the input, and what each format found there."""
+    root = path
+    while True:
+        names = list(FORMATS) if input_format == AUTO else [input_format]
+        found = {name: result for name in names if (result := FORMATS[name].find(root, image_dir)) is not None}
+        inner = "" if found or beam_storage.is_pattern(root) or beam_storage.is_file(root) else _only_folder(root)
+        if not inner:
+            return root if found else path, found
+        # Archives and repositories often have a folder around the dataset.
+        root = inner
+
+
+def _only_folder(path: str) -> str:
+    """Returns the only folder with images in a folder; empty if there are several or none."""
+    folder = list_folder(path)
+    names = {name.split("/")[0] for name in folder.names if "/" in name and is_image(name)}
+    return folder.join(names.pop()) if len(names) == 1 else ""
 
 
 def _merge(found: list[Found[Any]]) -> Found[Any]:
@@ -165,19 +208,21 @@ def describe_plan(detected: Detected, plans: Sequence[SplitPlan]) -> list[str]:
     return lines
 
 
-def _describe_unknown(path: str, formats: Sequence[str]) -> str:
-    """Returns the message for an input in none of the formats: what it contains and what was searched for."""
-    wanted = "; ".join(f"{name}: {FORMATS[name].files}" for name in formats)
+def _describe_unknown(path: str, image_dir: str, input_format: str) -> str:
+    """Returns the message for an input in an unknown format: what it contains and what was searched for."""
+    if input_format != AUTO:
+        _, found = _recognise(path, image_dir, AUTO)
+        searched = f"no {input_format} dataset ({FORMATS[input_format].files})"
+        if found:
+            name = next(iter(found))
+            return f"--input={path}: {searched}; it looks like {found[name].tool}: use --input_format={name}"
+    else:
+        wanted = "; ".join(dict.fromkeys(kind.files for kind in FORMATS.values()))
+        searched = f"no annotations were recognised; searched for {wanted}"
     if beam_storage.is_pattern(path) or beam_storage.is_file(path):
-        return f"--input={path}: the format was not recognised; searched for {wanted}; set --input_format"
+        return f"--input={path}: {searched}; pass the folder of the dataset as --input"
     names = list_folder(path).names
-    kinds: dict[str, int] = {}
-    for name in names:
-        suffix = f".{name.rpartition('.')[2]}" if "." in name.rpartition("/")[2] else "(no suffix)"
-        kinds[suffix] = kinds.get(suffix, 0) + 1
-    listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items(), key=lambda kind: -kind[1])[:8])
-    examples = ", ".join(names[:EXAMPLES])
-    return (
-        f"--input={path}: no annotations were recognised; the folder contains {listed or 'no files'} "
-        f"({examples:.300}); searched for {wanted}; pass the folder of the annotations as --input"
-    )
+    kinds = Counter(posixpath.splitext(name)[1].lower() or "without suffix" for name in names)
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8)) or "no files"
+    examples = f" (for example {', '.join(names[:EXAMPLES]):.300})" if names else ""
+    return f"--input={path}: {searched}; the folder contains {listed}{examples}; pass the folder of the annotations"

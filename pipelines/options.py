@@ -12,7 +12,7 @@ from absl import flags  # type: ignore[import-untyped]
 
 from pipelines import beam_storage
 from pipelines.classes import ClassRules, parse_class_file
-from pipelines.detection import AUTO, FORMATS, SplitPlan, describe_plan, detect_format, plan_splits
+from pipelines.detection import AUTO, FORMATS, Detected, SplitPlan, describe_plan, detect_format, plan_splits
 from pipelines.image_preparation import Preparation
 from pipelines.manifest_writer import read_manifest
 from pipelines.readers.sources import Source, parse_split_by
@@ -114,7 +114,8 @@ def job_from_flags() -> PrepareJob:
     # Shells append a slash when they complete the name of a folder.
     inputs = tuple(path if beam_storage.is_pattern(path) else path.rstrip("/") or "/" for path in values.input)
     image_dir = values.image_dir.rstrip("/") or values.image_dir
-    input_format, plans = _plan_from_flags(inputs, image_dir)
+    detected = detect_format(inputs, image_dir, values.input_format)
+    plans = _plan_from_flags(detected)
     for plan in plans:
         if not re.fullmatch(r"\w[\w .-]*", plan.name) or plan.name == MANIFEST_NAME:
             raise UsageError(f"--split={plan.name}: expected a plain name, for example train")
@@ -123,8 +124,8 @@ def job_from_flags() -> PrepareJob:
         check_compatible(manifest, config, output)
     class_file = parse_class_file(beam_storage.read_text(values.classes), values.classes) if values.classes else ()
     return PrepareJob(
-        input_format=input_format,
-        sources=tuple(Source(inputs, image_dir, plan.source_split, plan.name, plan.shares) for plan in plans),
+        input_format=detected.input_format,
+        sources=tuple(Source(detected.roots, image_dir, plan.source_split, plan.name, plan.shares) for plan in plans),
         output=output,
         shards=values.shards,
         rules=_class_rules(class_file, manifest, [plan.name for plan in plans], output),
@@ -136,12 +137,11 @@ def job_from_flags() -> PrepareJob:
     )
 
 
-def _plan_from_flags(inputs: tuple[str, ...], image_dir: str) -> tuple[str, list[SplitPlan]]:
-    """Returns the format of the source and the splits to write.
+def _plan_from_flags(detected: Detected) -> list[SplitPlan]:
+    """Returns the splits to write, and prints what was recognised unless the flags describe everything.
 
     Raises:
       UsageError: if flags contradict each other.
-      DataError: if the source is missing or its format is not recognised.
     """
     values = flags.FLAGS
     divides = values.split_by not in ("", NO_DIVISION)
@@ -154,13 +154,10 @@ def _plan_from_flags(inputs: tuple[str, ...], image_dir: str) -> tuple[str, list
         plans = [SplitPlan(values.split, values.source_split, shares)]
     else:
         plans = [SplitPlan(name, values.source_split, shares) for name, _ in shares]
-    if values.input_format != AUTO and plans:
-        return values.input_format, plans
-    detected = detect_format(inputs, image_dir, values.input_format)
-    plans = plans or plan_splits(detected.found, is_divided=values.split_by != NO_DIVISION)
-    for line in describe_plan(detected, plans):
-        print(line)
-    return detected.input_format, plans
+    if values.input_format == AUTO or not plans:
+        plans = plans or plan_splits(detected.found, is_divided=values.split_by != NO_DIVISION)
+        print("\n".join(describe_plan(detected, plans)))
+    return plans
 
 
 def check_compatible(manifest: Manifest, config: Config, output: str) -> None:

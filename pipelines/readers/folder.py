@@ -1,8 +1,9 @@
 """The files of a dataset, listed once, from which the formats recognise their layout."""
 
+import contextlib
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,8 +58,31 @@ class Folder:
         return self._image_counts.get(folder, 0)
 
 
+_listings: dict[str, Folder] | None = None
+
+
+@contextlib.contextmanager
+def cached_listings() -> Iterator[None]:
+    """Lists each folder only once within the block, in which the files must not change."""
+    global _listings
+    before, _listings = _listings, {}
+    try:
+        yield
+    finally:
+        _listings = before
+
+
 def list_folder(path: str) -> Folder:
     """Lists the files below a folder."""
+    if _listings is not None and path in _listings:
+        return _listings[path]
+    listing = _list(path)
+    if _listings is not None:
+        _listings[path] = listing
+    return listing
+
+
+def _list(path: str) -> Folder:
     names = [beam_storage.path_below(path, found) for found in beam_storage.match_below(path, "**")]
     suffix = f"/{PARTS_FOLDER}/job.json"
     prepared = tuple(

@@ -158,10 +158,11 @@ def _unite(folder: Folder, layouts: list[VocLayout], image_dir: str, has_splits:
     """Returns the layouts of all images; empty if the ids of images in different splits would be equal."""
     if len(layouts) == 1 or all(posixpath.basename(layout.annotations) == "Annotations" for layout in layouts):
         return tuple(layouts)
-    parents = {parent_folder(layout.annotations) for layout in layouts}
-    if len(parents) == 1 and posixpath.basename(*parents).lower() in ANNOTATION_FOLDERS:
+    parent = parent_folder(layouts[0].annotations)
+    is_shared = all(parent_folder(layout.annotations) == parent for layout in layouts)
+    if is_shared and posixpath.basename(parent).lower() in ANNOTATION_FOLDERS:
         images = os.path.commonpath([layout.images for layout in layouts])
-        return (VocLayout(*parents, images, is_only_owner=True),)
+        return (VocLayout(parent, images, is_only_owner=True),)
     return () if has_splits else (VocLayout(folder.path, image_dir, is_only_owner=False),)
 
 

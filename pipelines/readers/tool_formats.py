@@ -1,0 +1,103 @@
+"""The formats of annotation tools and datasets that have a parser of their own, and how their files are recognised."""
+
+import re
+from collections.abc import Callable, Mapping
+
+from pipelines.readers.create_ml import parse_create_ml
+from pipelines.readers.cvat_xml import parse_cvat_xml
+from pipelines.readers.dota import parse_dota
+from pipelines.readers.keras_yolo import parse_keras_yolo
+from pipelines.readers.kitti import parse_kitti
+from pipelines.readers.label_studio import parse_label_studio
+from pipelines.readers.labelme import parse_labelme
+from pipelines.readers.supervisely import parse_supervisely
+from pipelines.readers.tool_format import ToolFormat
+from pipelines.readers.via import parse_via
+from pipelines.readers.via3 import parse_via3
+from pipelines.readers.visdrone import parse_visdrone
+from pipelines.readers.vott import parse_vott
+from pipelines.readers.wider import parse_wider
+
+NUMBER = r"-?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?"
+
+
+def has_keys(*names: str) -> Callable[[str], bool]:
+    """Returns a test of whether a JSON text contains all these keys; `a|b` accepts either."""
+    patterns = [re.compile(rf'"(?:{name})"\s*:') for name in names]
+    return lambda head: head[:1] in ("{", "[") and all(pattern.search(head) for pattern in patterns)
+
+
+def has_lines(pattern: str, header: str = "") -> Callable[[str], bool]:
+    """Returns a test of whether the first line that is not a header has this form."""
+    line_form, header_form = re.compile(pattern), re.compile(header) if header else None
+
+    def recognise(head: str) -> bool:
+        lines = (line.strip() for line in head.splitlines())
+        first = next((line for line in lines if line and not (header_form and header_form.match(line))), "")
+        return bool(line_form.fullmatch(first))
+
+    return recognise
+
+
+def is_array_with(*names: str) -> Callable[[str], bool]:
+    """Returns a test of whether a JSON text is an array and contains all these keys."""
+    contains = has_keys(*names)
+    return lambda head: head.startswith("[") and contains(head)
+
+
+# By the value of --input_format, in the order in which they are tried.
+TOOL_FORMATS: Mapping[str, ToolFormat] = {
+    "labelme": ToolFormat(
+        "labelme annotations", ".json", has_keys("shapes", "imagePath|version|flags"), parse_labelme, is_per_image=True
+    ),
+    "supervisely": ToolFormat(
+        "Supervisely annotations", ".json", has_keys("objects", "size"), parse_supervisely, is_per_image=True
+    ),
+    "create_ml": ToolFormat(
+        "Create ML annotations", ".json", is_array_with("image|imagefilename", "annotations?"), parse_create_ml
+    ),
+    "via3": ToolFormat("VIA 3 project", ".json", has_keys("project", "metadata", "file"), parse_via3),
+    "via": ToolFormat("VIA annotations", ".json", has_keys("filename", "regions"), parse_via),
+    "vott": ToolFormat("VoTT export", ".json", has_keys("assets?", "regions|lastVisitedAssetId"), parse_vott),
+    "label_studio": ToolFormat(
+        "Label Studio export",
+        ".json",
+        lambda head: is_array_with("annotations|completions", "data|result")(head) or is_array_with("annotator")(head),
+        parse_label_studio,
+    ),
+    "cvat": ToolFormat(
+        "CVAT for images export",
+        ".xml",
+        lambda head: bool(re.search(r"<annotations>", head)) and bool(re.search(r"<image\s|<meta>|<version>", head)),
+        parse_cvat_xml,
+    ),
+    "kitti": ToolFormat(
+        "KITTI labels", ".txt", has_lines(rf"[A-Za-z_]\S*(?:\s+{NUMBER}){{14,15}}"), parse_kitti, is_per_image=True
+    ),
+    "dota": ToolFormat(
+        "DOTA labels",
+        ".txt",
+        has_lines(rf"(?:{NUMBER}\s+){{8}}[A-Za-z][\w-]*(?:\s+\d)?", header=r"(imagesource|gsd):"),
+        parse_dota,
+        is_per_image=True,
+    ),
+    "visdrone": ToolFormat(
+        "VisDrone annotations",
+        ".txt",
+        has_lines(r"-?\d+,-?\d+,\d+,\d+,[01],\d+,-?\d+,-?\d+,?"),
+        parse_visdrone,
+        is_per_image=True,
+    ),
+    "wider": ToolFormat(
+        "WIDER FACE annotations",
+        ".txt",
+        lambda head: bool(re.match(r"\S.*\.\w{3,4}\s*\n\d+\s*\n(?:\d+ ){9}\d+\s*$", head, re.MULTILINE)),
+        parse_wider,
+    ),
+    "keras_yolo": ToolFormat(
+        "Keras YOLO annotations",
+        ".txt",
+        has_lines(rf"\S.*?\.\w{{3,4}}(?:\s+{NUMBER},{NUMBER},{NUMBER},{NUMBER},[^,\s]+)+"),
+        parse_keras_yolo,
+    ),
+}
