@@ -26,7 +26,7 @@ def test_runs_have_distinct_settings():
 
 
 def test_table_contains_mean_spread_and_gain(capsys):
-    rows = _read_table(capsys, {BASE.name: (0.51, 0.49, 0.53), "1 view": (0.56, 0.55, 0.6)}, data_set="bccd", AP50=0.9)
+    rows = _read_table(capsys, {BASE.name: (0.51, 0.49, 0.53), "1 view": (0.56, 0.55, 0.6)}, "bccd", AP50=0.9)
     # Variances of 4e-4 and 7e-4: the difference has a standard error of sqrt(11e-4 / 3) = 0.0191 (Welch).
     assert rows == [
         "| the recipe as it is | 90.0 ± 0.0 | 51.0 ± 2.0 |  | 3 |",
@@ -35,12 +35,12 @@ def test_table_contains_mean_spread_and_gain(capsys):
 
 
 def test_one_seed_has_no_spread(capsys):
-    rows = _read_table(capsys, {BASE.name: (0.51, 0.49), "1 view": (0.56,)}, data_set="bccd", AP50=0.9)
+    rows = _read_table(capsys, {BASE.name: (0.51, 0.49), "1 view": (0.56,)}, "bccd", AP50=0.9)
     assert rows[1] == "| 1 view | 90.0 | 56.0 | +6.0 | 1 |"
 
 
 def test_a_variant_without_a_base_has_no_gain(capsys):
-    assert _read_table(capsys, {"1 view": (0.56,)}, data_set="bccd", AP50=0.9) == ["| 1 view | 90.0 | 56.0 |  | 1 |"]
+    assert _read_table(capsys, {"1 view": (0.56,)}, "bccd", AP50=0.9) == ["| 1 view | 90.0 | 56.0 |  | 1 |"]
 
 
 def test_table_of_the_recorded_results_can_be_printed(capsys):
@@ -55,13 +55,14 @@ def test_table_of_the_recorded_results_can_be_printed(capsys):
 def test_gain_is_computed_from_the_class_in_focus(capsys):
     (focused,) = (dataset for dataset in DATASETS if dataset.focus)
     scores = {BASE.name: (0.01,), "1 view": (0.01,)}
-    rows = _read_table(capsys, scores, data_set=focused.name, AP50=0.03, classes={focused.focus: 0.12, "cup": 0.0})
+    rows = _read_table(capsys, scores, focused.name, AP50=0.03, classes={focused.focus: 0.12, "cup": 0.0})
     assert rows[1] == "| 1 view | 12.0 | 3.0 | 1.0 | +0.0 | 1 |"
 
 
-def _read_table(capsys, scores, **result):
+def _read_table(capsys, scores, dataset, **result):
     """Prints the table of results with the given APs and returns its rows without the header."""
     print_table([
-        {"variant": name, "AP": score, **result} for name, values in scores.items() for score in values
+        {"variant": name, "data_set": dataset, "AP": score, **result}
+        for name, values in scores.items() for score in values
     ])  # fmt: skip
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]

@@ -37,11 +37,11 @@ def test_all_required_pairs_are_found(config, input_size, boxes, bound):
     found[pairs.objects, pairs.anchors] = pairs.iou
     assert len(set(zip(pairs.objects.tolist(), pairs.anchors.tolist(), strict=True))) == len(pairs.iou)
     assert (np.diff(pairs.objects) >= 0).all()
-    matters = expected >= np.minimum(bound, expected.max(axis=1, keepdims=True)) - TIE
-    np.testing.assert_allclose(found[matters], expected[matters], rtol=1e-12, atol=1e-15)
+    is_required = expected >= np.minimum(bound, expected.max(axis=1, keepdims=True)) - TIE
+    np.testing.assert_allclose(found[is_required], expected[is_required], rtol=1e-12, atol=1e-15)
 
 
-def test_few_pairs_are_computed():
+def test_only_a_small_share_of_the_pairs_is_computed():
     grids, anchors = grids_of(ANCHORS, 300)
     box = np.array([[0.3, 0.3, 0.5, 0.55]], np.float32)
     assert len(grids.find_pairs(grids.measure(box), 0.4, TIE).iou) < len(anchors) / 50

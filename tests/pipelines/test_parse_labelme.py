@@ -70,7 +70,7 @@ def test_a_broken_shape_is_a_box_with_a_problem(bad):
     assert describe(image)[1] == ("bolt", (12, 10, 60, 50))
 
 
-def test_a_path_of_windows_gets_slashes_and_a_label_may_be_a_number():
+def test_backslashes_in_a_path_become_slashes_and_a_label_may_be_a_number():
     image = parse([shape("rectangle", [[10, 12], [50, 60]], 7)], imagePath="..\\images\\a b.jpg", imageHeight=None)
     assert (image.filename, image.size) == ("../images/a b.jpg", None)
     assert image.boxes[0].category == "7"

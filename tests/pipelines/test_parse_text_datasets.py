@@ -89,7 +89,7 @@ def test_keras_lists_give_indices_or_names():
 
 def test_keras_lists_report_broken_boxes_and_lines():
     image, broken = parse_keras_yolo(
-        b"a.jpg 1,2,3,4 1,2,x,4,0 1,2,3,4,2 1,2,3,4, 1,2,3,4,0\nno image 1,2,3,4,0\n", ["bolt"]
+        b"a.jpg 1,2,3,4 1,2,x,4,0 1,2,3,4,1 1,2,3,4, 1,2,3,4,0\nno image 1,2,3,4,0\n", ["bolt"]
     )
     assert reasons(image) == ["broken_box"] * 4
     assert describe(image)[4] == ("bolt", (2, 1, 4, 3))

@@ -68,7 +68,7 @@ def check_page(page: Path, folder: Path) -> str:
         assert result.found["requests"] == []
         assert result.found["scripts"] == 0
         assert result.found["broken_images"] == 0
-        assert result.found["scroll_width"] <= width, "the page is wider than the window"
+        assert result.found["scroll_width"] <= width, "the page is wider than the viewport"
     return read_text(html)
 
 

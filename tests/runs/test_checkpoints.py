@@ -305,7 +305,7 @@ def model():
     return tf_keras.Sequential([tf_keras.layers.Dense(1, input_shape=[1])])
 
 
-def kept(folder):
+def list_kept_models(folder):
     return sorted(path.stem for path in (folder / "best").glob("*.seal"))
 
 
@@ -319,12 +319,12 @@ def test_the_best_model_is_kept_until_a_better_one(model, tmp_path):
     ]
     found = json.loads((tmp_path / "best" / "best.json").read_text())
     assert (found["step"], found["metric"], found["value"]) == (2, "coco/AP", 0.5)
-    assert kept(tmp_path) == ["ckpt-2"]
+    assert list_kept_models(tmp_path) == ["ckpt-2"]
     # A resumed run does not replace it by a worse model.
     again = BestModel(model, str(tmp_path), "coco/AP", keep=1)
     assert not again.save_if_best(5, 0.49)
     assert again.save_if_best(6, 0.51)
-    assert kept(tmp_path) == ["ckpt-6"]
+    assert list_kept_models(tmp_path) == ["ckpt-6"]
 
 
 def test_the_two_best_models_are_kept(model, tmp_path):
@@ -335,7 +335,7 @@ def test_the_two_best_models_are_kept(model, tmp_path):
         False,
         False,
     ]
-    assert kept(tmp_path) == ["ckpt-1", "ckpt-3"]
+    assert list_kept_models(tmp_path) == ["ckpt-1", "ckpt-3"]
     assert [entry["step"] for entry in best.best["kept"]] == [1, 3]
 
 

@@ -40,21 +40,21 @@ def load_coco(path):
 
 @pytest.fixture(scope="module")
 def scenes():
-    """The first scenes of a training split, with their masks."""
+    """Draws the first scenes of a training split, with their masks."""
     drafts = [sample.Draft(0, "train", number, "") for number in range(1, MANY + 1)]
     return [draw_scene(draft.generator(), draft.kind) for draft in drafts]
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A small dataset, written by the command in several processes."""
+    """Writes a small dataset in several processes; returns its folder."""
     folder = tmp_path_factory.mktemp("sample")
     sample.write_split(folder, "train", sample.FEW_IMAGES + 4, seed=0)
     sample.write_split(folder, "val", 3, seed=0)
     return folder
 
 
-def test_the_seed_decides_every_byte(written, tmp_path):
+def test_the_seed_determines_every_byte(written, tmp_path):
     sample.write_split(tmp_path, "val", 3, seed=0)
     again = files_of(tmp_path)
     assert again == {name: data for name, data in files_of(written).items() if "val" in name}
@@ -282,7 +282,7 @@ def test_prepare_reads_the_dataset(written, tmp_path):
     assert manifest.splits["val"].views[0].examples == 3
 
 
-def test_draw_scene_is_a_function_of_its_generator():
+def test_draw_scene_depends_only_on_its_generator():
     first, second = (draw_scene(np.random.default_rng(7)) for _ in range(2))
     np.testing.assert_array_equal(first.image, second.image)
     assert [found.box for found in first.objects] == [found.box for found in second.objects]

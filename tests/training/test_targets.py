@@ -21,7 +21,7 @@ def sparse_rows(draw):
     rows = []
     for _ in range(draw(st.integers(1, 4))):
         kinds = draw(st.lists(st.sampled_from("nnpi"), min_size=ANCHORS, max_size=ANCHORS))
-        rows.append([[a for a, kind in enumerate(kinds) if kind == wanted] for wanted in "pi"])
+        rows.append([[a for a, kind in enumerate(kinds) if kind == selected] for selected in "pi"])
     return rows
 
 
