@@ -184,8 +184,8 @@ def describe_plan(detected: Detected, plans: Sequence[SplitPlan]) -> list[str]:
     """Returns what was recognised and what will be written, as lines to print."""
     found = detected.found
     counts = [f"{name} {found.images[name]}" if name in found.images else name for name in found.names]
-    whole = f"{found.images[WHOLE]} images" if WHOLE in found.images else "no splits"
-    lines = [f"recognised {found.tool}: {', '.join(counts) + ' images' if counts else whole}"]
+    whole = f"{found.images[WHOLE]}" if WHOLE in found.images else "an unknown number of"
+    lines = [f"recognised {found.tool}: {', '.join(counts) or whole} images"]
     if detected.others:
         lines.append(f"the folder also fits {', '.join(detected.others)}; --input_format selects one of them")
     lines += found.notes

@@ -53,17 +53,17 @@ TOOL_FORMATS: Mapping[str, ToolFormat] = {
     "supervisely": ToolFormat(
         "Supervisely annotations", ".json", has_keys("objects", "size"), parse_supervisely, is_per_image=True
     ),
-    "create_ml": ToolFormat(
-        "Create ML annotations", ".json", is_array_with("image|imagefilename", "annotations?"), parse_create_ml
-    ),
     "via3": ToolFormat("VIA 3 project", ".json", has_keys("project", "metadata", "file"), parse_via3),
     "via": ToolFormat("VIA annotations", ".json", has_keys("filename", "regions"), parse_via),
     "vott": ToolFormat("VoTT export", ".json", has_keys("assets?", "regions|lastVisitedAssetId"), parse_vott),
     "label_studio": ToolFormat(
         "Label Studio export",
         ".json",
-        lambda head: is_array_with("annotations|completions", "data|result")(head) or is_array_with("annotator")(head),
+        lambda head: is_array_with("annotations|completions", "data")(head) or is_array_with("annotator")(head),
         parse_label_studio,
+    ),
+    "create_ml": ToolFormat(
+        "Create ML annotations", ".json", is_array_with("image|imagefilename", "annotations?"), parse_create_ml
     ),
     "cvat": ToolFormat(
         "CVAT for images export",
