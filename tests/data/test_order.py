@@ -177,7 +177,7 @@ def test_one_shard_with_one_record_per_step_is_read_completely(tmp_path):
     ],
 )
 def test_uneven_shards_or_batches_are_rejected(plan, changes, error, words):
-    # Trap 7: reported before step one.
+    # The error is raised before step one.
     with pytest.raises(error) as caught:
         replace(plan, **changes)
     assert all(word in str(caught.value) for word in words)
