@@ -103,7 +103,7 @@ def test_the_global_batch_is_the_same_for_any_number_of_workers(plan, workers):
         assert sorted(together, key=lambda item: item[2]) == expected
     for worker, part in enumerate(parts):
         assert {position % workers for _, _, position in part} == {worker}
-        # Files are split over workers too: no file is read by two.
+        # Files are divided among the workers: no file is read by two of them.
         first_epoch = {name.split("-")[1] for name, epoch, _ in part if epoch == 0}
         assert len(first_epoch) == len(SIZES) // workers
 
