@@ -12,7 +12,7 @@ from ssd_dist.core.example_proto import decode_example, encode_example
 from ssd_dist.core.matching import Targets
 from ssd_dist.core.records import Objects, Record
 
-# DESIGN.md, section 2, "Record keys".
+# The keys of prepared records. Existing shards contain them, so they must not change.
 KEYS = {
     "image/encoded", "image/format", "image/height", "image/width", "image/source_id", "image/filename",
     "image/object/bbox/ymin", "image/object/bbox/xmin", "image/object/bbox/ymax", "image/object/bbox/xmax",

@@ -103,7 +103,7 @@ def test_the_global_batch_is_the_same_for_any_number_of_workers(plan, workers):
         assert sorted(together, key=lambda item: item[2]) == expected
     for worker, part in enumerate(parts):
         assert {position % workers for _, _, position in part} == {worker}
-        # Files are split over workers too: no file is read by two.
+        # Files are divided among the workers: no file is read by two of them.
         first_epoch = {name.split("-")[1] for name, epoch, _ in part if epoch == 0}
         assert len(first_epoch) == len(SIZES) // workers
 
@@ -177,7 +177,7 @@ def test_one_shard_with_one_record_per_step_is_read_completely(tmp_path):
     ],
 )
 def test_uneven_shards_or_batches_are_rejected(plan, changes, error, words):
-    # Trap 7: reported before step one.
+    # The error is raised before step one.
     with pytest.raises(error) as caught:
         replace(plan, **changes)
     assert all(word in str(caught.value) for word in words)

@@ -2,7 +2,7 @@
 
 This module does not import the package under test.
 
-Sources: DESIGN.md section 3, SSD (Liu et al. 2016). Boxes are [ymin, xmin, ymax, xmax], normalised.
+Sources: docs/formulas.md, SSD (Liu et al. 2016). Boxes are [ymin, xmin, ymax, xmax], normalised.
 """
 
 import math
@@ -107,7 +107,7 @@ def match_reference(
     negative_iou: float = 0.4,
     is_crowd: Sequence[bool] | None = None,
 ) -> MatchReference:
-    """Matches anchors to objects as defined in DESIGN.md, section 3.
+    """Matches anchors to objects as listed in docs/formulas.md.
 
     An anchor is compared with the object of the highest IoU. Above `positive_iou` it is positive (policy `multi`),
     below `negative_iou` negative, and ignored in between. In addition, greedy bipartite assignment by the global

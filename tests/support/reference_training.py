@@ -2,7 +2,7 @@
 
 This module does not import the package under test.
 
-Sources: DESIGN.md section 3, SSD (Liu et al. 2016), Fast R-CNN (Girshick 2015), Adam (Kingma and Ba 2015), AdamW and
+Sources: docs/formulas.md, SSD (Liu et al. 2016), Fast R-CNN (Girshick 2015), Adam (Kingma and Ba 2015), AdamW and
 the cosine schedule (Loshchilov and Hutter 2017, 2019), Nesterov momentum (Sutskever et al. 2013).
 """
 

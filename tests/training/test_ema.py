@@ -95,7 +95,7 @@ def test_during_warmup_the_average_equals_the_weights():
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_eval_context_swaps_and_restores_bit_for_bit(replicas, error):
-    # Trap 5: swapping by adding and subtracting changes the last bit of half of the weights.
+    # Swapping by adding and subtracting would change the last bit of half of the weights.
     rng = np.random.default_rng(1)
     strategy = mirrored(replicas)
     with strategy.scope():
@@ -157,7 +157,7 @@ def test_assign_to_model_is_permanent():
 
 @pytest.mark.parametrize("update_every", [1, 2])
 def test_each_replica_keeps_the_same_average_bit_for_bit(update_every):
-    # Trap 5: averages updated once per replica instead of once per step.
+    # The averages must be updated once per step, not once per replica.
     rng = np.random.default_rng(4)
     strategy = mirrored(2)
     with strategy.scope():

@@ -228,7 +228,7 @@ def test_a_batch_without_objects(scope):
 
 @pytest.mark.parametrize("scope", ["image", "global"])
 def test_ignored_anchors_do_not_change_the_loss(scope):
-    # Trap 2: not mined, not in the loss, not in the counts.
+    # Ignored anchors are not mined, and are neither in the loss nor in the counts.
     logits, offsets, targets = draw_batch(seed=6)
     loss, mining = LossConfig(normalizer="classified"), MiningConfig(scope=scope, ratio=100.0)
     value, negatives, gradients = run_on(1, logits, offsets, targets, loss, mining)

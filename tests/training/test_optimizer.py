@@ -151,7 +151,7 @@ BAD = {
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 @pytest.mark.parametrize("values", BAD.values(), ids=BAD)
 def test_an_overflow_on_one_replica_skips_the_step_on_all_replicas(name, values):
-    # Trap 3: checking only replica 0's own gradient lets replica 1's infinity into the weights.
+    # If only the gradient of replica 0 were checked, the infinity of replica 1 would reach the weights.
     setup = Setup(OptimizerConfig(name=name), DYNAMIC_SCALE, dynamic=True, replicas=2)
     rng = np.random.default_rng(3)
     setup.apply([g * DYNAMIC_SCALE for g in draw_gradients(rng, 2)])
