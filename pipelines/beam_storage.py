@@ -240,7 +240,12 @@ def locked(folder: str) -> Iterator[None]:
 
 def delete_files(paths: list[str]) -> None:
     """Deletes the files; ignores files that do not exist."""
-    present = [path for path in paths if FileSystems.exists(path)]
+    # Beam would take brackets and stars in the name of a local file for a pattern.
+    for path in paths:
+        if not is_remote(path):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.remove(path)
+    present = [path for path in paths if is_remote(path) and FileSystems.exists(path)]
     if present:
         FileSystems.delete(present)
 

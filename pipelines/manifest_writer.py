@@ -25,7 +25,8 @@ from pipelines.shard_reports import (
     read_report,
     read_reports,
 )
-from pipelines.split_folder import HASHES_NAME, PARTS_FOLDER, REJECTED_NAME
+from pipelines.split_folder import COPIES_NAME, HASHES_NAME, PARTS_FOLDER, REJECTED_NAME
+from pipelines.split_lock import check_job_id
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import (
@@ -53,11 +54,13 @@ class ManifestJob:
       output: folder of the manifest.
       config: the experiment.
       max_rejected_fraction: largest accepted fraction of rejected images, and of rejected boxes, in each split.
+      job_id: id of the job, see `split_lock.py`.
     """
 
     output: str
     config: Config
     max_rejected_fraction: float
+    job_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ def write_manifest(reports: Sequence[tuple[str, str]], job: ManifestJob) -> str:
         paths_by_split.setdefault(split, []).append(path)
     classes = read_report(reports[0][1]).classes
     prepared = [write_split(name, paths, job) for name, paths in paths_by_split.items()]
+    for name in paths_by_split:
+        check_job_id(job.output, name, job.job_id)
     path = join(job.output, MANIFEST_NAME)
     with beam_storage.locked(job.output):
         manifest = read_manifest(job.output)
@@ -130,8 +135,22 @@ def write_split(name: str, paths: list[str], job: ManifestJob) -> PreparedSplit:
     crops = CropSettings.from_config(job.config.data.augmentation) if len(reports[0].views) > 1 else None
     split = merge_reports(reports, f"{name}/{HASHES_NAME}", rejected, crops)
     check_split(name, split, rejected, job)
+    _write_copies(join(folder, COPIES_NAME), reports)
     beam_storage.write_bytes(join(folder, HASHES_NAME), array_to_bytes(np.array(sorted(names), np.uint64)))
     return PreparedSplit(name, split, names)
+
+
+def _write_copies(path: str, reports: list[ShardReport]) -> None:
+    """Writes one line per group of images with the same bytes: their file names; no file if there are none."""
+    names_by_digest: dict[str, list[str]] = {}
+    for image in (image for report in reports for image in report.images):
+        names_by_digest.setdefault(image.digest, []).append(image.name)
+    groups = sorted(sorted(names) for names in names_by_digest.values() if len(names) > 1)
+    if groups:
+        lines = "".join(json.dumps({"images": names}, ensure_ascii=False) + "\n" for names in groups)
+        beam_storage.write_bytes(path, lines.encode())
+    else:
+        beam_storage.delete_files([path])
 
 
 def delete_stale_files(folder: str, kept: list[str]) -> None:

@@ -4,8 +4,9 @@ import json
 import math
 import posixpath
 import re
+import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from absl import flags  # type: ignore[import-untyped]
@@ -41,6 +42,7 @@ class PrepareJob:
       class_file: class names in the file of `--classes`; empty without that flag.
       resume: whether finished shards of an earlier run are kept.
       workers: number of worker processes; 0 uses the default of the runner.
+      job_id: identifies this run among runs that write the same splits; empty for a job that is only submitted.
     """
 
     input_format: str
@@ -53,6 +55,7 @@ class PrepareJob:
     class_file: tuple[str, ...] = ()
     resume: bool = False
     workers: int = 0
+    job_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@
 import os
 import signal
 import sys
+from dataclasses import replace
 from typing import NoReturn
 
 import apache_beam as beam
@@ -38,6 +39,7 @@ from pipelines.runners import (
 from pipelines.shard_plan import GroupIntoShards
 from pipelines.shard_progress import show_progress
 from pipelines.shards import ShardJob, WriteShard
+from pipelines.split_lock import lock_splits
 from pipelines.summary import print_summary
 from ssd_dist.core.commands import run_command
 from ssd_dist.core.errors import DataError, RestartError
@@ -97,7 +99,8 @@ def submit_job(job: PrepareJob, options: PipelineOptions) -> list[str]:
     """Submits the job as a dry run or as a template and returns the names of its steps."""
     set_workers(options, job.workers)
     pipeline = beam.Pipeline(runner=make_runner(options), options=options)
-    build_pipeline(pipeline, job)
+    # A template may run several times, each time as another job.
+    build_pipeline(pipeline, replace(job, job_id=""))
     # Only Dataflow supports a dry run; other runners would execute the job.
     if runner_name(options) == "dataflowrunner":
         with translate_failures(options):
@@ -115,7 +118,11 @@ def run_job(job: PrepareJob, options: PipelineOptions) -> Manifest:
     """
     set_workers(options, job.workers)
     runner = make_runner(options)
-    with translate_failures(options), dask_cluster(options, job.workers):
+    with (
+        translate_failures(options),
+        lock_splits(job.output, job.splits, job.job_id),
+        dask_cluster(options, job.workers),
+    ):
         pipeline = beam.Pipeline(runner=runner, options=options)
         build_pipeline(pipeline, job)
         record_job(job)
@@ -129,8 +136,10 @@ def run_job(job: PrepareJob, options: PipelineOptions) -> Manifest:
 def build_pipeline(pipeline: beam.Pipeline, job: PrepareJob) -> None:
     """Builds the job: reads annotations, groups images into shards, writes the shards, and adds up their reports."""
     readers = [FORMATS[job.input_format].read(source) for source in job.sources]
-    shard_jobs = [ShardJob(job.output, name, Preparation.of(job.config, name), job.resume) for name in job.splits]
-    manifest_job = ManifestJob(job.output, job.config, job.max_rejected_fraction)
+    shard_jobs = [
+        ShardJob(job.output, name, Preparation.of(job.config, name), job.resume, job.job_id) for name in job.splits
+    ]
+    manifest_job = ManifestJob(job.output, job.config, job.max_rejected_fraction, job.job_id)
     _ = (
         pipeline
         | "Read" >> read_splits(readers)

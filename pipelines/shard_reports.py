@@ -71,6 +71,7 @@ class ShardReport(BaseModel):
 
     Attributes:
       key: digest of everything that the shard was made from, see `shards.shard_key`.
+      sources: digest of the bytes of all image files that the shard was made from, rejected ones included.
       classes: names of the classes, in the order of their labels.
       images_read, boxes_read: what the annotations contain.
       boxes: what the records contain.
@@ -83,6 +84,7 @@ class ShardReport(BaseModel):
     """
 
     key: str = ""
+    sources: str = ""
     classes: tuple[str, ...]
     images_read: int = 0
     boxes_read: int = 0

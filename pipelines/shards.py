@@ -17,13 +17,14 @@ import apache_beam as beam
 from pydantic import ValidationError
 
 from pipelines import beam_storage
-from pipelines.annotations import Problem, to_valid_text
+from pipelines.annotations import Image, Problem, to_valid_text
 from pipelines.beam_metrics import Meter
 from pipelines.classes import ClassTable
 from pipelines.image_preparation import BATCH, ImagePreparer, Preparation, PreparedImage, count_positives
 from pipelines.image_reading import read_images
 from pipelines.shard_plan import Member, ShardPlan
 from pipelines.shard_reports import ImageReport, Rejected, ShardReport, ViewReport, report_path
+from pipelines.split_lock import check_job_id
 from pipelines.validate import reject_image
 from ssd_dist.core.manifest import FORMAT_VERSION, Shard
 from ssd_dist.core.records import Record
@@ -40,12 +41,14 @@ class ShardJob:
       split: name of the split.
       preparation: how images become records.
       resume: whether finished shards of an earlier run are kept.
+      job_id: id of the job, see `split_lock.py`.
     """
 
     output: str
     split: str
     preparation: Preparation
     resume: bool = False
+    job_id: str = ""
 
     @property
     def folder(self) -> str:
@@ -78,9 +81,10 @@ class WriteShard(beam.DoFn):
         if plan is None:
             return
         job = self._jobs[plan.split]
+        check_job_id(job.output, job.split, job.job_id)
         path = report_path(job.folder, plan.shard, plan.shards)
         key = shard_key(members, plan, job)
-        if not (job.resume and is_finished(path, key, job.output)):
+        if not (job.resume and is_finished(path, key, members, job.output)):
             report = write_shard(members, plan, job, self._preparers[job.preparation], self._meter)
             beam_storage.write_bytes(path, report.model_copy(update={"key": key}).model_dump_json().encode())
         yield 0, (job.split, path)
@@ -98,24 +102,43 @@ def split_group(values: Iterable[object]) -> tuple[list[Member], ShardPlan | Non
 
 
 def shard_key(members: list[Member], plan: ShardPlan, job: ShardJob) -> str:
-    """Returns a digest of everything that the bytes of the shard depend on, except the image files.
-
-    `--resume` therefore assumes that the image files have not changed.
-    """
+    """Returns a digest of everything that the bytes of the shard depend on, except the content of the image files."""
     digest = hashlib.sha256(repr((FORMAT_VERSION, job.split, job.preparation, plan)).encode("utf-8", "surrogatepass"))
     for member in members:
         digest.update(repr(member).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
-def is_finished(path: str, key: str, output: str) -> bool:
-    """Returns whether the report at `path` has the given key and all files of its shard have their full size."""
+def is_finished(path: str, key: str, members: list[Member], output: str) -> bool:
+    """Returns whether the files of a shard are complete and were made from the present annotations and images.
+
+    Reads all images of the shard, which takes a small part of the time of preparing them: an image may have been
+    changed, or supplied after it was rejected as missing.
+
+    Args:
+      path: path of the report of the shard.
+      key: the digest of the annotations and settings, see `shard_key`.
+      members: the members of the shard.
+      output: folder of the manifest.
+    """
     try:
         report = ShardReport.model_validate_json(beam_storage.read_bytes(path))
     except (FileNotFoundError, ValidationError):
         return False
     shards = [view.shard for view in report.views if view.shard is not None]
-    return report.key == key and all(beam_storage.size(join(output, shard.file)) == shard.bytes for shard in shards)
+    if report.key != key or any(beam_storage.size(join(output, shard.file)) != shard.bytes for shard in shards):
+        return False
+    digest = hashlib.sha256()
+    for data in read_images(member.image for member in members):
+        digest.update(digest_source(data))
+    return report.sources == digest.hexdigest()
+
+
+def digest_source(data: bytes | Problem) -> bytes:
+    """Returns the digest of an image file, or of the reason why it could not be read."""
+    return hashlib.sha256(
+        repr(tuple(data)).encode("utf-8", "surrogatepass") if isinstance(data, Problem) else data
+    ).digest()
 
 
 def write_shard(
@@ -132,10 +155,7 @@ def write_shard(
             )
             for name in names
         ]
-        images = (
-            (member.image, data)
-            for member, data in zip(members, read_images(member.image for member in members), strict=True)
-        )
+        images = _read_members(members, digest := hashlib.sha256())
         for first in range(0, len(members), BATCH):
             batch = preparer.prepare(islice(images, BATCH), plan.classes)
             for member, prepared in zip(members[first : first + BATCH], batch, strict=True):
@@ -144,7 +164,15 @@ def write_shard(
                 write_image(member, prepared, writers, report, plan.classes)
                 count_image(member, boxes, prepared, meter)
     report.views.extend(writer.report() for writer in writers)
+    report.sources = digest.hexdigest()
     return report
+
+
+def _read_members(members: list[Member], digest: "hashlib._Hash") -> Iterator[tuple[Image, bytes | Problem]]:
+    """Yields the images of the members with their bytes, and adds the digest of each to `digest`."""
+    for member, data in zip(members, read_images(member.image for member in members), strict=True):
+        digest.update(digest_source(data))
+        yield member.image, data
 
 
 def write_image(

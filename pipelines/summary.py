@@ -9,6 +9,7 @@ from rich.table import Table
 
 from pipelines.manifest_writer import load_hashes
 from pipelines.shard_reports import read_reports
+from pipelines.split_folder import COPIES_NAME
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, Split
 from ssd_dist.core.printable import NAME_LENGTH, join_names, make_printable, print_line, shorten
 from ssd_dist.core.storage import join
@@ -52,9 +53,9 @@ def find_warnings(manifest: Manifest, name: str, output: str) -> Iterator[str]:
     copies = split.images - len(load_hashes(join(output, split.image_hashes)))
     if copies:
         yield (
-            f"{copies} images are byte for byte copies of other images of this split under other ids; if their "
-            "annotations differ, objects annotated in only one copy are trained as background in the other; remove the "
-            "copies or merge their annotations"
+            f"{copies} images are byte for byte copies of other images of this split under other ids, see "
+            f"{join(output, name, COPIES_NAME)}; if their annotations differ, objects annotated in only one copy are "
+            "trained as background in the other; remove the copies or merge their annotations"
         )
     # The reports are many files, so they are read only if needed.
     reports = read_reports(output, name) if "unknown_class" in split.rejected_boxes else []

@@ -330,7 +330,9 @@ def _parse_document(path: str, parse: Parser) -> Iterator[ParsedImage]:
 def _make_image(parsed: ParsedImage, image_id: str, file: int, row: int, annotation: str, images: str) -> Image:
     """Returns the image of a parsed annotation; its file is in `images` under the name in the annotation."""
     filename = parsed.filename or posixpath.basename(image_id)
-    location = locate_image(images, filename, stem=_base_name(filename).rpartition(".")[0])
+    # labelme writes paths from the annotation, such as ../images/a.jpg.
+    name = _base_name(filename) if filename.startswith("..") else filename
+    location = locate_image(images, name, stem=_base_name(name).rpartition(".")[0])
     return Image(
         image_id=image_id,
         file=file,

@@ -3,6 +3,7 @@
 `pipelines/beam_storage.py` applies them to Beam's file systems, and `ssd_dist/runs/gfile_storage.py` to TensorFlow's.
 """
 
+import fcntl
 import os
 import posixpath
 import time
@@ -21,6 +22,8 @@ Result = TypeVar("Result")
 RETRY_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 # Part of the name of every temporary file; prepare deletes files with such names.
 TEMPORARY = ".tmp-"
+# Lock file of a prepared split, in the folder of the split. Prepare holds an exclusive lock, training a shared one.
+LOCK_NAME = ".parts/lock"
 
 
 def is_remote(path: str) -> bool:
@@ -64,6 +67,31 @@ def retry(action: Callable[[], Result], what: str, is_transient: Callable[[Excep
             print_warning(f"{what}: {first_line(error)}; retrying in {pause:g} s")
             time.sleep(pause)
     return action()
+
+
+@contextmanager
+def lock_shared(path: str) -> Iterator[bool]:
+    """Holds a shared lock on a local file within the block; yields False if another process holds it exclusively.
+
+    Does nothing for a path on an object store, a file that does not exist, and on file systems without locks.
+    """
+    try:
+        handle = -1 if is_remote(path) else os.open(path, os.O_RDONLY)
+    except OSError:
+        handle = -1
+    is_held = True
+    try:
+        if handle >= 0:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        is_held = False
+    except OSError:
+        pass
+    try:
+        yield is_held
+    finally:
+        if handle >= 0:
+            os.close(handle)
 
 
 def temporary_path(path: str) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +14,7 @@ from ssd_dist.core.config import DataConfig
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, Shard, Split
 from ssd_dist.core.records import Record
-from ssd_dist.core.storage import is_remote, join, replace_file
+from ssd_dist.core.storage import LOCK_NAME, is_remote, join, lock_shared, replace_file
 from ssd_dist.core.tfrecord_io import read_records
 
 
@@ -28,6 +28,21 @@ def load_manifest(config: DataConfig) -> Manifest:
         raise DataError("data.dir: not set; set it to the output folder of prepare, e.g. --set data.dir=OUT")
     path = join(config.dir, MANIFEST_NAME)
     return Manifest.from_json(_read_small_file(path, config), path)
+
+
+@contextmanager
+def hold_dataset(config: DataConfig, manifest: Manifest) -> Iterator[None]:
+    """Prevents prepare from replacing the splits of a local dataset while the block runs.
+
+    Raises:
+      DataError: if prepare is writing one of the splits.
+    """
+    with ExitStack() as stack:
+        for name in manifest.splits:
+            folder = join(config.dir, name)
+            if not stack.enter_context(lock_shared(join(folder, LOCK_NAME))):
+                raise DataError(f"{folder}: prepare is writing this split; start again when it has finished")
+        yield
 
 
 def locate_shards(shards: tuple[Shard, ...], config: DataConfig, any_size: bool = False) -> list[str]:

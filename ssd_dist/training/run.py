@@ -10,13 +10,14 @@ import tf_keras
 from ssd_dist.cluster.failures import explain_out_of_memory, restart_on_lost_peer
 from ssd_dist.cluster.preemption import StopRequest
 from ssd_dist.cluster.rendezvous import wait_for_workers
-from ssd_dist.cluster.strategy import START_SECONDS, check_strategy, create_strategy, read_worker_role
+from ssd_dist.cluster.strategy import START_SECONDS, WorkerRole, check_strategy, create_strategy, read_worker_role
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
 from ssd_dist.data.corrupt_records import explain_failure, verify_plan
 from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import plan_training
+from ssd_dist.data.shard_files import hold_dataset
 from ssd_dist.runs.environment import describe_environment, write_environment
 from ssd_dist.runs.gfile_storage import explain_write_errors
 from ssd_dist.runs.run_folder import SKIPPED_NAME, open_run_folder, write_skipped_records
@@ -48,6 +49,18 @@ def run_training(
     role = read_worker_role()
     check_strategy(config.cluster, role)
     manifest = load_checked_manifest(config)
+    with hold_dataset(config.data, manifest):
+        return _train(config, model_dir, role, manifest, stop, write_report)
+
+
+def _train(
+    config: Config,
+    model_dir: str,
+    role: WorkerRole,
+    manifest: Manifest,
+    stop: StopRequest,
+    write_report: Callable[[], None] | None,
+) -> dict[str, Any] | None:
     split = manifest.split(TRAIN_SPLIT, config.data.dir)
     plan = plan_training(config.data, config.train, split, role.index, role.count)
     total_steps = config.train.steps or config.train.epochs * plan.steps_per_epoch
