@@ -24,7 +24,7 @@ from typing import NamedTuple
 from pipelines import beam_storage
 from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, SeparateBox, image_key, make_elements
 from pipelines.readers.csv_dialects import UNASSIGNED, parse_box, parse_size
-from pipelines.readers.csv_layout import CsvFile, explain_file, find_layout, list_candidates
+from pipelines.readers.csv_layout import CsvFile, contains_image_names, explain_file, find_layout, list_candidates
 from pipelines.readers.csv_text import read_rows
 from pipelines.readers.folder import is_image, list_folder
 from pipelines.readers.image_index import ImageIndex
@@ -114,7 +114,9 @@ def explain_missing(path: str) -> str:
     candidates = list_candidates(folder)
     if not candidates:
         return "the folder contains no CSV file (SPLIT.csv, SPLIT_labels.csv, SPLIT/_annotations.csv, annotations.csv)"
-    return explain_file(folder.join(candidates[0]))
+    # The message is about a file that contains names of images, not for example about a list of classes.
+    names_images = (path for path in map(folder.join, candidates) if contains_image_names(path))
+    return explain_file(next(names_images, folder.join(candidates[0])))
 
 
 def read_group(group: CsvGroup, source: Source) -> Iterator[Element]:

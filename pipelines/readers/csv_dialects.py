@@ -34,7 +34,7 @@ from dataclasses import dataclass, field, replace
 from pipelines.annotations import Box, Problem
 from pipelines.readers.csv_text import Row
 from pipelines.readers.folder import is_image
-from pipelines.readers.splits import SYNONYMS
+from pipelines.readers.split_names import is_split
 from pipelines.readers.via_csv import COLUMNS as VIA_COLUMNS
 
 # Separators in the order in which they are tried.
@@ -82,7 +82,6 @@ IMAGE_SIZES = tuple((f"{prefix}width", f"{prefix}height") for prefix in ("image"
 SPLIT_NAMES = ("split", "set", "subset", "usage", "partition", "mluse", "datasetsplit")
 # Rows of this split are in no other; AutoML divides them itself.
 UNASSIGNED = "UNASSIGNED"
-SPLIT_VALUES = {*(name for names in SYNONYMS.values() for name in names), UNASSIGNED.lower()}
 OPEN_IMAGES = {"imageid", "labelname", "xmin", "xmax", "ymin", "ymax"}
 # Columns that accompany those of Open Images in its files of boxes.
 OPEN_IMAGES_MORE = {"source", "confidence", "isgroupof"}
@@ -347,7 +346,7 @@ def _examine(dialect: Dialect, sample: Sequence[list[str]]) -> Dialect:
     rows = [fields for fields in sample if len(fields) >= dialect.count]
     notes = [*dialect.notes]
     values = {dialect.read(fields, "split").lower() for fields in rows} - {""}
-    if not values or not values <= SPLIT_VALUES:
+    if not any(map(is_split, values)) or not all(is_split(name) or name == UNASSIGNED.lower() for name in values):
         dialect = _without(dialect, "split")
     boxes = [numbers for fields in rows if (numbers := _try_numbers(fields, dialect)) is not None]
     corners = [FORMS[dialect.form](numbers) for numbers in boxes]

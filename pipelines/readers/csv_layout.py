@@ -14,12 +14,13 @@ from itertools import islice
 
 from pipelines import beam_storage
 from pipelines.annotations import IMAGE_SUFFIXES
-from pipelines.readers.csv_dialects import DELIMITERS, SAMPLE_ROWS, SPLIT_VALUES, UNASSIGNED, Dialect, recognize
+from pipelines.readers.csv_dialects import DELIMITERS, SAMPLE_ROWS, UNASSIGNED, Dialect, recognize
 from pipelines.readers.csv_text import Row, read_rows
 from pipelines.readers.folder import Folder, is_image, list_folder
 from pipelines.readers.image_index import ImageIndex
 from pipelines.readers.sources import first_folder, parent_folder
-from pipelines.readers.splits import WHOLE, Found, output_split
+from pipelines.readers.split_names import find_split, is_split, split_words
+from pipelines.readers.splits import WHOLE, Found
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.storage import join
 
@@ -73,7 +74,7 @@ class CsvFile:
 
 
 def find_layout(path: str, image_dir: str) -> Found[CsvFile] | None:
-    """Returns the splits in a folder, a file or a pattern; None if there is no CSV file of boxes.
+    """Returns the splits in a folder, a file or a pattern; None if there is no CSV file of boxes with images.
 
     Raises:
       DataError: if the input is a CSV file whose columns are not recognised, or the images are in no folder.
@@ -95,7 +96,8 @@ def find_layout(path: str, image_dir: str) -> Found[CsvFile] | None:
         return _describe({WHOLE: [_find_images(file, None, image_dir)]}, None)
     folder = list_folder(path)
     files_by_split, notes = _group_by_split(folder)
-    if not files_by_split:
+    # TFRecord files contain the images of the CSV files that they were made from.
+    if not files_by_split or not (image_dir or folder.count_images("")):
         return None
     located = {
         split: [_find_images(file, folder, image_dir) for file in files] for split, files in files_by_split.items()
@@ -129,8 +131,8 @@ def _group_by_split(folder: Folder) -> tuple[dict[str, list[CsvFile]], list[str]
             skipped.append(name)
         else:
             files[split] = [CsvFile(folder.join(name), dialect, file_split=split)]
-    if len(files) > 1 and any(output_split(split).lower() in SPLIT_VALUES for split in files):
-        others = [split for split in files if output_split(split).lower() not in SPLIT_VALUES]
+    if len(files) > 1 and any(map(is_split, files)):
+        others = [split for split in files if not is_split(split)]
         skipped += [beam_storage.path_below(folder.path, files.pop(split)[0].path) for split in others]
     elif len(files) > 1 and WHOLE in files:
         (others_file,) = files.pop(WHOLE)
@@ -138,7 +140,7 @@ def _group_by_split(folder: Folder) -> tuple[dict[str, list[CsvFile]], list[str]
     elif len(files) == 1:
         (split,) = files
         # A single file with another name, such as my_project.csv, contains the whole dataset.
-        if output_split(split).lower() not in SPLIT_VALUES:
+        if not is_split(split):
             files = {WHOLE: files[split]}
     notes = [f"not read: {', '.join(skipped):.200}; pass a file as --input to read it"] if skipped else []
     return files, notes
@@ -150,12 +152,8 @@ def split_in_name(name: str) -> str:
     A name that contains no split is returned without common words, so that several such files can be distinguished.
     """
     stem = posixpath.basename(name).partition(".")[0]
-    for part in (stem, *reversed(posixpath.dirname(name).split("/"))):
-        words = [word for word in re.split(r"[\W_]+", part) if output_split(word).lower() in SPLIT_VALUES]
-        if len(words) == 1:
-            return words[0]
-    is_plain = all(PLAIN_NAMES.fullmatch(word) for word in filter(None, re.split(r"[\W_]+", stem.lower())))
-    return WHOLE if is_plain else stem
+    is_plain = all(PLAIN_NAMES.fullmatch(word) for word in split_words(stem.lower()))
+    return find_split(name) or (WHOLE if is_plain else stem)
 
 
 def read_dialect(path: str) -> Dialect | None:
@@ -312,7 +310,7 @@ def _narrow(root: Folder, index: ImageIndex, examples: Sequence[str], split: str
     found = [name for example in examples for name in index.find(example)[:1]]
     for depth in range(1, max(name.count("/") for name in found) + 1):
         tops = {"/".join(name.split("/")[:depth]) for name in found}
-        if len(tops) == 1 and split and split.lower() in re.split(r"[\W_]+", next(iter(tops)).lower()):
+        if len(tops) == 1 and split and split.lower() in split_words(next(iter(tops)).lower()):
             return root.join(tops.pop())
     return root.path
 
@@ -371,8 +369,15 @@ def _read_class_names(file: CsvFile, folder: Folder | None, homes: Iterable[str]
     return {}
 
 
+def contains_image_names(path: str) -> bool:
+    """Returns whether the first lines of a file contain a name with the suffix of an image."""
+    return bool(re.search(rb"\w\.(jpe?g|png|bmp|webp|tiff?|gif)\b", _read_head(path), re.IGNORECASE))
+
+
 def explain_file(path: str) -> str:
     """Returns why a CSV file is not recognised, and how to fix it."""
+    if read_dialect(path) is not None:
+        return f"{path}: its folder contains no image files; pass the folder of the images as --image_dir"
     head = _read_head(path)
     rows = [row for delimiter in DELIMITERS for row in _split_head(head, delimiter)[:1]]
     row = max(rows, key=lambda row: len(row.fields), default=None)

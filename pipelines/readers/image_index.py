@@ -1,9 +1,9 @@
 """Finds image files by names that were written on another machine or without their folder."""
 
 import posixpath
-import re
 
 from pipelines.readers.folder import Folder, is_image
+from pipelines.readers.split_names import split_words
 
 
 class ImageIndex:
@@ -30,7 +30,7 @@ class ImageIndex:
         found = [path for path in found if posixpath.basename(path) == base] or found
         lengths = [_count_common(parents, path.split("/")[:-1]) for path in found]
         found = [path for path, length in zip(found, lengths, strict=True) if length == max(lengths)]
-        in_split = [path for path in found if self._split and self._split in re.split(r"[\W_]+", path.lower())]
+        in_split = [path for path in found if self._split and self._split in split_words(path.lower())]
         return in_split if len(found) > 1 and in_split else found
 
 

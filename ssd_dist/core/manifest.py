@@ -2,14 +2,24 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ssd_dist.core.anchors import feature_sizes, generate_anchors
 from ssd_dist.core.config import AnchorConfig, AugmentationConfig, Config, MatchingConfig
 from ssd_dist.core.errors import DataError
+from ssd_dist.core.printable import NAME_LENGTH, escape, make_printable, shorten
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "dataset.json"
@@ -18,7 +28,36 @@ TRAIN_SPLIT = "train"
 # NMS separates labels by two factors of 64 values each (`model/postprocessing.py`); label 0 is the background.
 MOST_CLASSES = 64 * 64 - 1
 
-Count = Annotated[int, Field(ge=0)]
+# At most 63 bits, so that sums of counts and their conversion to float succeed.
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _check_relative_path(path: str) -> str:
+    """Rejects a path that may lead out of the folder of the manifest, on any system or object store."""
+    parts = path.split("/")
+    if not all(parts) or {".", ".."} & {*parts} or "\\" in path or ":" in path or escape(path) != path:
+        raise ValueError(
+            f"{_show(path)} is not a relative path inside the dataset: it must have neither '..', ':', a backslash, "
+            "control characters, nor a '/' at its start or end"
+        )
+    return path
+
+
+def _check_name(name: str) -> str:
+    if not name or name in (".", "..") or "/" in name or "\\" in name or escape(name) != name:
+        raise ValueError(f"{_show(name)} is not the name of a split: it must be a plain folder name, such as train")
+    return name
+
+
+def _show(text: str) -> str:
+    return repr(shorten(text, NAME_LENGTH))
+
+
+RelativePath = Annotated[str, AfterValidator(_check_relative_path)]
+OptionalPath = Annotated[str, AfterValidator(lambda path: path and _check_relative_path(path))]
+SplitName = Annotated[str, AfterValidator(_check_name)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _Part(BaseModel):
@@ -28,35 +67,42 @@ class _Part(BaseModel):
 class Shard(_Part):
     """One TFRecord file; `file` is relative to the manifest, `sha256` over the whole file."""
 
-    file: str
+    file: RelativePath
     examples: Count
     bytes: Count
-    sha256: str
+    sha256: Sha256
 
 
 class View(_Part):
     """One augmented copy of all images of a split; copy 0 holds the whole images, the others crops and expansions."""
 
     examples: Count
-    shards: tuple[Shard, ...]
+    shards: Annotated[tuple[Shard, ...], Field(min_length=1)]
     objects_per_class: dict[str, Count]
     positives_per_object: "PositivesPerObject"
+
+    @model_validator(mode="after")
+    def _check_sum(self) -> "View":
+        total = sum(shard.examples for shard in self.shards)
+        if total != self.examples:
+            raise ValueError(f"examples is {self.examples}, but the shards have {total}")
+        return self
 
 
 class PositivesPerObject(_Part):
     """Statistics of the positive anchors per object; `histogram` maps that number to the number of objects."""
 
-    mean: float
+    mean: FiniteFloat
     minimum: Count
     maximum: Count
-    histogram: dict[int, Count]
+    histogram: dict[Count, Count]
 
 
 class CropSettings(_Part):
     """Limits of the crops and expansions in the augmented copies, as in `AugmentationConfig`."""
 
-    largest_expansion: float
-    smallest_crop: float
+    largest_expansion: FiniteFloat
+    smallest_crop: FiniteFloat
 
     @classmethod
     def from_config(cls, augmentation: AugmentationConfig) -> "CropSettings":
@@ -79,9 +125,19 @@ class Split(_Part):
     rejected_boxes: dict[str, Count]
     clipped_boxes: Count
     reduced_boxes: Count = 0
-    image_hashes: str
-    views: tuple[View, ...]
+    image_hashes: OptionalPath
+    views: Annotated[tuple[View, ...], Field(min_length=1)]
     windows: CropSettings | None = None
+
+    @model_validator(mode="after")
+    def _check_sums(self) -> "Split":
+        for what, read, kept, rejected in (
+            ("images", self.images_read, self.images, self.rejected_images),
+            ("boxes", self.boxes_read, self.boxes, self.rejected_boxes),
+        ):
+            if read != kept + sum(rejected.values()):
+                raise ValueError(f"{what}_read is {read}, but {kept} were kept and {sum(rejected.values())} rejected")
+        return self
 
     def check_crop_settings(self, augmentation: AugmentationConfig, path: str) -> None:
         """Checks that the augmented copies were made with the crop settings of the config.
@@ -110,13 +166,44 @@ class Manifest(_Part):
     """The contents of `dataset.json`."""
 
     format_version: int = FORMAT_VERSION
-    classes: tuple[str, ...]
-    image_size: int
+    classes: tuple[Annotated[str, Field(min_length=1)], ...]
+    image_size: Annotated[int, Field(ge=1, le=2048)]
     anchors: dict[str, Any]
     matching: dict[str, Any]
-    fingerprint: str
-    splits: dict[str, Split]
+    fingerprint: Sha256
+    splits: dict[SplitName, Split]
     leakage: tuple[Leakage, ...] = ()
+
+    @field_validator("classes")
+    @classmethod
+    def _check_classes(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        _check_unique(classes, "class")
+        return classes
+
+    @field_validator("anchors")
+    @classmethod
+    def _check_anchors(cls, anchors: dict[str, Any]) -> dict[str, Any]:
+        settings = {key: value for key, value in anchors.items() if key in AnchorConfig.model_fields}
+        _check_section(AnchorConfig, settings)
+        # `target_spec` adds a number and a list of numbers.
+        for key, value in anchors.items():
+            numbers = value if isinstance(value, list | tuple) else (value,)
+            if key not in settings and not all(type(number) is int and 0 <= number < 2**31 for number in numbers):
+                raise ValueError(f"{_show(key)} is neither a setting of anchors nor a number or list of numbers")
+        return anchors
+
+    @field_validator("matching")
+    @classmethod
+    def _check_matching(cls, matching: dict[str, Any]) -> dict[str, Any]:
+        _check_section(MatchingConfig, matching)
+        return matching
+
+    @model_validator(mode="after")
+    def _check_files(self) -> "Manifest":
+        splits = self.splits.values()
+        shards = (shard.file for split in splits for view in split.views for shard in view.shards)
+        _check_unique((*shards, *(split.image_hashes for split in splits if split.image_hashes)), "file")
+        return self
 
     def to_json(self) -> str:
         """Returns indented JSON with a stable order of keys."""
@@ -127,24 +214,26 @@ class Manifest(_Part):
         """Parses the manifest read from `path`.
 
         Raises:
-          DataError: if it is not a manifest or has another format version.
+          DataError: if it is not a manifest, has another format version, or contains a path that leads out of its
+            folder, a repeated name, a malformed checksum, or counts that do not add up.
         """
         try:
             tree = json.loads(text)
-        except ValueError as error:  # also raised for bytes that are not UTF-8
+        except ValueError as error:  # also raised for bytes that are not UTF-8, and numbers of over 4,300 digits
             raise DataError(f"{path} is not valid JSON ({error}); prepare the data again") from None
+        except RecursionError:
+            raise DataError(f"{path} is not valid JSON (nested too deeply); prepare the data again") from None
         version = tree.get("format_version") if isinstance(tree, dict) else None
         if version != FORMAT_VERSION:
+            shown = shorten(repr(version), NAME_LENGTH)
             raise DataError(
-                f"{path} has format version {version!r}, but this program reads {FORMAT_VERSION}; "
+                f"{path} has format version {shown}, but this program reads {FORMAT_VERSION}; "
                 "prepare again into another --output"
             )
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
-            problem = error.errors()[0]
-            key = ".".join(map(str, problem["loc"]))
-            raise DataError(f"{path}: {key}: {problem['msg']}; prepare the data again") from None
+            raise DataError(f"{path}: {_describe(error)}; prepare the data again") from None
 
     def check_fits(self, config: Config, path: str) -> None:
         """Checks that the dataset was prepared with the image size, anchors and matching of the config.
@@ -201,6 +290,28 @@ class Manifest(_Part):
             return next((split for split in ("val", "test") if split in self.splits), None)
         self.split(name, path)
         return name
+
+
+def _check_unique(names: Sequence[str], what: str) -> None:
+    """Raises a ValueError if a name occurs twice."""
+    if len({*names}) < len(names):
+        name, count = Counter(names).most_common(1)[0]
+        raise ValueError(f"the {what} {_show(name)} is listed {count} times")
+
+
+def _check_section(section: type[BaseModel], settings: Mapping[str, Any]) -> None:
+    """Raises a ValueError if the settings are not a valid section of a config."""
+    try:
+        section.model_validate(settings)
+    except ValidationError as error:
+        raise ValueError(_describe(error)) from None
+
+
+def _describe(error: ValidationError) -> str:
+    """Returns the key and the message of the first problem; a problem of the whole value has no key."""
+    problem = error.errors(include_url=False)[0]
+    key = make_printable(".".join(map(str, problem["loc"])), 2 * NAME_LENGTH)
+    return f"{key + ': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}"
 
 
 def target_spec(anchors: AnchorConfig, matching: MatchingConfig, input_size: int) -> dict[str, Any]:

@@ -115,6 +115,9 @@ def _cache_shard(path: str, shard: Shard, cache: Path, any_size: bool, refresh: 
     The target file is replaced atomically because other workers may be reading it.
     """
     target = cache / f"{shard.sha256}.tfrecord"
+    # The manifest was checked when it was read. This check also covers manifests from any other source.
+    if target.parent != cache:
+        raise DataError(f"shard {path}: the checksum {shard.sha256!r} is not one; prepare the data again")
     if not refresh and target.is_file() and target.stat().st_size == shard.bytes:
         return str(target)
     try:

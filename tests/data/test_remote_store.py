@@ -11,7 +11,7 @@ from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
 from ssd_dist.data.corrupt_records import verify_plan
 from ssd_dist.data.pipeline import plan_training
-from ssd_dist.data.shard_files import load_manifest, read_split
+from ssd_dist.data.shard_files import load_manifest, locate_shard, read_split
 
 SMALL = {"model": {"input_size": 64}, "train": {"global_batch_size": 4}}
 STORE = "memory://bucket/out"
@@ -76,3 +76,19 @@ def test_a_shard_with_another_checksum_is_reported_and_not_cached(local, config)
     with pytest.raises(DataError, match=rf"{STORE}/{other.file} does not have the manifest's checksum"):
         list(read_split(config.data, split))
     assert [path.stem for path in Path(config.data.cache_dir).iterdir()] == [first.sha256]
+
+
+def test_a_manifest_that_names_files_outside_its_folder_writes_nothing(local, config, tmp_path):
+    _, manifest = local
+    shard = manifest.splits["train"].views[0].shards[0]
+    before = sorted(tmp_path.rglob("*"))
+    for change in ({"sha256": "../../evil"}, {"sha256": f"{tmp_path}/evil"}, {"file": "../../evil.tfrecord"}):
+        hostile = manifest.to_json().replace(getattr(shard, *change), *change.values())
+        fsspec.filesystem("memory").pipe(f"{STORE}/{MANIFEST_NAME}", hostile.encode())
+        with pytest.raises(DataError, match=rf"{STORE}/{MANIFEST_NAME}: splits\.train\.views\.0\.shards\.0\."):
+            load_manifest(config.data)
+        if "sha256" in change:
+            # Not even for a shard that was never checked.
+            with pytest.raises(DataError, match=r"the checksum '.*evil' is not one"):
+                locate_shard(shard.model_copy(update=change), config.data)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -9,7 +9,7 @@ from raw_sets import jpeg, make_yolo
 from pipelines.annotations import Category, Image, Listing
 from pipelines.image_reading import read_image
 from pipelines.readers.sources import Source
-from pipelines.readers.yolo import choose_layouts, list_labels, read_label
+from pipelines.readers.yolo import choose_layouts, find_splits, list_labels, read_label
 from pipelines.readers.yolo_labels import parse_label
 from ssd_dist.core.errors import DataError
 
@@ -32,7 +32,7 @@ def test_lines_become_normalised_corners():
 
 @pytest.mark.parametrize(
     "line",
-    ["1 0.5 0.5 0.1", "x 0.5 0.5 0.1 0.1", "1 .5 .5 .1 .1 .9 .5 .5", "1 a b c d", "1.5 0 0 1 1", "1", "nan 0 0 1 1"],
+    ["1 0.5 0.5 0.1", "x 0.5 0.5 0.1 0.1", "1 .5 .5 .1 .1 .9 .5 1", "1 a b c d", "1.5 0 0 1 1", "1", "nan 0 0 1 1"],
 )
 def test_an_invalid_line_gives_a_box_with_a_problem(line):
     good, bad = parse_label(f"0 0.5 0.5 0.1 0.1\n{line}")
@@ -201,11 +201,25 @@ def test_labels_of_listed_images_are_next_to_or_among_the_images(tmp_path, image
     assert [len(image.boxes) for image in images_of(tmp_path).values()] == [1]
 
 
-def test_listed_paths_outside_the_folder_are_rejected(tmp_path):
-    make_yolo(tmp_path, {"a": []}, ["x"])
-    (tmp_path / "train.txt").write_text("/elsewhere/images/a.jpg\n")
+def test_absolute_listed_paths_are_found_by_their_end(tmp_path):
+    make_yolo(tmp_path, {"a": ["0 .5 .5 .5 .5"], "b": []}, ["x"])
+    make_yolo(tmp_path, {"b": [], "c": []}, ["x"], "val")
+    # b.jpg is in two folders; c.jpg is in val, so train/c.jpg is another image.
+    lines = [
+        "/elsewhere/images/a.jpg",
+        "C:\\sets\\images\\train\\b.jpg",
+        "/elsewhere/b.jpg",
+        "/x/train/c.jpg",
+        "../d.jpg",
+    ]
+    (tmp_path / "train.txt").write_text("".join(f"{line}\n" for line in lines))
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": "train.txt", "names": ["x"]}))
-    assert [image.problem.reason for image in images_of(tmp_path).values()] == ["path_traversal"]
+    found = [value for value in elements_of(tmp_path) if isinstance(value, Image)]
+    assert [image.path for image in found[:2]] == [str(tmp_path / f"images/train/{name}.jpg") for name in "ab"]
+    assert [len(image.boxes) for image in found] == [1, 0, 0, 0, 0]
+    problems = [image.problem and image.problem.reason for image in found]
+    assert problems == [None, None, "missing_image", "missing_image", "path_traversal"]
+    assert "--image_dir" in found[2].problem.detail
 
 
 @pytest.mark.parametrize("given", [".", "data.yaml"])
@@ -245,7 +259,12 @@ def test_a_list_file_defines_the_images_and_their_order(tmp_path):
     assert images["a"].path == str(tmp_path / "images/train/a.jpg")
     assert [image.problem and image.problem.reason for image in images.values()] == [None, None, None, "path_traversal"]
     (tmp_path / "train.txt").unlink()
-    with pytest.raises(DataError, match=r"train\.txt"):
+    assert list(images_of(tmp_path)) == ["a", "b", "c"]
+    assert f"{tmp_path}/data.yaml: train: train.txt does not exist; the folder of this name is read" in (
+        find_splits(str(tmp_path), "").notes
+    )
+    (tmp_path / "images/train").rename(tmp_path / "images/other")
+    with pytest.raises(DataError, match=r"train: train\.txt does not exist"):
         elements_of(tmp_path)
 
 
@@ -268,11 +287,12 @@ def test_the_path_of_the_yaml_file_is_searched(tmp_path):
     assert list(images_of(tmp_path / "one.yaml")) == ["a"]
 
 
-def test_several_folders_for_one_split_are_rejected(tmp_path):
-    make_yolo(tmp_path, {"a": []}, ["x"])
-    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": ["images/train", "more"], "names": ["x"]}))
-    with pytest.raises(DataError, match="one folder or list file, got 2"):
-        elements_of(tmp_path)
+def test_a_split_may_have_several_folders(tmp_path):
+    make_yolo(tmp_path, {"a": ["0 .5 .5 .5 .5"]}, ["x"], "one")
+    make_yolo(tmp_path, {"a": ["0 .5 .5 .5 .5"] * 2, "b": None}, ["x"], "two")
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": ["images/one", "images/two"], "names": ["x"]}))
+    boxes = {name: len(image.boxes) for name, image in images_of(tmp_path).items()}
+    assert boxes == {"one/a": 1, "two/a": 2, "two/b": 0}
 
 
 def test_all_images_of_the_folder_are_listed(tmp_path, prepare):
