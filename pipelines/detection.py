@@ -188,7 +188,7 @@ def describe_plan(detected: Detected, plans: Sequence[SplitPlan]) -> list[str]:
     lines = [f"recognised {found.tool}: {', '.join(counts) or whole} images"]
     if detected.others:
         lines.append(f"the folder also fits {', '.join(detected.others)}; --input_format selects one of them")
-    lines += found.notes
+    lines += [f"note: {note}" for note in found.notes]
     if found.unions:
         names = ", ".join(sorted(found.unions))
         lines.append(f"omitted, because they repeat images of other splits (--split selects them): {names:.200}")

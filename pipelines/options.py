@@ -160,6 +160,9 @@ def _plan_from_flags(detected: Detected) -> list[SplitPlan]:
     if values.input_format == AUTO or not plans:
         plans = plans or plan_splits(detected.found, is_divided=values.split_by != NO_DIVISION)
         print("\n".join(describe_plan(detected, plans)))
+    else:
+        for note in detected.found.notes:
+            print(f"note: {note}")
     return plans
 
 
