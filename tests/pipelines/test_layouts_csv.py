@@ -95,6 +95,7 @@ def read_one(tmp_path, text, image="a.jpg"):
         "filename,class,xmin,ymin,xmax,ymax\ra.jpg,bolt,10,12,50,36\r",
         "filename,class,xmin,ymin,xmax,ymax,remark\na.jpg,bolt,10,12,50,36,\"two\nlines, and a comma\"\n",
         "filename,class,xmin,ymin,xmax,ymax\n\n  \na.jpg, bolt ,10,12,50,36,,\n",
+        ",filename,class,xmin,ymin,xmax,ymax,,\n0,a.jpg,bolt,10,12,50,36\n",  # pandas' index, a spreadsheet's columns
         # VIA 2
         "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes\n"
         'a.jpg,3000,"{}",1,0,"{""name"":""rect"",""x"":10,""y"":12,""width"":40,""height"":24}","{""type"":""bolt""}"\n',
@@ -302,6 +303,18 @@ def test_a_single_file_contains_the_whole_dataset(tmp_path):
         assert list(find_splits(str(folder), "").splits) == [""]
         images, _ = read(folder, "anything")
         assert [image.path for image in images] == [str(folder / "images/a.jpg")]
+
+
+def test_files_that_differ_in_a_number_are_read_together(tmp_path):
+    header = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId\n"
+    for number in range(3):
+        line = f"0.ppm;64;48;10;12;50;36;{number}\n"
+        write(tmp_path, {f"0000{number}/GT-0000{number}.csv": header + line, f"0000{number}/0.ppm": None})
+    found = find_splits(str(tmp_path), "")
+    assert (list(found.splits), found.images) == ([""], {"": 3})
+    images, boxes = read(tmp_path)
+    assert [image.path for image in images] == [str(tmp_path / f"0000{number}/0.ppm") for number in range(3)]
+    assert [(box.box.category, box.box.corners) for box in boxes] == [(f"{number}", BOX) for number in range(3)]
 
 
 def test_files_whose_names_contain_no_split_are_announced(tmp_path):
