@@ -147,7 +147,10 @@ def split_in_name(name: str) -> str:
 
 
 def is_coco(path: str) -> bool:
-    """Returns whether a file begins like a COCO file: a JSON object with `images`, `annotations` or `categories`."""
+    """Returns whether a file begins like a COCO file: a JSON object with `images` or `annotations`.
+
+    `categories` alone are in the notes.json of Label Studio's YOLO export too.
+    """
     if not path.lower().endswith(SUFFIXES):
         return False
     try:
@@ -158,7 +161,7 @@ def is_coco(path: str) -> bool:
     # A damaged file with the name of a COCO file is reported when it is read.
     if re.match(r"instances_|_annotations\.coco\.", posixpath.basename(path)):
         return True
-    return head.startswith("{") and bool(re.search(r'"(images|annotations|categories)"\s*:\s*\[', head))
+    return head.startswith("{") and bool(re.search(r'"(images|annotations)"\s*:\s*\[', head))
 
 
 def _describe(files_by_split: dict[str, list[str]], path: str, image_dir: str) -> Found[CocoFile]:

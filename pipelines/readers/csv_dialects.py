@@ -216,7 +216,8 @@ def _match_header(header: Sequence[str]) -> Dialect | None:
         places=places,
         names=tuple(header[place] for place in places),
         form="size" if form == "list" else form,
-        count=len(header),
+        # Spreadsheets add empty columns at the end.
+        count=max(place for place, name in enumerate(header) if name) + 1,
         is_list=form == "list",
         normalized=is_open_images,
     )

@@ -134,6 +134,9 @@ def _group_by_split(folder: Folder) -> tuple[dict[str, list[CsvFile]], list[str]
     if len(files) > 1 and any(map(is_split, files)):
         others = [split for split in files if not is_split(split)]
         skipped += [beam_storage.path_below(folder.path, files.pop(split)[0].path) for split in others]
+    elif len(files) > 1 and len({re.sub(r"\d+", "0", split) for split in files}) == 1:
+        # Files that differ in a number only are parts of one dataset, such as one file per class.
+        files = {WHOLE: [file for own in files.values() for file in own]}
     elif len(files) > 1 and WHOLE in files:
         (others_file,) = files.pop(WHOLE)
         skipped.append(beam_storage.path_below(folder.path, others_file.path))

@@ -78,7 +78,7 @@ def _join_lines(
         joined.append(waiting[len(joined) - 1][1])
         is_open ^= bool(joined[-1].count(b'"') % 2)
     row = None if is_open else _split_line(number, b"\n".join(joined), delimiter)
-    if row is None or row.problem or (columns and len(row.fields) != columns):
+    if row is None or row.problem or (columns and (len(row.fields) < columns or any(row.fields[columns:]))):
         return None
     for _ in joined[1:]:
         waiting.popleft()

@@ -18,7 +18,7 @@ def parse_label_map(text: str) -> dict[int, str]:
     names: dict[int, str] = {}
     for match in ITEM.finditer(text):
         # Nested messages, such as keypoints, have ids of their own.
-        fields = re.sub(r"\{[^{}]*\}", "", match[1])
+        fields = re.sub(rf"({QUOTED})|\{{[^{{}}]*\}}", lambda found: found[1] or "", match[1])
         number = re.search(r"\bid\s*:\s*(\d+)", fields)
         name = _find_text(fields, "display_name") or _find_text(fields, "name")
         if number and name:

@@ -26,7 +26,9 @@ def find_split(path: str) -> str:
     """
     stem = posixpath.basename(path).partition(".")[0]
     for part in (stem, *reversed(posixpath.dirname(path).split("/"))):
-        words = [word for word in split_words(part) if is_split(word)]
+        # Files of a split may be numbered: train00.tfrec. Four digits are the year of the dataset: train2017.
+        plain = [re.sub(r"(?<=[A-Za-z])\d{1,3}$", "", word) for word in split_words(part)]
+        words = list(dict.fromkeys(word for word in plain if is_split(word)))
         if words:
             return words[0] if len(words) == 1 else ""
     return ""

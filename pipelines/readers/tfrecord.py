@@ -89,13 +89,17 @@ def _group_by_split(folder: Folder, names: Sequence[str]) -> Found[RecordFile]:
     others = paths.pop(WHOLE, [])
     if not paths:
         return _describe({WHOLE: others})
+    notes = []
+    if others:
+        listed = ", ".join(beam_storage.path_below(folder.path, path) for path in others)
+        notes.append(f"not read: {listed:.200}, whose names contain no split; pass a file as --input to read it")
+    for split, (path, *more) in list(paths.items()):
+        if len(paths) > 1 and not more and beam_storage.size(path) == 0:
+            del paths[split]
+            notes.append(f"not read: {beam_storage.path_below(folder.path, path)}, which is an empty file")
     whole = [path for own in paths.values() for path in own]
     found = _describe({**paths, WHOLE: whole})
-    if not others:
-        return found
-    listed = ", ".join(beam_storage.path_below(folder.path, path) for path in others)
-    note = f"not read: {listed:.200}, whose names contain no split; pass a file as --input to read it"
-    return replace(found, notes=(*found.notes, note))
+    return replace(found, notes=(*found.notes, *notes))
 
 
 def _describe(paths_by_split: Mapping[str, Sequence[str]]) -> Found[RecordFile]:

@@ -29,7 +29,7 @@ from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source
 from pipelines.readers.splits import Found, choose_split
 from pipelines.readers.yolo_labels import decode_text, parse_label
-from pipelines.readers.yolo_layout import YoloLayout, find_layouts
+from pipelines.readers.yolo_layout import YoloLayout, explain_missing, find_layouts
 from pipelines.readers.yolo_listing import YoloEntry, list_images
 from ssd_dist.core.errors import DataError
 
@@ -62,7 +62,7 @@ def choose_layouts(source: Source) -> list[YoloLayout]:
     for path in source.inputs:
         found = find_splits(path, source.image_dir)
         if found is None:
-            raise DataError(f"--input={path}: {_explain_missing(path)}")
+            raise DataError(f"--input={path}: {explain_missing(path, source.image_dir)}")
         try:
             layouts += _choose_by_folder(found, source) or choose_split(found, source, path)
         except DataError as error:
@@ -81,19 +81,6 @@ def _choose_by_folder(found: Found[YoloLayout], source: Source) -> tuple[YoloLay
         if split and all(wanted in layout.images.split("/")[-2:] and not layout.list_files for layout in layouts)
     ]
     return named[0] if named else ()
-
-
-def _explain_missing(path: str) -> str:
-    """Returns why an input contains no YOLO dataset, and how to fix it."""
-    if beam_storage.is_pattern(path):
-        return "a pattern is not supported for YOLO; pass the folder or its data.yaml"
-    if beam_storage.is_file(path):
-        return "not the YAML file of a YOLO dataset, which has `names:`, nor a .data file; pass the folder or data.yaml"
-    return (
-        "no YOLO dataset: the folder needs images, text files of the same names with lines `class x_center y_center "
-        "width height` in fractions of the image, and a data.yaml with `names:`; pass that folder, and --image_dir if "
-        "the images are elsewhere"
-    )
 
 
 def list_labels(layouts: list[YoloLayout], source: Source) -> Iterator[YoloEntry | Category | Listing]:

@@ -1,5 +1,6 @@
 """Lists the image and text files of a YOLO dataset, and finds the labels that belong to a folder of images."""
 
+import bisect
 import posixpath
 import re
 import unicodedata
@@ -69,7 +70,7 @@ class YoloFiles:
       image_root: path of the folder of the images.
       has_image_dir: whether `--image_dir` is given.
       is_file: whether `--input` is a file in the folder.
-      images: paths of the image files, sorted within each listed folder.
+      images: paths of the image files, sorted.
       texts: paths of the text files.
       image_counts: number of images in each folder and below it.
       text_counts: number of text files in each folder and below it, without those of class names.
@@ -106,6 +107,7 @@ class YoloFiles:
             if path not in known:
                 self.images.append(path)
                 _count(self.image_counts, folder, name)
+        self.images.sort()
 
     def _add_texts(self, folder: Folder) -> None:
         for name in folder.names:
@@ -125,7 +127,10 @@ class YoloFiles:
     def images_below(self, folder: str) -> Iterator[str]:
         """Yields the images in a folder and below it."""
         start = f"{folder.rstrip('/')}/"
-        return (path for path in self.images if path.startswith(start))
+        for row in range(bisect.bisect_left(self.images, start), len(self.images)):
+            if not self.images[row].startswith(start):
+                return
+            yield self.images[row]
 
     def find_label(self, image: str, images: str, labels: str) -> str | None:
         """Returns the label file of an image, given the folders of the images and of the labels; None without one."""

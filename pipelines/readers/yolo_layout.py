@@ -71,6 +71,33 @@ def find_layouts(path: str, image_dir: str) -> Found[YoloLayout] | None:
     Raises:
       DataError: if the YAML file is not valid, images or labels are missing, or there are several datasets.
     """
+    started = _start_search(path, image_dir)
+    if started is None:
+        return None
+    search, configs = started
+    return search.find(configs)
+
+
+def explain_missing(path: str, image_dir: str) -> str:
+    """Returns why an input contains no YOLO dataset, and how to fix it."""
+    if beam_storage.is_pattern(path):
+        return "a pattern is not supported for YOLO; pass the folder or its data.yaml"
+    if beam_storage.is_file(path) and _read_config(path) is None:
+        return "not the YAML file of a YOLO dataset, which has `names:`, nor a .data file; pass the folder or data.yaml"
+    fault = "no text files"
+    started = _start_search(path, image_dir)
+    if started is not None:
+        search, configs = started
+        search.find(configs)
+        fault = search.fault
+    return (
+        f"no YOLO dataset: {fault}; pass the folder that contains images, label files and a data.yaml with `names:`, "
+        "and --image_dir if the images are elsewhere"
+    )
+
+
+def _start_search(path: str, image_dir: str) -> "tuple[_Search, list[YoloConfig]] | None":
+    """Returns the files of an input and the files that describe the dataset; None if the input is of another kind."""
     if beam_storage.is_pattern(path):
         return None
     require_input(path)
@@ -85,7 +112,7 @@ def find_layouts(path: str, image_dir: str) -> Found[YoloLayout] | None:
     files = YoloFiles(folder, images, is_file)
     for labels in (image_dir, *swap_images(image_dir)) if image_dir else ():
         files.add_labels(labels)
-    return _Search(files).find(configs or find_configs(folder))
+    return _Search(files), configs or find_configs(folder)
 
 
 def _read_config(path: str) -> YoloConfig | None:
@@ -95,11 +122,19 @@ def _read_config(path: str) -> YoloConfig | None:
 
 
 class _Search:
-    """Finds the layouts of one dataset in its files, and collects facts to announce."""
+    """Finds the layouts of one dataset in its files.
+
+    Attributes:
+      files: the files of the dataset.
+      notes: facts to announce.
+      fault: why the files are not a YOLO dataset; empty if they are one.
+    """
 
     def __init__(self, files: YoloFiles) -> None:
         self.files = files
         self.notes: list[str] = []
+        self.fault = ""
+        self._omitted: list[str] = []
         self._class_files = list_class_files(files.folder)
 
     def find(self, configs: Sequence[YoloConfig]) -> Found[YoloLayout] | None:
@@ -114,11 +149,12 @@ class _Search:
             places |= group_by_split(self.files, places)
         self._note_missing(config, located, places)
         splits = {split: self._make_layouts(split, own, config) for split, own in places.items()}
-        if not any(splits.values()):
-            splits = {WHOLE: self._make_layouts("", Places(folders=self._find_all_folders(config)), config)}
+        if not any(located.values()):
+            splits = self._add_rest({split: own for split, own in splits.items() if own}, config)
         splits = _separate({split: own for split, own in splits.items() if own})
         layouts = [layout for own in splits.values() for layout in own]
-        if not self._are_labels(layouts, is_certain=bool(config.names or config.splits)):
+        self.fault = self._find_fault(layouts, config)
+        if self.fault:
             self._require_other_format(config)
             return None
         if not all(layout.names for layout in layouts):
@@ -134,6 +170,19 @@ class _Search:
         return Found(
             self._name_tool(config, layouts), splits, counts, unions, (*config.notes, *dict.fromkeys(self.notes))
         )
+
+    def _add_rest(
+        self, splits: Mapping[str, tuple[YoloLayout, ...]], config: YoloConfig
+    ) -> dict[str, tuple[YoloLayout, ...]]:
+        """Returns the splits and the labelled images outside of them: the training split, or everything."""
+        if any(output_split(split) == "train" for split in splits):
+            return dict(splits)
+        known = tuple(f"{layout.images}/" for own in splits.values() for layout in own)
+        folders = [folder for folder in self._find_all_folders(config) if not f"{folder}/".startswith(known)]
+        rest = self._make_layouts("", Places(folders=folders), config)
+        if splits and rest:
+            self.notes.append(f"the images outside of {', '.join(splits)} are the training split")
+        return {("train" if splits else WHOLE): rest, **splits} if rest else dict(splits)
 
     def _choose_config(self, configs: Sequence[YoloConfig]) -> tuple[YoloConfig, dict[str, Places]]:
         """Returns the first file whose splits exist, and where they are.
@@ -188,6 +237,7 @@ class _Search:
                 layouts.append(YoloLayout(folder, labels, names, id_root=folder))
             else:
                 self.notes.append(f"{folder} is omitted: none of its images has a label file")
+                self._omitted.append(folder)
         layouts = list(_set_id_root(layouts))
         if places.lists:
             names = self._find_names(config, parent_folder(places.lists[0]))
@@ -220,25 +270,36 @@ class _Search:
             parents.append(folder)
         return parents
 
-    def _are_labels(self, layouts: Sequence[YoloLayout], is_certain: bool) -> bool:
-        """Returns whether the label files contain lines of YOLO, by a sample of them.
+    def _find_fault(self, layouts: Sequence[YoloLayout], config: YoloConfig) -> str:
+        """Returns why the layouts are not a YOLO dataset, by a sample of the label files; empty if they are one.
 
-        Args:
-          layouts: the folders and lists of all splits.
-          is_certain: whether a YAML or .data file describes the dataset, so that its labels may be empty or damaged.
+        If a YAML or .data file describes the dataset, its labels may be empty or damaged.
         """
-        texts = []
+        if not layouts:
+            count = len(self.files.images)
+            return f"none of {count} images has a label file, a text file of the same name" if count else "no images"
+        texts = {}
         for path in self._sample(layouts):
             try:
-                texts.append(decode_text(beam_storage.read_item(path)))
-            except (OSError, ValueError):
-                texts.append("damaged")
-            if len(texts) - texts.count("") == SAMPLES:
+                texts[path] = decode_text(beam_storage.read_item(path))
+            except (OSError, ValueError) as error:
+                texts[path] = f"({error})"
+            if sum(map(bool, texts.values())) == SAMPLES:
                 break
-        verdicts = [are_labels(text) for text in texts]
-        if any(BOX_COLUMNS + 1 in count_columns(text) for text in texts):
+        if any(BOX_COLUMNS + 1 in count_columns(text) for text in texts.values()):
             self.notes.append("the labels have a sixth number (a confidence or a track), which is ignored")
-        return bool(layouts) and (is_certain or verdicts.count(True) > verdicts.count(False))
+        has_names = all(layout.names for layout in layouts)
+        is_label = {path: verdict for path, text in texts.items() if (verdict := are_labels(text)) is not None}
+        others = [path for path, verdict in is_label.items() if not verdict]
+        if config.names or config.splits or (has_names and not others):
+            return ""
+        if 2 * len(others) >= len(is_label):
+            path = (others or list(texts) or [layouts[0].labels])[0]
+            line = (texts.get(path, "").strip().splitlines() or ["an empty file"])[0]
+            return f"{path}: {line!r:.100} is not a line of YOLO: class x_center y_center width height as fractions"
+        if not has_names and 2 * len(self.files.folder.find("**/*.xml")) >= len(self.files.images):
+            return "there are no class names, but XML annotations; add classes.txt or data.yaml to read the text files"
+        return ""
 
     def _sample(self, layouts: Sequence[YoloLayout]) -> list[str]:
         """Returns paths of label files from all layouts."""
@@ -268,8 +329,15 @@ class _Search:
         """Announces images that belong to no split."""
         if any(layout.list_files for layout in layouts):
             return
-        own = tuple(f"{layout.images.rstrip('/')}/" for layout in layouts)
+        own = tuple(f"{folder.rstrip('/')}/" for folder in (*(one.images for one in layouts), *self._omitted))
         others = [path for path in self.files.images if not path.startswith(own)]
+        shared = [layout for layout in layouts if layout.needs_label]
+        others += [
+            path
+            for folder in dict.fromkeys(layout.images for layout in shared)
+            for path in self.files.images_below(folder)
+            if not any(self.files.find_label(path, folder, one.labels) for one in shared if one.images == folder)
+        ]
         if others:
             self.notes.append(f"{len(others)} images belong to no split and are omitted (e.g. {others[0]})")
 
@@ -292,7 +360,7 @@ class _Search:
             return "CVAT YOLO 1.1 export" if "obj.data" in files else "Darknet dataset"
         if config.path:
             return "Ultralytics YOLO dataset with lists of images" if has_lists else "Ultralytics YOLO dataset"
-        return "Label Studio YOLO export" if {"notes.json", "classes.txt"} <= files else "YOLO labels"
+        return "Label Studio YOLO export" if "notes.json" in files else "YOLO labels"
 
 
 def read_list(path: str) -> list[str]:
@@ -377,5 +445,4 @@ def _join_folders(layouts: Sequence[YoloLayout], root: str) -> tuple[YoloLayout,
         is_inside = f"{images}/".startswith(f"{root.rstrip('/')}/")
         if is_inside and is_image_part(posixpath.basename(images)) and images != labels:
             return (replace(layouts[0], images=images, labels=labels, id_root=images, excluded=()),)
-    whole = [replace(layout, excluded=()) for layout in layouts]
-    return _set_id_root(list(dict.fromkeys(whole)))
+    return _set_id_root(list(dict.fromkeys(layouts)))

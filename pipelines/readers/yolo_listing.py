@@ -212,8 +212,9 @@ class _ListedFiles:
         bases = dict.fromkeys((parent_folder(list_file), self.layout.home or self.layout.images, self.layout.images))
         paths = [join(base, tail) for tail in tails for base in bases]
         found = self.images.find(paths) or self.images_by_stem.find(paths)
-        if found is None and tails and "/" not in tails[-1]:
-            alike = [*self.images_by_name.get(normalize(tails[-1]), ())]
+        # A split in the path is not ignored, unless the images are in a folder of their own (`--image_dir`).
+        if found is None and tails and ("/" not in tails[-1] or self.layout.images != self.layout.labels):
+            alike = [*self.images_by_name.get(normalize(posixpath.basename(tails[-1])), ())]
             found = (alike[0], alike[0]) if len(alike) == 1 else None
         if found is None:
             return self._report_missing(line)

@@ -19,7 +19,7 @@ from pydantic import (
 from ssd_dist.core.anchors import feature_sizes, generate_anchors
 from ssd_dist.core.config import AnchorConfig, AugmentationConfig, Config, MatchingConfig
 from ssd_dist.core.errors import DataError
-from ssd_dist.core.printable import NAME_LENGTH, escape, make_printable, shorten
+from ssd_dist.core.printable import NAME_LENGTH, escape, is_encodable, make_printable, shorten
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "dataset.json"
@@ -219,6 +219,9 @@ class Manifest(_Part):
         """
         try:
             tree = json.loads(text)
+            # JSON can contain half of a surrogate pair, as \ud800, which no file or program outside Python accepts.
+            if not is_encodable(json.dumps(tree, ensure_ascii=False)):
+                raise ValueError("it contains half of a surrogate pair, which is no character")
         except ValueError as error:  # also raised for bytes that are not UTF-8, and numbers of over 4,300 digits
             raise DataError(f"{path} is not valid JSON ({error}); prepare the data again") from None
         except RecursionError:

@@ -35,8 +35,8 @@ def make_printable(text: str, length: int = LINE_LENGTH) -> str:
 def escape(text: str) -> str:
     r"""Replaces each unprintable character by its escape sequence in Python, such as `\n`, `\x1b` or `\u202e`.
 
-    These are control characters, line separators, surrogates (bytes of a file name that are not UTF-8), and invisible
-    format characters, which include those that change the direction of the text.
+    These are control characters, line separators, surrogates (bytes of a file name that are not UTF-8), code points
+    that are no characters, and invisible format characters, which include those that change the direction of the text.
     """
     return text if text.isascii() and text.isprintable() else "".join(map(_escape_character, text))
 
@@ -78,4 +78,6 @@ def print_warning(text: str) -> None:
 def _escape_character(character: str) -> str:
     # Categories: Cc control, Cf format, Cs surrogate, Zl and Zp line and paragraph separator.
     is_unprintable = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _JOINERS
-    return character.encode("unicode_escape").decode("ascii") if is_unprintable else character
+    # U+FFFE, U+FFFF, U+1FFFE, ...: XML cannot represent the first two.
+    is_no_character = ord(character) & 0xFFFE == 0xFFFE
+    return character.encode("unicode_escape").decode("ascii") if is_unprintable or is_no_character else character

@@ -3,12 +3,16 @@
     detections.json    COCO results with every detection, for evaluation servers
     detections.csv     the detections above the score thresholds, in pixels; `prepare` can read it as annotations
 
+`detections.json` has the exact names. In the CSV file, control characters are escaped, and names that a spreadsheet
+would execute as formulas get a prefix (https://owasp.org/www-community/attacks/CSV_Injection).
+
 Both files are written one image at a time, so memory does not grow with the number of images. They appear under their
 names when all images have been written.
 """
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,12 +23,15 @@ from typing import Any, TextIO
 import numpy as np
 
 from ssd_dist.core.errors import UsageError
+from ssd_dist.core.printable import escape
 from ssd_dist.core.storage import replace_file
 from ssd_dist.evaluation.detections import Detections, convert_to_coco_boxes
 
 COCO_NAME = "detections.json"
 CSV_NAME = "detections.csv"
 COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax", "score")
+# Tabs and carriage returns, which OWASP lists too, are escaped. The last four are the full-width forms of the others.
+FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
 @dataclass(frozen=True)
@@ -116,16 +123,38 @@ class ResultFiles:
             self._separator = ",\n"
         if not shown.any():
             # A row with empty fields: `prepare` reads it as an image without objects.
-            self._csv.writerow([found.source_id, width, height, *[""] * 6])
+            self._csv.writerow([name_file(found.source_id), width, height, *[""] * 6])
         for index in np.flatnonzero(shown).tolist():
             x, y, w, h = boxes[index]
             corners = (f"{value:.2f}" for value in (x, y, x + w, y + h))
-            name = self._classes[int(found.labels[index]) - 1]
-            self._csv.writerow([found.source_id, width, height, name, *corners, f"{found.scores[index]:.4f}"])
+            name = name_class(self._classes[int(found.labels[index]) - 1])
+            self._csv.writerow(
+                [name_file(found.source_id), width, height, name, *corners, f"{found.scores[index]:.4f}"]
+            )
 
     def finish(self) -> None:
         """Writes the end of the COCO results."""
         self._coco.write("[]\n" if self._separator == "[\n" else "\n]\n")
+
+
+def name_file(path: str) -> str:
+    """Returns the path of an image for the CSV file.
+
+    A relative path that a spreadsheet would read as a formula begins with `./`, which leaves it the path of that file.
+    """
+    name = _escape_control_characters(path)
+    return f"./{name}" if name.startswith(FORMULA_STARTS) else name
+
+
+def name_class(name: str) -> str:
+    """Returns the name of a class for the CSV file; one that looks like a formula gets an apostrophe before it."""
+    name = _escape_control_characters(name)
+    return f"'{name}" if name.startswith(FORMULA_STARTS) else name
+
+
+def _escape_control_characters(text: str) -> str:
+    # Surrogates stay: they are the bytes of a file name that is not UTF-8.
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: escape(match.group()), text)
 
 
 @contextmanager

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from ssd_dist.core.printable import NAME_LENGTH, make_printable
+
 Boxes: TypeAlias = npt.NDArray[np.float32]
 Labels: TypeAlias = npt.NDArray[np.int64]
 Scores: TypeAlias = npt.NDArray[np.float32]
@@ -74,7 +76,9 @@ def draw_boxes(
     placed: list[Rectangle] = []
     for index in order:
         label = int(labels[index])
-        name = classes[label - 1] if scores is None else f"{classes[label - 1]} {scores[index]:.2f}"
+        # Pillow cannot measure a text with line breaks.
+        name = make_printable(classes[label - 1], NAME_LENGTH)
+        name = name if scores is None else f"{name} {scores[index]:.2f}"
         tag = _place_tag(name, rectangles[index], (width, height), text_size, line, placed)
         if tag:
             _draw_tag(draw, *tag, class_color(label))
@@ -150,6 +154,7 @@ def draw_image_grid(
 
 def _draw_header(width: int, margin: int, title: str, subtitle: str, classes: Sequence[str]) -> Image.Image:
     inner = width - 2 * margin
+    title, subtitle = make_printable(title), make_printable(subtitle)
     title_font, subtitle_font, legend_font = _fit_font(title, 34, inner), _fit_font(subtitle, 21, inner), _load_font(17)
     legend = list(_arrange_legend(classes, legend_font, inner))
     line_height = 30
@@ -176,7 +181,7 @@ def _arrange_legend(
     """Yields (left, row, name, colour) per entry; a last entry without colour counts those that do not fit."""
     left, row = 0, 0
     for index, name in enumerate(classes):
-        shown = _shorten(name, font, width - 22)
+        shown = _shorten(make_printable(name, NAME_LENGTH), font, width - 22)
         needed = 22 + int(font.getlength(shown))
         rest = f"and {len(classes) - index} more"
         is_last = row == LEGEND_ROWS - 1 and index + 1 < len(classes)

@@ -9,6 +9,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from ssd_dist.core.printable import NAME_LENGTH, make_printable
 from ssd_dist.report.svg import Svg
 
 # Longer side of an image, in pixels.
@@ -88,7 +89,7 @@ def _add_label(
     svg: Svg, box: OverlayBox, width: float, height: float, occupied: list[tuple[float, float, float, float]]
 ) -> None:
     """Writes a label at the corner of its box where it overlaps other labels least, and adds it to `occupied`."""
-    text = box.label
+    text = make_printable(box.label, NAME_LENGTH)
     while len(text) > 1 and estimate_text_width(text) > width - 8:
         text = text.removesuffix("…")[:-1] + "…"
     label_width = estimate_text_width(text) + 8

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from ssd_dist.core.config import DataConfig
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest, Split
+from ssd_dist.core.printable import make_printable
 from ssd_dist.core.storage import join
 from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.evaluation.visualization import class_color
@@ -98,7 +99,7 @@ def write_fitted_anchors(folder: str, output: str, limit: int) -> str:
     name, split = splits[0]
     boxes = examine_split(folder, name, split, maker, limit).objects.boxes
     anchors, before, after = fit_anchors(boxes, maker.anchor_config, maker.matching, manifest.image_size)
-    write_page(output, describe_anchors(anchors, before, after, f"{folder}, split {name}"))
+    write_page(output, describe_anchors(anchors, before, after, make_printable(f"{folder}, split {name}")))
     return f"the fitted anchors fit {after.share:.1%} of the objects; the anchors of the dataset fit {before.share:.1%}"
 
 

@@ -3,20 +3,28 @@
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from ssd_dist.core.errors import UsageError
+from ssd_dist.core.printable import make_printable
 from ssd_dist.core.storage import replace_file
 from ssd_dist.report.svg import format_number
 
 # Further rows of a class table are collapsed.
 SHOWN_CLASSES = 24
+# Longest line of a text in a page, in characters.
+MAX_LINE = 500
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Renders `templates/<template>`; values are escaped, except drawings (`Markup`), which are escaped already."""
+    """Renders `templates/<template>`.
+
+    Texts are escaped, also their control characters, and shortened. Drawings (`Markup`) are escaped already.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ssd_dist.report"),
         autoescape=True,
+        finalize=_make_printable,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -27,6 +35,12 @@ def render_page(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
+def _make_printable(value: Any) -> Any:
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "\n".join(make_printable(line, MAX_LINE) for line in value.split("\n"))
+
+
 def write_page(output: str, html: str) -> None:
     """Writes `html` to a temporary file and renames it to `output`.
 
@@ -35,7 +49,6 @@ def write_page(output: str, html: str) -> None:
     """
     try:
         with replace_file(output) as temporary:
-            # errors="replace": an image file name that is not valid Unicode must not prevent the report.
-            temporary.write_text(html, encoding="utf-8", errors="replace")
+            temporary.write_text(html, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{output}: cannot write the file: {error}") from None

@@ -14,7 +14,11 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
+from ssd_dist.core.printable import escape, make_printable
+
 Number = int | float
+# Longest line of a label or tooltip, in characters.
+MAX_LINE = 200
 
 
 class Svg:
@@ -28,7 +32,7 @@ class Svg:
                 "width": _format_length(width),
                 "height": _format_length(height),
                 "role": "img",
-                "aria-label": _replace_unprintable(label),
+                "aria-label": _make_printable(label),
                 "class": class_,
             },
         )
@@ -46,14 +50,11 @@ class Svg:
         element = ElementTree.SubElement(
             self._root,
             tag,
-            {
-                name: _replace_unprintable(value) if isinstance(value, str) else _format_length(value)
-                for name, value in names.items()
-            },
+            {name: escape(value) if isinstance(value, str) else _format_length(value) for name, value in names.items()},
         )
-        element.text = _replace_unprintable(text)
+        element.text = _make_printable(text)
         if tooltip:
-            ElementTree.SubElement(element, "title").text = _replace_unprintable(tooltip)
+            ElementTree.SubElement(element, "title").text = _make_printable(tooltip)
 
     def markup(self) -> Markup:
         """Returns the drawing as HTML."""
@@ -119,6 +120,6 @@ def _format_length(value: Number) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def _replace_unprintable(text: str) -> str:
-    """Replaces control characters and surrogates, which XML or UTF-8 cannot represent."""
-    return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)
+def _make_printable(text: str) -> str:
+    """Escapes characters that XML or UTF-8 cannot represent, and shortens each line."""
+    return "\n".join(make_printable(line, MAX_LINE) for line in text.split("\n"))

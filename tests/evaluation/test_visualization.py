@@ -32,6 +32,16 @@ def test_input_image_is_not_modified():
     assert image.tobytes() == make_image().tobytes()
 
 
+@pytest.mark.timeout(60)
+def test_any_name_can_be_drawn():
+    """Pillow cannot measure a text with line breaks, and takes long for a very long one."""
+    names = ("a\nb", "\x00\x1b[31m\ud800", "x" * 1_000_000)
+    boxes, labels = make_boxes([0, 0, 0.5, 0.5], [0, 0, 1, 1], [0.5, 0.5, 1, 1]), np.array([1, 2, 3])
+    drawn = draw_boxes(make_image(), boxes, labels, names, np.float32([0.1, 0.2, 0.3]))
+    assert drawn.tobytes() != draw_boxes(make_image(), boxes, labels, ("", "", "")).tobytes()
+    draw_image_grid([drawn], 1, *names[:2], names)
+
+
 def test_frame_lies_on_the_inner_edge_of_the_box():
     drawn = draw_boxes(make_image(400, 300), make_boxes([0.5, 0.25, 0.75, 0.5]), np.array([1]), CLASSES)
     # In pixels: rows 150 to 225, columns 100 to 200. The name is above, so the lower half contains only the frame.

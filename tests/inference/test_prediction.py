@@ -12,7 +12,8 @@ from PIL import Image
 from support.object_store import emulated_store
 
 from ssd_dist.core.errors import UsageError
-from ssd_dist.evaluation.result_files import CocoIds, read_coco_ids
+from ssd_dist.evaluation.detections import Detections
+from ssd_dist.evaluation.result_files import CocoIds, open_result_files, read_coco_ids
 from ssd_dist.evaluation.thresholds import parse_thresholds
 from ssd_dist.inference.image_files import find_images, read_image
 from ssd_dist.inference.prediction import LoadedDetector, PredictionOutputs, name_output_images, predict_images
@@ -208,6 +209,27 @@ def test_file_names_that_are_not_utf8_are_written_unchanged(tmp_path, detector):
     predict_images(detector, [name], str(tmp_path / "out"), make_outputs())
     assert b"caf\xe9.png" in (tmp_path / "out" / "detections.csv").read_bytes()
     assert json.loads((tmp_path / "out" / "detections.json").read_text())[0]["image_id"] == name
+
+
+def test_names_that_look_like_formulas_get_a_prefix_in_the_csv_file(tmp_path):
+    names = ("=1+1", "+1", "-1", "@a", "\t=1", "a\r\n=1", "＝1", 'plain, "quoted"')
+    files = ("=1.jpg", "/photos/=1.jpg", "-x\n.jpg")
+    with open_result_files(str(tmp_path), names, CocoIds(tuple(range(1, 9)))) as results:
+        for file, labels in zip(files, (range(1, 9), (), (1,)), strict=True):
+            count = len(labels)
+            found = Detections(
+                file, np.zeros((count, 4), np.float32), np.array(labels, int), np.ones(count, np.float32)
+            )
+            results.add(found, 10, 10, np.ones(count, bool))
+    rows = list(csv.DictReader((tmp_path / "detections.csv").read_text().splitlines()))
+    assert [row["class"] for row in rows[:8]] == [
+        "'=1+1", "'+1", "'-1", "'@a", "\\t=1", "a\\r\\n=1", "'＝1", 'plain, "quoted"',
+    ]  # fmt: skip
+    # The paths are still those of the files.
+    assert [row["filename"] for row in rows[7:]] == ["./=1.jpg", "/photos/=1.jpg", "./-x\\n.jpg"]
+    exact = json.loads((tmp_path / "detections.json").read_text())
+    assert [row["category"] for row in exact[:8]] == list(names)
+    assert exact[-1]["image_id"] == files[-1]
 
 
 def test_a_file_name_that_occurs_twice_has_no_coco_id(tmp_path):

@@ -9,6 +9,7 @@ from pipelines.readers.yolo import choose_layouts
 from pipelines.split_folder import contains_only_output
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError, UsageError
+from ssd_dist.core.tfrecord_io import frame_record
 
 SMALL = Config.model_validate({"model": {"input_size": 64}})
 
@@ -143,8 +144,9 @@ def test_a_source_with_splits_is_divided_as_a_whole_or_rejected(
 
 
 def test_tfrecord_files_of_all_splits_are_divided_together(tmp_path):
-    for name in ("train-0-of-1", "val-0-of-1", "label_map.pbtxt"):
-        (tmp_path / name).write_bytes(b"")
+    for name in ("train-0-of-1", "val-0-of-1"):
+        (tmp_path / name).write_bytes(frame_record(b"a record"))
+    (tmp_path / "label_map.pbtxt").write_bytes(b"")
     found = [
         [file.path for file in find_files(Source((str(tmp_path),), output_split=split, split_by=SHARES))]
         for split in ("train", "val")

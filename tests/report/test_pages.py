@@ -27,7 +27,11 @@ SMALL = {
     "eval": {"every_steps": 4},
     "schedule": {"warmup_steps": 2},
 }
-HOSTILE_NAMES = ("<script>alert(1)</script>", 'green" onmouseover="alert(2)', "blü&e\x07 </style></svg>")
+HOSTILE_NAMES = (
+    "<script>alert(1)</script>",
+    'green" onmouseover="alert(2)',
+    "blü&e\x07\n</style></svg>" + "x" * 10_000,
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check_hostile_names(text: str, html: str) -> None:
     assert HOSTILE_NAMES[0] in text, "the name is shown as text"
+    assert "blü&e\\x07" in text, "control characters are escaped"
+    assert "x" * 500 not in html, "long names are shortened"
     attributes: list[str] = []
 
     class Reader(HTMLParser):
