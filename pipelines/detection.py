@@ -210,6 +210,9 @@ def describe_plan(detected: Detected, plans: Sequence[SplitPlan]) -> list[str]:
 
 def _describe_unknown(path: str, image_dir: str, input_format: str) -> str:
     """Returns the message for an input in an unknown format: what it contains and what was searched for."""
+    reason = csv.explain_unknown(path) if input_format in (AUTO, "csv") else ""
+    if reason:
+        return f"--input={path}: no annotations were recognised; {reason}"
     if input_format != AUTO:
         _, found = _recognise(path, image_dir, AUTO)
         searched = f"no {input_format} dataset ({FORMATS[input_format].files})"

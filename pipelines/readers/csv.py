@@ -91,7 +91,9 @@ def find_files(source: Source) -> list[CsvFile]:
     for path in source.inputs:
         found = find_splits(path, source.image_dir)
         if found is None:
-            raise DataError(f"--input={path}: {explain_missing(path)}")
+            expected = "SPLIT.csv, SPLIT_labels.csv, SPLIT/_annotations.csv or annotations.csv"
+            reason = explain_unknown(path) or f"no CSV file of boxes ({expected}); pass the file as --input"
+            raise DataError(f"--input={path}: {reason}")
         files += choose_split(found, source, path)
     return files
 
@@ -104,19 +106,13 @@ def group_files(files: Sequence[CsvFile]) -> list[CsvGroup]:
     return [CsvGroup(number, group) for number, group in enumerate(groups.values())]
 
 
-def explain_missing(path: str) -> str:
-    """Returns why an input contains no CSV file of boxes, and how to fix it."""
-    if beam_storage.is_pattern(path):
-        return "the pattern matches no CSV file of boxes; check the pattern"
-    if beam_storage.is_file(path):
-        return explain_file(path)
+def explain_unknown(path: str) -> str:
+    """Returns why a CSV file that contains names of images is not read; empty if the input has no such file."""
+    if beam_storage.is_pattern(path) or beam_storage.is_file(path):
+        return ""
     folder = list_folder(path)
-    candidates = list_candidates(folder)
-    if not candidates:
-        return "the folder contains no CSV file (SPLIT.csv, SPLIT_labels.csv, SPLIT/_annotations.csv, annotations.csv)"
-    # The message is about a file that contains names of images, not for example about a list of classes.
-    names_images = (path for path in map(folder.join, candidates) if contains_image_names(path))
-    return explain_file(next(names_images, folder.join(candidates[0])))
+    candidates = map(folder.join, list_candidates(folder))
+    return next((explain_file(name) for name in candidates if contains_image_names(name)), "")
 
 
 def read_group(group: CsvGroup, source: Source) -> Iterator[Element]:

@@ -19,8 +19,8 @@ from pipelines.readers.csv_text import Row, read_rows
 from pipelines.readers.folder import Folder, is_image, list_folder
 from pipelines.readers.image_index import ImageIndex
 from pipelines.readers.sources import first_folder, parent_folder
-from pipelines.readers.split_names import find_split, is_split, split_words
-from pipelines.readers.splits import WHOLE, Found
+from pipelines.readers.split_names import find_split, is_split, names_split, split_words
+from pipelines.readers.splits import WHOLE, Found, output_split
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.storage import join
 
@@ -38,7 +38,7 @@ IMAGE_FOLDERS = ("images", "imgs", "img", "image", "data", "JPEGImages")
 CLASS_DESCRIPTIONS = ("class-descriptions", "classes.csv")
 # How much of a file is read to recognise it.
 HEAD_BYTES = 1 << 18
-EXAMPLES = 8
+EXAMPLES = 4
 # A folder with more CSV files has one per image, which is not a format that is read.
 MAX_FILES = 64
 
@@ -133,13 +133,16 @@ def _group_by_split(folder: Folder) -> tuple[dict[str, list[CsvFile]], list[str]
             files[split] = [CsvFile(folder.join(name), dialect, file_split=split)]
     if len(files) > 1 and any(map(is_split, files)):
         others = [split for split in files if not is_split(split)]
+        if others == [WHOLE] and _is_training_split(files):
+            files = {"train": files.pop(WHOLE), **files}
+            others = []
         skipped += [beam_storage.path_below(folder.path, files.pop(split)[0].path) for split in others]
     elif len(files) > 1 and len({re.sub(r"\d+", "0", split) for split in files}) == 1:
         # Files that differ in a number only are parts of one dataset, such as one file per class.
         files = {WHOLE: [file for own in files.values() for file in own]}
     elif len(files) > 1 and WHOLE in files:
-        (others_file,) = files.pop(WHOLE)
-        skipped.append(beam_storage.path_below(folder.path, others_file.path))
+        (plain,) = files.pop(WHOLE)
+        skipped.append(beam_storage.path_below(folder.path, plain.path))
     elif len(files) == 1:
         (split,) = files
         # A single file with another name, such as my_project.csv, contains the whole dataset.
@@ -147,6 +150,15 @@ def _group_by_split(folder: Folder) -> tuple[dict[str, list[CsvFile]], list[str]
             files = {WHOLE: files[split]}
     notes = [f"not read: {', '.join(skipped):.200}; pass a file as --input to read it"] if skipped else []
     return files, notes
+
+
+def _is_training_split(files: Mapping[str, Sequence[CsvFile]]) -> bool:
+    """Returns whether the file without a split is that of training: annotations.csv beside val_annotations.csv.
+
+    A file called all.csv contains the images of the other splits as well.
+    """
+    words = split_words(posixpath.basename(files[WHOLE][0].path).lower())
+    return not {*words} & {"all", "full"} and not any(output_split(split) == "train" for split in files)
 
 
 def split_in_name(name: str) -> str:
@@ -313,7 +325,7 @@ def _narrow(root: Folder, index: ImageIndex, examples: Sequence[str], split: str
     found = [name for example in examples for name in index.find(example)[:1]]
     for depth in range(1, max(name.count("/") for name in found) + 1):
         tops = {"/".join(name.split("/")[:depth]) for name in found}
-        if len(tops) == 1 and split and split.lower() in split_words(next(iter(tops)).lower()):
+        if len(tops) == 1 and names_split(next(iter(tops)), split):
             return root.join(tops.pop())
     return root.path
 
