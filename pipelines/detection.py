@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from pipelines import beam_storage
-from pipelines.readers import coco, csv, tfrecord, voc, yolo
+from pipelines.readers import coco, csv, tfrecord, tfrecord_layout, voc, yolo
 from pipelines.readers.folder import cached_listings, is_image, list_folder
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source, require_input
@@ -59,7 +59,7 @@ FORMATS: Mapping[str, Format] = {
     "yolo": Format(yolo.find_splits, yolo.read_yolo, "a YAML file with names: and one text file per image"),
     "voc": Format(voc.find_splits, voc.read_voc, "one XML file with <annotation> per image"),
     "csv": Format(csv.find_splits, csv.read_csv, "a CSV file with file names, classes and corners"),
-    "tfrecord": Format(tfrecord.find_splits, tfrecord.read_tfrecord, "*.tfrecord or *.record files"),
+    "tfrecord": Format(tfrecord_layout.find_splits, tfrecord.read_tfrecord, "*.tfrecord or *.record files"),
 }
 
 

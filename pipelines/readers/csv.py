@@ -7,8 +7,9 @@
     DIR/train-annotations-bbox.csv  DIR/train/*                         Open Images, with class-descriptions-boxable.csv
     DIR/any.csv with the split in a column                              AutoML, Vertex AI, TFLite Model Maker
 
-csv_dialects.py describes the columns, csv_text.py the encodings and separators, csv_layout.py how files and images are
-found. Images are also found if the names of the file have no suffix, or the folders of another machine.
+csv_columns.py and csv_dialects.py describe the columns, csv_text.py the encodings and separators, csv_layout.py and
+csv_images.py how files and images are found. Images are also found if the names in the file have no suffix, or the
+folders of another machine.
 
 `--input` is DIR, a CSV file or a pattern, and may be repeated. A line with only a file name is an image without
 objects. A line that cannot be read is a rejected box, because its image is unknown.
@@ -23,8 +24,10 @@ from typing import NamedTuple
 
 from pipelines import beam_storage
 from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, SeparateBox, image_key, make_elements
-from pipelines.readers.csv_dialects import UNASSIGNED, parse_box, parse_size
-from pipelines.readers.csv_layout import CsvFile, contains_image_names, explain_file, find_layout, list_candidates
+from pipelines.readers.csv_boxes import parse_box, parse_size
+from pipelines.readers.csv_dialects import UNASSIGNED
+from pipelines.readers.csv_files import CsvFile, contains_image_names, explain_file
+from pipelines.readers.csv_layout import find_layout, list_candidates
 from pipelines.readers.csv_text import read_rows
 from pipelines.readers.folder import is_image, list_folder
 from pipelines.readers.image_index import ImageIndex
