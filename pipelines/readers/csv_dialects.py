@@ -55,6 +55,10 @@ def recognize(rows: Sequence[Row], delimiter: str) -> Dialect | None:
     if not rows or not rows[0].fields:
         return None
     header = rows[0].fields
+    if header[0].lower().startswith("sep="):
+        # The first line is the separator for Excel.
+        below = recognize(rows[1:], delimiter)
+        return below and replace(below, header_lines=below.header_lines + 1)
     if delimiter == "," and ",".join(name.lower() for name in header).removeprefix("#") == VIA_COLUMNS:
         return Dialect("VIA CSV export", is_via=True)
     sample = [row.fields for row in rows if row.fields]

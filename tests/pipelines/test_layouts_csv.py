@@ -92,6 +92,7 @@ def read_one(tmp_path, text, image="a.jpg"):
         + "filename\tclass\txmin\tymin\txmax\tymax\r\na.jpg\tbolt\t10\t12\t50\t36\r\n".encode("utf-16-le"),
         codecs.BOM_UTF16_BE + "filename;class;xmin;ymin;xmax;ymax\na.jpg;bolt;10;12;50;36".encode("utf-16-be"),
         "\ufefffilename;class;xmin;ymin;xmax;ymax\r\na.jpg;bolt;10;12;50;36\r\n",
+        "sep=;\r\nfilename;class;xmin;ymin;xmax;ymax\r\na.jpg;bolt;10;12;50;36\r\n",
         "filename,class,xmin,ymin,xmax,ymax\ra.jpg,bolt,10,12,50,36\r",
         "filename,class,xmin,ymin,xmax,ymax,remark\na.jpg,bolt,10,12,50,36,\"two\nlines, and a comma\"\n",
         "filename,class,xmin,ymin,xmax,ymax\n\n  \na.jpg, bolt ,10,12,50,36,,\n",
