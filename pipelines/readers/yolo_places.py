@@ -46,7 +46,7 @@ def locate_splits(config: YoloConfig, files: YoloFiles) -> dict[str, Places]:
 
 
 def locate_outside(config: YoloConfig, places: Mapping[str, Places], files: YoloFiles) -> list[str]:
-    """Searches for missing folders where the YAML file says, outside of the dataset; returns facts to announce."""
+    """Searches for missing folders where the YAML file points to, outside of the dataset; returns facts to announce."""
     notes = []
     for split, own in places.items():
         for value in list(own.missing):
