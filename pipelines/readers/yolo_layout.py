@@ -171,6 +171,9 @@ class _Search:
         self._note_other_images(layouts)
         unions = _find_unions(splits)
         counts = {split: sum(map(self._count_images, own)) for split, own in splits.items()}
+        for split in [split for split, count in counts.items() if not count and any(counts.values())]:
+            self.notes.append(f"split {split} is omitted, because all of its images belong to other splits")
+            del splits[split], counts[split]
         if WHOLE not in splits:
             parts = [layout for split, own in splits.items() if split not in unions for layout in own]
             splits = {**splits, WHOLE: _join(parts, self.files.image_root)}
@@ -217,13 +220,11 @@ class _Search:
         """Announces the folders in the YAML file that do not exist."""
         found = {output_split(split) for split in splits}
         for split, own in places.items():
-            values = ", ".join(own.missing)
-            if own or (is_split_name(split) and output_split(split) not in found):
-                problem = "does not exist or contains no images"
-            else:
-                problem = "does not exist; the folder of this name is read" if ".txt" in values else ""
-            if values and problem:
-                self.notes.append(f"{config.path}: {split}: {values:.200} {problem}")
+            if not own.missing or not (own or is_split_name(split)):
+                continue
+            is_replaced = not own and output_split(split) in found
+            problem = "; the folder of this name is read" if is_replaced else " or contains no images"
+            self.notes.append(f"{config.path}: {split}: {', '.join(own.missing):.200} does not exist{problem}")
 
     def _is_other(
         self, config: YoloConfig, places: Mapping[str, Places], other: YoloConfig, own: Mapping[str, Places]

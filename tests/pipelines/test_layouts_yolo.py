@@ -349,6 +349,21 @@ def test_the_same_folder_for_train_and_val_is_divided(tmp_path):
     assert [(plan.name, plan.source_split) for plan in plan_splits(found)] == [("train", "train"), ("val", "train")]
 
 
+def test_a_folder_whose_images_belong_to_other_splits_is_omitted(tmp_path):
+    make(tmp_path, {"data.yaml": "train: images/train\nval: images\n" + NAMES})
+    make(tmp_path, pairs("a", images="images/train/", labels="labels/train/"))
+    found = find_splits(str(tmp_path), "")
+    assert found.names == ["train"]
+    assert any("split val is omitted" in note for note in found.notes)
+    assert len(images_of(tmp_path, split_by=(("train", 1.0),))) == 1
+
+
+def test_a_folder_that_replaces_a_missing_one_is_announced(tmp_path):
+    files, _, _ = LAYOUTS["Roboflow, val in a folder of another name"]
+    notes = find_splits(str(make(tmp_path, files)), "").notes
+    assert f"{tmp_path}/data.yaml: val: ../valid/images does not exist; the folder of this name is read" in notes
+
+
 def test_images_of_a_folder_elsewhere_are_announced(tmp_path):
     make(tmp_path, {"set/data.yaml": "train: ../all/images/train\n" + NAMES, "set/notes.txt": ""})
     make(tmp_path, pairs("a", images="all/images/train/", labels="all/labels/train/"))
