@@ -8,7 +8,7 @@ from apache_beam.internal.gcp import auth
 from google.api_core.client_options import ClientOptions
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
-from raw_sets import labelled_images, make_coco, make_voc, make_yolo
+from raw_sets import jpeg, labelled_images, make_coco, make_voc, make_yolo
 from support.object_store import emulated_store
 
 from pipelines.classes import ClassRules
@@ -94,6 +94,31 @@ def test_yolo_from_a_bucket(bucket, tmp_path, prepare, train):
     local = prepare("yolo", folder, tmp_path / "local", config=SMALL)
     assert remote == local
     assert (remote.splits["train"].images, remote.splits["train"].rejected_images) == (2 + isinstance(train, list), {})
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv of another machine", "csv file", "tfrecord"])
+def test_csv_and_tfrecord_files_from_a_bucket(bucket, tmp_path, prepare, kind):
+    folder = tmp_path / "set"
+    images = folder / ("photos/set" if kind == "csv of another machine" else "train")
+    images.mkdir(parents=True)
+    for number in range(3):
+        (images / f"{number}.jpg").write_bytes(jpeg(number))
+    prefix = {"csv of another machine": "/home/u/set/"}.get(kind, "")
+    lines = [f"{prefix}{number}.jpg,x,5,5,30,30\n" for number in range(2)]
+    (folder / "train.csv").write_text("filename,class,xmin,ymin,xmax,ymax\n" + "".join(lines))
+    if kind == "tfrecord":
+        prepare("csv", folder, tmp_path / "first", config=SMALL)
+        (record,) = (tmp_path / "first/train").glob("*.tfrecord")
+        (folder / "records").mkdir()
+        (folder / "records/train.record").write_bytes(record.read_bytes())
+    below = {"csv file": "/train.csv", "tfrecord": "/records"}.get(kind, "")
+    source = upload(bucket, folder, "raw/set")
+    input_format = kind.partition(" ")[0]
+    remote = prepare(input_format, source + below, tmp_path / "remote", config=SMALL, options=OPTIONS)
+    local = prepare(input_format, f"{folder}{below}", tmp_path / "local", config=SMALL)
+    assert remote == local
+    rejected = {} if kind == "tfrecord" else {"not_annotated": 1}
+    assert (remote.splits["train"].images, remote.splits["train"].rejected_images) == (2, rejected)
 
 
 def test_coco_with_a_pattern_a_second_split_and_a_missing_image(bucket, tmp_path, prepare):
