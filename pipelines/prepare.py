@@ -124,15 +124,12 @@ def run_job(job: PrepareJob, options: PipelineOptions) -> Manifest:
     """
     set_workers(options, job.workers)
     runner = make_runner(options)
-    with (
-        translate_failures(options),
-        lock_splits(job.output, job.splits, job.job_id),
-        dask_cluster(options, job.workers),
-    ):
+    with translate_failures(options), dask_cluster(options, job.workers):
         pipeline = beam.Pipeline(runner=runner, options=options)
         build_pipeline(pipeline, job)
-        record_job(job)
-        pipeline.run().wait_until_finish()
+        with lock_splits(job.output, job.splits, job.job_id):
+            record_job(job)
+            pipeline.run().wait_until_finish()
     manifest = read_manifest(job.output)
     if manifest is None:
         raise DataError(f"{job.output}: the job ended without writing a manifest; see the log of the runner")

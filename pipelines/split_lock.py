@@ -23,6 +23,8 @@ def lock_splits(output: str, splits: Sequence[str], job_id: str) -> Iterator[Non
     Raises:
       DataError: if another job writes one of the splits, or a training run reads it.
     """
+    # Reports a missing bucket or permission, which Beam's writer reports without a reason.
+    beam_storage.exists(output)
     with contextlib.ExitStack() as stack:
         for split in splits:
             folder = join(output, split, PARTS_FOLDER)
