@@ -25,7 +25,7 @@ from ssd_dist.core.errors import DataError
 NO_ANNOTATIONS = re.compile(r"submission|prediction|results?\b", re.IGNORECASE)
 # Names that do not give the split.
 PLAIN_NAMES = re.compile(
-    r"(annotations?|labels?|bbox(es)?|box(es)?|data|dataset|images?|csv|export|all|full|default|instances|ground|truth)"
+    r"(annotations?|labels?|bbox(es)?|box(es)?|data|dataset|images?|csv|export|all|full|default|instances|gt)"
 )
 # A folder with more CSV files has one per image, which is not a format that is read.
 MAX_FILES = 64

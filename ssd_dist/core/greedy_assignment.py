@@ -330,7 +330,7 @@ class GreedyAssignment:
                         self._choose(candidate, -np.inf)
                     break
             else:
-                for _ in range(effort):
+                for _ in range(2 * effort):
                     index = int(self._bound.argmax())
                     if self._bound[index] < top - TIE or (top <= TIE and self._bound[index] <= 2 * TIE):
                         break
@@ -431,7 +431,7 @@ class GreedyAssignment:
         taken_at = self._taken_at[near.anchors]
         later = (taken_at > since) & (taken_at < _FREE)
         above = later & (near.iou > highest)
-        linked = _link(np.sort(near.iou[above]), highest)
+        linked = _link(near.iou[above], highest)
         members = near.anchors[free >= highest - TIE]
         if len(members) == 1 and linked == highest:
             # Whenever the object chose this anchor, it had the highest IoU.
@@ -463,7 +463,7 @@ class GreedyAssignment:
             y, x = self._spots.anchor_centers[:, members]
             distance = np.sqrt(np.square(y - self._centers[index, 0]) + np.square(x - self._centers[index, 1]))
             nearest = distance[taken_at == _FREE].min()
-            lower = -_link(np.sort(-distance[distance < nearest]), -nearest)
+            lower = -_link(-distance[distance < nearest], -nearest)
             since = max(since, int(taken_at[distance < lower].max(initial=-1)))
             near = (distance >= lower) & (distance <= nearest + 2 * TIE) & (taken_at > since)
             members, iou, taken_at = members[near], iou[near], taken_at[near]
@@ -477,7 +477,8 @@ class GreedyAssignment:
             if taken_at[position] == _FREE:
                 break
             since = int(taken_at[position])
-        top = everyone_iou[self._taken_at[everyone] > since].max()
+        if len(members) < len(everyone):
+            top = everyone_iou[self._taken_at[everyone] > since].max()
         self._accept(index, top, distance[position], int(members[position]))
 
     def _accept(self, index: int, iou: float, distance: float, anchor: int) -> None:
@@ -590,7 +591,7 @@ class GreedyAssignment:
         distance = np.sqrt(np.square(y - self._centers[index, 0]) + np.square(x - self._centers[index, 1]))
         taken_at = self._taken_at[members]
         nearest = distance[taken_at == _FREE].min()
-        lower = -_link(np.sort(-distance[distance < nearest]), -nearest, 3 * TIE)
+        lower = -_link(-distance[distance < nearest], -nearest, 3 * TIE)
         since = max(since, int(taken_at[distance < lower].max(initial=-1)))
         members = members[(distance >= lower) & (distance <= nearest + 3 * TIE) & (taken_at > since)]
         self._set_choice(index, members, np.zeros(len(members)), since)
@@ -609,12 +610,13 @@ def _group_identical(boxes: FloatArray) -> list[list[int]]:
     return [part[::-1].tolist() for part in np.split(order, starts[1:])]
 
 
-def _link(ascending: Float64Array, start: float, gap: float = 1.5 * TIE) -> float:
-    """Returns the last value that is connected with `start` by steps of at most `gap`."""
-    steps = np.diff(ascending, prepend=start)
-    far = np.flatnonzero(steps > gap)
-    count = int(far[0]) if len(far) else len(ascending)
-    return float(ascending[count - 1]) if count else start
+def _link(values: Float64Array, start: float, gap: float = 1.5 * TIE) -> float:
+    """Returns the highest of values above `start` that is connected with `start` by steps of at most `gap`."""
+    if not len(values) or values.min() > start + gap:
+        return start
+    ascending = np.sort(values)
+    far = np.flatnonzero(np.diff(ascending) > gap)
+    return float(ascending[far[0] if len(far) else -1])
 
 
 def split_indices(indices: IntArray, size: int) -> Iterator[IntArray]:
