@@ -91,7 +91,7 @@ class SplitFacts:
       examined: number of records read.
       objects_per_image: int64 [examined], with crowds.
       objects: the objects read.
-      orphans: number of objects without a positive anchor under the rules of other programs, by rule (`first`, `last`).
+      orphans: for each matching rule of `count_orphans`, the number of objects without a positive anchor.
       rejections: a few lines of rejected.jsonl per reason.
       copies: file names of the images that have the same bytes, one list per group.
     """
