@@ -102,7 +102,10 @@ TOOL_FORMATS: Mapping[str, ToolFormat] = {
     "keras_yolo": ToolFormat(
         "Keras YOLO annotations",
         ".txt",
-        has_lines(rf"\S.*?\.\w{{3,4}}(?:\s+{NUMBER},{NUMBER},{NUMBER},{NUMBER},[^,\s]+)+"),
+        # Lines of images without objects contain only the path.
+        has_lines(
+            rf"\S.*?\.\w{{3,4}}(?:\s+{NUMBER},{NUMBER},{NUMBER},{NUMBER},[^,\s]+)+", header=r"\S.*\.[A-Za-z]{3,4}$"
+        ),
         parse_keras_yolo,
         class_files=("_classes.txt", "classes.txt", "*_classes.txt", "class_names.txt"),
     ),

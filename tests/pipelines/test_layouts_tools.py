@@ -229,3 +229,150 @@ def test_a_folder_is_recognised_and_read(tmp_path, prepare_folder, records_of, n
     for split in manifest.splits:
         records |= records_of(tmp_path / "out", manifest, split)
     assert all(record.objects.boxes[0].tolist() == CORNERS for record in records.values())
+
+
+# Files that tools and users add to a folder.
+UNRELATED = {
+    "README.roboflow.txt": "parts - v1\nExported via roboflow.com on January 1, 2024\n",
+    "README.dataset.txt": "10 images of 2 cars\n",
+    "0_notes.txt": "to do: label 5 more\n",
+    "package.json": '{"name": "viewer", "version": "1.0.0", "files": ["a"]}',
+    "0_settings.json": '{"shapes": "none"}',
+    ".vscode/settings.json": '{"objects": 1, "size": 2}',
+    "pom.xml": "<project><version>1</version></project>",
+    "0_project.xml": "<project/>",
+}
+
+
+@pytest.mark.parametrize("input_format", [*PER_IMAGE, *PER_FOLDER])
+def test_other_files_extra_images_and_missing_images(tmp_path, prepare_folder, input_format):
+    root = tmp_path / "raw"
+    if input_format in PER_IMAGE:
+        write_per_image(
+            root,
+            input_format,
+            "{}.jpg.json"
+            if input_format == "supervisely"
+            else "{}" + (".json" if input_format == "labelme" else ".txt"),
+            "{}.jpg",
+            {**TWO, **ONE, **EMPTY},
+        )
+    else:
+        suffix = {"cvat": "xml", "wider": "txt", "keras_yolo": "txt"}.get(input_format, "json")
+        write_per_folder(root, input_format, f"list.{suffix}", "{}.jpg", {**TWO, **ONE, **EMPTY})
+    for name, content in UNRELATED.items():
+        write(root, name, content)
+    (root / "c.jpg").unlink()
+    write(root, "extra.jpg")
+    write(root, "extra.heic", b"\0\0\0\0ftypheic")
+    manifest, _ = prepare_folder("--split_by=none")
+    split = manifest.splits["train"]
+    assert split.rejected_images == {"not_annotated": 2, "missing_image": 1}
+    assert (split.images_read, split.images, split.boxes) == (6, 3, 3)
+
+
+def test_equal_names_in_several_datasets_are_different_images(tmp_path, prepare_folder, records_of):
+    for number, dataset in enumerate(("ds0", "ds1")):
+        write_per_image(tmp_path / "raw", "supervisely", f"{dataset}/ann/{{}}.jpg.json", f"{dataset}/img/{{}}.jpg", TWO)
+        write(tmp_path / "raw", f"{dataset}/img/a.jpg", jpeg(number))
+        write(tmp_path / "raw", f"{dataset}/img/b.jpg", jpeg(number + 2))
+    manifest, _ = prepare_folder("--split_by=none")
+    assert manifest.splits["train"].rejected_images == {}
+    assert sorted(records_of(tmp_path / "out", manifest)) == [
+        "ds0/ann/a.jpg",
+        "ds0/ann/b.jpg",
+        "ds1/ann/a.jpg",
+        "ds1/ann/b.jpg",
+    ]
+
+
+@pytest.mark.parametrize("prefix", ["", "0--Parade/"])
+def test_wider_face_has_one_folder_per_event(tmp_path, prepare_folder, records_of, prefix):
+    names = ["0--Parade/a.jpg", "1--Handshaking/a.jpg", "1--Handshaking/b.jpg"]
+    for name in names:
+        write(tmp_path / "raw", f"WIDER_train/images/{name}")
+    write(tmp_path / "raw", "wider_face_split/wider_face_train_bbx_gt.txt", wider({name: [BOX] for name in names}))
+    manifest, _ = prepare_folder("--split_by=none")
+    assert manifest.splits["train"].rejected_images == {}
+    assert sorted(records_of(tmp_path / "out", manifest)) == names
+
+
+def test_an_image_is_found_in_a_subfolder_by_the_end_of_its_path(tmp_path, prepare_folder):
+    for name in ("front/1.jpg", "back/1.jpg", "back/2.jpg"):
+        write(tmp_path / "raw", f"images/{name}")
+    images = {"D:\\work\\front\\1.jpg": [BOX], "D:\\work\\back\\1.jpg": [BOX], "2.jpg": [BOX], "3.jpg": [BOX]}
+    write(tmp_path / "raw", "annotations.xml", cvat(images))
+    manifest, _ = prepare_folder("--split_by=none")
+    assert manifest.splits["train"].rejected_images == {"missing_image": 1}
+    assert manifest.splits["train"].images == 3
+
+
+def test_names_of_images_do_not_decide_the_split(tmp_path, prepare_folder):
+    boxes = {f"{word}_{number}": [BOX] for word in ("train", "val", "test") for number in range(2)}
+    write_per_image(tmp_path / "raw", "labelme", "{}.json", "{}.jpg", boxes)
+    manifest, out = prepare_folder("--split_by=none")
+    assert "labelme annotations: 6 images" in out
+    assert manifest.splits["train"].images == 6
+
+
+def test_an_image_without_annotations_in_another_folder_is_announced(tmp_path, prepare_folder):
+    write_per_image(tmp_path / "raw", "kitti", "training/label_2/{}.txt", "training/image_2/{}.png", TWO)
+    for number in range(3):
+        write(tmp_path / "raw", f"testing/image_2/{number}.png")
+    manifest, out = prepare_folder("--split_by=none")
+    assert "images without annotations, which are not read: 3 in testing/image_2" in out
+    assert manifest.splits["train"].images_read == 2
+
+
+def test_annotations_above_a_folder_of_other_annotations_describe_their_own_images(tmp_path, prepare_folder):
+    write_per_folder(tmp_path / "raw", "via", "via_project.json", "{}.jpg", TWO)
+    write_per_folder(tmp_path / "raw", "via", "more/via_project.json", "more/{}.jpg", ONE)
+    write(tmp_path / "raw", "extra.jpg")
+    manifest, _ = prepare_folder("--split_by=none")
+    assert manifest.splits["train"].rejected_images == {"not_annotated": 1}
+    assert manifest.splits["train"].images == 3
+
+
+def test_keras_yolo_classes_are_named_by_a_file(tmp_path, prepare_folder):
+    for split in ("train", "valid"):
+        write_per_folder(
+            tmp_path / "raw",
+            "keras_yolo",
+            f"{split}/_annotations.txt",
+            f"{split}/{{}}.jpg",
+            {f"{split}1": [BOX], f"{split}0": []},
+        )
+        write(tmp_path / "raw", f"{split}/_classes.txt", "bolt\nnut\n")
+    manifest, _ = prepare_folder()
+    assert manifest.classes == ("bolt",)
+    assert {name: (split.images, split.boxes) for name, split in manifest.splits.items()} == {
+        "train": (2, 1), "val": (2, 1),
+    }  # fmt: skip
+
+
+def test_a_list_of_images_without_boxes_at_its_start_is_recognised(tmp_path, prepare_folder):
+    write_per_folder(tmp_path / "raw", "keras_yolo", "list.txt", "{}.jpg", {**EMPTY, **TWO})
+    manifest, out = prepare_folder("--split_by=none")
+    assert out.startswith("recognised Keras YOLO annotations")
+    assert manifest.splits["train"].images == 3
+
+
+def test_the_files_of_vott_assets_are_read(tmp_path, prepare_folder):
+    for name, boxes in (("a.jpg", [BOX]), ("b.jpg", [BOX, OTHER])):
+        write(tmp_path / "raw", name)
+        write(tmp_path / "raw", f"id{name}-asset.json", json.dumps(vott_asset(name, boxes)))
+    write(tmp_path / "raw", "parts.vott", json.dumps({"name": "parts", "assets": {}, "tags": []}))
+    manifest, _ = prepare_folder("--split_by=none")
+    assert (manifest.splits["train"].images, manifest.splits["train"].boxes) == (2, 3)
+
+
+def test_a_file_or_a_pattern_may_be_the_input(tmp_path, command):
+    write_per_image(tmp_path / "raw", "labelme", "{}.json", "{}.jpg", TWO)
+    write(tmp_path / "raw", "label.json", label_studio({"a.jpg": [BOX]}))
+    for number, (path, images) in enumerate({"raw/*.json": 2, "raw/b.json": 1, "raw/label.json": 1}.items()):
+        output = tmp_path / f"out{number}"
+        code, out, err = command(
+            f"--input={tmp_path / path}", f"--output={output}", "--set=model.input_size=64", "--split_by=none"
+        )
+        assert (code, err) == (0, ""), out + err
+        assert read_manifest(str(output)).splits["train"].images == images
