@@ -393,10 +393,11 @@ def _read_document(document: _Document, source: Source, tool_format: ToolFormat)
     index, present = ImageIndex(listing), {listing.join(name) for name in listing.names}
     folder = ImageFolder(layout.images)
     names: dict[str, None] = {}
-    is_complete = layout.is_only_owner
+    unknown: Problem | None = None
     for path in layout.files:
         for parsed in _parse_document(path, parse):
-            is_complete &= bool(parsed.filename)
+            if not parsed.filename:
+                unknown = unknown or parsed.problem
             image_id = layout.prefix + (parsed.filename or f"{parsed.where} of {path}")
             image = _make_image(parsed, image_id, document.number, rows, path, layout.images)
             if image.path not in present and parsed.problem is None:
@@ -406,11 +407,14 @@ def _read_document(document: _Document, source: Source, tool_format: ToolFormat)
                 yield make_element(image)
                 rows += 1
                 names.update(dict.fromkeys(box.category for box in parsed.boxes if box.problem is None))
-    if is_complete:
-        for image in folder.make_images(source, document.number, rows, layout.files[0]):
-            if layout.owns(image.path):
-                yield make_element(image._replace(row=rows))
-                rows += 1
+    for image in folder.make_images(source, document.number, rows, layout.files[0]):
+        if layout.owns(image.path):
+            if unknown:
+                # An entry without a name may be the annotation of this image.
+                detail = f"no entry has the name of this image file, and an entry has no name: {unknown.detail}"
+                image = image._replace(problem=Problem("broken_annotation", detail))
+            yield make_element(image._replace(row=rows))
+            rows += 1
     for name in names:
         yield make_element(Category(name, 0, name))
     yield make_element(Listing(document.number, rows, layout.files[0]))

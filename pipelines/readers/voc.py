@@ -19,7 +19,7 @@ import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -151,7 +151,7 @@ def find_splits(path: str, image_dir: str) -> Found[VocLayout] | None:
     if whole:
         splits[WHOLE] = whole
     counts = {split: sum(map(_count_images, own)) for split, own in splits.items()}
-    return Found(_name_tool(folder, layouts), splits, counts, unions)
+    return Found(_name_tool(folder, layouts), splits, counts, unions, _note_unlisted(splits))
 
 
 def _unite(folder: Folder, layouts: list[VocLayout], image_dir: str, has_splits: bool) -> tuple[VocLayout, ...]:
@@ -263,6 +263,20 @@ def _divide(folder: Folder, layout: VocLayout, base: str, name: str) -> dict[str
 def _is_union(name: str, names: set[str]) -> bool:
     """Returns whether a list repeats images of other lists: `trainval`, or one class of a split (`cat_train`)."""
     return (name == "trainval" and {"train", "val"} <= names) or name.rpartition("_")[2] in names - {name}
+
+
+def _note_unlisted(splits: Mapping[str, tuple[VocLayout, ...]]) -> tuple[str, ...]:
+    """Returns a note for each folder of images with images that no list file contains."""
+    listed: dict[str, set[str]] = {}
+    for layout in itertools.chain(*splits.values()):
+        if layout.list_file:
+            listed.setdefault(layout.images, set()).update(map(_fold, _read_list(layout)))
+    notes = []
+    for images, ids in listed.items():
+        stems = [_fold(posixpath.splitext(name)[0]) for name in list_folder(images).names if is_image(name)]
+        if count := sum(stem not in ids and posixpath.basename(stem) not in ids for stem in stems):
+            notes.append(f"{count} images in {images} are in no list of {LISTS}; only --split_by reads them")
+    return tuple(notes)
 
 
 def _count_images(layout: VocLayout) -> int:

@@ -1,7 +1,6 @@
 """Folders of annotation tools and public datasets through `ssd-prepare --input=DIR --output=OUT` alone."""
 
 import json
-from functools import partial
 
 import pytest
 from raw_sets import jpeg
@@ -12,8 +11,6 @@ from tool_exports import (
     PER_IMAGE,
     cvat,
     label_studio,
-    labelme,
-    via,
     vott_asset,
     wider,
     write,
@@ -21,9 +18,7 @@ from tool_exports import (
     write_per_image,
 )
 
-from pipelines.detection import detect_format
 from pipelines.manifest_writer import read_manifest
-from ssd_dist.core.errors import DataError
 
 OTHER = (30, 6, 60, 42)
 TWO = {"a": [BOX], "b": [BOX, OTHER]}
@@ -101,7 +96,9 @@ LAYOUTS = {
     "DOTA tiles": ("dota", per_image("dota", "labelTxt/{}__1__0___0.txt", "images/{}__1__0___0.png"), ()),
     "VisDrone": (
         "visdrone",
-        per_image("visdrone", "VisDrone2019-DET-@/annotations/{}.txt", "VisDrone2019-DET-@/images/{}.jpg", "train", "val"),
+        per_image(
+            "visdrone", "VisDrone2019-DET-@/annotations/{}.txt", "VisDrone2019-DET-@/images/{}.jpg", "train", "val"
+        ),
         ("train", "val"),
     ),
     "VisDrone without splits": ("visdrone", per_image("visdrone", "annotations/{}.txt", "images/{}.jpg"), ()),
@@ -114,7 +111,11 @@ LAYOUTS = {
     ),
     "Create ML in two folders": ("create_ml", per_folder("create_ml", "annotations/all.json", "images/{}.jpg"), ()),
     "VIA": ("via", per_folder("via", "via_region_data.json", "{}.jpg"), ()),
-    "VIA with split folders": ("via", per_folder("via", "@/via_region_data.json", "@/{}.jpg", "train", "val"), ("train", "val")),
+    "VIA with split folders": (
+        "via",
+        per_folder("via", "@/via_region_data.json", "@/{}.jpg", "train", "val"),
+        ("train", "val"),
+    ),
     "VIA with names of splits": (
         "via",
         per_folder("via", "annotations/via_@.json", "images/@/{}.png", "train", "val"),
@@ -122,7 +123,11 @@ LAYOUTS = {
     ),
     "VIA 3": ("via3", per_folder("via3", "via_project_1Jan2024_10h00m00s.json", "{}.jpg"), ()),
     "VIA 3 in two folders": ("via3", per_folder("via3", "parts.json", "images/{}.jpg", prefix="images/"), ()),
-    "VIA 3 with split folders": ("via3", per_folder("via3", "@/project.json", "@/{}.jpg", "train", "val"), ("train", "val")),
+    "VIA 3 with split folders": (
+        "via3",
+        per_folder("via3", "@/project.json", "@/{}.jpg", "train", "val"),
+        ("train", "val"),
+    ),
     "VoTT": ("vott", per_folder("vott", "vott-json-export/parts-export.json", "vott-json-export/{}.jpg"), ()),
     "VoTT beside a folder of images": ("vott", per_folder("vott", "parts-export.json", "source/{}.jpg"), ()),
     "VoTT with split folders": (
@@ -146,7 +151,11 @@ LAYOUTS = {
         ("train", "val"),
     ),
     "CVAT": ("cvat", per_folder("cvat", "annotations.xml", "images/{}.jpg"), ()),
-    "CVAT with subfolders in the names": ("cvat", per_folder("cvat", "annotations.xml", "images/cam1/{}.jpg", prefix="cam1/"), ()),
+    "CVAT with subfolders in the names": (
+        "cvat",
+        per_folder("cvat", "annotations.xml", "images/cam1/{}.jpg", prefix="cam1/"),
+        (),
+    ),
     "CVAT project with subsets": (
         "cvat",
         per_folder("cvat", "@/annotations.xml", "@/images/{}.jpg", "train", "val"),
@@ -176,7 +185,7 @@ LAYOUTS = {
         per_folder("keras_yolo", "train.txt", "data/{}.jpg", prefix="/home/other/data/"),
         (),
     ),
-}  # fmt: skip
+}
 # Layouts with a training split and no other.
 ONE_SPLIT = ("KITTI",)
 TITLES = {
