@@ -2,7 +2,7 @@
 # Runs prepare on Dataflow with suitable options. Arguments after -- are passed to prepare unchanged and take precedence.
 #
 #   launch/prepare_dataflow.sh --project=P --region=R --bucket=gs://B --image=IMAGE [--workers=N] [--python=PYTHON] -- \
-#       --input_format=voc --input=gs://B/raw --split=train --output=gs://B/prepared --config=configs/x.yaml
+#       --input=gs://B/raw --output=gs://B/prepared --config=configs/x.yaml
 #
 # IMAGE is the worker container; build launch/prepare/Dockerfile and push it first.
 # To list the steps without running them: ... -- PREPARE FLAGS --dry_run=True. This reads the layout of the input, from

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from pipelines import beam_storage
-from pipelines.readers import coco, csv, tfrecord, voc, yolo
+from pipelines.readers import coco, csv, tfrecord, tfrecord_layout, voc, yolo
 from pipelines.readers.folder import cached_listings, is_image, list_folder
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source, require_input
@@ -59,7 +59,7 @@ FORMATS: Mapping[str, Format] = {
     "yolo": Format(yolo.find_splits, yolo.read_yolo, "a YAML file with names: and one text file per image"),
     "voc": Format(voc.find_splits, voc.read_voc, "one XML file with <annotation> per image"),
     "csv": Format(csv.find_splits, csv.read_csv, "a CSV file with file names, classes and corners"),
-    "tfrecord": Format(tfrecord.find_splits, tfrecord.read_tfrecord, "*.tfrecord or *.record files"),
+    "tfrecord": Format(tfrecord_layout.find_splits, tfrecord.read_tfrecord, "*.tfrecord or *.record files"),
 }
 
 
@@ -188,7 +188,7 @@ def describe_plan(detected: Detected, plans: Sequence[SplitPlan]) -> list[str]:
     lines = [f"recognised {found.tool}: {', '.join(counts) or whole} images"]
     if detected.others:
         lines.append(f"the folder also fits {', '.join(detected.others)}; --input_format selects one of them")
-    lines += found.notes
+    lines += [f"note: {note}" for note in found.notes]
     if found.unions:
         names = ", ".join(sorted(found.unions))
         lines.append(f"omitted, because they repeat images of other splits (--split selects them): {names:.200}")
@@ -210,6 +210,9 @@ def describe_plan(detected: Detected, plans: Sequence[SplitPlan]) -> list[str]:
 
 def _describe_unknown(path: str, image_dir: str, input_format: str) -> str:
     """Returns the message for an input in an unknown format: what it contains and what was searched for."""
+    reason = csv.explain_unknown(path) if input_format in (AUTO, "csv") else ""
+    if reason:
+        return f"--input={path}: no annotations were recognised; {reason}"
     if input_format != AUTO:
         _, found = _recognise(path, image_dir, AUTO)
         searched = f"no {input_format} dataset ({FORMATS[input_format].files})"

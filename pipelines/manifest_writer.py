@@ -27,6 +27,7 @@ from pipelines.shard_reports import (
 )
 from pipelines.split_folder import COPIES_NAME, HASHES_NAME, PARTS_FOLDER, REJECTED_NAME
 from pipelines.split_lock import check_job_id
+from pipelines.suspicious_boxes import add_up, find_causes
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import (
@@ -182,16 +183,18 @@ def merge_reports(
     """
     images = Counter(line.reason for line in rejected if not line.where)
     boxes = Counter(line.reason for line in rejected if line.where)
+    boxes_written = sum(report.boxes for report in reports)
     files_per_view = zip(*(report.views for report in reports), strict=True)
     return Split(
         images_read=sum(report.images_read for report in reports),
         images=sum(len(report.images) for report in reports),
         boxes_read=sum(report.boxes_read for report in reports),
-        boxes=sum(report.boxes for report in reports),
+        boxes=boxes_written,
         rejected_images=dict(sorted(images.items())),
         rejected_boxes=dict(sorted(boxes.items())),
         clipped_boxes=sum(report.clipped_boxes for report in reports),
         reduced_boxes=sum(report.reduced_boxes for report in reports),
+        warnings=tuple(find_causes(add_up(report.suspicious for report in reports), boxes_written)),
         image_hashes=hashes,
         views=tuple(_merge_files(files, reports[0].classes) for files in files_per_view),
         windows=crops,

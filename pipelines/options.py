@@ -22,6 +22,7 @@ from ssd_dist.core.commands import config_from_flags, define_config_flags, requi
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, target_spec
+from ssd_dist.core.printable import print_line
 from ssd_dist.core.storage import join
 
 NO_DIVISION = "none"
@@ -159,7 +160,11 @@ def _plan_from_flags(detected: Detected) -> list[SplitPlan]:
         plans = [SplitPlan(name, values.source_split, shares) for name, _ in shares]
     if values.input_format == AUTO or not plans:
         plans = plans or plan_splits(detected.found, is_divided=values.split_by != NO_DIVISION)
-        print("\n".join(describe_plan(detected, plans)))
+        lines = describe_plan(detected, plans)
+    else:
+        lines = [f"note: {note}" for note in detected.found.notes]
+    for line in lines:
+        print_line(line)
     return plans
 
 

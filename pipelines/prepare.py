@@ -40,7 +40,7 @@ from pipelines.shard_plan import GroupIntoShards
 from pipelines.shard_progress import show_progress
 from pipelines.shards import ShardJob, WriteShard
 from pipelines.split_lock import lock_splits
-from pipelines.summary import print_summary
+from pipelines.summary import print_summary, print_unused_classes
 from ssd_dist.core.commands import run_command
 from ssd_dist.core.errors import DataError, RestartError
 from ssd_dist.core.manifest import Manifest
@@ -93,6 +93,7 @@ def main(arguments: list[str]) -> None:
         manifest = run_job(job, options)
     for split in job.splits:
         print_summary(manifest, split, job.output)
+    print_unused_classes(manifest)
 
 
 def submit_job(job: PrepareJob, options: PipelineOptions) -> list[str]:

@@ -12,6 +12,7 @@ from pipelines.annotations import to_valid_text
 from pipelines.image_preparation import count_positives
 from pipelines.shard_plan import Member
 from pipelines.split_folder import PARTS_FOLDER
+from pipelines.suspicious_boxes import SuspiciousBoxes
 from pipelines.validate import Rejection
 from ssd_dist.core.manifest import Shard
 from ssd_dist.core.records import Record
@@ -77,6 +78,7 @@ class ShardReport(BaseModel):
       boxes: what the records contain.
       clipped_boxes: boxes that extended beyond their image.
       reduced_boxes: boxes made from polygons or rotated boxes.
+      suspicious: boxes that suggest an error in the annotations.
       images: the images that the shard contains.
       rejected: the rejected images and boxes.
       unknown_classes: classes of rejected boxes that the class table does not contain.
@@ -91,6 +93,7 @@ class ShardReport(BaseModel):
     boxes: int = 0
     clipped_boxes: int = 0
     reduced_boxes: int = 0
+    suspicious: SuspiciousBoxes = SuspiciousBoxes()
     images: list[ImageReport] = []
     rejected: list[Rejected] = []
     unknown_classes: list[str] = []

@@ -165,6 +165,7 @@ def write_shard(
                 count_image(member, boxes, prepared, meter)
     report.views.extend(writer.report() for writer in writers)
     report.sources = digest.hexdigest()
+    report.suspicious.keep_most_frequent()
     return report
 
 
@@ -197,6 +198,8 @@ def write_image(
     report.boxes += len(prepared.checked.objects.labels)
     report.clipped_boxes += prepared.checked.clipped
     report.reduced_boxes += prepared.checked.reduced
+    record = prepared.records[0]
+    report.suspicious.add(prepared.checked.objects.boxes, record.original_height, record.original_width)
 
 
 def count_image(member: Member, boxes: int, prepared: PreparedImage | Problem, meter: Meter) -> None:

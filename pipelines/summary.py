@@ -39,6 +39,17 @@ def print_summary(manifest: Manifest, name: str, output: str) -> None:
         print_line(f"warning: {warning}")
 
 
+def print_unused_classes(manifest: Manifest) -> None:
+    """Prints a warning if the splits prepared so far contain no object of some classes."""
+    splits = manifest.splits.values()
+    unused = [name for name in manifest.classes if not any(_count_objects(split, name) for split in splits)]
+    if unused:
+        print_line(
+            f"warning: no split contains an object of {', '.join(unused):.500}; the model has an output for each "
+            "class, so omit classes that will not occur with --exclude_classes"
+        )
+
+
 def find_warnings(manifest: Manifest, name: str, output: str) -> Iterator[str]:
     """Yields a message for each property of the split that would harm training."""
     split = manifest.splits[name]
@@ -49,6 +60,7 @@ def find_warnings(manifest: Manifest, name: str, output: str) -> Iterator[str]:
                 f"(e.g. {join_names(leak.examples)}); remove them from one split, because training refuses them unless "
                 "data.allow_leakage is set"
             )
+    yield from split.warnings
     # One hash for each different file.
     copies = split.images - len(load_hashes(join(output, split.image_hashes)))
     if copies:
@@ -77,6 +89,10 @@ def find_warnings(manifest: Manifest, name: str, output: str) -> Iterator[str]:
         )
 
 
+def _count_objects(split: Split, label: str) -> int:
+    return split.views[0].objects_per_class.get(label, 0)
+
+
 def nearest_prime(shards: int) -> int:
     """Returns the odd prime nearest to a number of shards that does not divide it.
 
@@ -102,6 +118,8 @@ def summary_rows(split: Split) -> Iterator[tuple[str, str]]:
     for reason, count in split.rejected_boxes.items():
         yield f"boxes rejected, {reason}", f"{count}"
     yield "boxes clipped", f"{split.clipped_boxes}"
+    if split.reduced_boxes:
+        yield "boxes made from polygons or rotated boxes", f"{split.reduced_boxes}"
     for number, view in enumerate(split.views):
         prefix = f"view {number}: " if len(split.views) > 1 else ""
         positives = view.positives_per_object

@@ -74,6 +74,7 @@ ALLOWED = {
     r"suppress_health_check": "an argument of Hypothesis",
     r"--window-size": "a flag of Chromium",
     r"stylesheet": "the term of HTML",
+    r"playing[ _]cards": "the name of a dataset",
 }
 
 

@@ -7,8 +7,9 @@
     DIR/train-annotations-bbox.csv  DIR/train/*                         Open Images, with class-descriptions-boxable.csv
     DIR/any.csv with the split in a column                              AutoML, Vertex AI, TFLite Model Maker
 
-csv_dialects.py describes the columns, csv_text.py the encodings and separators, csv_layout.py how files and images are
-found. Images are also found if the names of the file have no suffix, or the folders of another machine.
+csv_columns.py and csv_dialects.py describe the columns, csv_text.py the encodings and separators, csv_layout.py and
+csv_images.py how files and images are found. Images are also found if the names in the file have no suffix, or the
+folders of another machine.
 
 `--input` is DIR, a CSV file or a pattern, and may be repeated. A line with only a file name is an image without
 objects. A line that cannot be read is a rejected box, because its image is unknown.
@@ -23,8 +24,10 @@ from typing import NamedTuple
 
 from pipelines import beam_storage
 from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, SeparateBox, image_key, make_elements
-from pipelines.readers.csv_dialects import UNASSIGNED, parse_box, parse_size
-from pipelines.readers.csv_layout import CsvFile, contains_image_names, explain_file, find_layout, list_candidates
+from pipelines.readers.csv_boxes import parse_box, parse_size
+from pipelines.readers.csv_dialects import UNASSIGNED
+from pipelines.readers.csv_files import CsvFile, contains_image_names, explain_file
+from pipelines.readers.csv_layout import find_layout, list_candidates
 from pipelines.readers.csv_text import read_rows
 from pipelines.readers.folder import is_image, list_folder
 from pipelines.readers.image_index import ImageIndex
@@ -91,7 +94,9 @@ def find_files(source: Source) -> list[CsvFile]:
     for path in source.inputs:
         found = find_splits(path, source.image_dir)
         if found is None:
-            raise DataError(f"--input={path}: {explain_missing(path)}")
+            expected = "SPLIT.csv, SPLIT_labels.csv, SPLIT/_annotations.csv or annotations.csv"
+            reason = explain_unknown(path) or f"no CSV file of boxes ({expected}); pass the file as --input"
+            raise DataError(f"--input={path}: {reason}")
         files += choose_split(found, source, path)
     return files
 
@@ -104,19 +109,13 @@ def group_files(files: Sequence[CsvFile]) -> list[CsvGroup]:
     return [CsvGroup(number, group) for number, group in enumerate(groups.values())]
 
 
-def explain_missing(path: str) -> str:
-    """Returns why an input contains no CSV file of boxes, and how to fix it."""
-    if beam_storage.is_pattern(path):
-        return "the pattern matches no CSV file of boxes; check the pattern"
-    if beam_storage.is_file(path):
-        return explain_file(path)
+def explain_unknown(path: str) -> str:
+    """Returns why a CSV file that contains names of images is not read; empty if the input has no such file."""
+    if beam_storage.is_pattern(path) or beam_storage.is_file(path):
+        return ""
     folder = list_folder(path)
-    candidates = list_candidates(folder)
-    if not candidates:
-        return "the folder contains no CSV file (SPLIT.csv, SPLIT_labels.csv, SPLIT/_annotations.csv, annotations.csv)"
-    # The message is about a file that contains names of images, not for example about a list of classes.
-    names_images = (path for path in map(folder.join, candidates) if contains_image_names(path))
-    return explain_file(next(names_images, folder.join(candidates[0])))
+    candidates = map(folder.join, list_candidates(folder))
+    return next((explain_file(name) for name in candidates if contains_image_names(name)), "")
 
 
 def read_group(group: CsvGroup, source: Source) -> Iterator[Element]:

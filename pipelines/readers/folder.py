@@ -32,7 +32,8 @@ class Folder:
 
     def find(self, *patterns: str) -> list[str]:
         """Returns the names that match a pattern, in the order of the patterns; `*` does not match a slash."""
-        found = (name for pattern in patterns for name in self.names if _to_regex(pattern).fullmatch(name))
+        matches = [_to_regex(pattern).fullmatch for pattern in patterns]
+        found = (name for match in matches for name in self.names if match(name))
         return list(dict.fromkeys(found))
 
     def join(self, name: str) -> str:

@@ -3,7 +3,7 @@
 import posixpath
 
 from pipelines.readers.folder import Folder, is_image
-from pipelines.readers.split_names import split_words
+from pipelines.readers.split_names import names_split
 
 
 class ImageIndex:
@@ -15,7 +15,7 @@ class ImageIndex:
     """
 
     def __init__(self, folder: Folder, split: str = "") -> None:
-        self._split = split.lower()
+        self._split = split
         self._names: dict[str, list[str]] = {}
         for name in filter(is_image, folder.names):
             self._names.setdefault(_stem(posixpath.basename(name)), []).append(name)
@@ -30,7 +30,7 @@ class ImageIndex:
         found = [path for path in found if posixpath.basename(path) == base] or found
         lengths = [_count_common(parents, path.split("/")[:-1]) for path in found]
         found = [path for path, length in zip(found, lengths, strict=True) if length == max(lengths)]
-        in_split = [path for path in found if self._split and self._split in split_words(path.lower())]
+        in_split = [path for path in found if names_split(posixpath.dirname(path), self._split)]
         return in_split if len(found) > 1 and in_split else found
 
 

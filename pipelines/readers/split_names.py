@@ -32,3 +32,8 @@ def find_split(path: str) -> str:
         if words:
             return words[0] if len(words) == 1 else ""
     return ""
+
+
+def names_split(folder: str, split: str) -> bool:
+    """Returns whether a path of folders contains a name of the split, such as training_images for `train`."""
+    return any(output_split(word.lower()) == output_split(split.lower()) for word in split_words(folder))

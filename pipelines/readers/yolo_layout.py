@@ -3,6 +3,7 @@
 YAML file, folder names -> folders and lists of each split -> folder of the labels of each -> `YoloLayout`
 """
 
+import itertools
 import posixpath
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from pipelines.readers.yolo_config import (
 )
 from pipelines.readers.yolo_files import YoloFiles, is_image_part, swap_images
 from pipelines.readers.yolo_labels import BOX_COLUMNS, are_labels, count_columns, decode_text
-from pipelines.readers.yolo_places import Places, group_by_split, locate_splits
+from pipelines.readers.yolo_places import Places, group_by_split, locate_outside, locate_splits
 from ssd_dist.core.errors import DataError
 
 # Number of label files that are read to recognise the format, out of a larger number of candidates.
@@ -112,7 +113,13 @@ def _start_search(path: str, image_dir: str) -> "tuple[_Search, list[YoloConfig]
     files = YoloFiles(folder, images, is_file)
     for labels in (image_dir, *swap_images(image_dir)) if image_dir else ():
         files.add_labels(labels)
-    return _Search(files), configs or find_configs(folder)
+    try:
+        return _Search(files), configs or find_configs(folder)
+    except DataError:
+        # A damaged data.yaml is an error only in a YOLO dataset.
+        if any(files.find_label(image, files.image_root, files.root) for image in files.images):
+            raise
+        return None
 
 
 def _read_config(path: str) -> YoloConfig | None:
@@ -153,7 +160,7 @@ class _Search:
             splits = self._add_rest({split: own for split, own in splits.items() if own}, config)
         splits = _separate({split: own for split, own in splits.items() if own})
         layouts = [layout for own in splits.values() for layout in own]
-        self.fault = self._find_fault(layouts, config)
+        self.fault = self._find_fault(layouts, is_described=any(located.values()))
         if self.fault:
             self._require_other_format(config)
             return None
@@ -164,6 +171,9 @@ class _Search:
         self._note_other_images(layouts)
         unions = _find_unions(splits)
         counts = {split: sum(map(self._count_images, own)) for split, own in splits.items()}
+        for split in [split for split, count in counts.items() if not count and any(counts.values())]:
+            self.notes.append(f"split {split} is omitted, because all of its images belong to other splits")
+            del splits[split], counts[split]
         if WHOLE not in splits:
             parts = [layout for split, own in splits.items() if split not in unions for layout in own]
             splits = {**splits, WHOLE: _join(parts, self.files.image_root)}
@@ -190,7 +200,7 @@ class _Search:
         Raises:
           DataError: if another file describes another dataset.
         """
-        located = [(config, locate_splits(config, self.files, self.notes)) for config in configs]
+        located = [(config, locate_splits(config, self.files)) for config in configs]
         usable = [(config, places) for config, places in located if any(places.values())]
         config, places = (usable or located or [(YoloConfig("", self.files.root), {})])[0]
         others = [other for other, own in usable[1:] if self._is_other(config, places, other, own)]
@@ -203,19 +213,18 @@ class _Search:
             )
         if others:
             self.notes.append(f"of the files {names:.300}, the first one is used; --input selects another one")
+        self.notes += locate_outside(config, places, self.files)
         return config, places
 
     def _note_missing(self, config: YoloConfig, places: Mapping[str, Places], splits: Collection[str]) -> None:
-        """Announces the folders that the YAML file names in vain."""
+        """Announces the folders in the YAML file that do not exist."""
         found = {output_split(split) for split in splits}
         for split, own in places.items():
-            values = ", ".join(own.missing)
-            if own or (is_split_name(split) and output_split(split) not in found):
-                fate = "does not exist or contains no images"
-            else:
-                fate = "does not exist; the folder of this name is read" if ".txt" in values else ""
-            if values and fate:
-                self.notes.append(f"{config.path}: {split}: {values:.200} {fate}")
+            if not own.missing or not (own or is_split_name(split)):
+                continue
+            is_replaced = not own and output_split(split) in found
+            problem = "; the folder of this name is read" if is_replaced else " or contains no images"
+            self.notes.append(f"{config.path}: {split}: {', '.join(own.missing):.200} does not exist{problem}")
 
     def _is_other(
         self, config: YoloConfig, places: Mapping[str, Places], other: YoloConfig, own: Mapping[str, Places]
@@ -249,11 +258,17 @@ class _Search:
         if self.files.has_image_dir:
             return [self.files.image_root]
         found: list[str] = []
-        for folder in sorted(map(_outer_folder, self.files.image_folders()), key=lambda path: path.count("/")):
+        folders = {self._outer_folder(folder) for folder in self.files.image_folders()}
+        for folder in sorted(folders, key=lambda path: (path.count("/"), path)):
             is_below = any(f"{folder}/".startswith(f"{other.rstrip('/')}/") for other in found)
             if not is_below and self.files.find_labels(folder, config.home, []):
                 found.append(folder)
         return found
+
+    def _outer_folder(self, folder: str) -> str:
+        """Returns the folder of images that a folder belongs to: `images` for `images/camera1`."""
+        parents = self._parents(folder)
+        return next((parent for parent in parents[:-1] if is_image_part(posixpath.basename(parent))), folder)
 
     def _find_names(self, config: YoloConfig, *folders: str) -> tuple[str, ...]:
         """Returns the class names of the YAML or .data file, or else of the nearest file with one name per line."""
@@ -264,16 +279,19 @@ class _Search:
         return read_class_file(path) if path else ()
 
     def _parents(self, folder: str) -> list[str]:
+        """Returns a folder and those that contain it, up to the folder of the dataset."""
         parents = [folder]
         while folder != self.files.root and folder.startswith(self.files.root) and "/" in folder:
             folder = posixpath.dirname(folder)
             parents.append(folder)
         return parents
 
-    def _find_fault(self, layouts: Sequence[YoloLayout], config: YoloConfig) -> str:
+    def _find_fault(self, layouts: Sequence[YoloLayout], is_described: bool) -> str:
         """Returns why the layouts are not a YOLO dataset, by a sample of the label files; empty if they are one.
 
-        If a YAML or .data file describes the dataset, its labels may be empty or damaged.
+        Args:
+          layouts: the folders and lists of all splits.
+          is_described: whether a YAML or .data file names the splits, so that the labels may be empty or damaged.
         """
         if not layouts:
             count = len(self.files.images)
@@ -289,11 +307,11 @@ class _Search:
         if any(BOX_COLUMNS + 1 in count_columns(text) for text in texts.values()):
             self.notes.append("the labels have a sixth number (a confidence or a track), which is ignored")
         has_names = all(layout.names for layout in layouts)
-        is_label = {path: verdict for path, text in texts.items() if (verdict := are_labels(text)) is not None}
-        others = [path for path, verdict in is_label.items() if not verdict]
-        if config.names or config.splits or (has_names and not others):
+        has_lines = [path for path, text in texts.items() if are_labels(text) is not None]
+        others = [path for path in has_lines if not are_labels(texts[path])]
+        if is_described or (has_names and not others):
             return ""
-        if 2 * len(others) >= len(is_label):
+        if 2 * len(others) >= len(has_lines):
             path = (others or list(texts) or [layouts[0].labels])[0]
             line = (texts.get(path, "").strip().splitlines() or ["an empty file"])[0]
             return f"{path}: {line!r:.100} is not a line of YOLO: class x_center y_center width height as fractions"
@@ -376,18 +394,13 @@ def read_list(path: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _outer_folder(folder: str) -> str:
-    """Returns the folder of images that a folder belongs to: `images` for `images/camera1`."""
-    parts = folder.split("/")
-    last = next((row for row in reversed(range(len(parts))) if is_image_part(parts[row])), len(parts) - 1)
-    return "/".join(parts[: last + 1])
-
-
 def _set_id_root(layouts: Sequence[YoloLayout]) -> tuple[YoloLayout, ...]:
     """Returns the layouts with ids relative to the deepest folder that contains all of them."""
     if len(layouts) < 2:
         return tuple(layouts)
-    root = posixpath.commonpath([layout.images for layout in layouts]) or "."
+    # posixpath.commonpath would remove a slash of gs://.
+    folders = zip(*(layout.images.split("/") for layout in layouts), strict=False)
+    root = "/".join(names[0] for names in itertools.takewhile(lambda names: len(set(names)) == 1, folders))
     return tuple(replace(layout, id_root=root) for layout in layouts)
 
 
@@ -409,9 +422,8 @@ def _separate(splits: Mapping[str, tuple[YoloLayout, ...]]) -> dict[str, tuple[Y
 
 
 def _is_below(path: str, layout: YoloLayout) -> bool:
-    return any(path.startswith(f"{folder.rstrip('/')}/") for folder in (layout.images, layout.labels)) and path not in (
-        *(layout.images, layout.labels),
-    )
+    own = (layout.images, layout.labels)
+    return path not in own and path.startswith(tuple(f"{folder.rstrip('/')}/" for folder in own))
 
 
 def _find_unions(splits: Mapping[str, tuple[YoloLayout, ...]]) -> frozenset[str]:

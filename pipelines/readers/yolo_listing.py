@@ -122,9 +122,9 @@ def _pair(images: list[str], labels: list[str], beside: Iterable[str], layout: Y
         stems[image] = [strip_suffix(path) for path in (f"{start}{below}", *swap_images(image), image)]
     pairs: dict[str, str] = {}
     texts = list(dict.fromkeys([*beside, *labels]))
-    for form in (str, normalize, _strip_prefix):
+    for form, form_of_text in ((str, str), (normalize, normalize), (normalize, _strip_prefix)):
         used = set(pairs.values())
-        text_by_form = {form(strip_suffix(path)): path for path in texts if path not in used}
+        text_by_form = {form_of_text(strip_suffix(path)): path for path in texts if path not in used}
         for image in images:
             if image not in pairs:
                 label = next(filter(None, (text_by_form.get(form(stem)) for stem in stems[image])), "")

@@ -33,20 +33,29 @@ class Places:
         return bool(self.folders or self.lists)
 
 
-def locate_splits(config: YoloConfig, files: YoloFiles, notes: list[str]) -> dict[str, Places]:
-    """Returns where the images of each split of a YAML or .data file are; adds facts to announce to the notes."""
+def locate_splits(config: YoloConfig, files: YoloFiles) -> dict[str, Places]:
+    """Returns where the images of each split of a YAML or .data file are below the dataset."""
     places: dict[str, Places] = {}
     for split, values in config.splits.items():
         own = places[split] = Places()
         for value in values:
-            found = _locate(value, split, config, files) or _locate_outside(value, split, config, files, notes)
-            if not found:
-                own.missing.append(value)
-            elif found in files.texts:
-                own.lists.append(found)
-            else:
-                own.folders.append(found)
+            found = _locate(value, split, config, files)
+            kind = own.missing if not found else own.lists if found in files.texts else own.folders
+            kind.append(found or value)
     return places
+
+
+def locate_outside(config: YoloConfig, places: Mapping[str, Places], files: YoloFiles) -> list[str]:
+    """Searches for missing folders where the YAML file points to, outside of the dataset; returns facts to announce."""
+    notes = []
+    for split, own in places.items():
+        for value in list(own.missing):
+            path = _find_outside(value, config, files)
+            if path:
+                own.missing.remove(value)
+                own.folders.append(path)
+                notes.append(f"{config.path}: {split}: the images are read from {path}")
+    return notes
 
 
 def list_tails(path: str) -> list[str]:
@@ -83,7 +92,7 @@ def _locate(value: str, split: str, config: YoloConfig, files: YoloFiles) -> str
     return next((path for path in candidates if files.image_counts.get(path)), "")
 
 
-def _locate_outside(value: str, split: str, config: YoloConfig, files: YoloFiles, notes: list[str]) -> str:
+def _find_outside(value: str, config: YoloConfig, files: YoloFiles) -> str:
     """Returns the folder outside of the dataset that a value of the YAML file names; empty without one.
 
     Folders that contain the dataset, and folders with unusual names, are not listed, because they may be large.
@@ -106,7 +115,6 @@ def _locate_outside(value: str, split: str, config: YoloConfig, files: YoloFiles
         for labels in swap_images(path):
             files.add_labels(labels)
         if files.image_counts.get(path):
-            notes.append(f"{config.path}: {split}: the images are read from {path}")
             return path
     return ""
 

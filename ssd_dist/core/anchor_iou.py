@@ -41,13 +41,14 @@ class Spans:
     lengths: Float64Array
     areas: Float64Array
 
-    def select(self, index: int) -> "Spans":
-        """Returns the overlaps of one box, with N = 1."""
-        return Spans(self.lengths[index : index + 1], self.areas[index : index + 1])
-
 
 class AnchorGrids:
-    """Represents a set of anchors as grids, one per level and shape; computes in float64."""
+    """Represents a set of anchors as grids, one per level and shape; computes in float64.
+
+    Attributes:
+      boxes: float64 [A, 4], the anchors.
+      areas: float64 [A], their areas.
+    """
 
     def __init__(self, anchors: FloatArray, config: AnchorConfig, input_size: int) -> None:
         """Decomposes the anchors into grids.
@@ -61,7 +62,8 @@ class AnchorGrids:
           ValueError: if the anchors are not those of the configuration.
         """
         wide = anchors.astype(np.float64)
-        self._areas = (wide[:, 2] - wide[:, 0]) * (wide[:, 3] - wide[:, 1])
+        self.boxes = wide
+        self.areas = (wide[:, 2] - wide[:, 0]) * (wide[:, 3] - wide[:, 1])
         cells = _grid_indices(config, input_size)
         if sum(grid.size for grid in cells) != len(anchors):
             raise ValueError(f"{len(anchors)} anchors: the config has another number at input size {input_size}")
@@ -75,8 +77,8 @@ class AnchorGrids:
         sides = [len(grid) for grid in cells]
         self._starts = np.cumsum([0, *sides[:-1]])
         self._grid_of = np.repeat(np.arange(len(cells)), sides)
-        self._largest = np.array([self._areas[grid].max() for grid in cells])
-        self._smallest = np.array([self._areas[grid].min() for grid in cells])
+        self._largest = np.array([self.areas[grid].max() for grid in cells])
+        self._smallest = np.array([self.areas[grid].min() for grid in cells])
         self._row_of = np.empty(len(anchors), np.int64)
         self._column_of = np.empty(len(anchors), np.int64)
         for start, grid in zip(self._starts, cells, strict=True):
@@ -100,14 +102,14 @@ class AnchorGrids:
     def iou(self, spans: Spans) -> Float64Array:
         """Returns the IoU [N, A] of all boxes with all anchors."""
         intersection = self._intersection(spans)
-        union = spans.areas[:, None] + self._areas
+        union = spans.areas[:, None] + self.areas
         union -= intersection
         intersection /= union
         return intersection
 
     def cover(self, spans: Spans) -> Float64Array:
         """Returns the fraction [N, A] of the area of each anchor that lies within each box."""
-        return np.asarray(self._intersection(spans) / self._areas)
+        return np.asarray(self._intersection(spans) / self.areas)
 
     def find_pairs(self, spans: Spans, bound: float, tie: float) -> Pairs:
         """Returns the pairs whose IoU is at least `bound`, and for each box those whose IoU equals its highest IoU.
@@ -146,7 +148,7 @@ class AnchorGrids:
         anchors = np.repeat(self._row_first[row_line], length) + self._column_offset[taken % lines]
         heights, widths = (np.ascontiguousarray(spans.lengths[:, axis]).reshape(-1) for axis in (0, 1))
         intersection = np.repeat(heights[row], length) * widths[taken]
-        union = spans.areas[objects] + self._areas[anchors]
+        union = spans.areas[objects] + self.areas[anchors]
         union -= intersection
         return Pairs(objects, anchors, intersection / union)
 

@@ -4,6 +4,7 @@ Every package raises these errors with a message of one line that states what is
 `exit_with_message`, which runs the `main` of each command, converts them to exit codes.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from ssd_dist.core.printable import print_line
 
 # By the convention of shells: 128 plus the number of SIGINT.
 INTERRUPTED = 130
+# 128 plus the number of SIGPIPE.
+CLOSED_PIPE = 141
 
 
 class SsdDistError(Exception):
@@ -65,6 +68,10 @@ def exit_with_message(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         _print_error("error: stopped")
         return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of the output, such as `head`, ended. Python would print an error when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
 
 
 def _print_error(message: str) -> None:

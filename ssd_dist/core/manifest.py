@@ -113,8 +113,8 @@ class CropSettings(_Part):
 class Split(_Part):
     """One split. Every image read is in the shards or rejected: `images_read == images + rejected images`.
 
-    `reduced_boxes` counts boxes made from polygons or rotated boxes. `windows` holds the crop settings. It is null
-    without augmented copies and in manifests of earlier versions.
+    `reduced_boxes` counts boxes made from polygons or rotated boxes. `warnings` names likely errors in the annotations.
+    `windows` holds the crop settings. It is null without augmented copies and in manifests of earlier versions.
     """
 
     images_read: Count
@@ -125,6 +125,7 @@ class Split(_Part):
     rejected_boxes: dict[str, Count]
     clipped_boxes: Count
     reduced_boxes: Count = 0
+    warnings: tuple[str, ...] = ()
     image_hashes: OptionalPath
     views: Annotated[tuple[View, ...], Field(min_length=1)]
     windows: CropSettings | None = None

@@ -12,7 +12,7 @@ commute with the horizontal flip: 45 % of small objects have tied anchors.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,13 @@ from ssd_dist.core.anchor_iou import AnchorGrids, Pairs
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.boxes import FloatArray, IntArray, encode_boxes
 from ssd_dist.core.config import AnchorConfig, MatchingConfig
+from ssd_dist.core.greedy_assignment import TIE, AnchorSpots, GreedyAssignment, split_indices
+
+# The number of objects whose pairs with anchors are computed together.
+_CHUNK = 256
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 Float64Array: TypeAlias = npt.NDArray[np.float64]
-
-# Float32 coordinates are accurate to about 1e-7; IoUs and distances that differ by less than this count as equal.
-TIE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class Matcher:
         self._grids = AnchorGrids(self._anchors, anchor_config, input_size)
         wide = self._anchors.astype(np.float64).T
         self._centers = np.stack([wide[0] + wide[2], wide[1] + wide[3]]) / 2
+        self._spots = AnchorSpots(self._centers)
+        # Objects of at most this area have an IoU below TIE with every anchor. All anchors tie for them, so that their
+        # pairs need not be computed. (With a lower bound near 0 all pairs are needed.)
+        self._faint_area = 0.9 * TIE * self._grids.areas.min() if config.negative_iou > 3 * TIE else -1.0
 
     def match(self, boxes: FloatArray, labels: IntArray, is_crowd: BoolArray | None = None) -> Targets:
         """Returns the targets of one image.
@@ -82,13 +87,12 @@ class Matcher:
         # A slot is an anchor of one image: the index of the anchor plus the index of the image's first slot.
         first_slots = np.arange(len(counts) + 1) * len(self._anchors)
         first_slot_of = np.repeat(first_slots[:-1], counts)
-        covered = self._find_covered(all_boxes[crowd], first_slot_of[crowd])
-        real = np.flatnonzero(~crowd)
-        positive, owners, near = self._match_real(all_boxes[real], first_slot_of[real])
-        owners = real[owners]
         # Only flags are stored for all slots; arrays of numbers would cost more time than the matching.
         ignored = np.zeros(first_slots[-1], bool)
-        ignored[covered] = ignored[near] = True
+        self._ignore_covered(all_boxes[crowd], first_slot_of[crowd], ignored)
+        real = np.flatnonzero(~crowd)
+        positive, owners = self._match_real(all_boxes[real], first_slot_of[real], ignored)
+        owners = real[owners]
         ignored[positive] = False
         ignored_slots = np.flatnonzero(ignored)
         anchors = positive % len(self._anchors)
@@ -111,59 +115,75 @@ class Matcher:
         """Returns the highest IoU [N] of each of boxes [N, 4] with any anchor."""
         if not len(boxes):
             return np.zeros(0)
-        pairs = self._grids.find_pairs(self._grids.measure(boxes), 1.0, TIE)
-        return np.asarray(np.maximum.reduceat(pairs.iou, _run_starts(pairs.objects, len(boxes))))
+        highest = []
+        for part in split_indices(np.arange(len(boxes)), _CHUNK):
+            # The highest IoU of a box that is much smaller than a pixel is below TIE.
+            pairs = self._grids.find_pairs(self._grids.measure(boxes[part]), 1.0, 1e-12)
+            highest.append(np.maximum.reduceat(pairs.iou, _run_starts(pairs.objects, len(part))))
+        return np.concatenate(highest)
 
-    def _find_covered(self, crowds: FloatArray, first_slots: IntArray) -> IntArray:
-        """Returns the slots of the anchors that crowds [N, 4] cover; `first_slots` [N] are those of their images."""
-        if not len(crowds):
-            return np.zeros(0, np.int64)
-        covered = self._grids.cover(self._grids.measure(crowds)) >= self._config.negative_iou - TIE
-        crowd, anchor = np.nonzero(covered)
-        return np.asarray(first_slots[crowd] + anchor)
+    def _ignore_covered(self, crowds: FloatArray, first_slots: IntArray, ignored: BoolArray) -> None:
+        """Sets the flags of the slots of the anchors that crowds [N, 4] cover; `first_slots` [N] are their images'."""
+        for part in split_indices(np.arange(len(crowds)), _CHUNK):
+            covered = self._grids.cover(self._grids.measure(crowds[part])) >= self._config.negative_iou - TIE
+            crowd, anchor = np.nonzero(covered)
+            ignored[first_slots[part[crowd]] + anchor] = True
 
-    def _match_real(self, boxes: FloatArray, first_slots: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-        """Matches objects [N, 4] that are not crowds.
+    def _match_real(self, boxes: FloatArray, first_slots: IntArray, ignored: BoolArray) -> tuple[IntArray, IntArray]:
+        """Matches objects [N, 4] that are not crowds; sets the flags of slots with an IoU of at least the lower bound.
 
         Returns:
-          The positive slots [P], ascending; the object of each [P]; the slots [K] with an IoU of at least the lower
-          bound.
+          The positive slots [P], ascending, and the object of each [P].
         """
         if not len(boxes):
-            return (np.zeros(0, np.int64),) * 3
-        objects = _Objects(boxes, first_slots, self._grids)
-        pairs = self._grids.find_pairs(objects.spans, self._config.negative_iou, TIE)
-        slots = objects.first_slots[pairs.objects] + pairs.anchors
-        forced = self._assign_one_each(objects, pairs)
+            return (np.zeros(0, np.int64),) * 2
+        wide = boxes.astype(np.float64)
+        objects = _Objects(boxes, (wide[:, :2] + wide[:, 2:]) / 2, first_slots)
+        areas = (wide[:, 2] - wide[:, 0]) * (wide[:, 3] - wide[:, 1])
+        faint = areas <= self._faint_area
+        choices = _Choices.empty(len(boxes))
+        claims = []
+        # In parts, so that crowded images do not need more memory.
+        for part in split_indices(np.flatnonzero(~faint), _CHUNK):
+            pairs = self._grids.find_pairs(self._grids.measure(boxes[part]), self._config.negative_iou, TIE)
+            self._choose_first(objects, part, pairs, choices)
+            slots = first_slots[part][pairs.objects] + pairs.anchors
+            ignored[slots[pairs.iou >= self._config.negative_iou - TIE]] = True
+            if self._config.policy == "multi":
+                # Sufficient: ties are within TIE of the best pair of the anchor, which must exceed the bound by more.
+                high = np.flatnonzero(pairs.iou > self._config.positive_iou)
+                claims.append(_Claims(part[pairs.objects[high]], slots[high], pairs.iou[high]))
+        for part in split_indices(np.flatnonzero(faint), _CHUNK):
+            choices.distances[part], choices.anchors[part] = self._spots.find_nearest(objects.centers[part])
+        forced = self._assign_one_each(objects, choices)
         assigned = np.flatnonzero(forced >= 0)
-        claims = self._find_claims(objects, pairs, slots) if self._config.policy == "multi" else assigned[:0]
+        owners, slots = self._settle_claims(objects, claims)
         # np.unique keeps the first entry of a slot: the forced assignment, then the first object that claims it.
-        owners = np.concatenate([assigned, pairs.objects[claims]])
         positive, first = np.unique(
-            np.concatenate([objects.first_slots[assigned] + forced[assigned], slots[claims]]), return_index=True
+            np.concatenate([first_slots[assigned] + forced[assigned], slots]), return_index=True
         )
-        return positive, owners[first], slots[pairs.iou >= self._config.negative_iou - TIE]
+        return positive, np.concatenate([assigned, owners])[first]
 
-    def _find_claims(self, objects: "_Objects", pairs: Pairs, slots: IntArray) -> IntArray:
-        """Returns the indices of the pairs in which an anchor takes its object: highest IoU, above the upper bound.
+    def _settle_claims(self, objects: "_Objects", parts: "list[_Claims]") -> tuple[IntArray, IntArray]:
+        """Returns the objects [K] and slots [K] of the pairs in which an anchor takes its object.
 
-        Ties go to the object whose centre is nearest. Pairs of one slot that still tie are in the order of the objects.
+        Its IoU is the highest of the anchor and above the upper bound. Ties go to the object whose centre is nearest.
+        Pairs of one slot that still tie are in the order of the objects.
         """
-        bound = self._config.positive_iou
-        # Sufficient: ties are within TIE of the anchor's best pair, which must exceed the bound by more than TIE.
-        high = np.flatnonzero(pairs.iou > bound)
-        if not len(high):
-            return high
-        high = high[np.argsort(slots[high], kind="stable")]
-        iou, slot = pairs.iou[high], slots[high]
-        starts = np.flatnonzero(np.diff(slot, prepend=-1))
-        run = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(slot)))
+        if not any(len(part.objects) for part in parts):
+            return (np.zeros(0, np.int64),) * 2
+        owners, slots, iou = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.argsort(slots, kind="stable")
+        owners, slots, iou = owners[order], slots[order], iou[order]
+        starts = np.flatnonzero(np.diff(slots, prepend=-1))
+        run = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(slots)))
         best = np.maximum.reduceat(iou, starts)[run]
-        eligible = (iou >= best - TIE) & (best > bound + TIE)
-        distance = self._distances(objects.centers[pairs.objects[high]], pairs.anchors[high])
+        eligible = (iou >= best - TIE) & (best > self._config.positive_iou + TIE)
+        distance = self._distances(objects.centers[owners], slots % len(self._anchors))
         distance[~eligible] = np.inf
         nearest = np.minimum.reduceat(distance, starts)[run]
-        return high[eligible & (distance <= nearest + TIE)]
+        taken = eligible & (distance <= nearest + TIE)
+        return owners[taken], slots[taken]
 
     def _distances(self, centers: Float64Array, anchors: IntArray) -> Float64Array:
         """Returns the distances [K] of centres [K, 2], or of one centre [2], to the centres of anchors [K].
@@ -174,98 +194,71 @@ class Matcher:
             np.hypot(centers[..., 0] - self._centers[0, anchors], centers[..., 1] - self._centers[1, anchors])
         )
 
-    def _assign_one_each(self, objects: "_Objects", pairs: Pairs) -> IntArray:
+    def _assign_one_each(self, objects: "_Objects", choices: "_Choices") -> IntArray:
         """Returns one distinct anchor for each object [N]: greedy bipartite matching on the global maximum of IoU.
 
         It is -1 for objects without an anchor, which exist only if an image has more objects than anchors.
         """
-        choices = self._choose_first(objects, pairs)
         slots = objects.first_slots + choices.anchors
         assigned = choices.anchors.copy()
         chosen, choosers = np.unique(slots, return_counts=True)
         # In images without a contested anchor every object gets its first choice; the order does not matter.
         for image in np.unique(chosen[choosers > 1] // len(self._anchors)):
             members = np.flatnonzero(objects.first_slots == image * len(self._anchors))
-            self._assign_in_turn(objects, choices, members, assigned)
+            first = (choices.iou[members], choices.distances[members], choices.anchors[members])
+            assigned[members] = GreedyAssignment(self._grids, self._spots, objects.boxes[members], first).run()
         return assigned
 
-    def _assign_in_turn(self, objects: "_Objects", choices: "_Choices", members: IntArray, assigned: IntArray) -> None:
-        """Assigns anchors to the objects `members` of one image, highest IoU first.
+    def _choose_first(self, objects: "_Objects", part: IntArray, pairs: Pairs, choices: "_Choices") -> None:
+        """Sets the choices of the objects `part` [K]: the best anchor of their pairs.
 
-        If its anchor is taken, an object chooses its best free anchor.
+        Ties go to the nearer centre, then to the lower index. Several objects may choose the same anchor.
         """
-        assigned[members] = -1
-        taken: set[int] = set()
-        waiting = {index: choices.select(index) for index in members.tolist()}
-        while waiting and len(taken) < len(self._anchors):
-            top = max(choice[0] for choice in waiting.values())
-            rivals = {index: choice[1] for index, choice in waiting.items() if choice[0] >= top - TIE}
-            nearest = min(rivals.values())
-            winner = min(index for index, distance in rivals.items() if distance <= nearest + TIE)
-            anchor = waiting.pop(winner)[2]
-            assigned[winner] = anchor
-            taken.add(anchor)
-            # Identical boxes choose the same anchor; choosing for each of a thousand would take half a minute.
-            choice_of_box: dict[bytes, _Choice] = {}
-            for index, choice in waiting.items():
-                if choice[2] == anchor and len(taken) < len(self._anchors):
-                    box = objects.boxes[index].tobytes()
-                    if box not in choice_of_box:
-                        choice_of_box[box] = self._choose_free_anchor(objects, index, taken)
-                    waiting[index] = choice_of_box[box]
-
-    def _choose_first(self, objects: "_Objects", pairs: Pairs) -> "_Choices":
-        """Returns for each object its best anchor; ties go to the nearer centre, then the lower index.
-
-        Several objects may choose the same anchor.
-        """
-        count = len(objects.centers)
+        count, centers = len(part), objects.centers[part]
         top = np.maximum.reduceat(pairs.iou, _run_starts(pairs.objects, count))
         tied = np.flatnonzero(pairs.iou >= top[pairs.objects] - TIE)
         owners, anchors = pairs.objects[tied], pairs.anchors[tied]
-        distance = self._distances(objects.centers[owners], anchors)
+        distance = self._distances(centers[owners], anchors)
         nearest = np.minimum.reduceat(distance, _run_starts(owners, count))
         near = np.flatnonzero(distance <= nearest[owners] + TIE)
         chosen = np.minimum.reduceat(anchors[near], _run_starts(owners[near], count))
-        return _Choices(top, self._distances(objects.centers, chosen), chosen)
-
-    def _choose_free_anchor(self, objects: "_Objects", index: int, taken: set[int]) -> "_Choice":
-        """Returns the best anchor for one object among the anchors that are not taken."""
-        iou = self._grids.iou(objects.spans.select(index))[0]
-        iou[list(taken)] = -1.0
-        top = float(iou.max())
-        tied = np.flatnonzero(iou >= top - TIE)
-        distance = self._distances(objects.centers[index], tied)
-        nearest = int(np.argmax(distance <= distance.min() + TIE))
-        return top, float(distance[nearest]), int(tied[nearest])
+        choices.iou[part] = top
+        choices.distances[part] = self._distances(centers, chosen)
+        choices.anchors[part] = chosen
 
 
+@dataclass(frozen=True)
 class _Objects:
-    """The objects of all images: boxes [N, 4], centres [N, 2], first slots [N] of their images, and overlaps."""
+    """The objects of all images: boxes [N, 4], centres [N, 2], and first slots [N] of their images."""
 
-    def __init__(self, boxes: FloatArray, first_slots: IntArray, grids: AnchorGrids) -> None:
-        wide = boxes.astype(np.float64)
-        self.boxes = boxes
-        self.centers = (wide[:, :2] + wide[:, 2:]) / 2
-        self.first_slots = first_slots
-        self.spans = grids.measure(boxes)
+    boxes: FloatArray
+    centers: Float64Array
+    first_slots: IntArray
 
 
 @dataclass(frozen=True)
 class _Choices:
-    """The IoU, the centre distance and the index of one anchor per object [N]."""
+    """The first choice of each object [N]: its highest IoU, and the centre distance and the index of its anchor.
+
+    The IoU is -inf if it is unknown and at most TIE.
+    """
 
     iou: Float64Array
     distances: Float64Array
     anchors: IntArray
 
-    def select(self, index: int) -> "_Choice":
-        """Returns the choice of one object."""
-        return float(self.iou[index]), float(self.distances[index]), int(self.anchors[index])
+    @classmethod
+    def empty(cls, count: int) -> "_Choices":
+        """Returns choices that are not set."""
+        return cls(np.full(count, -np.inf), np.zeros(count), np.zeros(count, np.int64))
 
 
-# (IoU, distance, index) of an anchor.
-_Choice: TypeAlias = tuple[float, float, int]
+class _Claims(NamedTuple):
+    """Pairs of an object and a slot [K] whose IoU exceeds the upper bound."""
+
+    objects: IntArray
+    slots: IntArray
+    iou: Float64Array
 
 
 def _run_starts(objects: IntArray, count: int) -> IntArray:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import AnchorConfig, AugmentationConfig, MatchingConfig
 from ssd_dist.core.crop_sampling import DRAWS, EXPAND_PROBABILITY, FILL, LARGEST_ASPECT, OVERLAPS, TRIALS
 from ssd_dist.core.records import BOX_KEYS
@@ -48,7 +47,7 @@ class OnlineTargets:
         input_size: int,
         seed: int,
     ) -> None:
-        self._matcher = GraphMatcher(generate_anchors(anchors, input_size), anchors, matching)
+        self._matcher = GraphMatcher(anchors, input_size, matching)
         self._augmentation = augmentation
         self._size = input_size
         self._seed = seed

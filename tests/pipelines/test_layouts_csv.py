@@ -92,6 +92,7 @@ def read_one(tmp_path, text, image="a.jpg"):
         + "filename\tclass\txmin\tymin\txmax\tymax\r\na.jpg\tbolt\t10\t12\t50\t36\r\n".encode("utf-16-le"),
         codecs.BOM_UTF16_BE + "filename;class;xmin;ymin;xmax;ymax\na.jpg;bolt;10;12;50;36".encode("utf-16-be"),
         "\ufefffilename;class;xmin;ymin;xmax;ymax\r\na.jpg;bolt;10;12;50;36\r\n",
+        "sep=;\r\nfilename;class;xmin;ymin;xmax;ymax\r\na.jpg;bolt;10;12;50;36\r\n",
         "filename,class,xmin,ymin,xmax,ymax\ra.jpg,bolt,10,12,50,36\r",
         "filename,class,xmin,ymin,xmax,ymax,remark\na.jpg,bolt,10,12,50,36,\"two\nlines, and a comma\"\n",
         "filename,class,xmin,ymin,xmax,ymax\n\n  \na.jpg, bolt ,10,12,50,36,,\n",
@@ -162,7 +163,7 @@ def test_a_file_without_header_is_announced(tmp_path):
 def test_a_file_that_is_not_recognised_is_reported_with_the_header_to_add(tmp_path, text, message):
     write(tmp_path, {"a.jpg": None, "classes.csv": "bolt,0\n", "train.csv": text})
     for path in (tmp_path / "train.csv", tmp_path):
-        with pytest.raises(DataError, match=message if path.is_file() or "jpg" in text else "header"):
+        with pytest.raises(DataError, match=message if path.is_file() or "jpg" in text else "no CSV file of boxes"):
             read_csv(Source((str(path),), output_split="train"))
     assert find_splits(str(tmp_path), "") is None
 
@@ -250,11 +251,25 @@ def layout(kind, splits=("train", "valid", "test")):
         return {f"{s}.csv": line[s] for s in splits} | {f"{s}_images/{s}.jpg": None for s in splits}
     if kind == "gzip":
         return {f"{s}.csv.gz": gzip.compress(line[s].encode()) for s in splits} | {f"{s}/{s}.jpg": None for s in splits}
+    if kind == "kaggle cars":
+        names = {"train": "training", "valid": "validation", "test": "testing"}
+        files = {f"data/{s}_solution_bounding_boxes (1).csv": line[s] for s in splits}
+        return files | {f"data/{names[s]}_images/{s}.jpg": None for s in splits}
     assert kind == "images of another name"
     return {f"boxes_{s}.csv": line[s] for s in splits} | {f"photos/{s} set/{s}.jpg": None for s in splits}
 
 
-LAYOUTS = ("roboflow", "tf", "playing cards", "data", "annotations", "kaggle", "gzip", "images of another name")
+LAYOUTS = (
+    "roboflow",
+    "tf",
+    "playing cards",
+    "data",
+    "annotations",
+    "kaggle",
+    "kaggle cars",
+    "gzip",
+    "images of another name",
+)
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
@@ -284,6 +299,14 @@ def test_the_command_recognises_a_roboflow_export(tmp_path, command, prepare):
     assert command(*arguments, "--set=model.input_size=64")[0] == 0
 
 
+@pytest.mark.parametrize("arguments", [(), ("--input_format=csv",), ("--input_format=csv", "--split=train")])
+def test_the_command_explains_a_file_without_a_header(tmp_path, command, arguments):
+    write(tmp_path / "in", {"a.jpg": None, "classes.csv": "bolt,0\n", "train.csv": "a.jpg,64,48,bolt,10,12,50,36\n"})
+    code, _, errors = command(f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", *arguments)
+    assert code == 3
+    assert "train.csv: headerless CSV: the first line (a.jpg, 64, 48, bolt, 10, 12, 50, 36) is no header" in errors
+
+
 def test_a_roboflow_retinanet_export_is_read(tmp_path):
     files = {}
     for split in ("train", "valid"):
@@ -293,6 +316,20 @@ def test_a_roboflow_retinanet_export_is_read(tmp_path):
     assert find_splits(str(tmp_path), "").tool == "Roboflow export (RetinaNet CSV)"
     (image,), (box,) = read(tmp_path, "val")
     assert (image.image_id, box.box.category, box.box.corners) == ("valid.jpg", "bolt", BOX)
+
+
+@pytest.mark.parametrize(("name", "splits"), [("annotations.csv", ["train", "val"]), ("all.csv", ["val"])])
+def test_a_file_beside_that_of_validation_is_the_training_split(tmp_path, name, splits):
+    files = {f"images/{number}.jpg": None for number in range(3)}
+    files |= {name: "images/0.jpg,10,12,50,36,bolt\nimages/1.jpg,,,,,\n", "classes.csv": "bolt,0\n"}
+    write(tmp_path, files | {"val_annotations.csv": "images/2.jpg,10,12,50,36,bolt\n"})
+    found = find_splits(str(tmp_path), "")
+    assert list(found.splits) == splits
+    if len(splits) == 2:
+        assert [image.image_id for image in read(tmp_path)[0]] == ["images/0.jpg", "images/1.jpg"]
+    else:
+        assert "not read: all.csv; pass a file as --input to read it" in found.notes
+    assert "images/2.jpg" in [image.image_id for image in read(tmp_path, "val")[0]]
 
 
 def test_a_single_file_contains_the_whole_dataset(tmp_path):

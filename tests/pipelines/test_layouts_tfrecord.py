@@ -10,7 +10,8 @@ from raw_sets import jpeg
 from pipelines.annotations import Category, Image
 from pipelines.readers.label_map import parse_label_map
 from pipelines.readers.sources import Source
-from pipelines.readers.tfrecord import find_files, find_splits, read_file
+from pipelines.readers.tfrecord import find_files, read_file
+from pipelines.readers.tfrecord_layout import find_splits
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.example_proto import encode_example

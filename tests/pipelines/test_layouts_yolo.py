@@ -349,6 +349,21 @@ def test_the_same_folder_for_train_and_val_is_divided(tmp_path):
     assert [(plan.name, plan.source_split) for plan in plan_splits(found)] == [("train", "train"), ("val", "train")]
 
 
+def test_a_folder_whose_images_belong_to_other_splits_is_omitted(tmp_path):
+    make(tmp_path, {"data.yaml": "train: images/train\nval: images\n" + NAMES})
+    make(tmp_path, pairs("a", images="images/train/", labels="labels/train/"))
+    found = find_splits(str(tmp_path), "")
+    assert found.names == ["train"]
+    assert any("split val is omitted" in note for note in found.notes)
+    assert len(images_of(tmp_path, split_by=(("train", 1.0),))) == 1
+
+
+def test_a_folder_that_replaces_a_missing_one_is_announced(tmp_path):
+    files, _, _ = LAYOUTS["Roboflow, val in a folder of another name"]
+    notes = find_splits(str(make(tmp_path, files)), "").notes
+    assert f"{tmp_path}/data.yaml: val: ../valid/images does not exist; the folder of this name is read" in notes
+
+
 def test_images_of_a_folder_elsewhere_are_announced(tmp_path):
     make(tmp_path, {"set/data.yaml": "train: ../all/images/train\n" + NAMES, "set/notes.txt": ""})
     make(tmp_path, pairs("a", images="all/images/train/", labels="all/labels/train/"))
@@ -523,6 +538,32 @@ def test_leading_folders_are_omitted_but_not_the_split():
     ]  # fmt: skip
     assert list_tails("./") == [""]
     assert list_tails("D:\\set\\train.txt") == ["set/train.txt", "train.txt"]
+
+
+def test_folders_above_the_dataset_do_not_matter(tmp_path):
+    root = make(tmp_path / "images/train/set", {"classes.txt": "bolt\nnut\n", **pairs("cam1/a", "cam2/b")})
+    assert [image.image_id for image in images_of(root)] == ["cam1/a", "cam2/b"]
+    assert find_splits(str(root), "").names == []
+
+
+def test_a_damaged_data_yaml_is_an_error_only_in_a_yolo_dataset(tmp_path):
+    make(tmp_path, {"data.yaml": "names: [x", "README.txt": "about", "images/a.jpg": IMAGE})
+    assert find_splits(str(tmp_path), "") is None
+    make(tmp_path, {"labels/a.txt": LINE})
+    with pytest.raises(DataError, match=r"data\.yaml: not valid YAML: line 1"):
+        find_splits(str(tmp_path), "")
+
+
+def test_captions_beside_a_yaml_file_with_names_are_not_yolo(tmp_path):
+    make(tmp_path, {"settings.yaml": NAMES, "a.jpg": IMAGE, "a.txt": "a caption\n"})
+    assert find_splits(str(tmp_path), "") is None
+
+
+def test_only_the_label_of_an_image_loses_its_upload_prefix(tmp_path):
+    make(tmp_path, {"classes.txt": "bolt\nnut\n", "images/0f1e2d3c-a.jpg": IMAGE, "labels/4b5a6978-a.txt": LINE})
+    make(tmp_path, pairs("b", images="images/", labels="labels/"))
+    problems = {image.image_id: image.problem and image.problem.reason for image in images_of(tmp_path)}
+    assert problems == {"0f1e2d3c-a": None, "4b5a6978-a": "missing_image", "b": None}
 
 
 # Counted with grep on the label files; see the README of the datasets.

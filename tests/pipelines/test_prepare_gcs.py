@@ -8,7 +8,7 @@ from apache_beam.internal.gcp import auth
 from google.api_core.client_options import ClientOptions
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
-from raw_sets import labelled_images, make_coco, make_voc
+from raw_sets import jpeg, labelled_images, make_coco, make_voc, make_yolo
 from support.object_store import emulated_store
 
 from pipelines.classes import ClassRules
@@ -81,6 +81,44 @@ def test_voc_from_bucket_to_bucket(bucket, tmp_path, prepare):
     assert ids == set(images)
     rejected = [json.loads(line) for line in store.cat_file(f"{BUCKET}/out/train/rejected.jsonl").splitlines()]
     assert [line["reason"] for line in rejected] == ["missing_annotation"]
+
+
+@pytest.mark.parametrize("train", ["../images/train", "train.txt", ["images/train", "images/more"]])
+def test_yolo_from_a_bucket(bucket, tmp_path, prepare, train):
+    folder = make_yolo(tmp_path / "yolo", {"a": ["0 .5 .5 .5 .5"], "b": None}, ["x"])
+    make_yolo(folder, {"a": ["0 .5 .5 .2 .2"]}, ["x"], "more")
+    (folder / "train.txt").write_text("/home/u/yolo/images/train/a.jpg\n./images/train/b.jpg\n")
+    (folder / "data.yaml").write_text(json.dumps({"train": train, "names": ["x"]}))
+    source = upload(bucket, folder, "raw/yolo")
+    remote = prepare("yolo", source, tmp_path / "remote", config=SMALL, options=OPTIONS)
+    local = prepare("yolo", folder, tmp_path / "local", config=SMALL)
+    assert remote == local
+    assert (remote.splits["train"].images, remote.splits["train"].rejected_images) == (2 + isinstance(train, list), {})
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv of another machine", "csv file", "tfrecord"])
+def test_csv_and_tfrecord_files_from_a_bucket(bucket, tmp_path, prepare, kind):
+    folder = tmp_path / "set"
+    images = folder / ("photos/set" if kind == "csv of another machine" else "train")
+    images.mkdir(parents=True)
+    for number in range(3):
+        (images / f"{number}.jpg").write_bytes(jpeg(number))
+    prefix = {"csv of another machine": "/home/u/set/"}.get(kind, "")
+    lines = [f"{prefix}{number}.jpg,x,5,5,30,30\n" for number in range(2)]
+    (folder / "train.csv").write_text("filename,class,xmin,ymin,xmax,ymax\n" + "".join(lines))
+    if kind == "tfrecord":
+        prepare("csv", folder, tmp_path / "first", config=SMALL)
+        (record,) = (tmp_path / "first/train").glob("*.tfrecord")
+        (folder / "records").mkdir()
+        (folder / "records/train.record").write_bytes(record.read_bytes())
+    below = {"csv file": "/train.csv", "tfrecord": "/records"}.get(kind, "")
+    source = upload(bucket, folder, "raw/set")
+    input_format = kind.partition(" ")[0]
+    remote = prepare(input_format, source + below, tmp_path / "remote", config=SMALL, options=OPTIONS)
+    local = prepare(input_format, f"{folder}{below}", tmp_path / "local", config=SMALL)
+    assert remote == local
+    rejected = {} if kind == "tfrecord" else {"not_annotated": 1}
+    assert (remote.splits["train"].images, remote.splits["train"].rejected_images) == (2, rejected)
 
 
 def test_coco_with_a_pattern_a_second_split_and_a_missing_image(bucket, tmp_path, prepare):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from ssd_dist.report.box_overlay import OverlayBox, draw_overlay
 from ssd_dist.report.charts import MAX_POINTS, Axes, Line, Mark, draw_columns, draw_histogram, draw_line_chart, thin_out
 from ssd_dist.report.svg import Scale, Svg, choose_ticks, format_number
 
@@ -109,3 +111,11 @@ def test_the_label_of_a_mark_avoids_the_line_above():
 
     alone, crowded = label_y(low), label_y(low, Line("", x, np.full(3, 0.55)))
     assert alone < crowded, "the label is above the mark if there is room, else below"
+
+
+@pytest.mark.timeout(60)
+def test_a_label_of_any_length_is_drawn():
+    box = OverlayBox(np.array([0.1, 0.1, 0.9, 0.9]), "s0", "x" * 100_000 + "\x1b\n")
+    drawing = draw_overlay(Image.new("RGB", (64, 64)), [box], "y" * 100_000)
+    assert len(drawing) < 5000
+    assert "\\x1b" in drawing
