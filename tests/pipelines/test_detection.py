@@ -87,7 +87,7 @@ def test_two_splits_with_one_name_in_the_output_keep_their_names(tmp_path, run):
 
 
 def test_the_validation_share_does_not_change_when_images_are_added(tmp_path, run):
-    stems = [f"part{number}" for number in range(12)]
+    stems = [f"photo{number}" for number in range(12)]
     own = {name: {stem for stem in stems if assign_split(stem, SHARES) == name} for name, _ in SHARES}
     assert own["val"]
     write_per_image(tmp_path / "raw", "labelme", "{}.json", "{}.jpg", {key: [BOX] for key in stems[:8]})
