@@ -187,7 +187,7 @@ NAMES = {
     "NFD on disk": (unicodedata.normalize("NFC", "écrou.jpg"), unicodedata.normalize("NFD", "écrou.jpg")),
     "NFC on disk": (unicodedata.normalize("NFD", "écrou.jpg"), unicodedata.normalize("NFC", "écrou.jpg")),
     "absolute path": ("/home/other/x/a.jpg", "a.jpg"),
-    "absolute path of Windows": ("D:\\x\\a.jpg", "a.jpg"),
+    "absolute path with a drive": ("D:\\x\\a.jpg", "a.jpg"),
 }
 
 
