@@ -1,4 +1,4 @@
-"""Benchmarks; they measure with the environment variables that the commands set."""
+"""Benchmarks; importing the package sets the environment variables that the commands set, too."""
 
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
 

@@ -85,7 +85,7 @@ def measure(workers: int) -> dict[str, dict[str, float]]:
 
 
 def exchange_bytes(size: int) -> float:
-    """Returns the median seconds in which both ends of a connection send `size` bytes to each other at once."""
+    """Returns the median seconds of sending `size` bytes in both directions of a connection at the same time."""
 
     def send(end: socket.socket) -> None:
         end.sendall(bytes(size))

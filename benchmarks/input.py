@@ -36,7 +36,7 @@ def measure_input(config: Config) -> list[Row]:
     online = training_batches(with_online_targets(config).data, *read)
 
     def drain(batches: tf.data.Dataset) -> Callable[[], None]:
-        """Returns a function that reads a fixed number of batches; prefetching then ends within the measured time."""
+        """Returns a function that reads a fixed number of batches, so that prefetching stops with it."""
 
         def run() -> None:
             for _ in batches.take(PASSES * count // BATCH):

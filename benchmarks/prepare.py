@@ -72,7 +72,7 @@ def measure_core(folder: Path, few: int = 100, many: int = 3100, rounds: int = 2
 
 
 def measure_workers(folder: Path, few: int = 400, many: int = 4400) -> list[Row]:
-    """Compares two worker processes with one; the difference of `many` and `few` images excludes start-up."""
+    """Compares two worker processes with one; subtracts the time of `few` images to exclude the start-up time."""
     rates = {}
     for workers in (1, 2):
         options = PipelineOptions(["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"])
@@ -87,7 +87,7 @@ def measure_workers(folder: Path, few: int = 400, many: int = 4400) -> list[Row]
 
 
 def measure_memory(folder: Path) -> list[Row]:
-    """Compares the memory of the largest worker, and of reading the JSON file, at 100 times the number of images."""
+    """Compares the memory of the largest worker, and of reading the JSON file, for 100,000 and for 1,000 images."""
     job, reading = {}, {}
     for images in (1_000, 100_000):
         source = make_coco(folder, images, objects=10, side=48)
@@ -195,7 +195,7 @@ def make_coco(folder: Path, images: int, objects: int = OBJECTS, side: int = 0) 
 
 
 def paint(rng: np.random.Generator, height: int, width: int) -> Image.Image:
-    """Draws coloured noise at several scales; decoding takes as long as that of a photograph."""
+    """Draws coloured noise at several scales; decoding it takes as long as decoding a photograph."""
     pixels = np.full((height, width, 3), 128.0)
     for cells, strength in ((4, 60), (16, 35), (64, 20), (200, 14)):
         coarse = rng.normal(0, 1, (3, max(2, cells * height // width), cells)).astype(np.float32)

@@ -41,7 +41,7 @@ class Row:
 
 
 def take_turns(ours: Callable[[], object], reference: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Returns the median seconds of both functions, called in turn; a first round warms up and is not counted."""
+    """Returns the median seconds of two functions, called alternately; the first round is a warm-up and not counted."""
     times: tuple[list[float], list[float]] = ([], [])
     for round_number in range(rounds + 1):
         for function, seconds in zip((ours, reference), times, strict=True):

@@ -37,7 +37,7 @@ def measure() -> list[Row]:
 
 
 def _measure_rates(folder: Path, name: str, communicate: bool) -> list[float]:
-    """Measures images per second, one value per log line: of both processes if they communicate, else of each."""
+    """Returns images per second, one value per log line; per process if the two processes do not communicate."""
     ports = find_free_ports(2)
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
     workers = []
@@ -61,7 +61,7 @@ def _measure_rates(folder: Path, name: str, communicate: bool) -> list[float]:
         )  # fmt: skip
     codes = [worker.wait(timeout=400) for worker in workers]
     if any(codes):
-        raise RuntimeError(f"a worker of the runs {name!r} failed")
+        raise RuntimeError(f"run {name!r}: a worker failed")
     runs = [folder / name] if communicate else [folder / f"{name}_{index}" for index in range(2)]
     return [rate for run in runs for rate in _read_rates(run)[SKIPPED:]]
 

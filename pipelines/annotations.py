@@ -1,9 +1,9 @@
 """The elements that readers emit: the content of the annotations, without any pixels.
 
 An element is a pair `(key, value)`. Values that belong to one image have a hash of the image id as key, so one grouping
-joins an image with boxes that were read separately. Values about the whole dataset have the key `SUMMARY_KEY`. Keys
-are integers, because these are cheap to encode and every runner groups them alike. The values are named tuples, because
-a dataset has millions of them and named tuples cost half as much to create and pickle as dataclasses.
+joins an image with boxes that were read separately. Values about the whole dataset have the key `SUMMARY_KEY`. Keys are
+integers, because these are cheap to encode and every runner groups them in the same way. The values are named tuples,
+because a dataset has millions of them and named tuples cost half as much to create and pickle as dataclasses.
 """
 
 import hashlib
@@ -181,9 +181,9 @@ def make_element(value: Image | BoxGroup | Category | Listing) -> Element:
 
 
 def assign_to_split(element: Element, split: int) -> Element:
-    """Returns the element as one of the split with this number, so that the splits of a job do not mix.
+    """Marks an element as part of the split number `split`, so that a job can process several splits together.
 
-    The numbers of its listings are shifted and its key is changed: two splits may contain the same image id.
+    Shifts the number of its listing and changes its key, because two splits may contain the same image id.
     """
     key, value = element
     if not split:

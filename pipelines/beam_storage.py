@@ -48,7 +48,7 @@ def check_scheme(path: str) -> None:
     """
     scheme = re.match(r"(\w{2,}):/", path)
     if scheme is not None and not is_remote(path):
-        raise UsageError(f"{path} would be a local folder called {scheme[1]}:; write {scheme[1]}://...")
+        raise UsageError(f"{path}: the scheme {scheme[1]}: needs two slashes; write {scheme[1]}://...")
     if path.startswith("gs://") and not re.match("gs://[^/]+/[^/]", path):
         raise UsageError(f"{path}: give a folder or file in a bucket, gs://bucket/folder")
     if is_remote(path) and not path.startswith("gs://"):
@@ -156,7 +156,7 @@ def read_item(path: str) -> bytes:
 
 
 def read_span(path: str, offset: int, length: int) -> bytes:
-    """Returns `length` bytes of a file from `offset` on.
+    """Returns `length` bytes of a file, starting at `offset`.
 
     Raises:
       FileNotFoundError: if the file does not exist.
@@ -186,7 +186,8 @@ def read_text(path: str) -> str:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except LASTING as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+        reason = error.strerror or error
+        raise DataError(f"{path} cannot be read: {reason}; check the path and its permissions") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
 

@@ -11,7 +11,7 @@ from ssd_dist.core.errors import DataError
 
 @dataclass(frozen=True)
 class ClassRules:
-    """The class names that the flags fix, include and exclude.
+    """The class names that the flags set, include and exclude.
 
     Attributes:
       fixed: all class names in the order of their labels, from `--classes` or an existing manifest; may be empty.
@@ -74,7 +74,7 @@ def build_class_tables(
     Args:
       categories: all classes that occur in the annotations.
       splits: the numbers of the splits.
-      rules: the class names that the flags fix, include and exclude.
+      rules: the class names that the flags set, include and exclude.
 
     Raises:
       DataError: if no class remains, a rule contains an unknown class, or one category has two names.

@@ -132,7 +132,7 @@ def _expand(rng: random.Random, largest: float) -> Crop:
 
 
 def _crop(canvas: Crop, rng: random.Random, smallest: float) -> Float64Array:
-    """Returns random parts [K, 4] of the canvas; omits those that would exceed it because of their aspect ratio.
+    """Returns random crops [K, 4] of the canvas; omits crops that would exceed it because of their aspect ratio.
 
     Uses only operations that IEEE 754 rounds exactly, so that every processor gives the same result.
     """
@@ -148,9 +148,9 @@ def _crop(canvas: Crop, rng: random.Random, smallest: float) -> Float64Array:
 
 
 def _accept(crops: Float64Array, boxes: Float64Array, overlap: float) -> npt.NDArray[np.bool_]:
-    """Returns which of crops [K, 4] show part of the image and, if there are boxes [N, 4], suit one of them.
+    """Returns bool [K]: the crops [K, 4] that overlap the image and are acceptable for its boxes [N, 4].
 
-    A crop must contain the center of a box and have an IoU of at least `overlap` with a box.
+    If there are boxes, a crop must contain the center of a box and have an IoU of at least `overlap` with a box.
     """
     low, high = crops[:, None, :2], crops[:, None, 2:]
     shows_image = ((high > 0) & (low < 1)).all(axis=(1, 2))
@@ -173,7 +173,7 @@ def _pixels_inside(low: float, high: float, size: int) -> tuple[int, int]:
 
 
 def _source_range(pixels: tuple[int, int], low: float, length: float, size: int, side: int) -> tuple[float, float]:
-    """Returns where those pixels lie along the same axis of an image of `side` pixels."""
+    """Converts a range of pixels of the crop to a range of an image of `side` pixels, along one axis."""
     ends = ((low + pixel / size * length) * side for pixel in pixels)
     first, last = (min(max(end, 0.0), float(side)) for end in ends)
     # Pillow needs a part of positive size, even if almost nothing of the image is visible.

@@ -71,11 +71,13 @@ class SplitPlan:
       name: its name in the output.
       source_split: its name in the source; empty for a source without splits.
       shares: the shares by which the split of the source is divided; empty to read all of it.
+      is_optional: whether the split is omitted if it contains no image.
     """
 
     name: str
     source_split: str
     shares: tuple[tuple[str, float], ...] = ()
+    is_optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def plan_splits(found: Found[Any], is_divided: bool = True) -> list[SplitPlan]:
     if not found.names:
         if not is_divided:
             return [SplitPlan("train", WHOLE)]
-        return [SplitPlan(name, WHOLE, DEFAULT_SHARES) for name, _ in DEFAULT_SHARES]
+        return _divide(WHOLE)
     outputs = [output_split(name) for name in found.names]
     plans = [
         # Two splits of the source with the same name in the output, such as train2014 and train2017, keep their names.
@@ -176,8 +178,12 @@ def plan_splits(found: Found[Any], is_divided: bool = True) -> list[SplitPlan]:
     train = next((plan for plan in plans if plan.name == "train"), None)
     if not is_divided or train is None or any(plan.name == "val" for plan in plans):
         return plans
-    shared = [SplitPlan(name, train.source_split, DEFAULT_SHARES) for name, _ in DEFAULT_SHARES]
-    return [*shared, *(plan for plan in plans if plan is not train)]
+    return [*_divide(train.source_split), *(plan for plan in plans if plan is not train)]
+
+
+def _divide(source_split: str) -> list[SplitPlan]:
+    """Returns the plans that divide a split by the default shares; a share of a very small source may be empty."""
+    return [SplitPlan(name, source_split, DEFAULT_SHARES, is_optional=name != "train") for name, _ in DEFAULT_SHARES]
 
 
 def describe_plan(detected: Detected, plans: Sequence[SplitPlan]) -> list[str]:

@@ -63,7 +63,7 @@ def read_image(image: Image) -> bytes | Problem:
 
 
 def _read_by_stem(image: Image) -> bytes | Problem:
-    """Returns the bytes of a file with another suffix, Unicode form or case of letters than the annotation states."""
+    """Reads a file whose suffix, Unicode form or letter case differs from the name in the annotation."""
     names = [image.path, *(stem + suffix for stem in image.stems for suffix in IMAGE_SUFFIXES)]
     folders = dict.fromkeys(posixpath.dirname(name) for name in (image.path, *image.stems) if name)
     paths = dict.fromkeys(form for name in names if name for form in _unicode_forms(name))
@@ -74,7 +74,7 @@ def _read_by_stem(image: Image) -> bytes | Problem:
 
 
 def _find_other_case(folders: Iterable[str], names: Iterable[str]) -> Iterator[str]:
-    """Yields the files in the folders whose names differ from one of the names only in the case of letters."""
+    """Yields the files in the folders whose names differ from one of `names` only in letter case."""
     wanted = {_fold(name) for name in names if name}
     for folder in folders:
         yield from (path for path in _list_folder(folder) if _fold(path) in wanted)
@@ -82,7 +82,7 @@ def _find_other_case(folders: Iterable[str], names: Iterable[str]) -> Iterator[s
 
 @functools.lru_cache(maxsize=8)
 def _list_folder(folder: str) -> tuple[str, ...]:
-    """Returns the files in a folder; listed once, although thousands of images may be missing."""
+    """Returns the files in a folder; caches the list, because thousands of images may be missing."""
     return tuple(beam_storage.list_files(folder))
 
 
@@ -91,6 +91,6 @@ def _fold(path: str) -> str:
 
 
 def _unicode_forms(path: str) -> list[str]:
-    """Returns the path with the file name unchanged, in NFC and in NFD; other systems store another Unicode form."""
+    """Returns the path with the file name unchanged, in NFC and in NFD, because systems store different forms."""
     folder, name = posixpath.split(path)
     return [path, *(posixpath.join(folder, unicodedata.normalize(form, name)) for form in ("NFC", "NFD"))]

@@ -56,12 +56,14 @@ class ManifestJob:
       config: the experiment.
       max_rejected_fraction: largest accepted fraction of rejected images, and of rejected boxes, in each split.
       job_id: id of the job, see `split_lock.py`.
+      optional: names of splits that are omitted if they contain no image: shares of a very small source.
     """
 
     output: str
     config: Config
     max_rejected_fraction: float
     job_id: str = ""
+    optional: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,10 @@ def write_manifest(reports: Sequence[tuple[str, str]], job: ManifestJob) -> str:
     for split, path in reports:
         paths_by_split.setdefault(split, []).append(path)
     classes = read_report(reports[0][1]).classes
+    for name in job.optional & paths_by_split.keys():
+        if not any(read_report(path).images_read for path in paths_by_split[name]):
+            delete_stale_files(join(job.output, name), [])
+            del paths_by_split[name]
     prepared = [write_split(name, paths, job) for name, paths in paths_by_split.items()]
     for name in paths_by_split:
         check_job_id(job.output, name, job.job_id)
@@ -226,7 +232,10 @@ def check_split(name: str, split: Split, rejected: Sequence[Rejected], job: Mani
     """
     where = f"all reasons are in {join(job.output, name, REJECTED_NAME)}"
     if not split.images_read:
-        raise DataError(f"split {name!r}: the source lists no images; check --input and --source_split")
+        raise DataError(
+            f"split {name!r}: the source lists no images; check --input and --source_split, or write a small source as "
+            "one split with --split_by=none"
+        )
     of_images, of_boxes = ([line for line in rejected if bool(line.where) == is_box] for is_box in (False, True))
     if not split.images:
         cause = describe_rejections(of_images)
@@ -286,7 +295,8 @@ def add_splits(
     """
     config = job.config
     spec = target_spec(config.anchors, config.matching, config.model.input_size)
-    new = {split.name for split in prepared}
+    # An optional split that was omitted does not keep its entry of an earlier job.
+    new = {split.name for split in prepared} | job.optional
     entries = {} if manifest is None else {name: old for name, old in manifest.splits.items() if name not in new}
     leakage = [] if manifest is None else [leak for leak in manifest.leakage if not new & {*leak.splits}]
     names_by_split = {split.name: split.names for split in prepared}

@@ -43,6 +43,7 @@ class PrepareJob:
       class_file: class names in the file of `--classes`; empty without that flag.
       resume: whether finished shards of an earlier run are kept.
       workers: number of worker processes; 0 uses the default of the runner.
+      optional: names of splits that are omitted if they contain no image.
       job_id: identifies this run among runs that write the same splits; empty for a job that is only submitted.
     """
 
@@ -56,6 +57,7 @@ class PrepareJob:
     class_file: tuple[str, ...] = ()
     resume: bool = False
     workers: int = 0
+    optional: frozenset[str] = frozenset()
     job_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -138,6 +140,7 @@ def job_from_flags() -> PrepareJob:
         class_file=class_file,
         resume=values.resume,
         workers=values.workers,
+        optional=frozenset(plan.name for plan in plans if plan.is_optional),
     )
 
 

@@ -44,6 +44,7 @@ from pipelines.summary import print_summary, print_unused_classes
 from ssd_dist.core.commands import run_command
 from ssd_dist.core.errors import DataError, RestartError
 from ssd_dist.core.manifest import Manifest
+from ssd_dist.core.printable import print_line
 
 
 def run_main() -> NoReturn:
@@ -83,7 +84,8 @@ def main(arguments: list[str]) -> None:
             if is_dry_run(options)
             else "submitted; the steps of the job:"
         )
-        print("\n".join([title, *(f"  {step}" for step in steps)]))
+        for line in (title, *(f"  {step}" for step in steps)):
+            print_line(line)
         return
     # The progress bar needs its own file descriptor, because stderr is captured while worker processes run.
     with (
@@ -92,7 +94,10 @@ def main(arguments: list[str]) -> None:
     ):
         manifest = run_job(job, options)
     for split in job.splits:
-        print_summary(manifest, split, job.output)
+        if split in manifest.splits:
+            print_summary(manifest, split, job.output)
+        else:
+            print_line(f"split {split}: omitted, because its share of the source contains no image")
     print_unused_classes(manifest)
 
 
@@ -119,15 +124,12 @@ def run_job(job: PrepareJob, options: PipelineOptions) -> Manifest:
     """
     set_workers(options, job.workers)
     runner = make_runner(options)
-    with (
-        translate_failures(options),
-        lock_splits(job.output, job.splits, job.job_id),
-        dask_cluster(options, job.workers),
-    ):
+    with translate_failures(options), dask_cluster(options, job.workers):
         pipeline = beam.Pipeline(runner=runner, options=options)
         build_pipeline(pipeline, job)
-        record_job(job)
-        pipeline.run().wait_until_finish()
+        with lock_splits(job.output, job.splits, job.job_id):
+            record_job(job)
+            pipeline.run().wait_until_finish()
     manifest = read_manifest(job.output)
     if manifest is None:
         raise DataError(f"{job.output}: the job ended without writing a manifest; see the log of the runner")
@@ -140,7 +142,7 @@ def build_pipeline(pipeline: beam.Pipeline, job: PrepareJob) -> None:
     shard_jobs = [
         ShardJob(job.output, name, Preparation.of(job.config, name), job.resume, job.job_id) for name in job.splits
     ]
-    manifest_job = ManifestJob(job.output, job.config, job.max_rejected_fraction, job.job_id)
+    manifest_job = ManifestJob(job.output, job.config, job.max_rejected_fraction, job.job_id, job.optional)
     _ = (
         pipeline
         | "Read" >> read_splits(readers)

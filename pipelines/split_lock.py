@@ -1,8 +1,8 @@
 """Prevents two jobs from writing the same split at once, and a job from replacing shards that a training run reads.
 
 Local folders are locked: jobs exclusively, training runs with a shared lock (`ssd_dist.core.storage.lock_shared`). The
-lock ends with its process. Object stores have no locks, so each job writes its own id beside the shards. A job whose id
-was replaced by that of a later job stops.
+lock ends with its process. Object stores have no locks, so each job writes its own id beside the shards. A job stops if
+a later job has replaced its id.
 """
 
 import contextlib
@@ -18,11 +18,13 @@ from ssd_dist.core.storage import LOCK_NAME, is_remote, join
 
 @contextlib.contextmanager
 def lock_splits(output: str, splits: Sequence[str], job_id: str) -> Iterator[None]:
-    """Holds the splits for one job while the block runs.
+    """Locks the splits for one job while the block runs.
 
     Raises:
-      DataError: if another job writes one of the splits, or a training run reads it.
+      DataError: if another job is writing one of the splits, or a training run is reading it.
     """
+    # Reports a missing bucket or permission, which Beam's writer reports without a reason.
+    beam_storage.exists(output)
     with contextlib.ExitStack() as stack:
         for split in splits:
             folder = join(output, split, PARTS_FOLDER)
@@ -35,15 +37,17 @@ def lock_splits(output: str, splits: Sequence[str], job_id: str) -> Iterator[Non
 
 
 def check_job_id(output: str, split: str, job_id: str) -> None:
-    """Checks that no later job has started to write the split; an empty id, of a submitted job, is not checked.
+    """Checks that no later job has started to write the split; does nothing for the empty id of a submitted job.
 
     Raises:
-      DataError: if another job has.
+      DataError: if a later job has started.
     """
     path = join(output, split, PARTS_FOLDER, JOB_ID_NAME)
     # The file is missing if the later job has ended, or in a call without a lock.
     if job_id and beam_storage.exists(path) and beam_storage.read_bytes(path).decode() != job_id:
-        raise DataError(f"{join(output, split)}: another prepare has started to write this split; run one at a time")
+        raise DataError(
+            f"{join(output, split)}: another prepare job has started to write this split; run one at a time"
+        )
 
 
 def _remove_id(path: str, job_id: str) -> None:
@@ -64,8 +68,8 @@ def _lock(split: str) -> int:
     except BlockingIOError:
         os.close(handle)
         raise DataError(
-            f"{split}: another prepare writes this split, or a training run reads it; wait until it ends, or choose "
-            "another --output"
+            f"{split}: another prepare job is writing this split, or a training run is reading it; wait until it ends, "
+            "or choose another --output"
         ) from None
     except OSError:
         # Some network file systems have no locks; the job ids remain.

@@ -13,19 +13,19 @@ from ssd_dist.core.boxes import FloatArray
 
 # A split with fewer boxes gives no warning.
 MIN_BOXES = 20
-# Fractions of the boxes of a split from which on a warning is given. Datasets contain some very small objects.
+# Fractions of the boxes of a split above which a warning is given. Datasets contain some very small objects.
 MAX_SUB_PIXEL = 0.1
 MAX_OTHERS = 0.5
 
 
 class SuspiciousBoxes(BaseModel):
-    """Counts of boxes of one shard or split.
+    """Counts of suspicious boxes in one shard or split.
 
     Attributes:
-      sub_pixel: boxes narrower or lower than one pixel of the original image.
+      sub_pixel: boxes less than one pixel of the original image wide or high.
       whole_image: boxes that touch all four borders of the image.
-      border: boxes that touch at least two borders of the image, without those that touch all four.
-      same_corners: the most frequent corners, rounded and joined to a text, and the number of boxes that have them.
+      border: boxes that touch two or three borders of the image.
+      same_corners: number of boxes for each set of corners; the key is the four rounded coordinates, joined by spaces.
     """
 
     sub_pixel: int = 0
@@ -34,7 +34,7 @@ class SuspiciousBoxes(BaseModel):
     same_corners: dict[str, int] = {}
 
     def add(self, boxes: FloatArray, height: int, width: int) -> None:
-        """Counts the boxes [N, 4], in fractions of an original image of height x width pixels."""
+        """Adds boxes [N, 4], in fractions of an image whose original has height x width pixels."""
         if not len(boxes):
             return
         sides = (boxes[:, 2:] - boxes[:, :2]) * np.array([height, width])
@@ -52,7 +52,7 @@ class SuspiciousBoxes(BaseModel):
 
 
 def add_up(parts: Iterable[SuspiciousBoxes]) -> SuspiciousBoxes:
-    """Returns the sum over the shards of a split."""
+    """Returns the sum of the counts over the shards of a split."""
     total, corners = SuspiciousBoxes(), Counter[str]()
     for part in parts:
         total.sub_pixel += part.sub_pixel

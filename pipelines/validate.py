@@ -61,7 +61,7 @@ class _ValidBox(NamedTuple):
 
 
 def check_size(image: Image, height: int, width: int) -> Problem | None:
-    """Returns a problem if the image has another size than its annotation states, so that its boxes may be wrong."""
+    """Returns a problem if the image size differs from the size in its annotation: its boxes may be wrong."""
     if image.size in (None, (height, width)):
         return None
     claimed, found = ("{} x {}".format(*size) for size in (image.size, (height, width)))

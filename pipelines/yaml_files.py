@@ -8,7 +8,7 @@ from ssd_dist.core.yaml_text import MAX_BYTES, TextLoader, YamlError, parse_yaml
 
 
 def read_yaml(path: str) -> dict[Any, Any]:
-    """Returns the content of a YAML file, which is empty if the file is.
+    """Returns the content of a YAML file; an empty dict for an empty file.
 
     Every value is text, except decimal integers and null: `names: [yes, 2026-11-25, 1.5]` are three texts. Aliases,
     tags and repeated keys are errors.
@@ -20,7 +20,7 @@ def read_yaml(path: str) -> dict[Any, Any]:
     # Checked first, so that a huge file is not read.
     size = beam_storage.size(path) if beam_storage.exists(path) else 0
     if size > MAX_BYTES:
-        raise DataError(f"{path}: {size / 1e6:.1f} MB, more than the {MAX_BYTES / 1e6:g} MB that a YAML file may have")
+        raise DataError(f"{path} has {size / 1e6:.1f} MB; a YAML file may have at most {MAX_BYTES / 1e6:g} MB")
     try:
         content = parse_yaml(beam_storage.read_text(path), TextLoader)
     except YamlError as error:

@@ -9,7 +9,7 @@ from toyset.toys import Builder, Colors, Rng, Toy, stand
 
 
 def build_cone(rng: Rng, colors: Colors) -> Toy:
-    """Builds a cone with bands on a square foot."""
+    """Builds a cone with bands on a square base."""
     radius, tip = rng.uniform(0.24, 0.34), rng.uniform(0.02, 0.06)
     line = [(radius + (tip - radius) * z, 0.05 + 0.95 * z) for z in (0.0, 0.25, 0.5, 0.75, 1.0)]
     cone = revolve([*line, line[-1], (0.0, 1.0)], 0)

@@ -226,7 +226,7 @@ def _mix(first: Sequence[float], second: Sequence[float], share: float) -> tuple
 
 
 def _soft_colors(rng: Rng, count: int) -> list[Array]:
-    """Returns random colors of low saturation, as of cloth and paint."""
+    """Returns random colors of low saturation, like those of cloth and paint."""
     colors = []
     for _ in range(count):
         grey = rng.uniform(0.25, 0.9)

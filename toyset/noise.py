@@ -25,7 +25,7 @@ def fractal_field(roughness: float) -> Array:
 
 @cache
 def grain_field() -> Array:
-    """Returns Gaussian noise [3, SIDE, SIDE] as of a camera sensor: mostly brightness, some color."""
+    """Returns Gaussian noise [3, SIDE, SIDE] like that of a camera sensor: mostly brightness, some color."""
     rng = np.random.default_rng(1)
     brightness, color = rng.standard_normal((1, SIDE, SIDE)), rng.standard_normal((3, SIDE, SIDE))
     return (0.8 * brightness + 0.6 * color).astype(np.float32)

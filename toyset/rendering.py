@@ -210,7 +210,7 @@ def _shade(
         if len(here):
             albedo[:, here] = material.paint(u[here], v[here], z[here])
             shine[here] = material.gloss * _power(highlight[here], material.sharpness)
-    # The light wraps slightly around the terminator, as that of a lamp with an extent does.
+    # The light wraps slightly around the terminator, as the light of a large lamp does.
     sun = np.maximum(facing(light.direction) + 0.15, 0.0) / 1.15
     up = 0.5 + 0.5 * nz * shorten
     # Less of the sky is visible close to the ground.

@@ -43,7 +43,7 @@ FEW_IMAGES = 16
 
 @dataclass(frozen=True)
 class Draft:
-    """What one image is drawn from.
+    """The inputs of drawing one image.
 
     Attributes:
       seed, split, number: seed of its random generator; numbers start at 1.

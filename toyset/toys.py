@@ -93,7 +93,7 @@ def build_bottle(rng: Rng, colors: Colors) -> Toy:
 
 
 def build_clock(rng: Rng, colors: Colors) -> Toy:
-    """Builds an alarm clock with two bells that faces the camera."""
+    """Builds an alarm clock with two bells, facing the camera."""
     depth = rng.uniform(0.3, 0.45)
     case = revolve(
         [(0, -depth), (0.86, -depth), (0.95, -depth + 0.1), (1.0, 0.0), (1.0, 0.0), (0.97, 0.1), (0.9, 0.1)], 0
@@ -150,7 +150,7 @@ def build_fish(rng: Rng, colors: Colors) -> Toy:
 
 
 def build_star(rng: Rng, colors: Colors) -> Toy:
-    """Builds a five-pointed star with ridges that leans back."""
+    """Builds a five-pointed star with ridges, tilted backwards."""
     inner, phase = rng.uniform(0.4, 0.5), rng.uniform(-0.12, 0.12)
     outline = []
     for corner in range(10):
@@ -173,7 +173,7 @@ Builder: TypeAlias = Callable[[Rng, Colors], Toy]
 
 @dataclass(frozen=True)
 class ToyClass:
-    """A class of toys: its category id (that of COCO, so the ids have gaps), its builder and its typical hue."""
+    """A class of toys: its category id (as in COCO, so the ids have gaps), its builder and its typical hue."""
 
     category_id: int
     build: Builder

@@ -50,7 +50,7 @@ class Run:
 
     @property
     def settings(self) -> str:
-        """A hash of all settings of this run, those of the recipe and those of the variant."""
+        """A hash of all settings that the recipe and the variant of this run set."""
         overrides = (*self.variant.prepare, *self.variant.overrides, f"train.seed={self.seed}")
         return _digest(_read_settings(self.config, overrides), self.variant.fit_anchors, self.dataset.flags)
 
@@ -181,7 +181,7 @@ def _train(run: Run, config: Path, data: Path, core: int) -> dict:
 
 
 def _read_settings(config: Path, overrides: Sequence[str]) -> dict:
-    """Returns the keys that a recipe and overrides set, without defaults: a new key must not invalidate old results."""
+    """Returns the keys that a recipe and overrides set; omits defaults, so that new keys keep old results valid."""
     settings = load_config(config, overrides).model_dump(mode="json", exclude_unset=True)
     # Only the file name: the same weights may be in another folder.
     settings["backbone"]["weights"] = Path(settings["backbone"]["weights"]).name

@@ -1,6 +1,6 @@
-"""`ssd-train --dry_run`: describes a run before it starts: model, memory, data, steps and devices. Writes nothing.
+"""Implements `ssd-train --dry_run`: describes model, memory, data, steps and devices of a run; writes nothing.
 
-config -> check the data -> create strategy, model and optimizer -> read the first batches -> sections of facts
+config -> check the data -> create strategy, model and optimizer -> read the first batches -> print the sections
 """
 
 import time
@@ -49,7 +49,7 @@ def describe_dry_run(config: Config, model_dir: str | None) -> dict[str, Section
       model_dir: the run folder, to check whether a run in it can be resumed; None to skip that check.
 
     Returns:
-      (name, value) pairs by section.
+      Sections by name, each with its (name, value) pairs.
 
     Raises:
       UsageError, DataError, CheckpointError: the errors that would stop the run.

@@ -1,7 +1,7 @@
 """`ssd-train --preflight`: finds what would stop a run on many workers, before GPU time is spent.
 
 on every worker      cluster, data, shards, classes, weights, folder    without TensorFlow and communication
-on the chief         compares findings, config, versions and clocks     over the connections that training uses as well
+on the chief         compares findings, config, versions and clocks     over the connections that training uses
 on all workers       batch, memory, a timed all-reduce                  only if all checks so far have passed
 
 The chief prints a table; each failed check states how to fix it.
@@ -71,7 +71,7 @@ class Findings(list[Finding]):
         self._worker = worker
 
     def run_check(self, name: str, check: Callable[[], str]) -> None:
-        """Runs a check and adds the text it returns, or its error."""
+        """Runs a check and adds a finding with the text that the check returns, or with its error."""
         try:
             self.append(Finding(self._worker, name, check()))
         except SsdDistError as error:
@@ -228,14 +228,14 @@ def gather_findings(
 
 
 def compare_reports(descriptions: Sequence[WorkerDescription], probe: Path) -> list[Finding]:
-    """Compares the workers; runs on the chief.
+    """Compares the descriptions of all workers; runs on the chief.
 
     Args:
       descriptions: the descriptions of all workers, in order.
       probe: the file that the chief wrote in the run folder.
 
     Returns:
-      The findings of all workers, and those of the comparison.
+      The findings of all workers, and the findings of the comparison.
     """
     reports = [json.loads(one.report) for one in descriptions]
     table = [Finding(**finding) for report in reports for finding in report["findings"]]
@@ -328,7 +328,7 @@ def time_all_reduce(strategy: tf.distribute.Strategy, size: int) -> Finding:
 
     Args:
       strategy: distributes the replicas.
-      size: number of values; that of the model's gradients.
+      size: number of values, equal to the number of the model's gradients.
     """
     replicas = strategy.num_replicas_in_sync
 

@@ -50,7 +50,7 @@ def run_main() -> None:
 
 
 def _check_output(flag: str) -> Path | None:
-    """Returns the path given by a flag; checks that it is writable before minutes of evaluation.
+    """Returns the path given by a flag; checks that it is writable before an evaluation that takes minutes.
 
     Raises:
       UsageError: if the file cannot be written.
@@ -65,9 +65,9 @@ def _check_output(flag: str) -> Path | None:
         if not existed:
             path.unlink()
         elif path.is_dir():
-            raise IsADirectoryError("it is a folder, give a file name")
+            raise IsADirectoryError("it is a folder")
     except OSError as error:
-        raise UsageError(f"--{flag}={name}: cannot write the file: {error}") from None
+        raise UsageError(f"--{flag}={name}: cannot write the file: {error}; give a file in a writable folder") from None
     return path
 
 

@@ -44,7 +44,8 @@ def explain_out_of_memory() -> Iterator[None]:
     """Translates a failed memory allocation into an error that names the config keys to change.
 
     Raises:
-      UsageError: instead of TensorFlow's error. It is not a RestartError: a restarted run would run out again.
+      UsageError: instead of TensorFlow's error. It is not a RestartError: a restarted run would run out of memory
+        again.
     """
     try:
         yield

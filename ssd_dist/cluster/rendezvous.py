@@ -207,7 +207,7 @@ def _send_to_chief(own: WorkerDescription, deadline: float) -> None:
 
 
 def _encode_description(own: WorkerDescription) -> bytes:
-    """Returns the message, with the time of this attempt: the chief may start minutes after the other workers."""
+    """Encodes the description with the current time, because the chief may start minutes after the other workers."""
     return json.dumps({**vars(own), "facts": dict(own.facts), "time": time.time()}).encode() + b"\n"
 
 

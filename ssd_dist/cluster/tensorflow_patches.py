@@ -1,4 +1,4 @@
-"""Changes to private attributes of TensorFlow; no other module changes any.
+"""Changes private attributes of TensorFlow; this is the only module that does so.
 
 The attributes may change in any TensorFlow release. Each patch first checks that they exist. If one is missing, the
 patch prints a warning with the tested version and leaves TensorFlow as it is: training still works, but without the

@@ -25,6 +25,6 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def reset(self) -> None:
-        """Restarts the time; call after each piece of progress."""
+        """Restarts the time; call whenever training makes progress."""
         if sys.__stderr__ is not None:
             faulthandler.dump_traceback_later(self._seconds, repeat=True, file=sys.__stderr__)

@@ -1,10 +1,11 @@
 """Computes the IoU of objects with anchors, skipping pairs with little overlap.
 
-The anchors of one level and shape form a grid, with one anchor per cell. An intersection is a height times a width. The
-heights that an object shares with the rows of a grid, and the widths that it shares with the columns, therefore
-determine its intersections with all anchors of the grid: the largest height times the largest width is the largest
-intersection, and only rows and columns that can reach a given product are combined. For 8,732 anchors these are 744
-numbers per object and a few hundred pairs.
+The anchors of one level and shape form a grid, with one anchor per cell. All anchors in a row of a grid have the same
+vertical extent, and all anchors in a column the same horizontal extent. The intersection of an object with an anchor is
+therefore the height that it shares with the row times the width that it shares with the column. The product of the
+largest shared height and the largest shared width is the largest intersection in the grid. Only rows and columns whose
+product can reach a given bound are combined. For 8,732 anchors, this computes 744 heights and widths and a few hundred
+pairs per object.
 """
 
 from dataclasses import dataclass
@@ -31,10 +32,10 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Spans:
-    """Overlaps of boxes [N, 4] with all rows and columns.
+    """Lengths that boxes [N, 4] share with the L rows and the L columns of all anchor grids.
 
     Attributes:
-      lengths: float64 [N, 2, L], the heights shared with L rows and the widths shared with L columns.
+      lengths: float64 [N, 2, L], the height shared with each row and the width shared with each column.
       areas: float64 [N], the areas of the boxes.
     """
 
@@ -59,14 +60,16 @@ class AnchorGrids:
           input_size: side of the model input in pixels.
 
         Raises:
-          ValueError: if the anchors are not those of the configuration.
+          ValueError: if the configuration generates different anchors.
         """
         wide = anchors.astype(np.float64)
         self.boxes = wide
         self.areas = (wide[:, 2] - wide[:, 0]) * (wide[:, 3] - wide[:, 1])
         cells = _grid_indices(config, input_size)
         if sum(grid.size for grid in cells) != len(anchors):
-            raise ValueError(f"{len(anchors)} anchors: the config has another number at input size {input_size}")
+            raise ValueError(
+                f"got {len(anchors)} anchors, but the config generates a different number at input size {input_size}"
+            )
         # Rows and columns [L] of all grids. The index of an anchor is the index of the first anchor of its row plus the
         # offset of its column.
         self._row_first = np.concatenate([grid[:, 0] for grid in cells])
@@ -87,10 +90,10 @@ class AnchorGrids:
         lines = np.stack([self._row_of, self._column_of])
         edges = (*np.take_along_axis(self._low, lines, 1), *np.take_along_axis(self._high, lines, 1))
         if not np.array_equal(np.stack(edges, axis=1), wide):
-            raise ValueError("the anchors differ from those of the config, or their order does")
+            raise ValueError("the anchors or their order differ from the anchors that the config generates")
 
     def measure(self, boxes: FloatArray) -> Spans:
-        """Returns the overlaps of boxes [N, 4] with all rows and columns."""
+        """Returns the lengths that boxes [N, 4] share with the rows and columns of all grids."""
         wide = boxes.astype(np.float64)
         low, high = wide[:, :2], wide[:, 2:]
         lengths = np.minimum(high[:, :, None], self._high)
@@ -117,8 +120,8 @@ class AnchorGrids:
         The result may contain other pairs, too. Every box has at least one pair.
 
         Args:
-          spans: the overlaps of the boxes.
-          bound: the IoU from which on all pairs are needed.
+          spans: the result of `measure` for the boxes.
+          bound: all pairs with at least this IoU are returned.
           tie: differences of IoU up to this value count as equal.
         """
         longest = np.maximum.reduceat(spans.lengths, self._starts, axis=2)

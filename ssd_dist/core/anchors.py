@@ -1,6 +1,6 @@
 """The default boxes of SSD (Liu et al. 2016, section 2.2): 8,732 at 300x300.
 
-The order is level, row, column, shape: that of the heads' outputs reshaped to [batch, anchors, ...].
+The order is level, row, column, shape, as in the heads' outputs reshaped to [batch, anchors, ...].
 Centres lie at (i + 0.5) / n, so mirroring the image permutes the anchors exactly.
 """
 
@@ -31,7 +31,7 @@ def feature_sizes(input_size: int) -> tuple[int, ...]:
 
 
 def last_level_is_unpadded(size_below: int) -> bool:
-    """Whether the last 3x3 convolution runs without padding (3 -> 1, as in SSD300): it needs 3 cells to stand on."""
+    """Returns whether the last 3x3 convolution runs without padding (3 -> 1, as in SSD300): it needs 3 rows."""
     return size_below >= 3
 
 
@@ -63,9 +63,9 @@ def generate_anchors(config: AnchorConfig, input_size: int) -> FloatArray:
 
 @lru_cache(maxsize=8)
 def flip_permutation(config: AnchorConfig, input_size: int, vertical: bool = False) -> IntArray:
-    """Indices [A] with flip_boxes(anchors)[i] == anchors[permutation[i]]: where anchor i lands when mirrored.
+    """Returns the index [A] of the mirror image of each anchor: flip_boxes(anchors)[i] == anchors[permutation[i]].
 
-    Left to right, or upside down.
+    Mirrors left to right, or upside down if `vertical`.
     """
     parts = []
     start = 0
@@ -79,7 +79,7 @@ def flip_permutation(config: AnchorConfig, input_size: int, vertical: bool = Fal
 
 
 def _cell_shapes(config: AnchorConfig, level: int) -> list[tuple[float, float]]:
-    """(height, width) of each shape in a cell: ratio 1 twice, then each ratio lying (w > h) and standing."""
+    """Returns (height, width) of each shape in a cell: ratio 1 twice, then each ratio wide (w > h) and tall."""
     size, following = config.sizes[level], config.sizes[level + 1]
     between = math.sqrt(size * following)
     shapes = [(size, size), (between, between)]

@@ -41,7 +41,7 @@ def iou_matrix(boxes: FloatArray, others: FloatArray) -> npt.NDArray[np.float64]
 
 
 def encode_boxes(boxes: FloatArray, anchors: FloatArray, center_variance: float, size_variance: float) -> FloatArray:
-    """Returns the offsets [N, 4] of boxes [N, 4] from anchors [N, 4] (Liu et al. 2016, equation 2, over the variances).
+    """Returns the offsets [N, 4] of boxes [N, 4] from anchors [N, 4] (Liu et al. 2016, equation 2, with variances).
 
         (ty, tx) = (box center - anchor center) / anchor size / center_variance
         (th, tw) = log(box size / anchor size) / size_variance

@@ -27,11 +27,12 @@ class AugmentationConfig(Section):
     """Random changes of training images.
 
     Flips and colour changes are applied during training and keep precomputed targets valid. `crop` enables SSD's random
-    crops and expansions with `data.targets: online`. With precomputed targets, the augmented copies contain them, and
-    their `largest_expansion` and `smallest_crop` must equal those of the config. An expansion has up to
-    `largest_expansion` times the sides of the image, a crop at least `smallest_crop` times. `flip` mirrors left to
-    right, `flip_vertical` upside down. Brightness and hue are added (fractions of the value range and of the colour
-    circle); contrast and saturation are factors from [1 - x, 1 + x].
+    crops and expansions with `data.targets: online`. With precomputed targets, prepare has already applied them to the
+    augmented copies, and `largest_expansion` and `smallest_crop` must be the values that prepare used. The sides of an
+    expansion are at most `largest_expansion` times the sides of the image; those of a crop are at least `smallest_crop`
+    times the sides of the image. `flip` mirrors left to right, `flip_vertical` upside down. Brightness and hue are
+    added (fractions of the value range and of the colour circle); contrast and saturation are factors from [1 - x, 1 +
+    x].
     """
 
     flip: bool = True

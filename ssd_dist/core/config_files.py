@@ -72,7 +72,7 @@ def _read_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     current: Path | None = path
     while current is not None:
         if current.resolve() in seen:
-            raise UsageError(f"{path}: extends forms a circle through {current}; remove one `extends:`")
+            raise UsageError(f"{path}: extends forms a cycle through {current}; remove one `extends:`")
         seen.add(current.resolve())
         content = _read_yaml(current)
         base = content.pop("extends", None)
@@ -95,7 +95,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise UsageError(f"config file {path} does not exist{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"config file {path} cannot be read: {error}") from None
+        raise UsageError(f"config file {path} cannot be read: {error}; give a readable UTF-8 file") from None
     except YamlError as error:
         raise UsageError(f"config file {path} is not valid YAML: {error}") from None
     if content is None:

@@ -37,7 +37,7 @@ class DataError(SsdDistError):
 
 
 class CheckpointError(SsdDistError):
-    """A checkpoint or weight file that is missing, damaged or of another model."""
+    """A checkpoint or weight file that is missing, damaged or belongs to a different model."""
 
     exit_code = 4
 

@@ -150,8 +150,9 @@ class Split(_Part):
         if self.windows not in (None, wanted):
             differs = _differences(self.windows.model_dump(), wanted.model_dump(), "data.augmentation.")
             raise DataError(
-                f"{path}: the augmented copies were prepared with other crop settings than the config's ({differs}); "
-                "prepare again with this config into another --output, or set these keys to the prepared values"
+                f"{path}: the augmented copies were prepared with crop settings that differ from the config "
+                f"({differs}); prepare again with this config into another --output, or set these keys to the prepared "
+                "values"
             )
 
 
@@ -222,7 +223,7 @@ class Manifest(_Part):
             tree = json.loads(text)
             # JSON can contain half of a surrogate pair, as \ud800, which no file or program outside Python accepts.
             if not is_encodable(json.dumps(tree, ensure_ascii=False)):
-                raise ValueError("it contains half of a surrogate pair, which is no character")
+                raise ValueError("it contains an unpaired surrogate, which is not a valid character")
         except ValueError as error:  # also raised for bytes that are not UTF-8, and numbers of over 4,300 digits
             raise DataError(f"{path} is not valid JSON ({error}); prepare the data again") from None
         except RecursionError:
@@ -256,14 +257,14 @@ class Manifest(_Part):
         # neighbouring sizes have equal anchors.
         if self.image_size != input_size:
             raise DataError(
-                f"{path} was prepared with another image size than the config's ({differs}); "
+                f"{path} was prepared with an image size that differs from the config ({differs}); "
                 "prepare again with this config into another --output"
             )
         if config.data.targets == "precomputed" and self.fingerprint != fingerprint(
             config.anchors, config.matching, input_size
         ):
             raise DataError(
-                f"{path} was prepared with other anchors or matching than the config's ({differs}); "
+                f"{path} was prepared with anchors or matching that differ from the config ({differs}); "
                 "prepare again with this config into another --output, or set data.targets: online"
             )
 
@@ -285,7 +286,7 @@ class Manifest(_Part):
         return self.splits[name]
 
     def eval_split(self, name: str, path: str) -> str | None:
-        """Returns the name of the split to evaluate: `name`, or for `auto` val, else test, else None.
+        """Returns the name of the split to evaluate; `auto` selects val if it exists, else test, else None.
 
         Raises:
           DataError: if `name` is not `auto` and there is no such split.

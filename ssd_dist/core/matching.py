@@ -123,14 +123,14 @@ class Matcher:
         return np.concatenate(highest)
 
     def _ignore_covered(self, crowds: FloatArray, first_slots: IntArray, ignored: BoolArray) -> None:
-        """Sets the flags of the slots of the anchors that crowds [N, 4] cover; `first_slots` [N] are their images'."""
+        """Sets `ignored` for anchors that crowds [N, 4] cover; `first_slots` [N]: first slot of each image."""
         for part in split_indices(np.arange(len(crowds)), _CHUNK):
             covered = self._grids.cover(self._grids.measure(crowds[part])) >= self._config.negative_iou - TIE
             crowd, anchor = np.nonzero(covered)
             ignored[first_slots[part[crowd]] + anchor] = True
 
     def _match_real(self, boxes: FloatArray, first_slots: IntArray, ignored: BoolArray) -> tuple[IntArray, IntArray]:
-        """Matches objects [N, 4] that are not crowds; sets the flags of slots with an IoU of at least the lower bound.
+        """Matches objects [N, 4] that are not crowds; sets `ignored` for slots with an IoU of at least `negative_iou`.
 
         Returns:
           The positive slots [P], ascending, and the object of each [P].
@@ -165,10 +165,12 @@ class Matcher:
         return positive, np.concatenate([assigned, owners])[first]
 
     def _settle_claims(self, objects: "_Objects", parts: "list[_Claims]") -> tuple[IntArray, IntArray]:
-        """Returns the objects [K] and slots [K] of the pairs in which an anchor takes its object.
+        """Assigns each slot to the object with the highest IoU, if that IoU exceeds `positive_iou`.
 
-        Its IoU is the highest of the anchor and above the upper bound. Ties go to the object whose centre is nearest.
-        Pairs of one slot that still tie are in the order of the objects.
+        Ties go to the object whose centre is nearest. If objects still tie, the slot is returned once for each of them.
+
+        Returns:
+          The objects [K] and the slots [K], ordered by slot, then by object.
         """
         if not any(len(part.objects) for part in parts):
             return (np.zeros(0, np.int64),) * 2
@@ -240,7 +242,7 @@ class _Objects:
 class _Choices:
     """The first choice of each object [N]: its highest IoU, and the centre distance and the index of its anchor.
 
-    The IoU is -inf if it is unknown and at most TIE.
+    The IoU is -inf for objects so small that it is at most TIE and is not computed.
     """
 
     iou: Float64Array
@@ -249,12 +251,12 @@ class _Choices:
 
     @classmethod
     def empty(cls, count: int) -> "_Choices":
-        """Returns choices that are not set."""
+        """Returns initial values for `count` objects."""
         return cls(np.full(count, -np.inf), np.zeros(count), np.zeros(count, np.int64))
 
 
 class _Claims(NamedTuple):
-    """Pairs of an object and a slot [K] whose IoU exceeds the upper bound."""
+    """Pairs of an object and a slot [K] whose IoU exceeds `positive_iou`."""
 
     objects: IntArray
     slots: IntArray
@@ -262,5 +264,5 @@ class _Claims(NamedTuple):
 
 
 def _run_starts(objects: IntArray, count: int) -> IntArray:
-    """Returns the first position of each of `count` objects in `objects`: ascending indices, each at least once."""
+    """Returns the first position of each index below `count` in `objects`, which is sorted and contains each."""
     return np.searchsorted(objects, np.arange(count))

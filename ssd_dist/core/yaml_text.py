@@ -1,8 +1,9 @@
 """Parses YAML of unknown origin, in linear time: configs, and the data.yaml of YOLO datasets.
 
-PyYAML's safe loader executes nothing, but it accepts aliases that contain themselves or expand a short file beyond the
-memory, repeated keys of which all but the last are ignored, and tags whose constructors fail with arbitrary exceptions.
-The loaders of this module reject these. Every error is a `YamlError` with a message of one line.
+PyYAML's safe loader executes no code, but it accepts aliases that contain themselves or that expand a short file until
+it exceeds the memory. It also accepts repeated keys, of which it keeps only the last, and tags whose constructors fail
+with arbitrary exceptions. The loaders of this module reject all of these. Every error is a `YamlError` with a message
+of one line.
 """
 
 import re
@@ -41,7 +42,7 @@ class _SafeLoader(yaml.SafeLoader):
             tag = event.tag.replace(_TAG, "!!")
             raise _error_at(event.start_mark, f"the tag {tag} is not supported; remove it")
         if isinstance(event, yaml.ScalarEvent) and not is_encodable(event.value):
-            raise _error_at(event.start_mark, "the text contains half of a surrogate pair, which is no character")
+            raise _error_at(event.start_mark, "the text contains an unpaired surrogate, which is not a valid character")
         if self._depth == MAX_DEPTH:
             raise _error_at(event.start_mark, f"nested more than {MAX_DEPTH} levels deep")
         self._depth += 1
@@ -117,7 +118,7 @@ def _describe(mark: yaml.Mark | None, problem: str) -> str:
 
 
 def _set_scalars(loader: type[_SafeLoader], *kept: str, **patterns: str) -> None:
-    """Sets the types of unquoted scalars: `kept` of PyYAML, then `patterns` by the name of their type."""
+    """Sets how unquoted scalars are typed: by PyYAML's rules for the types `kept`, and by `patterns`, one per type."""
     loader.yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag.removeprefix(_TAG) in kept]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -70,7 +70,7 @@ def record_seed(seed: int, epoch: tf.Tensor, source_id: tf.Tensor) -> tf.Tensor:
 
 
 def flip_images(images: Sequence[tf.Tensor], flips: tf.Tensor, vertical: bool = False) -> list[tf.Tensor]:
-    """Mirrors those of B images [S, S, 3] whose entry in `flips` [B] is true.
+    """Mirrors each of B images [S, S, 3] for which `flips` [B] is true.
 
     Takes and returns lists, because a batch tensor would have to be copied.
     """
@@ -85,7 +85,7 @@ def flip_images(images: Sequence[tf.Tensor], flips: tf.Tensor, vertical: bool = 
 def flip_targets(
     targets: SparseTargets, flips: tf.Tensor, permutation: tf.Tensor, vertical: bool = False
 ) -> SparseTargets:
-    """Mirrors the padded targets of those of B images whose entry in `flips` [B] is true.
+    """Mirrors the padded targets of each of B images for which `flips` [B] is true.
 
     Each anchor is replaced by its mirror anchor, and tx (or ty, if vertical) changes its sign.
     """

@@ -191,7 +191,8 @@ def _write_repaired_shard(path: str, shard: Shard, corrupt: Sequence[CorruptReco
             temporary.write_bytes(b"".join(chosen))
     except OSError as error:
         raise DataError(
-            f"a repaired copy of shard {path} cannot be written to {folder} ({error}); set data.cache_dir"
+            f"a repaired copy of shard {path} cannot be written to {folder} ({error}); "
+            "set data.cache_dir to a writable folder"
         ) from None
     return str(target)
 
@@ -213,7 +214,7 @@ class _VerifiedFiles:
         self._saved = time.monotonic()
 
     def contains(self, path: str, shard: Shard, every_record: bool) -> bool:
-        """Returns whether the file was verified against the manifest's checksum (and record by record, if asked)."""
+        """Returns whether the file was verified against the manifest's checksum and, with `every_record`, by record."""
         expected = [shard.sha256, *_identity(path)]
         entry = self._entries.get(path, [])
         return entry[:-1] == expected and (entry[-1] is True or not every_record)

@@ -1,6 +1,7 @@
 """Matching inside the input pipeline for `data.targets: online`: calls `core.matching.Matcher` from the graph.
 
-Online and precomputed targets are therefore the same, and matching a crowded image takes as little memory online.
+Online and precomputed targets are therefore the same, and matching a crowded image takes no more memory online than in
+prepare.
 """
 
 import numpy as np

@@ -2,7 +2,7 @@
 
     plain record -> sample a crop (Liu et al. 2016, sections 2.2 and 3.6) -> pixels and boxes of the crop -> match
 
-Precomputed augmented copies cost less per step. Online targets serve to try anchors, matching settings or more
+Precomputed augmented copies cost less per step. Online targets allow trying anchors, matching settings or more
 augmentation without running prepare again. Crops follow the rules of `pipelines/crops.py`, but are sampled inside the
 graph from stateless seeds.
 """

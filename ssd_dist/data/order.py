@@ -1,6 +1,6 @@
 """Reads training records in an order that is a function of only (seed, epoch, position).
 
-    epoch e: permute the shards -> shuffle inside each -> take as many of each as the smallest holds -> interleave
+    epoch e: permute the shards -> shuffle inside each -> take as many of each as the smallest has -> interleave
              position p comes from shard order[p mod S]
 
 Worker w of W reads shards order[w], order[w + W], ..., which hold exactly the positions congruent to w mod W. The

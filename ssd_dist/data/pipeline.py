@@ -63,7 +63,7 @@ def training_batches(
     Args:
       data: where targets come from, and the augmentation.
       anchors: the anchors, which flips permute.
-      matching: the matching of `data.targets: online`; precomputed targets do not read it.
+      matching: the matching of `data.targets: online`; not used with precomputed targets.
       input_size: side of the images in pixels.
       plan: the shards to read, their order and the seed of all draws.
       batch_size: images per `TrainBatch` of one replica.
@@ -112,7 +112,7 @@ def _batch_online(online: OnlineTargets, input_size: int, records: tf.data.Datas
 
 
 def count_eval_steps(split: Split, batch_size: int, workers: int = 1) -> int:
-    """Returns the steps in which every worker reads all of its shards, with `batch_size` images per step and worker."""
+    """Returns the number of steps until every worker has read its shards, `batch_size` images per step."""
     counts = [sum(shard.examples for shard in split.views[0].shards[w::workers]) for w in range(workers)]
     return math.ceil(max(counts) / batch_size)
 
@@ -131,7 +131,7 @@ def eval_batches(
     Args:
       config: where and how to read the dataset.
       input_size: side of the images in pixels.
-      split: the split; its copy 0 (the whole images) is read.
+      split: the split; only its whole images are read, not the augmented copies.
       batch_size: images per `EvalBatch` of one replica.
       images_per_worker: a multiple of `batch_size`, equal on all workers.
       worker: index of this worker.

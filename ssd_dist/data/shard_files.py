@@ -87,7 +87,7 @@ def open_shard(path: str) -> Iterator[BinaryIO]:
 
 
 def read_split(config: DataConfig, split: Split) -> Iterator[Record]:
-    """Yields the records of a split's whole images (copy 0), shard by shard.
+    """Yields the records of a split's whole images, shard by shard; skips the augmented copies.
 
     Raises:
       DataError: for a damaged record; the message names shard and record.
@@ -117,7 +117,7 @@ def _cache_shard(path: str, shard: Shard, cache: Path, any_size: bool, refresh: 
     target = cache / f"{shard.sha256}.tfrecord"
     # The manifest was checked when it was read. This check also covers manifests from any other source.
     if target.parent != cache:
-        raise DataError(f"shard {path}: the checksum {shard.sha256!r} is not one; prepare the data again")
+        raise DataError(f"shard {path}: the checksum {shard.sha256!r} is not a SHA-256; prepare the data again")
     if not refresh and target.is_file() and target.stat().st_size == shard.bytes:
         return str(target)
     try:
@@ -132,7 +132,8 @@ def _cache_shard(path: str, shard: Shard, cache: Path, any_size: bool, refresh: 
         raise
     except Exception as error:  # each storage client has its own exception types
         raise DataError(
-            f"shard {path} cannot be copied into data.cache_dir {cache}: {type(error).__name__}: {error}"
+            f"shard {path} cannot be copied into data.cache_dir {cache}: {type(error).__name__}: {error}; "
+            "check that the shard can be read and that the folder is writable and has free space"
         ) from None
     return str(target)
 

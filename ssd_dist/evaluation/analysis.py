@@ -60,7 +60,7 @@ class Analysis:
 
     @property
     def thresholds(self) -> np.ndarray:
-        """Score thresholds, float64 [C]: for each class that of its best F1."""
+        """Score thresholds, float64 [C]: the threshold at which each class has its best F1."""
         return np.array([point.threshold for point in self.points])
 
     def as_dict(self) -> dict[str, Any]:

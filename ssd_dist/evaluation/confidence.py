@@ -14,7 +14,7 @@ DEFAULT_THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The score threshold of a class with the best F1, and the values there; None without true positives."""
+    """The score threshold at which a class has its best F1, and its metrics there; None without true positives."""
 
     threshold: float
     f1: float | None

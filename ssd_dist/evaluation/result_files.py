@@ -140,14 +140,14 @@ class ResultFiles:
 def name_file(path: str) -> str:
     """Returns the path of an image for the CSV file.
 
-    A relative path that a spreadsheet would read as a formula begins with `./`, which leaves it the path of that file.
+    Prefixes a relative path that a spreadsheet would read as a formula with `./`; it still refers to the same file.
     """
     name = _escape_control_characters(path)
     return f"./{name}" if name.startswith(FORMULA_STARTS) else name
 
 
 def name_class(name: str) -> str:
-    """Returns the name of a class for the CSV file; one that looks like a formula gets an apostrophe before it."""
+    """Returns the name of a class for the CSV file; prefixes a name that looks like a formula with an apostrophe."""
     name = _escape_control_characters(name)
     return f"'{name}" if name.startswith(FORMULA_STARTS) else name
 

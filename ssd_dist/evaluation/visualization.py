@@ -3,8 +3,8 @@
 image, boxes -> draw_boxes -> draw_comparison (ground truth | predictions) -> draw_image_grid
 
 A class has the same colour in every image. The palette can be distinguished by colour-blind people (Okabe and Ito 2008,
-with grey instead of black, which is invisible on dark images). The colours repeat from the ninth class on; the class
-names then distinguish the boxes.
+with grey instead of black, which is invisible on dark images). The ninth class has the colour of the first, and so on;
+the class names then distinguish the boxes.
 """
 
 from bisect import bisect_right
@@ -178,7 +178,7 @@ def _draw_header(width: int, margin: int, title: str, subtitle: str, classes: Se
 def _arrange_legend(
     classes: Sequence[str], font: ImageFont.FreeTypeFont, width: int
 ) -> Iterator[tuple[int, int, str, Color | None]]:
-    """Yields (left, row, name, colour) per entry; a last entry without colour counts those that do not fit."""
+    """Yields (left, row, name, colour) per entry; the last one, without colour, counts entries that do not fit."""
     left, row = 0, 0
     for index, name in enumerate(classes):
         shown = _shorten(make_printable(name, NAME_LENGTH), font, width - 22)

@@ -45,12 +45,12 @@ METRICS = ("coco/AP", "coco/AP50", "voc/mAP")
 
 @dataclass(frozen=True)
 class Comparison:
-    """An export and its checkpoint on the same images.
+    """The results of an export and of its checkpoint on the same images.
 
     Attributes:
-      checkpoint: detections of the checkpoint, by image.
-      export: detections of the export, by image.
-      parity: how they differ.
+      checkpoint: the checkpoint's detections, one entry per image.
+      export: the export's detections, one entry per image.
+      parity: how the two differ.
       latency: median milliseconds per image of the export on this machine.
     """
 
@@ -138,12 +138,14 @@ def choose_postprocessing(kind: str, quantize: str, requested: bool | None) -> b
 
 
 def pick_split(requested: str, manifest: Manifest, data_dir: str) -> str:
-    """Returns the split to evaluate on: that of the run, else one that is not the training split, else that.
+    """Returns the split to evaluate on.
+
+    `auto` selects val, else test, else the first split that is not the training split, else the training split.
 
     Args:
-      requested: `eval.split` of the run, which may be `auto`.
-      manifest: of the prepared data.
-      data_dir: its folder, for the error message.
+      requested: `eval.split` of the run, a name or `auto`.
+      manifest: the manifest of the prepared data.
+      data_dir: the folder of the data, for the error message.
 
     Raises:
       DataError: if the data has no split of the requested name.
@@ -193,7 +195,9 @@ def write_export(served: ServedDetector, kind: str, quantize: str, samples: list
         if not served.postprocess:
             np.save(folder / ANCHORS_NAME, served.decoder.anchors)
     except OSError as error:
-        raise UsageError(f"--output={folder}: cannot write the export: {error}") from None
+        raise UsageError(
+            f"--output={folder}: cannot write the export: {error}; use a writable folder with free space"
+        ) from None
     return path
 
 
@@ -209,12 +213,12 @@ def compare_with_checkpoint(
 
     Args:
       model: the checkpoint's model.
-      decoder: decodes its outputs.
+      decoder: decodes the outputs of `model`.
       runner: the opened export.
       images: the images.
-      names: their ids.
-      quantize: without `none`, every output differs by quantization, so that no difference is excused as rounding;
-        the metrics then show the cost.
+      names: the ids of the images.
+      quantize: with `none`, differences that rounding explains are counted as undecided. A quantized export differs in
+        every output, so all its differences are counted; the metrics show their cost.
     """
     network = tf.function(lambda pixels: model(normalize_image(pixels), training=False))
 
@@ -229,7 +233,7 @@ def compare_with_checkpoint(
 def detect_with_checkpoint(
     model: tf_keras.Model, decoder: OutputDecoder, images: Sequence[np.ndarray], names: Sequence[str]
 ) -> list[Detections]:
-    """Returns the detections of the checkpoint on uint8 [S, S, 3] images, by image."""
+    """Returns the detections of the checkpoint on each of the uint8 [S, S, 3] images."""
 
     @tf.function
     def run(pixels: tf.Tensor) -> dict[str, tf.Tensor]:

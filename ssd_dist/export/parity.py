@@ -1,8 +1,8 @@
 """Compares an export with its checkpoint on real images: differing detections and latency.
 
-Two formats sum in different orders, so their outputs differ by rounding, and NMS may then keep another box of two with
-nearly equal scores. A detection that also changes when noise of that size is added to the checkpoint's own outputs is
-counted as undecided, not as missing.
+Two formats sum in different orders, so their outputs differ by rounding, and of two boxes with nearly equal scores NMS
+may then keep a different one. A detection that also changes when noise as large as the rounding is added to the
+checkpoint's own outputs is counted as undecided, not as missing.
 """
 
 import statistics
@@ -35,7 +35,7 @@ Network = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an export is from the checkpoint.
+    """The differences between the detections of an export and of its checkpoint.
 
     Attributes:
       images: number of images compared.
@@ -72,7 +72,7 @@ def run_export(
       decoder: decodes the outputs of an export without post-processing.
 
     Returns:
-      The detections by image, and the median latency in milliseconds per image.
+      The detections on each image, and the median latency in milliseconds per image.
     """
     found, times = [], []
     for image, name in zip(images, names, strict=True):
@@ -108,13 +108,13 @@ def detect_with_noise(network: Network, image: np.ndarray, name: str, decoder: O
 def compare_detections(
     reference: Sequence[Detections], found: Sequence[Detections], detect_noisy: Callable[[int], Sequence[Detections]]
 ) -> Parity:
-    """Matches the detections of the checkpoint with those of the export, in both directions.
+    """Counts the checkpoint's detections that the export lacks, and the export's that the checkpoint lacks.
 
     Args:
-      reference: the checkpoint's detections, by image.
-      found: the export's detections, by image.
-      detect_noisy: returns, for the index of an image, what the checkpoint detects with noise on its outputs. Called
-        only for images whose detections differ.
+      reference: the checkpoint's detections, one entry per image.
+      found: the export's detections, one entry per image.
+      detect_noisy: takes the index of an image and returns the checkpoint's detections with noise added to its outputs,
+        several times. Called only for images whose detections differ.
     """
     total = missing = surplus = undecided = 0
     largest = 0.0
@@ -133,10 +133,10 @@ def compare_detections(
 
 
 def _nearest_distances(queries: Detections, candidates: Detections) -> np.ndarray:
-    """Returns the distance from each query of at least `COMPARED_SCORE` to the nearest candidate like it.
+    """Returns the distance from each query of at least `COMPARED_SCORE` to the nearest similar candidate.
 
-    A candidate has the same class and score. The distance is the largest coordinate difference of the boxes, and
-    infinite if there is no candidate.
+    Similar candidates have the same class and nearly the same score. The distance is the largest coordinate difference
+    of the boxes, and infinite without such a candidate.
     """
     count = int((queries.scores >= COMPARED_SCORE).sum())
     same = (candidates.labels == queries.labels[:count, None]) & (

@@ -25,8 +25,8 @@ class OutputDecoder:
     Attributes:
       anchors: float32 [A, 4], normalised. A NumPy array: a captured tensor would become an input of an ONNX graph,
         an array becomes a constant.
-      anchor_config: with the variances that scale the offsets.
-      eval_config: with the score threshold and the settings of NMS.
+      anchor_config: the anchor settings, of which the variances that scale the offsets are used.
+      eval_config: the evaluation settings, of which the score threshold and the settings of NMS are used.
     """
 
     anchors: np.ndarray
@@ -35,7 +35,7 @@ class OutputDecoder:
 
     @classmethod
     def create(cls, anchor_config: AnchorConfig, eval_config: EvalConfig, input_size: int) -> "OutputDecoder":
-        """Returns the decoder of a model with square input of `input_size` pixels."""
+        """Creates the decoder for a model with a square input of `input_size` pixels."""
         return cls(generate_anchors(anchor_config, input_size), anchor_config, eval_config)
 
     def decode(self, outputs: dict[str, tf.Tensor]) -> DetectionBatch:

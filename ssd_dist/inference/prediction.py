@@ -51,7 +51,7 @@ class LoadedDetector:
 
 @dataclass(frozen=True)
 class PredictionOutputs:
-    """What to write of the detections.
+    """Which results to write.
 
     Attributes:
       thresholds: float [C], the minimum score per class of the boxes that are drawn and written to the CSV file.

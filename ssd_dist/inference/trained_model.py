@@ -34,7 +34,7 @@ def load_trained_model(model_dir: str, checkpoint: str, config: Config, class_co
       class_count: number of classes without background.
 
     Raises:
-      CheckpointError: if the checkpoint does not exist or is of another model.
+      CheckpointError: if the checkpoint does not exist or belongs to a different model.
     """
     AMPContext(config.amp).setup_policy()
     path = locate_checkpoint(model_dir, checkpoint)
@@ -78,7 +78,7 @@ def locate_checkpoint(model_dir: str, checkpoint: str) -> str:
 def evaluate_split(
     model_dir: str, checkpoint: str, split: str, overrides: Sequence[str]
 ) -> tuple[Config, Manifest, list[GroundTruth], list[Detections]]:
-    """Runs a run's model on a split of its data.
+    """Detects objects in a split of a run's data with the model of the run.
 
     Args:
       model_dir: the run folder.
@@ -90,8 +90,8 @@ def evaluate_split(
       The config of the run, the manifest of the data, and the ground truth and detections of all images of the split.
 
     Raises:
-      CheckpointError: if the checkpoint does not exist, or the data has other classes than the model.
-      DataError: if the data is missing, has no such split, or has another image size than the model.
+      CheckpointError: if the checkpoint does not exist, or its classes differ from the data's.
+      DataError: if the data is missing, has no such split, or its image size differs from the model's.
       UsageError: if an override is not valid.
     """
     config, trained_on = read_run_folder(model_dir, overrides)
@@ -153,4 +153,4 @@ def _has_ema(path: str) -> bool:
     try:
         return any(name.startswith("ema/") for name, _ in tf.train.list_variables(path))
     except (ValueError, tf.errors.OpError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from None
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}; use another checkpoint of the run") from None

@@ -1,4 +1,4 @@
-"""Convolutions with faster gradients on CPUs; the results are the same sums in another order.
+"""Convolutions with faster gradients on CPUs; they compute the same sums in a different order.
 
 Two of TensorFlow's CPU kernels are slower than necessary (measured on 2 cores with oneDNN; docs/performance.md). The
 filter gradient of a 1x1 convolution is computed as one matrix product, which is up to 2.5 times as fast. The input
@@ -38,7 +38,7 @@ class SameDepthwiseConv2D(layers.DepthwiseConv2D):
 
 
 def choose_convolution(kind: type[layers.Layer], options: dict[str, Any]) -> type[layers.Layer]:
-    """Returns the class with the fastest gradients on this machine whose outputs equal those of `kind(**options)`."""
+    """Returns the class that computes what `kind(**options)` does, with the fastest gradients on this machine."""
     if tf.config.list_logical_devices("GPU") or kind not in (layers.Conv2D, layers.DepthwiseConv2D):
         return kind
     size, strides, dilation = (

@@ -49,7 +49,7 @@ def fit_anchors(
     Args:
       boxes: float32 [N, 4].
       current: the anchors in use, which set the number of ratios per level.
-      matching: with the `positive_iou` above which an anchor fits.
+      matching: the matching settings; an anchor fits an object if their IoU exceeds `positive_iou`.
       input_size: side of the model input in pixels.
 
     Returns:

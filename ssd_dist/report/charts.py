@@ -54,8 +54,8 @@ class Axes:
     Attributes:
       x_title: title of the x axis, with its unit.
       y_title: title of the y axis, with its unit.
-      x_range: fixed range; by default that of the data.
-      y_range: fixed range; by default that of the data.
+      x_range: range of the x axis; None for the range of the data.
+      y_range: range of the y axis; None for the range of the data.
       log: whether the y axis is logarithmic.
       percent: whether y values are shown as percentages.
       width: in pixels.
@@ -109,8 +109,8 @@ def draw_histogram(
 
     Args:
       label: description for screen readers.
-      edges: float [B + 1], of the bins.
-      counts: [B], of the bins.
+      edges: float [B + 1], the edges of the bins.
+      counts: [B], the number of values in each bin.
       axes: titles and size.
       bound: value at which a vertical line is drawn.
       bound_text: label of that line, on its left.
@@ -187,7 +187,7 @@ def draw_shape_chart(
       fits: bool [N], whether an anchor fits the object.
       anchors: float [S, 2], width and height of each anchor shape.
       low: lower end of both axes.
-      width: of the chart in pixels; the chart is square.
+      width: width and height of the chart in pixels.
     """
     axes = Axes("width, share of the image", "height, share of the image", width=width, height=width)
     limits = (low, 1.4)
@@ -215,7 +215,7 @@ def draw_calibration_chart(
       scores: float [B], mean score of the detections in each bin.
       precisions: float [B], share of true positives among them.
       counts: [B], detections in each bin.
-      width: of the chart in pixels.
+      width: width of the chart in pixels.
     """
     unit = (0.0, 1.0)
     frame = _Frame(label, Axes("score", "precision", width=width, height=width - 40), unit, unit, right=14)
@@ -286,7 +286,7 @@ class _Frame:
 
 
 def _choose_ranges(lines: Sequence[Line], axes: Axes) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Returns the ranges of the x and y axes: those of `axes` where given, else those of the data."""
+    """Returns the ranges of the x and y axes; takes them from the data if `axes` does not set them."""
     x = _join_finite([line.x for line in lines])
     y = _join_finite([line.y for line in lines])
     if axes.log:

@@ -40,10 +40,10 @@ class ClassRow:
     """A row of the class table.
 
     Attributes:
-      name: of the class.
-      color: as `#rrggbb`.
-      counts: objects in each split.
-      shares: counts divided by that of the largest class, for the bars.
+      name: name of the class.
+      color: colour of the class as `#rrggbb`.
+      counts: number of objects in each split.
+      shares: `counts` divided by the counts of the largest class, for the bars.
       side: median of sqrt(width x height) in shares of the image; None without objects.
       unfit: share of objects that no anchor fits; None without objects.
       few: share of objects with fewer than two positive anchors; None without objects.

@@ -22,6 +22,7 @@ from ssd_dist.core.storage import join
 from ssd_dist.data.shard_files import read_split
 
 REJECTED_NAME = "rejected.jsonl"
+COPIES_NAME = "copies.jsonl"
 EXAMPLES_PER_REASON = 5
 # IoU of a positive anchor in TF OD API and in the PyTorch SSDs.
 REFERENCE_IOU = 0.5
@@ -90,8 +91,9 @@ class SplitFacts:
       examined: number of records read.
       objects_per_image: int64 [examined], with crowds.
       objects: the objects read.
-      orphans: number of objects without a positive anchor under the rules of other programs, by rule (`first`, `last`).
+      orphans: for each matching rule of `count_orphans`, the number of objects without a positive anchor.
       rejections: a few lines of rejected.jsonl per reason.
+      copies: file names of the images that have the same bytes, one list per group.
     """
 
     name: str
@@ -101,6 +103,7 @@ class SplitFacts:
     objects: ExaminedObjects
     orphans: dict[str, int]
     rejections: dict[str, list[dict[str, str]]]
+    copies: list[list[str]]
 
 
 def examine_split(folder: str, name: str, split: Split, maker: TargetMaker, limit: int) -> SplitFacts:
@@ -141,7 +144,13 @@ def examine_split(folder: str, name: str, split: Split, maker: TargetMaker, limi
         objects=_concatenate(tables),
         orphans=orphans,
         rejections=read_rejections(folder, name),
+        copies=[names for line in _read_objects(join(folder, name, COPIES_NAME)) if (names := _get_names(line))],
     )
+
+
+def _get_names(line: dict[str, Any]) -> list[str]:
+    names = line.get("images")
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def count_orphans(iou: np.ndarray, rule: str) -> int:

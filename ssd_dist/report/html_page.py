@@ -19,7 +19,7 @@ MAX_LINE = 500
 def render_page(template: str, **values: Any) -> str:
     """Renders `templates/<template>`.
 
-    Texts are escaped, also their control characters, and shortened. Drawings (`Markup`) are escaped already.
+    Escapes texts, including control characters, and shortens them. Drawings (`Markup`) are already escaped.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ssd_dist.report"),
@@ -51,4 +51,4 @@ def write_page(output: str, html: str) -> None:
         with replace_file(output) as temporary:
             temporary.write_text(html, encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{output}: cannot write the file: {error}") from None
+        raise UsageError(f"{output}: cannot write the file: {error}; give a file in a writable folder") from None

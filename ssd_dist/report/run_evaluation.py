@@ -59,7 +59,7 @@ ONE_DEVICE = ("cluster.strategy=one_device", "cluster.logical_cpus=0")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of a checkpoint on a split; lists are by image."""
+    """The results of a checkpoint on a split; each list has one entry per image."""
 
     checkpoint: str
     split_name: str
@@ -73,10 +73,10 @@ class Evaluation:
 
 
 def choose_checkpoint(model_dir: str, requested: str) -> str:
-    """Returns `requested`, or for `auto` `best` if it exists, else `last`.
+    """Returns the checkpoint to evaluate; `auto` selects `best` if it exists, else `last`.
 
     Raises:
-      CheckpointError: for `auto`, if the run has no checkpoint.
+      CheckpointError: if `requested` is `auto` and the run has no checkpoint.
     """
     if requested != "auto":
         return requested
@@ -90,7 +90,7 @@ def choose_checkpoint(model_dir: str, requested: str) -> str:
 
 
 def choose_split(data: DataConfig, eval_split: str, requested: str) -> str:
-    """Returns `requested`, or for `auto` the split that training evaluates on.
+    """Returns the split to evaluate; `auto` selects the split that training evaluates on.
 
     Args:
       data: the data of the run.
@@ -98,7 +98,7 @@ def choose_split(data: DataConfig, eval_split: str, requested: str) -> str:
       requested: name of a split, or `auto`.
 
     Raises:
-      DataError: for `auto`, if the data has no split to evaluate on.
+      DataError: if `requested` is `auto` and the data has no split to evaluate on.
     """
     if requested != "auto":
         return requested
@@ -231,10 +231,10 @@ def find_mined_negatives(
 
     Args:
       outputs: `logits` [1, A, C + 1] and `offsets` [1, A, 4] of the image.
-      targets: its targets.
-      anchor_count: A.
-      mining: number of negatives.
-      loss: the loss by which they are ranked.
+      targets: the targets of the image.
+      anchor_count: number of anchors A.
+      mining: sets the number of negatives.
+      loss: sets the loss by which the anchors are ranked.
 
     Returns:
       int64 [M], indices of anchors in order of decreasing probability of an object.

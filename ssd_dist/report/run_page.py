@@ -55,8 +55,8 @@ def build_run_page(
     Args:
       model_dirs: folders of the runs.
       output: HTML file to write.
-      checkpoint: `best`, `last`, a path, or `auto` for `best`, else `last`.
-      split: split to evaluate on, or `auto` for the one that training evaluates on.
+      checkpoint: `best`, `last`, a path, or `auto` (`best` if it exists, else `last`).
+      split: name of the split to evaluate, or `auto` (the split that training evaluates on).
       overrides: `a.b=c` overrides of the configs.
 
     Raises:

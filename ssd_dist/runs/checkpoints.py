@@ -49,7 +49,7 @@ class CheckpointStore:
           The checkpoint's path; None if the run is new.
 
         Raises:
-          CheckpointError: if the checkpoint is of another model, or all checkpoints are damaged.
+          CheckpointError: if the checkpoint belongs to a different model, or all checkpoints are damaged.
         """
         self._writer.wait()
         path = latest_checkpoint(self._directory)
@@ -251,7 +251,7 @@ def restore_checkpoint(checkpoint: tf.train.Checkpoint, path: str) -> None:
     """Restores every object of `checkpoint` from `path`.
 
     Raises:
-      CheckpointError: if the checkpoint is missing, damaged or of another model.
+      CheckpointError: if the checkpoint is missing, damaged or belongs to a different model.
     """
     problem = find_damage(path)
     if problem is not None:
@@ -260,10 +260,10 @@ def restore_checkpoint(checkpoint: tf.train.Checkpoint, path: str) -> None:
         checkpoint.read(path).expect_partial().assert_existing_objects_matched()
     except AssertionError as error:
         raise CheckpointError(
-            f"checkpoint {path} is of another model: {first_line(error)}; use the config it was trained with"
+            f"checkpoint {path} belongs to a different model: {first_line(error)}; use the config it was trained with"
         ) from None
     except (ValueError, IndexError, tf.errors.OpError) as error:
-        what = "is of another model" if "shape" in str(error) else "cannot be read"
+        what = "belongs to a different model" if "shape" in str(error) else "cannot be read"
         raise CheckpointError(
             f"checkpoint {path} {what}: {first_line(error)}; use the config it was trained with, or another model_dir"
         ) from None

@@ -62,7 +62,7 @@ class TrainingProgress:
 
 
 class _LenientFile:
-    """A file whose write errors do not end the run: its reader may have gone, or the disk may be full."""
+    """A file whose write errors do not end the run, such as a closed pipe or a full disk."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file

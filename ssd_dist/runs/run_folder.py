@@ -52,7 +52,7 @@ def open_run_folder(model_dir: str, config: Config, manifest: Manifest) -> None:
         lock_run_folder(model_dir)
         check_same_run(model_dir, config, manifest)
     except OSError as error:
-        raise UsageError(f"--model_dir={model_dir} cannot be written: {error}") from None
+        raise UsageError(f"--model_dir={model_dir} cannot be written: {error}; use a writable folder") from None
     # The config is written last: a folder with a config is a run.
     for name, text in ((MANIFEST_NAME, manifest.to_json()), (CONFIG_NAME, dump_config(config))):
         path = folder / name
@@ -160,4 +160,4 @@ def write_skipped_records(model_dir: str, records: Sequence[CorruptRecord]) -> N
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(f"--model_dir={model_dir} cannot be written: {error}") from None
+        raise UsageError(f"--model_dir={model_dir} cannot be written: {error}; use a writable folder") from None

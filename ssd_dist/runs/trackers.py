@@ -159,7 +159,7 @@ class MlflowTracker:
 
 
 def create_trackers(config: Config, model_dir: str) -> list[Tracker]:
-    """Creates TensorBoard's tracker and those of `tracking.also`, logs the config, and starts the profiler's server.
+    """Creates TensorBoard's tracker and the trackers in `tracking.also`, logs the config, starts the profiler.
 
     If a service is not available, a resumed run continues without it.
 

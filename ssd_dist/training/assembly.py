@@ -61,7 +61,7 @@ def assemble_run(
 
     Raises:
       UsageError: if workers do not share the run folder, or the run is beyond `total_steps`.
-      CheckpointError: if the checkpoint is of another model, or all checkpoints are damaged.
+      CheckpointError: if the checkpoint belongs to a different model, or all checkpoints are damaged.
       RestartError: if workers restored different checkpoints.
     """
     workers = WorkerGroup(
@@ -134,7 +134,7 @@ def create_trainer(
 def distribute_training(
     config: Config, strategy: tf.distribute.Strategy, plan: EpochPlan, state: TrainState
 ) -> tf.distribute.DistributedDataset:
-    """Creates the training batches of every replica, from the state's current step on.
+    """Creates the training batches of every replica, starting at the state's current step.
 
     Raises:
       UsageError: if the global batch cannot be divided equally between replicas and accumulation steps.
@@ -204,7 +204,7 @@ def create_periodic_evaluation(
 
 
 def create_interrupt_check(workers: WorkerGroup) -> Callable[[], bool]:
-    """Creates the function that an evaluation calls after each batch: whether to stop the evaluation."""
+    """Creates a function that an evaluation calls after each batch and that returns whether to stop."""
 
     def stop_requested() -> bool:
         workers.watchdog.reset()

@@ -63,7 +63,7 @@ class Divergence:
 
 
 def write_divergence(model_dir: str, divergence: Divergence) -> None:
-    """Appends a divergence to RUN/blowups.jsonl unless it is there: a restarted run may diverge at the same step.
+    """Appends a divergence to RUN/blowups.jsonl; skips one already listed, as a restarted run may diverge again.
 
     Raises:
       CheckpointError: if the file cannot be written.

@@ -14,7 +14,7 @@ class StepIntervals:
       report: steps between training reports.
       evaluation: steps between evaluations.
       checkpoint: steps between checkpoints.
-      loop: the most steps that run inside TensorFlow without returning to Python.
+      loop: maximum number of steps that run inside TensorFlow without returning to Python.
     """
 
     total: int

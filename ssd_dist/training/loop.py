@@ -1,4 +1,4 @@
-"""The outer training loop: trains to the next pause, then evaluates, saves and stops where due.
+"""The outer training loop: trains to the next pause, then evaluates, saves or stops if due.
 
 repeat
   evaluate_if_due -> save_if_due -> stop_if_requested -> advance

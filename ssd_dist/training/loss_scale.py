@@ -132,11 +132,11 @@ class LossScaleOptimizer:
         return self._apply_packed(self._pack(gradients), others)
 
     def accumulate(self, gradients: Sequence[tf.Tensor | None]) -> None:
-        """Adds this replica's scaled gradients to those of the earlier parts of the batch, without communication."""
+        """Adds this replica's scaled gradients of one part of the batch to the sums, without communication."""
         self._accumulated().add(self._pack(gradients))
 
     def apply_accumulated(self, others: Sequence[tf.Tensor] = ()) -> list[tf.Tensor]:
-        """Does what `apply` does, with the accumulated gradients, and resets them to zero."""
+        """Applies the accumulated gradients as `apply` does, and resets them to zero."""
         return self._apply_packed(self._accumulated().take(), others)
 
     def _accumulated(self) -> GradientAccumulator:
@@ -162,7 +162,7 @@ class LossScaleOptimizer:
         return reduced[len(packed) :]
 
     def _update_replicas(self, strategy: tf.distribute.Strategy, reduced: list[tf.Tensor]) -> None:
-        # Runs on each device with that device's copies of all variables; nothing communicates from here on.
+        # Runs on each device with that device's copies of all variables; nothing after this line communicates.
         strategy.extended.update(
             self.inner_optimizer.applied_steps,
             lambda _, gradients: self._update(gradients),

@@ -44,7 +44,7 @@ def mine_global(
     The threshold is found digit by digit. Each pass builds a histogram of the next digit of the float bits, over the
     losses that share the digits found so far, and sums it over replicas; the histogram shows which bin holds the
     quota-th highest loss. Ties at the threshold are broken by image position, then by anchor index, so the selection
-    equals that of one replica with the whole batch.
+    is the same as on one replica with the whole batch.
 
     Args:
       losses: float32 [B, A] of this replica.

@@ -72,11 +72,11 @@ class AMPContext:
         """Adds loss scaling to an optimizer; call in strategy scope.
 
         The scale is dynamic or fixed (`amp.loss_scale`) for float16, and 1 for bfloat16 and float32, whose range is
-        large enough without.
+        large enough without scaling.
 
         Args:
           optimizer: updates the weights from reduced gradients.
-          accumulate_steps: into how many parts each replica's batch is divided.
+          accumulate_steps: number of parts into which each replica's batch is divided.
         """
         return LossScaleOptimizer(optimizer, self._create_loss_scale(), accumulate_steps)
 

@@ -1,4 +1,4 @@
-"""Runs one training: `run_training` leads from a config to the best model in one sequence of calls."""
+"""Runs one training: `run_training` performs all stages, from the config to the best model, in order."""
 
 from collections.abc import Callable
 from functools import partial

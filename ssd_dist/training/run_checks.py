@@ -1,4 +1,4 @@
-"""Checks before and while workers train together, with an explanation of what went wrong."""
+"""Checks that run before and during training; each failure explains what is wrong."""
 
 import contextlib
 import hashlib

@@ -24,7 +24,7 @@ class TrainingData:
 
     Attributes:
       plan: which records each step reads.
-      create_dataset: creates the distributed batches, from the state's current step on.
+      create_dataset: creates the distributed batches, starting at the state's current step.
     """
 
     plan: EpochPlan

@@ -20,7 +20,7 @@ class CosineWarmupSchedule:
 
     Attributes:
       base_lr: the learning rate at the end of warm-up.
-      total_steps: steps of the whole run; from there on the rate stays at `min_lr`. Warm-up ends here at the latest.
+      total_steps: steps of the whole run; afterwards the rate stays at `min_lr`. Limits the length of the warm-up.
       config: `warmup_steps` and `min_lr`.
     """
 

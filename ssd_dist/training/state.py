@@ -69,7 +69,7 @@ class TrainState:
         return int(self.evaluated.numpy())
 
     def checkpoint(self) -> tf.train.Checkpoint:
-        """Returns the whole state as one checkpoint. The names are those of the files: renaming one breaks old runs."""
+        """Returns the whole state as one checkpoint; the files contain its names, so renaming one breaks old runs."""
         parts = {
             "model": self.model,
             "optimizer": self.optimizer.inner_optimizer,

@@ -53,7 +53,7 @@ class DetectorTrainer(orbit.StandardTrainer):
         Args:
           strategy: distributes the replicas.
           state: the state of the run.
-          dataset: the training batches, from the state's step on.
+          dataset: the training batches, starting at the state's step.
           train: batch size, accumulation, compilation and report interval are used.
           loss: the loss.
           mining: hard-negative mining.
@@ -259,7 +259,7 @@ class DetectorTrainer(orbit.StandardTrainer):
 
 
 def _compute_speed(images: float, elapsed: float, waited: float) -> dict[str, float]:
-    """Computes images per second, the same without waiting for data, and the share of time spent waiting for data.
+    """Computes images per second, with and without the time spent waiting for data, and that time's share.
 
     Args:
       images: images trained on.

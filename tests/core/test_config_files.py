@@ -59,7 +59,7 @@ def test_circular_extends_are_reported(write, files):
     for name, base in files.items():
         write(f"extends: {base}", name)
     message = get_load_error(write(f"extends: {files['x.yaml']}"))
-    assert "circle" in message
+    assert "forms a cycle" in message
     assert "x.yaml" in message
 
 

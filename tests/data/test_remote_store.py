@@ -89,6 +89,6 @@ def test_a_manifest_that_names_files_outside_its_folder_writes_nothing(local, co
             load_manifest(config.data)
         if "sha256" in change:
             # Not even for a shard that was never checked.
-            with pytest.raises(DataError, match=r"the checksum '.*evil' is not one"):
+            with pytest.raises(DataError, match=r"the checksum '.*evil' is not a SHA-256"):
                 locate_shard(shard.model_copy(update=change), config.data)
     assert sorted(tmp_path.rglob("*")) == before

@@ -81,6 +81,16 @@ def test_a_dataset_without_splits_is_divided(tmp_path, command, file, images):
     assert {name: split["images"] for name, split in splits.items()} == {"train": 20}
 
 
+def test_the_empty_share_of_a_tiny_source_is_omitted(tmp_path, command):
+    write_coco(tmp_path / "raw/result.json", ["1.jpg"], tmp_path / "raw/images")
+    code, out, err = command(f"--input={tmp_path / 'raw'}", f"--output={tmp_path / 'out'}", "--set=model.input_size=64")
+    assert (code, err) == (0, "")
+    splits = json.loads((tmp_path / "out/dataset.json").read_text())["splits"]
+    assert {name: split["images"] for name, split in splits.items()} == {"train": 1}
+    assert "split val: omitted, because its share of the source contains no image" in out
+    assert not list((tmp_path / "out/val").glob("*.tfrecord"))
+
+
 def test_a_missing_validation_split_is_a_share_of_train(tmp_path, command):
     for split, count in (("train", 20), ("test", 3)):
         names = [f"{split}{number}.jpg" for number in range(count)]

@@ -20,7 +20,7 @@ def test_a_second_job_for_the_same_split_is_refused_and_changes_nothing(tmp_path
     prepare("voc", source, tmp_path / "out", config=SMALL)
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     with lock_splits(str(tmp_path / "out"), ["train"], "first"):
-        with pytest.raises(DataError, match="another prepare writes this split"):
+        with pytest.raises(DataError, match="another prepare job is writing this split"):
             prepare("voc", make_voc(tmp_path / "other", labelled_images(3)), tmp_path / "out", config=SMALL)
         # Another split may be prepared meanwhile.
         manifest = prepare("voc", source, tmp_path / "out", split="val", source_split="train", config=SMALL)
@@ -34,7 +34,7 @@ def test_a_split_that_a_training_run_reads_is_not_prepared_again(tmp_path, prepa
     prepare("voc", source, tmp_path / "out", config=SMALL)
     with lock_shared(str(tmp_path / "out/train" / LOCK_NAME)) as is_held:
         assert is_held
-        with pytest.raises(DataError, match="a training run reads it"):
+        with pytest.raises(DataError, match="a training run is reading it"):
             prepare("voc", source, tmp_path / "out", config=SMALL)
     assert prepare("voc", source, tmp_path / "out", config=SMALL).splits["train"].images == 4
 
@@ -64,7 +64,7 @@ def test_the_id_of_a_later_job_stops_the_earlier_one_where_there_are_no_locks(tm
     with lock_splits(str(tmp_path), ["train"], "early"):
         check_job_id(str(tmp_path), "train", "early")
         with lock_splits(str(tmp_path), ["train"], "late"):
-            with pytest.raises(DataError, match="another prepare has started to write this split"):
+            with pytest.raises(DataError, match="another prepare job has started to write this split"):
                 check_job_id(str(tmp_path), "train", "early")
             # A submitted job has no id.
             check_job_id(str(tmp_path), "train", "")

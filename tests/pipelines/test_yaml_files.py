@@ -29,7 +29,7 @@ def test_class_names_stay_text(tmp_path):
         (b"[" * 100_000, "nested more than 100 levels deep"),
         (b"- a\n- b", "expected `key: value` lines, got a list"),
         (b"text", "expected `key: value` lines, got a value"),
-        (b"#" * 1_000_001, "1.0 MB, more than the 1 MB"),
+        (b"#" * 1_000_001, "has 1.0 MB; a YAML file may have at most 1 MB"),
     ],
 )
 def test_invalid_files_are_reported_in_one_line(tmp_path, data, words):

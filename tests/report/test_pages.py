@@ -45,7 +45,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     splits = {
         **manifest.splits,
         "train": split.model_copy(
-            update={"images_read": split.images + 1, "rejected_images": {"<img src=x>": 1}, "clipped_boxes": 3}
+            update={
+                "images_read": split.images + 1,
+                "rejected_images": {"<img src=x>": 1},
+                "clipped_boxes": 3,
+                "warnings": ("9 of 9 boxes are <s>suspicious</s>",),
+            }
         ),
     }
     leakage = (Leakage(splits=("train", "val"), images=2, examples=("<b>a</b>.jpg", "c.jpg")),)
@@ -53,6 +58,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "dataset.json").write_text(whole.to_json())
     line = {"reason": "<img src=x>", "image": "<i>q</i>.jpg", "detail": "</td><script>alert(3)</script>", "where": ""}
     (folder / "train" / "rejected.jsonl").write_text(json.dumps(line) + "\n")
+    (folder / "train" / "copies.jsonl").write_text(json.dumps({"images": ["<u>r</u>.jpg", "s.jpg"]}) + "\n")
     return folder
 
 
@@ -85,6 +91,8 @@ def test_the_report_of_a_dataset(data: Path, tmp_path: Path) -> None:
         "Best IoU of each object",
         "Objects without a positive anchor, by matching rule",
         "<i>q</i>.jpg",
+        "<u>r</u>.jpg, s.jpg",
+        "Boxes of train. 9 of 9 boxes are <s>suspicious</s>.",
     ):
         assert word in text, word
 
