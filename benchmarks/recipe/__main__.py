@@ -181,7 +181,8 @@ def _train(run: Run, config: Path, data: Path, core: int) -> dict:
 
 
 def _read_settings(config: Path, overrides: Sequence[str]) -> dict:
-    """Returns the keys that a recipe and overrides set; omits defaults, so that new keys keep old results valid."""
+    """Returns the keys that a recipe and overrides set. Without defaults, because a new key must not invalidate
+    results."""
     settings = load_config(config, overrides).model_dump(mode="json", exclude_unset=True)
     # Only the file name: the same weights may be in another folder.
     settings["backbone"]["weights"] = Path(settings["backbone"]["weights"]).name
