@@ -1,7 +1,8 @@
 """Measures matching in crowded images: time per number of objects, and memory of online matching.
 
-The objects are spread over the image, or nearly equal (clustered, jitter of 0.001); the anchors are those of 300 x 300.
-Most of the 8,000 clustered objects overlap with no free anchor, so that they get anchors at an IoU of 0.
+The objects are spread over the image, or nearly equal (clustered, jitter of 0.001); the anchors are the default ones at
+300 x 300 pixels. Most of the 8,000 clustered objects overlap with no free anchor, so that they get anchors at an IoU of
+0.
 """
 
 import resource
@@ -79,7 +80,7 @@ def measure_usual_images() -> Row:
 
 
 def measure_online_memory() -> Row:
-    """Measures the memory of online matching of 1,000 objects, beyond that of 1 object, in separate processes."""
+    """Measures how much more memory online matching of 1,000 objects takes than of 1, in separate processes."""
     peaks = []
     for count in (1000, 1):
         command = [sys.executable, "-m", "benchmarks.matching", f"--online={count}"]

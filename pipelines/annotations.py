@@ -39,9 +39,9 @@ class Box(NamedTuple):
 
     Attributes:
       category: key of its class in the class table.
-      corners: ymin, xmin, ymax, xmax; in pixels of the displayed image, or in fractions of it if `normalized`.
+      corners: ymin, xmin, ymax, xmax; in pixels of the displayed image unless `normalized`.
       where: position of the entry in the annotation, for messages.
-      normalized: the unit of `corners`.
+      normalized: whether `corners` are fractions of the image.
       difficult: Pascal VOC's flag.
       is_crowd: COCO's flag.
       area: area in pixels of the original image according to the annotation (COCO: area of the segment), or None.

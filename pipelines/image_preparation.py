@@ -54,7 +54,7 @@ class Preparation:
 
     @classmethod
     def of(cls, config: Config, split: str) -> "Preparation":
-        """Returns the part of an experiment that the records of a split depend on."""
+        """Takes the settings that the records of a split depend on from a config."""
         return cls(
             size=config.model.input_size,
             jpeg_quality=config.data.jpeg_quality,

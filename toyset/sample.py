@@ -68,7 +68,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Drawn:
-    """COCO annotations of one image: its entry, and the entries of its objects without ids."""
+    """COCO annotations of one image: the image entry, and the object entries, which have no ids yet."""
 
     image: dict[str, Any]
     objects: list[dict[str, Any]]

@@ -31,8 +31,8 @@ class AugmentationConfig(Section):
     augmented copies, and `largest_expansion` and `smallest_crop` must be the values that prepare used. The sides of an
     expansion are at most `largest_expansion` times the sides of the image; those of a crop are at least `smallest_crop`
     times the sides of the image. `flip` mirrors left to right, `flip_vertical` upside down. Brightness and hue are
-    added (fractions of the value range and of the colour circle); contrast and saturation are factors from [1 - x, 1 +
-    x].
+    added (fractions of the value range and of the colour circle); contrast and saturation are
+    factors from [1 - x, 1 + x].
     """
 
     flip: bool = True

@@ -182,7 +182,7 @@ def _validate(tree: dict[str, Any], origins: Mapping[str, str], path: str) -> Co
 
 
 def _find_origin(key: str, origins: Mapping[str, str], path: str) -> str:
-    """Returns the file or flag that set a key, or else the section that contains it; by default `path`."""
+    """Returns the file or flag that set a key or, if none did, the nearest section around it; else `path`."""
     return next((origins[name] for name in (key, *_parents(key)) if name in origins), path)
 
 

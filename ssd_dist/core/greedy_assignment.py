@@ -11,9 +11,9 @@ Applied literally, the rule takes as many choices as there are pairs of similar 
 taken becomes stale: it chooses again only when it could be a rival. Two kinds of upper bounds show which stale objects
 could be: the former IoU of each object, and for each anchor the highest IoU with any waiting object.
 
-A late choice must equal the choice that the rule makes at once. Ties are not transitive, so that a choice depends on
-the anchors that were free at that time. Therefore the turn in which each anchor was taken is stored, and a late choice
-starts from a turn in which the object certainly chose:
+A late choice must equal the choice that the rule would have made immediately. Ties are not transitive, so that a choice
+depends on the anchors that were free at that time. Therefore the turn in which each anchor was taken is stored, and a
+late choice starts from a turn in which the object certainly chose:
 
     sorted by IoU, the anchors of an object form groups that are further apart than TIE
     a choice lies in the first group with a free anchor
@@ -46,7 +46,7 @@ _RANKED = 16
 
 
 class AnchorSpots:
-    """The distinct centres of a set of anchors; those of one cell differ only by rounding."""
+    """The distinct centres (spots) of a set of anchors; the anchors of a cell share one, up to rounding."""
 
     def __init__(self, centers: Float64Array) -> None:
         """Groups the anchors by their centres [2, A]."""
@@ -63,7 +63,7 @@ class AnchorSpots:
         self.anchors = np.split(order, starts)
 
     def find_nearest(self, centers: Float64Array) -> tuple[Float64Array, IntArray]:
-        """Returns for centres [N, 2] the distance [N] and the index [N] of the nearest anchor; ties: the lowest."""
+        """Returns for centres [N, 2] the distance [N] and the index [N] of the nearest anchor (ties: the lowest)."""
         distance = np.square(centers[:, :1] - self.centers[0])
         distance += np.square(centers[:, 1:] - self.centers[1])
         np.sqrt(distance, out=distance)
@@ -164,7 +164,7 @@ class _Packed:
 
 
 class GreedyAssignment:
-    """The state of the turns of one image.
+    """Assigns the anchors of one image, turn by turn.
 
     Identical boxes are one object with several members, because all of them have the same choice in every turn.
     """
@@ -182,8 +182,8 @@ class GreedyAssignment:
           grids: the anchors.
           spots: their centres.
           boxes: float32 [N, 4].
-          choices: the first choice of each box: its highest IoU [N], or -inf if it is unknown and at most TIE, and
-            distance [N] and index [N] of its anchor.
+          choices: the first choice of each box: its highest IoU [N] (-inf if it is at most TIE and was not
+            computed), and the distance [N] and the index [N] of its anchor.
         """
         self._grids = grids
         self._spots = spots
@@ -245,7 +245,7 @@ class GreedyAssignment:
         return self._assigned
 
     def _take_undisputed(self) -> int:
-        """Makes turns at once, up to the first with several rivals or several objects of the same choice.
+        """Makes several turns in one step, until a turn has several rivals or several objects with the same choice.
 
         Returns the number of turns.
         """
@@ -312,7 +312,8 @@ class GreedyAssignment:
     def _refresh_rivals(self) -> bool:
         """Lets stale objects choose until no other stale object can be a rival.
 
-        Returns whether IoUs matter: False if all waiting objects are rivals and all free anchors tie, from now on.
+        Returns False if distance alone decides all later turns, because all waiting objects are rivals and all free
+        anchors tie; else True.
         """
         top = float(self._iou.max())
         highest_bound = float(self._bound.max())
@@ -411,7 +412,7 @@ class GreedyAssignment:
         return self._waiting().iou(self._grids.boxes[anchor], self._grids.areas[anchor])
 
     def _choose(self, index: int, top: float) -> None:
-        """Lets a stale object choose among the free anchors, as it did in the turn in which its last choice was taken.
+        """Sets the choice that the rule made for a stale object in the turn in which its last choice was taken.
 
         If its IoU is 0 with all free anchors and far below `top`, only its bound is lowered.
         """
@@ -489,7 +490,7 @@ class GreedyAssignment:
         self._choosers.setdefault(anchor, []).append(index)
 
     def _are_all_tied(self) -> bool:
-        """Whether all waiting objects are rivals and all free anchors tie.
+        """Returns whether all waiting objects are rivals and all free anchors tie.
 
         No waiting object has an IoU above 2.5 TIE with a free anchor, but it may have had one when it chose.
         """
@@ -509,7 +510,7 @@ class GreedyAssignment:
         """Lowers bounds if no waiting object has an IoU above 2.5 TIE with a free anchor.
 
         The former IoU of a stale object is its IoU with some anchor, at most TIE above its present IoU. If it has no
-        IoU between 0 and 5 TIE with any anchor, both are 0.
+        IoU between 0 and 5 TIE with any anchor, its former and its present IoU are 0.
         """
         self._bound[(self._bound > 0) & self._clear] = 0.0
 
@@ -565,8 +566,9 @@ class GreedyAssignment:
     def _choose_nearest(self, index: int, centers: Float64Array, free: list[list[int]]) -> float:
         """Lets a stale object choose by distance alone; returns the distance.
 
-        The choice lies within TIE of the nearest free anchor. If all free anchors there are of one spot, the choice is
-        the lowest of them in whichever turn it is made, because all anchors of a spot tie.
+        The choice lies within TIE of the nearest free anchor. If all free anchors within this distance belong to one
+        spot, they tie, and the choice is the one with the lowest index. The result does not depend on the turn in which
+        the object chose.
         """
         y, x = self._centers[index].tolist()
         distance = np.square(centers[0] - y)

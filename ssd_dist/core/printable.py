@@ -36,7 +36,7 @@ def escape(text: str) -> str:
     r"""Replaces each unprintable character by its escape sequence in Python, such as `\n`, `\x1b` or `\u202e`.
 
     These are control characters, line separators, surrogates (bytes of a file name that are not UTF-8), code points
-    that are no characters, and invisible format characters, which include those that change the direction of the text.
+    that are not characters, and invisible format characters, which include those that change the direction of the text.
     """
     return text if text.isascii() and text.isprintable() else "".join(map(_escape_character, text))
 

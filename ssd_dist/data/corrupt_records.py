@@ -214,7 +214,7 @@ class _VerifiedFiles:
         self._saved = time.monotonic()
 
     def contains(self, path: str, shard: Shard, every_record: bool) -> bool:
-        """Returns whether the file was verified against the manifest's checksum and, with `every_record`, by record."""
+        """Returns whether the file's checksum was verified and, if `every_record`, also each of its records."""
         expected = [shard.sha256, *_identity(path)]
         entry = self._entries.get(path, [])
         return entry[:-1] == expected and (entry[-1] is True or not every_record)

@@ -79,5 +79,5 @@ def _find_remote(source: str) -> list[str]:
         return [store.unstrip_protocol(name) for name in names]
     except Exception as error:  # each store's client has its own error classes
         raise UsageError(
-            f"--images={source}: cannot list the images: {type(error).__name__}: {error}; check the address"
+            f"--images={source}: cannot list the images: {type(error).__name__}: {error}; check the path"
         ) from None

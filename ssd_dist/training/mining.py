@@ -85,7 +85,7 @@ def _select_first_tied(tied: tf.Tensor, count: tf.Tensor, positions: tf.Tensor, 
 
 
 def _mask_losses(losses: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
-    """float32 losses without gradient; -inf where an anchor is no candidate."""
+    """Returns the losses in float32 without gradient; -inf for anchors that are not candidates."""
     losses = tf.stop_gradient(tf.cast(losses, tf.float32))
     # A NaN compares false with everything, and the quota would silently not be met.
     losses = tf.where(tf.math.is_nan(losses), float("inf"), losses)
@@ -93,7 +93,7 @@ def _mask_losses(losses: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
 
 
 def _sortable_bits(values: tf.Tensor) -> tf.Tensor:
-    """int64 keys in [0, 2^32) with the order of the float32 values; -0 and 0 have the same key."""
+    """Returns int64 keys in [0, 2^32) that sort like the float32 values; -0 and 0 have the same key."""
     # Not `values + 0.0`: the graph optimizer removes that as a no-op, and -0 would keep its sign.
     values = tf.where(values == 0.0, tf.zeros_like(values), values)
     bits = tf.cast(tf.bitcast(values, tf.uint32), tf.int64)
@@ -102,7 +102,7 @@ def _sortable_bits(values: tf.Tensor) -> tf.Tensor:
 
 
 def _count_digits(digit: tf.Tensor, within: tf.Tensor, bins: int) -> tf.Tensor:
-    """float64 [bins] histogram; float64 counts exactly up to 2^53, and every collective supports it."""
+    """Returns a histogram, float64 [bins]: float64 is exact up to 2^53, and every collective supports it."""
     # Not bincount: it has no deterministic kernel on GPUs.
     return tf.math.unsorted_segment_sum(tf.cast(within, tf.float64), digit, bins)
 
