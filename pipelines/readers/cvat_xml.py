@@ -13,6 +13,10 @@ Format: https://docs.cvat.ai/docs/manual/advanced/xml_format/. Coordinates are i
 clockwise around the center. Rotated boxes, polygons, polylines, ellipses, cuboids and masks become their bounds. Points
 and skeletons have no area and are rejected. Tags describe the whole image and are not objects.
 "CVAT for video" contains tracks instead of images and is refused.
+
+The export of a project names the subset of each image (`<image subset="Train" ...>`), and its files are in
+images/SUBSET/NAME. Names of images are unique only within a subset, so the subset precedes the name of the image and is
+its split. If every image is in the subset "default", the project has no splits.
 """
 
 import math
@@ -28,6 +32,7 @@ from pipelines.readers.parsed_image import ParsedImage
 from pipelines.readers.parsed_objects import Corners, ParsedObject, parse_objects
 from pipelines.readers.shapes import bound_ellipse, bound_points, bound_rotated_box, reject_points
 
+DEFAULT_SUBSET = "default"
 CUBOID_CORNERS = tuple(f"{row}{column}{face}" for face in (1, 2) for row in "tb" for column in "lr")
 
 
@@ -37,6 +42,22 @@ def parse_cvat_xml(data: bytes) -> Iterator[ParsedImage]:
     Raises:
       ValueError: if the file is not an export of "CVAT for images", or contains a DTD or an entity.
     """
+    images = _read_images(data)
+    has_subsets = _have_subsets(images)
+    for index, node in enumerate(images):
+        yield _parse_image(node, f"image {index}", has_subsets)
+
+
+def list_cvat_images(data: bytes) -> Iterator[ParsedImage]:
+    """Yields the images of an annotation file without their objects; raises ValueError like `parse_cvat_xml`."""
+    images = _read_images(data)
+    has_subsets = _have_subsets(images)
+    for node in images:
+        filename, split = _read_filename(node, has_subsets)
+        yield ParsedImage(filename, split=split)
+
+
+def _read_images(data: bytes) -> list[XmlElement]:
     try:
         root = fromstring(data, forbid_dtd=True)
     except DefusedXmlException as error:
@@ -50,17 +71,28 @@ def parse_cvat_xml(data: bytes) -> Iterator[ParsedImage]:
         raise ValueError('an export "CVAT for video 1.1", which has no images; export "CVAT for images 1.1" from CVAT')
     if not images:
         raise ValueError("not an export of CVAT: <annotations> contains no <image>")
-    for index, node in enumerate(images):
-        yield _parse_image(node, f"image {index}")
+    return images
 
 
-def _parse_image(node: XmlElement, where: str) -> ParsedImage:
+def _have_subsets(images: list[XmlElement]) -> bool:
+    return any(image.get("subset", "").strip() not in ("", DEFAULT_SUBSET) for image in images)
+
+
+def _read_filename(node: XmlElement, has_subsets: bool) -> tuple[str, str]:
+    """Returns the name of the image file, below the folder of its subset, and the subset."""
+    filename, subset = node.get("name", "").strip(), node.get("subset", "").strip()
+    if not has_subsets:
+        return filename, ""
+    return f"{subset}/{filename}" if subset and filename else filename, subset or DEFAULT_SUBSET
+
+
+def _parse_image(node: XmlElement, where: str, has_subsets: bool) -> ParsedImage:
     shapes = [shape for shape in node if shape.tag != "tag"]
     boxes = parse_objects(((f"{where}, {shape.tag} {i}", shape) for i, shape in enumerate(shapes)), _parse_shape)
     size = read_size(node.get("height"), node.get("width"))
-    filename = node.get("name", "").strip()
+    filename, split = _read_filename(node, has_subsets)
     problem = None if filename else Problem("broken_annotation", "the image has no name")
-    return ParsedImage(filename, boxes, where, size, problem)
+    return ParsedImage(filename, boxes, where, size, problem, split)
 
 
 def _parse_shape(shape: XmlElement) -> ParsedObject:

@@ -19,6 +19,7 @@ class ParsedImage(NamedTuple):
       where: position of the entry in the annotation file, for messages.
       size: (height, width) in pixels according to the annotation, or None.
       problem: set if the entry is unusable.
+      split: the split that the annotation file gives to the image; empty if it gives none.
     """
 
     filename: str
@@ -26,6 +27,7 @@ class ParsedImage(NamedTuple):
     where: str = ""
     size: tuple[int, int] | None = None
     problem: Problem | None = None
+    split: str = ""
 
     @property
     def reduced(self) -> int:

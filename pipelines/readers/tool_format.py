@@ -9,7 +9,7 @@ file that describes many images is parsed by one worker and held in memory.
 
 import posixpath
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +30,8 @@ from ssd_dist.core.errors import DataError
 HEAD_BYTES = 1 << 16
 EXAMPLES = 20
 READ_AHEAD = 16
+# Split of the files outside of the folders of the splits.
+UNSORTED = "unsorted"
 
 # A function of the bytes of a file. The parsers of formats with `class_files` also take the argument `names`.
 Parser = Callable[..., Iterable[ParsedImage]]
@@ -49,6 +51,7 @@ class ToolFormat:
       other_name: returns the name that an image file may have instead of the name in the annotation.
       to_stored_name: returns the name under which the tool stores a file; names of files are compared in this form if
         no file has the name in the annotation.
+      list_images: yields the images of a whole file without their objects, for formats that give images a split.
     """
 
     title: str
@@ -59,6 +62,7 @@ class ToolFormat:
     class_files: tuple[str, ...] = ()
     other_name: Callable[[str], str] = str
     to_stored_name: Callable[[str], str] = str
+    list_images: Parser | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class ToolLayout:
       inner: folders below `images` whose images other files describe.
       prefix: text before the name of an image in its id, which distinguishes equal names in several folders.
       classes: the class names, if a file lists them.
+      splits: the splits that the files give to their images; empty if they give none.
+      split: the one of `splits` to read; empty for all images.
     """
 
     files: tuple[str, ...]
@@ -82,10 +88,21 @@ class ToolLayout:
     inner: tuple[str, ...] = ()
     prefix: str = ""
     classes: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    split: str = ""
 
     def owns(self, path: str) -> bool:
-        """Returns whether an image file in `images` must be described by one of the files."""
-        return self.is_only_owner and not path.startswith(tuple(f"{folder}/" for folder in self.inner))
+        """Returns whether an image file in `images` must be described by one of the files and belongs to `split`."""
+        if not self.is_only_owner or path.startswith(tuple(f"{folder}/" for folder in self.inner)):
+            return False
+        return not self.split or (self.find_split(path) or self.splits[0]) == self.split
+
+    def find_split(self, path: str) -> str:
+        """Returns the one of `splits` whose name a folder of an image file has; empty if there is none."""
+        if not self.splits:
+            return ""
+        folders = _fold(beam_storage.path_below(self.images, path)).split("/")[:-1]
+        return next((split for split in self.splits if _fold(split) in folders), "")
 
 
 @dataclass(frozen=True)
@@ -143,8 +160,9 @@ def find_splits(path: str, image_dir: str, tool_format: ToolFormat) -> Found[Too
     if not paths:
         return None
     names = [beam_storage.path_below(folder.path, name) for name in paths]
-    layout = _make_layout(folder, names, image_dir, tool_format)
-    return Found(tool_format.title, {WHOLE: (replace(layout, is_only_owner=False),)})
+    layout = replace(_make_layout(folder, names, image_dir, tool_format), is_only_owner=False)
+    splits = {WHOLE: (layout,)}
+    return Found(tool_format.title, {**_divide(splits), **splits})
 
 
 def _find_in_folder(folder: Folder, image_dir: str, tool_format: ToolFormat) -> Found[ToolLayout] | None:
@@ -180,16 +198,45 @@ def _find_in_folder(folder: Folder, image_dir: str, tool_format: ToolFormat) -> 
         split: tuple(_compare_with_others(layout, layouts, everything, folder.path) for layout in layouts)
         for split, layouts in splits.items()
     }
-    if len(splits) == 1 and WHOLE not in splits:
+    divided = _divide(splits)
+    if divided:
+        splits = {**divided, WHOLE: everything}
+    elif len(splits) == 1 and WHOLE not in splits:
         splits = {**splits, WHOLE: next(iter(splits.values()))}
-    if len(splits) > 1 and WHOLE in splits and len(splits[WHOLE]) < len(everything):
-        # Files outside of the folders of the splits form a split of their own.
-        splits["unsorted"] = splits.pop(WHOLE)
-    counts = {
-        split: sum(folder.count_images(name) for name in {_images_below(folder, layout) for layout in layouts})
-        for split, layouts in splits.items()
-    }
+    elif len(splits) > 1 and WHOLE in splits and len(splits[WHOLE]) < len(everything):
+        splits[UNSORTED] = splits.pop(WHOLE)
+    counts = {split: _count_images(folder, layouts) for split, layouts in splits.items()}
+    if divided and not all(counts.values()):
+        # The folders of the images do not have the names of the splits.
+        counts = {WHOLE: counts[WHOLE]}
     return Found(tool_format.title, splits, counts, notes=() if image_dir else _note_unread(folder, everything))
+
+
+def _divide(splits: Mapping[str, tuple[ToolLayout, ...]]) -> dict[str, tuple[ToolLayout, ...]]:
+    """Returns the splits that the files give to their images; empty if the names of the files give splits."""
+    layouts = splits.get(WHOLE, ())
+    names = dict.fromkeys(name for layout in layouts for name in layout.splits)
+    if len(splits) > 1 or not names:
+        return {}
+    divided = {
+        name: tuple(replace(layout, split=name) for layout in layouts if name in layout.splits)
+        for name in sorted(names, key=lambda name: _split_order(name.lower()))
+    }
+    rest = tuple(layout for layout in layouts if not layout.splits)
+    return {**divided, UNSORTED: (*divided.get(UNSORTED, ()), *rest)} if rest else divided
+
+
+def _count_images(folder: Folder, layouts: tuple[ToolLayout, ...]) -> int:
+    """Returns the number of image files of a split."""
+    homes = {_images_below(folder, layout) for layout in layouts if not layout.split}
+    count = sum(map(folder.count_images, homes))
+    for layout in layouts:
+        if layout.split:
+            listing = list_folder(layout.images)
+            count += sum(
+                is_image(name) and layout.find_split(listing.join(name)) == layout.split for name in listing.names
+            )
+    return count
 
 
 def _compare_with_others(
@@ -238,16 +285,18 @@ def _make_layout(folder: Folder, names: list[str], image_dir: str, tool_format: 
     """Returns the layout of annotation files, with the folder that contains most of their images."""
     home = posixpath.dirname(names[0])
     paths = tuple(map(folder.join, names))
+    listed = [] if tool_format.is_per_image else [image for path in paths for image in _list_first(path, tool_format)]
+    splits = tuple(dict.fromkeys(image.split for image in listed if image.split))
     if image_dir:
-        return ToolLayout(paths, folder.join(home), image_dir)
+        return ToolLayout(paths, folder.join(home), image_dir, splits=splits)
     # Names of images by their base name, as the annotations write them.
     wanted: dict[str, str] = {}
     if tool_format.is_per_image:
         # Supervisely adds .json to the name of the image with its suffix.
         wanted = {_fold(posixpath.splitext(posixpath.basename(name))[0]): "" for name in names[:EXAMPLES]}
     else:
-        for written in (name for path in paths for name in _read_names(path, tool_format.parse)):
-            parents, _, base = written.replace("\\", "/").rpartition("/")
+        for image in listed:
+            parents, _, base = image.filename.replace("\\", "/").rpartition("/")
             other = tool_format.other_name(base)
             wanted |= {_fold(name): parents for name in (base, other, tool_format.to_stored_name(other))}
             wanted.setdefault(_fold(_stem(base)), parents)
@@ -266,8 +315,11 @@ def _make_layout(folder: Folder, names: list[str], image_dir: str, tool_format: 
         return find_split(f"{name}/") != own_split, -scores[name], -len(posixpath.commonprefix([name, home])), name
 
     images = min(scores, key=rank, default=home)
+    if splits and scores:
+        # Every split may have a folder of its own.
+        images = posixpath.commonpath(scores)
     classes = _read_classes(folder, home, tool_format.class_files)
-    return ToolLayout(paths, folder.join(home), folder.join(images), classes=classes)
+    return ToolLayout(paths, folder.join(home), folder.join(images), classes=classes, splits=splits)
 
 
 def _remove_parents(folder: str, parents: str) -> str:
@@ -293,6 +345,21 @@ def _read_names(path: str, parse: Parser) -> list[str]:
         return [image.filename for image, _ in zip(parse(beam_storage.read_item(path)), range(EXAMPLES), strict=False)]
     except (*beam_storage.LASTING, ValueError):
         return []
+
+
+def _list_first(path: str, tool_format: ToolFormat) -> list[ParsedImage]:
+    """Returns the first images of each split in a file; their objects may be missing."""
+    if tool_format.list_images is None:
+        return [ParsedImage(name) for name in _read_names(path, tool_format.parse)]
+    first: dict[str, list[ParsedImage]] = {}
+    try:
+        for image in tool_format.list_images(beam_storage.read_item(path)):
+            own = first.setdefault(image.split, [])
+            if len(own) < EXAMPLES:
+                own.append(image)
+    except (*beam_storage.LASTING, ValueError):
+        return []
+    return [image for own in first.values() for image in own]
 
 
 def _is_recognised(path: str, tool_format: ToolFormat) -> bool:
@@ -395,7 +462,7 @@ def _read_document(document: _Document, source: Source, tool_format: ToolFormat)
     layout, rows = document.layout, 0
     parse = partial(tool_format.parse, names=layout.classes) if layout.classes else tool_format.parse
     listing = list_folder(layout.images)
-    search = _ImageSearch(listing, tool_format)
+    search = _ImageSearch(listing, layout, tool_format)
     present = {listing.join(name) for name in listing.names}
     folder = ImageFolder(layout.images)
     names: dict[str, None] = {}
@@ -407,9 +474,10 @@ def _read_document(document: _Document, source: Source, tool_format: ToolFormat)
             image_id = layout.prefix + (parsed.filename or f"{parsed.where} of {path}")
             image = _make_image(parsed, image_id, document.number, rows, path, layout.images)
             if image.path not in present and parsed.problem is None:
-                image = search.find(image)
+                image = search.find(image, parsed.split)
             folder.mark_listed(image)
-            if source.includes(image_id):
+            is_in_split = not layout.split or parsed.split in ("", layout.split)
+            if is_in_split and source.includes(image_id):
                 yield make_element(image)
                 rows += 1
                 names.update(dict.fromkeys(box.category for box in parsed.boxes if box.problem is None))
@@ -431,25 +499,26 @@ class _ImageSearch:
 
     Args:
       listing: the folder of images.
+      layout: the layout, which defines the splits of the files.
       tool_format: the format, which defines other names of a file.
     """
 
-    def __init__(self, listing: Folder, tool_format: ToolFormat) -> None:
+    def __init__(self, listing: Folder, layout: ToolLayout, tool_format: ToolFormat) -> None:
         self._listing = listing
+        self._layout = layout
         self._other_name = tool_format.other_name
         self._by_name = ImageIndex(listing)
         self._by_stored_name = ImageIndex(listing, key=tool_format.to_stored_name)
 
-    def find(self, image: Image) -> Image:
+    def find(self, image: Image, split: str) -> Image:
         """Returns the image with the path of the only file whose path ends like its name or one of its other names.
 
         If several files have another name of the image, it is rejected, and `stems` are these files, so that they are
-        not reported as images without annotations too.
+        not reported as images without annotations too. A file in the folder of another split is another image.
         """
-        found = self._by_name.find(image.filename)
-        is_exact = bool(found)
-        found = found or self._by_stored_name.find(self._other_name(_base_name(image.filename)))
-        paths = [self._listing.join(name) for name in found]
+        paths = self._find_paths(self._by_name, image.filename, split)
+        is_exact = bool(paths)
+        paths = paths or self._find_paths(self._by_stored_name, self._other_name(_base_name(image.filename)), split)
         if len(paths) == 1:
             return image._replace(path=paths[0], problem=None)
         if is_exact or not paths:
@@ -457,6 +526,10 @@ class _ImageSearch:
         detail = f"{image.filename} may be any of these files: {', '.join(paths):.300}; give them different names"
         stems = tuple(posixpath.splitext(path)[0] for path in paths)
         return image._replace(stems=stems, problem=Problem("missing_image", detail))
+
+    def _find_paths(self, index: ImageIndex, name: str, split: str) -> list[str]:
+        paths = map(self._listing.join, index.find(name))
+        return [path for path in paths if self._layout.find_split(path) in ("", split)]
 
 
 def _parse_document(path: str, parse: Parser) -> Iterator[ParsedImage]:

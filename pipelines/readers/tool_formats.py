@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from pipelines.readers.create_ml import parse_create_ml
-from pipelines.readers.cvat_xml import parse_cvat_xml
+from pipelines.readers.cvat_xml import list_cvat_images, parse_cvat_xml
 from pipelines.readers.dota import parse_dota
 from pipelines.readers.keras_yolo import parse_keras_yolo
 from pipelines.readers.kitti import parse_kitti
@@ -76,6 +76,7 @@ TOOL_FORMATS: Mapping[str, ToolFormat] = {
         ".xml",
         lambda head: bool(re.search(r"<annotations>", head)) and bool(re.search(r"<image\s|<meta>|<version>", head)),
         parse_cvat_xml,
+        list_images=list_cvat_images,
     ),
     "kitti": ToolFormat(
         "KITTI labels", ".txt", has_lines(rf"[A-Za-z_]\S*(?:\s+{NUMBER}){{14,15}}"), parse_kitti, is_per_image=True
