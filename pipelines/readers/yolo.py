@@ -31,6 +31,7 @@ from pipelines.readers.splits import Found, choose_split
 from pipelines.readers.yolo_labels import decode_text, parse_label
 from pipelines.readers.yolo_layout import YoloLayout, explain_missing, find_layouts
 from pipelines.readers.yolo_listing import YoloEntry, list_images
+from pipelines.readers.yolo_notes import note_missing_labels
 from ssd_dist.core.errors import DataError
 
 
@@ -40,7 +41,8 @@ def find_splits(path: str, image_dir: str) -> Found[YoloLayout] | None:
     Raises:
       DataError: if the YAML file is not valid, images or labels are missing, or there are several datasets.
     """
-    return find_layouts(path, image_dir)
+    found = find_layouts(path, image_dir)
+    return None if found is None else replace(found, notes=(*found.notes, *note_missing_labels(found)))
 
 
 def read_yolo(source: Source) -> ReadAnnotations:
@@ -60,7 +62,7 @@ def choose_layouts(source: Source) -> list[YoloLayout]:
     """
     layouts: list[YoloLayout] = []
     for path in source.inputs:
-        found = find_splits(path, source.image_dir)
+        found = find_layouts(path, source.image_dir)
         if found is None:
             raise DataError(f"--input={path}: {explain_missing(path, source.image_dir)}")
         try:

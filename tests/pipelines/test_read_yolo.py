@@ -292,6 +292,39 @@ def test_listed_images_in_different_folders_have_their_path_as_id(tmp_path):
     assert {name: len(image.boxes) for name, image in images_of(tmp_path).items()} == {"x/a": 1, "y/cam/a": 2, "a": 0}
 
 
+def test_images_without_a_label_file_are_announced_per_split(tmp_path):
+    make_yolo(tmp_path, {"a": ["0 .5 .5 .5 .5"], "b": None, "c": None, "d": []}, ["x"])
+    make_yolo(tmp_path, {"e": ["0 .5 .5 .5 .5"]}, ["x"], "val")
+    content = {"train": "images/train", "val": "images/val", "names": ["x"]}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(content))
+    note = (
+        "train: 2 images have no label file and are read as images without objects "
+        f"(e.g. {tmp_path}/images/train/b.jpg)"
+    )
+    assert find_splits(str(tmp_path), "").notes == (note,)
+    for split in ("train", "val"):
+        names = sorted(path.name for path in (tmp_path / "images" / split).iterdir())
+        (tmp_path / f"{split}.txt").write_text("".join(f"images/{split}/{name}\n" for name in names))
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": "train.txt", "val": "val.txt", "names": ["x"]}))
+    assert find_splits(str(tmp_path), "").notes == (note,)
+
+
+def test_text_files_that_may_be_labels_of_listed_images_are_announced(tmp_path):
+    make_yolo(tmp_path, {"a": ["0 .5 .5 .5 .5"], "b": ["0 .5 .5 .5 .5"], "c": None}, ["x"])
+    (tmp_path / "labels/train/b.txt").rename(tmp_path / "labels/train/b_label.txt")
+    (tmp_path / "labels/train/classes.txt").write_text("x\n")
+    (tmp_path / "train.txt").write_text("images/train/a.jpg\nimages/train/b.jpg\nimages/train/c.jpg\n")
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": "train.txt", "names": ["x"]}))
+    missing, unused = find_splits(str(tmp_path), "").notes
+    assert missing.startswith("train: 2 images have no label file")
+    assert unused == (
+        f"train: 1 text files beside the labels belong to no listed image (e.g. {tmp_path}/labels/train/b_label.txt); "
+        "check that images and labels have the same names"
+    )
+    (tmp_path / "train.txt").write_text("images/train/a.jpg\n")
+    assert find_splits(str(tmp_path), "").notes == ()
+
+
 def test_the_path_of_the_yaml_file_is_searched(tmp_path):
     make_yolo(tmp_path / "sets/one", {"a": ["0 0.5 0.5 0.1 0.1"]}, ["x"])
     (tmp_path / "sets/one/data.yaml").unlink()
