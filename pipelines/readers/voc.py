@@ -4,6 +4,7 @@
     DIR/VOC2007/...  DIR/VOC2012/...                                           several years of the devkit, merged
     DIR/Annotations/SPLIT/*.xml  DIR/JPEGImages/[SPLIT/]*                      the same without list files
     DIR/annotations/*.xml  DIR/images/*                                        Kaggle, Label Studio
+    DIR/labels_PROJECT/*.xml  DIR/images/*                                     makesense
     DIR/SPLIT/annots/*.xml  DIR/SPLIT/images/*                                 one folder per split
     DIR/SPLIT/*.xml and images in the same folder                              Roboflow, LabelImg
     DIR/*.xml or a pattern of XML files                                        all files are one dataset
@@ -177,6 +178,8 @@ def _unite(folder: Folder, layouts: list[VocLayout], image_dir: str, has_splits:
     if is_shared and posixpath.basename(parent).lower() in ANNOTATION_FOLDERS:
         images = os.path.commonpath([layout.images for layout in layouts])
         return (VocLayout(parent, images, is_only_owner=True),)
+    if not has_splits and not any(layout.is_flat for layout in layouts):
+        return tuple(layouts)
     return () if has_splits else (VocLayout(folder.path, image_dir, is_only_owner=False),)
 
 
@@ -229,10 +232,24 @@ def _find_layout(folder: Folder, name: str, files: list[str], image_dir: str) ->
     elif len(parts) > 1 and lower[-2] in ANNOTATION_FOLDERS:
         base, inner = "/".join(parts[:-2]), parts[-1]
     else:
-        images = image_dir or folder.join(name)
-        return VocLayout(folder.join(name), images, is_flat=True, is_only_owner=not image_dir), name
+        home = None if image_dir or folder.count_images(name) else _find_base(folder, name, files)
+        if home is None:
+            images = image_dir or folder.join(name)
+            return VocLayout(folder.join(name), images, is_flat=True, is_only_owner=not image_dir), name
+        base, inner = home, ""
     images = image_dir or folder.join(_find_images(folder, base, inner, files))
     return VocLayout(folder.join(name), images, is_only_owner=True), base
+
+
+def _find_base(folder: Folder, name: str, files: list[str]) -> str | None:
+    """Returns the nearest folder around a folder of XML files that contains their images; None if there is none."""
+    stems = {_stem(file) for file in files[:EXAMPLES]}
+    images = [image for image in folder.names if is_image(image) and _stem(image) in stems]
+    while name:
+        name = posixpath.dirname(name)
+        if any(not name or image.startswith(f"{name}/") for image in images):
+            return name
+    return None
 
 
 def _find_images(folder: Folder, base: str, inner: str, files: list[str]) -> str:

@@ -41,6 +41,14 @@ def run(tmp_path, command):
 LAYOUTS = {
     "Kaggle": ("annotations/{}.xml", "images/{}.png", "VOC annotations", ()),
     "Label Studio": ("Annotations/{}.xml", "images/{}.jpg", "VOC annotations", ()),
+    "makesense": ("labels_my-project_2024-03-01/{}.xml", "images/{}.jpg", "VOC annotations", ()),
+    "makesense below split folders": (
+        "@/labels_my-project/{}.xml",
+        "@/photos/{}.jpg",
+        "VOC annotations",
+        ("train", "val"),
+    ),
+    "annotations in a folder with another name": ("my boxes/{}.xml", "camera/{}.jpg", "VOC annotations", ()),
     "LabelImg": ("{}.xml", "{}.jpg", "VOC annotations beside the images", ()),
     "Roboflow": ("@/{}.xml", "@/{}.jpg", "VOC annotations beside the images", ("train", "valid", "test")),
     "one folder per split": ("@/annots/{}.xml", "@/images/{}.jpg", "VOC annotations", ("train", "val")),
@@ -72,6 +80,7 @@ def test_a_folder_is_recognised_and_read(tmp_path, run, records_of, name):
             write_pair(tmp_path / "raw", *paths)
     manifest, out = run("--split_by=none")
     assert out.startswith(f"recognised {title}: ")
+    assert ": 0 images" not in out
     outputs = {"valid": "val"}
     names = [outputs.get(split, split) for split in splits or ("train",)]
     assert {
@@ -237,3 +246,10 @@ def test_other_files_beside_the_annotations_are_ignored(tmp_path, run):
     manifest, out = run()
     assert out.startswith("recognised VOC annotations beside the images")
     assert (manifest.splits["train"].images_read, manifest.splits["train"].images) == (1, 1)
+
+
+def test_several_folders_of_annotations_share_a_folder_of_images(tmp_path, run):
+    for number, folder in enumerate(("labels_monday", "labels_tuesday")):
+        write_pair(tmp_path / "raw", f"{folder}/{number}.xml", f"images/{number}.jpg")
+    manifest, _ = run("--split_by=none")
+    assert (manifest.splits["train"].images, manifest.splits["train"].rejected_images) == (2, {})
