@@ -15,6 +15,7 @@ without an annotation is rejected, because it may contain objects; an annotation
 objects. Predictions are ignored.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,6 +80,9 @@ def _parse_task(task: Any, where: str) -> ParsedImage:
     except ValueError as error:
         reason = error.reason if isinstance(error, ObjectError) else "broken_annotation"
         problem = Problem(reason, str(error))
+        if reason == "not_annotated":
+            with contextlib.suppress(ValueError):
+                filename = original_path(_find_image(task.get("data", task)))
     boxes, size = parse_regions(results)
     return ParsedImage(filename, boxes, where, size, problem)
 

@@ -473,8 +473,8 @@ def _read_document(document: _Document, source: Source, tool_format: ToolFormat)
                 unknown = unknown or parsed.problem
             image_id = layout.prefix + (parsed.filename or f"{parsed.where} of {path}")
             image = _make_image(parsed, image_id, document.number, rows, path, layout.images)
-            if image.path not in present and parsed.problem is None:
-                image = search.find(image, parsed.split)
+            if image.path not in present and (parsed.filename or parsed.problem is None):
+                image = search.find(image, parsed.split, parsed.problem)
             folder.mark_listed(image)
             is_in_split = not layout.split or parsed.split in ("", layout.split)
             if is_in_split and source.includes(image_id):
@@ -510,21 +510,24 @@ class _ImageSearch:
         self._by_name = ImageIndex(listing)
         self._by_stored_name = ImageIndex(listing, key=tool_format.to_stored_name)
 
-    def find(self, image: Image, split: str) -> Image:
+    def find(self, image: Image, split: str, problem: Problem | None) -> Image:
         """Returns the image with the path of the only file whose path ends like its name or one of its other names.
 
         If several files have another name of the image, it is rejected, and `stems` are these files, so that they are
         not reported as images without annotations too. A file in the folder of another split is another image.
+        `problem` is that of the annotation.
         """
         paths = self._find_paths(self._by_name, image.filename, split)
         is_exact = bool(paths)
         paths = paths or self._find_paths(self._by_stored_name, self._other_name(_base_name(image.filename)), split)
         if len(paths) == 1:
-            return image._replace(path=paths[0], problem=None)
+            return image._replace(path=paths[0], problem=problem)
         if is_exact or not paths:
             return image
-        detail = f"{image.filename} may be any of these files: {', '.join(paths):.300}; give them different names"
         stems = tuple(posixpath.splitext(path)[0] for path in paths)
+        if problem is not None:
+            return image._replace(stems=stems)
+        detail = f"{image.filename} may be any of these files: {', '.join(paths):.300}; give them different names"
         return image._replace(stems=stems, problem=Problem("missing_image", detail))
 
     def _find_paths(self, index: ImageIndex, name: str, split: str) -> list[str]:

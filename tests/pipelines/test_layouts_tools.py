@@ -298,6 +298,17 @@ def test_files_have_their_names_before_the_upload_to_label_studio(tmp_path, prep
     assert (split.images_read, split.images, split.rejected_images) == (2, 2, {})
 
 
+def test_a_task_without_an_annotation_is_rejected_once(tmp_path, prepare_folder):
+    tasks = json.loads(label_studio({"a_1.jpg": [BOX], "b.jpg": [BOX]}))
+    tasks[0]["annotations"] = []
+    write(tmp_path / "raw", "export.json", json.dumps(tasks))
+    for seed, name in enumerate(("a 1.jpg", "b.jpg")):
+        write(tmp_path / "raw", f"images/{name}", jpeg(seed))
+    manifest, _ = prepare_folder("--split_by=none")
+    split = manifest.splits["train"]
+    assert (split.images_read, split.images, split.rejected_images) == (2, 1, {"not_annotated": 1})
+
+
 def test_an_image_with_several_possible_files_is_rejected_once(tmp_path, prepare_folder):
     write(tmp_path / "raw", "export.json", label_studio({"a_1.jpg": [BOX], "b.jpg": [BOX]}))
     for seed, name in enumerate(("a_1.jpg", "a 1.jpg", "b.jpg", "extra.jpg")):
