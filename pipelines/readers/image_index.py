@@ -1,6 +1,7 @@
 """Finds image files by names that were written on another machine or without their folder."""
 
 import posixpath
+from collections.abc import Callable
 
 from pipelines.readers.folder import Folder, is_image
 from pipelines.readers.split_names import names_split
@@ -12,13 +13,15 @@ class ImageIndex:
     Args:
       folder: the listing of the folder.
       split: name of a split; of several files that fit equally, those in a folder of the split are preferred.
+      key: returns the form in which file names are compared.
     """
 
-    def __init__(self, folder: Folder, split: str = "") -> None:
+    def __init__(self, folder: Folder, split: str = "", key: Callable[[str], str] = str) -> None:
         self._split = split
+        self._key = key
         self._names: dict[str, list[str]] = {}
         for name in filter(is_image, folder.names):
-            self._names.setdefault(_stem(posixpath.basename(name)), []).append(name)
+            self._names.setdefault(key(_stem(posixpath.basename(name))), []).append(name)
 
     def find(self, name: str) -> list[str]:
         """Returns the relative paths of the files that share the longest end with a name or path.
@@ -26,8 +29,8 @@ class ImageIndex:
         A name without the suffix of an image fits files with any suffix, and so does a name that no file has.
         """
         *parents, base = name.replace("\\", "/").split("/")
-        found = self._names.get(_stem(base), [])
-        found = [path for path in found if posixpath.basename(path) == base] or found
+        found = self._names.get(self._key(_stem(base)), [])
+        found = [path for path in found if self._key(posixpath.basename(path)) == self._key(base)] or found
         lengths = [_count_common(parents, path.split("/")[:-1]) for path in found]
         found = [path for path, length in zip(found, lengths, strict=True) if length == max(lengths)]
         in_split = [path for path in found if names_split(posixpath.dirname(path), self._split)]

@@ -32,3 +32,8 @@ def original_path(uri: str) -> str:
 def remove_upload_prefix(filename: str) -> str:
     """Returns the name that a file had before its upload to Label Studio, which adds 8 hex digits: 0a1b2c3d-a.jpg."""
     return re.sub(r"^[0-9a-f]{8}-(?=.)", "", filename)
+
+
+def to_upload_name(filename: str) -> str:
+    """Returns the name that Label Studio gives to an uploaded file, without the prefix: `a (1).jpg` is `a_1.jpg`."""
+    return re.sub(r"[^-\w.]", "", filename.replace(" ", "_"))

@@ -49,6 +49,8 @@ class ToolFormat:
       is_per_image: whether a file describes one image, the one with its stem.
       class_files: patterns of the names of files that list the class names, one per line.
       other_name: returns the name that an image file may have instead of the name in the annotation.
+      to_stored_name: returns the name under which the tool stores a file; names of files are compared in this form if
+        no file has the name in the annotation.
       list_images: yields the images of a whole file without their objects, for formats that give images a split.
     """
 
@@ -59,6 +61,7 @@ class ToolFormat:
     is_per_image: bool = False
     class_files: tuple[str, ...] = ()
     other_name: Callable[[str], str] = str
+    to_stored_name: Callable[[str], str] = str
     list_images: Parser | None = None
 
 
@@ -294,11 +297,13 @@ def _make_layout(folder: Folder, names: list[str], image_dir: str, tool_format: 
     else:
         for image in listed:
             parents, _, base = image.filename.replace("\\", "/").rpartition("/")
-            wanted |= {_fold(name): parents for name in (base, tool_format.other_name(base))}
+            other = tool_format.other_name(base)
+            wanted |= {_fold(name): parents for name in (base, other, tool_format.to_stored_name(other))}
             wanted.setdefault(_fold(_stem(base)), parents)
     scores: dict[str, int] = {}
     for name in filter(is_image, folder.names):
-        keys = (_fold(posixpath.basename(name)), _fold(_stem(name)))
+        base = posixpath.basename(name)
+        keys = (_fold(base), _fold(_stem(name)), _fold(tool_format.to_stored_name(base)))
         key = next((key for key in keys if key in wanted), None)
         if key is not None:
             root = _remove_parents(posixpath.dirname(name), wanted[key])
@@ -471,7 +476,8 @@ def _read_document(document: _Document, source: Source, tool_format: ToolFormat)
     layout, rows = document.layout, 0
     parse = partial(tool_format.parse, names=layout.classes) if layout.classes else tool_format.parse
     listing = list_folder(layout.images)
-    index, present = ImageIndex(listing), {listing.join(name) for name in listing.names}
+    search = _ImageSearch(listing, layout, tool_format)
+    present = {listing.join(name) for name in listing.names}
     folder = ImageFolder(layout.images)
     names: dict[str, None] = {}
     unknown: Problem | None = None
@@ -482,7 +488,7 @@ def _read_document(document: _Document, source: Source, tool_format: ToolFormat)
             image_id = layout.prefix + (parsed.filename or f"{parsed.where} of {path}")
             image = _make_image(parsed, image_id, document.number, rows, path, layout.images)
             if image.path not in present and parsed.problem is None:
-                image = _search_image(image, index, listing, tool_format.other_name, layout, parsed.split)
+                image = search.find(image, parsed.split)
             folder.mark_listed(image)
             is_in_split = not layout.split or parsed.split in ("", layout.split)
             if is_in_split and source.includes(image_id):
@@ -502,18 +508,42 @@ def _read_document(document: _Document, source: Source, tool_format: ToolFormat)
     yield make_element(Listing(document.number, rows, layout.files[0]))
 
 
-def _search_image(
-    image: Image, index: ImageIndex, listing: Folder, other_name: Callable[[str], str], layout: ToolLayout, split: str
-) -> Image:
-    """Returns the image with the path of the only file in the folder of images whose path ends like its name.
+class _ImageSearch:
+    """Finds image files whose path differs from the name in the annotation.
 
-    A file in the folder of another split is another image with an equal name.
+    Args:
+      listing: the folder of images.
+      layout: the layout, which defines the splits of the files.
+      tool_format: the format, which defines other names of a file.
     """
-    for name in dict.fromkeys((image.filename, other_name(_base_name(image.filename)))):
-        found = [path for path in map(listing.join, index.find(name)) if layout.find_split(path) in ("", split)]
-        if len(found) == 1:
-            return image._replace(path=found[0], problem=None)
-    return image
+
+    def __init__(self, listing: Folder, layout: ToolLayout, tool_format: ToolFormat) -> None:
+        self._listing = listing
+        self._layout = layout
+        self._other_name = tool_format.other_name
+        self._by_name = ImageIndex(listing)
+        self._by_stored_name = ImageIndex(listing, key=tool_format.to_stored_name)
+
+    def find(self, image: Image, split: str) -> Image:
+        """Returns the image with the path of the only file whose path ends like its name or one of its other names.
+
+        If several files have another name of the image, it is rejected, and `stems` are these files, so that they are
+        not reported as images without annotations too. A file in the folder of another split is another image.
+        """
+        paths = self._find_paths(self._by_name, image.filename, split)
+        is_exact = bool(paths)
+        paths = paths or self._find_paths(self._by_stored_name, self._other_name(_base_name(image.filename)), split)
+        if len(paths) == 1:
+            return image._replace(path=paths[0], problem=None)
+        if is_exact or not paths:
+            return image
+        detail = f"{image.filename} may be any of these files: {', '.join(paths):.300}; give them different names"
+        stems = tuple(posixpath.splitext(path)[0] for path in paths)
+        return image._replace(stems=stems, problem=Problem("missing_image", detail))
+
+    def _find_paths(self, index: ImageIndex, name: str, split: str) -> list[str]:
+        paths = map(self._listing.join, index.find(name))
+        return [path for path in paths if self._layout.find_split(path) in ("", split)]
 
 
 def _parse_document(path: str, parse: Parser) -> Iterator[ParsedImage]:

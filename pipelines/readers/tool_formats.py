@@ -9,7 +9,7 @@ from pipelines.readers.dota import parse_dota
 from pipelines.readers.keras_yolo import parse_keras_yolo
 from pipelines.readers.kitti import parse_kitti
 from pipelines.readers.label_studio import parse_label_studio
-from pipelines.readers.label_studio_paths import remove_upload_prefix
+from pipelines.readers.label_studio_paths import remove_upload_prefix, to_upload_name
 from pipelines.readers.labelme import parse_labelme
 from pipelines.readers.supervisely import parse_supervisely
 from pipelines.readers.tool_format import ToolFormat
@@ -83,6 +83,7 @@ TOOL_FORMATS: Mapping[str, ToolFormat] = {
         lambda head: is_array_with("annotations|completions", "data")(head) or is_array_with("annotator")(head),
         parse_label_studio,
         other_name=remove_upload_prefix,
+        to_stored_name=to_upload_name,
     ),
     "create_ml": ToolFormat(
         "Create ML annotations",

@@ -7,7 +7,7 @@ import pytest
 from parsed import describe, reasons
 
 from pipelines.readers.label_studio import parse_label_studio
-from pipelines.readers.label_studio_paths import original_path, remove_upload_prefix
+from pipelines.readers.label_studio_paths import original_path, remove_upload_prefix, to_upload_name
 
 BOX = {"x": 10, "y": 20, "width": 40, "height": 30, "rotation": 0}
 SIZE = {"original_width": 200, "original_height": 100, "image_rotation": 0}
@@ -196,6 +196,11 @@ def test_the_image_may_have_another_key():
 def test_the_prefix_of_uploads_is_removed():
     assert remove_upload_prefix("0a1b2c3d-a.jpg") == "a.jpg"
     assert remove_upload_prefix("2024-a.jpg") == "2024-a.jpg"
+
+
+def test_label_studio_changes_spaces_and_signs_in_names():
+    assert to_upload_name("Site photo (1).jpg") == to_upload_name("Site_photo_1.jpg") == "Site_photo_1.jpg"
+    assert to_upload_name("a-b.c_d é.jpg") == "a-b.c_d_é.jpg"
 
 
 def test_a_broken_task_keeps_its_boxes():
