@@ -16,8 +16,8 @@ from pipelines.readers.folder import cached_listings, is_image, list_folder
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source, require_input
 from pipelines.readers.splits import WHOLE, Found, output_split
-from pipelines.readers.tool_format import ToolFormat, find_splits, read_tool_format
-from pipelines.readers.tool_formats import TOOL_FORMATS
+from pipelines.readers.tool_format import ToolFormat, explain_unsupported, find_splits, read_tool_format
+from pipelines.readers.tool_formats import TOOL_FORMATS, UNSUPPORTED
 from ssd_dist.core.errors import DataError
 
 AUTO = "auto"
@@ -25,6 +25,10 @@ AUTO = "auto"
 # its training split to validation.
 DEFAULT_SHARES = (("train", 0.8), ("val", 0.2))
 EXAMPLES = 8
+CONVERT = (
+    "convert the annotations to COCO with datumaro or FiftyOne "
+    "(docs/your_own_data.md#1-check-that-your-labels-are-recognised)"
+)
 
 
 @dataclass(frozen=True)
@@ -249,12 +253,32 @@ def _describe_unknown(path: str, image_dir: str, input_format: str) -> str:
             name = next(iter(found))
             return f"--input={path}: {searched}; it looks like {found[name].tool}: use --input_format={name}"
     else:
-        wanted = "; ".join(dict.fromkeys(kind.files for kind in FORMATS.values()))
-        searched = f"no annotations were recognised; searched for {wanted}"
+        searched = f"no annotations were recognised; searched for the formats {', '.join(FORMATS)}"
+    unsupported = _explain_unsupported(path)
+    if unsupported:
+        return f"--input={path}: no annotations were recognised; {unsupported}"
     if beam_storage.is_pattern(path) or beam_storage.is_file(path):
-        return f"--input={path}: {searched}; pass the folder of the dataset as --input"
+        return f"--input={path}: {searched}; pass the folder of the dataset as --input, or {CONVERT}"
     names = list_folder(path).names
     kinds = Counter(posixpath.splitext(name)[1].lower() or "without suffix" for name in names)
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8)) or "no files"
-    examples = f" (for example {', '.join(names[:EXAMPLES]):.300})" if names else ""
-    return f"--input={path}: {searched}; the folder contains {listed}{examples}; pass the folder of the annotations"
+    examples = f" (for example {', '.join(names[:EXAMPLES]):.150})" if names else ""
+    return (
+        f"--input={path}: {searched}; the folder contains {listed}{examples}; pass the folder of the annotations, or "
+        f"{CONVERT}"
+    )
+
+
+def _explain_unsupported(path: str) -> str:
+    """Returns which unsupported format an input is in; empty if it is in none."""
+    if beam_storage.is_pattern(path):
+        files = beam_storage.match_files(path)
+    elif beam_storage.is_file(path):
+        files = [path]
+    else:
+        folder = list_folder(path)
+        files = [folder.join(name) for name in folder.names]
+    suffixes = tuple(suffix for suffix, _, _ in UNSUPPORTED)
+    candidates = [name for name in files if name.lower().endswith(suffixes)][:EXAMPLES]
+    explained = ((name, explain_unsupported(name, UNSUPPORTED)) for name in candidates)
+    return next((f"{name} is {text}" for name, text in explained if text), "")

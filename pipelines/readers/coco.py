@@ -161,6 +161,9 @@ def is_coco(path: str) -> bool:
     # A damaged file with the name of a COCO file is reported when it is read.
     if re.match(r"instances_|_annotations\.coco\.", posixpath.basename(path)):
         return True
+    if re.search(r'"items"\s*:\s*\[', head) and not re.search(r'"images"\s*:\s*\[', head):
+        # The items of a Datumaro dataset contain their annotations.
+        return False
     return head.startswith("{") and bool(re.search(r'"(images|annotations)"\s*:\s*\[', head))
 
 

@@ -362,6 +362,20 @@ def _list_first(path: str, tool_format: ToolFormat) -> list[ParsedImage]:
     return [image for own in first.values() for image in own]
 
 
+def explain_unsupported(path: str, kinds: Iterable[tuple[str, Callable[[str], bool], str]]) -> str:
+    """Returns what a file is, if it is in one of the unsupported formats; otherwise an empty string.
+
+    Args:
+      path: the file.
+      kinds: suffix, test of the beginning of a file, and explanation of each unsupported format.
+    """
+    try:
+        head = _read_head(path)
+    except beam_storage.UNREADABLE:
+        return ""
+    return next((text for suffix, test, text in kinds if path.lower().endswith(suffix) and test(head)), "")
+
+
 def _is_recognised(path: str, tool_format: ToolFormat) -> bool:
     """Returns whether the beginning of a file is in the format."""
     if not path.lower().endswith(tool_format.suffix):

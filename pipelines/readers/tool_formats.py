@@ -46,6 +46,26 @@ def is_array_with(*names: str) -> Callable[[str], bool]:
     return lambda head: head.startswith("[") and contains(head)
 
 
+def is_cvat_for_video(head: str) -> bool:
+    """Returns whether a text is an export "CVAT for video", which contains tracks instead of images."""
+    return "<annotations>" in head and bool(re.search(r"<track\s", head)) and not re.search(r"<image\s", head)
+
+
+# Formats that are recognised only to explain that they are not supported: suffix, test of the beginning of a file, and
+# the explanation.
+UNSUPPORTED: tuple[tuple[str, Callable[[str], bool], str], ...] = (
+    (
+        ".xml",
+        is_cvat_for_video,
+        'an export "CVAT for video", which is not supported; export "CVAT for images" or COCO from CVAT',
+    ),
+    (
+        ".json",
+        lambda head: has_keys("items")(head) and has_keys("dm_format_version|categories|annotations")(head),
+        "a Datumaro dataset, which is not supported; export COCO, or convert it to COCO with datumaro",
+    ),
+)
+
 # By the value of --input_format, in the order in which they are tried.
 TOOL_FORMATS: Mapping[str, ToolFormat] = {
     "labelme": ToolFormat(
@@ -74,7 +94,11 @@ TOOL_FORMATS: Mapping[str, ToolFormat] = {
     "cvat": ToolFormat(
         "CVAT for images export",
         ".xml",
-        lambda head: bool(re.search(r"<annotations>", head)) and bool(re.search(r"<image\s|<meta>|<version>", head)),
+        lambda head: (
+            "<annotations>" in head
+            and bool(re.search(r"<image\s|<meta>|<version>", head))
+            and not is_cvat_for_video(head)
+        ),
         parse_cvat_xml,
         list_images=list_cvat_images,
     ),

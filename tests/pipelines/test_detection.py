@@ -105,7 +105,14 @@ def test_an_unknown_folder_is_described(tmp_path):
     with pytest.raises(DataError) as error:
         detect(tmp_path)
     message = str(error.value)
-    assert message.startswith(f"--input={tmp_path}: no annotations were recognised; searched for labelme annotations")
+    assert message.startswith(
+        f"--input={tmp_path}: no annotations were recognised; searched for the formats labelme, supervisely, "
+    )
+    assert message.endswith(
+        "convert the annotations to COCO with datumaro or FiftyOne "
+        "(docs/your_own_data.md#1-check-that-your-labels-are-recognised)"
+    )
+    assert len(message) - len(str(tmp_path)) < 600
     assert (
         "the folder contains 2 .jpg, 1 without suffix, 1 .md (for example LICENSE, a.jpg, b.jpg, notes.md)" in message
     )
@@ -188,3 +195,27 @@ def test_files_of_version_control_are_ignored(tmp_path):
     write(tmp_path, "a.jpg", jpeg())
     with pytest.raises(DataError, match=r"contains 1 \.jpg"):
         detect(tmp_path)
+
+
+DATUMARO_ITEM = {"id": "a", "annotations": [{"type": "bbox", "bbox": [8, 12, 16, 24]}], "image": {"path": "a.jpg"}}
+DATUMARO = {"dm_format_version": "1.0", "categories": {"label": {"labels": []}}, "items": [DATUMARO_ITEM]}
+TRACK = '<track id="0" label="car"><box frame="0" xtl="8" ytl="12" xbr="24" ybr="36"/></track>'
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("annotations.xml", f"<annotations><version>1.1</version><meta/>{TRACK}</annotations>", "CVAT for video"),
+        ("annotations/default.json", json.dumps(DATUMARO), "a Datumaro dataset"),
+        ("annotations/default.json", json.dumps(DATUMARO, indent=2), "a Datumaro dataset"),
+    ],
+)
+def test_unsupported_formats_are_named(tmp_path, name, content, expected, is_file):
+    write(tmp_path, name, content)
+    write(tmp_path, "images/default/a.jpg")
+    with pytest.raises(DataError) as error:
+        detect(tmp_path / name if is_file else tmp_path)
+    assert f"no annotations were recognised; {tmp_path / name} is " in str(error.value)
+    assert expected in str(error.value)
+    assert "COCO" in str(error.value)
