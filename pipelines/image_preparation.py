@@ -4,7 +4,6 @@ Image (metadata), bytes -> upright RGB -> checked objects -> for each augmented 
 -> a batch of copies -> targets -> records
 """
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -131,15 +130,19 @@ class ImagePreparer:
         self._matcher = Matcher(preparation.anchors, preparation.size, preparation.matching)
 
     def prepare(
-        self, images: Iterable[tuple[Image, bytes | Problem]], classes: ClassTable
+        self, images: Iterable[tuple[Image, bytes | Problem, str]], classes: ClassTable
     ) -> list[PreparedImage | Problem]:
         """Returns the records of each image of a batch, or the reason why it has none.
 
         Args:
-          images: each image with the bytes of its file, or with the reason why the file could not be read.
+          images: each image with the bytes of its file, or with the reason why the file could not be read, and with
+            the SHA-256 of the bytes, in hexadecimal.
           classes: the class table.
         """
-        rendered = [data if isinstance(data, Problem) else self._render(image, data, classes) for image, data in images]
+        rendered = [
+            data if isinstance(data, Problem) else self._render(image, data, digest, classes)
+            for image, data, digest in images
+        ]
         objects = [copy.objects for image in rendered if isinstance(image, _Rendered) for copy in image.copies]
         targets = iter(self._match(objects))
         return [
@@ -153,7 +156,7 @@ class ImagePreparer:
             for image in rendered
         ]
 
-    def _render(self, image: Image, data: bytes, classes: ClassTable) -> _Rendered | Problem:
+    def _render(self, image: Image, data: bytes, digest: str, classes: ClassTable) -> _Rendered | Problem:
         try:
             with self._meter.time("decode_microseconds"):
                 decoded = _decode(image, data)
@@ -174,8 +177,7 @@ class ImagePreparer:
         copies = tuple(
             self._render_copy(image, decoded, checked.objects, view) for view in range(self._preparation.views)
         )
-        digest = hashlib.sha256(data).hexdigest()[:HASH_DIGITS]
-        return _Rendered(image, copies, height, width, digest, checked)
+        return _Rendered(image, copies, height, width, digest[:HASH_DIGITS], checked)
 
     def _render_copy(self, image: Image, decoded: PillowImage.Image, objects: Objects, number: int) -> _Copy:
         crop = sample_crop(

@@ -130,15 +130,15 @@ def is_finished(path: str, key: str, members: list[Member], output: str) -> bool
         return False
     digest = hashlib.sha256()
     for data in read_images(member.image for member in members):
-        digest.update(digest_source(data))
+        digest.update(digest_source(data).encode())
     return report.sources == digest.hexdigest()
 
 
-def digest_source(data: bytes | Problem) -> bytes:
-    """Returns the digest of an image file, or of the reason why it could not be read."""
+def digest_source(data: bytes | Problem) -> str:
+    """Returns the SHA-256 of an image file, or of the reason why it could not be read, in hexadecimal."""
     return hashlib.sha256(
         repr(tuple(data)).encode("utf-8", "surrogatepass") if isinstance(data, Problem) else data
-    ).digest()
+    ).hexdigest()
 
 
 def write_shard(
@@ -169,11 +169,12 @@ def write_shard(
     return report
 
 
-def _read_members(members: list[Member], digest: "hashlib._Hash") -> Iterator[tuple[Image, bytes | Problem]]:
-    """Yields the images of the members with their bytes, and adds the digest of each to `digest`."""
+def _read_members(members: list[Member], sources: "hashlib._Hash") -> Iterator[tuple[Image, bytes | Problem, str]]:
+    """Yields the images of the members with their bytes and digests, and adds each digest to `sources`."""
     for member, data in zip(members, read_images(member.image for member in members), strict=True):
-        digest.update(digest_source(data))
-        yield member.image, data
+        digest = digest_source(data)
+        sources.update(digest.encode())
+        yield member.image, data, digest
 
 
 def write_image(
