@@ -336,7 +336,7 @@ def _match_local(pattern: str) -> list[str]:
         return [pattern] if os.path.exists(pattern) else []
     folder = posixpath.dirname(literal[0])
     levels = None if "**" in pattern else path_below(folder, pattern).count("/")
-    # Beam excludes backslashes, which local names may contain, for example after unpacking an archive from Windows.
+    # Beam excludes backslashes, which names in an archive of another system may contain.
     matches = re.compile(FileSystem.translate_pattern(pattern).replace(r"[^/\\]", "[^/]")).match
     return [path for path in _walk(folder, levels) if matches(path)]
 

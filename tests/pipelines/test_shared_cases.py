@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import SHARED
+from raw_sets import ROOT
 
-CASES = Path(os.environ.get("SSD_DIST_SHARED") or SHARED) / "cases/data"
+CASES = Path(os.environ.get("SSD_DIST_SHARED") or ROOT.parent / "shared") / "cases/data"
 # Exit code, images and boxes in shards, classes; or exit code 3 and words of the message.
 RESULTS = {
     "01": (2, 3, ["bolt"]),
