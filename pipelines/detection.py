@@ -11,13 +11,14 @@ from functools import partial
 from typing import Any
 
 from pipelines import beam_storage
-from pipelines.readers import coco, csv, tfrecord, tfrecord_layout, voc, yolo
+from pipelines.readers import coco, csv, tfrecord, tfrecord_layout, voc, voc_layout, yolo
 from pipelines.readers.folder import cached_listings, is_image, list_folder
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source, require_input
 from pipelines.readers.splits import WHOLE, Found, output_split
-from pipelines.readers.tool_format import ToolFormat, explain_unsupported, find_splits, read_tool_format
+from pipelines.readers.tool_format import read_tool_format
 from pipelines.readers.tool_formats import TOOL_FORMATS, UNSUPPORTED
+from pipelines.readers.tool_layout import ToolFormat, explain_unsupported, find_splits
 from ssd_dist.core.errors import DataError
 
 AUTO = "auto"
@@ -61,7 +62,7 @@ FORMATS: Mapping[str, Format] = {
     **{name: _make_format(tool_format) for name, tool_format in TOOL_FORMATS.items()},
     "coco": Format(coco.find_splits, coco.read_coco, "a JSON file with images, annotations and categories"),
     "yolo": Format(yolo.find_splits, yolo.read_yolo, "a YAML file with names: and one text file per image"),
-    "voc": Format(voc.find_splits, voc.read_voc, "one XML file with <annotation> per image"),
+    "voc": Format(voc_layout.find_splits, voc.read_voc, "one XML file with <annotation> per image"),
     "csv": Format(csv.find_splits, csv.read_csv, "a CSV file with file names, classes and corners"),
     "tfrecord": Format(tfrecord_layout.find_splits, tfrecord.read_tfrecord, "*.tfrecord or *.record files"),
 }

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from pipelines import beam_storage
 from pipelines.annotations import IMAGE_SUFFIXES, Image, Problem
+from pipelines.file_names import fold_name
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.example_proto import decode_example
 from ssd_dist.core.storage import is_remote
@@ -75,19 +76,15 @@ def _read_by_stem(image: Image) -> bytes | Problem:
 
 def _find_other_case(folders: Iterable[str], names: Iterable[str]) -> Iterator[str]:
     """Yields the files in the folders whose names differ from one of `names` only in letter case."""
-    wanted = {_fold(name) for name in names if name}
+    wanted = {fold_name(name) for name in names if name}
     for folder in folders:
-        yield from (path for path in _list_folder(folder) if _fold(path) in wanted)
+        yield from (path for path in _list_folder(folder) if fold_name(path) in wanted)
 
 
 @functools.lru_cache(maxsize=8)
 def _list_folder(folder: str) -> tuple[str, ...]:
     """Returns the files in a folder; caches the list, because thousands of images may be missing."""
     return tuple(beam_storage.list_files(folder))
-
-
-def _fold(path: str) -> str:
-    return unicodedata.normalize("NFC", path).casefold()
 
 
 def _unicode_forms(path: str) -> list[str]:

@@ -3,7 +3,7 @@
 import contextlib
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -97,11 +97,6 @@ def _list(path: str) -> Folder:
 def is_image(name: str) -> bool:
     """Returns whether a file has the suffix of an image, including those of formats that cannot be decoded."""
     return name.lower().endswith((*IMAGE_SUFFIXES, *UNSUPPORTED_SUFFIXES))
-
-
-def first_with_images(folder: Folder, candidates: Iterable[str]) -> str | None:
-    """Returns the first of the relative folders that contains an image file, or None."""
-    return next((name for name in candidates if folder.count_images(name)), None)
 
 
 def _parents(name: str) -> list[str]:

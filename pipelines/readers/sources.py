@@ -166,34 +166,6 @@ def first_folder(candidates: list[str], description: str, fix: str) -> str:
     raise DataError(f"no {description} in {' or '.join(dict.fromkeys(candidates))}; {fix}")
 
 
-def find_annotation_files(
-    pattern: str, source: Source, suffixes: tuple[str, ...], split_names: tuple[str, ...], any_names: tuple[str, ...]
-) -> list[str]:
-    """Returns the annotation files of one `--input`.
-
-    Args:
-      pattern: a file, a pattern, or a folder.
-      source: the split to read.
-      suffixes: suffixes of annotation files.
-      split_names: file names to search for in a folder if the source has a split name.
-      any_names: file names to search for in a folder otherwise.
-
-    Raises:
-      DataError: if there are none, or if there are several and `split_by` needs a single one. Files of different
-        splits may use the same id for two images.
-    """
-    if source.split_name:
-        return find_inputs(pattern, suffixes, split_names)
-    found = find_inputs(pattern, suffixes, any_names)
-    if len(found) > 1 and not beam_storage.is_pattern(pattern):
-        names = ", ".join(beam_storage.path_below(pattern, path) for path in found)
-        raise DataError(
-            f"--split_by: {pattern} contains several annotation files ({names:.200}); pass one of them as --input, or "
-            "its split as --source_split"
-        )
-    return found
-
-
 def find_images(path: str, dataset: str, source: Source) -> str:
     """Returns the folder of the images of an annotation file.
 

@@ -1,10 +1,10 @@
 """Finds the image files of a folder that the annotations do not list, so that they are reported."""
 
 import posixpath
-import unicodedata
 from collections.abc import Iterator
 
 from pipelines.annotations import Image, Problem
+from pipelines.file_names import fold_name
 from pipelines.readers.folder import is_image, list_folder
 from pipelines.readers.sources import Source
 
@@ -24,7 +24,7 @@ class ImageFolder:
     def mark_listed(self, image: Image) -> None:
         """Marks the file of an image as listed; if there is no such file, all files with its stems."""
         if self._unlisted.pop(image.path, None) is None:
-            self._stems.update(map(_normalize, (posixpath.splitext(image.path)[0], *image.stems)))
+            self._stems.update(map(fold_name, (posixpath.splitext(image.path)[0], *image.stems)))
 
     def make_images(self, source: Source, file: int, first_row: int, annotation: str) -> Iterator[Image]:
         """Yields the files that are not listed, sorted, as rejected images.
@@ -38,10 +38,6 @@ class ImageFolder:
         problem = Problem("not_annotated", f"{annotation} does not list this image file")
         row = first_row
         for path, name in sorted(self._unlisted.items()):
-            if _normalize(posixpath.splitext(path)[0]) not in self._stems and source.includes(path):
+            if fold_name(posixpath.splitext(path)[0]) not in self._stems and source.includes(path):
                 yield Image(path, file, row, annotation, name, path, problem=problem)
                 row += 1
-
-
-def _normalize(path: str) -> str:
-    return unicodedata.normalize("NFC", path).casefold()

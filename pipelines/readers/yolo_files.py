@@ -3,9 +3,9 @@
 import bisect
 import posixpath
 import re
-import unicodedata
 from collections.abc import Iterator
 
+from pipelines.file_names import fold_name
 from pipelines.readers.folder import Folder, is_image, list_folder
 from pipelines.readers.yolo_config import CLASS_FILES, is_split_name
 
@@ -46,14 +46,6 @@ def list_label_paths(image: str) -> list[str]:
 def is_image_part(name: str) -> bool:
     """Returns whether a folder has a usual name of a folder of images."""
     return IMAGE_PART.fullmatch(name) is not None
-
-
-def normalize(path: str) -> str:
-    """Returns the path in the form in which names of images and labels are compared.
-
-    Some systems store accented letters as two characters (NFD) or ignore case, and archives carry such names to others.
-    """
-    return unicodedata.normalize("NFC", path).casefold()
 
 
 def strip_suffix(path: str) -> str:
@@ -128,8 +120,8 @@ class YoloFiles:
                 if posixpath.basename(name) not in CLASS_FILES:
                     _count(self.text_counts, folder, name)
                 stem = strip_suffix(path)
-                self._text_by_stem.setdefault(normalize(stem), path)
-                self._text_by_stem.setdefault(normalize(strip_upload_prefix(stem)), path)
+                self._text_by_stem.setdefault(fold_name(stem), path)
+                self._text_by_stem.setdefault(fold_name(strip_upload_prefix(stem)), path)
 
     def image_folders(self) -> list[str]:
         """Returns the folders that directly contain images, sorted."""
@@ -147,7 +139,7 @@ class YoloFiles:
         """Returns the label file of an image, given the folders of the images and of the labels; None without one."""
         below = image[len(images.rstrip("/")) :]
         candidates = [f"{labels.rstrip('/')}{below}", *list_label_paths(image)]
-        stems = (normalize(strip_suffix(path)) for path in candidates)
+        stems = (fold_name(strip_suffix(path)) for path in candidates)
         return next((self._text_by_stem[stem] for stem in stems if stem in self._text_by_stem), None)
 
     def has_pairs(self, images: str, labels: str) -> bool:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 from pipelines import beam_storage
 from pipelines.annotations import IMAGE_SUFFIXES, Problem
+from pipelines.file_names import fold_name
 from pipelines.readers.folder import is_image, list_folder
 from pipelines.readers.sources import locate_image, parent_folder
 from pipelines.readers.yolo_config import CLASS_FILES, NOT_LABELS
-from pipelines.readers.yolo_files import list_label_paths, normalize, strip_suffix, strip_upload_prefix, swap_images
+from pipelines.readers.yolo_files import list_label_paths, strip_suffix, strip_upload_prefix, swap_images
 from pipelines.readers.yolo_layout import YoloLayout, read_list
 from pipelines.readers.yolo_places import list_tails
 from ssd_dist.core.errors import DataError
@@ -122,7 +123,7 @@ def _pair(images: list[str], labels: list[str], beside: Iterable[str], layout: Y
         stems[image] = [strip_suffix(path) for path in (f"{start}{below}", *list_label_paths(image))]
     pairs: dict[str, str] = {}
     texts = list(dict.fromkeys([*beside, *labels]))
-    for form, form_of_text in ((str, str), (normalize, normalize), (normalize, _strip_prefix)):
+    for form, form_of_text in ((str, str), (fold_name, fold_name), (fold_name, _strip_prefix)):
         used = set(pairs.values())
         text_by_form = {form_of_text(strip_suffix(path)): path for path in texts if path not in used}
         for image in images:
@@ -134,7 +135,7 @@ def _pair(images: list[str], labels: list[str], beside: Iterable[str], layout: Y
 
 
 def _strip_prefix(stem: str) -> str:
-    return normalize(strip_upload_prefix(stem))
+    return fold_name(strip_upload_prefix(stem))
 
 
 def _relative_stem(folder: str, path: str) -> str:
@@ -153,13 +154,13 @@ class _Paths:
     def __init__(self, paths: Iterable[str], key: Callable[[str], str]) -> None:
         self._key = key
         self._exact = {key(path): path for path in paths}
-        self._normalized = {normalize(name): path for name, path in self._exact.items()}
+        self._normalized = {fold_name(name): path for name, path in self._exact.items()}
 
     def find(self, candidates: Iterable[str]) -> tuple[str, str] | None:
         """Returns the first candidate that exists, and the path of its file."""
         for candidate in candidates:
             name = self._key(candidate)
-            path = self._exact.get(name) or self._normalized.get(normalize(name))
+            path = self._exact.get(name) or self._normalized.get(fold_name(name))
             if path:
                 return candidate, path
         return None
@@ -200,7 +201,7 @@ class _ListedFiles:
         self.labels = _Paths(filter(_is_text, files), strip_suffix)
         self.images_by_name: dict[str, set[str]] = {}
         for path in images:
-            self.images_by_name.setdefault(normalize(posixpath.basename(path)), set()).add(path)
+            self.images_by_name.setdefault(fold_name(posixpath.basename(path)), set()).add(path)
 
     def find(self, line: str, list_file: str) -> YoloEntry:
         """Returns the image of a line and its label; the id is the path as the line writes it, with its suffix.
@@ -214,7 +215,7 @@ class _ListedFiles:
         found = self.images.find(paths) or self.images_by_stem.find(paths)
         # A split in the path is not ignored, unless the images are in a folder of their own (`--image_dir`).
         if found is None and tails and ("/" not in tails[-1] or self.layout.images != self.layout.labels):
-            alike = [*self.images_by_name.get(normalize(posixpath.basename(tails[-1])), ())]
+            alike = [*self.images_by_name.get(fold_name(posixpath.basename(tails[-1])), ())]
             found = (alike[0], alike[0]) if len(alike) == 1 else None
         if found is None:
             return self._report_missing(line)

@@ -5,7 +5,9 @@ from raw_sets import jpeg, make_voc, voc_xml
 
 from pipelines.annotations import Category, Image, Listing
 from pipelines.readers.sources import Source
-from pipelines.readers.voc import VocEntry, find_layouts, list_annotations, parse_annotation, read_annotation
+from pipelines.readers.voc import list_annotations, read_annotation
+from pipelines.readers.voc_layout import find_layouts
+from pipelines.readers.voc_xml import VocEntry, parse_annotation
 from ssd_dist.core.errors import DataError
 
 ENTRY = VocEntry("a", 4, "/d/Annotations/a.xml", "/d/JPEGImages")
