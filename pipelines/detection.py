@@ -118,11 +118,11 @@ def detect_format(inputs: Sequence[str], image_dir: str, input_format: str = AUT
             require_input(path)
     with cached_listings():
         own = {path: _recognise(path, image_dir, input_format) for path in inputs}
+        outside = [_note_images_outside(root, found) for root, found in own.values()]
     unknown = next((path for path in inputs if not own[path][1]), "")
     if unknown:
         raise DataError(_describe_unknown(unknown, image_dir, input_format))
     roots = tuple(root for root, _ in own.values())
-    outside = [_note_images_outside(root, found) for root, found in own.values()]
     common = [name for name in FORMATS if all(name in found for _, found in own.values())]
     if not common:
         raise DataError(f"--input: {' and '.join(inputs)} have different formats; prepare them separately")
@@ -141,8 +141,7 @@ def _note_images_outside(root: str, found: Mapping[str, Found[Any]]) -> dict[str
     for name, result in found.items():
         names = result.names or [WHOLE]
         counted = sum(result.images.get(split, total) for split in names)
-        is_noted = any("not read" in note or "no split" in note for note in result.notes)
-        if counted < total and not is_noted:
+        if counted < total:
             notes[name] = (
                 f"{total - counted} of {total} image files in {root} are in none of these splits, and are not read"
             )

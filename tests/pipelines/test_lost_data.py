@@ -90,3 +90,18 @@ def test_explicit_shares_are_not_explained_with_missing_splits(tmp_path, run):
     out, _ = run("--split_by=train:0.6,val:0.4")
     assert "whatever splits it has" in out
     assert "because the dataset has no" not in out
+
+
+def test_a_note_on_other_files_does_not_hide_the_images_outside_the_splits(tmp_path, run):
+    for split in ("train", "test"):
+        (tmp_path / "raw" / split).mkdir(parents=True)
+        (tmp_path / f"raw/{split}/{split}.jpg").write_bytes(jpeg(len(split)))
+        line = f"{split}.jpg,64,48,car,8,12,24,36\n"
+        (tmp_path / f"raw/{split}.csv").write_text(f"filename,width,height,class,xmin,ymin,xmax,ymax\n{line}")
+    header = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
+    (tmp_path / "raw/mine.csv").write_text(f"{header}extra/x.jpg,64,48,car,8,12,24,36\n")
+    (tmp_path / "raw/extra").mkdir()
+    (tmp_path / "raw/extra/x.jpg").write_bytes(jpeg(70))
+    out, _ = run("--split_by=none")
+    assert "note: not read: mine.csv" in out
+    assert "note: 1 of 3 image files" in out
