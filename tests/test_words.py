@@ -59,7 +59,7 @@ PROSE_WORDS = {r"views?": "augmented copy (`data.views` is defined in docs/your_
 
 # Text that is removed before the search, and why it may stay.
 ALLOWED = {
-    r"ground[ |_-]?truths?": "the standard term; also in a pattern of file names",
+    r"ground[ _-]?truths?": "the standard term",
     r"recover_from_blowup|blowups\.jsonl": "a config key and a file name that runs and scripts depend on",
     r"\.seal\b": "the suffix of existing checksum files",
     r"--pictures\b|\"pictures\"": "a flag that scripts depend on",

@@ -1,7 +1,7 @@
 """Jobs and training runs that use one split at the same time."""
 
 import fcntl
-import os
+import hashlib
 import threading
 
 import pytest
@@ -10,6 +10,7 @@ from raw_sets import jpeg, labelled_images, make_voc
 from pipelines.split_lock import check_job_id, lock_splits
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
+from ssd_dist.core.manifest import Manifest
 from ssd_dist.core.storage import LOCK_NAME, lock_shared
 
 SMALL = Config.model_validate({"model": {"input_size": 64}})
@@ -103,4 +104,8 @@ def test_concurrent_jobs_leave_the_result_of_one_of_them(tmp_path, prepare):
     numbers = [outcome for outcome in outcomes if isinstance(outcome, int)]
     assert numbers
     assert all("one at a time" in text or "another prepare" in text for text in outcomes if isinstance(text, str))
-    assert len(os.listdir(tmp_path / "out/train/.parts")) > 1
+    # The manifest and the shards are those of the same job.
+    split = Manifest.from_json((tmp_path / "out/dataset.json").read_text(), "dataset.json").splits["train"]
+    assert split.images == numbers[-1]
+    for shard in split.views[0].shards:
+        assert hashlib.sha256((tmp_path / "out" / shard.file).read_bytes()).hexdigest() == shard.sha256
