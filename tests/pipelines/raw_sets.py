@@ -35,6 +35,31 @@ def jpeg(seed: int = 0, height: int = 48, width: int = 64) -> bytes:
     return buffer.getvalue()
 
 
+def write_files(folder, files):
+    """Writes files, by relative path: None gives a different image each, texts are encoded as UTF-8."""
+    folder = Path(folder)
+    for seed, (name, content) in enumerate(files.items()):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = jpeg(seed) if content is None else content
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return folder
+
+
+def list_places(root):
+    """Returns all places in a JSON value, as (object or array, key or index) pairs."""
+    places = []
+
+    def visit(node):
+        for key in list(node) if isinstance(node, dict) else range(len(node)):
+            places.append((node, key))
+            if isinstance(node[key], dict | list):
+                visit(node[key])
+
+    visit(root)
+    return places
+
+
 def voc_xml(filename: str, boxes, size=(48, 64)) -> str:
     """Returns a VOC annotation; boxes are (name, ymin, xmin, ymax, xmax) in pixels, size is (height, width) or None."""
     objects = "".join(

@@ -13,7 +13,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from raw_sets import jpeg, make_coco, make_voc, make_yolo
+from raw_sets import jpeg, list_places, make_coco, make_voc, make_yolo
 from test_parse_mutations import VALUES, mutate_bytes
 from tool_exports import BOX, PER_FOLDER, PER_IMAGE, write, write_per_folder, write_per_image
 
@@ -92,16 +92,7 @@ MAKERS = {
 def mutate_json(text, rng):
     """Replaces, renames, repeats or removes one value of a JSON text, or nests it."""
     root = json.loads(text)
-    places = []
-
-    def visit(node):
-        for key in list(node) if isinstance(node, dict) else range(len(node)):
-            places.append((node, key))
-            if isinstance(node[key], dict | list):
-                visit(node[key])
-
-    visit(root)
-    node, key = rng.choice(places)
+    node, key = rng.choice(list_places(root))
     match rng.randrange(6):
         case 0:
             node[key] = rng.choice(VALUES)

@@ -4,7 +4,7 @@ import codecs
 import gzip
 
 import pytest
-from raw_sets import jpeg
+from raw_sets import write_files
 
 from pipelines.annotations import Image, Listing, SeparateBox
 from pipelines.readers.csv import find_files, find_splits, group_files, read_csv, read_entries
@@ -16,16 +16,6 @@ SMALL = Config.model_validate({"model": {"input_size": 64}})
 HEADER = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
 # The box of most tests, ymin, xmin, ymax, xmax in pixels of an image of 64 x 48 pixels.
 BOX = (12.0, 10.0, 36.0, 50.0)
-
-
-def write(folder, files):
-    """Writes files; images are given as None, texts are encoded as UTF-8."""
-    for number, (name, content) in enumerate(files.items()):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data = jpeg(number) if content is None else content
-        path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    return folder
 
 
 def read(path, split="train", source_split="", image_dir="", split_by=()):
@@ -45,7 +35,7 @@ def locate(image):
 
 def read_one(tmp_path, text, image="a.jpg"):
     """Returns the only box of a CSV file and what is announced about it."""
-    write(tmp_path, {image: None, "train.csv": text})
+    write_files(tmp_path, {image: None, "train.csv": text})
     images, boxes = read(tmp_path)
     assert [item.problem for item in images] == [None]
     (box,) = boxes
@@ -103,7 +93,7 @@ def read_one(tmp_path, text, image="a.jpg"):
     ],
 )  # fmt: skip
 def test_the_columns_and_separators_of_tools_are_recognised(tmp_path, text):
-    write(tmp_path, {"a.jpg": None, "train.csv": text})
+    write_files(tmp_path, {"a.jpg": None, "train.csv": text})
     images, boxes = read(tmp_path)
     assert [(image.problem, image.filename) for image in images] == [(None, "a.jpg")] or images[0].stems
     first = boxes[0].box
@@ -129,7 +119,7 @@ def test_fractions_in_every_line_are_read_as_such_and_announced(tmp_path, text, 
 
 def test_a_file_with_pixels_in_some_lines_is_not_read_as_fractions(tmp_path, prepare):
     lines = "a.jpg,64,48,bolt,0.1,0.2,0.5,0.75\na.jpg,64,48,bolt,10,12,50,36\n"
-    write(tmp_path, {"train/a.jpg": None, "train.csv": HEADER + lines})
+    write_files(tmp_path, {"train/a.jpg": None, "train.csv": HEADER + lines})
     split = prepare("csv", tmp_path, tmp_path / "out", config=SMALL).splits["train"]
     assert (split.boxes, split.rejected_boxes) == (1, {"fractions": 1})
 
@@ -161,7 +151,7 @@ def test_a_file_without_header_is_announced(tmp_path):
     ],
 )  # fmt: skip
 def test_a_file_that_is_not_recognised_is_reported_with_the_header_to_add(tmp_path, text, message):
-    write(tmp_path, {"a.jpg": None, "classes.csv": "bolt,0\n", "train.csv": text})
+    write_files(tmp_path, {"a.jpg": None, "classes.csv": "bolt,0\n", "train.csv": text})
     for path in (tmp_path / "train.csv", tmp_path):
         with pytest.raises(DataError, match=message if path.is_file() or "jpg" in text else "no CSV file of boxes"):
             read_csv(Source((str(path),), output_split="train"))
@@ -182,7 +172,9 @@ def test_an_image_may_have_no_objects(tmp_path, header, background):
     line = {"": "a.jpg,10,12,50,36,bolt", "bbox": 'a.jpg,bolt,"[10,12,40,24]"'}.get(
         header[-4:], "a.jpg,bolt,10,12,50,36"
     )
-    write(tmp_path, {"a.jpg": None, "b.jpg": None, "train.csv": "\n".join(filter(None, [header, line, background]))})
+    write_files(
+        tmp_path, {"a.jpg": None, "b.jpg": None, "train.csv": "\n".join(filter(None, [header, line, background]))}
+    )
     images, boxes = read(tmp_path)
     assert [(image.filename, image.problem) for image in images] == [("a.jpg", None), ("b.jpg", None)]
     assert [(box.image_id, box.box.corners) for box in boxes] == [("a.jpg", BOX)]
@@ -199,7 +191,7 @@ def test_an_image_may_have_no_objects(tmp_path, header, background):
 )
 def test_a_box_that_cannot_be_read_is_rejected_with_the_column(tmp_path, fields, detail):
     text = f"filename,class,xmin,ymin,xmax,ymax\na.jpg,bolt,10,12,50,36\na.jpg,{fields}\n"
-    write(tmp_path, {"a.jpg": None, "train.csv": text})
+    write_files(tmp_path, {"a.jpg": None, "train.csv": text})
     _, (good, bad) = read(tmp_path)
     assert good.box.corners == BOX
     assert (bad.box.where, *bad.box.problem) == ("line 3", "broken_box", detail)
@@ -208,7 +200,7 @@ def test_a_box_that_cannot_be_read_is_rejected_with_the_column(tmp_path, fields,
 def test_lines_that_cannot_be_read_are_counted_as_boxes(tmp_path, prepare):
     lines = 'a.jpg,64,48,bolt,10,12,50,36\n"a.jpg,64,48,bolt,1,2,30,40\na.jpg,64\n'
     lines += "a.jpg,64,48,a,b,1,2,3,4\n,,,bolt,1,2,3,4\n"
-    write(tmp_path, {"train/a.jpg": None, "train.csv": HEADER + lines})
+    write_files(tmp_path, {"train/a.jpg": None, "train.csv": HEADER + lines})
     split = prepare("csv", tmp_path, tmp_path / "out", config=SMALL).splits["train"]
     assert (split.images_read, split.images, split.rejected_images) == (1, 1, {})
     assert (split.boxes_read, split.boxes, split.rejected_boxes) == (5, 1, {"broken_annotation": 4})
@@ -227,7 +219,7 @@ def test_lines_that_cannot_be_read_are_counted_as_boxes(tmp_path, prepare):
 
 def test_an_open_quote_does_not_swallow_the_lines_below(tmp_path):
     text = 'filename,class,xmin,ymin,xmax,ymax\na.jpg,"bolt,10,12,50,36\na.jpg,bolt,10,12,50,36\na.jpg,"nut,1,2,3,4\n'
-    write(tmp_path, {"a.jpg": None, "train.csv": text})
+    write_files(tmp_path, {"a.jpg": None, "train.csv": text})
     _, boxes = read(tmp_path)
     assert [(box.box.where, box.box.problem is None) for box in boxes] == [
         ("line 2", False), ("line 3", True), ("line 4", False),
@@ -274,7 +266,7 @@ LAYOUTS = (
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_the_splits_of_a_folder_are_found_with_their_images(tmp_path, kind):
-    write(tmp_path, layout(kind) | {"sample_submission.csv": HEADER, "classes.csv": "bolt,0\n"})
+    write_files(tmp_path, layout(kind) | {"sample_submission.csv": HEADER, "classes.csv": "bolt,0\n"})
     found = find_splits(str(tmp_path), "")
     assert sorted(found.splits) == ["test", "train", "valid"]
     for split, source_split in (("train", "train"), ("val", "valid"), ("test", "test")):
@@ -287,7 +279,7 @@ def test_the_splits_of_a_folder_are_found_with_their_images(tmp_path, kind):
 
 
 def test_the_command_recognises_a_roboflow_export(tmp_path, command, prepare):
-    write(tmp_path / "in", layout("roboflow"))
+    write_files(tmp_path / "in", layout("roboflow"))
     code, output, errors = command(
         f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--set=model.input_size=64"
     )
@@ -301,7 +293,9 @@ def test_the_command_recognises_a_roboflow_export(tmp_path, command, prepare):
 
 @pytest.mark.parametrize("arguments", [(), ("--input_format=csv",), ("--input_format=csv", "--split=train")])
 def test_the_command_explains_a_file_without_a_header(tmp_path, command, arguments):
-    write(tmp_path / "in", {"a.jpg": None, "classes.csv": "bolt,0\n", "train.csv": "a.jpg,64,48,bolt,10,12,50,36\n"})
+    write_files(
+        tmp_path / "in", {"a.jpg": None, "classes.csv": "bolt,0\n", "train.csv": "a.jpg,64,48,bolt,10,12,50,36\n"}
+    )
     code, _, errors = command(f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", *arguments)
     assert code == 3
     assert "train.csv: headerless CSV: the first line (a.jpg, 64, 48, bolt, 10, 12, 50, 36) is no header" in errors
@@ -312,7 +306,7 @@ def test_a_roboflow_retinanet_export_is_read(tmp_path):
     for split in ("train", "valid"):
         files |= {f"{split}/_annotations.csv": f"{split}.jpg,10,12,50,36,bolt\n", f"{split}/_classes.csv": "bolt,0\n"}
         files[f"{split}/{split}.jpg"] = None
-    write(tmp_path, files)
+    write_files(tmp_path, files)
     assert find_splits(str(tmp_path), "").tool == "Roboflow export (RetinaNet CSV)"
     (image,), (box,) = read(tmp_path, "val")
     assert (image.image_id, box.box.category, box.box.corners) == ("valid.jpg", "bolt", BOX)
@@ -322,7 +316,7 @@ def test_a_roboflow_retinanet_export_is_read(tmp_path):
 def test_a_file_beside_that_of_validation_is_the_training_split(tmp_path, name, splits):
     files = {f"images/{number}.jpg": None for number in range(3)}
     files |= {name: "images/0.jpg,10,12,50,36,bolt\nimages/1.jpg,,,,,\n", "classes.csv": "bolt,0\n"}
-    write(tmp_path, files | {"val_annotations.csv": "images/2.jpg,10,12,50,36,bolt\n"})
+    write_files(tmp_path, files | {"val_annotations.csv": "images/2.jpg,10,12,50,36,bolt\n"})
     found = find_splits(str(tmp_path), "")
     assert list(found.splits) == splits
     if len(splits) == 2:
@@ -334,7 +328,7 @@ def test_a_file_beside_that_of_validation_is_the_training_split(tmp_path, name, 
 
 def test_a_single_file_contains_the_whole_dataset(tmp_path):
     for name in ("annotations.csv", "my_project-export.csv", "labels/all.csv"):
-        folder = write(
+        folder = write_files(
             tmp_path / name.replace("/", "_"), {name: HEADER + "a.jpg,64,48,x,1,2,3,4\n", "images/a.jpg": None}
         )
         assert list(find_splits(str(folder), "").splits) == [""]
@@ -346,7 +340,7 @@ def test_files_that_differ_in_a_number_are_read_together(tmp_path):
     header = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId\n"
     for number in range(3):
         line = f"0.ppm;64;48;10;12;50;36;{number}\n"
-        write(tmp_path, {f"0000{number}/GT-0000{number}.csv": header + line, f"0000{number}/0.ppm": None})
+        write_files(tmp_path, {f"0000{number}/GT-0000{number}.csv": header + line, f"0000{number}/0.ppm": None})
     found = find_splits(str(tmp_path), "")
     assert (list(found.splits), found.images) == ([""], {"": 3})
     images, boxes = read(tmp_path)
@@ -356,7 +350,7 @@ def test_files_that_differ_in_a_number_are_read_together(tmp_path):
 
 def test_files_whose_names_contain_no_split_are_announced(tmp_path):
     text = HEADER + "a.jpg,64,48,x,1,2,3,4\n"
-    write(tmp_path, {"a.jpg": None, "train.csv": text, "test.csv": text, "backup.csv": text})
+    write_files(tmp_path, {"a.jpg": None, "train.csv": text, "test.csv": text, "backup.csv": text})
     found = find_splits(str(tmp_path), "")
     assert sorted(found.splits) == ["test", "train"]
     assert found.notes == ("not read: backup.csv; pass a file as --input to read it",)
@@ -364,7 +358,7 @@ def test_files_whose_names_contain_no_split_are_announced(tmp_path):
 
 def test_images_that_no_line_lists_are_reported(tmp_path, prepare):
     files = layout("kaggle", ("train",)) | {"train_images/unlisted.jpg": None, "test_images/other.jpg": None}
-    write(tmp_path, files)
+    write_files(tmp_path, files)
     images, _ = read(tmp_path)
     assert [(image.filename, image.problem and image.problem.reason) for image in images] == [
         ("train.jpg", None), ("unlisted.jpg", "not_annotated"),
@@ -374,14 +368,14 @@ def test_images_that_no_line_lists_are_reported(tmp_path, prepare):
 
 
 def test_images_of_a_shared_folder_are_not_reported(tmp_path):
-    write(tmp_path, layout("tf"))
+    write_files(tmp_path, layout("tf"))
     assert [image.image_id for image in read(tmp_path)[0]] == ["train.jpg"]
     assert [image.image_id for image in read(tmp_path / "train_labels.csv")[0]] == ["train.jpg"]
 
 
 def test_a_listed_image_without_a_file_is_missing(tmp_path, prepare):
     text = HEADER + "a.jpg,64,48,bolt,10,12,50,36\nb.jpg,64,48,bolt,10,12,50,36\n"
-    write(tmp_path, {"train/a.jpg": None, "train.csv": text})
+    write_files(tmp_path, {"train/a.jpg": None, "train.csv": text})
     split = prepare("csv", tmp_path, tmp_path / "out", config=SMALL).splits["train"]
     assert split.rejected_images == {"missing_image": 1}
 
@@ -398,7 +392,7 @@ def test_a_listed_image_without_a_file_is_missing(tmp_path, prepare):
     ],
 )
 def test_images_are_found_by_names_of_another_machine(tmp_path, name, path):
-    write(
+    write_files(
         tmp_path, {path: None, "photos/train/dog/2.jpg": None, "train.csv": f"{HEADER}{name},64,48,bolt,10,12,50,36\n"}
     )
     images, _ = read(tmp_path)
@@ -412,14 +406,14 @@ def test_images_are_found_by_names_of_another_machine(tmp_path, name, path):
 def test_folders_of_classes_that_the_first_lines_do_not_contain_are_found(tmp_path):
     files = {f"photos/cat/{number}.jpg": b"" for number in range(300)} | {"photos/dog/d.jpg": None}
     lines = [f"{number}.jpg,bolt,1,2,3,4\n" for number in range(300)] + ["d.jpg,bolt,1,2,3,4\n"]
-    write(tmp_path, files | {"train.csv": "filename,class,xmin,ymin,xmax,ymax\n" + "".join(lines)})
+    write_files(tmp_path, files | {"train.csv": "filename,class,xmin,ymin,xmax,ymax\n" + "".join(lines)})
     images, _ = read(tmp_path)
     assert (len(images), images[-1].path, images[-1].problem) == (301, str(tmp_path / "photos/dog/d.jpg"), None)
 
 
 def test_a_name_that_fits_two_files_is_rejected(tmp_path):
     text = "filename,class,xmin,ymin,xmax,ymax\n1.jpg,bolt,1,2,3,4\n2.jpg,bolt,1,2,3,4\n"
-    write(tmp_path, {"x/cat/1.jpg": None, "x/dog/1.jpg": None, "x/dog/2.jpg": None, "all.csv": text})
+    write_files(tmp_path, {"x/cat/1.jpg": None, "x/dog/1.jpg": None, "x/dog/2.jpg": None, "all.csv": text})
     images, _ = read(tmp_path)
     assert [(image.image_id, image.problem and image.problem.reason) for image in images[:2]] == [
         ("1.jpg", "ambiguous_image"), ("2.jpg", None),
@@ -438,7 +432,7 @@ AUTOML = (
 @pytest.mark.parametrize("header", ["", "set,path,label,x_min,y_min,x_max,y_min,x_max,y_max,x_min,y_max\n"])
 def test_the_splits_of_automl_are_those_of_its_first_column(tmp_path, header, validation):
     text = header + AUTOML.replace("VALIDATION", validation)
-    write(tmp_path, {"data.csv": text, "images/a.jpg": None, "images/v.jpg": None, "images/t.jpg": None})
+    write_files(tmp_path, {"data.csv": text, "images/a.jpg": None, "images/v.jpg": None, "images/t.jpg": None})
     for path in (tmp_path, tmp_path / "data.csv"):
         found = find_splits(str(path), "")
         assert list(found.splits) == ["TRAIN", validation, "TEST", ""]
@@ -461,7 +455,7 @@ def test_a_turned_quadrilateral_of_automl_is_reduced(tmp_path):
 
 def test_automl_files_without_splits_are_divided(tmp_path):
     lines = [f"UNASSIGNED,{number}.jpg,bolt,0.1,0.2,,,0.5,0.75,,\n" for number in range(8)]
-    write(tmp_path, {f"{number}.jpg": None for number in range(8)} | {"data.csv": "".join(lines)})
+    write_files(tmp_path, {f"{number}.jpg": None for number in range(8)} | {"data.csv": "".join(lines)})
     assert list(find_splits(str(tmp_path), "").splits) == [""]
     shares = (("train", 0.5), ("val", 0.5))
     train, val = ({image.image_id for image in read(tmp_path, split, split_by=shares)[0]} for split in ("train", "val"))
@@ -473,7 +467,7 @@ def test_automl_files_without_splits_are_divided(tmp_path):
 def test_a_column_may_contain_the_split(tmp_path, column):
     lines = "a.jpg,bolt,10,12,50,36,train\nb.jpg,bolt,10,12,50,36,Valid\n,,,,,,train\n"
     text = f"filename,class,xmin,ymin,xmax,ymax,{column}\n{lines}"
-    write(tmp_path, {"boxes.csv": text, "images/a.jpg": None, "images/b.jpg": None, "images/c.jpg": None})
+    write_files(tmp_path, {"boxes.csv": text, "images/a.jpg": None, "images/b.jpg": None, "images/c.jpg": None})
     assert list(find_splits(str(tmp_path), "").splits) == ["train", "Valid", ""]
     images, boxes = read(tmp_path)
     # What belongs to no split is reported once, with the first split.
@@ -486,7 +480,7 @@ def test_a_column_may_contain_the_split(tmp_path, column):
 
 def test_a_column_with_other_values_is_no_split(tmp_path):
     text = "filename,class,xmin,ymin,xmax,ymax,set\na.jpg,bolt,10,12,50,36,winter\n"
-    write(tmp_path, {"boxes.csv": text, "images/a.jpg": None})
+    write_files(tmp_path, {"boxes.csv": text, "images/a.jpg": None})
     assert list(find_splits(str(tmp_path), "").splits) == [""]
 
 
@@ -512,7 +506,7 @@ def test_open_images_are_read_with_their_class_names(tmp_path, files):
     annotations, classes, image = files
     names = "/m/01g317,Person\n/m/0k4j,Car\n"
     labels = "ImageID,Source,LabelName,Confidence\n000a1249af2bc5f0,verification,/m/01g317,1\n"
-    write(tmp_path, {annotations: OPEN_IMAGES, classes: names, image: None, "train-imagelabels.csv": labels})
+    write_files(tmp_path, {annotations: OPEN_IMAGES, classes: names, image: None, "train-imagelabels.csv": labels})
     found = find_splits(str(tmp_path), "")
     assert (found.tool, list(found.splits), found.notes) == ("Open Images annotations", ["train"], ())
     (item,), (person, car) = read(tmp_path)
@@ -524,7 +518,7 @@ def test_open_images_are_read_with_their_class_names(tmp_path, files):
 
 
 def test_open_images_without_class_names_keep_the_identifiers(tmp_path):
-    write(tmp_path, {"train-annotations-bbox.csv": OPEN_IMAGES, "train/000a1249af2bc5f0.jpg": None})
+    write_files(tmp_path, {"train-annotations-bbox.csv": OPEN_IMAGES, "train/000a1249af2bc5f0.jpg": None})
     (note,) = find_splits(str(tmp_path), "").notes
     assert "class-descriptions-boxable.csv is not in the folder" in note
     assert read(tmp_path)[1][0].box.category == "/m/01g317"
@@ -532,7 +526,7 @@ def test_open_images_without_class_names_keep_the_identifiers(tmp_path):
 
 def test_two_folders_may_use_the_same_file_names(tmp_path):
     for name in ("x", "y"):
-        write(tmp_path / name, {"train/a.jpg": None, "train.csv": HEADER + "a.jpg,64,48,bolt,10,12,50,36\n"})
+        write_files(tmp_path / name, {"train/a.jpg": None, "train.csv": HEADER + "a.jpg,64,48,bolt,10,12,50,36\n"})
     source = Source((str(tmp_path / "x"), str(tmp_path / "y")), output_split="train")
     groups = group_files(find_files(source))
     values = [list(read_entries(group, source)) for group in groups]
@@ -550,12 +544,12 @@ def test_files_of_other_contents_are_not_recognised(tmp_path):
         "train_masks.csv": "MaskPath,ImageID,LabelName,BoxID,BoxXMin,BoxXMax,BoxYMin,BoxYMax\nx.png,a,/m/1,b,0,1,0,1\n",
         "labels.csv": "filename,label\na.jpg,bolt\n",
     }
-    write(tmp_path, others | {"a.jpg": None})
+    write_files(tmp_path, others | {"a.jpg": None})
     assert find_splits(str(tmp_path), "") is None
 
 
 def test_csv_files_without_images_are_left_to_the_records_beside_them(tmp_path):
-    write(tmp_path, {"train_labels.csv": HEADER + "a.jpg,64,48,bolt,1,2,3,4\n", "train.record": b""})
+    write_files(tmp_path, {"train_labels.csv": HEADER + "a.jpg,64,48,bolt,1,2,3,4\n", "train.record": b""})
     assert find_splits(str(tmp_path), "") is None
     with pytest.raises(DataError, match=r"train_labels\.csv: its folder contains no image files; pass .* --image_dir"):
         read_csv(Source((str(tmp_path),), output_split="train"))

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from raw_sets import jpeg
+from raw_sets import jpeg, write_files
 
 from pipelines.annotations import Category, Image
 from pipelines.detection import detect_format, plan_splits
@@ -20,16 +20,6 @@ IMAGE = None
 LINE = "1 0.3 0.5 0.2 0.2\n"
 CORNERS = (0.4, 0.2, 0.6, 0.4)
 NAMES = "names: [bolt, nut]\n"
-
-
-def make(root, files):
-    """Writes files; the content is text, bytes, or `IMAGE` for a different image each."""
-    for seed, (name, content) in enumerate(files.items()):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data = jpeg(seed) if content is IMAGE else content
-        path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    return root
 
 
 def values_of(folder, split="train", image_dir="", **rest):
@@ -230,7 +220,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts_are_recognised_and_read_without_loss(tmp_path, name):
     files, tool, expected = LAYOUTS[name]
-    make(tmp_path, files)
+    write_files(tmp_path, files)
     detected = detect_format([str(tmp_path)], "")
     assert (detected.input_format, detected.found.tool) == ("yolo", tool)
     splits = detected.found.splits
@@ -253,7 +243,7 @@ def test_layouts_are_recognised_and_read_without_loss(tmp_path, name):
 
 def test_a_roboflow_export_is_prepared_without_flags(tmp_path, command, records_of):
     files, _, expected = LAYOUTS["Roboflow"]
-    raw, out = make(tmp_path / "raw", files), tmp_path / "out"
+    raw, out = write_files(tmp_path / "raw", files), tmp_path / "out"
     code, output, errors = command(f"--input={raw}", f"--output={out}", "--set=model.input_size=64")
     assert code == 0, errors
     assert "recognised Roboflow YOLO export: train 1, val 1, test 1 images" in output
@@ -266,7 +256,7 @@ def test_a_roboflow_export_is_prepared_without_flags(tmp_path, command, records_
 
 
 def test_classes_named_yes_and_no_stay_text(tmp_path):
-    make(
+    write_files(
         tmp_path,
         {"data.yaml": "train: images\nnames: [yes, no, on, 1.50]\n", **pairs("a", images="images/", labels="labels/")},
     )
@@ -283,20 +273,20 @@ def test_classes_named_yes_and_no_stay_text(tmp_path):
     ],
 )
 def test_classes_without_names_are_numbers(tmp_path, files, names, note):
-    make(tmp_path, {**files, **pairs("a", images="images/", labels="labels/")})
+    write_files(tmp_path, {**files, **pairs("a", images="images/", labels="labels/")})
     assert classes_of(tmp_path) == names
     assert note in " ".join(find_splits(str(tmp_path), "").notes)
 
 
 def test_an_empty_line_within_the_class_names_is_rejected(tmp_path):
-    make(tmp_path, {"classes.txt": "bolt\n\nnut\n", **pairs("a")})
+    write_files(tmp_path, {"classes.txt": "bolt\n\nnut\n", **pairs("a")})
     with pytest.raises(DataError, match=r"classes\.txt: line 2 is empty"):
         values_of(tmp_path)
 
 
 def test_inputs_with_other_classes_are_merged_by_name(tmp_path, prepare, records_of):
-    one = make(tmp_path / "one", {"classes.txt": "bolt\nnut\n", **pairs("a")})
-    two = make(tmp_path / "two", {"classes.txt": "gear\nbolt\n", "x/b.jpg": jpeg(9), "x/b.txt": LINE})
+    one = write_files(tmp_path / "one", {"classes.txt": "bolt\nnut\n", **pairs("a")})
+    two = write_files(tmp_path / "two", {"classes.txt": "gear\nbolt\n", "x/b.jpg": jpeg(9), "x/b.txt": LINE})
     manifest = prepare("yolo", [one, two], tmp_path / "out")
     records = records_of(tmp_path / "out", manifest)
     assert {name: record.objects.names for name, record in records.items()} == {"a": ("nut",), "b": ("bolt",)}
@@ -304,13 +294,15 @@ def test_inputs_with_other_classes_are_merged_by_name(tmp_path, prepare, records
 
 
 def test_class_files_of_each_split_may_differ(tmp_path):
-    make(tmp_path, {"train/classes.txt": "bolt\nnut\n", "val/classes.txt": "nut\nbolt\n", **pairs("train/a", "val/b")})
+    write_files(
+        tmp_path, {"train/classes.txt": "bolt\nnut\n", "val/classes.txt": "nut\nbolt\n", **pairs("train/a", "val/b")}
+    )
     assert classes_of(tmp_path, "train") == ["bolt", "nut"]
     assert classes_of(tmp_path, "val") == ["nut", "bolt"]
 
 
 def test_image_dir_may_be_the_parent_of_the_split_folders(tmp_path):
-    make(
+    write_files(
         tmp_path,
         {"set/config.yaml": NAMES, **pairs("a", images="photos/train/", labels="set/labels/train/")}
         | pairs("b", images="photos/val/", labels="set/labels/val/"),
@@ -322,9 +314,9 @@ def test_image_dir_may_be_the_parent_of_the_split_folders(tmp_path):
 
 
 def test_splits_that_share_the_images_take_those_with_labels(tmp_path):
-    make(tmp_path, {"set/classes.txt": "bolt\nnut\n", "photos/c.jpg": IMAGE})
+    write_files(tmp_path, {"set/classes.txt": "bolt\nnut\n", "photos/c.jpg": IMAGE})
     for stem, split in (("a", "train"), ("b", "val")):
-        make(tmp_path, pairs(stem, images="photos/", labels=f"set/labels/{split}/"))
+        write_files(tmp_path, pairs(stem, images="photos/", labels=f"set/labels/{split}/"))
     for split, image_id in (("train", "a"), ("val", "b")):
         assert [image.image_id for image in images_of(tmp_path / "set", split, tmp_path / "photos")] == [image_id]
     found = find_splits(str(tmp_path / "set"), str(tmp_path / "photos"))
@@ -333,14 +325,14 @@ def test_splits_that_share_the_images_take_those_with_labels(tmp_path):
 
 
 def test_a_cvat_export_without_images_is_read_with_image_dir(tmp_path):
-    make(tmp_path, {"set/obj.names": "bolt\nnut\n", "set/obj.data": OBJ_DATA, "photos/a.jpg": IMAGE})
-    make(tmp_path, {"set/train.txt": "data/obj_train_data/a.jpg\n", "set/obj_train_data/a.txt": LINE})
+    write_files(tmp_path, {"set/obj.names": "bolt\nnut\n", "set/obj.data": OBJ_DATA, "photos/a.jpg": IMAGE})
+    write_files(tmp_path, {"set/train.txt": "data/obj_train_data/a.jpg\n", "set/obj_train_data/a.txt": LINE})
     (image,) = images_of(tmp_path / "set", image_dir=tmp_path / "photos")
     assert (image.image_id, image.path, len(image.boxes)) == ("a", str(tmp_path / "photos/a.jpg"), 1)
 
 
 def test_the_same_folder_for_train_and_val_is_divided(tmp_path):
-    make(
+    write_files(
         tmp_path,
         {"data.yaml": "train: images\nval: images\n" + NAMES, **pairs("a", images="images/", labels="labels/")},
     )
@@ -350,8 +342,8 @@ def test_the_same_folder_for_train_and_val_is_divided(tmp_path):
 
 
 def test_a_folder_whose_images_belong_to_other_splits_is_omitted(tmp_path):
-    make(tmp_path, {"data.yaml": "train: images/train\nval: images\n" + NAMES})
-    make(tmp_path, pairs("a", images="images/train/", labels="labels/train/"))
+    write_files(tmp_path, {"data.yaml": "train: images/train\nval: images\n" + NAMES})
+    write_files(tmp_path, pairs("a", images="images/train/", labels="labels/train/"))
     found = find_splits(str(tmp_path), "")
     assert found.names == ["train"]
     assert any("split val is omitted" in note for note in found.notes)
@@ -360,13 +352,13 @@ def test_a_folder_whose_images_belong_to_other_splits_is_omitted(tmp_path):
 
 def test_a_folder_that_replaces_a_missing_one_is_announced(tmp_path):
     files, _, _ = LAYOUTS["Roboflow, val in a folder of another name"]
-    notes = find_splits(str(make(tmp_path, files)), "").notes
+    notes = find_splits(str(write_files(tmp_path, files)), "").notes
     assert f"{tmp_path}/data.yaml: val: ../valid/images does not exist; the folder of this name is read" in notes
 
 
 def test_images_of_a_folder_elsewhere_are_announced(tmp_path):
-    make(tmp_path, {"set/data.yaml": "train: ../all/images/train\n" + NAMES, "set/notes.txt": ""})
-    make(tmp_path, pairs("a", images="all/images/train/", labels="all/labels/train/"))
+    write_files(tmp_path, {"set/data.yaml": "train: ../all/images/train\n" + NAMES, "set/notes.txt": ""})
+    write_files(tmp_path, pairs("a", images="all/images/train/", labels="all/labels/train/"))
     assert [len(image.boxes) for image in images_of(tmp_path / "set")] == [1]
     assert any(
         f"read from {tmp_path}/all/images/train" in note for note in find_splits(str(tmp_path / "set"), "").notes
@@ -374,9 +366,11 @@ def test_images_of_a_folder_elsewhere_are_announced(tmp_path):
 
 
 def test_one_task_of_several_is_selected_by_its_file(tmp_path):
-    make(tmp_path, {"images/train/a.jpg": IMAGE})
+    write_files(tmp_path, {"images/train/a.jpg": IMAGE})
     for task, line in (("det", LINE), ("seg", LINE * 2)):
-        make(tmp_path, {f"{task}/config.yaml": "train: images/train\n" + NAMES, f"{task}/labels/train/a.txt": line})
+        write_files(
+            tmp_path, {f"{task}/config.yaml": "train: images/train\n" + NAMES, f"{task}/labels/train/a.txt": line}
+        )
     with pytest.raises(DataError, match=r"several YOLO datasets \(det/config.yaml, seg/config.yaml\)"):
         values_of(tmp_path)
     for task, count in (("det", 1), ("seg", 2)):
@@ -384,7 +378,7 @@ def test_one_task_of_several_is_selected_by_its_file(tmp_path):
 
 
 def test_other_yaml_files_do_not_matter(tmp_path):
-    make(
+    write_files(
         tmp_path,
         {
             **{"yolov5s.yaml": "nc: 80\nbackbone: [1]\n", "hyp.yaml": "lr0: 0.01\n", "broken.yaml": "a: [\n"},
@@ -399,8 +393,8 @@ def test_other_yaml_files_do_not_matter(tmp_path):
 
 
 def test_a_split_without_labels_is_omitted_and_labels_of_another_split_are_not_used(tmp_path):
-    make(tmp_path, {"data.yaml": "train: train/images\ntest: test/images\n" + NAMES, "test/images/a.jpg": IMAGE})
-    make(tmp_path, pairs("a", images="train/images/", labels="train/labels/"))
+    write_files(tmp_path, {"data.yaml": "train: train/images\ntest: test/images\n" + NAMES, "test/images/a.jpg": IMAGE})
+    write_files(tmp_path, pairs("a", images="train/images/", labels="train/labels/"))
     found = find_splits(str(tmp_path), "")
     assert found.names == ["train"]
     assert any("test/images is omitted" in note for note in found.notes)
@@ -409,7 +403,7 @@ def test_a_split_without_labels_is_omitted_and_labels_of_another_split_are_not_u
 
 
 def test_images_in_unsupported_formats_are_reported(tmp_path, prepare):
-    make(
+    write_files(
         tmp_path / "raw",
         {"data.yaml": DATA, "images/train/b.avif": b"x", "images/train/c.avif": b"x", "labels/train/c.txt": LINE}
         | {"images/train/d.tga": b"x", "labels/train/d.txt": LINE}
@@ -434,14 +428,14 @@ def test_images_in_unsupported_formats_are_reported(tmp_path, prepare):
     ],
 )
 def test_other_text_files_are_not_yolo(tmp_path, files):
-    make(tmp_path, files)
+    write_files(tmp_path, files)
     assert find_splits(str(tmp_path), "") is None
     with pytest.raises(DataError, match=r"no YOLO dataset: .+; pass the folder"):
         values_of(tmp_path)
 
 
 def test_a_dataset_without_its_images_is_rejected(tmp_path):
-    make(tmp_path, {"data.yaml": DATA, "labels/train/a.txt": LINE})
+    write_files(tmp_path, {"data.yaml": DATA, "labels/train/a.txt": LINE})
     with pytest.raises(DataError, match=r"train: images/train does not exist.*--image_dir"):
         find_splits(str(tmp_path), "")
 
@@ -480,8 +474,8 @@ def test_boxes_and_polygons_in_one_file_are_read_each_by_its_own_kind():
 
 def test_keypoints_are_ignored_if_the_yaml_file_defines_them(tmp_path):
     pose = "1 0.3 0.5 0.2 0.2 0.9 0.9 2 0.1 0.1 0\n"
-    make(tmp_path, {"data.yaml": DATA + "kpt_shape: [2, 3]\n"})
-    make(tmp_path, pairs("a", images="images/train/", labels="labels/train/", line=pose + LINE))
+    write_files(tmp_path, {"data.yaml": DATA + "kpt_shape: [2, 3]\n"})
+    write_files(tmp_path, pairs("a", images="images/train/", labels="labels/train/", line=pose + LINE))
     (image,) = images_of(tmp_path)
     assert [box.corners for box in image.boxes] == [pytest.approx(CORNERS)] * 2
     assert not any(box.is_reduced for box in image.boxes)
@@ -527,8 +521,8 @@ def test_other_label_files_are_rejected_with_a_reason(data, words):
 
 
 def test_a_sixth_number_is_announced(tmp_path):
-    make(tmp_path, {"data.yaml": DATA})
-    make(tmp_path, pairs("a", images="images/train/", labels="labels/train/", line="0 0.3 0.5 0.2 0.2 0.9\n"))
+    write_files(tmp_path, {"data.yaml": DATA})
+    write_files(tmp_path, pairs("a", images="images/train/", labels="labels/train/", line="0 0.3 0.5 0.2 0.2 0.9\n"))
     assert any("sixth number" in note for note in find_splits(str(tmp_path), "").notes)
 
 
@@ -541,27 +535,27 @@ def test_leading_folders_are_omitted_but_not_the_split():
 
 
 def test_folders_above_the_dataset_do_not_matter(tmp_path):
-    root = make(tmp_path / "images/train/set", {"classes.txt": "bolt\nnut\n", **pairs("cam1/a", "cam2/b")})
+    root = write_files(tmp_path / "images/train/set", {"classes.txt": "bolt\nnut\n", **pairs("cam1/a", "cam2/b")})
     assert [image.image_id for image in images_of(root)] == ["cam1/a", "cam2/b"]
     assert find_splits(str(root), "").names == []
 
 
 def test_a_damaged_data_yaml_is_an_error_only_in_a_yolo_dataset(tmp_path):
-    make(tmp_path, {"data.yaml": "names: [x", "README.txt": "about", "images/a.jpg": IMAGE})
+    write_files(tmp_path, {"data.yaml": "names: [x", "README.txt": "about", "images/a.jpg": IMAGE})
     assert find_splits(str(tmp_path), "") is None
-    make(tmp_path, {"labels/a.txt": LINE})
+    write_files(tmp_path, {"labels/a.txt": LINE})
     with pytest.raises(DataError, match=r"data\.yaml: not valid YAML: line 1"):
         find_splits(str(tmp_path), "")
 
 
 def test_captions_beside_a_yaml_file_with_names_are_not_yolo(tmp_path):
-    make(tmp_path, {"settings.yaml": NAMES, "a.jpg": IMAGE, "a.txt": "a caption\n"})
+    write_files(tmp_path, {"settings.yaml": NAMES, "a.jpg": IMAGE, "a.txt": "a caption\n"})
     assert find_splits(str(tmp_path), "") is None
 
 
 def test_only_the_label_of_an_image_loses_its_upload_prefix(tmp_path):
-    make(tmp_path, {"classes.txt": "bolt\nnut\n", "images/0f1e2d3c-a.jpg": IMAGE, "labels/4b5a6978-a.txt": LINE})
-    make(tmp_path, pairs("b", images="images/", labels="labels/"))
+    write_files(tmp_path, {"classes.txt": "bolt\nnut\n", "images/0f1e2d3c-a.jpg": IMAGE, "labels/4b5a6978-a.txt": LINE})
+    write_files(tmp_path, pairs("b", images="images/", labels="labels/"))
     problems = {image.image_id: image.problem and image.problem.reason for image in images_of(tmp_path)}
     assert problems == {"0f1e2d3c-a": None, "4b5a6978-a": "missing_image", "b": None}
 

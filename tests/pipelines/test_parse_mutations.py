@@ -4,6 +4,7 @@ import json
 import random
 
 import pytest
+from raw_sets import list_places
 from test_parse_cvat_xml import BOX as CVAT_BOX
 from test_parse_cvat_xml import make_xml
 from test_parse_label_studio import result, row, task
@@ -120,16 +121,7 @@ def mutate_bytes(data, rng):
 def mutate_value(value, rng, values=VALUES):
     """Returns a copy of the JSON value in which one value at a random place is replaced."""
     copied = json.loads(json.dumps(value))
-    places = []
-
-    def visit(node):
-        for key in list(node) if isinstance(node, dict) else range(len(node)):
-            places.append((node, key))
-            if isinstance(node[key], dict | list):
-                visit(node[key])
-
-    visit(copied)
-    node, key = rng.choice(places)
+    node, key = rng.choice(list_places(copied))
     if isinstance(node, dict) and rng.random() < 0.2:
         del node[key]
     else:
