@@ -92,7 +92,8 @@ MAKERS = {
 def mutate_json(text, rng):
     """Replaces, renames, repeats or removes one value of a JSON text, or nests it."""
     root = json.loads(text)
-    node, key = rng.choice(list_places(root))
+    places = list_places(root)
+    node, key = rng.choice(places)
     match rng.randrange(6):
         case 0:
             node[key] = rng.choice(VALUES)
