@@ -30,84 +30,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ssd_dist.core.anchor_iou import AnchorGrids
+from ssd_dist.core.anchor_spots import TIE, AnchorSpots
 from ssd_dist.core.boxes import FloatArray, IntArray
+from ssd_dist.core.waiting_objects import RANKED, Ranking, WaitingBoxes
 
 Float64Array = npt.NDArray[np.float64]
-
-# Float32 coordinates are accurate to about 1e-7; IoUs and distances that differ by less than this count as equal.
-TIE = 1e-6
 
 # The turn in which an anchor is taken if it is still free.
 _FREE = np.iinfo(np.int64).max
 # The number of steps that the search for rivals takes before it tries the other method.
 _EFFORT = 8
-# The number of objects that a ranking stores.
-_RANKED = 16
-
-
-class AnchorSpots:
-    """The distinct centres (spots) of a set of anchors; the anchors of a cell share one, up to rounding."""
-
-    def __init__(self, centers: Float64Array) -> None:
-        """Groups the anchors by their centres [2, A]."""
-        self.anchor_centers = centers
-        _, first, spot_of = np.unique(
-            np.round(centers / (TIE / 4)).astype(np.int64), axis=1, return_index=True, return_inverse=True
-        )
-        # int64 [A], the spot of each anchor, and float64 [2, S], the centres of the spots. The centre of an anchor
-        # differs from that of its spot by at most a quarter of TIE along each axis.
-        self.spot_of = spot_of.reshape(-1)
-        self.centers = np.ascontiguousarray(centers[:, first])
-        order = np.argsort(self.spot_of, kind="stable")
-        starts = np.searchsorted(self.spot_of[order], np.arange(1, len(first)))
-        self.anchors = np.split(order, starts)
-
-    def find_nearest(self, centers: Float64Array) -> tuple[Float64Array, IntArray]:
-        """Returns for centres [N, 2] the distance [N] and the index [N] of the nearest anchor (ties: the lowest)."""
-        distance = np.square(centers[:, :1] - self.centers[0])
-        distance += np.square(centers[:, 1:] - self.centers[1])
-        np.sqrt(distance, out=distance)
-        near = distance <= distance.min(axis=1, keepdims=True) + 3 * TIE
-        chosen = np.array([self.anchors[spot][0] for spot in near.argmax(axis=1).tolist()])
-        for index in np.flatnonzero(near.sum(axis=1) > 1).tolist():
-            anchors = np.sort(np.concatenate([self.anchors[spot] for spot in np.flatnonzero(near[index]).tolist()]))
-            exact = self.distances(centers[index], anchors)
-            chosen[index] = anchors[(exact <= exact.min() + TIE).argmax()]
-        y, x = self.anchor_centers[:, chosen]
-        return np.hypot(centers[:, 0] - y, centers[:, 1] - x), chosen
-
-    def distances(self, center: Float64Array, anchors: IntArray) -> Float64Array:
-        """Returns the distances [K] of one centre [2] to the centres of anchors [K].
-
-        They are not squared: with a tolerance on squares, anchors that differ by 20 times the float32 error would tie.
-        """
-        y, x = self.anchor_centers[:, anchors]
-        return np.asarray(np.hypot(center[0] - y, center[1] - x))
-
-
-class _Ranking:
-    """The best waiting objects of one anchor or spot, the best one last, and their values.
-
-    All other waiting objects have at most the value `rest`.
-    """
-
-    def __init__(self, values: Float64Array, objects: IntArray) -> None:
-        if len(values) > 4 * _RANKED:
-            best = np.argpartition(values, -_RANKED)[-_RANKED:]
-            best = best[np.argsort(values[best])]
-            self.rest = float(values[best[0]])
-        else:
-            best = np.argsort(values)
-            self.rest = -np.inf
-        self.values: list[float] = values[best].tolist()
-        self.objects: list[int] = objects[best].tolist()
-
-    def drop_assigned(self, assigned: bytearray) -> bool:
-        """Drops the best objects that do not wait; returns whether a waiting object is left."""
-        while self.objects and assigned[self.objects[-1]]:
-            self.objects.pop()
-            self.values.pop()
-        return bool(self.objects)
 
 
 class _NearAnchors(NamedTuple):
@@ -116,51 +48,6 @@ class _NearAnchors(NamedTuple):
     anchors: IntArray
     iou: Float64Array
     rest: float
-
-
-class _Packed:
-    """The boxes of the waiting objects in contiguous memory."""
-
-    def __init__(self, objects: IntArray, boxes: FloatArray) -> None:
-        """Copies the boxes [N, 4] of the objects."""
-        self.objects = objects
-        wide = boxes[objects].astype(np.float64)
-        self._corners = np.ascontiguousarray(wide.T)
-        self._areas = (wide[:, 2] - wide[:, 0]) * (wide[:, 3] - wide[:, 1])
-        self._centers = (self._corners[:2] + self._corners[2:]) / 2
-        self._removed = np.zeros(len(objects))
-        self._left = len(objects)
-
-    def remove(self, index: int) -> bool:
-        """Removes an object; returns False if a new copy without the removed objects is worth its time."""
-        position = self.objects.searchsorted(index)
-        self._centers[:, position] = np.inf
-        self._removed[position] = 2.0
-        self._left -= 1
-        return len(self.objects) < 64 or 3 * self._left > 2 * len(self.objects)
-
-    def iou(self, box: Float64Array, area: float) -> Float64Array:
-        """Returns the IoU of all objects with one box; negative for those that were removed."""
-        low_y, low_x, high_y, high_x = self._corners
-        y0, x0, y1, x1 = box.tolist()
-        height = np.minimum(high_y, y1)
-        height -= np.maximum(low_y, y0)
-        np.maximum(height, 0.0, out=height)
-        width = np.minimum(high_x, x1)
-        width -= np.maximum(low_x, x0)
-        np.maximum(width, 0.0, out=width)
-        height *= width
-        union = self._areas + area
-        union -= height
-        height /= union
-        height -= self._removed
-        return np.asarray(height)
-
-    def distances(self, y: float, x: float) -> Float64Array:
-        """Returns the distances of the centres of all objects to one point; infinite for those that were removed."""
-        distance = np.square(self._centers[0] - y)
-        distance += np.square(self._centers[1] - x)
-        return np.asarray(np.sqrt(distance, out=distance))
 
 
 class GreedyAssignment:
@@ -216,10 +103,10 @@ class GreedyAssignment:
         self._penalty = np.zeros(len(grids.areas))
         self._turn = 0
         self._highest: Float64Array | None = None
-        self._rankings: dict[int, _Ranking] = {}
+        self._rankings: dict[int, Ranking] = {}
         self._near: dict[int, _NearAnchors] = {}
         self._search_by_anchor = False
-        self._packed: _Packed | None = None
+        self._packed: WaitingBoxes | None = None
 
     def run(self) -> IntArray:
         """Returns one distinct anchor for each box [N], or -1 if all anchors are taken before its turn."""
@@ -369,7 +256,7 @@ class GreedyAssignment:
                 return np.flatnonzero(self._bound >= best - TIE).tolist() if best > TIE else []
             ranking = self._rankings.get(anchor)
             if ranking is None or not ranking.drop_assigned(self._done):
-                ranking = self._rankings[anchor] = _Ranking(self._column(anchor), self._waiting().objects)
+                ranking = self._rankings[anchor] = Ranking(self._column(anchor), self._waiting().objects)
                 cost += 1
             cost += 0.1
             best = max(best, ranking.values[-1])
@@ -403,9 +290,9 @@ class GreedyAssignment:
             self._highest[self._order[: self._turn]] = -np.inf
         return self._highest
 
-    def _waiting(self) -> _Packed:
+    def _waiting(self) -> WaitingBoxes:
         if self._packed is None:
-            self._packed = _Packed(np.flatnonzero(self._head >= 0), self._boxes)
+            self._packed = WaitingBoxes(np.flatnonzero(self._head >= 0), self._boxes)
         return self._packed
 
     def _column(self, anchor: int) -> Float64Array:
@@ -459,7 +346,7 @@ class GreedyAssignment:
         """Sets the choice among members, anchors that were free after the turn `since`, in which the object chose."""
         everyone, everyone_iou = members, iou
         taken_at = self._taken_at[members]
-        if len(members) > _RANKED and iou.min() >= iou.max() - TIE:
+        if len(members) > RANKED and iou.min() >= iou.max() - TIE:
             # All members tie in every turn, so that only the distances matter.
             y, x = self._spots.anchor_centers[:, members]
             distance = np.sqrt(np.square(y - self._centers[index, 0]) + np.square(x - self._centers[index, 1]))
@@ -525,7 +412,7 @@ class GreedyAssignment:
         for spot, anchors in enumerate(free):
             if not anchors:
                 bounds[spot] = centers[:, spot] = np.inf
-        rankings: dict[int, _Ranking] = {}
+        rankings: dict[int, Ranking] = {}
         while self._turn < turns:
             nearest = float(self._distance.min())
             visited: list[int] = []
@@ -535,7 +422,7 @@ class GreedyAssignment:
                     break
                 ranking = rankings.get(spot)
                 if ranking is None or not ranking.drop_assigned(self._done):
-                    ranking = rankings[spot] = _Ranking(-self._spot_column(spot), self._waiting().objects)
+                    ranking = rankings[spot] = Ranking(-self._spot_column(spot), self._waiting().objects)
                     ranking.drop_assigned(self._done)
                 bounds[spot] = np.inf
                 visited.append(spot)
@@ -602,7 +489,7 @@ class GreedyAssignment:
 
 def _group_identical(boxes: FloatArray) -> list[list[int]]:
     """Returns the indices of identical boxes, descending, for each distinct box; few boxes are not grouped."""
-    if len(boxes) <= _RANKED:
+    if len(boxes) <= RANKED:
         # Grouping would take more time than it saves.
         return [[index] for index in range(len(boxes))]
     keys = np.ascontiguousarray(boxes).view(np.uint64)

@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ssd_dist.core.anchor_iou import AnchorGrids, Pairs
+from ssd_dist.core.anchor_spots import TIE, AnchorSpots
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.boxes import FloatArray, IntArray, encode_boxes
 from ssd_dist.core.config import AnchorConfig, MatchingConfig
-from ssd_dist.core.greedy_assignment import TIE, AnchorSpots, GreedyAssignment, split_indices
+from ssd_dist.core.greedy_assignment import GreedyAssignment, split_indices
 
 # The number of objects whose pairs with anchors are computed together.
 _CHUNK = 256

@@ -5,10 +5,11 @@ import pytest
 from support.crowded_boxes import KINDS, crowded_boxes
 
 from ssd_dist.core.anchor_iou import AnchorGrids
+from ssd_dist.core.anchor_spots import TIE, AnchorSpots
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.boxes import iou_matrix
 from ssd_dist.core.config import AnchorConfig, MatchingConfig
-from ssd_dist.core.greedy_assignment import TIE, AnchorSpots, GreedyAssignment
+from ssd_dist.core.greedy_assignment import GreedyAssignment
 from ssd_dist.core.matching import Matcher
 
 ANCHORS = AnchorConfig()
