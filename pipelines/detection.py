@@ -214,8 +214,13 @@ def describe_plan(detected: Detected, plans: Sequence[SplitPlan]) -> list[str]:
     """Returns what was recognised and what will be written, as lines to print."""
     found = detected.found
     counts = [f"{name} {found.images[name]}" if name in found.images else name for name in found.names]
-    whole = f"{found.images[WHOLE]}" if WHOLE in found.images else "an unknown number of"
-    lines = [f"recognised {found.tool}: {', '.join(counts) or whole} images"]
+    if counts:
+        content = f"{', '.join(counts)} images"
+    elif WHOLE in found.images:
+        content = "1 image" if found.images[WHOLE] == 1 else f"{found.images[WHOLE]} images"
+    else:
+        content = "an unknown number of images"
+    lines = [f"recognised {found.tool}: {content}"]
     if detected.others:
         lines.append(f"the folder also fits {', '.join(detected.others)}; --input_format selects one of them")
     lines += [f"note: {note}" for note in found.notes]

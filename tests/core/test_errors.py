@@ -1,6 +1,7 @@
 """Tests that errors become exit codes, even if the message cannot be printed."""
 
 import io
+import subprocess
 import sys
 
 import pytest
@@ -38,3 +39,21 @@ def test_success_is_0_and_other_exceptions_propagate():
     assert errors.exit_with_message(lambda: 1) == 1
     with pytest.raises(ZeroDivisionError):
         errors.exit_with_message(lambda: 1 // 0)
+
+
+def test_a_command_whose_output_is_closed_ends_without_a_traceback():
+    program = """
+import sys
+from ssd_dist.core.errors import exit_with_message
+
+def main():
+    for _ in range(100_000):
+        print("a line")
+
+sys.exit(exit_with_message(main))
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+        assert (process.wait(60), errors) == (141, b"")
