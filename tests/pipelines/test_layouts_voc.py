@@ -235,7 +235,7 @@ def test_the_xml_of_cvat_is_read_as_such(tmp_path, command):
     assert "it looks like CVAT for images export: use --input_format=cvat" in err
     code, out, err = command(*arguments, "--split_by=none")
     assert (code, err) == (0, "")
-    assert out.startswith("recognised CVAT for images export: 1 images")
+    assert out.startswith("recognised CVAT for images export: 1 image\n")
 
 
 def test_other_files_beside_the_annotations_are_ignored(tmp_path, run):
