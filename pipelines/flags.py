@@ -40,4 +40,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("workers", 0, "Number of worker processes; 0 uses the default of the runner.", lower_bound=0)
     flags.DEFINE_bool("resume", False, "Keeps the finished shards of an interrupted run with the same flags.")
+    flags.DEFINE_string(
+        "survey", "", "JSON file for image counts and box sizes; with this flag, no shards are written."
+    )
     define_config_flags()

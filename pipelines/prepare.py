@@ -51,6 +51,7 @@ def main(arguments: list[str]) -> None:
     from pipelines.runners import STDERR, is_dry_run, only_submits, parse_beam_options, quiet_logs, require_remote
     from pipelines.shard_progress import show_progress
     from pipelines.summary import print_summary, print_unused_classes
+    from pipelines.survey import run_survey
 
     options = parse_beam_options(arguments, list(flags.FLAGS))
     quiet_logs(options)
@@ -58,6 +59,9 @@ def main(arguments: list[str]) -> None:
     FileSystems.set_options(options)
     job = job_from_flags()
     require_remote(options, [*job.sources[0].inputs, job.sources[0].image_dir, job.output])
+    if survey := flags.FLAGS["survey"].value:
+        run_survey(job, options, survey)
+        return
     if only_submits(options):
         steps = submit_job(job, options)
         title = (

@@ -1,10 +1,12 @@
-"""The wheel works in any folder: its scripts, its configs, and the message for an extra that is not installed."""
+"""The wheel works in any folder: scripts, configs, messages for missing extras, and `ssd-fit` from data to export."""
 
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 import zipfile
 from importlib import metadata
@@ -12,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+from ssd_dist.core.config_files import flatten_config, load_config
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = tuple(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"])
@@ -108,6 +112,7 @@ def test_help_needs_only_the_base_package(base_scripts, tmp_path, script):
 @pytest.mark.parametrize(
     ("script", "arguments", "extra"),
     [
+        ("ssd-fit", ["--input=data", "--output=run"], "pipelines"),
         ("ssd-prepare", ["--input=data", "--output=shards"], "pipelines"),
         ("ssd-train", ["--config=demo", "--model_dir=run"], "train"),
         ("ssd-evaluate", ["--model_dir=run", "--split=val"], "train"),
@@ -124,18 +129,54 @@ def test_a_missing_extra_gives_one_line_with_the_command_that_installs_it(
     assert done.stderr.endswith(f"is not installed; install it with: pip install 'ssd_dist[{extra}]'\n")
 
 
+# A network and a length that train in seconds; the other settings are chosen.
+TINY = (
+    "--set=model.input_size=64", "--set=model.width=0.35", "--set=backbone.weights=none",
+    "--set=train.global_batch_size=4", "--set=train.steps=24", "--set=train.log_every=1",
+)  # fmt: skip
+
+
+def interrupt(command: list[str | Path], cwd: Path, started: Path, number: int) -> int:
+    """Starts a command, sends it a signal when a file exists, and returns its exit code."""
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not started.exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(number)
+        return process.wait()
+
+
 @pytest.mark.slow
-def test_an_installed_wheel_prepares_data_and_reads_its_configs_in_any_folder(full_scripts, tmp_path):
-    (tmp_path / "mine.yaml").write_text("extends: demo\ndata: {dir: shards}\n")
-    for script, *arguments in (
-        ("ssd-sample", "--output=raw", "--train=8", "--val=8"),
-        ("ssd-prepare", "--input=raw", "--output=shards", "--config=mine.yaml"),
-        ("ssd-inspect", "--data=shards", "--output=data.html"),
-    ):
-        done = run(full_scripts / script, *arguments, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-    # The size of configs/demo.yaml.
-    assert json.loads((tmp_path / "shards/dataset.json").read_text())["image_size"] == 160
+@pytest.mark.timeout(1200)
+def test_one_command_trains_and_exports_in_any_folder_and_resumes_after_interruptions(full_scripts, tmp_path):
+    """Runs the installed ssd-fit: stopped while it prepares the data and while it trains, then to its end."""
+    assert run(full_scripts / "ssd-sample", "--output=raw", "--train=32", "--val=8", cwd=tmp_path).returncode == 0
+    (tmp_path / "mine.yaml").write_text("extends: base\noptimizer: {lr: 3e-3}\n")
+    fit = [full_scripts / "ssd-fit", "--input=raw", "--output=run", "--config=mine.yaml", *TINY]
+    folder = tmp_path / "run"
+    assert interrupt(fit, tmp_path, folder / "config.yaml", signal.SIGTERM) == 75
+    config = (folder / "config.yaml").read_text()
+    assert not (folder / "data/dataset.json").exists()
+    assert interrupt(fit, tmp_path, folder / "metrics.jsonl", signal.SIGINT) == 75
+    assert not (folder / "metrics.json").exists()
+    done = run(*fit, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    # The choices were made once, and leave the keys of the user as they are.
+    assert (folder / "config.yaml").read_text() == config
+    chosen = {choice["key"] for choice in json.loads((folder / "fit/choices.json").read_text())}
+    assert "data.dir" not in chosen
+    assert {"schedule.warmup_steps", "eval.every_steps"} <= chosen
+    values = flatten_config(load_config(folder / "config.yaml"))
+    assert (values["optimizer.lr"], values["model.input_size"], values["train.steps"]) == (3e-3, 64, 24)
+    # Every step was trained and reported once.
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 25))
+    for name in ("report.html", "predictions.png", "best/best.json", "export/tflite/model.tflite"):
+        assert (folder / name).stat().st_size
+    ap = json.loads((folder / "metrics.json").read_text())["coco/AP50"]
+    assert re.search(rf"COCO AP50 +│ {ap:.3f}", done.stdout)
+    for word in ("schedule.warmup_steps = ", "report.html", "ssd-predict --model_dir=run"):
+        assert word in done.stdout
     program = "import ssd_dist; print(ssd_dist.__file__)"
     location = run(full_scripts / "python", "-c", program, cwd=tmp_path).stdout
     assert location.startswith(str(full_scripts.parent))

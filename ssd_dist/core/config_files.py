@@ -63,9 +63,14 @@ def dump_config(config: Config) -> str:
     return str(yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False))
 
 
-def flatten_config(config: BaseModel) -> dict[str, Any]:
-    """Returns every value of the config by its dotted key, in schema order."""
-    return dict(_leaves(config.model_dump(mode="json")))
+def flatten_config(config: BaseModel, only_set: bool = False) -> dict[str, Any]:
+    """Returns every value of the config by its dotted key, in schema order.
+
+    Args:
+      config: the config.
+      only_set: omits the keys that no file and no override has set.
+    """
+    return dict(_leaves(config.model_dump(mode="json", exclude_unset=only_set)))
 
 
 def _locate_config(name: str, folder: Path) -> Path:

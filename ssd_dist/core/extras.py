@@ -1,5 +1,7 @@
 """The optional dependencies, and the message for one that is not installed."""
 
+from importlib.util import find_spec
+
 # The packages of the extras in pyproject.toml that this code imports, each under its import name.
 _EXTRAS = {
     "pipelines": ("apache_beam", "defusedxml"),
@@ -20,3 +22,14 @@ def explain_missing_package(error: ModuleNotFoundError) -> str | None:
         if package in packages:
             return f"the package {package} is not installed; install it with: pip install 'ssd_dist[{extra}]'"
     return None
+
+
+def check_installed(*packages: str) -> None:
+    """Checks, without importing them, that packages of extras are installed.
+
+    Raises:
+      ModuleNotFoundError: for the first one that is not; the commands print its extra.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)

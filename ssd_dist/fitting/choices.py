@@ -1,0 +1,195 @@
+"""Chooses the settings that a person would have to guess; each choice has a reason that is printed.
+
+facts of the dataset and the machine -> network: weights, width, input size, anchors
+cost of a step of this network       -> training: batch, length, augmented copies, learning rate, intervals
+
+The rules are few and simple, and follow docs/recipe.md. A key that the user sets is never chosen.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TrainingCost
+
+INPUT_SIZES = (224, 300, 400, 512)
+LARGEST_ON_CPU = 400
+# The smallest tenth of the objects should have this many pixels at the input of the network.
+WANTED_PIXELS = 20
+# The first anchor sizes of Liu et al. 2016 for small objects; each list is used if a tenth of the objects is smaller
+# than the bound before it.
+SMALL_ANCHORS = (
+    (0.055, (0.04, 0.1, 0.26, 0.42, 0.62, 0.82, 1.0)),
+    (0.085, (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)),
+)
+BATCH_SIZE = 16
+# On GPUs, for datasets that are large enough for it.
+GPU_BATCH_SIZE = 32
+EPOCHS = 64
+FEWEST_STEPS, MOST_STEPS = 1200, 20_000
+# Share of --minutes for training steps; the rest is for shards, evaluation and exports.
+TRAINING_SHARE = 0.7
+MOST_VIEWS = 16
+MOST_COPIES = 40_000
+EVALUATIONS = 5
+# Share of the memory that activations may use.
+MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A config key, its value, and why it was chosen."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+@dataclass
+class Settings:
+    """The values that the user fixed, by key, and the choices of the other keys in the order they are made."""
+
+    fixed: Mapping[str, Any]
+    choices: list[Choice] = field(default_factory=list)
+
+    def choose(self, key: str, value: Any, reason: str) -> Any:
+        """Adds a choice unless the user fixed the key; returns the value in force."""
+        if key in self.fixed:
+            return self.fixed[key]
+        self.choices.append(Choice(key, value, reason))
+        return value
+
+    def value(self, key: str) -> Any:
+        """Returns the value of a key that is fixed or was chosen."""
+        chosen = {choice.key: choice.value for choice in self.choices}
+        return self.fixed[key] if key in self.fixed else chosen[key]
+
+
+def choose_network(settings: Settings, dataset: DatasetFacts, machine: MachineFacts) -> None:
+    """Chooses initial weights, width, input size and anchors."""
+    if machine.missing_weights:
+        weights, reason = "none", (
+            f"the ImageNet weights are not available ({machine.missing_weights}); random weights need many more images "
+            "and steps for the same accuracy; --set backbone.weights=FILE uses a weight file"
+        )  # fmt: skip
+    else:
+        weights, reason = "imagenet", "pretrained features need fewer images and steps"
+    if settings.choose("backbone.weights", weights, reason) == "none":
+        settings.choose("model.width", 0.35, "without pretrained weights, a small network learns more in the same time")
+    else:
+        settings.choose("model.width", 1.0, "the width whose pretrained weights are the usual choice")
+    small = dataset.small_side
+    objects = f"a tenth of the objects has sides below {small:.1%} of the image"
+    settings.choose("model.input_size", *choose_input_size(small, dataset.image_side, machine.gpus))
+    for bound, sizes in SMALL_ANCHORS:
+        if small < bound:
+            settings.choose("anchors.sizes", list(sizes), f"{objects}, smaller than the default anchors")
+            break
+
+
+def choose_input_size(small_side: float, image_side: int, gpus: int) -> tuple[int, str]:
+    """Returns the input size in pixels and the reason.
+
+    >>> choose_input_size(0.12, 640, gpus=0)
+    (224, 'a tenth of the objects has sides below 12.0% of the image: 27 pixels at this size')
+    """
+    sizes = [size for size in INPUT_SIZES if size <= max(image_side, INPUT_SIZES[0])]
+    limit = f"; the images have only {image_side} pixels" if len(sizes) < len(INPUT_SIZES) else ""
+    if not gpus and sizes[-1] > LARGEST_ON_CPU:
+        sizes, limit = [size for size in sizes if size <= LARGEST_ON_CPU], "; a larger input is slow without a GPU"
+    size = next((size for size in sizes if small_side * size >= WANTED_PIXELS), sizes[-1])
+    reason = f"a tenth of the objects has sides below {small_side:.1%} of the image: {small_side * size:.0f} pixels"
+    is_limited = small_side * size < WANTED_PIXELS
+    return size, f"{reason} at this size{limit if is_limited else ''}"
+
+
+def choose_training(
+    settings: Settings,
+    dataset: DatasetFacts,
+    machine: MachineFacts,
+    cost: TrainingCost,
+    replicas: int,
+    seconds_left: float | None = None,
+) -> None:
+    """Chooses batch, length, augmented copies, learning rate and intervals.
+
+    Args:
+      settings: the values that the user fixed and the choices of the network; receives the choices.
+      dataset: the survey of the dataset.
+      machine: the machine.
+      cost: the cost of the network.
+      replicas: number of replicas.
+      seconds_left: the time until the end of `--minutes`; None without a limit.
+    """
+    if machine.gpus:
+        settings.choose("amp.enabled", True, "a GPU computes faster with mixed precision")
+    batch = settings.choose("train.global_batch_size", *choose_batch_size(dataset.train_images, machine.gpus, replicas))
+    choose_accumulation(settings, batch // replicas, machine, cost.bytes_per_image)
+    steps = choose_steps(settings, dataset.train_images, batch, cost.seconds_per_image, seconds_left)
+    epochs = steps * batch / dataset.train_images
+    views = min(MOST_VIEWS, max(1, int(epochs // 4)), max(1, MOST_COPIES // dataset.train_images))
+    settings.choose(
+        "data.views", views, f"each augmented copy is used {epochs / views:.0f} times in {epochs:.0f} epochs"
+    )
+    if settings.value("backbone.weights") == "none":
+        settings.choose("optimizer.lr", 4e-3, "the weights start at random values")
+    elif steps < 1000:
+        settings.choose("optimizer.lr", 1e-3, "the pretrained weights are trained for few steps")
+    else:
+        settings.choose("optimizer.lr", 2e-3, "the best of the rates in docs/recipe.md")
+    warmup = min(max(steps // 20, 1), 500)
+    settings.choose("schedule.warmup_steps", warmup, f"a twentieth of {steps} steps, at most 500")
+    if "eval.every_epochs" not in settings.fixed:
+        every = -(-steps // EVALUATIONS)
+        settings.choose(
+            "eval.every_steps", every, f"{EVALUATIONS} evaluations in {steps} steps; the best model is kept"
+        )
+    settings.choose("checkpoint.every_steps", max(min(steps // 10, 500), 1), "more steps are never lost after a crash")
+
+
+def choose_batch_size(images: int, gpus: int, replicas: int) -> tuple[int, str]:
+    """Returns the global batch size, a power of two per replica, and the reason.
+
+    >>> choose_batch_size(images=20, gpus=0, replicas=1)
+    (8, 'an epoch of 20 images needs at least two batches')
+    """
+    per_replica = GPU_BATCH_SIZE if gpus and images >= 1000 * gpus else BATCH_SIZE
+    per_replica = per_replica if gpus else max(per_replica // replicas, 1)
+    wanted = per_replica
+    while per_replica > 1 and 2 * per_replica * replicas > images:
+        per_replica //= 2
+    if per_replica < wanted:
+        return per_replica * replicas, f"an epoch of {images} images needs at least two batches"
+    return per_replica * replicas, f"{per_replica} images on each of {replicas} replicas"
+
+
+def choose_accumulation(settings: Settings, images: int, machine: MachineFacts, bytes_per_image: int) -> None:
+    """Splits the batch of a replica into parts whose activations fit into the main memory; GPUs are not measured."""
+    if machine.gpus:
+        return
+    budget, parts = MEMORY_SHARE * machine.memory, 1
+    while images % (2 * parts) == 0 and images // parts * bytes_per_image > budget:
+        parts *= 2
+    if parts > 1:
+        needed, memory = images * bytes_per_image / 2**30, machine.memory / 2**30
+        reason = f"a batch of {images} images would need {needed:.1f} of {memory:.1f} GiB memory"
+        settings.choose("train.accumulate_steps", parts, reason)
+
+
+def choose_steps(
+    settings: Settings, images: int, batch: int, seconds_per_image: float | None, seconds_left: float | None
+) -> int:
+    """Chooses the number of steps unless the user fixed the length of training; returns the number of steps."""
+    if "train.epochs" in settings.fixed and not settings.fixed.get("train.steps"):
+        return max(int(settings.fixed["train.epochs"] * (images // batch)), 1)
+    if seconds_left is not None and seconds_per_image:
+        seconds_per_step = seconds_per_image * batch
+        steps = min(max(int(TRAINING_SHARE * seconds_left / seconds_per_step), 1), MOST_STEPS)
+        reason = (
+            f"{seconds_left / 60:.1f} minutes are left, and a step takes {seconds_per_step:.2f} s (measured); "
+            f"{1 - TRAINING_SHARE:.0%} of the time is for shards, evaluation and exports"
+        )
+    else:
+        steps = min(max(EPOCHS * images // batch, FEWEST_STEPS), MOST_STEPS)
+        reason = f"{EPOCHS} epochs of {images} images, but at least {FEWEST_STEPS} and at most {MOST_STEPS} steps"
+    return int(settings.choose("train.steps", steps, reason))

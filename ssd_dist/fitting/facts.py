@@ -1,0 +1,98 @@
+"""The facts from which `ssd-fit` makes its choices: the survey of the dataset, and the machine."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ssd_dist.core.errors import DataError
+from ssd_dist.core.manifest import TRAIN_SPLIT
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What the survey of a labelled dataset found.
+
+    Attributes:
+      classes: number of classes.
+      train_images: number of images of the training split.
+      all_images: number of images of all splits.
+      sizes: int64 [M, 2], height and width in pixels of the sampled training images.
+      box_sizes: float64 [N, 2], height and width of their objects, as fractions of the image.
+    """
+
+    classes: int
+    train_images: int
+    all_images: int
+    sizes: npt.NDArray[np.int64]
+    box_sizes: npt.NDArray[np.float64]
+
+    @classmethod
+    def read(cls, path: Path) -> "DatasetFacts":
+        """Reads the file that `ssd-prepare --survey` wrote.
+
+        Raises:
+          DataError: if the dataset has no training split, or no object in it.
+        """
+        survey = json.loads(path.read_text())
+        splits = survey["splits"]
+        if TRAIN_SPLIT not in splits:
+            raise DataError(
+                f"the dataset has no training split (it has {', '.join(splits) or 'none'}); name its folder or list "
+                "train, or prepare it with --split=train and use ssd-train"
+            )
+        train = splits[TRAIN_SPLIT]
+        facts = cls(
+            classes=len(survey["classes"]),
+            train_images=train["images"],
+            all_images=sum(split["images"] for split in splits.values()),
+            sizes=np.array(train["sizes"], np.int64).reshape(-1, 2),
+            box_sizes=np.array(train["box_sizes"], np.float64).reshape(-1, 2),
+        )
+        if not len(facts.box_sizes):
+            raise DataError(
+                f"none of the {facts.train_images} training images has a usable object; ssd-prepare reports why"
+            )
+        return facts
+
+    @property
+    def small_side(self) -> float:
+        """The side (root of the area) below which a tenth of the objects are, as a fraction of the image side."""
+        return float(np.quantile(np.sqrt(self.box_sizes.prod(axis=1)), 0.1))
+
+    @property
+    def image_side(self) -> int:
+        """The median of the longer sides of the images, in pixels."""
+        return int(np.median(self.sizes.max(axis=1)))
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """The machine that trains.
+
+    Attributes:
+      gpus: number of GPUs.
+      memory: bytes of main memory that this process may use.
+      missing_weights: why the ImageNet weights cannot be loaded; empty if they can.
+    """
+
+    gpus: int
+    memory: int
+    missing_weights: str = ""
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """The cost of a training step.
+
+    Attributes:
+      bytes_per_image: memory of the activations of one image.
+      model_bytes: size of one copy of the weights.
+      seconds_per_image: measured time per image; None if there is no time limit.
+    """
+
+    bytes_per_image: int
+    model_bytes: int
+    seconds_per_image: float | None = None

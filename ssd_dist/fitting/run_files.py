@@ -1,0 +1,99 @@
+"""The files of `ssd-fit` in the run folder; each is the result of a stage, and shows that the stage is finished.
+
+RUN/fit/request.json   what was asked for       RUN/config.yaml           the choices, with all other keys
+RUN/fit/survey.json    the dataset              RUN/data/dataset.json     the shards
+RUN/fit/choices.json   the choices and reasons  RUN/metrics.json          the evaluation of the trained model
+                                                RUN/export/FORMAT/export.json
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ssd_dist.core.errors import UsageError
+from ssd_dist.core.manifest import MANIFEST_NAME
+from ssd_dist.core.storage import write_text
+
+
+@dataclass(frozen=True)
+class FitFiles:
+    """The paths of the files of a run."""
+
+    folder: Path
+
+    @property
+    def request(self) -> Path:
+        """What the user asked for."""
+        return self.folder / "fit/request.json"
+
+    @property
+    def survey(self) -> Path:
+        """The survey of the dataset."""
+        return self.folder / "fit/survey.json"
+
+    @property
+    def choices(self) -> Path:
+        """The choices and their reasons."""
+        return self.folder / "fit/choices.json"
+
+    @property
+    def config(self) -> Path:
+        """The config of the run."""
+        return self.folder / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest of the shards."""
+        return self.folder / "data" / MANIFEST_NAME
+
+    @property
+    def metrics(self) -> Path:
+        """The metrics of the trained model."""
+        return self.folder / "metrics.json"
+
+    def export(self, kind: str) -> Path:
+        """The export summary of a format."""
+        return self.folder / "export" / kind / "export.json"
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """What the user asked for.
+
+    Attributes:
+      input: the labelled dataset.
+      config: YAML file or name of a config of the package; None for the choices alone.
+      overrides: `a.b=c` overrides.
+      minutes: time limit of the whole command; None without a limit.
+      started: time of the first start, in seconds since 1970.
+    """
+
+    input: str
+    config: str | None = None
+    overrides: tuple[str, ...] = ()
+    minutes: float | None = None
+    started: float = 0.0
+
+    @classmethod
+    def read(cls, path: Path) -> "FitRequest":
+        """Reads the request of a run."""
+        values = json.loads(path.read_text())
+        return cls(**{**values, "overrides": tuple(values["overrides"])})
+
+    def write_or_compare(self, path: Path) -> None:
+        """Writes the request of a new run; checks that a resumed run has the same one.
+
+        Raises:
+          UsageError: if the run in the folder was started with another request.
+        """
+        if not path.exists():
+            write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+            return
+        before, now = asdict(FitRequest.read(path)), asdict(self)
+        for name in ("input", "config", "overrides", "minutes"):
+            if before[name] != now[name]:
+                flag = {"overrides": "set"}.get(name, name)
+                raise UsageError(
+                    f"--output={path.parents[1]} was started with --{flag}: {before[name]}, now it is {now[name]}; "
+                    "use another --output, or the same flags to resume the run"
+                )

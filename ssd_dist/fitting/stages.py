@@ -1,0 +1,167 @@
+"""Runs the stages of `ssd-fit` in order, each as a process of its own: the same programs that a user would run.
+
+    survey -> choose -> prepare -> train -> evaluate -> export, once per format -> summary
+
+The file that a stage writes last shows that the stage is finished, so the same command resumes at the stage that was
+interrupted, and training resumes at its last checkpoint. This module imports neither TensorFlow nor Beam.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ssd_dist.core.config_files import load_config
+from ssd_dist.core.errors import INTERRUPTED, RestartError, SsdDistError, UsageError
+from ssd_dist.core.extras import check_installed
+from ssd_dist.core.folder_names import check_folder_name
+from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest
+from ssd_dist.core.printable import print_line
+from ssd_dist.fitting.run_files import FitFiles, FitRequest
+
+FORMATS = ("saved_model", "tflite", "onnx")
+
+
+def run_stages(request: FitRequest, output: str, formats: Sequence[str]) -> FitFiles:
+    """Runs all stages that are not finished yet, and returns the files of the run.
+
+    Args:
+      request: the dataset, the settings of the user, and the time limit.
+      output: the run folder.
+      formats: the formats to export.
+
+    Raises:
+      UsageError: if a format or a setting is not valid, or the folder has a run with another request.
+      RestartError: if a stage was interrupted; the same call resumes it.
+      SsdDistError: if a stage failed; the stage has printed the reason, and the exit code is that of the stage.
+    """
+    check_folder_name(output)
+    check_formats(formats)
+    load_config(request.config, request.overrides)
+    files = FitFiles(Path(output))
+    request.write_or_compare(files.request)
+    prepare_data(request, files)
+    train_and_evaluate(files)
+    for kind in formats:
+        if read_json(files.export(kind)) is None:
+            folder = files.export(kind).parent
+            run_stage(
+                f"export to {kind}", "ssd_dist.cli.export", f"--model_dir={output}", f"--format={kind}",
+                f"--checkpoint={pick_checkpoint(files)}", f"--output={folder}",
+            )  # fmt: skip
+    return files
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Checks the formats and their packages before training, which takes long.
+
+    Raises:
+      UsageError: if a format does not exist, or its package is not installed.
+    """
+    for kind in formats:
+        if kind not in FORMATS:
+            raise UsageError(f"--export={kind}: unknown format; allowed: {', '.join(FORMATS)}")
+    check_installed("apache_beam", "tensorflow", *(["tf2onnx"] if "onnx" in formats else []))
+
+
+def prepare_data(request: FitRequest, files: FitFiles) -> None:
+    """Makes the choices, unless the run has its config already, and writes the shards."""
+    source = f"--input={request.input}"
+    shards = f"--output={files.manifest.parent}"
+    if not files.config.exists():
+        if read_json(files.survey) is None:
+            run_stage("survey", "pipelines.prepare", source, shards, f"--survey={files.survey}", is_quiet=True)
+        run_stage("choose", "ssd_dist.fitting.choose", f"--output={files.folder}", is_quiet=True)
+    for choice in read_json(files.choices) or []:
+        print_line(f"  {choice['key']} = {choice['value']}: {choice['reason']}")
+    if read_json(files.manifest) is None:
+        run_stage("prepare", "pipelines.prepare", source, shards, f"--config={files.config}", "--resume")
+
+
+def train_and_evaluate(files: FitFiles) -> None:
+    """Trains to the last step and evaluates the best checkpoint on the test split, or else on the validation split."""
+    if read_json(files.metrics) is not None:
+        return
+    if not (files.folder / MANIFEST_NAME).exists():
+        # A folder with a config and a manifest is a run, which ssd-train resumes with this config only.
+        shutil.copy(files.manifest, files.folder / MANIFEST_NAME)
+    run_dir = f"--model_dir={files.folder}"
+    run_stage("train", "ssd_dist.cli.train", f"--config={files.config}", run_dir)
+    run_stage(
+        "evaluate", "ssd_dist.cli.evaluate", run_dir, f"--split={pick_split(files)}", f"--output={files.metrics}",
+        f"--checkpoint={pick_checkpoint(files)}", f"--pictures={files.folder / 'predictions.png'}",
+    )  # fmt: skip
+
+
+def pick_split(files: FitFiles) -> str:
+    """Returns the split of the final evaluation: test if there is one, else val, else another, else train."""
+    splits = Manifest.from_json(files.manifest.read_bytes(), str(files.manifest)).splits
+    others = [name for name in splits if name != TRAIN_SPLIT]
+    return next((name for name in ("test", "val", *others) if name in splits), TRAIN_SPLIT)
+
+
+def pick_checkpoint(files: FitFiles) -> str:
+    """Returns `best`, or `last` if training did not evaluate."""
+    return "best" if (files.folder / "best/best.json").exists() else "last"
+
+
+def read_json(path: Path) -> Any:
+    """Returns the content of a JSON file; None if it is missing or was not completely written."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def run_stage(title: str, module: str, *arguments: str, is_quiet: bool = False) -> None:
+    """Runs a program of this package as a process and waits for its end; passes signals on to it.
+
+    Args:
+      title: name of the stage, for messages.
+      module: the module to run, as with `python -m`.
+      arguments: the flags.
+      is_quiet: discards what the program prints, except errors.
+
+    Raises:
+      RestartError: if it was interrupted.
+      SsdDistError: if it failed; has the exit code of the program.
+    """
+    print_line(f"--- {title}")
+    command = [sys.executable, "-m", module, *arguments]
+    # In a process group of its own, so that Ctrl-C in a terminal arrives once, through `forward_signals`.
+    output = subprocess.DEVNULL if is_quiet else None
+    with subprocess.Popen(command, stdout=output, process_group=0) as process, forward_signals(process):
+        code = process.wait()
+    if code in (RestartError.exit_code, INTERRUPTED) or code < 0:
+        raise RestartError(f"{title}: interrupted; run the same command again to resume")
+    if code:
+        error = SsdDistError(f"{title}: failed with exit code {code}; the message above gives the reason")
+        error.exit_code = code
+        raise error
+
+
+@contextmanager
+def forward_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Passes signals to stop on to a process; only the main thread of a program can do so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def absolute(path: str) -> str:
+    """Returns a local path as an absolute one, so that a run can be resumed from another folder."""
+    return path if "://" in path else os.path.abspath(path)

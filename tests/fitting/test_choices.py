@@ -1,0 +1,124 @@
+"""Tests the choices of ssd-fit as functions of facts: no dataset is read and no network is built."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ssd_dist.core.config_files import load_config
+from ssd_dist.core.errors import DataError
+from ssd_dist.fitting.choices import Settings, choose_network, choose_training
+from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TrainingCost
+
+CPU = MachineFacts(gpus=0, memory=8 * 2**30)
+CHEAP = TrainingCost(bytes_per_image=2**20, model_bytes=2**24)
+
+
+def make_facts(side=0.3, images=1000, image_side=640):
+    return DatasetFacts(
+        classes=3,
+        train_images=images,
+        all_images=images + 100,
+        sizes=np.full((50, 2), image_side),
+        box_sizes=np.full((200, 2), side),
+    )
+
+
+def choose(facts, machine=CPU, cost=CHEAP, seconds_left=None, replicas=1, **fixed):
+    """Returns the values of all choices by key."""
+    settings = Settings({key.replace("__", "."): value for key, value in fixed.items()})
+    choose_network(settings, facts, machine)
+    choose_training(settings, facts, machine, cost, replicas, seconds_left)
+    assert all(choice.reason for choice in settings.choices)
+    assert len({choice.key for choice in settings.choices}) == len(settings.choices)
+    return {choice.key: choice.value for choice in settings.choices}
+
+
+@pytest.mark.parametrize("side", [0.02, 0.06, 0.3])
+@pytest.mark.parametrize("images", [3, 40, 100_000])
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_the_choices_are_a_valid_config(side, images, gpus):
+    machine = MachineFacts(gpus=gpus, memory=2**32, missing_weights="no network")
+    chosen = choose(make_facts(side, images), machine, replicas=max(gpus, 1))
+    config = load_config(None, [f"{key}={json.dumps(value)}" for key, value in chosen.items()])
+    # An epoch has at least one batch, which divides between the replicas.
+    assert config.train.global_batch_size <= max(images, gpus)
+    assert config.train.global_batch_size % max(gpus, 1) == 0
+
+
+def test_a_key_of_the_user_is_not_chosen_and_the_others_follow_from_it():
+    chosen = choose(make_facts(), train__steps=400, model__input_size=64, train__global_batch_size=4)
+    assert not {"train.steps", "model.input_size", "train.global_batch_size"} & chosen.keys()
+    # A twentieth, a fifth and a tenth of 400 steps; few steps have the lower learning rate.
+    assert (chosen["schedule.warmup_steps"], chosen["eval.every_steps"], chosen["checkpoint.every_steps"]) == (
+        20,
+        80,
+        40,
+    )
+    assert chosen["optimizer.lr"] == 1e-3
+    assert "train.steps" not in choose(make_facts(), train__epochs=3)
+
+
+def test_smaller_objects_get_a_larger_input_and_smaller_anchors():
+    inputs = [choose(make_facts(side))["model.input_size"] for side in (0.3, 0.08, 0.06)]
+    assert inputs == [224, 300, 400]
+    gpu = MachineFacts(gpus=1, memory=2**33)
+    assert choose(make_facts(0.03), gpu)["model.input_size"] == 512
+    # Enlarging small images adds no detail, and the network is not larger than the GPU or CPU can compute.
+    assert choose(make_facts(0.03, image_side=320))["model.input_size"] == 300
+    assert choose(make_facts(0.03))["model.input_size"] == 400
+    assert "anchors.sizes" not in choose(make_facts(0.1))
+    assert choose(make_facts(0.07))["anchors.sizes"][0] == 0.07
+    assert choose(make_facts(0.03))["anchors.sizes"][0] == 0.04
+
+
+def test_missing_weights_select_a_small_network_and_the_reason_states_the_cost():
+    settings = Settings({})
+    choose_network(settings, make_facts(), MachineFacts(gpus=0, memory=2**33, missing_weights="no connection"))
+    weights = next(choice for choice in settings.choices if choice.key == "backbone.weights")
+    assert weights.value == "none"
+    assert "no connection" in weights.reason
+    assert "many more images" in weights.reason
+    assert settings.value("model.width") == 0.35
+    assert choose(make_facts(), backbone__weights="mine.h5")["model.width"] == 1.0
+
+
+def test_the_time_limit_decides_the_number_of_steps():
+    cost = TrainingCost(2**20, 2**24, seconds_per_image=0.05)
+    # A step of 16 images takes 0.8 s; 70 % of 1000 s are for training.
+    assert choose(make_facts(), cost=cost, seconds_left=1000)["train.steps"] == 875
+    assert choose(make_facts(), cost=cost, seconds_left=1)["train.steps"] == 1
+
+
+def test_the_length_follows_from_the_number_of_images_within_bounds():
+    steps = [choose(make_facts(images=images))["train.steps"] for images in (20, 1000, 10**6)]
+    assert steps == [1200, 4000, 20_000]
+
+
+def test_augmented_copies_are_limited_by_the_epochs_and_by_their_number():
+    assert choose(make_facts(images=1000))["data.views"] == 16
+    assert choose(make_facts(images=1000), train__epochs=12)["data.views"] == 2
+    assert choose(make_facts(images=20_000))["data.views"] == 2
+    assert choose(make_facts(images=100_000))["data.views"] == 1
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_split():
+    costly = TrainingCost(bytes_per_image=2**30, model_bytes=2**24)
+    # 16 GiB of activations; half of 8 GiB are available.
+    assert choose(make_facts(), cost=costly)["train.accumulate_steps"] == 4
+    assert "train.accumulate_steps" not in choose(make_facts())
+    assert choose(make_facts(images=20))["train.global_batch_size"] == 8
+
+
+@pytest.mark.parametrize(
+    ("splits", "word"),
+    [
+        ({"test": {"images": 3, "sizes": [[4, 4]], "box_sizes": [[0.5, 0.5]]}}, "no training split"),
+        ({"train": {"images": 3, "sizes": [[4, 4]], "box_sizes": []}}, "none of the 3 training images"),
+    ],
+)
+def test_a_dataset_without_training_data_is_refused(tmp_path, splits, word):
+    path = tmp_path / "survey.json"
+    path.write_text(json.dumps({"classes": ["a"], "splits": splits}))
+    with pytest.raises(DataError, match=word):
+        DatasetFacts.read(path)

@@ -1,0 +1,133 @@
+"""Tests which stages run and resume; the stages are replaced, or are small programs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssd_dist.core.errors import RestartError, SsdDistError, UsageError
+from ssd_dist.fitting import stages
+from ssd_dist.fitting.run_files import FitFiles, FitRequest
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs the stages with replacements that write the result of each stage; returns the titles that ran."""
+    files = FitFiles(tmp_path / "run")
+    results = {
+        "survey": files.survey, "choose": files.config, "prepare": files.manifest, "evaluate": files.metrics,
+        "export to tflite": files.export("tflite"),
+    }  # fmt: skip
+
+    def run_all(request=FitRequest("/data"), fails_at=None):  # noqa: B008
+        ran = []
+
+        def run_stage(title, *arguments, **_):
+            ran.append((title, arguments))
+            if title == fails_at:
+                raise RestartError("interrupted")
+            if title in results:
+                results[title].parent.mkdir(parents=True, exist_ok=True)
+                results[title].write_text("{}")
+
+        monkeypatch.setattr(stages, "run_stage", run_stage)
+        monkeypatch.setattr(stages, "pick_split", lambda _: "val")
+        try:
+            stages.run_stages(request, str(files.folder), ("tflite",))
+        except RestartError:
+            assert fails_at
+        return [title for title, _ in ran]
+
+    return run_all
+
+
+ALL = ["survey", "choose", "prepare", "train", "evaluate", "export to tflite"]
+
+
+def test_every_stage_runs_once(run):
+    assert run() == ALL
+    assert run() == []
+
+
+@pytest.mark.parametrize("stage", ALL)
+def test_an_interrupted_run_resumes_with_the_stage_that_was_interrupted(run, stage):
+    assert run(fails_at=stage) == ALL[: ALL.index(stage) + 1]
+    # An interrupted evaluation starts the trainer again, which finds its last step done.
+    assert run() == ALL[ALL.index("train" if stage == "evaluate" else stage) :]
+
+
+def test_another_request_is_refused_in_the_folder_of_a_run(run):
+    run()
+    for other in (
+        FitRequest("/other"),
+        FitRequest("/data", overrides=("train.seed=1",)),
+        FitRequest("/data", minutes=3),
+    ):
+        with pytest.raises(UsageError, match="was started with --"):
+            run(other)
+
+
+@pytest.mark.parametrize(
+    ("formats", "overrides", "word"),
+    [(["onxx"], (), "--export=onxx"), ([], ("train.stepz=3",), "did you mean train.steps")],
+)
+def test_mistakes_are_reported_before_the_first_stage(tmp_path, formats, overrides, word):
+    with pytest.raises(UsageError, match=word):
+        stages.run_stages(FitRequest("/data", overrides=overrides), str(tmp_path / "run"), formats)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_failed_stage_gives_its_exit_code(tmp_path, monkeypatch):
+    (tmp_path / "stage_3.py").write_text("raise SystemExit(3)")
+    (tmp_path / "stage_75.py").write_text("raise SystemExit(75)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(SsdDistError, match="prepare: failed") as error:
+        stages.run_stage("prepare", "stage_3")
+    assert error.value.exit_code == 3
+    with pytest.raises(RestartError, match="run the same command again"):
+        stages.run_stage("prepare", "stage_75")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_arrives_once_in_the_stage_which_may_finish(tmp_path, number):
+    (tmp_path / "stage.py").write_text(
+        "import signal, sys, time\n"
+        "got = []\n"
+        "for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "    signal.signal(number, lambda number, _: got.append(number))\n"
+        "print('ready', flush=True)\n"
+        "while not got: time.sleep(0.01)\n"
+        "time.sleep(0.5)\n"
+        "print(got, flush=True)\n"
+        "sys.exit(75)\n"
+    )
+    program = (
+        "import sys\n"
+        "from ssd_dist.core.errors import exit_with_message\n"
+        "from ssd_dist.fitting.stages import run_stage\n"
+        "sys.exit(exit_with_message(lambda: run_stage('train', 'stage')))"
+    )
+    root = Path(stages.__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{root}"}
+    # A session of its own, so that the signal goes to a whole process group, as Ctrl-C in a terminal does.
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["--- train\n", "ready\n"]
+        os.killpg(process.pid, number)
+        assert process.stdout.read() == f"[{int(number)}]\n"
+        assert process.wait() == 75
+
+
+def test_a_partly_written_result_counts_as_missing(tmp_path):
+    path = tmp_path / "metrics.json"
+    assert stages.read_json(path) is None
+    path.write_text('{"coco/AP": 0.')
+    assert stages.read_json(path) is None
+    path.write_text(json.dumps({"coco/AP": 0.5}))
+    assert stages.read_json(path) == {"coco/AP": 0.5}
