@@ -102,8 +102,9 @@ def test_the_site_builds_without_warnings(tmp_path):
 
 
 def test_docstring_examples_run():
-    modules = [path for path in sorted((ROOT / "ssd_dist/core").glob("*.py")) if ">>> " in path.read_text()]
-    results = [doctest.testmod(importlib.import_module(f"ssd_dist.core.{path.stem}")) for path in modules]
+    files = [path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    modules = [file for file in sorted(files) if ">>> " in (ROOT / file).read_text()]
+    results = [doctest.testmod(importlib.import_module(".".join(file.with_suffix("").parts))) for file in modules]
     assert sum(result.attempted for result in results) >= 5
     assert not sum(result.failed for result in results)
 

@@ -8,7 +8,7 @@ from absl import flags  # type: ignore[import-untyped]
 
 from ssd_dist.core.commands import define_config_flags, overrides_from_flags, required_flag, run_command
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
-from ssd_dist.fitting.run import fit_dataset
+from ssd_dist.fitting.fit_dataset import fit_dataset
 
 
 def main(_: list[str]) -> None:

@@ -11,7 +11,7 @@ from ssd_dist.fitting.run_files import FitFiles
 from ssd_dist.fitting.stages import read_json
 
 
-def print_summary(files: FitFiles, formats: tuple[str, ...], split: str) -> None:
+def print_results(files: FitFiles, formats: tuple[str, ...], split: str) -> None:
     """Prints what the run reached and wrote."""
     console = Console(highlight=False, soft_wrap=True)
     metrics = read_json(files.metrics)

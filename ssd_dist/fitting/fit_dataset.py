@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
 from ssd_dist.fitting.stages import absolute, pick_split, run_stages
-from ssd_dist.fitting.summary import print_summary
+from ssd_dist.fitting.results_table import print_results
 
 
 def fit_dataset(
@@ -34,5 +34,5 @@ def fit_dataset(
     """
     request = FitRequest(absolute(source), config, tuple(overrides), minutes, time.time())
     files = run_stages(request, output, formats)
-    print_summary(files, tuple(formats), pick_split(files))
+    print_results(files, tuple(formats), pick_split(files))
     return files
