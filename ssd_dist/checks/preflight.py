@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssd_dist.checks.dry_run import MEBI, count_images_at_once, estimate_memory
+from ssd_dist.checks.dry_run import MEBI, estimate_memory
 from ssd_dist.cluster.collectives import WorkerCollectives
 from ssd_dist.cluster.failures import restart_on_lost_peer
 from ssd_dist.cluster.rendezvous import WorkerDescription, find_disagreement, wait_for_workers
@@ -37,7 +37,8 @@ from ssd_dist.data.pipeline import plan_training
 from ssd_dist.model.backbone import check_weights_file
 from ssd_dist.model.cost import count_cost
 from ssd_dist.runs.run_folder import CONFIG_NAME, read_run_folder
-from ssd_dist.training.assembly import create_state, distribute_training, load_checked_manifest
+from ssd_dist.training.assembly import create_state, load_checked_manifest
+from ssd_dist.training.batch_division import BatchDivision, divide_batch
 from ssd_dist.training.run import make_reproducible
 from ssd_dist.training.run_checks import describe_worker
 
@@ -266,21 +267,21 @@ def check_cluster(found: Findings, config: Config, role: WorkerRole, manifest: M
     strategy = create_strategy(config.cluster, role)
     make_reproducible(config)
     collectives = WorkerCollectives(strategy, role.count)
-    split = manifest.split(TRAIN_SPLIT, config.data.dir)
-    plan = plan_training(config.data, config.train, split, role.index, role.count)
     with strategy.scope():
         state = create_state(config, len(manifest.classes), max(config.train.steps, 1))
     replicas = strategy.num_replicas_in_sync
 
+    divisions: list[BatchDivision] = []
+
     def batch() -> str:
-        with strategy.scope():
-            distribute_training(config, strategy, plan, state)
-        return f"{config.train.global_batch_size} images on {replicas} replicas"
+        divisions.append(divide_batch(config, replicas))
+        images, group = divisions[0].images, divisions[0].group
+        return f"{images} images on {replicas} replicas, batch norm in groups of {group}"
 
     found.run_check("batch", batch)
-    if found.exit_code:
+    if not divisions:
         return
-    images = count_images_at_once(config.train, replicas)
+    images = divisions[0].images_at_once
     pairs = estimate_memory(state, count_cost(state.model), images, config.amp.enabled)
     needed = sum(size for _, size in pairs)
     # Replicas on the CPU share the memory of the host.

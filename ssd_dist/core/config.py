@@ -107,12 +107,18 @@ class MatchingConfig(Section):
 
 
 class ModelConfig(Section):
-    """Architecture of the detector."""
+    """Architecture of the detector.
+
+    In training, each group of `batch_norm_group` images of the global batch shares its batch-norm statistics, on any
+    number of replicas. The group must divide the images that a replica processes at once, or be all images that all
+    replicas process at once: then it is synchronised between the replicas, which is slower.
+    """
 
     input_size: Annotated[int, Field(ge=32, le=2048)] = 300
     width: Annotated[float, Field(ge=0.1, le=4.0)] = 1.0
     head: Literal["ssd", "ssdlite"] = "ssdlite"
     batch_norm_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
+    batch_norm_group: PositiveInt = 4
 
 
 class BackboneConfig(Section):
@@ -211,7 +217,7 @@ class TrainConfig(Section):
     """Length, batch size and reproducibility of training. `steps` above 0 overrides `epochs`.
 
     `accumulate_steps` splits the batch of each replica into parts that are processed one after another. This saves
-    memory. The gradient is the same if batch norms are frozen; otherwise they normalize each part separately.
+    memory. The gradient is the same if batch norms are frozen; otherwise their groups are formed within each part.
     After `stall_seconds` without a step, the stacks of all threads are printed. A NaN or infinite loss stops the run,
     except for the first `recover_from_blowup` times: then training returns to the last checkpoint and skips the batch
     that caused it. With `jit_compile`, XLA compiles the network.
@@ -227,7 +233,6 @@ class TrainConfig(Section):
     steps_per_loop: PositiveInt = 10
     stall_seconds: PositiveFloat = 300.0
     recover_from_blowup: Count = 0
-    sync_batch_norm: bool = False
     jit_compile: bool = False
 
 
@@ -323,10 +328,6 @@ class Config(Section):
                 "mining.scope: global ranks the anchors of the whole batch, but with train.accumulate_steps: "
                 f"{self.train.accumulate_steps} only a part is in memory; set mining.scope: image or "
                 "train.accumulate_steps: 1"
-            )
-        if self.train.jit_compile and self.train.sync_batch_norm:
-            raise ValueError(
-                "train.jit_compile: XLA cannot compile the communication of train.sync_batch_norm; set one to false"
             )
         return self
 

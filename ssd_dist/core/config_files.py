@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.printable import shorten
+from ssd_dist.core.removed_keys import convert_stored_config, explain_removed_key
 from ssd_dist.core.yaml_text import MAX_BYTES, MAX_DEPTH, TypedLoader, YamlError, parse_yaml
 
 # A default ends at the next reference, so that the time is linear in the length of the text.
@@ -36,12 +37,13 @@ _Dumper.add_implicit_resolver(
 )
 
 
-def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = (), is_stored: bool = False) -> Config:
     """Reads a YAML file and the files it extends, applies overrides and validates the result.
 
     Args:
       path: the YAML file; None starts from the default of every key.
       overrides: values of `--set`, as `a.b=c`.
+      is_stored: whether the file is the stored config of a run, which may contain keys of earlier versions.
 
     Raises:
       UsageError: with one line that states file or flag, key, value, valid values and the most similar key.
@@ -50,6 +52,8 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = 
     origins: dict[str, str] = {}
     for file, content in [] if path is None else _read_chain(Path(path)):
         _merge(tree, content, str(file), origins)
+    if is_stored:
+        convert_stored_config(tree)
     for override in overrides:
         _merge(tree, _parse_override(override), f"--set {shorten(override, _SHOWN_LENGTH)}", origins)
     return _validate(_expand_environment(tree), origins, "--set" if path is None else str(path))
@@ -192,6 +196,8 @@ def _show(value: Any) -> str:
 
 def _explain_unknown_key(location: Sequence[str], given: Any) -> str:
     key = shorten(".".join(location), _SHOWN_LENGTH)
+    if removed := explain_removed_key(key, given):
+        return removed
     if dotted := next((part for part in location if "." in part), None):
         nested = ": {".join(dotted.split(".")) + ": ..." + "}" * dotted.count(".")
         nested = shorten(nested, _SHOWN_LENGTH)

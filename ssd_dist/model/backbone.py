@@ -18,7 +18,7 @@ from tf_keras.src.applications import mobilenet_v2
 from ssd_dist.core.config import BackboneConfig, ModelConfig
 from ssd_dist.core.errors import CheckpointError
 from ssd_dist.core.storage import replace_file
-from ssd_dist.model.batch_norm import ReplicaBatchNormalization, SyncBatchNormalization
+from ssd_dist.model.batch_norm import GroupedBatchNormalization
 from ssd_dist.model.convolutions import choose_convolution
 
 # Keras provides ImageNet weights for these widths and sizes; other image sizes use the weights of size 224.
@@ -27,13 +27,12 @@ IMAGENET_SIZES = (96, 128, 160, 192, 224)
 TAPS = ("block_6_expand_relu", "block_13_expand_relu", "out_relu")
 
 
-def build_backbone(config: BackboneConfig, model: ModelConfig, sync_batch_norm: bool = False) -> tf_keras.Model:
+def build_backbone(config: BackboneConfig, model: ModelConfig) -> tf_keras.Model:
     """Builds the backbone and loads the weights that `backbone.weights` selects.
 
     Args:
       config: weights, learning rate scale and freezing of the batch norms.
-      model: input size, width multiplier and batch norm momentum.
-      sync_batch_norm: whether batch norm statistics are computed over the global batch.
+      model: input size, width multiplier, momentum and group of the batch norms.
 
     Returns:
       A model from images [B, S, S, 3] to the three feature maps.
@@ -49,8 +48,8 @@ def build_backbone(config: BackboneConfig, model: ModelConfig, sync_batch_norm: 
         if not isinstance(layer, layers.BatchNormalization):
             options = layer.get_config()
             return choose_convolution(type(layer), options).from_config(options)
-        kind = SyncBatchNormalization if sync_batch_norm else ReplicaBatchNormalization
-        norm = kind.from_config({**layer.get_config(), "momentum": model.batch_norm_momentum})
+        options = {"momentum": model.batch_norm_momentum, "group": model.batch_norm_group}
+        norm = GroupedBatchNormalization.from_config({**layer.get_config(), **options})
         # A backbone that is not trained must keep its moving statistics, too.
         norm.trainable = not config.freeze_batch_norm and config.lr_scale > 0
         return norm

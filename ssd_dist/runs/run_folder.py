@@ -116,7 +116,7 @@ def read_run_folder(model_dir: str, overrides: Sequence[str] = ()) -> tuple[Conf
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} is not a run: it has no {name}; use the --model_dir of a training run")
     manifest_path = folder / MANIFEST_NAME
-    return load_config(folder / CONFIG_NAME, overrides), Manifest.from_json(
+    return load_config(folder / CONFIG_NAME, overrides, is_stored=True), Manifest.from_json(
         manifest_path.read_bytes(), str(manifest_path)
     )
 

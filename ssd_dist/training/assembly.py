@@ -10,7 +10,6 @@ from ssd_dist.cluster.strategy import WorkerRole
 from ssd_dist.cluster.watchdog import Watchdog
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import Config
-from ssd_dist.core.errors import UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
 from ssd_dist.core.storage import join
 from ssd_dist.data.order import EpochPlan
@@ -22,6 +21,7 @@ from ssd_dist.runs.checkpoints import BestModel, CheckpointStore
 from ssd_dist.runs.console_progress import TrainingProgress
 from ssd_dist.runs.metrics_log import MetricsLog
 from ssd_dist.runs.trackers import Tracker, create_detection_logger, create_trackers
+from ssd_dist.training.batch_division import divide_batch
 from ssd_dist.training.ema import ExponentialMovingAverage
 from ssd_dist.training.intervals import StepIntervals
 from ssd_dist.training.optimizer import PackedOptimizer
@@ -99,7 +99,7 @@ def assemble_run(
 
 def create_state(config: Config, class_count: int, total_steps: int) -> TrainState:
     """Creates model, optimizer and counters; call in strategy scope, with the Keras policy and the seeds set."""
-    model = build_detector(config.model, config.backbone, config.anchors, class_count, config.train.sync_batch_norm)
+    model = build_detector(config.model, config.backbone, config.anchors, class_count)
     share_initial_weights(model.variables)
     groups = group_parameters(model, config.optimizer, config.backbone)
     ema = ExponentialMovingAverage(groups, config.ema) if config.ema.enabled else None
@@ -137,24 +137,16 @@ def distribute_training(
     """Creates the training batches of every replica, starting at the state's current step.
 
     Raises:
-      UsageError: if the global batch cannot be divided equally between replicas and accumulation steps.
+      UsageError: if the global batch cannot be divided between the replicas, parts and batch-norm groups.
     """
-    parts = strategy.num_replicas_in_sync * config.train.accumulate_steps
-    size, rest = divmod(config.train.global_batch_size, parts)
-    if rest:
-        split_over = f"{strategy.num_replicas_in_sync} replicas"
-        if config.train.accumulate_steps > 1:
-            split_over += f" in {config.train.accumulate_steps} parts (train.accumulate_steps)"
-        raise UsageError(
-            f"train.global_batch_size: {config.train.global_batch_size} cannot be divided equally between "
-            f"{split_over}; use {max(size, 1) * parts} or {(size + 1) * parts}"
-        )
-    batch_size = size * config.train.accumulate_steps
+    division = divide_batch(config, strategy.num_replicas_in_sync)
+    batch_size = division.images // division.replicas
+    order = division.order_records(plan.workers)
     start_step = state.current_step
 
     def create_batches(_: tf.distribute.InputContext) -> tf.data.Dataset:
         return training_batches(
-            config.data, config.anchors, config.matching, config.model.input_size, plan, batch_size, start_step
+            config.data, config.anchors, config.matching, config.model.input_size, plan, batch_size, start_step, order
         )
 
     return strategy.distribute_datasets_from_function(create_batches)

@@ -35,7 +35,7 @@ from ssd_dist.export.serving import OutputDecoder
 from ssd_dist.inference.prediction import PredictionOutputs, open_run, predict_images
 from ssd_dist.inference.trained_model import check_data_fits_model
 from ssd_dist.model import detector
-from ssd_dist.model.batch_norm import ReplicaBatchNormalization
+from ssd_dist.model.batch_norm import GroupedBatchNormalization
 from ssd_dist.model.detector import build_detector, normalize_image
 from ssd_dist.model.postprocessing import create_anchor_tensor, separate_classes
 from ssd_dist.runs.checkpoints import BestModel
@@ -74,11 +74,11 @@ def fit_statistics(model, images):
     model(normalize_image(tf.constant(images)), training=True)
 
 
-def build_few_blocks(config, model, sync_batch_norm=False):
+def build_few_blocks(config, model):
     """Builds a small backbone from the layer types of MobileNetV2, with feature maps at strides 8, 16 and 32."""
 
     def normalize(x, relu=True):
-        x = ReplicaBatchNormalization()(x)
+        x = GroupedBatchNormalization(model.batch_norm_group)(x)
         return layers.ReLU(6.0)(x) if relu else x
 
     image = tf_keras.Input((model.input_size, model.input_size, 3))

@@ -17,8 +17,8 @@ Results: TypeAlias = dict[tuple[int, int], dict[str, list[dict[str, np.ndarray]]
 
 LAYOUTS = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 4))
 SMALL = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.global_batch_size=8",
-         "train.sync_batch_norm=true", "train.log_every=1"]  # fmt: skip
-FROZEN = ["backbone.freeze_batch_norm=true", "train.sync_batch_norm=false", "loss.normalizer=classified"]
+         "model.batch_norm_group=8", "train.log_every=1"]  # fmt: skip
+FROZEN = ["backbone.freeze_batch_norm=true", "model.batch_norm_group=1", "loss.normalizer=classified"]
 OVERFLOW_AT = 3
 
 
@@ -92,7 +92,7 @@ def assert_equal_copies(workers: list[dict[str, np.ndarray]], note: str) -> None
 @pytest.mark.timeout(580)
 def test_all_layouts_have_the_same_loss_curve(root: Path) -> None:
     full, sparse, none = root / "full", root / "sparse", root / "none"
-    globally = "mining.scope=global"
+    globally, grouped = "mining.scope=global", "model.batch_norm_group=2"
     # A few pairs of normalizer and scope are enough: only the sum of the counts differs between workers, and all pairs
     # use it. tests/training/test_losses.py tests every pair with four replicas of one process; test_accumulation.py
     # tests more accumulation steps.
@@ -100,7 +100,7 @@ def test_all_layouts_have_the_same_loss_curve(root: Path) -> None:
         "image": tiny(50, full),
         "frozen": tiny(50, full, *FROZEN),
         "frozen_parts": tiny(50, full, *FROZEN, "train.accumulate_steps=2"),
-        "global": tiny(50, sparse, globally),
+        "global": tiny(50, sparse, globally, grouped),
         "none": tiny(8, none, "loss.normalizer=images", "mining.min_negatives_per_image=2"),
         "gradient": tiny(1, full, *FROZEN, globally, "amp.force_fp32=[]", gradient=True),
         "overflow": tiny(101, full, "amp.enabled=true", "amp.policy=mixed_float16", overflow_at=OVERFLOW_AT),
@@ -179,8 +179,8 @@ def test_the_detector_has_one_gradient_in_every_layout(root: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(580)
 def test_the_detector_has_the_same_losses_in_float32(root: Path) -> None:
-    # The weights stay constant (see `tiny`): tests forward pass, synchronised batch norm and losses of the detector.
-    still = ["optimizer.lr=1e-9", "schedule.min_lr=0", f"data.dir={root / 'full'}"]
+    # The weights stay constant (see `tiny`): tests forward pass, batch norm in groups and losses of the detector.
+    still = ["optimizer.lr=1e-9", "schedule.min_lr=0", "model.batch_norm_group=4", f"data.dir={root / 'full'}"]
     variants = {"still": {"tiny": False, "steps": 4, "overrides": still}}
     results = train_layouts(root, "detector", variants, ((1, 1), (2, 1)))
     # Float32 rounding (6e-8) grows through seventy batch norms: measured relative differences are 1.3e-5 for the moving

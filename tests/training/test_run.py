@@ -270,6 +270,7 @@ def test_best_model_is_evaluated_and_predicts(data: Path, tmp_path: Path) -> Non
         (["eval.split=nosuch"], 3, ["nosuch", "val"]),
         (["backbone.weights=/nowhere.h5"], 4, ["/nowhere.h5"]),
         (["cluster.logical_cpus=3"], 2, ["global_batch_size", "3 replicas"]),
+        (["cluster.logical_cpus=4", "model.batch_norm_group=4"], 2, ["model.batch_norm_group: 4", "use 1, 2, 8"]),
     ],
 )
 @pytest.mark.slow
