@@ -65,7 +65,8 @@ def test_a_dry_run_describes_the_run_and_writes_nothing(tmp_path):
     for words in (
         "MobileNetV2 0.1, ssdlite head, 64 x 64", "8²·4 + 4²·6 + 2²·6 + 1²·6 + 1²·4 + 1²·4", "GFLOP per image",
         "activations of 4 images", "batch norm in groups of 4", "24 images", "0 images rejected",
-        "images per second on this machine", "120, 3 per epoch", "on val every 5 epochs", "a new run", "2, 4 images each",
+        "images per second on this machine", "120, 3 per epoch", "on val every 5 epochs", "a new run",
+        "2, 4 images each",
     ):  # fmt: skip
         assert words in output, (words, output)
     assert not (tmp_path / "run").exists()
