@@ -70,7 +70,8 @@ def _train(
     if role.is_chief:
         write_skipped_records(model_dir, replaced)
     find_bad_record = partial(explain_failure, plan, split, config.model.input_size, config.data)
-    with explain_out_of_memory(), restart_on_lost_peer(role), explain_bad_record(find_bad_record, config.data):
+    explain_reading = explain_bad_record(plan.find_change, find_bad_record, config.data)
+    with explain_out_of_memory(), restart_on_lost_peer(role), explain_reading:
         wait_for_workers(describe_worker(role, flatten_config(config), manifest, replaced), START_SECONDS)
         with stop.block_signals():
             strategy = create_strategy(config.cluster, role)
