@@ -308,12 +308,17 @@ def test_a_user_error_is_reported_in_one_line_with_its_exit_code(
 @pytest.mark.slow
 def test_a_run_of_another_model_is_not_overwritten(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train(data, run, "train.steps=1", "eval.every_epochs=0")
-    output = train(data, run, "train.steps=2", "model.head=ssd", expect=2)
+    flags = ["eval.every_epochs=0", "train.log_every=1", "schedule.warmup_steps=0"]
+    train(data, run, "train.steps=1", *flags)
+    output = train(data, run, "train.steps=2", "model.head=ssd", *flags, expect=2)
     assert "model.head" in output
+    # The finished run continues, with the learning rates of a cosine over three steps: cos(2/3 pi) is -1/2.
+    output = train(data, run, "train.steps=3", *flags)
+    assert "resumes at step 1 of 3" in output
+    assert [row["lr"] for row in read_rows(run, "train")] == pytest.approx([1e-5, 1e-5 + 0.25 * 99e-5, 1e-5])
     output = run_command("evaluate", f"--model_dir={run}", "--split=val", expect=4)
     assert "--checkpoint=last" in output
-    checkpoint = next((run / "checkpoints").glob("ckpt-1.data*"))
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    for checkpoint in (run / "checkpoints").glob("ckpt-*.data*"):
+        checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     output = run_command("evaluate", f"--model_dir={run}", "--checkpoint=last", "--split=val", expect=4)
     assert "ckpt-1" in output
