@@ -14,7 +14,7 @@ class Watchdog:
     """Writes the stack traces of all threads to a file and to stderr each time `seconds` pass without progress.
 
     Use as a context manager. The time starts with the first call of `start` and stops on exit: the first step also
-    traces and compiles the model, so its duration says nothing about the others.
+    traces and compiles the model, so it may take many times longer than the others.
     """
 
     def __init__(self, seconds: float, path: str) -> None:
