@@ -39,14 +39,13 @@ _Dumper.add_implicit_resolver(
 )
 
 
-def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = (), is_stored: bool = False) -> Config:
+def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file and the files it extends, applies overrides and validates the result.
 
     Args:
       path: the YAML file, or the bare name of a config that the package contains, such as `base`; None starts from
         the default of every key.
       overrides: values of `--set`, as `a.b=c`.
-      is_stored: whether the file is the stored config of a run, which may contain keys of earlier versions.
 
     Raises:
       UsageError: with one line that states file or flag, key, value, valid values and the most similar key.
@@ -55,15 +54,34 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = 
     origins: dict[str, str] = {}
     for file, content in [] if path is None else _read_chain(_locate_config(os.fspath(path), Path())):
         _merge(tree, content, str(file), origins)
-    if is_stored:
-        convert_stored_config(tree)
     for override in overrides:
         _merge(tree, _parse_override(override), f"--set {shorten(override, _SHOWN_LENGTH)}", origins)
     return _validate(_expand_environment(tree), origins, "--set" if path is None else str(path))
 
 
+def load_stored_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """Reads a config that `dump_config` of this or an earlier version wrote; converts removed keys.
+
+    References to environment variables in the file are plain text.
+
+    Args:
+      path: the YAML file.
+      overrides: values of `--set`, as `a.b=c`.
+
+    Raises:
+      UsageError: as `load_config`.
+    """
+    tree = _read_yaml(Path(path))
+    convert_stored_config(tree)
+    origins: dict[str, str] = {}
+    for override in overrides:
+        content = _expand_environment(_parse_override(override))
+        _merge(tree, content, f"--set {shorten(override, _SHOWN_LENGTH)}", origins)
+    return _validate(tree, origins, str(path))
+
+
 def dump_config(config: Config) -> str:
-    """Returns the config as YAML; `load_config` reads it back to an equal `Config`."""
+    """Returns the config as YAML; `load_stored_config` reads it back to an equal `Config`."""
     return str(yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False))
 
 

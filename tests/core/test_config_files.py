@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssd_dist.core.config import Config
-from ssd_dist.core.config_files import dump_config, flatten_config, load_config
+from ssd_dist.core.config_files import dump_config, flatten_config, load_config, load_stored_config
 from ssd_dist.core.errors import UsageError
 
 
@@ -79,8 +79,8 @@ def test_the_stored_config_of_an_earlier_version_is_converted(write, given_, gro
     del stored["model"]["batch_norm_group"]
     stored["train"] |= {"global_batch_size": 12, "accumulate_steps": 2, "sync_batch_norm": given_ == "true"}
     path = write(yaml.dump(stored))
-    assert load_config(path, is_stored=True).model.batch_norm_group == group
-    assert load_config(path, ["model.batch_norm_group=3"], is_stored=True).model.batch_norm_group == 3
+    assert load_stored_config(path).model.batch_norm_group == group
+    assert load_stored_config(path, ["model.batch_norm_group=3"]).model.batch_norm_group == 3
     assert "train.sync_batch_norm" in get_load_error(path)
 
 
