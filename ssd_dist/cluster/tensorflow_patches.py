@@ -17,6 +17,7 @@ TESTED_VERSION = "2.20"
 _STRATEGY_MODULE = "tensorflow.python.distribute.collective_all_reduce_strategy"
 _TRACKABLE_MODULE = "tensorflow.python.trackable.base"
 _CREATE_INITIAL_VALUE = "_get_variable_creator_initial_value"
+_LIST_LOCAL_DEVICES = "_initialize_local_devices"
 
 
 def set_health_check(health_timeout: float, start_timeout: float) -> None:
@@ -42,6 +43,27 @@ def set_health_check(health_timeout: float, start_timeout: float) -> None:
         return
     for name, value in attributes.items():
         setattr(strategy_class, name, value)
+
+
+def use_logical_cpus(count: int) -> None:
+    """Makes each worker without GPUs use `count` logical CPUs; call before the strategy is created.
+
+    Without GPUs, `tf.distribute.MultiWorkerMirroredStrategy` creates one replica per worker, on CPU:0. It has no public
+    argument for the devices of a worker, but it gets them all from one method, which this function replaces. Everything
+    else is as with several GPUs per worker.
+
+    Args:
+      count: replicas per worker (`cluster.logical_cpus`).
+    """
+    strategy_class = _import_private(_STRATEGY_MODULE, "CollectiveAllReduceExtended")
+    if not hasattr(strategy_class, _LIST_LOCAL_DEVICES):
+        _warn(_LIST_LOCAL_DEVICES, "cluster.logical_cpus has no effect with several workers")
+        return
+
+    def list_local_devices(_: Any, cluster_resolver: Any, worker_device: str) -> tuple[tuple[str, ...], str]:
+        return tuple(f"{worker_device}/device:CPU:{i}" for i in range(count)), "CPU"
+
+    setattr(strategy_class, _LIST_LOCAL_DEVICES, list_local_devices)
 
 
 def initialize_variables_locally(strategy: tf.distribute.MultiWorkerMirroredStrategy) -> None:

@@ -7,7 +7,12 @@ import tensorflow as tf
 from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
 
 from ssd_dist.cluster import tensorflow_patches
-from ssd_dist.cluster.tensorflow_patches import TESTED_VERSION, initialize_variables_locally, set_health_check
+from ssd_dist.cluster.tensorflow_patches import (
+    TESTED_VERSION,
+    initialize_variables_locally,
+    set_health_check,
+    use_logical_cpus,
+)
 
 
 def use_strategy_class(monkeypatch: pytest.MonkeyPatch, strategy_class: type) -> None:
@@ -60,6 +65,28 @@ def test_a_missing_class_is_reported(monkeypatch, capsys, missing):
     monkeypatch.setattr(tensorflow_patches, "_STRATEGY_MODULE", value)
     set_health_check(15.0, 600)
     assert "cluster.health_timeout has no effect" in capsys.readouterr().err
+
+
+def test_a_worker_uses_its_logical_cpus(monkeypatch, capsys):
+    # TensorFlow passes the resolver and the worker's name, and reads the devices and their type.
+    original = CollectiveAllReduceExtended._initialize_local_devices
+    assert list(inspect.signature(original).parameters) == ["self", "cluster_resolver", "worker_device"]
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    worker = "/job:worker/task:1"
+    assert original(None, resolver, worker) == ((f"{worker}/device:CPU:0",), "CPU")
+    patched = type("Patched", (CollectiveAllReduceExtended,), {})
+    use_strategy_class(monkeypatch, patched)
+    use_logical_cpus(2)
+    devices, kind = patched._initialize_local_devices(None, resolver, worker)
+    assert (devices, kind) == ((f"{worker}/device:CPU:0", f"{worker}/device:CPU:1"), "CPU")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_missing_list_of_local_devices_is_reported(monkeypatch, capsys):
+    use_strategy_class(monkeypatch, type("Other", (), {}))
+    use_logical_cpus(2)
+    warning = capsys.readouterr().err
+    assert "no _initialize_local_devices: cluster.logical_cpus has no effect with several workers" in warning
 
 
 def test_a_missing_initial_value_function_is_reported(capsys):
