@@ -181,8 +181,10 @@ def _train(run: Run, config: Path, data: Path, core: int) -> dict:
 
 
 def _read_settings(config: Path, overrides: Sequence[str]) -> dict:
-    """Returns the keys that a recipe and overrides set. Without defaults, because a new key must not invalidate
-    results."""
+    """Returns the keys that a recipe and overrides set.
+
+    Defaults are omitted: otherwise each new key of the config would invalidate the recorded results.
+    """
     settings = load_config(config, overrides).model_dump(mode="json", exclude_unset=True)
     # Only the file name: the same weights may be in another folder.
     settings["backbone"]["weights"] = Path(settings["backbone"]["weights"]).name

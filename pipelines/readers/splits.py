@@ -79,12 +79,6 @@ def _only_split(found: Found[LayoutT], path: str) -> tuple[LayoutT, ...]:
     )
 
 
-def split_in_path(name: str) -> str:
-    """Returns the last word of a path that is the common name of a split; `WHOLE` if there is none."""
-    words = re.split(r"[^A-Za-z0-9]+", name)
-    return next((word for word in reversed(words) if output_split(word) in SYNONYMS), WHOLE)
-
-
 def output_split(name: str) -> str:
     """Returns the name that a split of the source gets in the output: `valid` and `val2017` become `val`."""
     plain = re.sub(r"[-_ ]?\d{4}$", "", name.lower())

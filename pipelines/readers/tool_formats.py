@@ -9,6 +9,7 @@ from pipelines.readers.dota import parse_dota
 from pipelines.readers.keras_yolo import parse_keras_yolo
 from pipelines.readers.kitti import parse_kitti
 from pipelines.readers.label_studio import parse_label_studio
+from pipelines.readers.label_studio_paths import remove_upload_prefix
 from pipelines.readers.labelme import parse_labelme
 from pipelines.readers.supervisely import parse_supervisely
 from pipelines.readers.tool_format import ToolFormat
@@ -61,9 +62,13 @@ TOOL_FORMATS: Mapping[str, ToolFormat] = {
         ".json",
         lambda head: is_array_with("annotations|completions", "data")(head) or is_array_with("annotator")(head),
         parse_label_studio,
+        other_name=remove_upload_prefix,
     ),
     "create_ml": ToolFormat(
-        "Create ML annotations", ".json", is_array_with("image|imagefilename", "annotations?"), parse_create_ml
+        "Create ML annotations",
+        ".json",
+        lambda head: is_array_with("image|imagefilename", "annotations?")(head) and not has_keys("data")(head),
+        parse_create_ml,
     ),
     "cvat": ToolFormat(
         "CVAT for images export",
@@ -97,7 +102,11 @@ TOOL_FORMATS: Mapping[str, ToolFormat] = {
     "keras_yolo": ToolFormat(
         "Keras YOLO annotations",
         ".txt",
-        has_lines(rf"\S.*?\.\w{{3,4}}(?:\s+{NUMBER},{NUMBER},{NUMBER},{NUMBER},[^,\s]+)+"),
+        # Lines of images without objects contain only the path.
+        has_lines(
+            rf"\S.*?\.\w{{3,4}}(?:\s+{NUMBER},{NUMBER},{NUMBER},{NUMBER},[^,\s]+)+", header=r"\S.*\.[A-Za-z]{3,4}$"
+        ),
         parse_keras_yolo,
+        class_files=("_classes.txt", "classes.txt", "*_classes.txt", "class_names.txt"),
     ),
 }

@@ -19,7 +19,8 @@ import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -136,8 +137,11 @@ def find_splits(path: str, image_dir: str) -> Found[VocLayout] | None:
         return None
     splits: dict[str, tuple[VocLayout, ...]] = {}
     layouts: list[VocLayout] = []
-    for name, files in xml_folders.items():
-        layout, base = _find_layout(folder, name, files, image_dir)
+    located = {name: _find_layout(folder, name, files, image_dir) for name, files in xml_folders.items()}
+    owners = Counter(layout.images for layout, _ in located.values())
+    for name, (found, base) in located.items():
+        # Annotations of several splits may have their images in one folder.
+        layout = replace(found, is_only_owner=found.is_only_owner and owners[found.images] == 1)
         layouts.append(layout)
         for split, part in _divide(folder, layout, base, name).items():
             splits[split] = (*splits.get(split, ()), part)
@@ -151,7 +155,7 @@ def find_splits(path: str, image_dir: str) -> Found[VocLayout] | None:
     if whole:
         splits[WHOLE] = whole
     counts = {split: sum(map(_count_images, own)) for split, own in splits.items()}
-    return Found(_name_tool(folder, layouts), splits, counts, unions)
+    return Found(_name_tool(folder, layouts), splits, counts, unions, _note_unlisted(splits))
 
 
 def _unite(folder: Folder, layouts: list[VocLayout], image_dir: str, has_splits: bool) -> tuple[VocLayout, ...]:
@@ -189,18 +193,21 @@ def _annotation_folder(name: str) -> str:
 
 
 def _are_voc(paths: list[str]) -> bool:
-    """Returns whether one of the first files begins like a VOC annotation, or cannot be recognised at all."""
-    for path in paths[:EXAMPLES]:
-        try:
-            with beam_storage.open_input(path) as stream:
-                head = stream.read(HEAD_BYTES)
-        except beam_storage.UNREADABLE:
-            continue
-        if re.search(rb"<(\w+:)?annotation[\s>]", head):
-            return True
-        if re.search(rb"<[A-Za-z]", head):
-            return False
-    return bool(paths) and all(path.lower().endswith(".xml") for path in paths)
+    """Returns whether one of the first files begins like a VOC annotation, or none can be recognised at all."""
+    kinds = {_is_annotation(path) for path in paths[:EXAMPLES]}
+    return True in kinds or (kinds == {None} and all(path.lower().endswith(".xml") for path in paths))
+
+
+def _is_annotation(path: str) -> bool | None:
+    """Returns whether a file begins like a VOC annotation; None if it cannot be read or is no XML."""
+    try:
+        with beam_storage.open_input(path) as stream:
+            head = stream.read(HEAD_BYTES)
+    except beam_storage.UNREADABLE:
+        return None
+    if re.search(rb"<(\w+:)?annotation[\s>]", head):
+        return True
+    return False if re.search(rb"<[A-Za-z]", head) else None
 
 
 def _find_layout(folder: Folder, name: str, files: list[str], image_dir: str) -> tuple[VocLayout, str]:
@@ -265,6 +272,20 @@ def _is_union(name: str, names: set[str]) -> bool:
     return (name == "trainval" and {"train", "val"} <= names) or name.rpartition("_")[2] in names - {name}
 
 
+def _note_unlisted(splits: Mapping[str, tuple[VocLayout, ...]]) -> tuple[str, ...]:
+    """Returns a note for each folder of images with images that no list file contains."""
+    listed: dict[str, set[str]] = {}
+    for layout in itertools.chain(*splits.values()):
+        if layout.list_file:
+            listed.setdefault(layout.images, set()).update(map(_fold, _read_list(layout)))
+    notes = []
+    for images, ids in listed.items():
+        stems = [_fold(posixpath.splitext(name)[0]) for name in list_folder(images).names if is_image(name)]
+        if count := sum(stem not in ids and posixpath.basename(stem) not in ids for stem in stems):
+            notes.append(f"{count} images in {images} are in no list of {LISTS}; only --split_by reads them")
+    return tuple(notes)
+
+
 def _count_images(layout: VocLayout) -> int:
     if layout.list_file:
         return len(_read_list(layout))
@@ -275,7 +296,7 @@ def _count_images(layout: VocLayout) -> int:
 def _name_tool(folder: Folder, layouts: list[VocLayout]) -> str:
     if folder.find("README.roboflow.txt", "README.dataset.txt"):
         return "Roboflow VOC export"
-    if folder.find(posixpath.join(LISTS, "*.txt"), posixpath.join("*", LISTS, "*.txt")):
+    if folder.find(f"**/{LISTS}/*.txt"):
         return "VOC devkit" if len(layouts) == 1 else f"VOC devkit with {len(layouts)} datasets"
     return "VOC annotations beside the images" if layouts[0].is_flat else "VOC annotations"
 
@@ -289,7 +310,8 @@ def list_annotations(layouts: list[VocLayout], source: Source) -> Iterator[VocEn
             image_id = posixpath.splitext(name)[0] if name.lower().endswith(".xml") else name
             images = layout.images or posixpath.dirname(location.path)
             entries.append(VocEntry(image_id, 0, location.path or layout.list_file, images, location.problem))
-        entries += _find_unlisted(layout, entries)
+        if layout.is_only_owner:
+            entries = _compare_with_images(layout, entries)
         for entry in entries:
             if source.includes(entry.image_id):
                 yield replace(entry, row=row)
@@ -297,30 +319,30 @@ def list_annotations(layouts: list[VocLayout], source: Source) -> Iterator[VocEn
     yield Listing(0, row, layouts[0].annotations)
 
 
-def _find_unlisted(layout: VocLayout, entries: list[VocEntry]) -> list[VocEntry]:
-    """Returns the image files that no annotation describes, as rejected entries.
+def _compare_with_images(layout: VocLayout, entries: list[VocEntry]) -> list[VocEntry]:
+    """Returns the annotations, without other XML files, and the image files that none describes, as rejected entries.
 
-    An annotation describes the image with its own stem, or the one that it names. Names are read only from the
-    annotations whose stem has no image, and only if there are images left.
+    An annotation describes the image with its own stem, or the one that it names. Only the annotations whose stem has
+    no image are examined, and their names are read only if there are images left.
     """
-    if not layout.is_only_owner:
-        return []
     listing = list_folder(layout.images)
     names = [name for name in listing.names if is_image(name) and not (layout.is_flat and "/" in name)]
+    present = {_fold(posixpath.splitext(name)[0]) for name in names}
     stems = {_fold(entry.image_id) for entry in entries}
     stems |= {_fold(posixpath.basename(entry.image_id)) for entry in entries}
     left = [name for name in names if _fold(posixpath.splitext(name)[0]) not in stems]
-    if not left:
-        return []
-    present = {_fold(posixpath.splitext(name)[0]) for name in names}
     unmatched = [entry for entry in entries if _fold(entry.image_id) not in present and not entry.problem]
     with ThreadPoolExecutor(READ_AHEAD) as pool:
-        named = {_fold(posixpath.splitext(name)[0]) for name in pool.map(_read_filename, unmatched)}
+        are_annotations = pool.map(_is_annotation, [entry.annotation for entry in unmatched])
+        others = [entry for entry, kind in zip(unmatched, are_annotations, strict=True) if kind is False]
+        found = {_fold(posixpath.splitext(name)[0]) for name in pool.map(_read_filename, unmatched if left else [])}
+    # Such as the file of a project; a damaged annotation has an image with its stem.
+    other_ids = {entry.image_id for entry in others}
     problem = Problem("not_annotated", f"no annotation in {layout.annotations} describes this image file")
-    return [
-        VocEntry(f"{listing.join(name)}", 0, layout.annotations, layout.images, problem)
+    return [entry for entry in entries if entry.image_id not in other_ids] + [
+        VocEntry(listing.join(name), 0, layout.annotations, layout.images, problem)
         for name in left
-        if _fold(posixpath.splitext(name)[0]) not in named and _fold(_stem(name)) not in named
+        if _fold(posixpath.splitext(name)[0]) not in found and _fold(_stem(name)) not in found
     ]
 
 

@@ -104,12 +104,11 @@ def test_mutated_configs_are_read_or_rejected_in_one_line(seed, tmp_path, capsys
     assert outcomes == {True, False}, "some mutations are valid, and some are not"
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_mutated_manifests_are_read_or_rejected_in_one_line(seed, capsys):
-    rng = random.Random(seed)
+def test_mutated_manifests_are_read_or_rejected_in_one_line(capsys):
+    rng = random.Random(0)
     text = make_manifest().to_json()
     outcomes = set()
-    for number in range(MUTATIONS // 4):
+    for number in range(MUTATIONS):
         if number % 2:
             mutated = json.dumps(mutate_tree(json.loads(text), rng)).encode()
         else:
@@ -122,4 +121,5 @@ def test_mutated_manifests_are_read_or_rejected_in_one_line(seed, capsys):
             manifest.check_fits(Config(), "OUT/dataset.json")
 
         outcomes.add(check_outcome(read, 3, capsys))
+    # Few mutations of a manifest are valid, because its counts must add up.
     assert outcomes == {True, False}
