@@ -90,7 +90,12 @@ def match_files(pattern: str) -> list[str]:
 
 
 def open_input(path: str) -> BinaryIO:
-    """Opens a file for reading; decompresses files named `.gz` or `.bz2`."""
+    """Opens a file for reading; decompresses files named `.gz` or `.bz2`.
+
+    Raises:
+      PermissionError: for a device or a pipe, because reading it might never end.
+    """
+    _refuse_device(path)
     file: BinaryIO = FileSystems.open(path)
     return file
 
@@ -304,12 +309,16 @@ def open_plain(path: str) -> BinaryIO:
     Raises:
       PermissionError: for a device or a pipe, because reading it might never end.
     """
+    _refuse_device(path)
     if not is_remote(path):
-        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
-            raise PermissionError(f"{path} is a device or a pipe, not a file")
         return open(path, "rb")
     file: BinaryIO = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
     return file
+
+
+def _refuse_device(path: str) -> None:
+    if not is_remote(path) and not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+        raise PermissionError(f"{path} is a device or a pipe, not a file")
 
 
 def _match(pattern: str, limit: int | None = None) -> list[str]:
@@ -327,7 +336,8 @@ def _match_local(pattern: str) -> list[str]:
         return [pattern] if os.path.exists(pattern) else []
     folder = posixpath.dirname(literal[0])
     levels = None if "**" in pattern else path_below(folder, pattern).count("/")
-    matches = re.compile(FileSystem.translate_pattern(pattern)).match
+    # Beam excludes backslashes, which local names may contain, for example after unpacking an archive from Windows.
+    matches = re.compile(FileSystem.translate_pattern(pattern).replace(r"[^/\\]", "[^/]")).match
     return [path for path in _walk(folder, levels) if matches(path)]
 
 

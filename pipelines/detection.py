@@ -6,7 +6,7 @@ folder -> the first format in the order of `FORMATS` that finds its files -> spl
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -117,11 +117,31 @@ def detect_format(inputs: Sequence[str], image_dir: str, input_format: str = AUT
     if unknown:
         raise DataError(_describe_unknown(unknown, image_dir, input_format))
     roots = tuple(root for root, _ in own.values())
+    outside = [_note_images_outside(root, found) for root, found in own.values()]
     common = [name for name in FORMATS if all(name in found for _, found in own.values())]
     if not common:
         raise DataError(f"--input: {' and '.join(inputs)} have different formats; prepare them separately")
     name, *others = common
-    return Detected(name, roots, _merge([found[name] for _, found in own.values()]), tuple(others))
+    merged = _merge([found[name] for _, found in own.values()])
+    notes = tuple(dict.fromkeys((*merged.notes, *(note[name] for note in outside if name in note))))
+    return Detected(name, roots, replace(merged, notes=notes), tuple(others))
+
+
+def _note_images_outside(root: str, found: Mapping[str, Found[Any]]) -> dict[str, str]:
+    """Returns for each format a note if the folder contains more images than the splits that it found."""
+    if beam_storage.is_pattern(root) or beam_storage.is_file(root):
+        return {}
+    total = list_folder(root).count_images("")
+    notes = {}
+    for name, result in found.items():
+        names = result.names or [WHOLE]
+        counted = sum(result.images.get(split, total) for split in names)
+        is_noted = any("not read" in note or "no split" in note for note in result.notes)
+        if counted < total and not is_noted:
+            notes[name] = (
+                f"{total - counted} of {total} image files in {root} are in none of these splits, and are not read"
+            )
+    return notes
 
 
 def _recognise(path: str, image_dir: str, input_format: str) -> tuple[str, dict[str, Found[Any]]]:
@@ -202,10 +222,13 @@ def describe_plan(detected: Detected, plans: Sequence[SplitPlan]) -> list[str]:
     if shared:
         source = f"split {shared[0].source_split} of the source" if shared[0].source_split else "the source"
         shares = ",".join(f"{name}:{share:g}" for name, share in shared[0].shares)
-        reason = "has no validation split" if shared[0].source_split else "has no splits"
-        lines.append(
-            f"{source} is divided by {shares}, because the dataset {reason}; --split_by=none switches this off"
-        )
+        if not any(plan.is_optional for plan in shared):
+            lines.append(f"{source} is divided by {shares}, whatever splits it has")
+        else:
+            reason = "has no validation split" if shared[0].source_split else "has no splits"
+            lines.append(
+                f"{source} is divided by {shares}, because the dataset {reason}; --split_by=none switches this off"
+            )
     lines += [
         f"split {plan.source_split} of the source is written as {plan.name}"
         for plan in plans

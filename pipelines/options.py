@@ -44,6 +44,7 @@ class PrepareJob:
       resume: whether finished shards of an earlier run are kept.
       workers: number of worker processes; 0 uses the default of the runner.
       optional: names of splits that are omitted if they contain no image.
+      writes_all_splits: whether the job writes every split of the source.
       job_id: identifies this run among runs that write the same splits; empty for a job that is only submitted.
     """
 
@@ -58,6 +59,7 @@ class PrepareJob:
     resume: bool = False
     workers: int = 0
     optional: frozenset[str] = frozenset()
+    writes_all_splits: bool = False
     job_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -141,6 +143,7 @@ def job_from_flags() -> PrepareJob:
         resume=values.resume,
         workers=values.workers,
         optional=frozenset(plan.name for plan in plans if plan.is_optional),
+        writes_all_splits=not values.split,
     )
 
 

@@ -98,6 +98,8 @@ def main(arguments: list[str]) -> None:
             print_summary(manifest, split, job.output)
         else:
             print_line(f"split {split}: omitted, because its share of the source contains no image")
+    for split in manifest.splits.keys() - {*job.splits} if job.writes_all_splits else ():
+        print_line(f"note: split {split} in {job.output} is of an earlier job; this source does not contain it")
     print_unused_classes(manifest)
 
 

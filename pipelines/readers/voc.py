@@ -30,7 +30,17 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
 from pipelines import beam_storage
-from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, make_element, pack_boxes
+from pipelines.annotations import (
+    IMAGE_SUFFIXES,
+    Box,
+    Category,
+    Element,
+    Image,
+    Listing,
+    Problem,
+    make_element,
+    pack_boxes,
+)
 from pipelines.readers.folder import Folder, is_image, list_folder
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Location, Source, is_absolute, locate_image, parent_folder, require_input
@@ -253,13 +263,11 @@ def _divide(folder: Folder, layout: VocLayout, base: str, name: str) -> dict[str
     """Returns the splits of a layout: one per list file, or the split in the names of its folders."""
     lists = folder.find(posixpath.join(base, LISTS, "*.txt"))
     if lists:
-        return {
-            posixpath.basename(file).removesuffix(".txt"): replace(
-                layout, list_file=folder.join(file), is_only_owner=False
-            )
-            for file in lists
-            if posixpath.basename(file) != "default.txt"
-        }
+        names = {posixpath.basename(file).removesuffix(".txt"): file for file in lists}
+        if "default" in names:
+            # CVAT lists all images in default.txt, and the images with a tag in TAG_default.txt.
+            names = {name: file for name, file in names.items() if not re.fullmatch(r"(.*_)?default", name)}
+        return {name: replace(layout, list_file=folder.join(file), is_only_owner=False) for name, file in names.items()}
     parts = [part for part in name.split("/") if part]
     found = [part for part in parts if output_split(part) in SYNONYMS]
     rest = [part for part in parts if part.lower() not in (*ANNOTATION_FOLDERS, *IMAGE_FOLDERS)]
@@ -331,6 +339,7 @@ def _compare_with_images(layout: VocLayout, entries: list[VocEntry]) -> list[Voc
     stems = {_fold(entry.image_id) for entry in entries}
     stems |= {_fold(posixpath.basename(entry.image_id)) for entry in entries}
     left = [name for name in names if _fold(posixpath.splitext(name)[0]) not in stems]
+    second = _find_second_files(names, {_fold(entry.image_id): entry for entry in entries if not entry.problem})
     unmatched = [entry for entry in entries if _fold(entry.image_id) not in present and not entry.problem]
     with ThreadPoolExecutor(READ_AHEAD) as pool:
         are_annotations = pool.map(_is_annotation, [entry.annotation for entry in unmatched])
@@ -339,11 +348,37 @@ def _compare_with_images(layout: VocLayout, entries: list[VocEntry]) -> list[Voc
     # Such as the file of a project; a damaged annotation has an image with its stem.
     other_ids = {entry.image_id for entry in others}
     problem = Problem("not_annotated", f"no annotation in {layout.annotations} describes this image file")
-    return [entry for entry in entries if entry.image_id not in other_ids] + [
-        VocEntry(listing.join(name), 0, layout.annotations, layout.images, problem)
-        for name in left
-        if _fold(posixpath.splitext(name)[0]) not in found and _fold(_stem(name)) not in found
-    ]
+    return (
+        [entry for entry in entries if entry.image_id not in other_ids]
+        + [
+            VocEntry(listing.join(name), 0, layout.annotations, layout.images, problem)
+            for name in left
+            if _fold(posixpath.splitext(name)[0]) not in found and _fold(_stem(name)) not in found
+        ]
+        + [VocEntry(listing.join(name), 0, layout.annotations, layout.images, problem) for name in second]
+    )
+
+
+def _find_second_files(names: list[str], entries: Mapping[str, VocEntry]) -> list[str]:
+    """Returns the image files that share their stem with the image that an annotation describes, such as a.png.
+
+    The annotation describes the file that it names, or else the first one by suffix.
+    """
+    by_stem: dict[str, list[str]] = {}
+    for name in names:
+        by_stem.setdefault(_fold(posixpath.splitext(name)[0]), []).append(name)
+    second = []
+    for stem, files in by_stem.items():
+        if len(files) > 1 and stem in entries:
+            named = _read_filename(entries[stem])
+            order = [stem + suffix for suffix in IMAGE_SUFFIXES]
+            files.sort(key=lambda name: (posixpath.basename(name) != named, _index(order, _fold(name)), name))
+            second += files[1:]
+    return second
+
+
+def _index(values: list[str], value: str) -> int:
+    return values.index(value) if value in values else len(values)
 
 
 def _read_filename(entry: VocEntry) -> str:

@@ -18,18 +18,29 @@ UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
 MAX_CANDIDATES = 20
 
 
-def swap_images(path: str) -> list[str]:
-    """Returns the paths with `labels` instead of `images` in the last part of the path that begins so.
+def swap_images(folder: str) -> list[str]:
+    """Returns the paths with `labels` instead of `images` in one part of a folder's path that begins so.
 
-    `images/train` gives `labels/train` and `images_train` gives `labels_train`. The list is empty for a path without
-    such a part.
+    `images/train` gives `labels/train` and `images_train` gives `labels_train`. The last such part is replaced first:
+    `images/img_1` gives `images/labels_1`, then `labels/img_1`. The list is empty for a path without such a part.
     """
-    parts = path.split("/")
-    for index in reversed(range(len(parts))):
-        match = IMAGE_PART.fullmatch(parts[index])
-        if match is not None:
-            return ["/".join([*parts[:index], name + match[2], *parts[index + 1 :]]) for name in LABEL_NAMES]
-    return []
+    parts = folder.split("/")
+    matches = [(index, IMAGE_PART.fullmatch(part)) for index, part in enumerate(parts)]
+    return [
+        "/".join([*parts[:index], name + match[2], *parts[index + 1 :]])
+        for index, match in reversed(matches)
+        if match is not None
+        for name in LABEL_NAMES
+    ]
+
+
+def list_label_paths(image: str) -> list[str]:
+    """Returns the paths, with the suffix of the image, that its label may have: in folders of labels, then beside it.
+
+    Only folders are renamed, because images may have names such as IMG_0001.jpg.
+    """
+    folder, name = posixpath.split(image)
+    return [*(posixpath.join(labels, name) for labels in swap_images(folder)), image]
 
 
 def is_image_part(name: str) -> bool:
@@ -135,7 +146,7 @@ class YoloFiles:
     def find_label(self, image: str, images: str, labels: str) -> str | None:
         """Returns the label file of an image, given the folders of the images and of the labels; None without one."""
         below = image[len(images.rstrip("/")) :]
-        candidates = [f"{labels.rstrip('/')}{below}", *swap_images(image), image]
+        candidates = [f"{labels.rstrip('/')}{below}", *list_label_paths(image)]
         stems = (normalize(strip_suffix(path)) for path in candidates)
         return next((self._text_by_stem[stem] for stem in stems if stem in self._text_by_stem), None)
 

@@ -13,7 +13,7 @@ from pipelines.annotations import IMAGE_SUFFIXES, Problem
 from pipelines.readers.folder import is_image, list_folder
 from pipelines.readers.sources import locate_image, parent_folder
 from pipelines.readers.yolo_config import CLASS_FILES, NOT_LABELS
-from pipelines.readers.yolo_files import normalize, strip_suffix, strip_upload_prefix, swap_images
+from pipelines.readers.yolo_files import list_label_paths, normalize, strip_suffix, strip_upload_prefix, swap_images
 from pipelines.readers.yolo_layout import YoloLayout, read_list
 from pipelines.readers.yolo_places import list_tails
 from ssd_dist.core.errors import DataError
@@ -119,7 +119,7 @@ def _pair(images: list[str], labels: list[str], beside: Iterable[str], layout: Y
     stems = {}
     for image in images:
         below = image[len(layout.images.rstrip("/")) :]
-        stems[image] = [strip_suffix(path) for path in (f"{start}{below}", *swap_images(image), image)]
+        stems[image] = [strip_suffix(path) for path in (f"{start}{below}", *list_label_paths(image))]
     pairs: dict[str, str] = {}
     texts = list(dict.fromkeys([*beside, *labels]))
     for form, form_of_text in ((str, str), (normalize, normalize), (normalize, _strip_prefix)):
@@ -179,7 +179,7 @@ def _read_lists(layout: YoloLayout) -> Iterator[YoloEntry]:
         yield replace(one, image_id=image_id)
     images = [one for one in listed if not one.problem]
     if images and not any(one.label for one in images):
-        tried = dict.fromkeys(posixpath.dirname((swap_images(one.image) or [one.image])[0]) for one in images)
+        tried = dict.fromkeys(posixpath.dirname(list_label_paths(one.image)[0]) for one in images)
         raise DataError(
             f"{layout.list_files[0]}: none of {len(images)} images has a label file in {' or '.join(tried):.300}; move "
             "the images to a folder named images and the labels to a folder named labels next to it"
@@ -229,7 +229,7 @@ class _ListedFiles:
 
     def _find_label(self, image: str, tails: list[str]) -> str:
         bases = dict.fromkeys((self.layout.home or self.layout.labels, self.layout.labels))
-        below = [name for tail in tails for name in (*swap_images(tail), tail)]
-        candidates = [*swap_images(image), image, *(join(base, name) for name in below for base in bases)]
+        below = [name for tail in tails for name in list_label_paths(tail)]
+        candidates = [*list_label_paths(image), *(join(base, name) for name in below for base in bases)]
         found = self.labels.find(candidates)
         return found[1] if found else ""

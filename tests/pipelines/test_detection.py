@@ -54,7 +54,7 @@ def test_formats_are_tried_in_the_documented_order():
 def test_split_by_none_writes_a_source_without_splits_as_train():
     found = Found("a tool", {WHOLE: (1,)}, {WHOLE: 5})
     assert plan_splits(found, is_divided=False) == [SplitPlan("train", WHOLE)]
-    assert plan_splits(found) == [SplitPlan("train", WHOLE, SHARES), SplitPlan("val", WHOLE, SHARES)]
+    assert plan_splits(found) == [SplitPlan("train", WHOLE, SHARES), SplitPlan("val", WHOLE, SHARES, is_optional=True)]
 
 
 def test_split_by_none_does_not_divide_train():
@@ -62,7 +62,7 @@ def test_split_by_none_does_not_divide_train():
     assert plan_splits(found, is_divided=False) == [SplitPlan("train", "train"), SplitPlan("test", "test")]
     assert plan_splits(found) == [
         SplitPlan("train", "train", SHARES),
-        SplitPlan("val", "train", SHARES),
+        SplitPlan("val", "train", SHARES, is_optional=True),
         SplitPlan("test", "test"),
     ]
 

@@ -201,6 +201,19 @@ def test_labels_of_listed_images_are_next_to_or_among_the_images(tmp_path, image
     assert [len(image.boxes) for image in images_of(tmp_path).values()] == [1]
 
 
+@pytest.mark.parametrize("folder", ["train/", "train/img_cam1/", ""])
+@pytest.mark.parametrize("name", ["IMG_0001", "img_1", "image_1", "imgs", "Images-2"])
+def test_labels_of_listed_images_with_names_like_image_folders_are_found(tmp_path, folder, name):
+    for kind in ("images", "labels"):
+        (tmp_path / kind / folder).mkdir(parents=True)
+    for stem in (name, "a"):
+        (tmp_path / f"images/{folder}{stem}.jpg").write_bytes(jpeg())
+        (tmp_path / f"labels/{folder}{stem}.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (tmp_path / "train.txt").write_text(f"images/{folder}a.jpg\n./images/{folder}{name}.jpg\n")
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": "train.txt", "names": ["x"]}))
+    assert {name: len(image.boxes) for name, image in images_of(tmp_path).items()} == {"a": 1, name: 1}
+
+
 def test_absolute_listed_paths_are_found_by_their_end(tmp_path):
     make_yolo(tmp_path, {"a": ["0 .5 .5 .5 .5"], "b": []}, ["x"])
     make_yolo(tmp_path, {"b": [], "c": []}, ["x"], "val")

@@ -1,0 +1,92 @@
+"""Images and boxes that were once lost without a report, and files that once stopped the command."""
+
+import json
+import os
+
+import pytest
+from raw_sets import jpeg, make_voc, voc_xml
+
+BOX = ("car", 12, 8, 36, 24)
+
+
+@pytest.fixture
+def run(tmp_path, command):
+    """Prepares tmp_path/raw without further flags: run(...) -> (output, manifest)."""
+
+    def call(*arguments):
+        code, out, err = command(
+            f"--input={tmp_path / 'raw'}", f"--output={tmp_path / 'out'}", "--set=model.input_size=64", *arguments
+        )
+        assert (code, err) == (0, "")
+        return out, json.loads((tmp_path / "out/dataset.json").read_text())
+
+    return call
+
+
+def write_flat_voc(folder, names, images=()):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / f"{name}.xml").write_text(voc_xml(f"{name}.jpg", [BOX]))
+        (folder / f"{name}.jpg").write_bytes(jpeg(len(name)))
+    for number, name in enumerate(images, start=50):
+        (folder / name).write_bytes(jpeg(number))
+
+
+def test_a_second_image_with_the_stem_of_an_annotation_is_reported(tmp_path, run):
+    write_flat_voc(tmp_path / "raw", ["a", "bb"], ["a.png"])
+    _, manifest = run("--split_by=none")
+    split = manifest["splits"]["train"]
+    assert (split["images_read"], split["images"], split["rejected_images"]) == (3, 2, {"not_annotated": 1})
+    (line,) = (tmp_path / "out/train/rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["image"].endswith("a.png")
+
+
+def test_names_with_backslashes_are_listed(tmp_path, run):
+    write_flat_voc(tmp_path / "raw", ["a", "k\\back"])
+    (tmp_path / "raw/k\\back.xml").write_text(voc_xml("back.jpg", [BOX]))
+    _, manifest = run("--split_by=none")
+    assert manifest["splits"]["train"]["boxes"] == 2
+
+
+@pytest.mark.parametrize("name", ["notes.csv", "aaa.json", "zzz.xml", "classes.txt"])
+def test_pipes_do_not_stop_the_command(tmp_path, run, name):
+    write_flat_voc(tmp_path / "raw", ["a", "bb"])
+    os.mkfifo(tmp_path / "raw" / name)
+    _, manifest = run("--split_by=none")
+    assert manifest["splits"]["train"]["images"] == 2
+
+
+def test_cvats_lists_of_tags_are_no_splits(tmp_path, run):
+    images = {name: [BOX] for name in ("a", "b", "c")}
+    make_voc(tmp_path / "raw", images, {"default": list(images), "blurry_default": ["a"], "dark_default": ["a", "b"]})
+    out, manifest = run("--split_by=none")
+    assert {name: split["images"] for name, split in manifest["splits"].items()} == {"train": 3}
+    assert "3 images" in out
+
+
+def test_images_outside_the_splits_are_counted_in_a_note(tmp_path, run):
+    for split in ("train", "valid"):
+        write_flat_voc(tmp_path / "raw" / split, [f"{split}1", f"{split}22"])
+    (tmp_path / "raw/extra").mkdir()
+    (tmp_path / "raw/extra/x.jpg").write_bytes(jpeg(70))
+    out, _ = run()
+    assert "note: 1 of 5 image files" in out
+    assert "are in none of these splits" in out
+
+
+def test_a_split_of_an_earlier_job_is_announced(tmp_path, run):
+    for split in ("train", "val", "test"):
+        write_flat_voc(tmp_path / "raw" / split, [f"{split}1", f"{split}22"])
+    assert "earlier job" not in run()[0]
+    for path in (tmp_path / "raw/test").iterdir():
+        path.unlink()
+    out, _ = run()
+    assert f"note: split test in {tmp_path / 'out'} is of an earlier job" in out
+    assert "earlier job" not in run("--split=train")[0]
+
+
+def test_explicit_shares_are_not_explained_with_missing_splits(tmp_path, run):
+    make_voc(tmp_path / "raw", {f"i{number}": [BOX] for number in range(30)})
+    out, _ = run("--split_by=train:0.6,val:0.4")
+    assert "whatever splits it has" in out
+    assert "because the dataset has no" not in out
