@@ -54,6 +54,7 @@ def test_a_valid_setup_passes_all_checks(folder: Path) -> None:
         (["matching.positive_iou=0.6"], 1, "data", 3, ["positive_iou", "prepare again"]),
         ([], 3, "shards", 2, ["4", "3"]),
         (["cluster.strategy=mirrored"], 2, "cluster", 2, ["mirrored", "2 workers", "multi_worker"]),
+        (["cluster.strategy=one_device", "cluster.logical_cpus=2"], 1, "cluster", 2, ["logical_cpus: 2", "one_device"]),
     ],
 )
 def test_a_problem_is_reported_with_its_fix(folder, overrides, workers, check, code, words) -> None:
@@ -105,7 +106,8 @@ def command(folder: Path, run: Path, *overrides: str) -> list[str]:
 
 @pytest.mark.slow
 def test_two_valid_workers_pass_all_checks(folder: Path, tmp_path: Path) -> None:
-    with start_workers(command(folder, tmp_path / "run"), 2, tmp_path / "logs") as workers:
+    flags = command(folder, tmp_path / "run", "cluster.logical_cpus=2")
+    with start_workers(flags, 2, tmp_path / "logs") as workers:
         codes = wait_for_exit(workers, 200)
     output = read_logs(tmp_path / "logs")
     assert codes == [0, 0], output
@@ -113,7 +115,7 @@ def test_two_valid_workers_pass_all_checks(folder: Path, tmp_path: Path) -> None
     # Six checks of each worker, three of the second compared with the chief, batch, memory of both, all-reduce.
     assert output.count(" pass ") == 2 * 6 + 3 + 1 + 2 + 1
     for check in ("cluster", "data", "shards", "classes", "weights", "folder", "equal settings", "clock",
-                  "shared folder", "memory", "all-reduce", "GB/s per link"):  # fmt: skip
+                  "shared folder", "memory", "all-reduce", "GB/s per link", "8 images on 4 replicas"):  # fmt: skip
         assert check in output
     # The check leaves no files in the run folder.
     assert not list((tmp_path / "run").iterdir())

@@ -166,6 +166,7 @@ def main() -> None:
             results = sum_gradients(configs[name], strategy, variant.get("nudge", 0.0))
         else:
             results = train_variant(configs[name], strategy, variant["steps"], variant.get("overflow_at"))
+        results["replicas"] = np.array(strategy.num_replicas_in_sync)
         np.savez(Path(job["output"]) / f"{name}-{read_worker_role().index}.npz", **results)
     # Skips a last garbage collection over all graphs when the interpreter exits.
     gc.freeze()

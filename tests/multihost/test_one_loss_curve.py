@@ -1,4 +1,4 @@
-"""One loss curve: 1x1, 1x2, 2x1, 2x2 and 1x4 (workers x replicas) give equal losses and weights on the same batches."""
+"""One loss curve: all layouts (workers x replicas of each) give equal losses and weights on the same batches."""
 
 import json
 from pathlib import Path
@@ -16,6 +16,8 @@ from ssd_dist.training.precision import INITIAL_SCALE
 Results: TypeAlias = dict[tuple[int, int], dict[str, list[dict[str, np.ndarray]]]]
 
 LAYOUTS = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 4))
+# Their batches and shards must be divisible by three.
+LAYOUTS_OF_THREE = ((1, 1), (3, 1), (2, 3))
 SMALL = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.global_batch_size=8",
          "train.sync_batch_norm=true", "train.log_every=1"]  # fmt: skip
 FROZEN = ["backbone.freeze_batch_norm=true", "train.sync_batch_norm=false", "loss.normalizer=classified"]
@@ -58,7 +60,17 @@ def train_layouts(root: Path, name: str, variants: dict[str, dict], layouts=LAYO
         results[workers, replicas] = {
             key: [dict(np.load(output / f"{key}-{worker}.npz")) for worker in range(workers)] for key in variants
         }
+        assert_replica_counts(results[workers, replicas], workers, replicas)
     return results
+
+
+def assert_replica_counts(found: dict[str, list[dict[str, np.ndarray]]], workers: int, replicas: int) -> None:
+    """Checks that every worker trained with `workers * replicas` replicas in total, `replicas` of them its own."""
+    for variant, outputs in found.items():
+        assert len(outputs) == workers
+        for output in outputs:
+            assert output["replicas"] == workers * replicas, (variant, workers, replicas)
+            assert "copies" not in output or len(output["copies"]) == replicas, (variant, workers, replicas)
 
 
 def assert_equal_curves(
@@ -141,6 +153,18 @@ def test_all_layouts_have_the_same_loss_curve(root: Path) -> None:
             np.testing.assert_array_equal(worker["loss_scale"], scale, err_msg=str(layout))
         # After 100 applied steps the averages are equal bit for bit, too.
         assert_equal_copies(found["overflow"], str(layout))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(580)
+def test_three_workers_and_three_replicas_have_the_same_loss_curve(root: Path) -> None:
+    three = root / "three"
+    write_dataset(three, load_config(root / "small.yaml", SMALL), {"train": 24}, shards=6)
+    variants = {"image": tiny(6, three), "frozen": tiny(6, three, *FROZEN, "mining.scope=global")}
+    results = train_layouts(root, "three", variants, LAYOUTS_OF_THREE, [*SMALL, "train.global_batch_size=12"])
+    # The tolerances are those of the other layouts.
+    assert_equal_curves(results, "image", losses=1e-4, weights=1e-3)
+    assert_equal_curves(results, "frozen", losses=1e-5, weights=1e-5)
 
 
 @pytest.mark.slow
