@@ -10,7 +10,7 @@ from multihost.processes import read_logs, start_workers, wait_for_exit
 from support.synthetic import write_dataset
 
 from ssd_dist.checks.preflight import Findings, check_memory, check_worker, compare_reports
-from ssd_dist.cluster.rendezvous import WorkerDescription
+from ssd_dist.cluster.rendezvous_messages import WorkerDescription
 from ssd_dist.cluster.strategy import WorkerRole
 from ssd_dist.core.config_files import load_config
 
@@ -88,6 +88,14 @@ def test_the_chief_compares_the_workers(tmp_path: Path) -> None:
     assert "its config is y, the chief's is x" in found[2, "equal settings"].detail
     assert "mount one folder" in found[2, "shared folder"].detail
     assert "+1.5 s" in found[1, "clock"].detail
+
+
+@pytest.mark.parametrize("report", ["", "[" * 10_000, '{"findings": [], "facts": {}, "token": 1}', '{"findings": [1]}'])
+def test_an_invalid_report_is_a_finding_about_its_worker(tmp_path: Path, report: str) -> None:
+    valid = json.dumps({"findings": [], "facts": {"config": "x"}, "token": "zero"})
+    descriptions = [WorkerDescription(index, ("a:1", "b:1"), {}, text) for index, text in enumerate((valid, report))]
+    found = compare_reports(descriptions, tmp_path / ".preflight-0")
+    assert [(one.worker, one.check) for one in found if one.exit_code == 2] == [(1, "report"), (1, "shared folder")]
 
 
 def test_the_estimated_memory_must_fit_into_the_free_memory() -> None:
