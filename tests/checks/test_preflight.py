@@ -113,10 +113,11 @@ def command(folder: Path, run: Path, *overrides: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_two_valid_workers_pass_all_checks(folder: Path, tmp_path: Path) -> None:
     flags = command(folder, tmp_path / "run", "cluster.logical_cpus=2")
     with start_workers(flags, 2, tmp_path / "logs") as workers:
-        codes = wait_for_exit(workers, 200)
+        codes = wait_for_exit(workers, 900)
     output = read_logs(tmp_path / "logs")
     assert codes == [0, 0], output
     assert "2 workers are ready to train" in output

@@ -40,7 +40,7 @@ def load_small_config(folder: Path, *overrides: str) -> Config:
 def run_command(module: str, *flags: str, expect: int = 0) -> str:
     """Runs a command of the package and returns its output; checks the exit code, and that errors have no traceback."""
     command = [sys.executable, "-m", f"ssd_dist.cli.{module}", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=QUIET)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=QUIET)
     assert done.returncode == expect, done.stdout + done.stderr
     assert expect == 0 or "Traceback" not in done.stderr
     return done.stdout + done.stderr
@@ -209,6 +209,7 @@ def test_a_nan_loss_stops_the_run_or_its_steps_are_skipped(write_changed_data, t
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_two_workers_with_two_replicas_skip_the_same_steps_as_one(write_changed_data, tmp_path: Path) -> None:
     data = write_changed_data(set_offsets_to_nan)
     flags = ["train.log_every=3", "train.steps_per_loop=3", "train.epochs=2", "checkpoint.every_steps=2",
@@ -216,7 +217,7 @@ def test_two_workers_with_two_replicas_skip_the_same_steps_as_one(write_changed_
     train(data, tmp_path / "one", *flags)
     launch = [str(LAUNCHER), "--local=2", "--max_restarts=0", f"--python={sys.executable}"]
     command = [*launch, "--", *train_flags(data, tmp_path / "two", *flags, "cluster.logical_cpus=2")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=QUIET)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=QUIET)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_layout(tmp_path / "one", 1, 1)
     assert_layout(tmp_path / "two", 2, 2)
