@@ -73,7 +73,7 @@ def read_worker_role(environment: dict[str, str] | None = None) -> WorkerRole:
         ) from None
     addresses = [*chiefs, *workers]
     for address in addresses:
-        if not isinstance(address, str) or not re.fullmatch(r"[^\s:/]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", address):
+        if not isinstance(address, str) or not re.fullmatch(r"[^\s:/]+:[0-9]{1,5}|\[[0-9a-fA-F:]+\]:[0-9]{1,5}", address):
             raise UsageError(f"TF_CONFIG: address {address!r} is not valid; write host:port")
         if not 0 < int(address.rsplit(":", 1)[1]) < 1 << 16:
             raise UsageError(f"TF_CONFIG: the port of {address} is not valid; use a port from 1 to 65535")

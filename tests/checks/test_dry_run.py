@@ -52,7 +52,7 @@ def dry_run(folder: Path, config: Config, *flags: str) -> subprocess.CompletedPr
     file = folder / "config.yaml"
     file.write_text(dump_config(config))
     command = [sys.executable, "-m", "ssd_dist.cli.train", f"--config={file}", "--dry_run", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"COLUMNS": "120"})
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | {"COLUMNS": "120"})
 
 
 @pytest.mark.slow
@@ -73,6 +73,7 @@ def test_a_dry_run_describes_the_run_and_writes_nothing(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_dry_run_of_several_workers_counts_their_logical_cpus(tmp_path, monkeypatch):
     settings = {"train": {"global_batch_size": 8}, "cluster": {"logical_cpus": 2}}
     config = Config.model_validate(SMALL | settings | {"data": {"dir": str(tmp_path / "data")}})

@@ -54,6 +54,9 @@ def test_a_separate_chief_has_index_zero():
         (environment({"worker": ["a:1", "a:1"]})["TF_CONFIG"], ["a:1", "twice"]),
         (environment({"worker": ["a"]})["TF_CONFIG"], ["'a'", "host:port"]),
         (environment({"worker": [7]})["TF_CONFIG"], ["7", "host:port"]),
+        (environment({"worker": ["a:1", "[::1:2"]})["TF_CONFIG"], ["[::1:2", "host:port"]),
+        # Digits of another script, which TensorFlow does not read.
+        (environment({"worker": ["a:\u0661"]})["TF_CONFIG"], ["host:port"]),
         (environment({"worker": ["a:0", "b:1"]})["TF_CONFIG"], ["a:0", "65535"]),
         (environment({"worker": ["a:1", "b:65536"]})["TF_CONFIG"], ["b:65536", "65535"]),
         (environment({"worker": "a:1"})["TF_CONFIG"], ["host:port"]),

@@ -8,6 +8,8 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -97,9 +99,14 @@ def sum_gradients(
     weights that differ by a relative amount of up to this value; the names of these results end with the value.
     """
     tf_keras.mixed_precision.set_global_policy("float64")
-    create_batches = assembly.training_batches
-    assembly.training_batches = lambda *options: create_batches(*options).take(1).repeat()
-    state, trainer = create_trainer(config, strategy, 1)
+    create_batches, replicas = assembly.training_batches, len(strategy.extended.worker_devices)
+
+    def repeat_first(*options: Any) -> tf.data.Dataset:
+        # One batch for each replica of this worker.
+        return create_batches(*options).take(replicas).repeat()
+
+    with mock.patch.object(assembly, "training_batches", repeat_first):
+        state, trainer = create_trainer(config, strategy, 1)
     with strategy.scope():
         recorded = [
             tf.Variable(tf.zeros(variable.shape, tf.float64), trainable=False,
