@@ -25,6 +25,8 @@ from ssd_dist.core.errors import UsageError
 
 # How long workers wait for each other at the start. Hosts may have to download container images first.
 START_SECONDS = 600
+# A host name, an IPv4 address or an IPv6 address in brackets, and a port.
+ADDRESS = r"([^\s:/]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}"
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def read_worker_role(environment: dict[str, str] | None = None) -> WorkerRole:
         ) from None
     addresses = [*chiefs, *workers]
     for address in addresses:
-        if not isinstance(address, str) or not re.fullmatch(r"[^\s:/]+:[0-9]{1,5}|\[[0-9a-fA-F:]+\]:[0-9]{1,5}", address):
+        if not isinstance(address, str) or not re.fullmatch(ADDRESS, address):
             raise UsageError(f"TF_CONFIG: address {address!r} is not valid; write host:port")
         if not 0 < int(address.rsplit(":", 1)[1]) < 1 << 16:
             raise UsageError(f"TF_CONFIG: the port of {address} is not valid; use a port from 1 to 65535")

@@ -19,6 +19,9 @@ from ssd_dist.model.cost import Cost, count_cost
 from ssd_dist.model.detector import build_detector
 from ssd_dist.runs.run_folder import open_run_folder
 
+# Each dry run starts TensorFlow and builds a detector: on a busy machine this took more than two minutes.
+pytestmark = pytest.mark.timeout(1800)
+
 SMALL = {"model": {"input_size": 64, "width": 0.1}, "backbone": {"weights": "none"}}
 
 
@@ -73,7 +76,6 @@ def test_a_dry_run_describes_the_run_and_writes_nothing(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_a_dry_run_of_several_workers_counts_their_logical_cpus(tmp_path, monkeypatch):
     settings = {"train": {"global_batch_size": 8}, "cluster": {"logical_cpus": 2}}
     config = Config.model_validate(SMALL | settings | {"data": {"dir": str(tmp_path / "data")}})
