@@ -149,19 +149,20 @@ def test_random_changes_of_a_description_do_not_stop_the_chief(capsys: pytest.Ca
 def send_slowly(chief: WorkerDescription) -> Iterator[None]:
     """Sends one byte every 0.1 s, without end, on a connection that opens at once."""
     stop = threading.Event()
+    with connect(chief) as stranger:
 
-    def send() -> None:
-        with connect(chief) as stranger, contextlib.suppress(OSError):
-            while not stop.wait(0.1):
-                stranger.sendall(b"0")
+        def send() -> None:
+            with contextlib.suppress(OSError):
+                while not stop.wait(0.1):
+                    stranger.sendall(b"0")
 
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(30)
+        thread = threading.Thread(target=send)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(30)
 
 
 def test_slow_and_silent_connections_delay_no_worker(monkeypatch, capsys: pytest.CaptureFixture) -> None:
@@ -238,7 +239,7 @@ def test_without_the_secret_nobody_can_act_as_the_chief() -> None:
 
         def send_back() -> None:
             connection, _ = impostor.accept()
-            with connection:
+            with connection, contextlib.suppress(OSError):
                 connection.sendall(b"ssd-dist " + b"0" * 32 + b"\n")
                 # The only message with a valid signature that it has.
                 connection.sendall(read_line(connection))
@@ -275,7 +276,7 @@ def test_another_program_on_the_chiefs_port_is_reported(greeting: bytes) -> None
         stop.set()
         thread.join(30)
     assert isinstance(error, RestartError)
-    assert str(error).startswith(f"the chief at {workers[0].addresses[0]} cannot be reached: it ")
+    assert str(error).startswith(f"the chief at {workers[0].addresses[0]} cannot be reached: ")
 
 
 def test_a_warning_escapes_what_a_worker_has_sent(capsys: pytest.CaptureFixture) -> None:
