@@ -39,7 +39,7 @@ def server(tmp_path, monkeypatch):
         class Response(io.BytesIO):
             def __init__(self, is_first: bool) -> None:
                 super().__init__(content)
-                self.is_first = is_first
+                self.is_first, self.sent = is_first, 0
                 self.headers = Message()
                 self.headers["Content-Length"] = str(len(content))
                 self.headers["x-goog-hash"] = "crc32c=AAAAAA=="
@@ -47,10 +47,12 @@ def server(tmp_path, monkeypatch):
                 self.headers["x-goog-hash"] = f"md5={md5}"
 
             def read(self, size=-1) -> bytes:
-                if self.is_first and self.tell() > len(content) // 2:
+                data = super().read(size)
+                self.sent += len(data)
+                if self.is_first and self.sent > len(content) // 2:
                     self.is_first = False
                     meanwhile()
-                return super().read(size)
+                return data
 
         def urlopen(origin, timeout) -> Response:
             requested.append(origin)
