@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from ssd_dist.core.errors import CheckpointError, UsageError, first_line
+from ssd_dist.core.folder_names import SUMMARY_NAME
 from ssd_dist.export.serving import ServedDetector
 from ssd_dist.inference.prediction import LoadedDetector
 from ssd_dist.model.postprocessing import DetectionBatch
@@ -24,9 +25,6 @@ ONNX_OPSET = 17
 BATCH_SIZE = 16
 # Name of the export inside the output folder; a SavedModel is the folder itself.
 FILES = {"saved_model": ".", "tflite": "model.tflite", "onnx": "model.onnx"}
-
-# The export summary.
-SUMMARY_NAME = "export.json"
 
 # Maps uint8 [1, S, S, 3] to the outputs by name.
 Runner = Callable[[np.ndarray], dict[str, np.ndarray]]
