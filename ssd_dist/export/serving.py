@@ -13,7 +13,7 @@ import tf_keras
 
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import AnchorConfig, EvalConfig
-from ssd_dist.export.folding import fold_batch_norm
+from ssd_dist.export.folding import find_following_norm, fold_batch_norm
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.model.layer_names import layers_by_part, name_variables
 from ssd_dist.model.postprocessing import DetectionBatch, detect
@@ -58,9 +58,9 @@ class ServedDetector(tf.Module):
         self._weights = {layer.name: _list_variables(layer) for _, layer in layers_by_part(folded)}
         # Without them, a later training could not start from the export: folding cannot be reversed.
         self._batch_norms = {
-            layer.name: {name: tf.Variable(value, trainable=False) for name, value in _list_variables(layer).items()}
+            layer.name: {norm.name: {k: tf.Variable(v, trainable=False) for k, v in _list_variables(norm).items()}}
             for _, layer in layers_by_part(model)
-            if isinstance(layer, tf_keras.layers.BatchNormalization)
+            if (norm := find_following_norm(layer)) is not None
         }
         self.size = size
         self.postprocess = postprocess

@@ -130,25 +130,25 @@ def _unfold(folded: Mapping[str, np.ndarray], norms: Mapping[str, np.ndarray]) -
     """Reverses `export.folding`: returns the kernels before batch normalization was folded into them.
 
     A channel whose scale is 0 has lost its kernel, which starts from 0.
+
+    Args:
+      folded: the values of the folded network by "layer/variable".
+      norms: the values of batch normalization by "convolution/layer/variable".
     """
-    values = dict(norms)
+    values = {name.partition("/")[2]: value for name, value in norms.items()}
+    names = {name.split("/")[0]: name.split("/")[1] for name in norms}
     for name, value in folded.items():
         layer, variable = name.split("/")
-        norm = next((n for n in _norm_names(layer) if f"{n}/gamma" in norms), None)
-        if norm is None:
+        if layer not in names:
             values[name] = value
         elif variable != "bias":
-            gamma, variance = (norms[f"{norm}/{name}"].astype(np.float64) for name in ("gamma", "moving_variance"))
+            norm = names[layer]
+            gamma, variance = (values[f"{norm}/{part}"].astype(np.float64) for part in ("gamma", "moving_variance"))
             scale = gamma / np.sqrt(variance + BATCH_NORM_EPSILON)
             # The output channels of a depthwise kernel are its last two axes, [C, 1].
             scale = scale.reshape(value.shape[-2:]) if variable == "depthwise_kernel" else scale
             values[name] = np.divide(value, scale, out=np.zeros(value.shape), where=scale != 0).astype(np.float32)
     return values
-
-
-def _norm_names(layer: str) -> tuple[str, ...]:
-    """Returns the possible names of the batch normalization of a convolution: ours and Keras's."""
-    return f"{layer}_bn", f"{layer}_BN", f"bn_{layer}"
 
 
 def _read_keras_file(source: str) -> SourceWeights:

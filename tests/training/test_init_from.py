@@ -1,6 +1,5 @@
 """`model.init_from`: the weights that a new run takes over from a trained detector, and those that start fresh."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -12,14 +11,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from support.small_backbone import build_few_blocks
 from support.synthetic import CLASSES, write_dataset
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config, load_config
 from ssd_dist.core.errors import CheckpointError, UsageError
-from ssd_dist.core.folder_names import SUMMARY_NAME
-from ssd_dist.export.formats import write_saved_model
-from ssd_dist.export.serving import OutputDecoder, ServedDetector
+from ssd_dist.model import detector
+from ssd_dist.model.backbone import build_backbone
 from ssd_dist.model.detector import build_detector
 from ssd_dist.model.layer_names import layers_by_part, name_variables
 from ssd_dist.model.postprocessing import create_anchor_tensor, decode_offsets
@@ -62,6 +61,14 @@ def run_on_noise(model: tf_keras.Model) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in model(image, training=False).items()}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_backbone():
+    """Most tests need the names of layers, not a whole MobileNetV2."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detector, "build_backbone", build_few_blocks)
+        yield
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tf_keras.Model]:
     """A run with a best model, and that model."""
@@ -77,8 +84,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tf_keras.Mod
 
 @pytest.fixture(scope="module")
 def weights(source: tuple[Path, tf_keras.Model]) -> SourceWeights:
-    """What is read from that run."""
-    return read_source_weights(str(source[0]))
+    """What is read from a checkpoint of that run."""
+    return read_source_weights(str(source[0] / "best" / "ckpt-3"))
 
 
 @dataclass
@@ -145,7 +152,10 @@ def test_layers_of_another_head_style_start_fresh(source, weights) -> None:
     done = transfer(weights, load_small_config("model.head=ssd"))
     expected = values_of(source[1])
     for name, value in values_of(done.model).items():
-        same = name in expected and expected[name].shape == value.shape
+        # Levels 0 to 2 are the backbone's; the kernels of the others are larger without depthwise convolutions.
+        same = not name.startswith(("class_", "box_")) and value.shape == expected[name].shape
+        same = same and name.partition("/")[0].removesuffix("_bn") not in ("extra_0", "extra_1", "extra_2")
+        same = same or (name.startswith("extra") and "_bn/" in name)
         np.testing.assert_array_equal(value, (expected if same else done.fresh)[name], err_msg=name)
     assert "class heads: 0 of 6 layers taken over; starts fresh: class_0" in done.report
 
@@ -167,30 +177,6 @@ def test_the_averages_of_a_training_checkpoint_are_taken_and_the_new_averages_st
     }
     for group in new.optimizer.inner_optimizer.groups:
         np.testing.assert_array_equal(group.pack().numpy(), averages[group.name])
-    # The checkpoint itself can be given, too.
-    assert read_source_weights(str(run / "checkpoints" / "ckpt-7")).origin == f"{run}/checkpoints/ckpt-7"
-
-
-def test_a_saved_model_gives_the_weights_before_batch_norm_was_folded(source, tmp_path) -> None:
-    _, trained = source
-    config = load_small_config()
-    decoder = OutputDecoder.create(config.anchors, config.eval, 64)
-    write_saved_model(ServedDetector(trained, decoder, 64, CLASSES, postprocess=False), tmp_path)
-    facts = {"width": 0.1, "anchors": config.anchors.model_dump(mode="json")}
-    summary = {"format": "saved_model", "classes": list(CLASSES), "model": facts}
-    (tmp_path / SUMMARY_NAME).write_text(json.dumps(summary))
-    done = transfer(read_source_weights(str(tmp_path)), config)
-    assert "fresh" not in done.report
-    expected = values_of(trained)
-    for name, value in values_of(done.model).items():
-        np.testing.assert_allclose(value, expected[name], rtol=1e-6, err_msg=name)
-    for broken, reason in (
-        (summary | {"format": "tflite"}, "format tflite"),
-        (summary | {"model": None}, "earlier version"),
-    ):
-        (tmp_path / SUMMARY_NAME).write_text(json.dumps(broken))
-        with pytest.raises(CheckpointError, match=reason):
-            read_source_weights(str(tmp_path))
 
 
 def test_a_keras_file_gives_everything_but_the_class_heads(source, tmp_path) -> None:
@@ -208,7 +194,9 @@ def write_official_checkpoint(folder: Path, model_id: str = "MobileNetV2") -> tf
     """Writes a checkpoint as the trainer of tf-models-official does; returns its backbone."""
     from official.vision.modeling.backbones.mobilenet import MobileNet
 
-    backbone = MobileNet(model_id, filter_size_scale=0.35, input_specs=tf_keras.layers.InputSpec([None, 64, 64, 3]))
+    backbone = MobileNet(
+        model_id, filter_size_scale=0.35, input_specs=tf_keras.layers.InputSpec(shape=[None, 64, 64, 3])
+    )
     rng = np.random.default_rng(4)
     for variable in backbone.variables:
         if "kernel" not in variable.name:
@@ -219,7 +207,8 @@ def write_official_checkpoint(folder: Path, model_id: str = "MobileNetV2") -> tf
     return backbone
 
 
-def test_the_backbone_of_an_official_checkpoint_computes_the_same_features(tmp_path) -> None:
+def test_the_backbone_of_an_official_checkpoint_computes_the_same_features(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(detector, "build_backbone", build_backbone)
     official = write_official_checkpoint(tmp_path)
     first = next(v for v in official.variables if v.shape == (3, 3, 3, 16))
     # Images are padded with zeros after normalization, which differs; without these rows padding has no effect.
