@@ -5,6 +5,7 @@ _EXTRAS = {
     "pipelines": ("apache_beam", "defusedxml"),
     "train": ("faster_coco_eval", "fsspec", "jinja2", "markupsafe", "official", "orbit", "tensorflow", "tf_keras"),
     "export": ("onnx", "onnxruntime", "tf2onnx"),
+    "video": ("cv2",),
 }
 
 
