@@ -27,7 +27,7 @@ def write_model_card(model_dir: str) -> None:
 
     Raises:
       CheckpointError: if the folder is not a run.
-      OSError: if the card cannot be written.
+      OSError: if the model card cannot be written.
     """
     run = read_run(model_dir, [])
     sections = (_describe_model(run), _describe_data(run), _describe_metrics(run), _describe_limits(run))
@@ -36,7 +36,7 @@ def write_model_card(model_dir: str) -> None:
 
 
 def record_evaluation(model_dir: str, split: str, checkpoint: str, images: int, metrics: dict[str, Any]) -> None:
-    """Adds the result of `ssd-evaluate` to RUN/evaluations.json, and writes the card again if the run has one.
+    """Adds the result of `ssd-evaluate` to RUN/evaluations.json, and writes the model card again if the run has one.
 
     Args:
       model_dir: folder of the run.

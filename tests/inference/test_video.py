@@ -75,7 +75,7 @@ def test_every_frame_is_detected_and_written(detector, tmp_path) -> None:
     assert written[4][:, 0, 0].mean() < 120 < written[0][:, 0, 0].mean()
 
 
-def test_without_pictures_no_video_is_written(detector, tmp_path) -> None:
+def test_without_drawing_no_video_is_written(detector, tmp_path) -> None:
     outputs = PredictionOutputs(np.array([0.5]), CocoIds((1,)), draw_images=False)
     assert predict_video(detector, write_video(tmp_path / "clip.avi"), str(tmp_path / "out"), outputs)[2] is None
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["detections.csv", "detections.json"]

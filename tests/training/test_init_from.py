@@ -72,7 +72,10 @@ def small_backbone():
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tf_keras.Model]:
     """A run with a best model, and that model."""
-    run = tmp_path_factory.mktemp("source") / "run"
+    return write_run(tmp_path_factory.mktemp("source") / "run")
+
+
+def write_run(run: Path) -> tuple[Path, tf_keras.Model]:
     config = load_small_config()
     manifest = write_dataset(run / "data", config, {"train": 8})
     (run / "dataset.json").write_text(manifest.to_json())
@@ -273,9 +276,9 @@ def test_two_sources_of_the_backbone_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_start_from_the_source_and_resume_without_it(source, tmp_path) -> None:
-    run = tmp_path / "source"
-    shutil.copytree(source[0], run)
+def test_two_workers_start_from_the_source_and_resume_without_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(detector, "build_backbone", build_backbone)
+    run, trained = write_run(tmp_path / "source")
     write_dataset(tmp_path / "data", load_small_config(), {"train": 16}, shards=2)
     config = tmp_path / "small.yaml"
     config.touch()
@@ -285,7 +288,7 @@ def test_two_workers_start_from_the_source_and_resume_without_it(source, tmp_pat
         launch = [str(LAUNCHER), "--local=2", "--max_restarts=0", f"--python={sys.executable}", "--"]
         flags = [f"--config={config}", f"--model_dir={tmp_path / 'run'}", "--noreport", *(f"--set={x}" for x in sets)]
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-        return subprocess.run([*launch, *flags], capture_output=True, text=True, timeout=280, env=environment)
+        return subprocess.run([*launch, *flags], capture_output=True, text=True, timeout=580, env=environment)
 
     missing = train("model.init_from=/nowhere", "train.steps=1")
     assert missing.returncode == 4, missing.stdout + missing.stderr
@@ -295,7 +298,7 @@ def test_two_workers_start_from_the_source_and_resume_without_it(source, tmp_pat
     assert first.stdout.count("3 of 3 classes taken over") == 1
     model = build(load_small_config())
     tf.train.Checkpoint(model=model).read(str(tmp_path / "run/checkpoints/ckpt-0")).expect_partial()
-    assert_equal(values_of(model), values_of(source[1]))
+    assert_equal(values_of(model), values_of(trained))
     shutil.rmtree(run)
     second = train(f"model.init_from={run}", "train.steps=2")
     assert second.returncode == 0, second.stdout + second.stderr
