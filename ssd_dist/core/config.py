@@ -112,7 +112,10 @@ class MatchingConfig(Section):
 
 
 class ModelConfig(Section):
-    """Architecture of the detector.
+    """Architecture and initial weights of the detector.
+
+    With `init_from`, a new run takes over the weights of a trained detector: a run folder, a SavedModel export, a
+    checkpoint of a run or of tf-models-official, or a Keras weight file (.h5).
 
     In training, each group of `batch_norm_group` images of the global batch shares its batch-norm statistics, on any
     number of replicas. The group must divide the images that a replica processes at once, or be all images that all
@@ -124,11 +127,13 @@ class ModelConfig(Section):
     head: Literal["ssd", "ssdlite"] = "ssdlite"
     batch_norm_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
     batch_norm_group: PositiveInt = 4
+    init_from: str = ""
 
 
 class BackboneConfig(Section):
     """The MobileNetV2 backbone. `weights` is `imagenet`, `none` or the path of a Keras weight file.
 
+    With `model.init_from` the backbone comes from there: `imagenet` is not loaded, and a path is refused.
     `lr_scale` multiplies its learning rate; 0 freezes the backbone, including its batch norms.
     """
 
@@ -338,6 +343,11 @@ class Config(Section):
                 "mining.scope: global ranks the anchors of the whole batch, but with train.accumulate_steps: "
                 f"{self.train.accumulate_steps} only a part is in memory; set mining.scope: image or "
                 "train.accumulate_steps: 1"
+            )
+        if self.model.init_from and self.backbone.weights not in ("none", "imagenet"):
+            raise ValueError(
+                f"model.init_from ({self.model.init_from}) and backbone.weights ({self.backbone.weights}) both give "
+                "the weights of the backbone; set backbone.weights: none, or remove model.init_from"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""Checks the name of a run folder; defines the name of the report in it."""
+"""Checks the name of a run folder; defines the names of the report in it and of the summary in an export folder."""
 
 import re
 
@@ -7,6 +7,8 @@ from ssd_dist.core.storage import is_remote
 
 # The report in a run folder.
 REPORT_NAME = "report.html"
+# The export summary in an export folder.
+SUMMARY_NAME = "export.json"
 
 
 def check_folder_name(model_dir: str) -> None:
