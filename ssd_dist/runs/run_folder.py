@@ -32,7 +32,7 @@ _LOCK_SECONDS = 100.0
 # nor which model is the best.
 _MAY_CHANGE = (
     "data.dir", "data.cache_dir", "data.on_corrupt", "train.epochs", "train.steps", "train.log_every",
-    "train.steps_per_loop", "train.stall_seconds", "train.recover_from_blowup",
+    "train.steps_per_loop", "train.stall_seconds", "train.recover_from_blowup", "train.early_stopping",
     "eval.every_epochs", "eval.every_steps", "eval.batch_size", "checkpoint.", "preemption.", "cluster.", "tracking.",
 )  # fmt: skip
 
