@@ -41,12 +41,13 @@ Section = list[tuple[str, str]]
 
 
 @explain_out_of_memory()
-def describe_dry_run(config: Config, model_dir: str | None) -> dict[str, Section]:
+def describe_dry_run(config: Config, model_dir: str | None, allow_new_data: bool = False) -> dict[str, Section]:
     """Describes what `run_training` would do with a config.
 
     Args:
       config: the config of the run.
       model_dir: the run folder, to check whether a run in it can be resumed; None to skip that check.
+      allow_new_data: whether a run may be resumed on other data than it was trained on so far.
 
     Returns:
       Sections by name, each with its (name, value) pairs.
@@ -57,7 +58,7 @@ def describe_dry_run(config: Config, model_dir: str | None) -> dict[str, Section
     role = read_worker_role()
     manifest = load_checked_manifest(config)
     if model_dir:
-        check_same_run(model_dir, config, manifest)
+        check_same_run(model_dir, config, manifest, allow_new_data)
     split = manifest.split(TRAIN_SPLIT, config.data.dir)
     plan = plan_training(config.data, config.train, split, role.index, role.count)
     plan, replaced = verify_plan(plan, split, config.model.input_size, config.data)

@@ -36,7 +36,7 @@ from ssd_dist.core.printable import make_printable
 from ssd_dist.data.pipeline import plan_training
 from ssd_dist.model.backbone import check_weights_file
 from ssd_dist.model.cost import count_cost
-from ssd_dist.runs.run_folder import CONFIG_NAME, read_run_folder
+from ssd_dist.runs.run_folder import has_saved_run, read_run_folder
 from ssd_dist.training.assembly import create_state, distribute_training, load_checked_manifest
 from ssd_dist.training.run import make_reproducible
 from ssd_dist.training.run_checks import describe_worker
@@ -147,7 +147,7 @@ def check_worker(
 
     def classes() -> str:
         names = manifests[0].classes
-        if (Path(model_dir) / CONFIG_NAME).is_file() and (before := read_run_folder(model_dir)[1].classes) != names:
+        if has_saved_run(model_dir) and (before := read_run_folder(model_dir)[1].classes) != names:
             raise CheckpointError(
                 f"the run in {model_dir} was trained on classes {', '.join(before)}; the data has {', '.join(names)}; "
                 "use another --model_dir, or the data that the run was trained on"

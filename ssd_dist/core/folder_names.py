@@ -1,10 +1,12 @@
-"""Checks the name of a run folder; defines the name of the report in it."""
+"""Checks the name of a run folder; defines the names of the config and of the report in it."""
 
 import re
 
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.storage import is_remote
 
+# The config in a run folder; a folder with a config is a run.
+CONFIG_NAME = "config.yaml"
 # The report in a run folder.
 REPORT_NAME = "report.html"
 

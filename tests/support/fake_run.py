@@ -32,7 +32,8 @@ def create_workers(collectives: OneWorkerCollectives) -> WorkerGroup:
 def create_run(state: TrainState, intervals: StepIntervals | None = None, **parts) -> Run:
     """Creates a run of one worker that may recover once."""
     defaults = {
-        "state": state, "trainer": SimpleNamespace(), "evaluation": None, "data": TrainingData(None, lambda: None),
+        "state": state, "trainer": SimpleNamespace(), "evaluation": None,
+        "data": TrainingData(SimpleNamespace(find_change=lambda: None, steps_per_epoch=1000), lambda: None),
         "checkpoints": None, "intervals": intervals, "grace_seconds": 30.0,
         "workers": create_workers(OneWorkerCollectives()), "output": RunOutput("", None, None),
         "divergence": DivergencePolicy(max_recoveries=1, overflow_is_expected=False), "early_stopping": 0,

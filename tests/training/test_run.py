@@ -126,21 +126,45 @@ def test_computing_on_one_thread_does_not_count_as_waiting_for_data(data: Path, 
     assert row["images_per_second_without_wait"] == pytest.approx(without_wait, rel=1e-6)
 
 
+def send_stop_signal(process: subprocess.Popen, _: Path) -> None:
+    process.send_signal(signal.SIGTERM)
+
+
+def replace_shard(_: subprocess.Popen, data: Path) -> None:
+    """Replaces a shard by another one with as many records."""
+    shard, other = (data / f"train/view00-0000{index}-of-00004.tfrecord" for index in (2, 1))
+    shutil.copy(other, data / "copy")
+    (data / "copy").rename(shard)
+
+
+@pytest.mark.parametrize(
+    ("stop", "code", "words"),
+    [
+        (send_stop_signal, 75, "stopped after step N of 12, saved; start again to resume"),
+        (replace_shard, 3, "00002-of-00004.tfrecord changed during training: .*(stopped after step N of 12, saved)"),
+    ],
+)
 @pytest.mark.slow
-def test_a_run_stopped_by_a_signal_ends_bit_equal(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_ends_bit_equal(
+    data: Path, uninterrupted: Path, tmp_path: Path, stop, code: int, words: str
+) -> None:
     run = tmp_path / "run"
-    command = train_command(data, run, *LONG)
+    copy = tmp_path / "data" / "out"
+    shutil.copytree(data, copy)
+    shutil.copy(data.parent / "small.yaml", copy.parent)
+    command = train_command(copy, run, *LONG)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=QUIET)
     try:
         for line in process.stdout:
             if line.startswith("step 4/12"):
-                process.send_signal(signal.SIGTERM)
+                stop(process, copy)
                 break
         output = process.communicate(timeout=120)[0]
-        assert process.returncode == 75, output
+        assert process.returncode == code, output
     finally:
         process.kill()
-    stopped = re.search(r"stopped after step (\d+) of 12, saved; start again to resume", output)
+    pattern = words.replace("(", r"\(").replace(")", r"\)").replace(" N ", r" (\d+) ")
+    stopped = re.search(pattern, output)
     assert stopped, output
     assert 4 <= int(stopped[1]) < 12
     train(data, run, *LONG)
@@ -292,12 +316,17 @@ def test_a_user_error_is_reported_in_one_line_with_its_exit_code(
 @pytest.mark.slow
 def test_a_run_of_another_model_is_not_overwritten(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train(data, run, "train.steps=1", "eval.every_epochs=0")
-    output = train(data, run, "train.steps=2", "model.head=ssd", expect=2)
+    flags = ["eval.every_epochs=0", "train.log_every=1", "schedule.warmup_steps=0"]
+    train(data, run, "train.steps=1", *flags)
+    output = train(data, run, "train.steps=2", "model.head=ssd", *flags, expect=2)
     assert "model.head" in output
+    # The finished run continues, with the learning rates of a cosine over three steps: cos(2/3 pi) is -1/2.
+    output = train(data, run, "train.steps=3", *flags)
+    assert "resumes at step 1 of 3" in output
+    assert [row["lr"] for row in read_rows(run, "train")] == pytest.approx([1e-5, 1e-5 + 0.25 * 99e-5, 1e-5])
     output = run_command("evaluate", f"--model_dir={run}", "--split=val", expect=4)
     assert "--checkpoint=last" in output
-    checkpoint = next((run / "checkpoints").glob("ckpt-1.data*"))
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    for checkpoint in (run / "checkpoints").glob("ckpt-*.data*"):
+        checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     output = run_command("evaluate", f"--model_dir={run}", "--checkpoint=last", "--split=val", expect=4)
     assert "ckpt-1" in output
