@@ -10,6 +10,7 @@ import tf_keras
 from ssd_dist.cluster.failures import explain_out_of_memory, restart_on_lost_peer
 from ssd_dist.cluster.preemption import StopRequest
 from ssd_dist.cluster.rendezvous import wait_for_workers
+from ssd_dist.cluster.rendezvous_messages import read_secret
 from ssd_dist.cluster.strategy import START_SECONDS, WorkerRole, check_strategy, create_strategy, read_worker_role
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config
@@ -77,8 +78,9 @@ def _train(
         write_skipped_records(model_dir, replaced)
     find_bad_record = partial(explain_failure, plan, split, config.model.input_size, config.data)
     explain_reading = explain_bad_record(plan.find_change, find_bad_record, config.data)
+    own = describe_worker(role, flatten_config(config), manifest, replaced)
     with explain_out_of_memory(), restart_on_lost_peer(role), explain_reading:
-        wait_for_workers(describe_worker(role, flatten_config(config), manifest, replaced), START_SECONDS)
+        wait_for_workers(own, START_SECONDS, read_secret())
         with stop.block_signals():
             strategy = create_strategy(config.cluster, role)
         if role.is_chief:

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from ssd_dist.cluster.collectives import WorkerCollectives
-from ssd_dist.cluster.rendezvous import WorkerDescription
+from ssd_dist.cluster.rendezvous_messages import WorkerDescription
 from ssd_dist.cluster.strategy import WorkerRole
 from ssd_dist.core.config import Config, DataConfig
 from ssd_dist.core.errors import DataError, RestartError, UsageError

@@ -8,7 +8,8 @@ import tensorflow as tf
 from support.synthetic import write_dataset
 
 from ssd_dist.cluster.collectives import WorkerCollectives
-from ssd_dist.cluster.rendezvous import WorkerDescription, find_disagreement
+from ssd_dist.cluster.rendezvous import find_disagreement
+from ssd_dist.cluster.rendezvous_messages import WorkerDescription
 from ssd_dist.cluster.strategy import WorkerRole
 from ssd_dist.core.config import Config, DataConfig
 from ssd_dist.core.config_files import flatten_config
