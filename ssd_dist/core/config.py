@@ -10,11 +10,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+# Every value must fit the type that computes with it: integers int32 tensors, numbers float32 tensors in which neither
+# they nor their squares and inverses become 0 or infinite, and times the timers of the operating system.
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+BatchSize = Annotated[int, Field(gt=0, le=2**20)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=1e-15, le=1e15, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0, le=1e15, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=1e-3, le=1e9, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -221,13 +226,13 @@ class TrainConfig(Section):
 
     epochs: PositiveInt = 40
     steps: Count = 0
-    global_batch_size: PositiveInt = 16
-    seed: Count = 0
+    global_batch_size: BatchSize = 16
+    seed: Seed = 0
     deterministic: bool = True
     accumulate_steps: PositiveInt = 1
     log_every: PositiveInt = 20
     steps_per_loop: PositiveInt = 10
-    stall_seconds: PositiveFloat = 300.0
+    stall_seconds: Seconds = 300.0
     recover_from_blowup: Count = 0
     early_stopping: Count = 0
     sync_batch_norm: bool = False
@@ -246,10 +251,10 @@ class EvalConfig(Section):
     every_steps: Count = 0
     metric: Literal["coco/AP", "coco/AP50", "voc07/mAP", "voc/mAP"] = "coco/AP"
     use_ema: bool = True
-    batch_size: PositiveInt = 16
+    batch_size: BatchSize = 16
     score_threshold: Fraction = 0.01
     nms_iou: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    max_detections: PositiveInt = 100
+    max_detections: Annotated[int, Field(gt=0, le=100_000)] = 100
 
     @property
     def enabled(self) -> bool:
@@ -272,7 +277,7 @@ class CheckpointConfig(Section):
 class PreemptionConfig(Section):
     """Time from SIGTERM until the machine stops; the run must finish its step and save within it."""
 
-    grace_seconds: PositiveFloat = 30.0
+    grace_seconds: Seconds = 30.0
 
 
 class ClusterConfig(Section):
@@ -283,8 +288,8 @@ class ClusterConfig(Section):
     """
 
     strategy: Literal["auto", "one_device", "mirrored", "multi_worker"] = "auto"
-    logical_cpus: Count = 0
-    health_timeout: PositiveFloat = 15.0
+    logical_cpus: Annotated[int, Field(ge=0, le=1024)] = 0
+    health_timeout: Seconds = 15.0
 
 
 class TrackingConfig(Section):

@@ -86,8 +86,9 @@ def write_onnx(served: ServedDetector, path: Path) -> None:
     try:
         import tf2onnx
     except ImportError:
-        install = 'pip install --constraint requirements.lock ".[export]"'
-        raise UsageError(f"--format=onnx: tf2onnx is not installed; install it with {install}") from None
+        raise UsageError(
+            "--format=onnx: tf2onnx is not installed; install it with pip install -r requirements.lock"
+        ) from None
     # ONNX Runtime rejects the loop of NMS over a batch of unknown size, so the batch size is 1 with post-processing.
     pixels = tf.TensorSpec([1 if served.postprocess else None, served.size, served.size, 3], tf.uint8, "images")
     tf2onnx.convert.from_function(

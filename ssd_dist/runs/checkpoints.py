@@ -182,7 +182,7 @@ def read_best(model_dir: str) -> dict[str, Any] | None:
         # Only step, metric and value are required; without "kept", the best model is the only one.
         first = _entry(best["step"], best["value"])
         return {**first, "metric": best["metric"], "kept": best.get("kept", [first])}
-    except (OSError, ValueError, TypeError, KeyError, tf.errors.OpError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, tf.errors.OpError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); delete it to start without a best model") from None
 
 

@@ -110,5 +110,5 @@ def _parse(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
         return row if row["kind"] in ("train", "eval") and isinstance(row["step"], int) else None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
