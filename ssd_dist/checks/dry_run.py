@@ -106,7 +106,7 @@ def _describe_model(config: Config, manifest: Manifest, costs: dict[str, Cost]) 
     total = sum(costs.values(), Cost())
     return [
         ("network", f"MobileNetV2 {model.width}, {model.head} head, {size} x {size}"),
-        ("initial weights", config.backbone.weights),
+        ("initial weights", model.init_from or config.backbone.weights),
         ("classes", f"{len(manifest.classes)}, without background"),
         ("anchors", f"{len(generate_anchors(config.anchors, size)):,}: "
                     + " + ".join(f"{cells}²·{shapes}" for cells, shapes in levels)),

@@ -1,4 +1,4 @@
-"""Checks the name of a run folder; defines the names of the config and of the report in it."""
+"""Checks the name of a run folder; defines names of files in it and of the summary in an export folder."""
 
 import re
 
@@ -9,6 +9,8 @@ from ssd_dist.core.storage import is_remote
 CONFIG_NAME = "config.yaml"
 # The report in a run folder.
 REPORT_NAME = "report.html"
+# The export summary in an export folder.
+SUMMARY_NAME = "export.json"
 
 
 def check_folder_name(model_dir: str) -> None:

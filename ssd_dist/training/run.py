@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -21,11 +22,12 @@ from ssd_dist.data.pipeline import plan_training
 from ssd_dist.data.shard_files import hold_dataset
 from ssd_dist.runs.environment import describe_environment, write_environment
 from ssd_dist.runs.gfile_storage import explain_write_errors
-from ssd_dist.runs.run_folder import SKIPPED_NAME, open_run_folder, write_skipped_records
+from ssd_dist.runs.run_folder import CONFIG_NAME, SKIPPED_NAME, open_run_folder, write_skipped_records
 from ssd_dist.training.assembly import assemble_run, load_checked_manifest
 from ssd_dist.training.loop import run_loop
 from ssd_dist.training.precision import AMPContext
 from ssd_dist.training.run_checks import describe_worker, explain_bad_record
+from ssd_dist.training.source_weights import check_source_exists
 from ssd_dist.training.state import TrainState
 
 
@@ -71,6 +73,9 @@ def _train(
     split = manifest.split(TRAIN_SPLIT, config.data.dir)
     plan = plan_training(config.data, config.train, split, role.index, role.count)
     total_steps = config.train.steps or config.train.epochs * plan.steps_per_epoch
+    if role.is_chief and not (Path(model_dir) / CONFIG_NAME).exists():
+        # Checked before the folder exists, so that the corrected command can use it.
+        check_source_exists(config.model.init_from)
     lock = open_run_folder(model_dir, config, manifest, allow_new_data) if role.is_chief else None
     check_folder = lock.check if lock else (lambda: None)
     plan, replaced = verify_plan(plan, split, config.model.input_size, config.data)
