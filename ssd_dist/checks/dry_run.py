@@ -35,7 +35,7 @@ from ssd_dist.runs.checkpoints import latest_checkpoint
 from ssd_dist.runs.run_folder import check_same_run
 from ssd_dist.training.assembly import create_state, distribute_training, load_checked_manifest
 from ssd_dist.training.run import make_reproducible
-from ssd_dist.training.run_checks import check_steps_left
+from ssd_dist.training.run_checks import check_steps_left, choose_evaluated_split
 from ssd_dist.training.state import TrainState
 
 # The speed of the input pipeline is measured over this many batches after the first, or over this many seconds.
@@ -106,7 +106,7 @@ def _describe_model(config: Config, manifest: Manifest, costs: dict[str, Cost]) 
     total = sum(costs.values(), Cost())
     return [
         ("network", f"MobileNetV2 {model.width}, {model.head} head, {size} x {size}"),
-        ("initial weights", config.backbone.weights),
+        ("initial weights", model.init_from or config.backbone.weights),
         ("classes", f"{len(manifest.classes)}, without background"),
         ("anchors", f"{len(generate_anchors(config.anchors, size)):,}: "
                     + " + ".join(f"{cells}²·{shapes}" for cells, shapes in levels)),
@@ -200,7 +200,7 @@ def _describe_data(
 def _describe_steps(
     config: Config, manifest: Manifest, plan: EpochPlan, total_steps: int, model_dir: str | None
 ) -> Section:
-    split = manifest.eval_split(config.eval.split, config.data.dir)
+    split = choose_evaluated_split(manifest, config)
     steps, epochs = config.eval.every_steps, config.eval.every_epochs
     every = f"{steps} steps" if steps else f"{epochs} epochs"
     pairs = [
@@ -211,7 +211,7 @@ def _describe_steps(
         ("batch", f"{config.train.global_batch_size} images on all replicas together"),
         ("optimizer", f"{config.optimizer.name}, learning rate {config.optimizer.lr:g} to {config.schedule.min_lr:g}"),
         ("precision", config.amp.policy if config.amp.enabled else "float32"),
-        ("evaluation", f"on {split} every {every}" if split and (steps or epochs) else "none"),
+        ("evaluation", f"on {split} every {every}" if split else "none"),
     ]
     if config.schedule.warmup_steps >= total_steps:
         pairs.append(("warning", "the run ends before the warm-up; lower schedule.warmup_steps or train longer"))

@@ -42,6 +42,7 @@ from ssd_dist.runs.run_folder import has_saved_run, read_run_folder
 from ssd_dist.training.assembly import create_state, distribute_training, load_checked_manifest
 from ssd_dist.training.run import make_reproducible
 from ssd_dist.training.run_checks import describe_worker
+from ssd_dist.training.source_weights import check_source_exists
 
 # Shorter than for training: all workers are started for this check and do not wait in a queue.
 WAIT_SECONDS = 120
@@ -166,8 +167,9 @@ def check_worker(
         return f"{len(names)}, without background"
 
     def weights() -> str:
+        check_source_exists(config.model.init_from)
         check_weights_file(config.backbone)
-        return config.backbone.weights
+        return config.model.init_from or config.backbone.weights
 
     def folder() -> str:
         try:

@@ -112,17 +112,23 @@ class MatchingConfig(Section):
 
 
 class ModelConfig(Section):
-    """Architecture of the detector."""
+    """Architecture and initial weights of the detector.
+
+    With `init_from`, a new run takes over the weights of a trained detector: a run folder, a SavedModel export, a
+    checkpoint of a run or of tf-models-official, or a Keras weight file (.h5).
+    """
 
     input_size: Annotated[int, Field(ge=32, le=2048)] = 300
     width: Annotated[float, Field(ge=0.1, le=4.0)] = 1.0
     head: Literal["ssd", "ssdlite"] = "ssdlite"
     batch_norm_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
+    init_from: str = ""
 
 
 class BackboneConfig(Section):
     """The MobileNetV2 backbone. `weights` is `imagenet`, `none` or the path of a Keras weight file.
 
+    With `model.init_from` the backbone comes from there: `imagenet` is not loaded, and a path is refused.
     `lr_scale` multiplies its learning rate; 0 freezes the backbone, including its batch norms.
     """
 
@@ -220,7 +226,8 @@ class TrainConfig(Section):
     After `stall_seconds` without a step, counted from the first finished step, the stacks of all threads are printed
     and written to the run folder. A NaN or infinite loss stops the run, except for the first `recover_from_blowup`
     times: then training returns to the last checkpoint and skips the batch that caused it. With `jit_compile`, XLA
-    compiles the network.
+    compiles the network. Training ends after `early_stopping` evaluations in a row without a better `eval.metric`; 0:
+    never.
     """
 
     epochs: PositiveInt = 40
@@ -233,6 +240,7 @@ class TrainConfig(Section):
     steps_per_loop: PositiveInt = 10
     stall_seconds: Seconds = 300.0
     recover_from_blowup: Count = 0
+    early_stopping: Count = 0
     sync_batch_norm: bool = False
     jit_compile: bool = False
 
@@ -253,6 +261,11 @@ class EvalConfig(Section):
     score_threshold: Fraction = 0.01
     nms_iou: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     max_detections: Annotated[int, Field(gt=0, le=100_000)] = 100
+
+    @property
+    def enabled(self) -> bool:
+        """Whether training evaluates the model."""
+        return self.every_epochs > 0 or self.every_steps > 0
 
 
 class CheckpointConfig(Section):
@@ -333,6 +346,11 @@ class Config(Section):
                 "mining.scope: global ranks the anchors of the whole batch, but with train.accumulate_steps: "
                 f"{self.train.accumulate_steps} only a part is in memory; set mining.scope: image or "
                 "train.accumulate_steps: 1"
+            )
+        if self.model.init_from and self.backbone.weights not in ("none", "imagenet"):
+            raise ValueError(
+                f"model.init_from ({self.model.init_from}) and backbone.weights ({self.backbone.weights}) both give "
+                "the weights of the backbone; set backbone.weights: none, or remove model.init_from"
             )
         if self.train.jit_compile and self.train.sync_batch_norm:
             raise ValueError(

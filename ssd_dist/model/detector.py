@@ -20,6 +20,8 @@ from ssd_dist.model.batch_norm import ReplicaBatchNormalization, SyncBatchNormal
 from ssd_dist.model.convolutions import choose_convolution
 
 EXTRA_CHANNELS = (512, 256, 256)
+# Epsilon of every batch normalization, Keras's MobileNetV2 included.
+BATCH_NORM_EPSILON = 1e-3
 
 
 def build_detector(
@@ -122,7 +124,7 @@ class _LayerBuilder:
 
     def _normalize(self, x: tf.Tensor, name: str) -> tf.Tensor:
         kind = SyncBatchNormalization if self._sync_batch_norm else ReplicaBatchNormalization
-        x = kind(momentum=self._config.batch_norm_momentum, epsilon=1e-3, name=f"{name}_bn")(x)
+        x = kind(momentum=self._config.batch_norm_momentum, epsilon=BATCH_NORM_EPSILON, name=f"{name}_bn")(x)
         return layers.ReLU(6.0, name=f"{name}_relu")(x)
 
 
