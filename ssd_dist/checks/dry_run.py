@@ -36,7 +36,7 @@ from ssd_dist.runs.run_folder import check_same_run
 from ssd_dist.training.assembly import create_state, load_checked_manifest
 from ssd_dist.training.batch_division import divide_batch
 from ssd_dist.training.run import make_reproducible
-from ssd_dist.training.run_checks import check_steps_left
+from ssd_dist.training.run_checks import check_steps_left, choose_evaluated_split
 from ssd_dist.training.state import TrainState
 
 # The speed of the input pipeline is measured over this many batches after the first, or over this many seconds.
@@ -195,7 +195,7 @@ def _describe_data(
 def _describe_steps(
     config: Config, manifest: Manifest, plan: EpochPlan, total_steps: int, model_dir: str | None
 ) -> Section:
-    split = manifest.eval_split(config.eval.split, config.data.dir)
+    split = choose_evaluated_split(manifest, config)
     steps, epochs = config.eval.every_steps, config.eval.every_epochs
     every = f"{steps} steps" if steps else f"{epochs} epochs"
     pairs = [
@@ -210,7 +210,7 @@ def _describe_steps(
         ),
         ("optimizer", f"{config.optimizer.name}, learning rate {config.optimizer.lr:g} to {config.schedule.min_lr:g}"),
         ("precision", config.amp.policy if config.amp.enabled else "float32"),
-        ("evaluation", f"on {split} every {every}" if split and (steps or epochs) else "none"),
+        ("evaluation", f"on {split} every {every}" if split else "none"),
     ]
     if config.schedule.warmup_steps >= total_steps:
         pairs.append(("warning", "the run ends before the warm-up; lower schedule.warmup_steps or train longer"))

@@ -25,9 +25,10 @@ def main(_: list[str]) -> None:
     output, gallery_path = _check_output("output"), _check_output("pictures")
     # TensorFlow takes seconds to import, so it is imported after the flags are checked.
     from ssd_dist.evaluation.analysis import analyse_detections
+    from ssd_dist.evaluation.baseline import evaluate_constant_box
     from ssd_dist.evaluation.gallery import draw_gallery
     from ssd_dist.evaluation.metrics import evaluate_detections
-    from ssd_dist.evaluation.metrics_table import format_value, print_analysis, print_metrics
+    from ssd_dist.evaluation.metrics_table import describe_split, format_value, print_analysis, print_metrics
     from ssd_dist.inference.trained_model import evaluate_split
 
     if export:
@@ -39,16 +40,20 @@ def main(_: list[str]) -> None:
     config, manifest, ground_truths, detections = evaluated
     metrics = evaluate_detections(ground_truths, detections, manifest.classes).as_dict()
     analysis = analyse_detections(ground_truths, detections, manifest.classes).as_dict()
-    title = f"{export or model_dir}, split {split}, {len(ground_truths)} images"
-    print_metrics(metrics, title)
+    title = f"{export or model_dir}, split {describe_split(split)}, {len(ground_truths)} images"
+    baseline = evaluate_constant_box(ground_truths, manifest.classes)
+    print_metrics(metrics, title, baseline)
     print_analysis(analysis)
     if not export and flags.FLAGS["checkpoint"].value == "best" and not overrides_from_flags():
         _record_evaluation(model_dir, split, len(ground_truths), metrics)
     if output:
-        output.write_text(json.dumps(metrics | {"analysis": analysis}, indent=1) + "\n")
+        output.write_text(json.dumps(metrics | {"analysis": analysis, "constant_box": baseline}, indent=1) + "\n")
     if gallery_path:
         subtitle = f"COCO AP50 {format_value(metrics['coco/AP50'])}, AP {format_value(metrics['coco/AP'])}"
-        gallery = draw_gallery(config.data, manifest.splits[split], detections, manifest.classes, title, subtitle)
+        thresholds = [analysis["operating_points"][name]["threshold"] for name in manifest.classes]
+        gallery = draw_gallery(
+            config.data, manifest.splits[split], detections, manifest.classes, title, subtitle, thresholds
+        )
         gallery.save(gallery_path, "PNG")
 
 

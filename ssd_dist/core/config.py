@@ -231,7 +231,8 @@ class TrainConfig(Section):
     After `stall_seconds` without a step, counted from the first finished step, the stacks of all threads are printed
     and written to the run folder. A NaN or infinite loss stops the run, except for the first `recover_from_blowup`
     times: then training returns to the last checkpoint and skips the batch that caused it. With `jit_compile`, XLA
-    compiles the network.
+    compiles the network. Training ends after `early_stopping` evaluations in a row without a better `eval.metric`; 0:
+    never.
     """
 
     epochs: PositiveInt = 40
@@ -244,6 +245,7 @@ class TrainConfig(Section):
     steps_per_loop: PositiveInt = 10
     stall_seconds: Seconds = 300.0
     recover_from_blowup: Count = 0
+    early_stopping: Count = 0
     jit_compile: bool = False
 
 
@@ -263,6 +265,11 @@ class EvalConfig(Section):
     score_threshold: Fraction = 0.01
     nms_iou: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     max_detections: Annotated[int, Field(gt=0, le=100_000)] = 100
+
+    @property
+    def enabled(self) -> bool:
+        """Whether training evaluates the model."""
+        return self.every_epochs > 0 or self.every_steps > 0
 
 
 class CheckpointConfig(Section):

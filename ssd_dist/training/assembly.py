@@ -30,7 +30,7 @@ from ssd_dist.training.optimizer import PackedOptimizer
 from ssd_dist.training.parameter_groups import group_parameters
 from ssd_dist.training.periodic_evaluation import PeriodicEvaluation
 from ssd_dist.training.precision import AMPContext
-from ssd_dist.training.run_checks import check_data, check_same_start, check_steps_left
+from ssd_dist.training.run_checks import check_data, check_same_start, check_steps_left, choose_evaluated_split
 from ssd_dist.training.run_parts import DivergencePolicy, Run, RunOutput, TrainingData, WorkerGroup
 from ssd_dist.training.schedule import CosineWarmupSchedule
 from ssd_dist.training.source_weights import read_source_weights
@@ -50,7 +50,7 @@ def load_checked_manifest(config: Config) -> Manifest:
     """
     manifest = load_manifest(config.data)
     manifest.check_fits(config, join(config.data.dir, MANIFEST_NAME))
-    check_data(manifest, config.data, config.eval.split, config.model.input_size)
+    check_data(manifest, config.data, choose_evaluated_split(manifest, config), config.model.input_size)
     return manifest
 
 
@@ -111,6 +111,7 @@ def assemble_run(
             TrainingProgress(start, total_steps, role.is_chief),
         ),
         divergence=DivergencePolicy(config.train.recover_from_blowup, AMPContext(config.amp).overflow_is_expected),
+        early_stopping=config.train.early_stopping,
     )
 
 
@@ -204,8 +205,8 @@ def create_periodic_evaluation(
     Raises:
       DataError: if the data has no split with the name of `eval.split`.
     """
-    split_name = manifest.eval_split(config.eval.split, config.data.dir)
-    if split_name is None or not (config.eval.every_epochs or config.eval.every_steps):
+    split_name = choose_evaluated_split(manifest, config)
+    if split_name is None:
         return None
     split = manifest.splits[split_name]
     ground_truth = read_ground_truth(config.data, split)

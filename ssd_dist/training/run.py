@@ -15,6 +15,7 @@ from ssd_dist.cluster.rendezvous_messages import read_secret
 from ssd_dist.cluster.strategy import START_SECONDS, WorkerRole, check_strategy, create_strategy, read_worker_role
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config
+from ssd_dist.core.folder_names import CONFIG_NAME
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
 from ssd_dist.data.corrupt_records import explain_failure, verify_plan
 from ssd_dist.data.order import EpochPlan
@@ -22,7 +23,7 @@ from ssd_dist.data.pipeline import plan_training
 from ssd_dist.data.shard_files import hold_dataset
 from ssd_dist.runs.environment import describe_environment, write_environment
 from ssd_dist.runs.gfile_storage import explain_write_errors
-from ssd_dist.runs.run_folder import CONFIG_NAME, SKIPPED_NAME, open_run_folder, write_skipped_records
+from ssd_dist.runs.run_folder import SKIPPED_NAME, open_run_folder, write_skipped_records
 from ssd_dist.training.assembly import assemble_run, load_checked_manifest
 from ssd_dist.training.loop import run_loop
 from ssd_dist.training.precision import AMPContext

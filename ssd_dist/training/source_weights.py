@@ -18,11 +18,11 @@ import tensorflow as tf
 
 from ssd_dist.core.config import AnchorConfig
 from ssd_dist.core.errors import CheckpointError, first_line
-from ssd_dist.core.folder_names import SUMMARY_NAME
+from ssd_dist.core.folder_names import CONFIG_NAME, SUMMARY_NAME
 from ssd_dist.model.detector import BATCH_NORM_EPSILON
 from ssd_dist.model.layer_names import layers_by_part, name_variables
 from ssd_dist.runs.checkpoints import locate_checkpoint, read_best
-from ssd_dist.runs.run_folder import CONFIG_NAME, read_run_folder
+from ssd_dist.runs.run_folder import read_run_folder
 from ssd_dist.training.trained_weights import build_trained_detector
 
 VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
