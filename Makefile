@@ -27,7 +27,7 @@ $(READY):
 	fi
 	touch $@
 
-# Generates a dataset, writes shards, trains on two replicas, evaluates, and draws detections. Downloads nothing.
+# Generates a dataset, writes shards, trains on two replicas of the CPU, evaluates, and draws detections. Downloads nothing.
 demo: $(READY)
 	rm -rf $(DEMO)
 	$(BIN)/python -m toyset.sample --output=$(DEMO)/raw --train=1200
@@ -35,7 +35,7 @@ demo: $(READY)
 	  $(BIN)/python -m pipelines.prepare --input_format=coco --input=$(DEMO)/raw --split=$$split \
 	    --output=$(DEMO)/data --config=configs/demo.yaml || exit; \
 	done
-	$(BIN)/python -m ssd_dist.cli.train --config=configs/demo.yaml --model_dir=$(DEMO)/run
+	CUDA_VISIBLE_DEVICES=-1 $(BIN)/python -m ssd_dist.cli.train --config=configs/demo.yaml --model_dir=$(DEMO)/run
 	$(BIN)/python -m ssd_dist.cli.evaluate --model_dir=$(DEMO)/run --split=val \
 	  --output=$(DEMO)/metrics.json --pictures=$(DEMO)/predictions.png
 
@@ -97,11 +97,15 @@ dist: $(READY)
 	$(BIN)/uv build --out-dir dist
 	$(BIN)/uv tool run twine check --strict dist/*
 
-# Adds new requirements of pyproject.toml to the lock and keeps all other pins. Needs uv.
+# Adds new requirements of pyproject.toml to the locks and keeps all other pins. Needs uv. The locks contain the hashes of
+# all files of each version, and the locks of the containers have the versions of requirements.lock.
 # To update one package: make lock UPGRADE="--upgrade-package numpy"
+LOCK = $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-annotate $(UPGRADE)
 lock:
-	$(BIN)/uv pip compile --quiet --python-version 3.11 --extra pipelines --extra train --extra export --extra dev \
-	  --no-header --no-annotate $(UPGRADE) pyproject.toml --output-file requirements.lock
+	$(LOCK) --extra pipelines --extra train --extra export --extra dev pyproject.toml --output-file requirements.lock
+	$(LOCK) --constraint requirements.lock --extra train --extra gpu pyproject.toml \
+	  --output-file launch/train/requirements.lock
+	$(LOCK) --constraint requirements.lock --extra pipelines pyproject.toml --output-file launch/prepare/requirements.lock
 
 clean:
 	rm -rf $(VENV) $(DEMO) runs site dist *.egg-info

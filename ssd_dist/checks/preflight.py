@@ -19,14 +19,16 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssd_dist.checks.dry_run import MEBI, count_images_at_once, estimate_memory
+from ssd_dist.checks.dry_run import MEBI, estimate_memory
 from ssd_dist.cluster.collectives import WorkerCollectives
 from ssd_dist.cluster.failures import restart_on_lost_peer
-from ssd_dist.cluster.rendezvous import WorkerDescription, find_disagreement, wait_for_workers
+from ssd_dist.cluster.rendezvous import find_disagreement, wait_for_workers
+from ssd_dist.cluster.rendezvous_messages import WorkerDescription, read_secret
 from ssd_dist.cluster.strategy import WorkerRole, check_strategy, create_strategy, read_worker_role
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config
@@ -36,10 +38,12 @@ from ssd_dist.core.printable import make_printable
 from ssd_dist.data.pipeline import plan_training
 from ssd_dist.model.backbone import check_weights_file
 from ssd_dist.model.cost import count_cost
-from ssd_dist.runs.run_folder import CONFIG_NAME, read_run_folder
-from ssd_dist.training.assembly import create_state, distribute_training, load_checked_manifest
+from ssd_dist.runs.run_folder import has_saved_run, read_run_folder
+from ssd_dist.training.assembly import create_state, load_checked_manifest
+from ssd_dist.training.batch_division import BatchDivision, divide_batch
 from ssd_dist.training.run import make_reproducible
 from ssd_dist.training.run_checks import describe_worker
+from ssd_dist.training.source_weights import check_source_exists
 
 # Shorter than for training: all workers are started for this check and do not wait in a queue.
 WAIT_SECONDS = 120
@@ -61,6 +65,15 @@ class Finding:
     check: str
     detail: str
     exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class WorkerReport:
+    """What a worker sends to the chief: its findings, the facts and the token of `gather_findings`."""
+
+    findings: list[Finding]
+    facts: dict[str, str]
+    token: str
 
 
 class Findings(list[Finding]):
@@ -147,7 +160,7 @@ def check_worker(
 
     def classes() -> str:
         names = manifests[0].classes
-        if (Path(model_dir) / CONFIG_NAME).is_file() and (before := read_run_folder(model_dir)[1].classes) != names:
+        if has_saved_run(model_dir) and (before := read_run_folder(model_dir)[1].classes) != names:
             raise CheckpointError(
                 f"the run in {model_dir} was trained on classes {', '.join(before)}; the data has {', '.join(names)}; "
                 "use another --model_dir, or the data that the run was trained on"
@@ -155,8 +168,9 @@ def check_worker(
         return f"{len(names)}, without background"
 
     def weights() -> str:
+        check_source_exists(config.model.init_from)
         check_weights_file(config.backbone)
-        return config.backbone.weights
+        return config.model.init_from or config.backbone.weights
 
     def folder() -> str:
         try:
@@ -204,7 +218,7 @@ def gather_findings(
     Raises:
       UsageError: on workers other than the chief, if they cannot reach the chief.
     """
-    report = json.dumps({"findings": [asdict(finding) for finding in found], "facts": dict(facts), "token": token})
+    report = json.dumps(asdict(WorkerReport(list(found), dict(facts), token)))
     # The facts are part of the report: `wait_for_workers` would stop at the first difference, but the table lists all.
     own = WorkerDescription(role.index, role.addresses, {}, report)
     compared = False
@@ -217,7 +231,7 @@ def gather_findings(
         return f"{failed} checks failed; see the chief's table" if failed else None
 
     try:
-        wait_for_workers(own, WAIT_SECONDS, compare)
+        wait_for_workers(own, WAIT_SECONDS, read_secret(), compare)
     except SsdDistError as error:
         if role.is_chief and not compared:
             table.extend([*found, Finding(0, "rendezvous", str(error), UsageError.exit_code)])
@@ -237,19 +251,19 @@ def compare_reports(descriptions: Sequence[WorkerDescription], probe: Path) -> l
     Returns:
       The findings of all workers, and the findings of the comparison.
     """
-    reports = [json.loads(one.report) for one in descriptions]
-    table = [Finding(**finding) for report in reports for finding in report["findings"]]
-    chief = replace(descriptions[0], facts=reports[0]["facts"])
+    reports = [read_report(one) for one in descriptions]
+    table = [finding for report in reports for finding in report.findings]
+    chief = replace(descriptions[0], facts=reports[0].facts)
     for one, report in zip(descriptions[1:], reports[1:], strict=True):
         # A worker without facts has no valid data, which is already among its findings.
-        if chief.facts and report["facts"]:
-            problem = find_disagreement(chief, replace(one, facts=report["facts"]))
+        if chief.facts and report.facts:
+            problem = find_disagreement(chief, replace(one, facts=report.facts))
             text = problem or "config, data and versions are equal to the chief's"
             table.append(Finding(one.index, "equal settings", text, UsageError.exit_code if problem else 0))
         table.append(Finding(one.index, "clock", f"differs by {one.skew:+.1f} s from the chief's"))
         try:
-            shared = (probe.parent / f".preflight-{one.index}").read_text() == report["token"]
-        except OSError:
+            shared = (probe.parent / f".preflight-{one.index}").read_text() == report.token
+        except (OSError, ValueError):
             shared = False
         if shared:
             table.append(Finding(one.index, "shared folder", "the chief can read this worker's file"))
@@ -259,6 +273,16 @@ def compare_reports(descriptions: Sequence[WorkerDescription], probe: Path) -> l
     return table
 
 
+def read_report(description: WorkerDescription) -> WorkerReport:
+    """Reads the report of a worker; if it is not valid, returns a report with this finding."""
+    try:
+        return TypeAdapter(WorkerReport).validate_json(description.report, strict=True)
+    except ValidationError:
+        text = "its report is not valid; start all workers with --preflight and the same version of ssd-dist"
+        finding = Finding(description.index, "report", text, UsageError.exit_code)
+        return WorkerReport([finding], {}, "")
+
+
 def check_cluster(found: Findings, config: Config, role: WorkerRole, manifest: Manifest) -> None:
     """Runs the checks that need TensorFlow and all workers; a collective, so all workers must call it."""
     # Measured before TensorFlow uses a GPU: it then allocates nearly all of its memory.
@@ -266,21 +290,20 @@ def check_cluster(found: Findings, config: Config, role: WorkerRole, manifest: M
     strategy = create_strategy(config.cluster, role)
     make_reproducible(config)
     collectives = WorkerCollectives(strategy, role.count)
-    split = manifest.split(TRAIN_SPLIT, config.data.dir)
-    plan = plan_training(config.data, config.train, split, role.index, role.count)
     with strategy.scope():
         state = create_state(config, len(manifest.classes), max(config.train.steps, 1))
     replicas = strategy.num_replicas_in_sync
+    divisions: list[BatchDivision] = []
 
     def batch() -> str:
-        with strategy.scope():
-            distribute_training(config, strategy, plan, state)
-        return f"{config.train.global_batch_size} images on {replicas} replicas"
+        divisions.append(divide_batch(config, replicas))
+        images, group = divisions[0].images, divisions[0].group
+        return f"{images} images on {replicas} replicas, batch norm in groups of {group}"
 
     found.run_check("batch", batch)
-    if found.exit_code:
+    if not divisions:
         return
-    images = count_images_at_once(config.train, replicas)
+    images = divisions[0].images_at_once
     pairs = estimate_memory(state, count_cost(state.model), images, config.amp.enabled)
     needed = sum(size for _, size in pairs)
     # Replicas on the CPU share the memory of the host.

@@ -18,7 +18,7 @@ def main(_: list[str]) -> int:
     if flags.FLAGS["dry_run"].value:
         from ssd_dist.checks.dry_run import describe_dry_run, print_dry_run
 
-        print_dry_run(describe_dry_run(config, flags.FLAGS["model_dir"].value))
+        print_dry_run(describe_dry_run(config, flags.FLAGS["model_dir"].value, flags.FLAGS["allow_new_data"].value))
         return 0
     model_dir = required_flag("model_dir")
     # TensorFlow takes seconds to import, so it is imported after the flags are checked and signal handlers are set.
@@ -31,21 +31,30 @@ def main(_: list[str]) -> int:
     stop = StopRequest()
     from ssd_dist.training.run import run_training
 
-    best = run_training(config, model_dir, stop, write_report if flags.FLAGS["report"].value else None)
+    best = run_training(config, model_dir, stop, write_documents, flags.FLAGS["allow_new_data"].value)
     if best is not None:
         print_line(f"best {best['metric']} {best['value']:.4f} at step {best['step']}: {model_dir}/best")
     return 0
 
 
-def write_report() -> None:
-    """Writes RUN/report.html of the finished run, as ssd-inspect does."""
+def write_documents() -> None:
+    """Writes RUN/model_card.md of the finished run and, unless --noreport, RUN/report.html, as ssd-inspect does."""
     from ssd_dist.core.errors import first_line
-    from ssd_dist.report.run_page import build_run_page
+    from ssd_dist.report.model_card import MODEL_CARD_NAME, write_model_card
 
     model_dir = flags.FLAGS["model_dir"].value
+    # The model is trained and saved, so no error of the documents may fail the run.
+    try:
+        write_model_card(model_dir)
+    except Exception as error:
+        print_warning(f"{MODEL_CARD_NAME} was not written: {first_line(error)}")
+    if not flags.FLAGS["report"].value:
+        return
+    from ssd_dist.report.run_page import build_run_page
+
     try:
         build_run_page([model_dir], str(Path(model_dir) / REPORT_NAME), "auto", "auto", ())
-    except Exception as error:  # the model is trained and saved, so no error of the report may fail the run
+    except Exception as error:
         print_warning(
             f"{REPORT_NAME} was not written: {first_line(error)}; try again with ssd-inspect --model_dir={model_dir}"
         )
@@ -56,6 +65,9 @@ def run_main() -> None:
     define_config_flags()
     flags.DEFINE_string("model_dir", None, "Folder of the run, for checkpoints, metrics and the best model.")
     flags.DEFINE_bool("report", True, "Write RUN/report.html after training: curves, errors, images with predictions.")
+    flags.DEFINE_bool(
+        "allow_new_data", False, "Resume a run on other data of the same classes than it was trained on so far."
+    )
     flags.DEFINE_bool("dry_run", False, "Print model size, FLOPs, memory, data and cluster, without training.")
     flags.DEFINE_bool("preflight", False, "Check cluster, data, folder and memory on every worker, without training.")
     set_tensorflow_defaults()

@@ -14,6 +14,7 @@ import tf_keras
 from ssd_dist.cluster.failures import explain_out_of_memory
 from ssd_dist.core.config import AmpConfig, DataConfig
 from ssd_dist.core.errors import CheckpointError, UsageError
+from ssd_dist.core.folder_names import SUMMARY_NAME
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
 from ssd_dist.data.shard_files import load_manifest, read_split
 from ssd_dist.evaluation.analysis import analyse_detections
@@ -21,7 +22,6 @@ from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.export.formats import (
     FILES,
-    SUMMARY_NAME,
     Runner,
     open_export,
     write_onnx,
@@ -30,8 +30,9 @@ from ssd_dist.export.formats import (
 )
 from ssd_dist.export.parity import Parity, compare_detections, detect_with_noise, run_export
 from ssd_dist.export.serving import OutputDecoder, ServedDetector
-from ssd_dist.inference.trained_model import check_data_fits_model, load_trained_model, locate_checkpoint
+from ssd_dist.inference.trained_model import check_data_fits_model, load_trained_model
 from ssd_dist.model.detector import normalize_image
+from ssd_dist.runs.checkpoints import locate_checkpoint
 from ssd_dist.runs.run_folder import read_run_folder
 
 QUANTIZATIONS = {"saved_model": ("none",), "tflite": ("none", "fp16", "int8"), "onnx": ("none",)}
@@ -109,6 +110,7 @@ def export_run(
         "checkpoint": locate_checkpoint(model_dir, checkpoint),
         "input": f"uint8 [{describe_batch(kind, postprocess)}, {served.size}, {served.size}, 3], RGB",
         "output": describe_output(decoder, postprocess),
+        "model": {"width": config.model.width, "anchors": config.anchors.model_dump(mode="json")},
         **summarise_comparison(comparison, ground_truths, manifest.classes),
     }
     (folder / SUMMARY_NAME).write_text(json.dumps(summary, indent=1) + "\n")

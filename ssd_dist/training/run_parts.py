@@ -39,7 +39,7 @@ class WorkerGroup:
       collectives: exchanges numbers between workers.
       is_chief: whether this worker is the chief, the only one that writes to the run folder.
       stop: whether a signal asked this process to stop.
-      watchdog: prints stack traces if no step finishes for a while.
+      watchdog: reports stack traces if no step finishes for a while.
     """
 
     collectives: WorkerCollectives
@@ -49,7 +49,11 @@ class WorkerGroup:
 
     def stop_requested(self) -> bool:
         """Returns whether any worker was asked to stop."""
-        return self.collectives.any(self.stop.requested)
+        return self.any(self.stop.requested)
+
+    def any(self, flag: bool) -> bool:
+        """Returns whether the flag is set on any worker."""
+        return self.collectives.any(flag)
 
     def broadcast_from_chief(self, value: float) -> float:
         """Returns the chief's value on every worker."""
@@ -117,6 +121,7 @@ class Run:
       workers: what the workers decide together.
       output: where progress is reported.
       divergence: what to do when a loss or a gradient is not finite.
+      early_stopping: evaluations in a row without a better model that end the run; 0: never.
     """
 
     state: TrainState
@@ -129,3 +134,4 @@ class Run:
     workers: WorkerGroup
     output: RunOutput
     divergence: DivergencePolicy
+    early_stopping: int

@@ -9,6 +9,7 @@ from PIL import Image
 from support.synthetic import CLASSES, draw_record
 from test_exporter import SETTINGS, build_few_blocks, fit_statistics, randomize_weights
 
+from ssd_dist.cli.export import describe_parity
 from ssd_dist.core.config import Config
 from ssd_dist.export.formats import open_export, write_tflite
 from ssd_dist.export.serving import OutputDecoder, ServedDetector
@@ -65,3 +66,12 @@ def test_int8_outputs_follow_the_float32_outputs(outputs, name):
     assert np.corrcoef(changes.ravel(), kept.ravel())[0, 1] > 0.96
     assert np.polyfit(changes.ravel(), kept.ravel(), 1)[0] == pytest.approx(1, abs=0.06)
     assert np.corrcoef(exact.ravel(), rounded.ravel())[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("quantize", ["fp16", "int8"])
+def test_a_quantized_export_is_described_by_its_metrics(quantize):
+    parity = {"missing": 700, "detections": 1234, "surplus": 900, "undecided": 3, "images": 40}
+    text = describe_parity(parity, quantize)
+    assert "metrics on 40 images" in text
+    assert not any(count in text for count in ("700", "900"))
+    assert "700 of 1234 detections on 40 images are missing" in describe_parity(parity, "none")
