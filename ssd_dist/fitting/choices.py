@@ -6,6 +6,7 @@ cost of a step of this network       -> training: batch, length, augmented copie
 The rules are few and simple, and follow docs/recipe.md. A key that the user sets is never chosen.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ SMALL_ANCHORS = (
     (0.085, (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)),
 )
 BATCH_SIZE = 16
+LARGEST_GROUP = 16
 # On GPUs, for datasets that are large enough for it.
 GPU_BATCH_SIZE = 32
 EPOCHS = 64
@@ -124,7 +126,9 @@ def choose_training(
     if machine.gpus:
         settings.choose("amp.enabled", True, "a GPU computes faster with mixed precision")
     batch = settings.choose("train.global_batch_size", *choose_batch_size(dataset.train_images, machine.gpus, replicas))
-    choose_accumulation(settings, batch // replicas, machine, cost.bytes_per_image)
+    parts = choose_accumulation(settings, batch // replicas, machine, cost.bytes_per_image)
+    group = math.gcd(batch // replicas // parts, LARGEST_GROUP)
+    settings.choose("model.batch_norm_group", group, "replicas do not communicate for batch norm")
     steps = choose_steps(settings, dataset.train_images, batch, cost.seconds_per_image, seconds_left)
     epochs = steps * batch / dataset.train_images
     views = min(MOST_VIEWS, max(1, int(epochs // 4)), max(1, MOST_COPIES // dataset.train_images))
@@ -163,17 +167,20 @@ def choose_batch_size(images: int, gpus: int, replicas: int) -> tuple[int, str]:
     return per_replica * replicas, f"{per_replica} images on each of {replicas} replicas"
 
 
-def choose_accumulation(settings: Settings, images: int, machine: MachineFacts, bytes_per_image: int) -> None:
-    """Splits the batch of a replica into parts whose activations fit into the main memory; GPUs are not measured."""
-    if machine.gpus:
-        return
-    budget, parts = MEMORY_SHARE * machine.memory, 1
+def choose_accumulation(settings: Settings, images: int, machine: MachineFacts, bytes_per_image: int) -> int:
+    """Splits the batch of a replica into parts whose activations fit into the main memory; returns their number.
+
+    The memory of GPUs is not measured.
+    """
+    key, parts = "train.accumulate_steps", 1
+    budget = math.inf if machine.gpus else MEMORY_SHARE * machine.memory
     while images % (2 * parts) == 0 and images // parts * bytes_per_image > budget:
         parts *= 2
     if parts > 1:
         needed, memory = images * bytes_per_image / 2**30, machine.memory / 2**30
         reason = f"a batch of {images} images would need {needed:.1f} of {memory:.1f} GiB memory"
-        settings.choose("train.accumulate_steps", parts, reason)
+        settings.choose(key, parts, reason)
+    return int(settings.fixed.get(key, parts))
 
 
 def choose_steps(

@@ -3,9 +3,9 @@
 import time
 from collections.abc import Sequence
 
+from ssd_dist.fitting.results_table import print_results
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
 from ssd_dist.fitting.stages import absolute, pick_split, run_stages
-from ssd_dist.fitting.results_table import print_results
 
 
 def fit_dataset(

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssd_dist.core.printable import make_printable
+from ssd_dist.core.printable import make_printable, print_line
 from ssd_dist.fitting.run_files import FitFiles
 from ssd_dist.fitting.stages import read_json
 
@@ -31,11 +31,14 @@ def print_results(files: FitFiles, formats: tuple[str, ...], split: str) -> None
     for path, text in list_files(files, formats):
         table.add_row(title, Text(make_printable(path)), text)
         title = ""
-    table.add_section()
-    table.add_row("next", "detect objects", Text(f"ssd-predict --model_dir={files.folder} --images=FOLDER \\"))
-    table.add_row("", "", Text(f"  --score_threshold={files.metrics} --output=DETECTIONS"))
-    table.add_row("", "another format", Text(f"ssd-export --model_dir={files.folder} --format=onnx --output=DIR"))
     console.print(table)
+    # Below the table, which wraps lines, so that they can be copied.
+    print_line("Detect objects in images:")
+    print_line(
+        f"  ssd-predict --model_dir={files.folder} --score_threshold={files.metrics} --images=FOLDER --output=DIR"
+    )
+    print_line("Export to another format:")
+    print_line(f"  ssd-export --model_dir={files.folder} --format=onnx --output=DIR")
 
 
 def list_files(files: FitFiles, formats: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -107,6 +107,20 @@ def test_a_batch_that_does_not_fit_into_memory_is_split():
     # 16 GiB of activations; half of 8 GiB are available.
     assert choose(make_facts(), cost=costly)["train.accumulate_steps"] == 4
     assert "train.accumulate_steps" not in choose(make_facts())
+
+
+@pytest.mark.parametrize(
+    ("replicas", "parts", "batch", "group"), [(1, 1, 16, 16), (2, 1, 16, 8), (1, 4, 16, 4), (1, 1, 40, 8)]
+)
+def test_the_images_of_a_part_on_a_replica_are_whole_batch_norm_groups(replicas, parts, batch, group):
+    fixed = {"train__accumulate_steps": parts, "train__global_batch_size": batch}
+    assert choose(make_facts(), replicas=replicas, **fixed)["model.batch_norm_group"] == group
+    # The 8 images of each replica are split into two parts.
+    costly = TrainingCost(bytes_per_image=2**30, model_bytes=2**24)
+    assert choose(make_facts(), cost=costly, replicas=2)["model.batch_norm_group"] == 4
+
+
+def test_few_images_have_a_small_batch():
     assert choose(make_facts(images=20))["train.global_batch_size"] == 8
 
 
