@@ -127,10 +127,10 @@ def render_comparison(runs: Sequence[RunFacts], evaluations: Sequence[Evaluation
         "compare.html",
         title=f"{len(runs)} runs",
         runs=list(zip(names, runs, strict=True)),
-        notes=[]
-        if have_same_ground_truth(evaluations)
-        else [DIFFERENT_IMAGES]
-        + [f"{name}: {note}" for name, run in zip(names, runs, strict=True) for note in run.notes],
+        notes=[
+            *(() if have_same_ground_truth(evaluations) else (DIFFERENT_IMAGES,)),
+            *(f"{name}: {note}" for name, run in zip(names, runs, strict=True) for note in run.notes),
+        ],
         charts=draw_comparison_charts(runs, names),
         mean_curve=_draw_mean_curves(names, evaluations) if known else None,
         table=compare_metrics(runs, evaluations),
