@@ -10,7 +10,8 @@ from support.synthetic import CLASSES, draw_record
 from test_exporter import SETTINGS, build_few_blocks, fit_statistics, randomize_weights
 
 from ssd_dist.core.config import Config
-from ssd_dist.export.formats import open_export, write_tflite
+from ssd_dist.export.formats import convert_to_tflite, open_export
+from ssd_dist.export.options import Quantization
 from ssd_dist.export.serving import OutputDecoder, ServedDetector
 from ssd_dist.model import detector
 from ssd_dist.model.detector import build_detector
@@ -37,7 +38,7 @@ def outputs(tmp_path_factory):
     served, found = ServedDetector(model, decoder, 64, CLASSES, postprocess=False), {}
     for quantize in ("none", "fp16", "int8"):
         path = tmp_path_factory.mktemp(quantize) / "model.tflite"
-        write_tflite(served, path, quantize, draw_images(range(100, 164)))
+        path.write_bytes(convert_to_tflite(served, Quantization(quantize), draw_images(range(100, 164))))
         run = open_export("tflite", path)
         results = [run(image[None]) for image in draw_images(range(12))]
         found[quantize] = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
