@@ -97,10 +97,11 @@ recipe: $(READY)
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
-# Builds the wheel and the source distribution in dist/. Needs uv.
+# Builds the wheel and the source distribution in dist/, and checks their metadata. Needs uv, which downloads twine.
 dist: $(READY)
 	rm -rf dist
 	$(BIN)/uv build --out-dir dist
+	$(BIN)/uv tool run twine check --strict dist/*
 
 # Adds new requirements of pyproject.toml to the lock and keeps all other pins. Needs uv.
 # To update one package: make lock UPGRADE="--upgrade-package numpy"

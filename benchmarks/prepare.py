@@ -25,8 +25,8 @@ from PIL import Image
 
 from benchmarks.rows import Row, run_benchmark
 from pipelines.classes import ClassRules
+from pipelines.job import run_job
 from pipelines.options import PrepareJob
-from pipelines.prepare import run_job
 from pipelines.readers.coco import CocoFile, read_file
 from pipelines.readers.sources import Source
 from pipelines.runners import quiet_logs

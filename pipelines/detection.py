@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from pipelines import beam_storage
+from pipelines.flags import AUTO
 from pipelines.readers import coco, csv, tfrecord, tfrecord_layout, voc, voc_layout, yolo
 from pipelines.readers.folder import cached_listings, is_image, list_folder
 from pipelines.readers.read_annotations import ReadAnnotations
@@ -21,7 +22,6 @@ from pipelines.readers.tool_formats import TOOL_FORMATS, UNSUPPORTED
 from pipelines.readers.tool_layout import ToolFormat, explain_unsupported, find_splits
 from ssd_dist.core.errors import DataError
 
-AUTO = "auto"
 # Shares of a source without splits. A source with a training split but no validation split gives the second share of
 # its training split to validation.
 DEFAULT_SHARES = (("train", 0.8), ("val", 0.2))

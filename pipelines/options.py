@@ -1,4 +1,4 @@
-"""Defines the flags of prepare, builds the job from them, and checks that it fits the output folder."""
+"""Builds the job from the flags of prepare, and checks that it fits the output folder."""
 
 import json
 import math
@@ -13,12 +13,13 @@ from absl import flags  # type: ignore[import-untyped]
 
 from pipelines import beam_storage
 from pipelines.classes import ClassRules, parse_class_file
-from pipelines.detection import AUTO, FORMATS, Detected, SplitPlan, describe_plan, detect_format, plan_splits
+from pipelines.detection import Detected, SplitPlan, describe_plan, detect_format, plan_splits
+from pipelines.flags import AUTO
 from pipelines.image_preparation import Preparation
 from pipelines.manifest_writer import read_manifest
 from pipelines.readers.sources import Source, parse_split_by
 from pipelines.split_folder import PARTS_FOLDER
-from ssd_dist.core.commands import config_from_flags, define_config_flags, required_flag
+from ssd_dist.core.commands import config_from_flags, required_flag
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, target_spec
@@ -66,37 +67,6 @@ class PrepareJob:
     def splits(self) -> tuple[str, ...]:
         """The names of the splits in the output."""
         return tuple(source.output_split for source in self.sources)
-
-
-def define_flags() -> None:
-    """Defines the flags of prepare."""
-    flags.DEFINE_enum(
-        "input_format", AUTO, [AUTO, *FORMATS], "Format of the annotations; auto recognises it from the files."
-    )
-    flags.DEFINE_multi_string("input", [], "Folder, file or pattern of the annotations; repeat the flag for several.")
-    flags.DEFINE_string("image_dir", "", "Folder of the images; by default the folder that the format defines.")
-    flags.DEFINE_string("split", "", "Name of the only split to write, for example train; by default all splits.")
-    flags.DEFINE_string(
-        "source_split", "", "Name of the split in the source; by default that of --split, or all data with --split_by."
-    )
-    flags.DEFINE_string(
-        "split_by",
-        "",
-        "Divides the source by a hash of the image id, e.g. train:0.8,val:0.1,test:0.1. By default train:0.8,val:0.2 "
-        "for a source without splits, and for the training split of a source without a validation split; none "
-        "switches this off.",
-    )
-    flags.DEFINE_string("output", None, "Folder for the shards and dataset.json.")
-    flags.DEFINE_integer("shards", 0, "Number of shards; 0 derives it from the number of images.", lower_bound=0)
-    flags.DEFINE_string("classes", "", "File with one class name per line; fixes the classes and their order.")
-    flags.DEFINE_list("include_classes", [], "Names of the classes to keep; by default all.")
-    flags.DEFINE_list("exclude_classes", [], "Names of the classes to omit.")
-    flags.DEFINE_float(
-        "max_rejected_fraction", 1.0, "Fails if a larger fraction of the images or boxes is rejected.", 0.0, 1.0
-    )
-    flags.DEFINE_integer("workers", 0, "Number of worker processes; 0 uses the default of the runner.", lower_bound=0)
-    flags.DEFINE_bool("resume", False, "Keeps the finished shards of an interrupted run with the same flags.")
-    define_config_flags()
 
 
 def job_from_flags() -> PrepareJob:

@@ -29,7 +29,9 @@ flags.disclaim_key_flags()
 
 def define_config_flags() -> None:
     """Defines `--config` and `--set`."""
-    flags.DEFINE_string("config", None, "YAML file of the experiment, e.g. configs/bccd.yaml.")
+    flags.DEFINE_string(
+        "config", None, "YAML file of the experiment, or the name of a config that the package contains, such as base."
+    )
     define_override_flag()
 
 

@@ -212,9 +212,10 @@ class TrainConfig(Section):
 
     `accumulate_steps` splits the batch of each replica into parts that are processed one after another. This saves
     memory. The gradient is the same if batch norms are frozen; otherwise they normalize each part separately.
-    After `stall_seconds` without a step, the stacks of all threads are printed. A NaN or infinite loss stops the run,
-    except for the first `recover_from_blowup` times: then training returns to the last checkpoint and skips the batch
-    that caused it. With `jit_compile`, XLA compiles the network.
+    After `stall_seconds` without a step, counted from the first finished step, the stacks of all threads are printed
+    and written to the run folder. A NaN or infinite loss stops the run, except for the first `recover_from_blowup`
+    times: then training returns to the last checkpoint and skips the batch that caused it. With `jit_compile`, XLA
+    compiles the network.
     """
 
     epochs: PositiveInt = 40

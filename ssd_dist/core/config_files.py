@@ -23,6 +23,8 @@ from ssd_dist.core.yaml_text import MAX_BYTES, MAX_DEPTH, TypedLoader, YamlError
 _ENVIRONMENT_REFERENCE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(:-(?P<default>(?:[^}$]|\$(?!\{))*))?\}")
 # No path, split or name contains a control character, and no system call accepts NUL.
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# The configs of the project; in a checkout, a link to the top-level folder.
+_PACKAGED = Path(__file__).parents[1] / "configs"
 # Longest value, key or flag in a message, in characters.
 _SHOWN_LENGTH = 200
 
@@ -40,7 +42,8 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = 
     """Reads a YAML file and the files it extends, applies overrides and validates the result.
 
     Args:
-      path: the YAML file; None starts from the default of every key.
+      path: the YAML file, or the bare name of a config that the package contains, such as `base`; None starts from
+        the default of every key.
       overrides: values of `--set`, as `a.b=c`.
 
     Raises:
@@ -48,7 +51,7 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = 
     """
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for file, content in [] if path is None else _read_chain(Path(path)):
+    for file, content in [] if path is None else _read_chain(_locate_config(os.fspath(path), Path())):
         _merge(tree, content, str(file), origins)
     for override in overrides:
         _merge(tree, _parse_override(override), f"--set {shorten(override, _SHOWN_LENGTH)}", origins)
@@ -65,6 +68,16 @@ def flatten_config(config: BaseModel) -> dict[str, Any]:
     return dict(_leaves(config.model_dump(mode="json")))
 
 
+def _locate_config(name: str, folder: Path) -> Path:
+    """Returns the file that `--config` or `extends` gives: a path relative to `folder`, or a config of the package."""
+    path, packaged = folder / name, _list_packaged_configs().get(name)
+    return packaged if packaged and not path.is_file() else path
+
+
+def _list_packaged_configs() -> dict[str, Path]:
+    return {file.stem: file for file in _PACKAGED.glob("*.yaml")}
+
+
 def _read_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Returns the files from the outermost base to `path`, each with its content without `extends`."""
     chain: list[tuple[Path, dict[str, Any]]] = []
@@ -77,9 +90,9 @@ def _read_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
         content = _read_yaml(current)
         base = content.pop("extends", None)
         if base is not None and not (base and isinstance(base, str) and not _CONTROL_CHARACTER.search(base)):
-            raise UsageError(f"{current}: extends: got {_show(base)}; allowed: the path of one YAML file")
+            raise UsageError(f"{current}: extends: got {_show(base)}; allowed: the path of one YAML file, or `base`")
         chain.insert(0, (current, content))
-        current = current.parent / base if base else None
+        current = _locate_config(base, current.parent) if base else None
     return chain
 
 
@@ -91,9 +104,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             raise UsageError(f"config file {path} has more than {MAX_BYTES / 1e6:g} MB; give the YAML file of a config")
         content = parse_yaml(data.decode("utf-8"), TypedLoader)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise UsageError(f"config file {path} does not exist{hint}") from None
+        raise UsageError(f"config file {path} does not exist{_suggest_config(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config file {path} cannot be read: {error}; give a readable UTF-8 file") from None
     except YamlError as error:
@@ -103,6 +114,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"config file {path} must contain `key: value` sections, got a {type(content).__name__}")
     return content
+
+
+def _suggest_config(path: Path) -> str:
+    """Returns the end of the message about a missing config file: the most similar config, or nothing."""
+    packaged = _list_packaged_configs()
+    beside = [file.name for file in path.parent.glob("*.y*ml")]
+    if path.stem not in packaged and (near := difflib.get_close_matches(path.name, beside, n=1)):
+        return f"; did you mean {path.parent / near[0]}?"
+    if near := difflib.get_close_matches(path.stem, packaged, n=1):
+        return f"; did you mean {near[0]}, the config that the package contains?"
+    return ""
 
 
 def _parse_override(override: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+from ssd_dist.core.extras import explain_missing_package
 from ssd_dist.core.printable import print_line
 
 # By the convention of shells: 128 plus the number of SIGINT.
@@ -57,7 +58,8 @@ class RestartError(SsdDistError):
 def exit_with_message(main: Callable[[], int | None]) -> int:
     """Runs `main` and returns its exit code.
 
-    For an `SsdDistError` or Ctrl-C, prints one line to stderr and returns the exit code of the error.
+    For an `SsdDistError`, a missing package of an extra, or Ctrl-C, prints one line to stderr and returns the exit code
+    of the error.
     """
     try:
         return main() or 0
@@ -65,6 +67,11 @@ def exit_with_message(main: Callable[[], int | None]) -> int:
         # The text of an error of another library may have several lines.
         _print_error(f"error: {' '.join(str(error).split())}")
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if (message := explain_missing_package(error)) is None:
+            raise
+        _print_error(f"error: {message}")
+        return UsageError.exit_code
     except KeyboardInterrupt:
         _print_error("error: stopped")
         return INTERRUPTED

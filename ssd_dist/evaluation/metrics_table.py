@@ -17,8 +17,8 @@ _TOTALS = {
     "coco/AP_medium": "COCO AP, medium",
     "coco/AP_large": "COCO AP, large (above 96² pixels)",
     "coco/AR100": "COCO AR, 100 detections per image",
-    "voc07/mAP": "VOC 2007 mAP, 11 points, IoU 0.50",
-    "voc/mAP": "VOC mAP, area under the curve, IoU 0.50",
+    "voc07/mAP": "VOC 2007 mAP, 11 points, IoU 0.50 without the devkit's + 1 pixel",
+    "voc/mAP": "VOC mAP, area under the curve, IoU 0.50 without the devkit's + 1 pixel",
 }
 
 

@@ -11,6 +11,7 @@ value, and NMS receives ranks, which are all distinct.
 
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from ssd_dist.core.anchors import generate_anchors
@@ -76,6 +77,9 @@ def compute_odds(logits: tf.Tensor) -> tf.Tensor:
 def non_max_suppression(boxes: tf.Tensor, labels: tf.Tensor, scores: tf.Tensor, config: EvalConfig) -> DetectionBatch:
     """Applies greedy non-maximum suppression within each class; equal scores keep their order.
 
+    A box is removed if its IoU with a kept box of its class is above `config.nms_iou`; a box whose IoU equals the
+    threshold is kept.
+
     Args:
       boxes: float32 [B, K, 4] in 0..1, sorted by descending score. Boxes without area are dropped.
       labels: int32 [B, K], below 4,096 (64 scales on each of two axes).
@@ -86,13 +90,16 @@ def non_max_suppression(boxes: tf.Tensor, labels: tf.Tensor, scores: tf.Tensor, 
     # A box clipped to no area overlaps no other box, so NMS would never remove it.
     eligible = (scores > config.score_threshold) & tf.reduce_all(boxes[..., 2:] > boxes[..., :2], axis=-1)
     ranks = tf.where(eligible, tf.cast(count - tf.range(count), tf.float32), 0.0)
+    # TensorFlow's function and the operation that TFLite replaces it with remove boxes from the threshold on, so they
+    # get the next larger float32.
+    smallest_removed = float(np.nextafter(np.float32(config.nms_iou), np.float32(np.inf)))
 
     def select_detections(image: DetectionBatch, ranks: tf.Tensor) -> DetectionBatch:
         index, count = tf.image.non_max_suppression_padded(
             separate_classes(image.boxes, image.labels),
             ranks,
             config.max_detections,
-            iou_threshold=config.nms_iou,
+            iou_threshold=smallest_removed,
             score_threshold=0.0,
             pad_to_max_output_size=True,
         )

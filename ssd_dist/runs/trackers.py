@@ -62,9 +62,10 @@ class TensorBoardTracker:
 
     def log_scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Logs one scalar per value, with the prefix `kind`."""
-        with self._writer.as_default(step):
+        with self._writer.as_default(np.int64(step)):
             for name, value in values.items():
-                tf.summary.scalar(f"{kind}/{name}", value)
+                # TensorFlow keeps a copy of every Python number that it converts, for the life of the process.
+                tf.summary.scalar(f"{kind}/{name}", np.float32(value))
         self._writer.flush()
 
     def log_evaluation(self, step: int, matches: Matches, gallery: Image.Image) -> None:
@@ -75,7 +76,7 @@ class TensorBoardTracker:
           matches: the detections matched to the ground truth.
           gallery: images with their detections and ground truth.
         """
-        with self._writer.as_default(step):
+        with self._writer.as_default(np.int64(step)):
             for name, curve in zip(matches.classes, matches.curves(), strict=True):
                 data = pr_curve.create_summary_metadata(name, "", PR_THRESHOLDS)
                 tf.summary.write(f"pr/{name}", tabulate_curve(curve), metadata=data)
@@ -90,7 +91,7 @@ class TensorBoardTracker:
 
     def log_weights(self, step: int, model: tf_keras.Model) -> None:
         """Logs a histogram of each convolution's weights; reading mirrored variables needs no communication."""
-        with self._writer.as_default(step):
+        with self._writer.as_default(np.int64(step)):
             for variable in model.trainable_variables:
                 name, _, kind = variable.name.removesuffix(":0").rpartition("/")
                 if kind.endswith("kernel"):

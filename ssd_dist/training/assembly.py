@@ -1,6 +1,7 @@
 """Creates the parts of a run from its config and restores its newest checkpoint."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import tensorflow as tf
 
@@ -34,6 +35,9 @@ from ssd_dist.training.schedule import CosineWarmupSchedule
 from ssd_dist.training.state import TrainState
 from ssd_dist.training.trainer import DetectorTrainer
 
+# The stall reports of a worker.
+STALL_NAME = "stall_worker{}.txt"
+
 
 def load_checked_manifest(config: Config) -> Manifest:
     """Loads the manifest of the data and checks that the data fits the config.
@@ -64,9 +68,8 @@ def assemble_run(
       CheckpointError: if the checkpoint belongs to a different model, or all checkpoints are damaged.
       RestartError: if workers restored different checkpoints.
     """
-    workers = WorkerGroup(
-        WorkerCollectives(strategy, role.count), role.is_chief, stop, Watchdog(config.train.stall_seconds)
-    )
+    watchdog = Watchdog(config.train.stall_seconds, str(Path(model_dir) / STALL_NAME.format(role.index)))
+    workers = WorkerGroup(WorkerCollectives(strategy, role.count), role.is_chief, stop, watchdog)
     with strategy.scope():
         state = create_state(config, len(manifest.classes), total_steps)
         checkpoints = CheckpointStore(state.checkpoint(), model_dir, config.checkpoint, role.is_chief)

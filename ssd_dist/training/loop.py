@@ -33,13 +33,13 @@ def run_loop(run: Run) -> None:
         seconds_per_step = math.inf
         while True:
             step = run.state.current_step
-            run.workers.watchdog.reset()
             evaluate_if_due(run, controller, step)
             save_if_due(run, step)
             stop_if_requested(run, step)
             if step == run.intervals.total:
                 break
             seconds_per_step = advance(run, controller, step, seconds_per_step)
+            run.workers.watchdog.start()
         run.checkpoints.wait()
 
 

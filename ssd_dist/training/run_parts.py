@@ -39,7 +39,7 @@ class WorkerGroup:
       collectives: exchanges numbers between workers.
       is_chief: whether this worker is the chief, the only one that writes to the run folder.
       stop: whether a signal asked this process to stop.
-      watchdog: prints stack traces if no step finishes for a while.
+      watchdog: reports stack traces if no step finishes for a while.
     """
 
     collectives: WorkerCollectives

@@ -70,6 +70,29 @@ def test_a_missing_base_is_reported_with_the_most_similar_file_name(write):
     assert "base.yaml?" in message
 
 
+def test_a_bare_name_is_a_config_of_the_package(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = load_config("base")
+    assert (base.optimizer.lr, base.model.head) == (2e-3, "ssdlite")
+    assert load_config(write("extends: base\ntrain: {epochs: 3}"), ["train.epochs=40"]) == base
+
+
+def test_a_file_is_preferred_to_a_config_of_the_package(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("train: {seed: 5}", "base")
+    assert load_config("base").train.seed == 5
+    assert load_config(write("extends: base")).train.seed == 5
+    (tmp_path / "demo").mkdir()  # the folder of `make demo`
+    assert load_config("demo").model.width == 0.35
+
+
+@pytest.mark.parametrize("name", ["bsae", "configs/base.yaml", "base.yml"])
+def test_a_missing_config_is_reported_with_the_config_of_the_package(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    message = get_load_error(name)
+    assert f"config file {name} does not exist; did you mean base, the config that the package contains?" in message
+
+
 def test_an_error_states_the_file_that_contains_it(write):
     write("train: {epochs: none}", "base.yaml")
     message = get_load_error(write("extends: base.yaml\ntrain: {seed: 1}"))

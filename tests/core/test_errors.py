@@ -57,3 +57,13 @@ sys.exit(exit_with_message(main))
         process.stdout.close()
         errors = process.stderr.read()
         assert (process.wait(60), errors) == (141, b"")
+
+
+def test_a_missing_package_is_an_error_of_the_user_only_if_an_extra_contains_it(capsys):
+    def import_module(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    assert errors.exit_with_message(lambda: import_module("tf2onnx.convert")) == 2
+    assert capsys.readouterr().err.endswith("pip install 'ssd_dist[export]'\n")
+    with pytest.raises(ModuleNotFoundError):
+        errors.exit_with_message(lambda: import_module("ssd_dist.misspelt"))

@@ -14,8 +14,9 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from apache_beam.portability import common_urns
 
 from pipelines.classes import ClassRules
-from pipelines.options import PrepareJob, define_flags
-from pipelines.prepare import build_pipeline, run_job, submit_job
+from pipelines.flags import define_flags
+from pipelines.job import build_pipeline, run_job, submit_job
+from pipelines.options import PrepareJob
 from pipelines.readers.sources import Source
 from pipelines.runners import make_runner, parse_beam_options, step_names
 from ssd_dist.core.config import Config

@@ -197,28 +197,90 @@ def test_decoding_extreme_offsets_is_finite():
     assert np.isfinite(decode_offsets(offsets, tf.constant(anchors), ANCHORS)).all()
 
 
-@pytest.mark.parametrize("runtime", ["tensorflow", "tflite", "onnx"])
-def test_nms_with_equal_scores_is_the_same_in_every_runtime(runtime):
-    # Each runtime breaks ties differently, so NMS must receive distinct ranks.
-    boxes, labels, _ = draw_clusters(np.random.default_rng(12), 40, 3, 0.5)
-    scores = np.repeat(np.array([1.0, 0.9, 0.8, 0.005], np.float32), 10)
-    inputs = {"given_boxes": boxes[None], "given_labels": labels[None], "given_scores": scores[None]}
-    specs = [tf.TensorSpec(value.shape, value.dtype, name) for name, value in inputs.items()]
+# Number of candidates of the converted NMS.
+CONVERTED = 40
+
+
+@pytest.fixture(scope="module", params=["tensorflow", "tflite", "onnx"])
+def converted_nms(request):
+    """Returns NMS of one image with an IoU threshold of 0.5 in a runtime, as a function to the outputs by name."""
+    specs = [
+        tf.TensorSpec([1, CONVERTED, 4], tf.float32, "given_boxes"),
+        tf.TensorSpec([1, CONVERTED], tf.int32, "given_labels"),
+        tf.TensorSpec([1, CONVERTED], tf.float32, "given_scores"),
+    ]
     module = tf.Module()
-    module.run = tf.function(lambda *parts: non_max_suppression(*parts, EvalConfig())._asdict(), input_signature=specs)
-    if runtime == "tensorflow":
-        found = module.run(*inputs.values())
-    elif runtime == "tflite":
+    module.run = tf.function(
+        lambda *parts: non_max_suppression(*parts, EvalConfig(nms_iou=0.5))._asdict(), input_signature=specs
+    )
+    if request.param == "tensorflow":
+        return lambda *parts: module.run(*(part[None] for part in parts))
+
+    def name_inputs(parts):
+        return {spec.name: part[None] for spec, part in zip(specs, parts, strict=True)}
+
+    if request.param == "tflite":
         converter = tf.lite.TFLiteConverter.from_concrete_functions([module.run.get_concrete_function()], module)
-        found = tf.lite.Interpreter(model_content=converter.convert()).get_signature_runner()(**inputs)
-    else:
-        tf2onnx, onnxruntime = pytest.importorskip("tf2onnx"), pytest.importorskip("onnxruntime")
-        model, _ = tf2onnx.convert.from_function(module.run, specs, opset=17)
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        names = [output.name for output in session.get_outputs()]
-        found = dict(zip(names, session.run(names, inputs), strict=True))
+        run = tf.lite.Interpreter(model_content=converter.convert()).get_signature_runner()
+        return lambda *parts: run(**name_inputs(parts))
+    tf2onnx, onnxruntime = pytest.importorskip("tf2onnx"), pytest.importorskip("onnxruntime")
+    model, _ = tf2onnx.convert.from_function(module.run, specs, opset=17)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda *parts: dict(zip(names, session.run(names, name_inputs(parts)), strict=True))
+
+
+def test_nms_with_equal_scores_is_the_same_in_every_runtime(converted_nms):
+    # Each runtime breaks ties differently, so NMS must receive distinct ranks.
+    boxes, labels, _ = draw_clusters(np.random.default_rng(12), CONVERTED, 3, 0.5)
+    scores = np.repeat(np.array([1.0, 0.9, 0.8, 0.005], np.float32), 10)
+    found = converted_nms(boxes, labels, scores)
     kept = nms_reference(boxes, labels, scores, 0.5, 0.01, 100)
     assert 5 < len(kept) < 30
     for name, expected in (("boxes", boxes[kept]), ("labels", labels[kept]), ("scores", scores[kept])):
         np.testing.assert_array_equal(np.asarray(found[name])[0, : len(kept)], expected)
         assert not np.asarray(found[name])[0, len(kept) :].any()
+
+
+def draw_boxes_at_the_threshold(part: int, whole: int):
+    """Returns boxes [8, 4], labels and descending scores of 4 pairs with an IoU of exactly `part` / `whole`.
+
+    The pairs are of different classes. In two pairs one box contains the other, in the others equal boxes overlap.
+    Coordinates are multiples of 1 / 128, so float32 holds them and their areas exactly.
+    """
+    # Equal sides s with an overlap of o: o / (2 s - o) = part / whole.
+    overlap, side = 2 * part, part + whole
+    shift = side - overlap
+    pairs = [
+        ([0, 0, 8, whole], [0, 0, 8, part]),
+        ([8, 8, 8 + part, 24], [8, 8, 8 + whole, 24]),
+        ([0, 0, 16, side], [0, shift, 16, shift + side]),
+        ([64, 0, 64 + side, 64], [64 + shift, 0, 64 + shift + side, 64]),
+    ]
+    boxes = np.array([box for pair in pairs for box in pair], np.float32) / 128
+    return boxes, np.repeat(np.array([1, 2, 80, 4000], np.int32), 2), np.linspace(0.9, 0.2, 8, dtype=np.float32)
+
+
+# Fractions that float32 rounds down, rounds up, and holds exactly.
+@pytest.mark.parametrize(("part", "whole"), [(7, 10), (3, 5), (6, 8)])
+def test_a_box_whose_iou_equals_the_threshold_is_kept(part, whole):
+    boxes, labels, scores = draw_boxes_at_the_threshold(part, whole)
+    threshold = np.float32(part / whole)
+    _, _, kept = run_nms(boxes, labels, scores, EvalConfig(nms_iou=float(threshold)))
+    assert (kept > 0).sum() == len(boxes)
+    # TensorFlow's other operation and the reference agree; the next smaller threshold removes a box of each pair.
+    for bound, count in ((threshold, 2), (np.nextafter(threshold, np.float32(0)), 1)):
+        for pair in np.split(boxes, 4):
+            selected, _, _ = tf.raw_ops.NonMaxSuppressionV5(
+                boxes=pair, scores=[0.9, 0.8], max_output_size=2, iou_threshold=bound, score_threshold=0.0,
+                soft_nms_sigma=0.0,
+            )  # fmt: skip
+            assert len(selected) == count
+    assert len(nms_reference(boxes, labels, scores, part / whole, 0.0, 100)) == len(boxes)
+
+
+def test_a_box_whose_iou_equals_the_threshold_is_kept_in_every_runtime(converted_nms):
+    boxes, labels, scores = draw_boxes_at_the_threshold(4, 8)
+    empty = CONVERTED - len(boxes)
+    found = converted_nms(np.pad(boxes, ((0, empty), (0, 0))), np.pad(labels, (0, empty)), np.pad(scores, (0, empty)))
+    assert (np.asarray(found["scores"]) > 0).sum() == len(boxes)

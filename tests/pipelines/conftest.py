@@ -10,8 +10,10 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.classes import ClassRules
-from pipelines.options import PrepareJob, define_flags
-from pipelines.prepare import run_job, run_until_stopped
+from pipelines.flags import define_flags
+from pipelines.job import run_job
+from pipelines.options import PrepareJob
+from pipelines.prepare import run_until_stopped
 from pipelines.readers.sources import Source
 from pipelines.runners import quiet_logs
 from ssd_dist.core.commands import run_command

@@ -7,6 +7,7 @@ from raw_sets import jpeg, make_coco, make_voc, make_yolo
 from tool_exports import BOX, write, write_per_folder, write_per_image
 
 from pipelines.detection import FORMATS, SplitPlan, describe_plan, detect_format, plan_splits
+from pipelines.flags import INPUT_FORMATS
 from pipelines.manifest_writer import read_manifest
 from pipelines.readers.sources import assign_split
 from pipelines.readers.splits import WHOLE, Found
@@ -49,6 +50,7 @@ def test_the_first_format_that_fits_is_read_and_the_others_are_printed(tmp_path,
 
 def test_formats_are_tried_in_the_documented_order():
     assert list(FORMATS)[-5:] == ["coco", "yolo", "voc", "csv", "tfrecord"]
+    assert tuple(FORMATS) == INPUT_FORMATS
 
 
 def test_split_by_none_writes_a_source_without_splits_as_train():

@@ -201,7 +201,7 @@ def test_splits_prepared_at_the_same_time_do_not_mix_their_classes(workspace, ru
             assert run()[0] == 0
         record(job)
 
-    monkeypatch.setattr("pipelines.prepare.record_job", record_late)
+    monkeypatch.setattr("pipelines.job.record_job", record_late)
     flags = ["--input=more", "--split=val", "--source_split=train"]
     code, _, err = run(*flags, without=["--input", "--split"])
     assert (code, len(err.splitlines()), "run this one again" in err) == (3, 1, True), err

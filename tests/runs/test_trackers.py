@@ -1,7 +1,9 @@
 """TensorBoard gets the values of metrics.jsonl; other services are used only if the config lists them."""
 
 import errno
+import itertools
 import json
+import os
 import shutil
 import socket
 import sys
@@ -50,6 +52,37 @@ def test_tensorboard_has_the_numbers_of_metrics_jsonl(tmp_path):
         "train/skipped_steps": (4, 1.0),
         "eval/coco/AP": (8, 0.25),
     }
+
+
+def read_resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's memory statistics")
+def test_reports_of_new_numbers_keep_no_memory(tmp_path):
+    """TensorFlow keeps every Python number that it converts: values and steps of reports must not be among them."""
+    tracker = TensorBoardTracker(str(tmp_path))
+    steps = itertools.count()
+
+    def measure_growth(log_number) -> int:
+        before = read_resident_bytes()
+        for _ in range(400):
+            log_number()
+        return read_resident_bytes() - before
+
+    def log_report():
+        step = next(steps)
+        tracker.log_scalars("train", step, {"loss": step + 0.1, "loss/cls": step + 0.2, "loss/loc": step + 0.3})
+
+    def convert_numbers():
+        step = next(steps)
+        for number in (step, step + 0.1, step + 0.2, step + 0.3):
+            tf.constant(number)
+
+    measure_growth(log_report)
+    kept = measure_growth(convert_numbers)
+    # Other allocations of the process may happen to be measured, but not three times.
+    assert min(measure_growth(log_report) for _ in range(3)) < kept / 10
 
 
 def test_a_resumed_run_drops_broken_and_later_rows(tmp_path):

@@ -29,7 +29,7 @@ class OneWorkerCollectives:
 
 def create_workers(collectives: OneWorkerCollectives) -> WorkerGroup:
     watchdog = nullcontext()
-    watchdog.reset = lambda: None
+    watchdog.start = watchdog.reset = lambda: None
     return WorkerGroup(collectives, True, SimpleNamespace(requested=False), watchdog)
 
 

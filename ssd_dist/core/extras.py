@@ -1,0 +1,22 @@
+"""The optional dependencies, and the message for one that is not installed."""
+
+# The packages of the extras in pyproject.toml that this code imports, each under its import name.
+_EXTRAS = {
+    "pipelines": ("apache_beam", "defusedxml"),
+    "train": ("faster_coco_eval", "fsspec", "jinja2", "markupsafe", "official", "orbit", "tensorflow", "tf_keras"),
+    "export": ("onnx", "onnxruntime", "tf2onnx"),
+}
+
+
+def explain_missing_package(error: ModuleNotFoundError) -> str | None:
+    """Returns the message for a package of an extra that is not installed; None if no extra contains the package.
+
+    >>> explain_missing_package(ModuleNotFoundError(name="tensorflow.io"))
+    "the package tensorflow is not installed; install it with: pip install 'ssd_dist[train]'"
+    >>> explain_missing_package(ModuleNotFoundError(name="ssd_dist.datum"))
+    """
+    package = (error.name or "").partition(".")[0]
+    for extra, packages in _EXTRAS.items():
+        if package in packages:
+            return f"the package {package} is not installed; install it with: pip install 'ssd_dist[{extra}]'"
+    return None

@@ -1,0 +1,141 @@
+"""The wheel works in any folder: its scripts, its configs, and the message for an extra that is not installed."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = tuple(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"])
+BUILD = """
+import sys
+from setuptools import build_meta
+print(getattr(build_meta, "build_" + sys.argv[1])(sys.argv[2]))
+"""
+
+
+def build(kind: str, source: Path, output: Path) -> Path:
+    """Builds the sdist or the wheel of a folder with the build backend of pyproject.toml, and returns its path."""
+    command = [sys.executable, "-c", BUILD, kind, output]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=True)
+    return output / done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> Path:
+    """Returns the wheel, built from the unpacked sdist as on a package index."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("ssd_dist", "pipelines", "toyset", "configs"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    sdist = build("sdist", source, folder)
+    shutil.unpack_archive(sdist, folder, filter="data")
+    return build("wheel", folder / sdist.name.removesuffix(".tar.gz"), folder)
+
+
+def find_base_packages() -> set[str]:
+    """Returns the names of the distributions that `pip install ssd_dist` installs, without any extra."""
+    waiting, found = ["ssd_dist"], set()
+    while waiting:
+        for text in metadata.distribution(waiting.pop()).requires or []:
+            requirement = Requirement(text)
+            is_needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if is_needed and requirement.name not in found:
+                found.add(requirement.name)
+                waiting.append(requirement.name)
+    return found
+
+
+def create_environment(folder: Path, wheel: Path) -> tuple[Path, Path]:
+    """Creates a virtual environment that contains only the wheel; returns its folders of scripts and of packages."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-index", "--disable-pip-version-check", wheel], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    return folder / "bin", packages
+
+
+@pytest.fixture(scope="session")
+def base_scripts(wheel, tmp_path_factory) -> Path:
+    """Returns the scripts of an environment without extras; the packages of this environment are linked into it."""
+    scripts, packages = create_environment(tmp_path_factory.mktemp("base"), wheel)
+    for name in find_base_packages():
+        distribution = metadata.distribution(name)
+        for entry in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+            if not (packages / entry).exists():
+                (packages / entry).symlink_to(distribution.locate_file(entry))
+    return scripts
+
+
+@pytest.fixture(scope="session")
+def full_scripts(wheel, tmp_path_factory) -> Path:
+    """Returns the scripts of an environment with all extras: it finds the packages of this environment."""
+    scripts, packages = create_environment(tmp_path_factory.mktemp("full"), wheel)
+    # Python reads this file, but not the .pth file of the editable installation in that folder.
+    (packages / "extras.pth").write_text(str(metadata.distribution("numpy").locate_file("")))
+    return scripts
+
+
+def run(script: Path, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([script, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_the_wheel_contains_the_configs_and_is_small(wheel):
+    configs = {f"ssd_dist/configs/{path.name}" for path in (ROOT / "configs").iterdir()}
+    assert "ssd_dist/configs/base.yaml" in configs
+    assert configs <= set(zipfile.ZipFile(wheel).namelist())
+    assert wheel.stat().st_size < 1e6
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_needs_only_the_base_package(base_scripts, tmp_path, script):
+    done = run(base_scripts / script, "--help", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^  --output: |^  --model_dir: ", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "extra"),
+    [
+        ("ssd-prepare", ["--input=data", "--output=shards"], "pipelines"),
+        ("ssd-train", ["--config=demo", "--model_dir=run"], "train"),
+        ("ssd-evaluate", ["--model_dir=run", "--split=val"], "train"),
+        ("ssd-predict", ["--model_dir=run", "--images=data", "--output=out"], "train"),
+        ("ssd-export", ["--model_dir=run", "--format=tflite", "--output=out"], "train"),
+        ("ssd-inspect", ["--model_dir=run"], "train"),
+    ],
+)
+def test_a_missing_extra_gives_one_line_with_the_command_that_installs_it(
+    base_scripts, tmp_path, script, arguments, extra
+):
+    done = run(base_scripts / script, *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.endswith(f"is not installed; install it with: pip install 'ssd_dist[{extra}]'\n")
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_prepares_data_and_reads_its_configs_in_any_folder(full_scripts, tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: demo\ndata: {dir: shards}\n")
+    for script, *arguments in (
+        ("ssd-sample", "--output=raw", "--train=8", "--val=8"),
+        ("ssd-prepare", "--input=raw", "--output=shards", "--config=mine.yaml"),
+        ("ssd-inspect", "--data=shards", "--output=data.html"),
+    ):
+        done = run(full_scripts / script, *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    # The size of configs/demo.yaml.
+    assert json.loads((tmp_path / "shards/dataset.json").read_text())["image_size"] == 160
+    program = "import ssd_dist; print(ssd_dist.__file__)"
+    location = run(full_scripts / "python", "-c", program, cwd=tmp_path).stdout
+    assert location.startswith(str(full_scripts.parent))
