@@ -27,7 +27,7 @@ $(READY):
 	fi
 	touch $@
 
-# Generates a dataset, writes shards, trains on two replicas, evaluates, and draws detections. Downloads nothing.
+# Generates a dataset, writes shards, trains on two replicas of the CPU, evaluates, and draws detections. Downloads nothing.
 demo: $(READY)
 	rm -rf $(DEMO)
 	$(BIN)/python -m toyset.sample --output=$(DEMO)/raw --train=1200
@@ -35,7 +35,7 @@ demo: $(READY)
 	  $(BIN)/python -m pipelines.prepare --input_format=coco --input=$(DEMO)/raw --split=$$split \
 	    --output=$(DEMO)/data --config=configs/demo.yaml || exit; \
 	done
-	$(BIN)/python -m ssd_dist.cli.train --config=configs/demo.yaml --model_dir=$(DEMO)/run
+	CUDA_VISIBLE_DEVICES=-1 $(BIN)/python -m ssd_dist.cli.train --config=configs/demo.yaml --model_dir=$(DEMO)/run
 	$(BIN)/python -m ssd_dist.cli.evaluate --model_dir=$(DEMO)/run --split=val \
 	  --output=$(DEMO)/metrics.json --pictures=$(DEMO)/predictions.png
 

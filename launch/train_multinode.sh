@@ -5,6 +5,7 @@
 #   launch/train_multinode.sh --hosts=a,b,c -- ...                                     one worker per host, over ssh
 #   launch/train_multinode.sh -- ...                                                   inside Slurm, Kubernetes, Vertex
 #
+# A host is a name, user@name, an IPv4 address, or an IPv6 address in brackets.
 # Relative paths refer to the current folder; with --hosts, to the folder of this project, which must have the same path
 # on all hosts.
 #
@@ -12,6 +13,9 @@
 #   --max_restarts=N   number of restarts after a lost worker (default 3); the run resumes from its last checkpoint
 #   --grace_seconds=N  seconds that workers get to save after a signal (default 35; more than preemption.grace_seconds)
 #   --python=PATH      Python interpreter (default .venv/bin/python of this project, else python3)
+#
+# By SSD_DIST_SECRET the workers of a job recognize each other when they start. With --local and --hosts, this script
+# creates a random value unless the variable is set. It never appears on a command line.
 #
 # Exit code: 0 if all workers ended with 0. If a worker ends with 2, 3 or 4 (an error that the user must fix), all
 # workers are stopped and the exit code is that of the worker. After any other code all workers are started again; when
@@ -26,7 +30,21 @@ readonly ARRIVAL_SECONDS=5
 # own signal on to them.
 readonly SAME_SIGNAL_SECONDS=2
 
-fail() { echo "error: $*" >&2; exit 2; }
+# Prints an error in one line: text of the user may contain line breaks and terminal sequences.
+fail() {
+  local text="error: $*"
+  printf '%s\n' "${text//[[:cntrl:]]/?}" >&2
+  exit 2
+}
+
+# A host name or IPv4 address, or an IPv6 address in brackets. Such a text is never an option of ssh, and needs no quotes
+# in JSON or in a shell.
+readonly HOST='([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]*:[0-9A-Fa-f:]*\])'
+
+# In the C locale, the ranges contain ASCII characters only.
+is_host() { local LC_ALL=C; [[ $1 =~ ^$HOST$ ]]; }
+is_user_at_host() { local LC_ALL=C; [[ $1 =~ ^([A-Za-z0-9_][A-Za-z0-9._-]*@)?$HOST$ ]]; }
+is_number() { [[ $1 =~ ^(0|[1-9][0-9]{0,8})$ ]]; }
 
 local_workers='' hosts='' names=() port=12345 max_restarts=3 grace_seconds=35
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -54,18 +72,26 @@ done
 train=("$@")
 ((${#train[@]})) || fail "no flags for the trainer; put them after --, e.g. -- --config=configs/x.yaml --model_dir=RUN"
 [[ -z $local_workers || -z $hosts ]] || fail "--local and --hosts exclude each other; use one of them"
-[[ $max_restarts =~ ^[0-9]+$ ]] || fail "--max_restarts=$max_restarts: not a number; use 0 or more"
-[[ $grace_seconds =~ ^[0-9]+$ ]] || fail "--grace_seconds=$grace_seconds: not a number; use 0 or more"
+is_number "$max_restarts" || fail "--max_restarts=$max_restarts: not a number; use 0 or more"
+is_number "$grace_seconds" || fail "--grace_seconds=$grace_seconds: not a number; use 0 or more"
 [[ $port =~ ^[1-9][0-9]{0,4}$ && $port -lt 65536 ]] || fail "--port=$port: not a port; use a number from 1 to 65535"
 [[ -n $hosts ]] || command -v "$python" > /dev/null ||
   fail "--python=$python: not found; use the path of a Python interpreter"
-IFS=, read -r -a names <<<"$hosts"
 declare -A seen=()
-for name in "${names[@]}"; do
+left=${hosts:+$hosts,}
+while [[ -n $left ]]; do
+  name=${left%%,*} left=${left#*,}
   [[ -n $name && -z ${seen[$name]:-} ]] ||
     fail "--hosts=$hosts: empty or repeated host; give each host once, separated by single commas"
+  is_user_at_host "$name" ||
+    fail "--hosts=$hosts: '$name' is not a host; use names such as node-1, me@node-1, 10.0.0.1 or [2001:db8::1]"
+  names+=("$name")
   seen[$name]=yes
 done
+if [[ -n $local_workers || -n $hosts ]]; then
+  export SSD_DIST_SECRET=${SSD_DIST_SECRET:-$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')}
+  [[ $SSD_DIST_SECRET != *[[:cntrl:]]* ]] || fail "SSD_DIST_SECRET: contains a control character; use printable text"
+fi
 
 # --- The workers of the cluster -----------------------------------------------------------------------------------
 
@@ -90,28 +116,32 @@ tf_config() {
 # Under a scheduler each task runs this script, finds its peers and becomes the worker. The scheduler does the restarts.
 run_scheduled() {
   local -a peers=()
-  local index name i
+  local index tasks names name i
   if [[ -n ${TF_CONFIG:-} ]]; then # set by Vertex AI and Kubeflow
     exec "$python" -m ssd_dist.cli.train "${train[@]}"
   elif [[ -n ${SLURM_PROCID:-} ]]; then
-    name=$(scontrol show hostnames "${SLURM_JOB_NODELIST:-}") ||
+    index=$SLURM_PROCID tasks=${SLURM_NTASKS:-1}
+    names=$(scontrol show hostnames "${SLURM_JOB_NODELIST:-}") ||
       fail "scontrol cannot list the nodes of SLURM_JOB_NODELIST=${SLURM_JOB_NODELIST:-}; run inside a Slurm job"
-    for name in $name; do peers+=("$name:$port"); done
-    index=$SLURM_PROCID
-    ((${SLURM_NTASKS:-1} == ${#peers[@]})) ||
-      fail "Slurm runs ${SLURM_NTASKS:-1} tasks on ${#peers[@]} nodes; use one task per node (--ntasks-per-node=1)"
+    while read -r name; do peers+=("$name"); done <<<"$names"
+    [[ $tasks == "${#peers[@]}" ]] ||
+      fail "Slurm runs $tasks tasks on ${#peers[@]} nodes; use one task per node (--ntasks-per-node=1)"
   elif [[ -n ${JOB_COMPLETION_INDEX:-} ]]; then # a Kubernetes indexed job or JobSet
+    index=$JOB_COMPLETION_INDEX
     [[ ${SSD_DIST_PEERS:-} =~ ^[1-9][0-9]*$ ]] ||
       fail "SSD_DIST_PEERS=${SSD_DIST_PEERS:-}: not a number; set it to the number of pods"
     [[ ${SSD_DIST_PEER_PATTERN:-} == *{}* ]] ||
       fail "SSD_DIST_PEER_PATTERN=${SSD_DIST_PEER_PATTERN:-}: set it to the pods' host name, with {} for the index"
-    for ((i = 0; i < SSD_DIST_PEERS; i++)); do peers+=("${SSD_DIST_PEER_PATTERN//\{\}/$i}:$port"); done
-    index=$JOB_COMPLETION_INDEX
+    for ((i = 0; i < SSD_DIST_PEERS; i++)); do peers+=("${SSD_DIST_PEER_PATTERN//\{\}/$i}"); done
   else
     fail "neither --local nor --hosts, and no Slurm, Kubernetes or Vertex environment; give --local=N or --hosts=a,b,c"
   fi
+  for name in "${peers[@]}"; do
+    is_host "$name" || fail "'$name' is not a host name; correct SLURM_JOB_NODELIST or SSD_DIST_PEER_PATTERN"
+  done
+  is_number "$index" || fail "the index of this worker is '$index'; set SLURM_PROCID or JOB_COMPLETION_INDEX to a number"
   if ((${#peers[@]} > 1)); then
-    TF_CONFIG=$(tf_config "$index" "${peers[@]}")
+    TF_CONFIG=$(tf_config "$index" "${peers[@]/%/:$port}")
     export TF_CONFIG
   fi
   exec "$python" -m ssd_dist.cli.train "${train[@]}"
@@ -123,10 +153,12 @@ run_scheduled() {
 pids=() parts=()
 stopping='' deadline=''
 
-# Prefixes the output of a worker with its name. Ignores signals, because the worker still prints while it saves.
+# Prefixes each line of a worker's output with its name. Ignores signals, because the worker still prints while it saves.
 label() {
+  local LC_ALL=C line
   trap '' INT TERM HUP
-  exec sed -u "s/^/[$1] /" 8>&- 9<&-
+  exec 8>&- 9<&-
+  while IFS= read -r line || [[ -n $line ]]; do printf '[%s] %s\n' "$1" "$line"; done
 }
 
 # Sets `parts` to the GPUs of each local worker; empty without GPUs.
@@ -174,10 +206,23 @@ open_lifeline() {
   rm "$path"
 }
 
-# Runs on each host in its shell: a worker and its guard. When the lifeline ends, the guard sends SIGTERM to the worker
+# Prints words so that every POSIX shell reads them unchanged.
+quote() {
+  local word
+  for word in "$@"; do
+    printf "'"
+    while [[ $word == *\'* ]]; do
+      printf "%s'\\\\''" "${word%%\'*}"
+      word=${word#*\'}
+    done
+    printf "%s' " "$word"
+  done
+}
+
+# Runs on each host in its shell: a worker and its guard. The first line of the input is the secret. When the lifeline ends, the guard sends SIGTERM to the worker
 # and kills it when the grace time is over. The worker's output and exit code still arrive over the connection.
 # shellcheck disable=SC2016  # the variables are the remote shell's
-readonly GUARDED='exec 3<&0; cd %q || exit 2; %s < /dev/null 3<&- & worker=$!
+readonly GUARDED='IFS= read -r SSD_DIST_SECRET; export SSD_DIST_SECRET; exec 3<&0; cd %s || exit 2; %s < /dev/null 3<&- & worker=$!
 { cat; kill $worker; left=%d; while [ $left -gt 0 ] && kill -0 $worker; do sleep 1; left=$((left - 1)); done
 kill -KILL $worker; } <&3 > /dev/null 2>&1 & guard=$!
 wait $worker; code=$?; kill $guard 2> /dev/null; exit $code'
@@ -185,20 +230,21 @@ wait $worker; code=$?; kill $guard 2> /dev/null; exit $code'
 start_hosts() {
   local -a addresses=()
   local index name command
+  local -a worker
   for name in "${names[@]}"; do addresses+=("${name#*@}:$port"); done
   open_lifeline
   for ((index = 0; index < ${#names[@]}; index++)); do
     name=${names[index]}
-    printf -v command '%q ' env "TF_CONFIG=$(tf_config "$index" "${addresses[@]}")" \
-      "$python" -m ssd_dist.cli.train "${train[@]}"
+    worker=(env "TF_CONFIG=$(tf_config "$index" "${addresses[@]}")" "$python" -m ssd_dist.cli.train "${train[@]}")
     # shellcheck disable=SC2059  # the format is a constant
-    printf -v command "$GUARDED" "$root" "$command" "$grace_seconds"
+    printf -v command "$GUARDED" "$(quote "$root")" "$(quote "${worker[@]}")" "$grace_seconds"
     # The connection ignores signals that are sent to all processes of this script.
     (
       trap '' INT TERM HUP
+      # ssh expects IPv6 addresses without brackets.
       # shellcheck disable=SC2029  # the command is expanded on this side on purpose
-      exec setsid ssh -o BatchMode=yes -o ServerAliveInterval=5 -o ServerAliveCountMax=3 "$name" "$command" \
-        <&9 8>&- 9<&-
+      exec setsid ssh -o BatchMode=yes -o ServerAliveInterval=5 -o ServerAliveCountMax=3 -- "${name//[][]/}" "$command" \
+        < <(printf '%s\n' "$SSD_DIST_SECRET"; exec cat <&9 8>&- 9<&-) 8>&- 9<&-
     ) > >(label "$name") 2>&1 &
     pids+=($!)
   done

@@ -15,7 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ssd_dist.cluster.failures import explain_out_of_memory
-from ssd_dist.cluster.strategy import WorkerRole, create_strategy, read_worker_role
+from ssd_dist.cluster.strategy import (
+    WorkerRole,
+    check_strategy,
+    count_replicas_per_worker,
+    create_strategy,
+    read_worker_role,
+)
 from ssd_dist.core.anchors import anchors_per_cell, feature_sizes, generate_anchors
 from ssd_dist.core.config import Config, TrainConfig
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest, Split
@@ -41,12 +47,13 @@ Section = list[tuple[str, str]]
 
 
 @explain_out_of_memory()
-def describe_dry_run(config: Config, model_dir: str | None) -> dict[str, Section]:
+def describe_dry_run(config: Config, model_dir: str | None, allow_new_data: bool = False) -> dict[str, Section]:
     """Describes what `run_training` would do with a config.
 
     Args:
       config: the config of the run.
       model_dir: the run folder, to check whether a run in it can be resumed; None to skip that check.
+      allow_new_data: whether a run may be resumed on other data than it was trained on so far.
 
     Returns:
       Sections by name, each with its (name, value) pairs.
@@ -55,9 +62,10 @@ def describe_dry_run(config: Config, model_dir: str | None) -> dict[str, Section
       UsageError, DataError, CheckpointError: the errors that would stop the run.
     """
     role = read_worker_role()
+    check_strategy(config.cluster, role)
     manifest = load_checked_manifest(config)
     if model_dir:
-        check_same_run(model_dir, config, manifest)
+        check_same_run(model_dir, config, manifest, allow_new_data)
     split = manifest.split(TRAIN_SPLIT, config.data.dir)
     plan = plan_training(config.data, config.train, split, role.index, role.count)
     plan, replaced = verify_plan(plan, split, config.model.input_size, config.data)
@@ -69,7 +77,7 @@ def describe_dry_run(config: Config, model_dir: str | None) -> dict[str, Section
         state = create_state(config, len(manifest.classes), total_steps)
         if role.count == 1:
             distribute_training(config, strategy, plan, state)
-    replicas = strategy.num_replicas_in_sync if role.count == 1 else role.count * max(len(_gpus()), 1)
+    replicas = role.count * count_replicas_per_worker(config.cluster)
     costs = count_cost(state.model)
     return {
         "Model": _describe_model(config, manifest, costs),

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,7 +27,8 @@ from rich.text import Text
 from ssd_dist.checks.dry_run import MEBI, count_images_at_once, estimate_memory
 from ssd_dist.cluster.collectives import WorkerCollectives
 from ssd_dist.cluster.failures import restart_on_lost_peer
-from ssd_dist.cluster.rendezvous import WorkerDescription, find_disagreement, wait_for_workers
+from ssd_dist.cluster.rendezvous import find_disagreement, wait_for_workers
+from ssd_dist.cluster.rendezvous_messages import WorkerDescription, read_secret
 from ssd_dist.cluster.strategy import WorkerRole, check_strategy, create_strategy, read_worker_role
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config
@@ -36,7 +38,7 @@ from ssd_dist.core.printable import make_printable
 from ssd_dist.data.pipeline import plan_training
 from ssd_dist.model.backbone import check_weights_file
 from ssd_dist.model.cost import count_cost
-from ssd_dist.runs.run_folder import CONFIG_NAME, read_run_folder
+from ssd_dist.runs.run_folder import has_saved_run, read_run_folder
 from ssd_dist.training.assembly import create_state, distribute_training, load_checked_manifest
 from ssd_dist.training.run import make_reproducible
 from ssd_dist.training.run_checks import describe_worker
@@ -61,6 +63,15 @@ class Finding:
     check: str
     detail: str
     exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class WorkerReport:
+    """What a worker sends to the chief: its findings, the facts and the token of `gather_findings`."""
+
+    findings: list[Finding]
+    facts: dict[str, str]
+    token: str
 
 
 class Findings(list[Finding]):
@@ -147,7 +158,7 @@ def check_worker(
 
     def classes() -> str:
         names = manifests[0].classes
-        if (Path(model_dir) / CONFIG_NAME).is_file() and (before := read_run_folder(model_dir)[1].classes) != names:
+        if has_saved_run(model_dir) and (before := read_run_folder(model_dir)[1].classes) != names:
             raise CheckpointError(
                 f"the run in {model_dir} was trained on classes {', '.join(before)}; the data has {', '.join(names)}; "
                 "use another --model_dir, or the data that the run was trained on"
@@ -204,7 +215,7 @@ def gather_findings(
     Raises:
       UsageError: on workers other than the chief, if they cannot reach the chief.
     """
-    report = json.dumps({"findings": [asdict(finding) for finding in found], "facts": dict(facts), "token": token})
+    report = json.dumps(asdict(WorkerReport(list(found), dict(facts), token)))
     # The facts are part of the report: `wait_for_workers` would stop at the first difference, but the table lists all.
     own = WorkerDescription(role.index, role.addresses, {}, report)
     compared = False
@@ -217,7 +228,7 @@ def gather_findings(
         return f"{failed} checks failed; see the chief's table" if failed else None
 
     try:
-        wait_for_workers(own, WAIT_SECONDS, compare)
+        wait_for_workers(own, WAIT_SECONDS, read_secret(), compare)
     except SsdDistError as error:
         if role.is_chief and not compared:
             table.extend([*found, Finding(0, "rendezvous", str(error), UsageError.exit_code)])
@@ -237,19 +248,19 @@ def compare_reports(descriptions: Sequence[WorkerDescription], probe: Path) -> l
     Returns:
       The findings of all workers, and the findings of the comparison.
     """
-    reports = [json.loads(one.report) for one in descriptions]
-    table = [Finding(**finding) for report in reports for finding in report["findings"]]
-    chief = replace(descriptions[0], facts=reports[0]["facts"])
+    reports = [read_report(one) for one in descriptions]
+    table = [finding for report in reports for finding in report.findings]
+    chief = replace(descriptions[0], facts=reports[0].facts)
     for one, report in zip(descriptions[1:], reports[1:], strict=True):
         # A worker without facts has no valid data, which is already among its findings.
-        if chief.facts and report["facts"]:
-            problem = find_disagreement(chief, replace(one, facts=report["facts"]))
+        if chief.facts and report.facts:
+            problem = find_disagreement(chief, replace(one, facts=report.facts))
             text = problem or "config, data and versions are equal to the chief's"
             table.append(Finding(one.index, "equal settings", text, UsageError.exit_code if problem else 0))
         table.append(Finding(one.index, "clock", f"differs by {one.skew:+.1f} s from the chief's"))
         try:
-            shared = (probe.parent / f".preflight-{one.index}").read_text() == report["token"]
-        except OSError:
+            shared = (probe.parent / f".preflight-{one.index}").read_text() == report.token
+        except (OSError, ValueError):
             shared = False
         if shared:
             table.append(Finding(one.index, "shared folder", "the chief can read this worker's file"))
@@ -257,6 +268,16 @@ def compare_reports(descriptions: Sequence[WorkerDescription], probe: Path) -> l
             problem = f"the chief cannot read this worker's file in {probe.parent}; mount one folder on all workers"
             table.append(Finding(one.index, "shared folder", problem, UsageError.exit_code))
     return table
+
+
+def read_report(description: WorkerDescription) -> WorkerReport:
+    """Reads the report of a worker; if it is not valid, returns a report with this finding."""
+    try:
+        return TypeAdapter(WorkerReport).validate_json(description.report, strict=True)
+    except ValidationError:
+        text = "its report is not valid; start all workers with --preflight and the same version of ssd-dist"
+        finding = Finding(description.index, "report", text, UsageError.exit_code)
+        return WorkerReport([finding], {}, "")
 
 
 def check_cluster(found: Findings, config: Config, role: WorkerRole, manifest: Manifest) -> None:

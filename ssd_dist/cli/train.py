@@ -18,7 +18,7 @@ def main(_: list[str]) -> int:
     if flags.FLAGS["dry_run"].value:
         from ssd_dist.checks.dry_run import describe_dry_run, print_dry_run
 
-        print_dry_run(describe_dry_run(config, flags.FLAGS["model_dir"].value))
+        print_dry_run(describe_dry_run(config, flags.FLAGS["model_dir"].value, flags.FLAGS["allow_new_data"].value))
         return 0
     model_dir = required_flag("model_dir")
     # TensorFlow takes seconds to import, so it is imported after the flags are checked and signal handlers are set.
@@ -31,7 +31,8 @@ def main(_: list[str]) -> int:
     stop = StopRequest()
     from ssd_dist.training.run import run_training
 
-    best = run_training(config, model_dir, stop, write_report if flags.FLAGS["report"].value else None)
+    report = write_report if flags.FLAGS["report"].value else None
+    best = run_training(config, model_dir, stop, report, flags.FLAGS["allow_new_data"].value)
     if best is not None:
         print_line(f"best {best['metric']} {best['value']:.4f} at step {best['step']}: {model_dir}/best")
     return 0
@@ -56,6 +57,9 @@ def run_main() -> None:
     define_config_flags()
     flags.DEFINE_string("model_dir", None, "Folder of the run, for checkpoints, metrics and the best model.")
     flags.DEFINE_bool("report", True, "Write RUN/report.html after training: curves, errors, images with predictions.")
+    flags.DEFINE_bool(
+        "allow_new_data", False, "Resume a run on other data of the same classes than it was trained on so far."
+    )
     flags.DEFINE_bool("dry_run", False, "Print model size, FLOPs, memory, data and cluster, without training.")
     flags.DEFINE_bool("preflight", False, "Check cluster, data, folder and memory on every worker, without training.")
     set_tensorflow_defaults()

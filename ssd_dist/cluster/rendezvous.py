@@ -1,60 +1,53 @@
 """Brings all workers together before TensorFlow starts, to report a wrong cluster where TensorFlow would hang.
 
-worker -> chief, on the port that TensorFlow uses later: a description of the worker, its cluster and its run.
-chief -> worker, after all workers have connected: an empty line, or a description of the problem.
+Each worker connects to the chief on the port that TensorFlow uses later, and sends a description of itself, its cluster
+and its run. When all workers have connected and agree, the chief answers all of them; if they disagree, all of them
+report the problem. Other programs that connect are ignored (`rendezvous_connections`); with a shared secret, nobody
+else can act as a worker or as the chief (`rendezvous_messages`).
 """
 
-import contextlib
 import errno
-import json
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
+from ssd_dist.cluster.rendezvous_connections import CONNECTION_SECONDS, ConnectionReader, WorkerConnection
+from ssd_dist.cluster.rendezvous_messages import (
+    MAX_MESSAGE_BYTES,
+    SECRET_VARIABLE,
+    SignatureError,
+    WorkerDescription,
+    create_nonce,
+    decode_answer,
+    decode_greeting,
+    encode_description,
+)
 from ssd_dist.core.errors import RestartError, UsageError
+from ssd_dist.core.printable import print_warning
 
 _POLL_SECONDS = 0.2
-_ANSWER_SECONDS = 5.0
-_MAX_MESSAGE_BYTES = 1 << 20
 # An earlier worker of the same run may still hold the port while it saves (preemption.grace_seconds).
 _PORT_SECONDS = 40.0
 MAXIMUM_CLOCK_SKEW = 60.0
-
-
-@dataclass(frozen=True)
-class WorkerDescription:
-    """What a worker sends to the chief.
-
-    Attributes:
-      index: index of the worker in the cluster.
-      addresses: host:port of all workers, according to this worker.
-      facts: values that must be equal on all workers, by name, e.g. the hash of the config.
-      report: text for the chief; may differ between workers.
-      skew: seconds by which the worker's clock is ahead of the chief's; the chief computes it on receipt.
-    """
-
-    index: int
-    addresses: tuple[str, ...]
-    facts: Mapping[str, str]
-    report: str = ""
-    skew: float = 0.0
-
 
 # Maps the descriptions of all workers, in order, to a description of the problem; None if there is none.
 ClusterCheck = Callable[[Sequence[WorkerDescription]], str | None]
 
 
-def wait_for_workers(own: WorkerDescription, timeout: float, check: ClusterCheck = lambda _: None) -> None:
+def wait_for_workers(
+    own: WorkerDescription, timeout: float, secret: bytes, check: ClusterCheck = lambda _: None
+) -> None:
     """Waits until all workers have connected and agree.
 
     Args:
       own: the description of this worker.
       timeout: seconds to wait for the other workers.
+      secret: signs the messages (`read_secret`); equal on all workers, empty for messages that anyone can sign.
       check: called on the chief when all workers have connected; the workers disagree if it returns a problem.
 
     Raises:
-      UsageError: on all workers, if they disagree; or if this worker cannot use its port at all.
+      UsageError: on all workers, if they disagree; or if this worker cannot use its port at all, or has another secret
+        than the chief.
       RestartError: if a worker does not connect in time, or another process holds the port.
     """
     deadline = time.monotonic() + timeout
@@ -64,9 +57,9 @@ def wait_for_workers(own: WorkerDescription, timeout: float, check: ClusterCheck
         return
     with _bind(own.addresses[own.index], min(deadline, time.monotonic() + _PORT_SECONDS)) as server:
         if own.index == 0:
-            _receive_all(own, server, deadline, check)
+            _receive_all(own, server, deadline, secret, check)
             return
-    _send_to_chief(own, deadline)
+    _send_to_chief(own, deadline, secret)
 
 
 def find_disagreement(chief: WorkerDescription, other: WorkerDescription) -> str | None:
@@ -88,139 +81,156 @@ def find_disagreement(chief: WorkerDescription, other: WorkerDescription) -> str
 
 def _bind(address: str, deadline: float) -> socket.socket:
     """Binds the port that TensorFlow uses later: TensorFlow's own error would not name a port that is in use."""
-    host, port = _split(address)
-    server = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    port = _split(address)[1]
     while True:
+        server, interfaces = _create_server_socket()
         try:
-            # On all interfaces: inside a container, the host may not have the address that its name resolves to.
-            server.bind(("", port))
+            server.bind((interfaces, port))
             return server
         except OSError as error:
+            server.close()
             in_use = error.errno == errno.EADDRINUSE
             if in_use and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)
                 continue
-            server.close()
             text = f"this worker cannot listen on {address}: {error}; give it another port"
             # An earlier worker of this run may hold the port; after a restart it may be free.
             raise (RestartError if in_use else UsageError)(text) from None
 
 
-def _receive_all(own: WorkerDescription, server: socket.socket, deadline: float, check: ClusterCheck) -> None:
+def _create_server_socket() -> tuple[socket.socket, str]:
+    """Returns a socket and the address of all interfaces, of IPv4 and, where the host supports it, of IPv6.
+
+    All interfaces: inside a container, the host may not have the address that its name resolves to.
+    """
+    dual = socket.has_dualstack_ipv6()
+    server = socket.socket(socket.AF_INET6 if dual else socket.AF_INET)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if dual:
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    return server, "::" if dual else "0.0.0.0"
+
+
+def _receive_all(
+    own: WorkerDescription, server: socket.socket, deadline: float, secret: bytes, check: ClusterCheck
+) -> None:
     """Receives the descriptions of all other workers, checks them and answers; runs on the chief."""
-    connections: dict[int, socket.socket] = {}
-    descriptions = {0: own}
+    workers: dict[int, tuple[WorkerConnection, WorkerDescription]] = {}
     problem = None
-    server.listen(len(own.addresses))
-    try:
-        while problem is None and len(connections) < len(own.addresses) - 1:
-            server.settimeout(max(deadline - time.monotonic(), 0.001))
-            try:
-                connection, address = server.accept()
-            except TimeoutError:
-                missing = [a for i, a in enumerate(own.addresses) if i and i not in connections]
-                raise RestartError(
-                    f"no connection from {', '.join(missing)} in time; check that these workers are started"
-                ) from None
-            other = _read_description(connection)
-            if other is None or not 0 < other.index < len(own.addresses):
-                connection.close()  # not a worker of this job
-                continue
-            problem = find_disagreement(own, other)
-            if other.index in connections and not _is_closed(connections[other.index]):
-                problem = (
-                    f"two processes are worker {other.index}, one of them at {address[0]}; "
-                    "give each worker its own task.index in TF_CONFIG"
-                )
+    with ConnectionReader(server, len(own.addresses), secret) as reader:
+        try:
+            while problem is None and len(workers) < len(own.addresses) - 1:
+                arrived = reader.receive(max(deadline - time.monotonic(), 0.0))
+                if not arrived:
+                    missing = [a for i, a in enumerate(own.addresses) if i and i not in workers]
+                    ignored = f" ({reader.describe_ignored()})" if reader.ignored else ""
+                    raise RestartError(
+                        f"no connection from {', '.join(missing)} in time{ignored}; "
+                        "check that these workers are started"
+                    )
+                for connection, description in arrived:
+                    found = _add_worker(own, connection, description, workers, secret)
+                    problem = problem or found
+                if len(workers) == len(own.addresses) - 1:
+                    # Workers that ended in the meantime must connect again, or are reported as missing.
+                    for index in [index for index, (one, _) in workers.items() if one.is_closed()]:
+                        workers.pop(index)[0].close()
+            if reader.ignored:
+                print_warning(f"{own.addresses[0]}: {reader.describe_ignored()}")
+            if problem is None:
+                problem = check([own, *(workers[index][1] for index in sorted(workers))])
+            for connection, _ in workers.values():
+                connection.answer(problem or "", secret)
+        finally:
+            for connection, _ in workers.values():
                 connection.close()
-            else:
-                # A worker that was restarted in the meantime connects a second time.
-                if other.index in connections:
-                    connections[other.index].close()
-                connections[other.index] = connection
-                descriptions[other.index] = other
-            if len(connections) == len(own.addresses) - 1:
-                # Workers that ended in the meantime must connect again, or are reported as missing.
-                for index in [index for index, one in connections.items() if _is_closed(one)]:
-                    connections.pop(index).close()
-        if problem is None:
-            problem = check([descriptions[index] for index in sorted(descriptions)])
-        for connection in connections.values():
-            # If a worker has ended by now, all workers detect it after the start.
-            with contextlib.suppress(OSError):
-                connection.sendall(" ".join((problem or "").split()).encode() + b"\n")
-    finally:
-        for connection in connections.values():
-            connection.close()
     if problem is not None:
         raise UsageError(problem)
 
 
-def _is_closed(connection: socket.socket) -> bool:
-    """Returns whether the worker has closed its connection; a waiting worker sends no more data."""
-    connection.setblocking(False)
-    try:
-        return connection.recv(1, socket.MSG_PEEK) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    finally:
-        connection.settimeout(_ANSWER_SECONDS)
+def _add_worker(
+    own: WorkerDescription,
+    connection: WorkerConnection,
+    description: WorkerDescription,
+    workers: dict[int, tuple[WorkerConnection, WorkerDescription]],
+    secret: bytes,
+) -> str | None:
+    """Adds a worker whose description has arrived to `workers`; returns the problem if it cannot train."""
+    if description.index in workers:
+        earlier = workers[description.index][0]
+        if not earlier.is_closed():
+            problem = (
+                f"two processes are worker {description.index}, one of them at {connection.host}; "
+                "give each worker its own task.index in TF_CONFIG"
+            )
+            connection.answer(problem, secret)
+            connection.close()
+            return problem
+        # A worker that was restarted in the meantime connects a second time.
+        earlier.close()
+    workers[description.index] = connection, description
+    return find_disagreement(own, description)
 
 
-def _send_to_chief(own: WorkerDescription, deadline: float) -> None:
+def _send_to_chief(own: WorkerDescription, deadline: float, secret: bytes) -> None:
     """Sends this worker's description and waits for the answer; connects again until the deadline.
 
     Raises:
-      UsageError: if the answer is a problem, or the chief's host name cannot be resolved.
+      UsageError: if the answer is a problem, the chief has another secret, or its host name cannot be resolved.
       RestartError: if the chief cannot be reached.
     """
     chief = own.addresses[0]
     while True:
         try:
-            with socket.create_connection(_split(chief), timeout=_ANSWER_SECONDS) as connection:
-                connection.sendall(_encode_description(own))
-                connection.settimeout(max(deadline - time.monotonic(), 0.001))
-                answer = connection.makefile("rb").readline(_MAX_MESSAGE_BYTES)
-        except socket.gaierror as error:
-            # Some schedulers register a host's name only when they start the host.
-            if time.monotonic() > deadline:
+            problem = _exchange_messages(own, deadline, secret)
+            break
+        except SignatureError:
+            raise UsageError(
+                f"the chief at {chief} has another {SECRET_VARIABLE}; set the same value on all workers"
+            ) from None
+        except (OSError, ValueError) as error:
+            if time.monotonic() > deadline and isinstance(error, socket.gaierror):
+                # Until then: some schedulers register a host's name only when they start the host.
                 raise UsageError(
                     f"the chief's host in {chief} cannot be resolved: {error}; correct the host in TF_CONFIG"
                 ) from None
-            answer, reason = b"", str(error)
-        except OSError as error:
-            answer, reason = b"", str(error)
-        else:
-            reason = "it closed the connection"
-        if answer.endswith(b"\n"):
-            break
-        if time.monotonic() > deadline:
-            raise RestartError(
-                f"the chief at {chief} cannot be reached: {reason}; check that it is started and its port is open"
-            )
+            if time.monotonic() > deadline:
+                raise RestartError(
+                    f"the chief at {chief} cannot be reached: {error}; check that it is started and its port is open"
+                ) from None
         time.sleep(_POLL_SECONDS)
-    if problem := answer.decode().strip():
+    if problem:
         raise UsageError(problem)
 
 
-def _encode_description(own: WorkerDescription) -> bytes:
-    """Encodes the description with the current time, because the chief may start minutes after the other workers."""
-    return json.dumps({**vars(own), "facts": dict(own.facts), "time": time.time()}).encode() + b"\n"
+def _exchange_messages(own: WorkerDescription, deadline: float, secret: bytes) -> str:
+    """Returns the chief's answer on one connection.
+
+    Raises:
+      OSError, ValueError: if the chief cannot be reached, or another program listens on its port.
+      SignatureError: if the chief has another secret.
+    """
+    nonce = create_nonce()
+    greet_by = min(time.monotonic() + CONNECTION_SECONDS, deadline)
+    seconds = max(greet_by - time.monotonic(), 0.001)
+    with socket.create_connection(_split(own.addresses[0]), timeout=seconds) as connection:
+        chief_nonce = decode_greeting(_receive_line(connection, greet_by))
+        connection.sendall(encode_description(own, nonce, chief_nonce, secret))
+        return decode_answer(_receive_line(connection, deadline), nonce, secret)
 
 
-def _read_description(connection: socket.socket) -> WorkerDescription | None:
-    """Reads a description; None if the message is not one."""
-    connection.settimeout(_ANSWER_SECONDS)
-    try:
-        tree = json.loads(connection.makefile("rb").readline(_MAX_MESSAGE_BYTES))
-        skew = float(tree["time"]) - time.time()
-        facts = dict(tree["facts"])
-        return WorkerDescription(int(tree["index"]), tuple(tree["addresses"]), facts, str(tree["report"]), skew)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _receive_line(connection: socket.socket, deadline: float) -> bytes:
+    """Receives up to the end of the first line; raises OSError if it has not arrived by the deadline."""
+    received = b""
+    while not received.endswith(b"\n"):
+        connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        data = connection.recv(MAX_MESSAGE_BYTES)
+        if not data:
+            raise ConnectionError("it closed the connection")
+        received += data
+        if len(received) > MAX_MESSAGE_BYTES:
+            raise ValueError("it is not a worker of ssd-dist")
+    return received
 
 
 def _split(address: str) -> tuple[str, int]:

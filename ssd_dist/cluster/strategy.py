@@ -3,6 +3,8 @@
 TF_CONFIG with several workers -> MultiWorkerMirroredStrategy (NCCL on GPUs, ring on CPUs)
 several GPUs, or logical CPUs  -> MirroredStrategy
 otherwise                      -> OneDeviceStrategy
+
+Each worker has one replica per GPU or, without GPUs, `cluster.logical_cpus` replicas.
 """
 
 import json
@@ -12,12 +14,19 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from ssd_dist.cluster.tensorflow_patches import initialize_variables_locally, set_health_check
+from ssd_dist.cluster.tensorflow_patches import (
+    TESTED_VERSION,
+    initialize_variables_locally,
+    set_health_check,
+    use_logical_cpus,
+)
 from ssd_dist.core.config import ClusterConfig
 from ssd_dist.core.errors import UsageError
 
 # How long workers wait for each other at the start. Hosts may have to download container images first.
 START_SECONDS = 600
+# A host name, an IPv4 address or an IPv6 address in brackets, and a port.
+ADDRESS = r"([^\s:/]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}"
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ def read_worker_role(environment: dict[str, str] | None = None) -> WorkerRole:
         ) from None
     addresses = [*chiefs, *workers]
     for address in addresses:
-        if not isinstance(address, str) or not re.fullmatch(r"[^\s:/]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", address):
+        if not isinstance(address, str) or not re.fullmatch(ADDRESS, address):
             raise UsageError(f"TF_CONFIG: address {address!r} is not valid; write host:port")
         if not 0 < int(address.rsplit(":", 1)[1]) < 1 << 16:
             raise UsageError(f"TF_CONFIG: the port of {address} is not valid; use a port from 1 to 65535")
@@ -86,10 +95,11 @@ def read_worker_role(environment: dict[str, str] | None = None) -> WorkerRole:
 
 
 def check_strategy(config: ClusterConfig, role: WorkerRole) -> None:
-    """Checks that the environment has the workers that `cluster.strategy` needs; does not contact other workers.
+    """Checks that every setting of `cluster` can take effect in this environment; does not contact other workers.
 
     Raises:
-      UsageError: if the strategy and the number of workers do not fit together.
+      UsageError: if `cluster.strategy` and the number of workers do not fit together, or if `cluster.logical_cpus`
+        would have no effect.
     """
     if config.strategy == "multi_worker" and role.count == 1:
         raise UsageError(
@@ -101,15 +111,47 @@ def check_strategy(config: ClusterConfig, role: WorkerRole) -> None:
             f"cluster.strategy: {config.strategy} is for one worker, but TF_CONFIG lists {role.count} workers; "
             "use auto or multi_worker"
         )
+    if config.logical_cpus > 1 and config.strategy == "one_device":
+        raise UsageError(
+            f"cluster.logical_cpus: {config.logical_cpus} has no effect with cluster.strategy: one_device, which uses "
+            "one replica; set cluster.logical_cpus: 0, or cluster.strategy: auto"
+        )
+    gpus = tf.config.list_physical_devices("GPU")
+    if config.logical_cpus > 1 and gpus:
+        raise UsageError(
+            f"cluster.logical_cpus: {config.logical_cpus} has no effect on a host with GPUs, and this host has "
+            f"{len(gpus)}; set cluster.logical_cpus: 0 to train on GPUs, or CUDA_VISIBLE_DEVICES=-1 to train on the CPU"
+        )
+
+
+def count_replicas_per_worker(config: ClusterConfig) -> int:
+    """Returns the number of replicas that each worker must have: its GPUs or, without GPUs, its logical CPUs."""
+    if config.strategy == "one_device":
+        return 1
+    return len(tf.config.list_physical_devices("GPU")) or max(config.logical_cpus, 1)
 
 
 def create_strategy(config: ClusterConfig, role: WorkerRole) -> tf.distribute.Strategy:
     """Creates the strategy for this role; call before any other code uses a device.
 
     Raises:
-      UsageError: if the environment does not have the workers or devices that the config needs.
+      UsageError: if the environment does not have the workers or devices that the config needs, or if the strategy has
+        another number of replicas than the config requests.
     """
     check_strategy(config, role)
+    strategy = _create_strategy(config, role)
+    replicas, per_worker = strategy.num_replicas_in_sync, count_replicas_per_worker(config)
+    if replicas != role.count * per_worker:
+        raise UsageError(
+            f"cluster.logical_cpus: {config.logical_cpus}: TensorFlow {tf.__version__} created {replicas} replicas "
+            f"instead of {role.count * per_worker} ({role.count} workers with {per_worker} each); "
+            f"install TensorFlow {TESTED_VERSION}, with which ssd-dist was tested"
+        )
+    return strategy
+
+
+def _create_strategy(config: ClusterConfig, role: WorkerRole) -> tf.distribute.Strategy:
+    """Creates the strategy without checking its number of replicas."""
     kind = config.strategy
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus and config.logical_cpus > 1:
@@ -119,6 +161,8 @@ def create_strategy(config: ClusterConfig, role: WorkerRole) -> tf.distribute.St
         implementation = communication.NCCL if gpus else communication.RING
         options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
         set_health_check(config.health_timeout, START_SECONDS)
+        if not gpus and config.logical_cpus > 1:
+            use_logical_cpus(config.logical_cpus)
         strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
         initialize_variables_locally(strategy)
         return strategy

@@ -7,6 +7,7 @@ improvement that the warning names.
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -17,31 +18,56 @@ TESTED_VERSION = "2.20"
 _STRATEGY_MODULE = "tensorflow.python.distribute.collective_all_reduce_strategy"
 _TRACKABLE_MODULE = "tensorflow.python.trackable.base"
 _CREATE_INITIAL_VALUE = "_get_variable_creator_initial_value"
+_LIST_LOCAL_DEVICES = "_initialize_local_devices"
+_CONTEXT_MODULE = "tensorflow.python.eager.context"
+_CONFIGURE_COORDINATION = "configure_coordination_service"
+# Heartbeat timeout as a share of `cluster.health_timeout`. A worker sends a heartbeat every half timeout and waits one
+# timeout for the answer, so in the worst case it detects a lost chief after 1.5 timeouts.
+_HEARTBEAT_SHARE = 2 / 3
 
 
 def set_health_check(health_timeout: float, start_timeout: float) -> None:
     """Sets how soon a dead or frozen peer is detected; call before the strategy is created.
 
-    TensorFlow reads these settings from its strategy class only; no public function sets them.
+    The strategy configures TensorFlow's coordination service, in which the workers exchange heartbeats, but leaves its
+    timeouts at their defaults (10 s for a lost peer). No public function sets them, so this function adds them to the
+    strategy's call.
 
     Args:
       health_timeout: seconds within which a lost peer must be detected (`cluster.health_timeout`).
       start_timeout: seconds to wait for all peers at the start.
     """
-    attributes = {
-        # In the worst case a peer dies just after a check: one interval, then two attempts that wait in full.
-        "_check_health_interval": health_timeout / 5,
-        "_check_health_retry_limit": 2,
-        "_check_health_timeout": max(1, int(health_timeout * 2 / 5)),
-        "_check_health_initial_timeout": start_timeout,
-    }
-    strategy_class = _import_private(_STRATEGY_MODULE, "CollectiveAllReduceExtended")
-    missing = [name for name in attributes if not hasattr(strategy_class, name)]
-    if missing:
-        _warn(missing[0], "cluster.health_timeout has no effect, and TensorFlow's own timeouts apply")
+    context = _import_private(_CONTEXT_MODULE, "context")
+    configure = None if context is None else getattr(context(), _CONFIGURE_COORDINATION, None)
+    if configure is None:
+        _warn(_CONFIGURE_COORDINATION, "cluster.health_timeout has no effect, and TensorFlow's own timeouts apply")
         return
-    for name, value in attributes.items():
-        setattr(strategy_class, name, value)
+    timeouts = {
+        "heartbeat_timeout_in_ms": int(health_timeout * _HEARTBEAT_SHARE * 1000),
+        "cluster_register_timeout_in_ms": int(start_timeout * 1000),
+    }
+    setattr(context(), _CONFIGURE_COORDINATION, partial(configure, **timeouts))
+
+
+def use_logical_cpus(count: int) -> None:
+    """Makes each worker without GPUs use `count` logical CPUs; call before the strategy is created.
+
+    Without GPUs, `tf.distribute.MultiWorkerMirroredStrategy` creates one replica per worker, on CPU:0. It has no public
+    argument for the devices of a worker, but it gets them all from one method, which this function replaces. Everything
+    else is as with several GPUs per worker.
+
+    Args:
+      count: replicas per worker (`cluster.logical_cpus`).
+    """
+    strategy_class = _import_private(_STRATEGY_MODULE, "CollectiveAllReduceExtended")
+    if not hasattr(strategy_class, _LIST_LOCAL_DEVICES):
+        _warn(_LIST_LOCAL_DEVICES, "cluster.logical_cpus has no effect with several workers")
+        return
+
+    def list_local_devices(_: Any, cluster_resolver: Any, worker_device: str) -> tuple[tuple[str, ...], str]:
+        return tuple(f"{worker_device}/device:CPU:{i}" for i in range(count)), "CPU"
+
+    setattr(strategy_class, _LIST_LOCAL_DEVICES, list_local_devices)
 
 
 def initialize_variables_locally(strategy: tf.distribute.MultiWorkerMirroredStrategy) -> None:

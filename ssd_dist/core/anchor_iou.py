@@ -129,7 +129,15 @@ class AnchorGrids:
         # A lower bound of the highest IoU per box; the areas of anchors of one shape differ by rounding.
         reached = (best / (spans.areas[:, None] + self._largest - best)).max(axis=1)
         # Twice the tie, so that rounding does not exclude a needed pair.
-        floor = np.minimum(bound, reached) - 2 * tie
+        return self._select(spans, longest, np.minimum(bound, reached) - 2 * tie)
+
+    def find_above(self, spans: Spans, floors: Float64Array) -> Pairs:
+        """Returns at least all pairs whose IoU is at least the floor [N] of the box; the floors must be positive."""
+        longest = np.maximum.reduceat(spans.lengths, self._starts, axis=2)
+        return self._select(spans, longest, floors * (1 - 1e-9))
+
+    def _select(self, spans: Spans, longest: Float64Array, floor: Float64Array) -> Pairs:
+        """Returns the pairs in rows and columns that can reach the floor [N]; `longest` [N, 2, G] is per grid."""
         needed = (floor / (1 + floor))[:, None] * (spans.areas[:, None] + self._smallest)
         partner = longest[:, ::-1].take(self._grid_of, axis=2)
         partner *= spans.lengths

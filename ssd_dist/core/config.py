@@ -269,7 +269,11 @@ class PreemptionConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Distribution over devices and machines. `logical_cpus` splits the CPU into replicas if there is no GPU."""
+    """Distribution over devices and machines.
+
+    `strategy: auto` uses all GPUs of all workers; `one_device` uses one GPU, or the CPU as one replica. On hosts
+    without GPUs, `logical_cpus` splits the CPU of each worker into that many replicas.
+    """
 
     strategy: Literal["auto", "one_device", "mirrored", "multi_worker"] = "auto"
     logical_cpus: Count = 0

@@ -58,8 +58,26 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = 
     return _validate(_expand_environment(tree), origins, "--set" if path is None else str(path))
 
 
+def load_stored_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """Reads a config that `dump_config` wrote; references to environment variables in the file are plain text.
+
+    Args:
+      path: the YAML file.
+      overrides: values of `--set`, as `a.b=c`.
+
+    Raises:
+      UsageError: as `load_config`.
+    """
+    tree = _read_yaml(Path(path))
+    origins: dict[str, str] = {}
+    for override in overrides:
+        content = _expand_environment(_parse_override(override))
+        _merge(tree, content, f"--set {shorten(override, _SHOWN_LENGTH)}", origins)
+    return _validate(tree, origins, str(path))
+
+
 def dump_config(config: Config) -> str:
-    """Returns the config as YAML; `load_config` reads it back to an equal `Config`."""
+    """Returns the config as YAML; `load_stored_config` reads it back to an equal `Config`."""
     return str(yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False))
 
 

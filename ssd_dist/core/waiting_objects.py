@@ -8,7 +8,7 @@ from ssd_dist.core.boxes import FloatArray, IntArray
 Float64Array = npt.NDArray[np.float64]
 
 # The number of objects that a ranking stores.
-RANKED = 16
+RANKED = 64
 
 
 class Ranking:

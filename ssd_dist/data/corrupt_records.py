@@ -22,8 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import tensorflow as tf
-
 from ssd_dist.core.config import DataConfig
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.images import decode_image
@@ -33,8 +31,8 @@ from ssd_dist.core.storage import is_remote, replace_file
 from ssd_dist.core.tfrecord_io import frame_record, scan_records
 from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.shard_files import cache_folder, locate_shard, open_shard
+from ssd_dist.data.shard_guard import ShardFile, ShardGuard, compute_checksum, read_identity
 
-_CHUNK = 1 << 22
 _CACHE_NAME = "sound_shards.json"
 # Verified files are saved regularly, so that an interrupted start does not repeat all of its work.
 _SAVE_SECONDS = 10.0
@@ -58,19 +56,22 @@ def verify_plan(
     """Verifies all shards of a plan.
 
     Returns:
-      The plan with files that can be read to their end, and the corrupt records that were replaced in them.
+      The plan with files that can be read to their end and are checked at every opening, and the corrupt records that
+      were replaced in them.
 
     Raises:
       DataError: for a shard that differs from the manifest, and for a corrupt record with `data.on_corrupt: fail`.
     """
     copies = [verify_shards(view.shards, image_size, config) for view in split.views[: len(plan.files)]]
-    files = tuple(tuple(path for path, _ in shards) for shards in copies)
-    return replace(plan, files=files), tuple(record for shards in copies for _, found in shards for record in found)
+    files = tuple(tuple(file.path for file, _ in shards) for shards in copies)
+    guard = ShardGuard(file for shards in copies for file, _ in shards)
+    corrupt = tuple(record for shards in copies for _, found in shards for record in found)
+    return replace(plan, files=files, guard=guard), corrupt
 
 
 def verify_shards(
     shards: Sequence[Shard], image_size: int, config: DataConfig
-) -> list[tuple[str, list[CorruptRecord]]]:
+) -> list[tuple[ShardFile, list[CorruptRecord]]]:
     """Returns for each shard a file that can be read to its end, and the corrupt records replaced in it.
 
     Raises:
@@ -102,17 +103,20 @@ def explain_failure(plan: EpochPlan, split: Split, image_size: int, config: Data
 
 def _verify_shard(
     shard: Shard, image_size: int, config: DataConfig, verified: "_VerifiedFiles"
-) -> tuple[str, list[CorruptRecord]]:
+) -> tuple[ShardFile, list[CorruptRecord]]:
     skip = config.on_corrupt == "skip"
     path = locate_shard(shard, config, any_size=skip)
+    # The identity is read before the content, so that a later change is always noticed.
+    file = ShardFile(path, shard.examples, shard.sha256, read_identity(path))
     every_record = skip or verified.is_suspect(path)
-    if verified.contains(path, shard, every_record):
-        return path, []
-    unchanged = _checksum(path) == shard.sha256
+    if verified.contains(file, every_record):
+        return file, []
+    unchanged = compute_checksum(path) == shard.sha256
     if not unchanged and config.cache_dir:
         # The cached copy was damaged; the original may be intact.
         path = locate_shard(shard, config, any_size=skip, refresh=True)
-        unchanged = _checksum(path) == shard.sha256
+        file = replace(file, path=path, identity=read_identity(path))
+        unchanged = compute_checksum(path) == shard.sha256
     corrupt = [] if unchanged and not every_record else find_corrupt_records(path, shard, image_size)
     if corrupt and not skip:
         more = f" (and {len(corrupt) - 1} more)" if len(corrupt) > 1 else ""
@@ -127,8 +131,8 @@ def _verify_shard(
             f"shard {path} differs from the manifest: its records are valid, but its SHA-256 is not the manifest's; "
             "prepare the data again"
         )
-    verified.add(path, shard, every_record)
-    return path, []
+    verified.add(file, every_record)
+    return file, []
 
 
 def find_corrupt_records(path: str, shard: Shard, image_size: int) -> list[CorruptRecord]:
@@ -171,8 +175,8 @@ def _find_fault(data: bytes, image_size: int) -> str:
     return ""
 
 
-def _write_repaired_shard(path: str, shard: Shard, corrupt: Sequence[CorruptRecord], folder: Path) -> str:
-    """Writes a copy of the shard in which each corrupt record is replaced by a valid one; returns its path."""
+def _write_repaired_shard(path: str, shard: Shard, corrupt: Sequence[CorruptRecord], folder: Path) -> ShardFile:
+    """Writes a copy of the shard in which each corrupt record is replaced by a valid one."""
     bad = {record.record for record in corrupt}
     if len(bad) == shard.examples:
         raise DataError(f"shard {path} has no valid record; prepare the data again")
@@ -194,15 +198,7 @@ def _write_repaired_shard(path: str, shard: Shard, corrupt: Sequence[CorruptReco
             f"a repaired copy of shard {path} cannot be written to {folder} ({error}); "
             "set data.cache_dir to a writable folder"
         ) from None
-    return str(target)
-
-
-def _checksum(path: str) -> str:
-    digest = hashlib.sha256()
-    with open_shard(path) as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return ShardFile(str(target), shard.examples, digest.hexdigest(), read_identity(str(target)))
 
 
 class _VerifiedFiles:
@@ -213,15 +209,14 @@ class _VerifiedFiles:
         self._entries = self._load()
         self._saved = time.monotonic()
 
-    def contains(self, path: str, shard: Shard, every_record: bool) -> bool:
+    def contains(self, file: ShardFile, every_record: bool) -> bool:
         """Returns whether the file's checksum was verified and, if `every_record`, also each of its records."""
-        expected = [shard.sha256, *_identity(path)]
-        entry = self._entries.get(path, [])
-        return entry[:-1] == expected and (entry[-1] is True or not every_record)
+        entry = self._entries.get(file.path, [])
+        return entry[:-1] == [file.sha256, *file.identity] and (entry[-1] is True or not every_record)
 
-    def add(self, path: str, shard: Shard, every_record: bool) -> None:
+    def add(self, file: ShardFile, every_record: bool) -> None:
         """Remembers a verified file; saves to disk every few seconds."""
-        self._entries[path] = [shard.sha256, *_identity(path), every_record]
+        self._entries[file.path] = [file.sha256, *file.identity, every_record]
         if time.monotonic() - self._saved >= _SAVE_SECONDS:
             self.save()
 
@@ -250,12 +245,3 @@ class _VerifiedFiles:
 
 def _may_exist(path: str) -> bool:
     return is_remote(path) or os.path.exists(path)
-
-
-def _identity(path: str) -> list[object]:
-    if is_remote(path):
-        remote = tf.io.gfile.stat(path)
-        return [remote.length, remote.mtime_nsec]
-    local = os.stat(path)
-    # ctime cannot be set back; mtime can.
-    return [local.st_size, local.st_mtime_ns, local.st_ctime_ns, local.st_ino]

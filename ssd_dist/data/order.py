@@ -8,11 +8,13 @@ global batch of a step therefore contains the same records for any number of wor
 at any step.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import tensorflow as tf
 
 from ssd_dist.core.errors import DataError, UsageError
+from ssd_dist.data.shard_guard import ShardGuard
 
 # Records held in memory for shuffling, over all shards: about 400 MB of 300x300 JPEGs.
 SHUFFLE_RECORDS = 16384
@@ -30,6 +32,7 @@ class EpochPlan:
       worker: index of this worker.
       workers: number of workers.
       largest_shard: records of the largest shard; 0 if all have `shard_records`.
+      guard: checks each shard when it is opened and at its end; None before the shards are verified.
     """
 
     files: tuple[tuple[str, ...], ...]
@@ -39,6 +42,7 @@ class EpochPlan:
     worker: int = 0
     workers: int = 1
     largest_shard: int = 0
+    guard: ShardGuard | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Raises DataError or UsageError if the shards cannot be read evenly."""
@@ -66,6 +70,10 @@ class EpochPlan:
         """Steps per epoch: floor(smallest shard * S / global batch)."""
         return self.shard_records * self.shards // self.global_batch_size
 
+    def find_change(self) -> str | None:
+        """Returns which shard has changed since it was verified, and how to fix it; None if none has."""
+        return self.guard.find_change() if self.guard else None
+
 
 def read_in_order(plan: EpochPlan, start_step: int = 0) -> tf.data.Dataset:
     """Returns this worker's infinite dataset of (serialized record, epoch, position in the global batch).
@@ -90,9 +98,12 @@ def read_in_order(plan: EpochPlan, start_step: int = 0) -> tf.data.Dataset:
 
 
 def _interleave_shards(plan: EpochPlan, epoch: tf.Tensor) -> tf.data.Dataset:
-    files = tf.constant(plan.files)[epoch % len(plan.files)]
+    view = epoch % len(plan.files)
+    files = tf.constant(plan.files)[view]
+    open_shard = _choose_reader(plan, view)
     own_shards = _permute(plan.shards, tf.stack([plan.seed, epoch]))[plan.worker :: plan.workers]
     block = max(SHUFFLE_RECORDS // plan.shards, 16)
+    largest = max(plan.shard_records, plan.largest_shard)
 
     def read_shard(file: tf.Tensor, shard: tf.Tensor) -> tf.data.Dataset:
         # Not Dataset.shuffle: it also depends on TensorFlow's global seed. These draws depend on seed, epoch and shard.
@@ -101,15 +112,15 @@ def _interleave_shards(plan: EpochPlan, epoch: tf.Tensor) -> tf.data.Dataset:
         def shuffle_block(index: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
             return tf.gather(records, _permute(tf.size(records), tf.random.fold_in(seed, index)))
 
-        records = tf.data.TFRecordDataset(file)
-        largest = max(plan.shard_records, plan.largest_shard)
+        records = open_shard(file, shard)
         if largest > block:
             # With more than one block, each epoch starts each shard at another record, so that other records are left
             # over and a batch mixes records from the whole listing. A shorter shard wraps around.
             start = tf.random.fold_in(seed, tf.constant(-1, tf.int64))
             first = tf.random.stateless_uniform([], start, 0, largest, tf.int64)
             records = records.skip(first).concatenate(records.take(first))
-        blocks = records.batch(block).enumerate()
+        # A single block is larger than the shard, so that the end of the shard is read and checked.
+        blocks = records.batch(block if largest > block else block + 1).enumerate()
         return blocks.map(shuffle_block).unbatch().take(plan.shard_records)
 
     shards = tf.data.Dataset.from_tensor_slices((tf.gather(files, own_shards), tf.cast(own_shards, tf.int64)))
@@ -117,6 +128,15 @@ def _interleave_shards(plan: EpochPlan, epoch: tf.Tensor) -> tf.data.Dataset:
     return shards.interleave(
         read_shard, cycle_length=own, block_length=1, num_parallel_calls=min(own, 2), deterministic=True
     )
+
+
+def _choose_reader(plan: EpochPlan, view: tf.Tensor) -> Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]:
+    """Returns a function that maps the file and the index of a shard of the augmented copy `view` to its records."""
+    guard = plan.guard
+    if guard is None:
+        return lambda file, _: tf.data.TFRecordDataset(file)
+    counts = tf.constant([[guard.count_examples(file) for file in files] for files in plan.files], tf.int64)[view]
+    return lambda file, shard: guard.read(file, counts[shard])
 
 
 def _permute(count: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

@@ -98,10 +98,12 @@ def evaluate_split(
     manifest = load_manifest(config.data)
     check_data_fits_model(manifest, trained_on, config.data.dir, config.model.input_size, model_dir)
     chosen = manifest.split(split, config.data.dir)
+    # One process evaluates the run, on a host that may have other devices than those that trained it.
     cluster = config.cluster
     if cluster.strategy == "multi_worker":
-        # The run was trained on several workers; one process evaluates it.
         cluster = cluster.model_copy(update={"strategy": "auto"})
+    if cluster.strategy == "one_device" or tf.config.list_physical_devices("GPU"):
+        cluster = cluster.model_copy(update={"logical_cpus": 0})
     # One worker, even if TF_CONFIG lists several: the other workers do not take part in this evaluation.
     strategy = create_strategy(cluster, WorkerRole(0))
     with strategy.scope():

@@ -28,9 +28,24 @@ _MEMORY = "ram://checkpoints"
 class CheckpointWriter:
     """Writes the checkpoints of one folder, one after the other."""
 
-    def __init__(self, checkpoint: tf.train.Checkpoint, directory: str, in_background: bool = False) -> None:
+    def __init__(
+        self,
+        checkpoint: tf.train.Checkpoint,
+        directory: str,
+        in_background: bool = False,
+        before_write: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Creates the writer.
+
+        Args:
+          checkpoint: the variables to write.
+          directory: the folder of the checkpoints.
+          in_background: whether to write the files in a thread.
+          before_write: called before each write; raises an error to prevent it.
+        """
         self._checkpoint = checkpoint
         self._directory = directory
+        self._before_write = before_write
         self._thread = ThreadPoolExecutor(1, "checkpoints") if in_background else None
         self._running: Future[None] | None = None
 
@@ -76,6 +91,7 @@ class CheckpointWriter:
 
     def _publish(self, path: str, write: Callable[[str], object], on_written: Callable[[str], None]) -> None:
         with explain_write_errors(f"checkpoint {path}"):
+            self._before_write()
             retry(lambda: _write_with_checksums(path, write), f"checkpoint {path}")
             on_written(path)
 

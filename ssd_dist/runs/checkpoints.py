@@ -13,6 +13,7 @@ Only the chief saves, and all workers restore from its folder: the replicas have
 import json
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -33,13 +34,19 @@ class CheckpointStore:
     """Saves and restores the complete state of a run."""
 
     def __init__(
-        self, checkpoint: tf.train.Checkpoint, model_dir: str, config: CheckpointConfig, is_chief: bool
+        self,
+        checkpoint: tf.train.Checkpoint,
+        model_dir: str,
+        config: CheckpointConfig,
+        is_chief: bool,
+        before_write: Callable[[], None] = lambda: None,
     ) -> None:
+        """Creates the store of the run in `model_dir`; `before_write` is called before each write."""
         self._checkpoint = checkpoint
         self._directory = os.path.join(model_dir, "checkpoints")
         self._keep = config.keep
         self._is_chief = is_chief
-        self._writer = CheckpointWriter(checkpoint, self._directory, config.async_save)
+        self._writer = CheckpointWriter(checkpoint, self._directory, config.async_save, before_write)
         self._saved_step: int | None = None
 
     def restore_latest(self) -> str | None:
@@ -112,9 +119,17 @@ class CheckpointStore:
 class BestModel:
     """Keeps the weights with the best values of one metric; a resumed run continues from the stored values."""
 
-    def __init__(self, model: tf_keras.Model, model_dir: str, metric: str, keep: int) -> None:
+    def __init__(
+        self,
+        model: tf_keras.Model,
+        model_dir: str,
+        metric: str,
+        keep: int,
+        before_write: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Creates the store of the run in `model_dir`; `before_write` is called before each write."""
         self._directory = os.path.join(model_dir, "best")
-        self._writer = CheckpointWriter(tf.train.Checkpoint(model=model), self._directory)
+        self._writer = CheckpointWriter(tf.train.Checkpoint(model=model), self._directory, before_write=before_write)
         self._metric = metric
         self._keep = keep
         self.best = read_best(model_dir)

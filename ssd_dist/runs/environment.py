@@ -17,7 +17,10 @@ PACKAGES = ("tensorflow", "tf-keras", "tf-models-official", "numpy", "ssd-dist")
 
 
 def describe_environment(strategy: tf.distribute.Strategy, workers: int) -> dict[str, Any]:
-    """Returns facts about this process and its strategy as JSON-serializable values."""
+    """Returns facts about this process and its strategy as JSON-serializable values.
+
+    `workers` and `replicas` are totals of the job; the other counts are those of this process.
+    """
     gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
     return {
         "command": " ".join(sys.argv),
@@ -26,6 +29,7 @@ def describe_environment(strategy: tf.distribute.Strategy, workers: int) -> dict
         "cpus": os.cpu_count(),
         "gpus": [str(gpu.get("device_name", "GPU")) for gpu in gpus],
         "workers": workers,
+        "replicas_per_worker": strategy.num_replicas_in_sync // workers,
         "replicas": strategy.num_replicas_in_sync,
         "python": platform.python_version(),
         **{name: _find_version(name) for name in PACKAGES},

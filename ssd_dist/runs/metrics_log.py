@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,24 @@ from ssd_dist.runs.trackers import Tracker
 class MetricsLog:
     """Appends rows to RUN/metrics.jsonl and passes their numbers to the trackers; exists only on the chief."""
 
-    def __init__(self, model_dir: str, step: int, evaluated: int, trackers: Sequence[Tracker] = ()) -> None:
+    def __init__(
+        self,
+        model_dir: str,
+        step: int,
+        evaluated: int,
+        trackers: Sequence[Tracker] = (),
+        before_write: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Opens the log and removes the rows that the run writes again.
+
+        Args:
+          model_dir: the run folder.
+          step: the step at which the run resumes.
+          evaluated: the last step that was evaluated.
+          trackers: receive the numbers of each row.
+          before_write: called before each row; raises an error to prevent it.
+        """
+        self._before_write = before_write
         self._path = Path(model_dir) / "metrics.jsonl"
         self._trackers = tuple(trackers)
         self._failed: set[str] = set()
@@ -41,6 +58,7 @@ class MetricsLog:
         line = json.dumps(row, allow_nan=False) + "\n"
         what = str(self._path)
         with explain_write_errors(what):
+            self._before_write()
             size = retry(lambda: self._path.stat().st_size if self._path.exists() else 0, what)
             retry(lambda: _append(self._path, line, size), what)
         for tracker in self._trackers:

@@ -1,32 +1,23 @@
 """The run folder: stores the config and the manifest of a run, so that later commands need no other input."""
 
-import errno
-import fcntl
 import json
 import os
-import socket
-import sys
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from ssd_dist.core.config import Config
-from ssd_dist.core.config_files import dump_config, flatten_config, load_config
+from ssd_dist.core.config_files import dump_config, flatten_config, load_stored_config
 from ssd_dist.core.errors import CheckpointError, UsageError
 from ssd_dist.core.folder_names import check_folder_name
-from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
-from ssd_dist.core.printable import print_line
-from ssd_dist.core.storage import write_text
+from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest
+from ssd_dist.core.storage import is_remote, write_text
 from ssd_dist.data.corrupt_records import CorruptRecord
+from ssd_dist.runs.checkpoints import complete_checkpoints, read_best
 from ssd_dist.runs.gfile_storage import explain_write_errors
+from ssd_dist.runs.run_lock import RunLock, lock_run_folder
 
 CONFIG_NAME = "config.yaml"
 SKIPPED_NAME = "skipped_records.jsonl"
-LOCK_NAME = ".lock"
-
-# Longer than NFS keeps the lock of a lost host (90 s), and longer than a run takes to save and exit.
-_LOCK_SECONDS = 100.0
 
 # Keys, and prefixes of keys, that may change when a run is resumed: they affect neither what is learned from a batch
 # nor which model is the best.
@@ -37,66 +28,39 @@ _MAY_CHANGE = (
 )  # fmt: skip
 
 
-def open_run_folder(model_dir: str, config: Config, manifest: Manifest) -> None:
+def open_run_folder(model_dir: str, config: Config, manifest: Manifest, allow_new_data: bool = False) -> RunLock:
     """Writes config and manifest into the run folder, or checks that the run in it can be resumed with them.
 
-    Locks the folder for this process.
+    Args:
+      model_dir: the run folder; it is created if it does not exist.
+      config: the config of the run.
+      manifest: the manifest of the data.
+      allow_new_data: whether a run may be resumed on other data than it was trained on so far.
+
+    Returns:
+      The lock of the folder, which this process holds until it ends.
 
     Raises:
-      UsageError: if the folder has a run with another config, another process trains in it, or it cannot be created.
+      UsageError: if the folder has a run with another config or on other data, another process trains in it, or it
+        cannot be created.
       CheckpointError: if the run in it was trained on other classes, or the files cannot be written.
     """
     folder = Path(model_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock_run_folder(model_dir)
-        check_same_run(model_dir, config, manifest)
+        lock = lock_run_folder(model_dir)
+        lock.check()
+        check_same_run(model_dir, config, manifest, allow_new_data)
     except OSError as error:
         raise UsageError(f"--model_dir={model_dir} cannot be written: {error}; use a writable folder") from None
     # The config is written last: a folder with a config is a run.
-    for name, text in ((MANIFEST_NAME, manifest.to_json()), (CONFIG_NAME, dump_config(config))):
+    stored = dump_config(_make_paths_absolute(config))
+    for name, text in ((MANIFEST_NAME, manifest.to_json()), (CONFIG_NAME, stored)):
         path = folder / name
         with explain_write_errors(str(path)):
             if not path.exists() or path.read_text() != text:
                 write_text(str(path), text)
-
-
-def lock_run_folder(model_dir: str) -> None:
-    """Locks the run folder until this process ends; waits for another process that is about to exit.
-
-    Raises:
-      UsageError: if another process still trains in the folder after `_LOCK_SECONDS`.
-      OSError: if the folder cannot be written.
-    """
-    path = Path(model_dir) / LOCK_NAME
-    # Never closed: closing the file releases the lock. The operating system closes it when the process ends.
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    deadline = time.monotonic() + _LOCK_SECONDS
-    reported = False
-    while not _try_lock(lock):
-        owner = " ".join(path.read_text().split())
-        text = f"--model_dir={model_dir}: another process trains in this folder ({owner})"
-        if time.monotonic() > deadline:
-            raise UsageError(
-                f"{text}; stop it, or use another --model_dir; if its host no longer exists, delete {path}"
-            )
-        if not reported:
-            print_line(f"{text}; waiting up to {_LOCK_SECONDS:g} s for it to exit", sys.stderr)
-            reported = True
-        time.sleep(0.5)
-    # The owner is only for the message above; on a full disk the lock works without it.
-    with suppress(OSError):
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"host {socket.gethostname()}, process {os.getpid()}\n".encode(), 0)
-
-
-def _try_lock(lock: int) -> bool:
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        # Any other error means that the file system does not support locks.
-        return error.errno not in (errno.EACCES, errno.EAGAIN)
-    return True
+    return lock
 
 
 def read_run_folder(model_dir: str, overrides: Sequence[str] = ()) -> tuple[Config, Manifest]:
@@ -116,21 +80,33 @@ def read_run_folder(model_dir: str, overrides: Sequence[str] = ()) -> tuple[Conf
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} is not a run: it has no {name}; use the --model_dir of a training run")
     manifest_path = folder / MANIFEST_NAME
-    return load_config(folder / CONFIG_NAME, overrides), Manifest.from_json(
+    return load_stored_config(folder / CONFIG_NAME, overrides), Manifest.from_json(
         manifest_path.read_bytes(), str(manifest_path)
     )
 
 
-def check_same_run(model_dir: str, config: Config, manifest: Manifest) -> None:
-    """Checks that the run in the folder, if there is one, can be resumed with this config and manifest.
+def has_saved_run(model_dir: str) -> bool:
+    """Returns whether the folder has a run that saved a checkpoint; any other run is replaced by the next one.
 
     Raises:
-      UsageError: if the run has another config.
-      CheckpointError: if the run was trained on other classes.
+      CheckpointError: if `best.json` of the run cannot be read.
     """
     folder = Path(model_dir)
-    if not (folder / CONFIG_NAME).exists():
+    return (folder / CONFIG_NAME).exists() and bool(
+        complete_checkpoints(str(folder / "checkpoints")) or read_best(model_dir)
+    )
+
+
+def check_same_run(model_dir: str, config: Config, manifest: Manifest, allow_new_data: bool = False) -> None:
+    """Checks that the run in the folder, if it has saved a checkpoint, can be resumed with this config and manifest.
+
+    Raises:
+      UsageError: if the run has another config or, without `allow_new_data`, was trained on other data.
+      CheckpointError: if the run was trained on other classes.
+    """
+    if not has_saved_run(model_dir):
         return
+    folder = Path(model_dir)
     before_config, before_manifest = read_run_folder(model_dir)
     before, now = flatten_config(before_config), flatten_config(config)
     changed = [key for key in now if now[key] != before[key] and not key.startswith(_MAY_CHANGE)]
@@ -145,6 +121,34 @@ def check_same_run(model_dir: str, config: Config, manifest: Manifest) -> None:
             f"--model_dir={folder} has a run on classes {', '.join(before_manifest.classes)}; the data has "
             f"{', '.join(manifest.classes)}; use another --model_dir"
         )
+    other = _find_other_split(before_manifest, manifest, config)
+    if other is not None and not allow_new_data:
+        raise UsageError(
+            f"--model_dir={folder} has a run on other data: split {other} of {config.data.dir} has other records than "
+            "the run was started with; use the data of the run, another --model_dir, or --allow_new_data to continue "
+            "the run on this data"
+        )
+
+
+def _find_other_split(before: Manifest, now: Manifest, config: Config) -> str | None:
+    """Returns the first split that the run trains or evaluates on and whose records have changed; None if none has."""
+    for name in dict.fromkeys((TRAIN_SPLIT, before.eval_split(config.eval.split, config.data.dir))):
+        if name is not None and _list_checksums(before, name, config) != _list_checksums(now, name, config):
+            return name
+    return None
+
+
+def _list_checksums(manifest: Manifest, split: str, config: Config) -> list[str]:
+    """Returns the checksums of the shards that a run reads, in the order of the shards."""
+    views = manifest.split(split, config.data.dir).views[: config.data.views]
+    return [shard.sha256 for view in views for shard in view.shards]
+
+
+def _make_paths_absolute(config: Config) -> Config:
+    """Returns the config with absolute paths of the data, so that later commands work from any folder."""
+    paths = {name: path for name in ("dir", "cache_dir") if (path := getattr(config.data, name))}
+    absolute = {name: path if is_remote(path) else os.path.abspath(path) for name, path in paths.items()}
+    return config.model_copy(update={"data": config.data.model_copy(update=absolute)})
 
 
 def write_skipped_records(model_dir: str, records: Sequence[CorruptRecord]) -> None:

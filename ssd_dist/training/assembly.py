@@ -60,8 +60,11 @@ def assemble_run(
     plan: EpochPlan,
     total_steps: int,
     stop: StopRequest,
+    before_write: Callable[[], None],
 ) -> Run:
     """Creates all parts of a run and restores its newest checkpoint, if there is one.
+
+    `before_write` is called before each write into the run folder and raises an error to prevent it.
 
     Raises:
       UsageError: if workers do not share the run folder, or the run is beyond `total_steps`.
@@ -72,7 +75,7 @@ def assemble_run(
     workers = WorkerGroup(WorkerCollectives(strategy, role.count), role.is_chief, stop, watchdog)
     with strategy.scope():
         state = create_state(config, len(manifest.classes), total_steps)
-        checkpoints = CheckpointStore(state.checkpoint(), model_dir, config.checkpoint, role.is_chief)
+        checkpoints = CheckpointStore(state.checkpoint(), model_dir, config.checkpoint, role.is_chief, before_write)
         checkpoints.restore_latest()
         start = state.current_step
         check_same_start(start, workers.collectives, role, model_dir)
@@ -83,7 +86,9 @@ def assemble_run(
     return Run(
         state=state,
         trainer=trainer,
-        evaluation=create_periodic_evaluation(config, strategy, state, manifest, model_dir, workers, trackers),
+        evaluation=create_periodic_evaluation(
+            config, strategy, state, manifest, model_dir, workers, trackers, before_write
+        ),
         data=data,
         checkpoints=checkpoints,
         intervals=StepIntervals.from_config(
@@ -93,7 +98,7 @@ def assemble_run(
         workers=workers,
         output=RunOutput(
             model_dir,
-            MetricsLog(model_dir, start, state.evaluated_step, trackers) if role.is_chief else None,
+            MetricsLog(model_dir, start, state.evaluated_step, trackers, before_write) if role.is_chief else None,
             TrainingProgress(start, total_steps, role.is_chief),
         ),
         divergence=DivergencePolicy(config.train.recover_from_blowup, AMPContext(config.amp).overflow_is_expected),
@@ -171,6 +176,7 @@ def create_periodic_evaluation(
     model_dir: str,
     workers: WorkerGroup,
     trackers: Sequence[Tracker],
+    before_write: Callable[[], None],
 ) -> PeriodicEvaluation | None:
     """Creates the evaluation of a run; None if it has no evaluation split or `eval.every_*` are 0.
 
@@ -197,7 +203,7 @@ def create_periodic_evaluation(
     return PeriodicEvaluation(
         evaluator=evaluator,
         state=state,
-        best=BestModel(state.model, model_dir, config.eval.metric, config.checkpoint.keep_best),
+        best=BestModel(state.model, model_dir, config.eval.metric, config.checkpoint.keep_best, before_write),
         ground_truth=ground_truth,
         classes=manifest.classes,
         metric=config.eval.metric,

@@ -1,7 +1,7 @@
 """The outer training loop: trains to the next pause, then evaluates, saves or stops if due.
 
 repeat
-  evaluate_if_due -> save_if_due -> stop_if_requested -> advance
+  evaluate_if_due -> save_if_due -> stop_if_necessary -> advance
 until the last step
 """
 
@@ -12,7 +12,7 @@ import time
 
 import orbit
 
-from ssd_dist.core.errors import RestartError
+from ssd_dist.core.errors import DataError, RestartError
 from ssd_dist.evaluation.evaluator import Interrupted
 from ssd_dist.training.divergence import OverflowMonitor, find_divergence, recover
 from ssd_dist.training.run_parts import Run
@@ -23,6 +23,7 @@ def run_loop(run: Run) -> None:
 
     Raises:
       RestartError: if the run was asked to stop; its state is saved.
+      DataError: if a shard has changed since the run started; the state of the run is saved.
       NumericsError: if a loss or gradient is not finite and the run may not recover.
     """
     controller = create_controller(run)
@@ -35,7 +36,7 @@ def run_loop(run: Run) -> None:
             step = run.state.current_step
             evaluate_if_due(run, controller, step)
             save_if_due(run, step)
-            stop_if_requested(run, step)
+            stop_if_necessary(run, step)
             if step == run.intervals.total:
                 break
             seconds_per_step = advance(run, controller, step, seconds_per_step)
@@ -90,23 +91,28 @@ def save_if_due(run: Run, step: int) -> None:
         run.checkpoints.save(step)
 
 
-def stop_if_requested(run: Run, step: int) -> None:
-    """Saves the state and ends the run if a signal asked any worker to stop.
+def stop_if_necessary(run: Run, step: int) -> None:
+    """Saves the state and ends the run if a signal asked any worker to stop, or if a shard has changed.
 
     Raises:
-      RestartError: if the run ends.
+      DataError: if the run ends because a shard has changed.
+      RestartError: if the run ends because of a signal.
     """
-    if not run.workers.stop_requested():
+    change = run.data.plan.find_change()
+    if not run.workers.any(run.workers.stop.requested or change is not None):
         return
+    changed = run.workers.any(change is not None)
     stopped = f"stopped after step {step} of {run.intervals.total}"
     if find_divergence(run) is not None:
-        raise RestartError(
-            f"{stopped}, not saved: a loss or gradient since the last checkpoint was not finite; start again to resume"
-        )
-    run.checkpoints.save(step)
-    run.checkpoints.wait()
-    run.workers.wait_for_all()
-    raise RestartError(f"{stopped}, saved; start again to resume")
+        stopped += ", not saved: a loss or gradient since the last checkpoint was not finite"
+    else:
+        run.checkpoints.save(step)
+        run.checkpoints.wait()
+        run.workers.wait_for_all()
+        stopped += ", saved"
+    if changed:
+        raise DataError(f"{change or 'a shard changed; the message of another worker names it'} ({stopped})")
+    raise RestartError(f"{stopped}; start again to resume")
 
 
 def advance(run: Run, controller: orbit.Controller, step: int, seconds_per_step: float) -> float:
@@ -137,8 +143,11 @@ def advance(run: Run, controller: orbit.Controller, step: int, seconds_per_step:
 def count_steps_to_pause(run: Run, step: int, seconds_per_step: float) -> int:
     """Returns how many steps to train until the next check for a stop request; a collective over workers.
 
-    Training pauses at every interval, and at least every quarter of the grace time: the rest must suffice for saving
-    after a signal. Results do not depend on where training pauses, so they do not depend on this clock.
+    Training pauses at every interval, at the end of every epoch, and at least every quarter of the grace time: the rest
+    must suffice for saving after a signal. At the end of an epoch, shards are checked before a record of the next epoch
+    is used. Results do not depend on where training pauses, so they do not depend on this clock.
     """
     most = max(int(run.grace_seconds / 4 / seconds_per_step), 1)
-    return min(run.intervals.steps_to_next(step), int(run.workers.broadcast_from_chief(most)))
+    steps_per_epoch = run.data.plan.steps_per_epoch
+    to_next = min(run.intervals.steps_to_next(step), steps_per_epoch - step % steps_per_epoch)
+    return min(to_next, int(run.workers.broadcast_from_chief(most)))

@@ -10,6 +10,7 @@ import tf_keras
 from ssd_dist.cluster.failures import explain_out_of_memory, restart_on_lost_peer
 from ssd_dist.cluster.preemption import StopRequest
 from ssd_dist.cluster.rendezvous import wait_for_workers
+from ssd_dist.cluster.rendezvous_messages import read_secret
 from ssd_dist.cluster.strategy import START_SECONDS, WorkerRole, check_strategy, create_strategy, read_worker_role
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config
@@ -29,7 +30,11 @@ from ssd_dist.training.state import TrainState
 
 
 def run_training(
-    config: Config, model_dir: str, stop: StopRequest, write_report: Callable[[], None] | None = None
+    config: Config,
+    model_dir: str,
+    stop: StopRequest,
+    write_report: Callable[[], None] | None = None,
+    allow_new_data: bool = False,
 ) -> dict[str, Any] | None:
     """Trains a detector, or resumes the run in `model_dir`.
 
@@ -38,6 +43,7 @@ def run_training(
       model_dir: the run folder.
       stop: whether a signal asked this process to stop.
       write_report: called on the chief at the end of the run, while the other workers wait.
+      allow_new_data: whether a run may be resumed on other data than it was trained on so far.
 
     Returns:
       The content of best.json; None without evaluation, and on workers other than the chief.
@@ -50,7 +56,7 @@ def run_training(
     check_strategy(config.cluster, role)
     manifest = load_checked_manifest(config)
     with hold_dataset(config.data, manifest):
-        return _train(config, model_dir, role, manifest, stop, write_report)
+        return _train(config, model_dir, role, manifest, stop, write_report, allow_new_data)
 
 
 def _train(
@@ -60,25 +66,28 @@ def _train(
     manifest: Manifest,
     stop: StopRequest,
     write_report: Callable[[], None] | None,
+    allow_new_data: bool,
 ) -> dict[str, Any] | None:
     split = manifest.split(TRAIN_SPLIT, config.data.dir)
     plan = plan_training(config.data, config.train, split, role.index, role.count)
     total_steps = config.train.steps or config.train.epochs * plan.steps_per_epoch
-    if role.is_chief:
-        open_run_folder(model_dir, config, manifest)
+    lock = open_run_folder(model_dir, config, manifest, allow_new_data) if role.is_chief else None
+    check_folder = lock.check if lock else (lambda: None)
     plan, replaced = verify_plan(plan, split, config.model.input_size, config.data)
     if role.is_chief:
         write_skipped_records(model_dir, replaced)
     find_bad_record = partial(explain_failure, plan, split, config.model.input_size, config.data)
-    with explain_out_of_memory(), restart_on_lost_peer(role), explain_bad_record(find_bad_record, config.data):
-        wait_for_workers(describe_worker(role, flatten_config(config), manifest, replaced), START_SECONDS)
+    explain_reading = explain_bad_record(plan.find_change, find_bad_record, config.data)
+    own = describe_worker(role, flatten_config(config), manifest, replaced)
+    with explain_out_of_memory(), restart_on_lost_peer(role), explain_reading:
+        wait_for_workers(own, START_SECONDS, read_secret())
         with stop.block_signals():
             strategy = create_strategy(config.cluster, role)
         if role.is_chief:
             with explain_write_errors(model_dir):
                 write_environment(model_dir, describe_environment(strategy, role.count))
         make_reproducible(config)
-        run = assemble_run(config, model_dir, role, strategy, manifest, plan, total_steps, stop)
+        run = assemble_run(config, model_dir, role, strategy, manifest, plan, total_steps, stop, check_folder)
         with run.output.progress:
             run.output.progress.print_line(describe_run(config, manifest, strategy, plan, run.state, total_steps))
             if replaced:
@@ -88,6 +97,7 @@ def _train(
             stop.enable_grace_time(config.preemption.grace_seconds)
             run_loop(run)
             if write_report is not None and role.is_chief:
+                check_folder()
                 write_report()
             run.workers.wait_for_all()
             stop.ignore_signals()

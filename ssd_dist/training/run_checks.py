@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from ssd_dist.cluster.collectives import WorkerCollectives
-from ssd_dist.cluster.rendezvous import WorkerDescription
+from ssd_dist.cluster.rendezvous_messages import WorkerDescription
 from ssd_dist.cluster.strategy import WorkerRole
 from ssd_dist.core.config import DataConfig
 from ssd_dist.core.errors import DataError, RestartError, UsageError
@@ -108,20 +108,29 @@ def describe_worker(
 
 
 @contextlib.contextmanager
-def explain_bad_record(find_bad_record: Callable[[], str | None], data: DataConfig) -> Iterator[None]:
+def explain_bad_record(
+    find_change: Callable[[], str | None], find_bad_record: Callable[[], str | None], data: DataConfig
+) -> Iterator[None]:
     """Replaces an error of TensorFlow's reader inside the context with one that names the shard and the record.
 
     Args:
+      find_change: returns which shard has changed since the start of the run, or None if none has.
       find_bad_record: searches the shards; returns shard and record, or None if all records are valid.
       data: where the data is, and what to do with corrupt records.
 
     Raises:
-      DataError: with shard and record.
+      DataError: with the changed shard, or with shard and record.
       RestartError: with `data.on_corrupt: skip`, because the next start skips the record.
     """
     try:
         yield
-    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
+    except tf.errors.OpError as error:
+        if change := find_change():
+            raise DataError(f"{change}; the run resumes from its last checkpoint") from None
+        # A dataset with an unexpected number of records is a failed precondition, but so are many other errors.
+        miscounted = isinstance(error, tf.errors.FailedPreconditionError) and "dataset was expected" in str(error)
+        if not miscounted and not isinstance(error, tf.errors.DataLossError | tf.errors.InvalidArgumentError):
+            raise
         found = find_bad_record()
         if found is None:
             raise

@@ -49,7 +49,11 @@ class WorkerGroup:
 
     def stop_requested(self) -> bool:
         """Returns whether any worker was asked to stop."""
-        return self.collectives.any(self.stop.requested)
+        return self.any(self.stop.requested)
+
+    def any(self, flag: bool) -> bool:
+        """Returns whether the flag is set on any worker."""
+        return self.collectives.any(flag)
 
     def broadcast_from_chief(self, value: float) -> float:
         """Returns the chief's value on every worker."""

@@ -15,8 +15,8 @@ from chaos.disk_and_network import WRAPPER, SeparableNetwork, SmallDisk
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ROOT / "launch" / "train_multinode.sh"
 STEPS = 100
-# Seconds until a lost worker must be detected, and seconds that a worker gets to save after a signal.
-HEALTH_SECONDS, GRACE_SECONDS = 8, 10
+# Seconds until a lost worker must be detected (the default), and seconds that a worker gets to save after a signal.
+HEALTH_SECONDS, GRACE_SECONDS = 15, 10
 FLAGS = ("model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.global_batch_size=8",
          f"train.steps={STEPS}", "train.log_every=1", "eval.every_steps=50", "checkpoint.every_steps=4",
          "checkpoint.keep=2", "preemption.grace_seconds=15", f"cluster.health_timeout={HEALTH_SECONDS}")  # fmt: skip

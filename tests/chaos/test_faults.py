@@ -9,7 +9,7 @@ from chaos.supervised_run import GRACE_SECONDS, HEALTH_SECONDS
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(580)
+@pytest.mark.timeout(1800)
 def test_a_killed_a_frozen_and_a_stopped_worker_do_not_change_the_result(tmp_path: Path) -> None:
     faults = {fault.name: fault for fault in FAULTS}
     names = {13: "SIGKILL of a worker", 50: "SIGSTOP of a worker", 90: "SIGTERM of a worker in an evaluation"}
@@ -23,7 +23,7 @@ def test_a_killed_a_frozen_and_a_stopped_worker_do_not_change_the_result(tmp_pat
         assert outcome.resumed is not None
     # The peer detects a frozen worker, which ignores SIGTERM, so the launcher kills it after the grace time. The rest
     # is tolerance for a busy machine.
-    assert frozen.detected < HEALTH_SECONDS + GRACE_SECONDS + 20
+    assert frozen.detected < HEALTH_SECONDS + GRACE_SECONDS + 13
     # A checkpoint every four steps; the last one may not be on the disk yet.
     assert killed.steps_repeated <= 8
     assert find_differences(tmp_path / "without_faults", tmp_path / "faulty") == []

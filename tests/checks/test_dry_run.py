@@ -1,5 +1,6 @@
 """The dry run describes a run; its counts agree with the paper and with TensorFlow's profiler."""
 
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from ssd_dist.core.errors import UsageError
 from ssd_dist.model.cost import Cost, count_cost
 from ssd_dist.model.detector import build_detector
 from ssd_dist.runs.run_folder import open_run_folder
+
+# Each dry run starts TensorFlow and builds a detector: on a busy machine this took more than two minutes.
+pytestmark = pytest.mark.timeout(1800)
 
 SMALL = {"model": {"input_size": 64, "width": 0.1}, "backbone": {"weights": "none"}}
 
@@ -51,7 +55,7 @@ def dry_run(folder: Path, config: Config, *flags: str) -> subprocess.CompletedPr
     file = folder / "config.yaml"
     file.write_text(dump_config(config))
     command = [sys.executable, "-m", "ssd_dist.cli.train", f"--config={file}", "--dry_run", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"COLUMNS": "120"})
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | {"COLUMNS": "120"})
 
 
 @pytest.mark.slow
@@ -69,6 +73,21 @@ def test_a_dry_run_describes_the_run_and_writes_nothing(tmp_path):
     ):  # fmt: skip
         assert words in output, (words, output)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_several_workers_counts_their_logical_cpus(tmp_path, monkeypatch):
+    settings = {"train": {"global_batch_size": 8}, "cluster": {"logical_cpus": 2}}
+    config = Config.model_validate(SMALL | settings | {"data": {"dir": str(tmp_path / "data")}})
+    write_dataset(tmp_path / "data", config, {"train": 8}, shards=2)
+    task = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(task))
+    done = dry_run(tmp_path, config)
+    assert done.returncode == 0, done.stderr
+    assert "4, 2 images each" in " ".join(done.stdout.split())
+    done = dry_run(tmp_path, config, "--set=cluster.strategy=mirrored")
+    assert done.returncode == 2
+    assert "2 workers" in done.stderr
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from multihost.processes import read_logs, start_workers, wait_for_exit
 from support.synthetic import write_dataset
 
 from ssd_dist.checks.preflight import Findings, check_memory, check_worker, compare_reports
-from ssd_dist.cluster.rendezvous import WorkerDescription
+from ssd_dist.cluster.rendezvous_messages import WorkerDescription
 from ssd_dist.cluster.strategy import WorkerRole
 from ssd_dist.core.config_files import load_config
 
@@ -54,6 +54,7 @@ def test_a_valid_setup_passes_all_checks(folder: Path) -> None:
         (["matching.positive_iou=0.6"], 1, "data", 3, ["positive_iou", "prepare again"]),
         ([], 3, "shards", 2, ["4", "3"]),
         (["cluster.strategy=mirrored"], 2, "cluster", 2, ["mirrored", "2 workers", "multi_worker"]),
+        (["cluster.strategy=one_device", "cluster.logical_cpus=2"], 1, "cluster", 2, ["logical_cpus: 2", "one_device"]),
     ],
 )
 def test_a_problem_is_reported_with_its_fix(folder, overrides, workers, check, code, words) -> None:
@@ -89,6 +90,14 @@ def test_the_chief_compares_the_workers(tmp_path: Path) -> None:
     assert "+1.5 s" in found[1, "clock"].detail
 
 
+@pytest.mark.parametrize("report", ["", "[" * 10_000, '{"findings": [], "facts": {}, "token": 1}', '{"findings": [1]}'])
+def test_an_invalid_report_is_a_finding_about_its_worker(tmp_path: Path, report: str) -> None:
+    valid = json.dumps({"findings": [], "facts": {"config": "x"}, "token": "zero"})
+    descriptions = [WorkerDescription(index, ("a:1", "b:1"), {}, text) for index, text in enumerate((valid, report))]
+    found = compare_reports(descriptions, tmp_path / ".preflight-0")
+    assert [(one.worker, one.check) for one in found if one.exit_code == 2] == [(1, "report"), (1, "shared folder")]
+
+
 def test_the_estimated_memory_must_fit_into_the_free_memory() -> None:
     assert check_memory(0, 10 << 20, 20 << 20).exit_code == 0
     assert check_memory(0, 10 << 20, 0.0).exit_code == 0
@@ -104,16 +113,18 @@ def command(folder: Path, run: Path, *overrides: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_two_valid_workers_pass_all_checks(folder: Path, tmp_path: Path) -> None:
-    with start_workers(command(folder, tmp_path / "run"), 2, tmp_path / "logs") as workers:
-        codes = wait_for_exit(workers, 200)
+    flags = command(folder, tmp_path / "run", "cluster.logical_cpus=2")
+    with start_workers(flags, 2, tmp_path / "logs") as workers:
+        codes = wait_for_exit(workers, 900)
     output = read_logs(tmp_path / "logs")
     assert codes == [0, 0], output
     assert "2 workers are ready to train" in output
     # Six checks of each worker, three of the second compared with the chief, batch, memory of both, all-reduce.
     assert output.count(" pass ") == 2 * 6 + 3 + 1 + 2 + 1
     for check in ("cluster", "data", "shards", "classes", "weights", "folder", "equal settings", "clock",
-                  "shared folder", "memory", "all-reduce", "GB/s per link"):  # fmt: skip
+                  "shared folder", "memory", "all-reduce", "GB/s per link", "8 images on 4 replicas"):  # fmt: skip
         assert check in output
     # The check leaves no files in the run folder.
     assert not list((tmp_path / "run").iterdir())

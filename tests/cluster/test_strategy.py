@@ -6,7 +6,15 @@ from types import SimpleNamespace
 import pytest
 import tensorflow as tf
 
-from ssd_dist.cluster.strategy import WorkerRole, check_strategy, count_workers, read_worker_role
+from ssd_dist.cluster import strategy as strategy_module
+from ssd_dist.cluster.strategy import (
+    WorkerRole,
+    check_strategy,
+    count_replicas_per_worker,
+    count_workers,
+    create_strategy,
+    read_worker_role,
+)
 from ssd_dist.core.config import ClusterConfig
 from ssd_dist.core.errors import UsageError
 
@@ -46,6 +54,9 @@ def test_a_separate_chief_has_index_zero():
         (environment({"worker": ["a:1", "a:1"]})["TF_CONFIG"], ["a:1", "twice"]),
         (environment({"worker": ["a"]})["TF_CONFIG"], ["'a'", "host:port"]),
         (environment({"worker": [7]})["TF_CONFIG"], ["7", "host:port"]),
+        (environment({"worker": ["a:1", "[::1:2"]})["TF_CONFIG"], ["[::1:2", "host:port"]),
+        # Digits of another script, which TensorFlow does not read.
+        (environment({"worker": ["a:\u0661"]})["TF_CONFIG"], ["host:port"]),
         (environment({"worker": ["a:0", "b:1"]})["TF_CONFIG"], ["a:0", "65535"]),
         (environment({"worker": ["a:1", "b:65536"]})["TF_CONFIG"], ["b:65536", "65535"]),
         (environment({"worker": "a:1"})["TF_CONFIG"], ["host:port"]),
@@ -77,6 +88,47 @@ def test_the_strategy_must_match_the_number_of_workers(strategy, workers, fits):
         return
     with pytest.raises(UsageError, match=f"cluster.strategy: {strategy}"):
         check_strategy(config, role)
+
+
+def set_gpus(monkeypatch, count):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind] * count)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "gpus", "words"),
+    [
+        ("one_device", 0, ["cluster.logical_cpus: 2", "one_device", "auto"]),
+        ("auto", 1, ["cluster.logical_cpus: 2", "this host has 1", "CUDA_VISIBLE_DEVICES=-1"]),
+        ("mirrored", 4, ["cluster.logical_cpus: 2", "this host has 4"]),
+    ],
+)
+def test_logical_cpus_without_effect_are_refused(monkeypatch, strategy, gpus, words):
+    set_gpus(monkeypatch, gpus)
+    with pytest.raises(UsageError) as caught:
+        check_strategy(ClusterConfig(strategy=strategy, logical_cpus=2), WorkerRole(0))
+    assert all(word in str(caught.value) for word in words), caught.value
+    # One logical CPU, or none, requests nothing.
+    for count in (0, 1):
+        check_strategy(ClusterConfig(strategy=strategy, logical_cpus=count), WorkerRole(0))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "gpus", "cpus", "count"),
+    [("auto", 0, 0, 1), ("auto", 0, 3, 3), ("multi_worker", 4, 0, 4), ("one_device", 4, 0, 1)],
+)
+def test_each_worker_has_a_replica_per_gpu_or_logical_cpu(monkeypatch, strategy, gpus, cpus, count):
+    set_gpus(monkeypatch, gpus)
+    assert count_replicas_per_worker(ClusterConfig(strategy=strategy, logical_cpus=cpus)) == count
+
+
+def test_a_strategy_with_another_number_of_replicas_is_refused(monkeypatch):
+    # As from a TensorFlow that `use_logical_cpus` cannot change.
+    ignoring = SimpleNamespace(num_replicas_in_sync=2)
+    monkeypatch.setattr(strategy_module, "_create_strategy", lambda config, role: ignoring)
+    role = WorkerRole(0, ("a:1", "b:1"))
+    assert create_strategy(ClusterConfig(), role) is ignoring
+    with pytest.raises(UsageError, match=r"logical_cpus: 2: .* 2 replicas instead of 4 \(2 workers with 2 each\)"):
+        create_strategy(ClusterConfig(logical_cpus=2), role)
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,15 @@ def test_crowded_images_take_few_choices(monkeypatch):
     assert calls["rows"] < 10 * len(boxes)
 
 
+def test_spread_objects_share_the_ranking_of_anchors(monkeypatch):
+    rows = []
+    compute = AnchorGrids.iou
+    monkeypatch.setattr(AnchorGrids, "iou", lambda self, spans: rows.append(len(spans.areas)) or compute(self, spans))
+    assign(crowded_boxes("spread", 3000, np.random.default_rng(3)), 300)
+    # Without rankings, about every third object computes its IoU with all anchors.
+    assert sum(rows) < 100
+
+
 def test_images_in_one_batch_do_not_affect_each_other():
     matcher = Matcher(ANCHORS, 64, MatchingConfig())
     images = [crowded_boxes(kind, 70, np.random.default_rng(5)) for kind in KINDS]

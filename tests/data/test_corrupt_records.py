@@ -127,13 +127,13 @@ def test_shards_verified_before_an_interruption_are_noted(data, notes_file, monk
             verify(config, manifest)
     else:
         monkeypatch.setattr(corrupt_records, "_SAVE_SECONDS", 0.0)
-        checksum, notes_exist = corrupt_records._checksum, []
+        checksum, notes_exist = corrupt_records.compute_checksum, []
 
         def record_and_compute(path):
             notes_exist.append(notes_file.exists())
             return checksum(path)
 
-        monkeypatch.setattr(corrupt_records, "_checksum", record_and_compute)
+        monkeypatch.setattr(corrupt_records, "compute_checksum", record_and_compute)
         verify(config, manifest)
         assert notes_exist == [False, True]
     assert first in notes_file.read_text()

@@ -21,6 +21,7 @@ from ssd_dist.core.config_files import load_config
 LAUNCHER = Path(__file__).parents[2] / "launch" / "train_multinode.sh"
 STEPS = 6
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
+ADDRESSES_V6 = ("[fd77::1]", "[fd77::2]")
 # The learning rate is nearly zero: the float32 gradients of this detector differ by percents
 # with the order of sums (docs/clusters.md), and the weights would differ as well.
 FLAGS = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.sync_batch_norm=true",
@@ -79,8 +80,9 @@ def hosts(tmp_path: Path) -> Iterator[tuple[str, str]]:
             "netns",
             names[1],
         )
-        for name, end, address in zip(names, cable, ADDRESSES, strict=True):
+        for name, end, address, address_v6 in zip(names, cable, ADDRESSES, ADDRESSES_V6, strict=True):
             run("ip", "-n", name, "address", "add", f"{address}/24", "dev", end)
+            run("ip", "-n", name, "address", "add", f"{address_v6[1:-1]}/64", "dev", end, "nodad")
             for device in (end, "lo"):
                 run("ip", "-n", name, "link", "set", device, "up")
             command = ["ip", "netns", "exec", name, shutil.which("sshd"), "-D", "-e", "-f", tmp_path / "sshd_config"]
@@ -140,17 +142,17 @@ def launch_fake(hosts: tuple[str, str], environment: dict[str, str], tmp_path: P
     """
     started: list[subprocess.Popen] = []
 
-    def start(behaviour: str, *flags: str) -> subprocess.Popen:
+    def start(behaviour: str, *flags: str, addresses: tuple[str, str] = ADDRESSES) -> subprocess.Popen:
         worker = tmp_path / "worker"
         worker.write_text(f"#!/bin/bash\n{behaviour}\necho ready\nwhile :; do sleep 0.1; done\n")
         worker.chmod(0o755)
-        command = ["ip", "netns", "exec", hosts[0], LAUNCHER, f"--hosts={','.join(ADDRESSES)}", f"--python={worker}"]
+        command = ["ip", "netns", "exec", hosts[0], LAUNCHER, f"--hosts={','.join(addresses)}", f"--python={worker}"]
         process = subprocess.Popen(
             list(map(str, [*command, *flags, "--", "--x"])), env=environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
         started.append(process)
-        assert {process.stdout.readline() for _ in ADDRESSES} == {f"[{address}] ready\n" for address in ADDRESSES}
+        assert {process.stdout.readline() for _ in addresses} == {f"[{address}] ready\n" for address in addresses}
         return process
 
     yield start
@@ -202,6 +204,16 @@ def test_remote_workers_stop_when_their_launcher_is_killed(hosts: tuple[str, str
     process.communicate(timeout=30)
     wait_until_only_sshd_runs(hosts)
     assert len(list(tmp_path.glob("saved.*"))) == 2
+
+
+def test_hosts_have_ipv6_addresses_and_get_the_secret(hosts: tuple[str, str], launch_fake) -> None:
+    process = launch_fake("trap 'echo ${#SSD_DIST_SECRET} $TF_CONFIG; exit 75' TERM", addresses=ADDRESSES_V6)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=30)[0]
+    for address in ADDRESSES_V6:
+        # 32 bytes have 64 hexadecimal digits.
+        assert f'[{address}] 64 {{"cluster": {{"worker": ["[fd77::1]:12345", "[fd77::2]:12345"]}}' in output
+    wait_until_only_sshd_runs(hosts)
 
 
 def read_weights(model_dir: Path) -> dict[str, np.ndarray]:

@@ -6,7 +6,10 @@ python curve_worker.py JOB.json        with TF_CONFIG if there are several worke
 import gc
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -87,16 +90,23 @@ def train_variant(
     }
 
 
-def sum_gradients(config: Config, strategy: tf.distribute.Strategy, nudge: float = 0.0) -> dict[str, np.ndarray]:
+def sum_gradients(
+    config: Config, strategy: tf.distribute.Strategy, nudges: Sequence[float] = ()
+) -> dict[str, np.ndarray]:
     """Computes the float64 gradient of the first batch, summed over replicas, and the batch-norm statistics.
 
-    No weight is updated. Weights are first changed by a relative amount of up to `nudge`.
+    No weight is updated. For each value in `nudges` the same traced step then runs again on the same batch, with
+    weights that differ by a relative amount of up to this value; the names of these results end with the value.
     """
     tf_keras.mixed_precision.set_global_policy("float64")
-    state, trainer = create_trainer(config, strategy, 1)
-    rng = np.random.default_rng(0)
-    for variable in state.optimizer.variables_to_train:
-        variable.assign(variable.numpy() * (1.0 + nudge * rng.uniform(-1.0, 1.0, variable.shape)))
+    create_batches, replicas = assembly.training_batches, len(strategy.extended.worker_devices)
+
+    def repeat_first(*options: Any) -> tf.data.Dataset:
+        # One batch for each replica of this worker.
+        return create_batches(*options).take(replicas).repeat()
+
+    with mock.patch.object(assembly, "training_batches", repeat_first):
+        state, trainer = create_trainer(config, strategy, 1)
     with strategy.scope():
         recorded = [
             tf.Variable(tf.zeros(variable.shape, tf.float64), trainable=False,
@@ -113,9 +123,23 @@ def sum_gradients(config: Config, strategy: tf.distribute.Strategy, nudge: float
         return sums[len(recorded) :]
 
     state.optimizer.apply = record
+    initial = [variable.numpy() for variable in state.model.variables]
     row = trainer.train(tf.constant(1))
-    statistics = flatten(state.model.non_trainable_variables)
-    return {"gradient": flatten(recorded), "statistics": statistics, "positives": np.array(row["positives"])}
+    statistics = state.model.non_trainable_variables
+    results = {
+        "gradient": flatten(recorded),
+        "statistics": flatten(statistics),
+        "positives": np.array(row["positives"]),
+    }
+    for nudge in nudges:
+        for variable, value in zip(state.model.variables, initial, strict=True):
+            variable.assign(value)
+        rng = np.random.default_rng(0)
+        for variable in state.optimizer.variables_to_train:
+            variable.assign(variable.numpy() * (1.0 + nudge * rng.uniform(-1.0, 1.0, variable.shape)))
+        trainer.train(tf.constant(1))
+        results |= {f"gradient {nudge:g}": flatten(recorded), f"statistics {nudge:g}": flatten(statistics)}
+    return results
 
 
 def create_trainer(config: Config, strategy: tf.distribute.Strategy, steps: int) -> tuple[TrainState, DetectorTrainer]:
@@ -163,9 +187,10 @@ def main() -> None:
         assembly.build_detector = build_tiny_detector if variant["tiny"] else real
         AMPContext(configs[name].amp).setup_policy()
         if variant.get("gradient"):
-            results = sum_gradients(configs[name], strategy, variant.get("nudge", 0.0))
+            results = sum_gradients(configs[name], strategy, variant.get("nudges", ()))
         else:
             results = train_variant(configs[name], strategy, variant["steps"], variant.get("overflow_at"))
+        results["replicas"] = np.array(strategy.num_replicas_in_sync)
         np.savez(Path(job["output"]) / f"{name}-{read_worker_role().index}.npz", **results)
     # Skips a last garbage collection over all graphs when the interpreter exits.
     gc.freeze()

@@ -1,4 +1,6 @@
-"""Tests which settings a resumed run may change, and that files are written atomically."""
+"""Tests which settings and data a resumed run may change, and that files are written atomically."""
+
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
@@ -28,6 +30,15 @@ def changed(tmp_path, *overrides):
     return load_config(tmp_path / "small.yaml", overrides)
 
 
+def start_run(tmp_path, config, manifest) -> str:
+    """Opens a run folder and writes the checksum file of a finished checkpoint; returns the folder."""
+    run = str(tmp_path / "run")
+    open_run_folder(run, config, manifest)
+    (tmp_path / "run" / "checkpoints").mkdir(exist_ok=True)
+    (tmp_path / "run" / "checkpoints" / "ckpt-1.seal").write_text("{}")
+    return run
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -36,17 +47,99 @@ def changed(tmp_path, *overrides):
     ],
 )  # fmt: skip
 def test_settings_that_change_the_model_or_the_best_checkpoint_are_rejected(manifest, tmp_path, override):
-    open_run_folder(str(tmp_path / "run"), changed(tmp_path), manifest)
+    run = start_run(tmp_path, changed(tmp_path), manifest)
     with pytest.raises(UsageError, match=override.split("=")[0]):
-        open_run_folder(str(tmp_path / "run"), changed(tmp_path, override), manifest)
+        open_run_folder(run, changed(tmp_path, override), manifest)
 
 
 @pytest.mark.parametrize("override", ["eval.every_steps=7", "eval.batch_size=3", "train.epochs=9", "checkpoint.keep=1"])
 def test_other_settings_may_change(manifest, tmp_path, override):
-    open_run_folder(str(tmp_path / "run"), changed(tmp_path), manifest)
+    run = start_run(tmp_path, changed(tmp_path), manifest)
     after = changed(tmp_path, override)
-    open_run_folder(str(tmp_path / "run"), after, manifest)
-    assert read_run_folder(str(tmp_path / "run")) == (after, manifest)
+    open_run_folder(run, after, manifest)
+    assert read_run_folder(run) == (after, manifest)
+
+
+@pytest.mark.parametrize("leftover", [None, "ckpt-1.data-00000-of-00001"])
+def test_a_run_that_never_saved_a_checkpoint_does_not_bind_its_folder(manifest, tmp_path, leftover):
+    run = str(tmp_path / "run")
+    open_run_folder(run, changed(tmp_path, "backbone.weights=/mistyped.h5"), manifest)
+    if leftover:  # a checkpoint without a checksum file was never finished
+        (tmp_path / "run" / "checkpoints").mkdir()
+        (tmp_path / "run" / "checkpoints" / leftover).write_bytes(b"unfinished")
+    after, other = changed(tmp_path, "backbone.weights=none", "optimizer.lr=0.01"), with_classes(manifest, "a", "b")
+    open_run_folder(run, after, other)
+    assert read_run_folder(run) == (after, other)
+
+
+def test_a_run_whose_checkpoints_were_deleted_is_bound_by_its_best_model(manifest, tmp_path):
+    open_run_folder(str(tmp_path / "run"), changed(tmp_path), manifest)
+    (tmp_path / "run" / "best").mkdir()
+    (tmp_path / "run" / "best" / "best.json").write_text('{"step": 1, "value": 0.5, "metric": "coco/AP"}')
+    with pytest.raises(UsageError, match=r"optimizer\.lr"):
+        open_run_folder(str(tmp_path / "run"), changed(tmp_path, "optimizer.lr=0.01"), manifest)
+
+
+def with_classes(manifest, *classes):
+    return manifest.model_copy(update={"classes": classes})
+
+
+def with_other_records(manifest, split):
+    """Returns a manifest in which one split has other records."""
+    (view,) = manifest.splits[split].views
+    shards = tuple(shard.model_copy(update={"sha256": "0" * 64}) for shard in view.shards)
+    changed = manifest.splits[split].model_copy(update={"views": (view.model_copy(update={"shards": shards}),)})
+    return manifest.model_copy(update={"splits": {**manifest.splits, split: changed}})
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_run_is_resumed_on_other_data_only_if_that_is_allowed(manifest, tmp_path, split):
+    config = changed(tmp_path, "data.dir=/other")
+    run, other = start_run(tmp_path, config, manifest), with_other_records(manifest, split)
+    with pytest.raises(UsageError, match=rf"split {split} of /other has other records.*--allow_new_data"):
+        open_run_folder(run, config, other)
+    assert read_run_folder(run)[1] == manifest
+    open_run_folder(run, config, other, allow_new_data=True)
+    # From now on the run is bound to the new data.
+    open_run_folder(run, config, other)
+    with pytest.raises(UsageError, match=f"split {split}"):
+        open_run_folder(run, config, manifest)
+
+
+def test_data_that_the_run_does_not_read_may_change(manifest, tmp_path):
+    config = changed(tmp_path)
+    run = start_run(tmp_path, config, manifest)
+    # A split that was prepared later, and the same data in another folder.
+    folder = tmp_path / "more"
+    more = write_dataset(folder, Config.model_validate(SMALL), {"train": 1, "val": 1, "test": 1}, shards=1)
+    open_run_folder(run, changed(tmp_path, "data.dir=/moved"), more)
+    open_run_folder(run, config, with_other_records(more, "test"))
+
+
+def test_other_classes_are_never_allowed(manifest, tmp_path):
+    run = start_run(tmp_path, changed(tmp_path), manifest)
+    with pytest.raises(CheckpointError, match="the data has a, b"):
+        open_run_folder(run, changed(tmp_path), with_classes(manifest, "a", "b"), allow_new_data=True)
+
+
+def test_relative_paths_of_the_data_are_stored_as_absolute_ones(manifest, tmp_path, monkeypatch):
+    (tmp_path / "start").mkdir()
+    monkeypatch.chdir(tmp_path / "start")
+    open_run_folder(str(tmp_path / "run"), changed(tmp_path, "data.dir=../out", "data.cache_dir=cache"), manifest)
+    monkeypatch.chdir("/")
+    data = read_run_folder(str(tmp_path / "run"))[0].data
+    assert (data.dir, data.cache_dir) == (str(tmp_path / "out"), str(tmp_path / "start" / "cache"))
+    open_run_folder(str(tmp_path / "run"), changed(tmp_path, "data.dir=gs://bucket/out"), manifest)
+    assert read_run_folder(str(tmp_path / "run"))[0].data.dir == "gs://bucket/out"
+
+
+def test_environment_variables_in_a_stored_config_are_plain_text(manifest, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSD_TEST_DATA", "/data/${SSD_TEST_NONE}")
+    config = changed(tmp_path, "data.dir=${SSD_TEST_DATA}")
+    open_run_folder(str(tmp_path / "run"), config, manifest)
+    assert read_run_folder(str(tmp_path / "run"))[0].data.dir == "/data/${SSD_TEST_NONE}"
+    # The value of a flag is not stored.
+    assert read_run_folder(str(tmp_path / "run"), ["data.dir=${HOME}/x"])[0].data.dir == f"{Path.home()}/x"
 
 
 def test_a_write_error_keeps_the_previous_files(manifest, tmp_path, monkeypatch):

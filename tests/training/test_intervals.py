@@ -41,9 +41,18 @@ def test_every_steps_overrides_every_epochs(every_steps, every_epochs, expected)
     [(math.inf, 1), (100.0, 1), (2.0, 3), (0.8, 9), (0.1, 10)],
 )
 def test_training_pauses_before_the_grace_time_is_over(seconds_per_step, steps):
-    run = SimpleNamespace(
+    assert count_steps_to_pause(create_run(steps_per_epoch=40), 20, seconds_per_step) == steps
+
+
+def test_training_pauses_at_the_end_of_every_epoch():
+    run = create_run(steps_per_epoch=7)
+    assert [count_steps_to_pause(run, step, 0.1) for step in (20, 21, 26, 27, 29, 30)] == [1, 7, 2, 1, 1, 5]
+
+
+def create_run(steps_per_epoch: int) -> SimpleNamespace:
+    return SimpleNamespace(
         intervals=StepIntervals(total=100, report=10, evaluation=0, checkpoint=0, loop=50),
+        data=SimpleNamespace(plan=SimpleNamespace(steps_per_epoch=steps_per_epoch)),
         grace_seconds=30.0,
         workers=SimpleNamespace(broadcast_from_chief=lambda value: value),
     )
-    assert count_steps_to_pause(run, 20, seconds_per_step) == steps

@@ -40,7 +40,7 @@ def load_small_config(folder: Path, *overrides: str) -> Config:
 def run_command(module: str, *flags: str, expect: int = 0) -> str:
     """Runs a command of the package and returns its output; checks the exit code, and that errors have no traceback."""
     command = [sys.executable, "-m", f"ssd_dist.cli.{module}", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=QUIET)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=QUIET)
     assert done.returncode == expect, done.stdout + done.stderr
     assert expect == 0 or "Traceback" not in done.stderr
     return done.stdout + done.stderr
@@ -64,6 +64,13 @@ def read_rows(run: Path, kind: str) -> list[dict]:
     return [row for row in rows if row["kind"] == kind]
 
 
+def assert_layout(run: Path, workers: int, replicas: int) -> None:
+    """Checks that environment.json records this many workers with this many replicas each."""
+    environment = json.loads((run / "environment.json").read_text())
+    counts = [environment[key] for key in ("workers", "replicas_per_worker", "replicas")]
+    assert counts == [workers, replicas, workers * replicas]
+
+
 def read_weights(run: Path) -> dict[str, np.ndarray]:
     import tensorflow as tf
 
@@ -79,6 +86,7 @@ LONG = ["train.log_every=4", "train.steps_per_loop=3", "eval.every_steps=6", "tr
 def uninterrupted(data: Path) -> Path:
     """Trains two replicas without interruption; returns the run folder."""
     train(data, data.parent / "uninterrupted", *LONG)
+    assert_layout(data.parent / "uninterrupted", 1, 2)
     return data.parent / "uninterrupted"
 
 
@@ -126,21 +134,45 @@ def test_computing_on_one_thread_does_not_count_as_waiting_for_data(data: Path, 
     assert row["images_per_second_without_wait"] == pytest.approx(without_wait, rel=1e-6)
 
 
+def send_stop_signal(process: subprocess.Popen, _: Path) -> None:
+    process.send_signal(signal.SIGTERM)
+
+
+def replace_shard(_: subprocess.Popen, data: Path) -> None:
+    """Replaces a shard by another one with as many records."""
+    shard, other = (data / f"train/view00-0000{index}-of-00004.tfrecord" for index in (2, 1))
+    shutil.copy(other, data / "copy")
+    (data / "copy").rename(shard)
+
+
+@pytest.mark.parametrize(
+    ("stop", "code", "words"),
+    [
+        (send_stop_signal, 75, "stopped after step N of 12, saved; start again to resume"),
+        (replace_shard, 3, "00002-of-00004.tfrecord changed during training: .*(stopped after step N of 12, saved)"),
+    ],
+)
 @pytest.mark.slow
-def test_a_run_stopped_by_a_signal_ends_bit_equal(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_ends_bit_equal(
+    data: Path, uninterrupted: Path, tmp_path: Path, stop, code: int, words: str
+) -> None:
     run = tmp_path / "run"
-    command = train_command(data, run, *LONG)
+    copy = tmp_path / "data" / "out"
+    shutil.copytree(data, copy)
+    shutil.copy(data.parent / "small.yaml", copy.parent)
+    command = train_command(copy, run, *LONG)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=QUIET)
     try:
         for line in process.stdout:
             if line.startswith("step 4/12"):
-                process.send_signal(signal.SIGTERM)
+                stop(process, copy)
                 break
         output = process.communicate(timeout=120)[0]
-        assert process.returncode == 75, output
+        assert process.returncode == code, output
     finally:
         process.kill()
-    stopped = re.search(r"stopped after step (\d+) of 12, saved; start again to resume", output)
+    pattern = words.replace("(", r"\(").replace(")", r"\)").replace(" N ", r" (\d+) ")
+    stopped = re.search(pattern, output)
     assert stopped, output
     assert 4 <= int(stopped[1]) < 12
     train(data, run, *LONG)
@@ -201,15 +233,18 @@ def test_a_nan_loss_stops_the_run_or_its_steps_are_skipped(write_changed_data, t
 
 
 @pytest.mark.slow
-def test_two_workers_skip_the_same_steps_as_one(write_changed_data, tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)
+def test_two_workers_with_two_replicas_skip_the_same_steps_as_one(write_changed_data, tmp_path: Path) -> None:
     data = write_changed_data(set_offsets_to_nan)
     flags = ["train.log_every=3", "train.steps_per_loop=3", "train.epochs=2", "checkpoint.every_steps=2",
              "eval.every_epochs=0", "train.recover_from_blowup=2"]  # fmt: skip
     train(data, tmp_path / "one", *flags)
     launch = [str(LAUNCHER), "--local=2", "--max_restarts=0", f"--python={sys.executable}"]
-    command = [*launch, "--", *train_flags(data, tmp_path / "two", *flags)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=QUIET)
+    command = [*launch, "--", *train_flags(data, tmp_path / "two", *flags, "cluster.logical_cpus=2")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=QUIET)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert_layout(tmp_path / "one", 1, 1)
+    assert_layout(tmp_path / "two", 2, 2)
     one, two = ((tmp_path / name / "blowups.jsonl").read_text() for name in ("one", "two"))
     assert one.count("\n") == 2
     assert two.replace("/two/", "/one/") == one
@@ -237,6 +272,7 @@ def test_best_model_is_evaluated_and_predicts(data: Path, tmp_path: Path) -> Non
     flags = train_flags(data, run, "train.steps=6", "eval.every_steps=3", "cluster.logical_cpus=2")
     run_command("train", *flags, "--report")
     assert "COCO AP50" in (run / "report.html").read_text()
+    assert_layout(run, 1, 2)
     best = json.loads((run / "best" / "best.json").read_text())
     rows = {row["step"]: row for row in read_rows(run, "eval")}
     assert best["value"] == max(row["coco/AP"] for row in rows.values())
@@ -270,6 +306,7 @@ def test_best_model_is_evaluated_and_predicts(data: Path, tmp_path: Path) -> Non
         (["eval.split=nosuch"], 3, ["nosuch", "val"]),
         (["backbone.weights=/nowhere.h5"], 4, ["/nowhere.h5"]),
         (["cluster.logical_cpus=3"], 2, ["global_batch_size", "3 replicas"]),
+        (["cluster.logical_cpus=2", "cluster.strategy=one_device"], 2, ["logical_cpus: 2", "one_device"]),
     ],
 )
 @pytest.mark.slow
@@ -284,12 +321,17 @@ def test_a_user_error_is_reported_in_one_line_with_its_exit_code(
 @pytest.mark.slow
 def test_a_run_of_another_model_is_not_overwritten(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train(data, run, "train.steps=1", "eval.every_epochs=0")
-    output = train(data, run, "train.steps=2", "model.head=ssd", expect=2)
+    flags = ["eval.every_epochs=0", "train.log_every=1", "schedule.warmup_steps=0"]
+    train(data, run, "train.steps=1", *flags)
+    output = train(data, run, "train.steps=2", "model.head=ssd", *flags, expect=2)
     assert "model.head" in output
+    # The finished run continues, with the learning rates of a cosine over three steps: cos(2/3 pi) is -1/2.
+    output = train(data, run, "train.steps=3", *flags)
+    assert "resumes at step 1 of 3" in output
+    assert [row["lr"] for row in read_rows(run, "train")] == pytest.approx([1e-5, 1e-5 + 0.25 * 99e-5, 1e-5])
     output = run_command("evaluate", f"--model_dir={run}", "--split=val", expect=4)
     assert "--checkpoint=last" in output
-    checkpoint = next((run / "checkpoints").glob("ckpt-1.data*"))
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    for checkpoint in (run / "checkpoints").glob("ckpt-*.data*"):
+        checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     output = run_command("evaluate", f"--model_dir={run}", "--checkpoint=last", "--split=val", expect=4)
     assert "ckpt-1" in output

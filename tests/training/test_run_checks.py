@@ -8,7 +8,8 @@ import tensorflow as tf
 from support.synthetic import write_dataset
 
 from ssd_dist.cluster.collectives import WorkerCollectives
-from ssd_dist.cluster.rendezvous import WorkerDescription, find_disagreement
+from ssd_dist.cluster.rendezvous import find_disagreement
+from ssd_dist.cluster.rendezvous_messages import WorkerDescription
 from ssd_dist.cluster.strategy import WorkerRole
 from ssd_dist.core.config import Config, DataConfig
 from ssd_dist.core.config_files import flatten_config
@@ -132,8 +133,22 @@ def test_a_host_with_fewer_gpus_is_reported(leaked, monkeypatch):
 def test_an_error_of_the_reader_is_replaced_by_one_with_shard_and_record(on_corrupt, found, error, words):
     with (
         pytest.raises(error) as caught,
-        explain_bad_record(lambda: found, DataConfig(dir="DATA", on_corrupt=on_corrupt)),
+        explain_bad_record(lambda: None, lambda: found, DataConfig(dir="DATA", on_corrupt=on_corrupt)),
     ):
         raise tf.errors.DataLossError(None, None, "truncated")
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_changed_shard_explains_every_error_of_tensorflow():
+    with (
+        pytest.raises(DataError, match=r"a\.tfrecord changed.*last checkpoint"),
+        explain_bad_record(lambda: "a.tfrecord changed", lambda: None, DataConfig()),
+    ):
+        raise tf.errors.CancelledError(None, None, "cancelled")
+    # Without a change, only errors of the reader are explained.
+    with (
+        pytest.raises(tf.errors.FailedPreconditionError),
+        explain_bad_record(lambda: None, lambda: "a.tfrecord, record 3", DataConfig()),
+    ):
+        raise tf.errors.FailedPreconditionError(None, None, "a peer is lost")
