@@ -8,8 +8,9 @@ The FlatBuffer of the file is extended instead of converting a graph that contai
 outputs by name, but clients of the op read them by position. Softmax is computed in float32 also after an int8
 network, because 256 levels are too few for scores near the threshold.
 
-The op applies NMS to unclipped boxes, and ours to boxes clipped to the image. With `use_regular_nms` it is applied
-within each class, as ours.
+The op applies NMS to unclipped boxes and across classes; our NMS clips boxes to the image and is applied within each
+class. The op's mode for NMS within each class, `use_regular_nms`, is not used: with several threads, the runtimes of
+TensorFlow 2.20 and LiteRT 2.3 lose all detections of a class.
 """
 
 from collections.abc import Sequence
@@ -111,7 +112,6 @@ def _write_options(decoder: OutputDecoder, class_count: int) -> bytes:
     with builder.Map():
         for name, number in (
             ("max_detections", config.max_detections),
-            ("detections_per_class", config.max_detections),
             ("max_classes_per_detection", 1),
             # Class predictions have one column more, the background, which the op skips.
             ("num_classes", class_count),
@@ -129,7 +129,7 @@ def _write_options(decoder: OutputDecoder, class_count: int) -> bytes:
             builder.Key(name)
             builder.Float(value)
         builder.Key("use_regular_nms")
-        builder.Bool(True)
+        builder.Bool(False)
     return bytes(builder.Finish())
 
 

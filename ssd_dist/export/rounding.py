@@ -57,6 +57,7 @@ class Candidates:
       labels: int64 [K], 1-based.
       log_odds: float64 [K], log(p / (1 - p)) of the score p.
       nms_boxes: float32 [K, 4], the boxes whose overlap NMS compares.
+      nms_labels: int64 [K], equal for the boxes of which NMS keeps one.
       lowest: log odds of the last candidate that NMS receives.
       box_tolerance: float64 [K], of each coordinate.
       log_odds_tolerance: of the difference of the log odds of two candidates.
@@ -66,6 +67,7 @@ class Candidates:
     labels: IntArray
     log_odds: Float64Array
     nms_boxes: FloatArray
+    nms_labels: IntArray
     lowest: float
     box_tolerance: Float64Array
     log_odds_tolerance: float
@@ -105,8 +107,8 @@ def list_candidates(
       outputs: the checkpoint's `logits` [1, A, C + 1] and `offsets` [1, A, 4].
       decoder: decodes them.
       tolerance: the rounding error of the outputs.
-      postprocess_op: whether NMS is that of TFLite_Detection_PostProcess, which receives all candidates and does not
-        clip their boxes.
+      postprocess_op: whether NMS is that of TFLite_Detection_PostProcess, which receives all candidates, does
+        not clip their boxes, and is applied across classes.
     """
     logits, offsets = (np.asarray(outputs[name])[0] for name in ("logits", "offsets"))
     weights = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
@@ -119,12 +121,14 @@ def list_candidates(
     # d(center) = d(offset) center_variance anchor_side;  d(side) / 2 = d(offset) size_variance side / 2
     drift = tolerance.offsets * (config.center_variance * anchor_sides + config.size_variance * box_sides / 2)
     count, clipped = log_odds.shape[1], boxes.clip(0.0, 1.0)
+    labels = np.tile(np.arange(1, count + 1), len(boxes))
     limited = log_odds.size > CANDIDATES and not postprocess_op
     return Candidates(
         boxes=np.repeat(clipped, count, axis=0),
-        labels=np.tile(np.arange(1, count + 1), len(boxes)),
+        labels=labels,
         log_odds=log_odds.ravel(),
         nms_boxes=np.repeat(boxes if postprocess_op else clipped, count, axis=0),
+        nms_labels=np.zeros_like(labels) if postprocess_op else labels,
         lowest=np.partition(log_odds.ravel(), -CANDIDATES)[-CANDIDATES] if limited else -np.inf,
         box_tolerance=np.repeat(drift + 2 * EPSILON, count),
         # Each of the two implementations moves the log odds of each candidate by up to twice the change of a logit.
@@ -187,7 +191,7 @@ def _find_candidates(detections: Detections, candidates: Candidates) -> tuple[In
 def _overlaps(index: IntArray, others: IntArray, candidates: Candidates) -> tuple[Float64Array, Float64Array]:
     """Returns the IoUs of candidates [N] with others [M], 0 across classes, and how far rounding changes them."""
     overlap = iou_matrix(candidates.nms_boxes[index], candidates.nms_boxes[others])
-    overlap[candidates.labels[index][:, None] != candidates.labels[others]] = 0.0
+    overlap[candidates.nms_labels[index][:, None] != candidates.nms_labels[others]] = 0.0
     sides = (candidates.nms_boxes[:, 2:] - candidates.nms_boxes[:, :2]).min(axis=1)
     # Each side changes by up to twice the tolerance of a coordinate. The sides of the intersection are at least half as
     # long where the IoU is about 0.5, so its area changes by 8 tolerances per side, and that of the union by 4.

@@ -1,5 +1,6 @@
 """A file that ends in TFLite_Detection_PostProcess detects what our own NMS detects; its metadata can be read."""
 
+import functools
 import io
 import zipfile
 
@@ -93,8 +94,8 @@ def test_the_op_gets_our_anchors_variances_and_thresholds(content):
     assert (code.customCode, code.builtinCode) == (OP_NAME.encode(), schema.BuiltinOperator.CUSTOM)
     options = flexbuffers.Loads(bytes(operator.customOptions))
     assert options == pytest.approx({
-        "y_scale": 10, "x_scale": 10, "h_scale": 5, "w_scale": 5, "num_classes": 3, "use_regular_nms": True,
-        "max_detections": 20, "detections_per_class": 20, "max_classes_per_detection": 1,
+        "y_scale": 10, "x_scale": 10, "h_scale": 5, "w_scale": 5, "num_classes": 3, "use_regular_nms": False,
+        "max_detections": 20, "max_classes_per_detection": 1,
         "nms_score_threshold": 0.01, "nms_iou_threshold": 0.5,
     })  # fmt: skip
     anchors = np.frombuffer(bytes(model.buffers[graph.tensors[operator.inputs[2]].buffer].data), np.float32)
@@ -133,23 +134,50 @@ def compare_with_our_nms(content, logits, offsets):
     )
 
 
-def test_the_op_and_our_nms_find_the_same_objects(content):
-    rng = np.random.default_rng(5)
-    inside, everywhere = [], []
-    for number in range(8):
-        logits, offsets = background()
-        logits[:, 1:] = rng.normal(5, 3.0, logits[:, 1:].shape)
-        offsets[:] = rng.normal(0, 1.0, offsets.shape)
-        # Half of the images have no box that crosses the border, where our NMS clips and that of the op does not.
-        if number % 2 == 0:
-            boxes = decode_boxes(offsets, ANCHORS, 0.1, 0.2)
-            logits[((boxes < 0) | (boxes > 1)).any(axis=1), 1:] = 0
-        (everywhere if number % 2 else inside).append(compare_with_our_nms(content, logits, offsets))
-    for parity in inside + everywhere:
-        assert parity.holds
-        assert parity.detections == 20
-    assert sum(parity.undecided for parity in inside) == 0
-    assert 0 < sum(parity.undecided for parity in everywhere) < 0.2 * 2 * 20 * len(everywhere)
+@pytest.mark.parametrize("seed", range(4))
+def test_the_op_and_our_nms_find_the_same_objects(content, seed):
+    rng = np.random.default_rng(seed)
+    logits, offsets = background()
+    # One class only: NMS across classes and within each class agree.
+    logits[:, 2] = rng.normal(5, 3.0, len(ANCHORS))
+    offsets[:] = rng.normal(0, 1.0, offsets.shape)
+    boxes = decode_boxes(offsets, ANCHORS, 0.1, 0.2)
+    logits[((boxes < 0) | (boxes > 1)).any(axis=1), 1:] = 0
+    parity = compare_with_our_nms(content, logits, offsets)
+    assert parity.holds
+    assert parity.detections > 10
+    assert parity.undecided == 0
+
+
+def test_the_op_does_not_clip_boxes_before_nms(content):
+    # Clipped to the image, the boxes are equal; unclipped, their IoU is 0.43.
+    boxes = np.float32([[-0.2, 0, 0.4, 0.3], [-1.0, 0, 0.4, 0.3]])
+    logits, offsets = background()
+    logits[[70, 71], 1] = 14, 15
+    offsets[[70, 71]] = encode_boxes(boxes, ANCHORS[[70, 71]], 0.1, 0.2)
+    assert run(content, logits, offsets)[3].tolist() == [2]
+    parity = compare_with_our_nms(content, logits, offsets)
+    assert (parity.detections, parity.missing, parity.surplus) == (1, 0, 0)
+    # The two boxes are equal after clipping, so the list of the op contains the box of ours with two scores.
+    assert parity.undecided == 1
+
+
+def test_the_op_applies_nms_across_classes(content):
+    logits, offsets = background()
+    logits[70, [1, 2]] = 14, 13
+    assert run(content, logits, offsets)[3].tolist() == [1]
+    parity = compare_with_our_nms(content, logits, offsets)
+    assert (parity.detections, parity.missing, parity.surplus, parity.undecided) == (2, 0, 0, 1)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_the_number_of_threads_does_not_change_the_detections(content, threads):
+    """With `use_regular_nms`, two threads lose a class."""
+    logits, offsets = background()
+    logits[[70, 150, 250], [1, 2, 3]] = 14, 14.5, 15
+    found = run(content, logits, offsets, functools.partial(LiteRtInterpreter, num_threads=threads))
+    assert found[1][0, :3].tolist() == [2, 1, 0]
+    assert found[3].tolist() == [3]
 
 
 def test_a_wrong_result_of_the_op_is_not_explained():
@@ -182,8 +210,10 @@ def test_metadata_keep_the_model_and_contain_the_labels(content):
         assert text.encode() + b"\0" in table
     logits, offsets = background()
     logits[70, 1] = 14
-    for before, after in zip(run(content, logits, offsets), run(described, logits, offsets), strict=True):
-        np.testing.assert_array_equal(before, after)
+    before, after = run(content, logits, offsets), run(described, logits, offsets)
+    assert before[3].tolist() == after[3].tolist() == [1]
+    for expected, actual in zip(before[:3], after[:3], strict=True):
+        np.testing.assert_array_equal(expected[0, 0], actual[0, 0])
 
 
 def test_the_label_file_lies_beside_the_model(content, tmp_path, monkeypatch):
