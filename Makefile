@@ -103,11 +103,15 @@ dist: $(READY)
 	$(BIN)/uv build --out-dir dist
 	$(BIN)/uv tool run twine check --strict dist/*
 
-# Adds new requirements of pyproject.toml to the lock and keeps all other pins. Needs uv.
+# Adds new requirements of pyproject.toml to the locks and keeps all other pins. Needs uv. The locks contain the hashes of
+# all files of each version, and the locks of the containers have the versions of requirements.lock.
 # To update one package: make lock UPGRADE="--upgrade-package numpy"
+LOCK = $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-annotate $(UPGRADE)
 lock:
-	$(BIN)/uv pip compile --quiet --python-version 3.11 --extra pipelines --extra train --extra export --extra dev \
-	  --no-header --no-annotate $(UPGRADE) pyproject.toml --output-file requirements.lock
+	$(LOCK) --extra pipelines --extra train --extra export --extra dev pyproject.toml --output-file requirements.lock
+	$(LOCK) --constraint requirements.lock --extra train --extra gpu pyproject.toml \
+	  --output-file launch/train/requirements.lock
+	$(LOCK) --constraint requirements.lock --extra pipelines pyproject.toml --output-file launch/prepare/requirements.lock
 
 clean:
 	rm -rf $(VENV) $(DEMO) runs site dist *.egg-info

@@ -75,6 +75,8 @@ ALLOWED = {
     r"--window-size": "a flag of Chromium",
     r"stylesheet": "the term of HTML",
     r"playing[ _]cards": "the name of a dataset",
+    r"\w*model[ _]cards?\w*": "the term of Mitchell et al. 2019, and a file name",
+    r"Microsoft Windows": "the operating system",
 }
 
 

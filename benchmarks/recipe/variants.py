@@ -35,7 +35,8 @@ ONE_CHANGE = (
     Variant("backbone lr x 0.1", ("backbone.lr_scale=0.1",)),
     Variant("head ssd", ("model.head=ssd",)),
     Variant("SGD 0.01", ("optimizer.name=sgd", "optimizer.lr=0.01")),
-    Variant("2 replicas", ("cluster.strategy=mirrored", "cluster.logical_cpus=2")),
+    Variant("batch norm in groups of 8", ("model.batch_norm_group=8",)),
+    Variant("batch norm in groups of 4", ("model.batch_norm_group=4",)),
     Variant("label smoothing 0.1", ("loss.label_smoothing=0.1",)),
     Variant("fitted anchors", fit_anchors=True),
     Variant("lr 0.002", ("optimizer.lr=0.002",)),
@@ -46,13 +47,13 @@ MORE_CHANGES = (
     Variant("localization weight 2", ("loss.localization_weight=2.0",)),
     Variant("flips upside down too", ("data.augmentation.flip_vertical=true",)),
     Variant("no expansion", prepare=("data.augmentation.largest_expansion=1.0",)),
-    Variant("batches of 8", ("train.global_batch_size=8",)),
+    Variant("batches of 8", ("train.global_batch_size=8", "model.batch_norm_group=8")),
 )
 LONG_RUNS = (
     BASE,
     Variant("1 view", prepare=("data.views=1",)),
     Variant("online targets", ("data.targets=online",)),
-    Variant("2 replicas", ("cluster.strategy=mirrored", "cluster.logical_cpus=2")),
+    Variant("batch norm in groups of 8", ("model.batch_norm_group=8",)),
 )
 
 

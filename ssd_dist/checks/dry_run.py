@@ -23,7 +23,7 @@ from ssd_dist.cluster.strategy import (
     read_worker_role,
 )
 from ssd_dist.core.anchors import anchors_per_cell, feature_sizes, generate_anchors
-from ssd_dist.core.config import Config, TrainConfig
+from ssd_dist.core.config import Config
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest, Split
 from ssd_dist.core.printable import join_names, make_printable
 from ssd_dist.data.corrupt_records import CorruptRecord, verify_plan
@@ -33,9 +33,10 @@ from ssd_dist.data.shard_files import locate_shards
 from ssd_dist.model.cost import Cost, count_cost
 from ssd_dist.runs.checkpoints import latest_checkpoint
 from ssd_dist.runs.run_folder import check_same_run
-from ssd_dist.training.assembly import create_state, distribute_training, load_checked_manifest
+from ssd_dist.training.assembly import create_state, load_checked_manifest
+from ssd_dist.training.batch_division import divide_batch
 from ssd_dist.training.run import make_reproducible
-from ssd_dist.training.run_checks import check_steps_left
+from ssd_dist.training.run_checks import check_steps_left, choose_evaluated_split
 from ssd_dist.training.state import TrainState
 
 # The speed of the input pipeline is measured over this many batches after the first, or over this many seconds.
@@ -72,16 +73,15 @@ def describe_dry_run(config: Config, model_dir: str | None, allow_new_data: bool
     total_steps = config.train.steps or config.train.epochs * plan.steps_per_epoch
     # The strategy of several workers waits for all of them, so it is not created here.
     strategy = create_strategy(config.cluster, role) if role.count == 1 else tf.distribute.get_strategy()
+    replicas = role.count * count_replicas_per_worker(config.cluster)
+    division = divide_batch(config, replicas)
     make_reproducible(config)
     with strategy.scope():
         state = create_state(config, len(manifest.classes), total_steps)
-        if role.count == 1:
-            distribute_training(config, strategy, plan, state)
-    replicas = role.count * count_replicas_per_worker(config.cluster)
     costs = count_cost(state.model)
     return {
         "Model": _describe_model(config, manifest, costs),
-        "Memory per replica": _describe_memory(config, state, costs, replicas),
+        "Memory per replica": _describe_memory(config, state, costs, division.images_at_once),
         "Data": _describe_data(config, manifest, split, plan, replaced),
         "Training": _describe_steps(config, manifest, plan, total_steps, model_dir),
         "Cluster": _describe_cluster(config, role, replicas),
@@ -106,7 +106,7 @@ def _describe_model(config: Config, manifest: Manifest, costs: dict[str, Cost]) 
     total = sum(costs.values(), Cost())
     return [
         ("network", f"MobileNetV2 {model.width}, {model.head} head, {size} x {size}"),
-        ("initial weights", config.backbone.weights),
+        ("initial weights", model.init_from or config.backbone.weights),
         ("classes", f"{len(manifest.classes)}, without background"),
         ("anchors", f"{len(generate_anchors(config.anchors, size)):,}: "
                     + " + ".join(f"{cells}²·{shapes}" for cells, shapes in levels)),
@@ -145,13 +145,8 @@ def estimate_memory(
     ]
 
 
-def count_images_at_once(config: TrainConfig, replicas: int) -> int:
-    """Returns the number of images that a replica computes at once."""
-    return config.global_batch_size // replicas // config.accumulate_steps
-
-
-def _describe_memory(config: Config, state: TrainState, costs: dict[str, Cost], replicas: int) -> Section:
-    pairs = estimate_memory(state, costs, count_images_at_once(config.train, replicas), config.amp.enabled)
+def _describe_memory(config: Config, state: TrainState, costs: dict[str, Cost], images: int) -> Section:
+    pairs = estimate_memory(state, costs, images, config.amp.enabled)
     return [
         *((name, f"{size / MEBI:8,.0f} MiB") for name, size in pairs),
         ("total", f"{sum(size for _, size in pairs) / MEBI:8,.0f} MiB, plus TensorFlow's own memory"),
@@ -200,7 +195,7 @@ def _describe_data(
 def _describe_steps(
     config: Config, manifest: Manifest, plan: EpochPlan, total_steps: int, model_dir: str | None
 ) -> Section:
-    split = manifest.eval_split(config.eval.split, config.data.dir)
+    split = choose_evaluated_split(manifest, config)
     steps, epochs = config.eval.every_steps, config.eval.every_epochs
     every = f"{steps} steps" if steps else f"{epochs} epochs"
     pairs = [
@@ -208,10 +203,14 @@ def _describe_steps(
             "steps",
             f"{total_steps:,}, {plan.steps_per_epoch:,} per epoch; warm-up over {config.schedule.warmup_steps:,}",
         ),
-        ("batch", f"{config.train.global_batch_size} images on all replicas together"),
+        (
+            "batch",
+            f"{config.train.global_batch_size} images on all replicas together, batch norm in groups of "
+            f"{config.model.batch_norm_group}",
+        ),
         ("optimizer", f"{config.optimizer.name}, learning rate {config.optimizer.lr:g} to {config.schedule.min_lr:g}"),
         ("precision", config.amp.policy if config.amp.enabled else "float32"),
-        ("evaluation", f"on {split} every {every}" if split and (steps or epochs) else "none"),
+        ("evaluation", f"on {split} every {every}" if split else "none"),
     ]
     if config.schedule.warmup_steps >= total_steps:
         pairs.append(("warning", "the run ends before the warm-up; lower schedule.warmup_steps or train longer"))

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssd_dist.checks.dry_run import MEBI, count_images_at_once, estimate_memory
+from ssd_dist.checks.dry_run import MEBI, estimate_memory
 from ssd_dist.cluster.collectives import WorkerCollectives
 from ssd_dist.cluster.failures import restart_on_lost_peer
 from ssd_dist.cluster.rendezvous import find_disagreement, wait_for_workers
@@ -39,9 +39,11 @@ from ssd_dist.data.pipeline import plan_training
 from ssd_dist.model.backbone import check_weights_file
 from ssd_dist.model.cost import count_cost
 from ssd_dist.runs.run_folder import has_saved_run, read_run_folder
-from ssd_dist.training.assembly import create_state, distribute_training, load_checked_manifest
+from ssd_dist.training.assembly import create_state, load_checked_manifest
+from ssd_dist.training.batch_division import BatchDivision, divide_batch
 from ssd_dist.training.run import make_reproducible
 from ssd_dist.training.run_checks import describe_worker
+from ssd_dist.training.source_weights import check_source_exists
 
 # Shorter than for training: all workers are started for this check and do not wait in a queue.
 WAIT_SECONDS = 120
@@ -166,8 +168,9 @@ def check_worker(
         return f"{len(names)}, without background"
 
     def weights() -> str:
+        check_source_exists(config.model.init_from)
         check_weights_file(config.backbone)
-        return config.backbone.weights
+        return config.model.init_from or config.backbone.weights
 
     def folder() -> str:
         try:
@@ -287,21 +290,20 @@ def check_cluster(found: Findings, config: Config, role: WorkerRole, manifest: M
     strategy = create_strategy(config.cluster, role)
     make_reproducible(config)
     collectives = WorkerCollectives(strategy, role.count)
-    split = manifest.split(TRAIN_SPLIT, config.data.dir)
-    plan = plan_training(config.data, config.train, split, role.index, role.count)
     with strategy.scope():
         state = create_state(config, len(manifest.classes), max(config.train.steps, 1))
     replicas = strategy.num_replicas_in_sync
+    divisions: list[BatchDivision] = []
 
     def batch() -> str:
-        with strategy.scope():
-            distribute_training(config, strategy, plan, state)
-        return f"{config.train.global_batch_size} images on {replicas} replicas"
+        divisions.append(divide_batch(config, replicas))
+        images, group = divisions[0].images, divisions[0].group
+        return f"{images} images on {replicas} replicas, batch norm in groups of {group}"
 
     found.run_check("batch", batch)
-    if found.exit_code:
+    if not divisions:
         return
-    images = count_images_at_once(config.train, replicas)
+    images = divisions[0].images_at_once
     pairs = estimate_memory(state, count_cost(state.model), images, config.amp.enabled)
     needed = sum(size for _, size in pairs)
     # Replicas on the CPU share the memory of the host.

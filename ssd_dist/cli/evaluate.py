@@ -1,45 +1,66 @@
-"""Evaluates a trained model: python -m ssd_dist.cli.evaluate --model_dir=RUN --split=test [--output=FILE.json]."""
+"""Evaluates a trained model: python -m ssd_dist.cli.evaluate --model_dir=RUN --split=test [--output=FILE.json].
+
+--export=DIR evaluates an export instead of a checkpoint, on the data of --model_dir=RUN or of --set data.dir=OUT.
+"""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from absl import flags  # type: ignore[import-untyped]
 
-from ssd_dist.core.commands import define_override_flag, overrides_from_flags, required_flag, run_command
+from ssd_dist.core.commands import define_override_flag, overrides_from_flags, refuse_flags, required_flag, run_command
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.errors import UsageError
+from ssd_dist.core.printable import print_warning
 
 
 def main(_: list[str]) -> None:
     """Evaluates the checkpoint given by the flags, prints the metrics, and writes the requested files."""
-    model_dir, split = required_flag("model_dir"), required_flag("split")
+    export = flags.FLAGS["export"].value
+    model_dir = flags.FLAGS["model_dir"].value if export else required_flag("model_dir")
+    split = required_flag("split")
+    if export:
+        refuse_flags(["checkpoint"], beside="export")
     output, gallery_path = _check_output("output"), _check_output("pictures")
     # TensorFlow takes seconds to import, so it is imported after the flags are checked.
     from ssd_dist.evaluation.analysis import analyse_detections
+    from ssd_dist.evaluation.baseline import evaluate_constant_box
     from ssd_dist.evaluation.gallery import draw_gallery
     from ssd_dist.evaluation.metrics import evaluate_detections
-    from ssd_dist.evaluation.metrics_table import format_value, print_analysis, print_metrics
+    from ssd_dist.evaluation.metrics_table import describe_split, format_value, print_analysis, print_metrics
     from ssd_dist.inference.trained_model import evaluate_split
 
-    config, manifest, ground_truths, detections = evaluate_split(
-        model_dir, flags.FLAGS["checkpoint"].value, split, overrides_from_flags()
-    )
+    if export:
+        from ssd_dist.export.exported_detector import evaluate_export
+
+        evaluated = evaluate_export(export, model_dir, split, overrides_from_flags())
+    else:
+        evaluated = evaluate_split(model_dir, flags.FLAGS["checkpoint"].value, split, overrides_from_flags())
+    config, manifest, ground_truths, detections = evaluated
     metrics = evaluate_detections(ground_truths, detections, manifest.classes).as_dict()
     analysis = analyse_detections(ground_truths, detections, manifest.classes).as_dict()
-    title = f"{model_dir}, split {split}, {len(ground_truths)} images"
-    print_metrics(metrics, title)
+    title = f"{export or model_dir}, split {describe_split(split)}, {len(ground_truths)} images"
+    baseline = evaluate_constant_box(ground_truths, manifest.classes)
+    print_metrics(metrics, title, baseline)
     print_analysis(analysis)
+    if not export and flags.FLAGS["checkpoint"].value == "best" and not overrides_from_flags():
+        _record_evaluation(model_dir, split, len(ground_truths), metrics)
     if output:
-        output.write_text(json.dumps(metrics | {"analysis": analysis}, indent=1) + "\n")
+        output.write_text(json.dumps(metrics | {"analysis": analysis, "constant_box": baseline}, indent=1) + "\n")
     if gallery_path:
         subtitle = f"COCO AP50 {format_value(metrics['coco/AP50'])}, AP {format_value(metrics['coco/AP'])}"
-        gallery = draw_gallery(config.data, manifest.splits[split], detections, manifest.classes, title, subtitle)
+        thresholds = [analysis["operating_points"][name]["threshold"] for name in manifest.classes]
+        gallery = draw_gallery(
+            config.data, manifest.splits[split], detections, manifest.classes, title, subtitle, thresholds
+        )
         gallery.save(gallery_path, "PNG")
 
 
 def run_main() -> None:
     """Console script `ssd-evaluate`."""
     flags.DEFINE_string("model_dir", None, "Folder of a training run.")
+    flags.DEFINE_string("export", None, "Folder of an export (SavedModel, TFLite or ONNX), evaluated instead of a run.")
     flags.DEFINE_string("checkpoint", "best", "best, last, or the path of a checkpoint.")
     flags.DEFINE_string("split", None, "Split of the prepared data to evaluate on, e.g. test.")
     flags.DEFINE_string("output", None, "JSON file to write the metrics and the error analysis to.")
@@ -47,6 +68,16 @@ def run_main() -> None:
     define_override_flag()
     set_tensorflow_defaults()
     run_command(main)
+
+
+def _record_evaluation(model_dir: str, split: str, images: int, metrics: dict[str, Any]) -> None:
+    """Adds the metrics to the model card of the run; a folder that cannot be written is reported, but is no error."""
+    from ssd_dist.report.model_card import MODEL_CARD_NAME, record_evaluation
+
+    try:
+        record_evaluation(model_dir, split, "best", images, metrics)
+    except OSError as error:
+        print_warning(f"{model_dir}/{MODEL_CARD_NAME} was not updated: {error}")
 
 
 def _check_output(flag: str) -> Path | None:

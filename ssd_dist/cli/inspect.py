@@ -12,7 +12,7 @@ from absl import flags  # type: ignore[import-untyped]
 from ssd_dist.core.commands import define_override_flag, overrides_from_flags, refuse_flags, run_command
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.errors import UsageError
-from ssd_dist.core.folder_names import REPORT_NAME
+from ssd_dist.core.folder_names import CONFIG_NAME, REPORT_NAME
 from ssd_dist.core.printable import print_line
 from ssd_dist.core.storage import is_remote
 
@@ -23,6 +23,7 @@ def main(_: list[str]) -> None:
     if bool(data) == bool(model_dirs):
         raise UsageError("give either --data=OUT, for a dataset, or --model_dir=RUN, for a run")
     if data:
+        check_is_no_run(data)
         refuse_flags(["set", "checkpoint", "split"], beside="data")
     else:
         refuse_flags(["max_images", "fit_anchors"], beside="model_dir")
@@ -44,6 +45,19 @@ def main(_: list[str]) -> None:
             model_dirs, output, flags.FLAGS["checkpoint"].value, flags.FLAGS["split"].value, overrides_from_flags()
         )
     print_line(f"{output}: {Path(output).stat().st_size / 1e6:.2f} MB, open it in a browser")
+
+
+def check_is_no_run(data: str) -> None:
+    """Checks that `--data` is not a run folder, which also holds a dataset.json, but no shards.
+
+    Raises:
+      UsageError: if it is.
+    """
+    if not is_remote(data) and (Path(data) / CONFIG_NAME).is_file():
+        raise UsageError(
+            f"--data={data}: the folder holds a training run, not prepared data; use --model_dir={data} for a report "
+            f"on the run, or give the folder in data.dir of its {CONFIG_NAME}"
+        )
 
 
 def default_output(data: str | None, model_dirs: list[str]) -> str:

@@ -1,7 +1,8 @@
 """Detects objects in image files: python -m ssd_dist.cli.predict --model_dir=RUN --images='DIR/*.jpg' --output=DIR.
 
 Writes each image with its boxes, `detections.csv` with the boxes that are drawn, and `detections.json` with all
-detections (COCO results format). --saved_model=DIR uses an export (`ssd-export --format=saved_model`) instead of a run.
+detections (COCO results format). --format=cvat, for example, also writes them as annotations that CVAT imports.
+--images=VIDEO or --images=webcam:0 writes a video with boxes. --export=DIR uses an export instead of a run.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from absl import flags  # type: ignore[import-untyped]
 from ssd_dist.core.commands import define_override_flag, overrides_from_flags, refuse_flags, required_flag, run_command
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.errors import DataError, UsageError
+from ssd_dist.core.file_kinds import ANNOTATION_FORMATS, is_video
 from ssd_dist.core.printable import print_line
 
 
@@ -19,32 +21,46 @@ def main(_: list[str]) -> None:
     output, sources = required_flag("output"), flags.FLAGS["images"].value
     if not sources:
         raise UsageError(f"--images is missing: {flags.FLAGS['images'].help}")
-    model_dir, saved_model = flags.FLAGS["model_dir"].value, flags.FLAGS["saved_model"].value
-    if bool(model_dir) == bool(saved_model):
-        raise UsageError("give either --model_dir=RUN or --saved_model=DIR")
-    if saved_model:
-        refuse_flags(["set", "checkpoint"], beside="saved_model")
+    given = [name for name in ("model_dir", "export", "saved_model") if flags.FLAGS[name].value]
+    if len(given) != 1:
+        raise UsageError("give either --model_dir=RUN or --export=DIR")
+    if given != ["model_dir"]:
+        refuse_flags(["set", "checkpoint"], beside=given[0])
+    videos = [source for source in sources if is_video(source)]
+    if videos:
+        refuse_flags(["format", "coco_ids"], beside=f"images={videos[0]}")
+        if len(sources) > 1:
+            raise UsageError(f"--images={videos[0]}: a video cannot be combined with other --images; give it alone")
     # TensorFlow takes seconds to import, so it is imported after the flags are checked.
     from ssd_dist.evaluation.result_files import CocoIds, read_coco_ids
     from ssd_dist.evaluation.thresholds import parse_thresholds
+    from ssd_dist.export.exported_detector import open_exported_detector
     from ssd_dist.inference.image_files import find_images
     from ssd_dist.inference.prediction import PredictionOutputs, open_run, predict_images
 
-    files = find_images(sources)
-    if saved_model:
-        from ssd_dist.export.formats import open_saved_model
-
-        detector = open_saved_model(saved_model)
+    files = [] if videos else find_images(sources)
+    folder = flags.FLAGS[given[0]].value
+    if given == ["model_dir"]:
+        detector = open_run(folder, flags.FLAGS["checkpoint"].value, overrides_from_flags())
     else:
-        detector = open_run(model_dir, flags.FLAGS["checkpoint"].value, overrides_from_flags())
+        detector = open_exported_detector(folder)
     if size := flags.FLAGS["batch_size"].value:
         detector = dataclasses.replace(detector, batch_size=size)
     ids = CocoIds(tuple(range(1, len(detector.classes) + 1)))
     if annotations := flags.FLAGS["coco_ids"].value:
         ids = read_coco_ids(annotations, detector.classes, files)
     outputs = PredictionOutputs(
-        parse_thresholds(flags.FLAGS["score_threshold"].value, detector.classes), ids, flags.FLAGS["pictures"].value
+        parse_thresholds(flags.FLAGS["score_threshold"].value, detector.classes),
+        ids,
+        flags.FLAGS["pictures"].value,
+        tuple(dict.fromkeys(flags.FLAGS["format"].value)),
     )
+    if videos:
+        from ssd_dist.inference.video import predict_video
+
+        frames, shown, path = predict_video(detector, videos[0], output, outputs)
+        print_line(f"{path or output}: {shown} detections on {frames} frames")
+        return
     processed, shown, unreadable = predict_images(detector, files, output, outputs)
     for name, reason in unreadable:
         print_line(f"skipped {name}: {reason}")
@@ -56,12 +72,14 @@ def main(_: list[str]) -> None:
 def run_main() -> None:
     """Console script `ssd-predict`."""
     flags.DEFINE_string("model_dir", None, "Folder of a training run.")
-    flags.DEFINE_string("saved_model", None, "Folder of a SavedModel export, used instead of a run.")
+    flags.DEFINE_string("export", None, "Folder of an export (SavedModel, TFLite or ONNX), used instead of a run.")
+    flags.DEFINE_string("saved_model", None, "The same as --export.")
     flags.DEFINE_string("checkpoint", "best", "best, last, or the path of a checkpoint.")
     flags.DEFINE_multi_string(
         "images",
         [],
-        "An image file, a folder, or a quoted glob pattern, local or on gs://; repeat the flag for several.",
+        "An image file, a folder, or a quoted glob pattern, local or on gs://; repeat the flag for several. Or a video "
+        "file, or webcam:0 for the first camera, which is read until Ctrl-C.",
     )
     flags.DEFINE_string("output", None, "Folder for images, detections.csv and detections.json; created if missing.")
     flags.DEFINE_string(
@@ -72,6 +90,13 @@ def run_main() -> None:
         "threshold of the best F1 of each class.",
     )
     flags.DEFINE_bool("pictures", True, "Write the images with their boxes; --nopictures writes only the detections.")
+    flags.DEFINE_multi_enum(
+        "format",
+        [],
+        ANNOTATION_FORMATS,
+        "Also write the drawn boxes as annotations for labelling tools: coco, cvat, label_studio, yolo or voc; repeat "
+        "the flag for several.",
+    )
     flags.DEFINE_string("coco_ids", None, "COCO annotation file; the results use its image and category ids.")
     flags.DEFINE_integer(
         "batch_size", None, "Images per batch; by default eval.batch_size, or 16 for an export.", lower_bound=1

@@ -31,22 +31,30 @@ def main(_: list[str]) -> int:
     stop = StopRequest()
     from ssd_dist.training.run import run_training
 
-    report = write_report if flags.FLAGS["report"].value else None
-    best = run_training(config, model_dir, stop, report, flags.FLAGS["allow_new_data"].value)
+    best = run_training(config, model_dir, stop, write_documents, flags.FLAGS["allow_new_data"].value)
     if best is not None:
         print_line(f"best {best['metric']} {best['value']:.4f} at step {best['step']}: {model_dir}/best")
     return 0
 
 
-def write_report() -> None:
-    """Writes RUN/report.html of the finished run, as ssd-inspect does."""
+def write_documents() -> None:
+    """Writes RUN/model_card.md of the finished run and, unless --noreport, RUN/report.html, as ssd-inspect does."""
     from ssd_dist.core.errors import first_line
-    from ssd_dist.report.run_page import build_run_page
+    from ssd_dist.report.model_card import MODEL_CARD_NAME, write_model_card
 
     model_dir = flags.FLAGS["model_dir"].value
+    # The model is trained and saved, so no error of the documents may fail the run.
+    try:
+        write_model_card(model_dir)
+    except Exception as error:
+        print_warning(f"{MODEL_CARD_NAME} was not written: {first_line(error)}")
+    if not flags.FLAGS["report"].value:
+        return
+    from ssd_dist.report.run_page import build_run_page
+
     try:
         build_run_page([model_dir], str(Path(model_dir) / REPORT_NAME), "auto", "auto", ())
-    except Exception as error:  # the model is trained and saved, so no error of the report may fail the run
+    except Exception as error:
         print_warning(
             f"{REPORT_NAME} was not written: {first_line(error)}; try again with ssd-inspect --model_dir={model_dir}"
         )

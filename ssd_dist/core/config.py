@@ -10,11 +10,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+# Every value must fit the type that computes with it: integers int32 tensors, numbers float32 tensors in which neither
+# they nor their squares and inverses become 0 or infinite, and times the timers of the operating system.
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+BatchSize = Annotated[int, Field(gt=0, le=2**20)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=1e-15, le=1e15, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0, le=1e15, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=1e-3, le=1e9, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -107,17 +112,28 @@ class MatchingConfig(Section):
 
 
 class ModelConfig(Section):
-    """Architecture of the detector."""
+    """Architecture and initial weights of the detector.
+
+    With `init_from`, a new run takes over the weights of a trained detector: a run folder, a SavedModel export, a
+    checkpoint of a run or of tf-models-official, or a Keras weight file (.h5).
+
+    In training, each group of `batch_norm_group` images of the global batch shares its batch-norm statistics, on any
+    number of replicas. The group must divide the images that a replica processes at once, or be all images that all
+    replicas process at once: then it is synchronised between the replicas, which is slower.
+    """
 
     input_size: Annotated[int, Field(ge=32, le=2048)] = 300
     width: Annotated[float, Field(ge=0.1, le=4.0)] = 1.0
     head: Literal["ssd", "ssdlite"] = "ssdlite"
     batch_norm_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
+    batch_norm_group: PositiveInt = 4
+    init_from: str = ""
 
 
 class BackboneConfig(Section):
     """The MobileNetV2 backbone. `weights` is `imagenet`, `none` or the path of a Keras weight file.
 
+    With `model.init_from` the backbone comes from there: `imagenet` is not loaded, and a path is refused.
     `lr_scale` multiplies its learning rate; 0 freezes the backbone, including its batch norms.
     """
 
@@ -211,24 +227,25 @@ class TrainConfig(Section):
     """Length, batch size and reproducibility of training. `steps` above 0 overrides `epochs`.
 
     `accumulate_steps` splits the batch of each replica into parts that are processed one after another. This saves
-    memory. The gradient is the same if batch norms are frozen; otherwise they normalize each part separately.
+    memory. The gradient is the same if batch norms are frozen; otherwise their groups are formed within each part.
     After `stall_seconds` without a step, counted from the first finished step, the stacks of all threads are printed
     and written to the run folder. A NaN or infinite loss stops the run, except for the first `recover_from_blowup`
     times: then training returns to the last checkpoint and skips the batch that caused it. With `jit_compile`, XLA
-    compiles the network.
+    compiles the network. Training ends after `early_stopping` evaluations in a row without a better `eval.metric`; 0:
+    never.
     """
 
     epochs: PositiveInt = 40
     steps: Count = 0
-    global_batch_size: PositiveInt = 16
-    seed: Count = 0
+    global_batch_size: BatchSize = 16
+    seed: Seed = 0
     deterministic: bool = True
     accumulate_steps: PositiveInt = 1
     log_every: PositiveInt = 20
     steps_per_loop: PositiveInt = 10
-    stall_seconds: PositiveFloat = 300.0
+    stall_seconds: Seconds = 300.0
     recover_from_blowup: Count = 0
-    sync_batch_norm: bool = False
+    early_stopping: Count = 0
     jit_compile: bool = False
 
 
@@ -244,10 +261,15 @@ class EvalConfig(Section):
     every_steps: Count = 0
     metric: Literal["coco/AP", "coco/AP50", "voc07/mAP", "voc/mAP"] = "coco/AP"
     use_ema: bool = True
-    batch_size: PositiveInt = 16
+    batch_size: BatchSize = 16
     score_threshold: Fraction = 0.01
     nms_iou: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    max_detections: PositiveInt = 100
+    max_detections: Annotated[int, Field(gt=0, le=100_000)] = 100
+
+    @property
+    def enabled(self) -> bool:
+        """Whether training evaluates the model."""
+        return self.every_epochs > 0 or self.every_steps > 0
 
 
 class CheckpointConfig(Section):
@@ -265,7 +287,7 @@ class CheckpointConfig(Section):
 class PreemptionConfig(Section):
     """Time from SIGTERM until the machine stops; the run must finish its step and save within it."""
 
-    grace_seconds: PositiveFloat = 30.0
+    grace_seconds: Seconds = 30.0
 
 
 class ClusterConfig(Section):
@@ -276,8 +298,8 @@ class ClusterConfig(Section):
     """
 
     strategy: Literal["auto", "one_device", "mirrored", "multi_worker"] = "auto"
-    logical_cpus: Count = 0
-    health_timeout: PositiveFloat = 15.0
+    logical_cpus: Annotated[int, Field(ge=0, le=1024)] = 0
+    health_timeout: Seconds = 15.0
 
 
 class TrackingConfig(Section):
@@ -329,9 +351,10 @@ class Config(Section):
                 f"{self.train.accumulate_steps} only a part is in memory; set mining.scope: image or "
                 "train.accumulate_steps: 1"
             )
-        if self.train.jit_compile and self.train.sync_batch_norm:
+        if self.model.init_from and self.backbone.weights not in ("none", "imagenet"):
             raise ValueError(
-                "train.jit_compile: XLA cannot compile the communication of train.sync_batch_norm; set one to false"
+                f"model.init_from ({self.model.init_from}) and backbone.weights ({self.backbone.weights}) both give "
+                "the weights of the backbone; set backbone.weights: none, or remove model.init_from"
             )
         return self
 

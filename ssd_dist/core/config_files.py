@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.printable import shorten
+from ssd_dist.core.removed_keys import convert_stored_config, explain_removed_key
 from ssd_dist.core.yaml_text import MAX_BYTES, MAX_DEPTH, TypedLoader, YamlError, parse_yaml
 
 # A default ends at the next reference, so that the time is linear in the length of the text.
@@ -59,7 +60,9 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = 
 
 
 def load_stored_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-    """Reads a config that `dump_config` wrote; references to environment variables in the file are plain text.
+    """Reads a config that `dump_config` of this or an earlier version wrote; converts removed keys.
+
+    References to environment variables in the file are plain text.
 
     Args:
       path: the YAML file.
@@ -69,6 +72,7 @@ def load_stored_config(path: str | os.PathLike[str], overrides: Sequence[str] = 
       UsageError: as `load_config`.
     """
     tree = _read_yaml(Path(path))
+    convert_stored_config(tree)
     origins: dict[str, str] = {}
     for override in overrides:
         content = _expand_environment(_parse_override(override))
@@ -232,6 +236,8 @@ def _show(value: Any) -> str:
 
 def _explain_unknown_key(location: Sequence[str], given: Any) -> str:
     key = shorten(".".join(location), _SHOWN_LENGTH)
+    if removed := explain_removed_key(key, given):
+        return removed
     if dotted := next((part for part in location if "." in part), None):
         nested = ": {".join(dotted.split(".")) + ": ..." + "}" * dotted.count(".")
         nested = shorten(nested, _SHOWN_LENGTH)

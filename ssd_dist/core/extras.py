@@ -3,8 +3,19 @@
 # The packages of the extras in pyproject.toml that this code imports, each under its import name.
 _EXTRAS = {
     "pipelines": ("apache_beam", "defusedxml"),
-    "train": ("faster_coco_eval", "fsspec", "jinja2", "markupsafe", "official", "orbit", "tensorflow", "tf_keras"),
+    "train": (
+        "faster_coco_eval",
+        "fsspec",
+        "h5py",
+        "jinja2",
+        "markupsafe",
+        "official",
+        "orbit",
+        "tensorflow",
+        "tf_keras",
+    ),
     "export": ("onnx", "onnxruntime", "tf2onnx"),
+    "video": ("cv2",),
 }
 
 

@@ -1,12 +1,16 @@
-"""Checks the name of a run folder; defines the name of the report in it."""
+"""Checks the name of a run folder; defines names of files in it and of the summary in an export folder."""
 
 import re
 
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.storage import is_remote
 
+# The config in a run folder; a folder with a config is a run.
+CONFIG_NAME = "config.yaml"
 # The report in a run folder.
 REPORT_NAME = "report.html"
+# The export summary in an export folder.
+SUMMARY_NAME = "export.json"
 
 
 def check_folder_name(model_dir: str) -> None:

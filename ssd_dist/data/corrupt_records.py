@@ -239,7 +239,7 @@ class _VerifiedFiles:
     def _load(self) -> dict[str, list[object]]:
         try:
             return dict(json.loads(self._path.read_text()))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
 
 

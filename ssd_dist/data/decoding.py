@@ -30,6 +30,13 @@ def pad_targets(features: dict[str, tf.Tensor]) -> SparseTargets:
 
 
 def decode_jpeg(encoded: tf.Tensor, size: int) -> tf.Tensor:
-    """Decodes a JPEG to uint8 [size, size, 3] with the accurate integer DCT, so that all machines get equal pixels."""
-    image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+    """Decodes a JPEG to uint8 [size, size, 3] with the accurate integer DCT, so that all machines get equal pixels.
+
+    Raises:
+      tf.errors.InvalidArgumentError: if the JPEG is damaged, or its header states another size; then no pixel is
+        decoded, because a file of a few kilobytes could fill the memory.
+    """
+    has_size = tf.reduce_all(tf.io.extract_jpeg_shape(encoded)[:2] == size)
+    # An empty text is no JPEG, so decoding fails. An assertion would do the same, but has a state.
+    image = tf.io.decode_jpeg(tf.where(has_size, encoded, ""), channels=3, dct_method="INTEGER_ACCURATE")
     return tf.ensure_shape(image, [size, size, 3])

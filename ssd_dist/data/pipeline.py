@@ -57,6 +57,7 @@ def training_batches(
     plan: EpochPlan,
     batch_size: int,
     start_step: int,
+    order: Sequence[int] = (),
 ) -> tf.data.Dataset:
     """Returns this worker's infinite dataset of training batches.
 
@@ -68,9 +69,12 @@ def training_batches(
       plan: the shards to read, their order and the seed of all draws.
       batch_size: images per `TrainBatch` of one replica.
       start_step: global step of the first batch; earlier records are skipped.
+      order: a permutation of the worker's records of a step, for its replicas in turn; empty keeps their order.
     """
     augment = Augmenter(data.augmentation, anchors, input_size, plan.seed)
     records = read_in_order(plan, start_step)
+    if list(order) != sorted(order):
+        records = _reorder_each(records, order)
 
     def load(records: tf.Tensor, epochs: tf.Tensor, positions: tf.Tensor) -> TrainBatch:
         features = tf.io.parse_example(records, IMAGE_FEATURES | TARGET_FEATURES)
@@ -92,6 +96,12 @@ def training_batches(
         dataset = _batch_online(online, input_size, records, batch_size)
         dataset = dataset.map(finish, num_parallel_calls=calls, deterministic=True)
     return dataset.prefetch(4)
+
+
+def _reorder_each(records: tf.data.Dataset, order: Sequence[int]) -> tf.data.Dataset:
+    """Reorders every `len(order)` records: element i of the result is element `order[i]`."""
+    steps = records.batch(len(order), drop_remainder=True)
+    return steps.map(lambda *step: tuple(tf.gather(values, order) for values in step)).unbatch()
 
 
 def _batch_online(online: OnlineTargets, input_size: int, records: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:

@@ -28,6 +28,11 @@ class Detections:
     scores: FloatArray
 
 
+def select_detections(found: Detections, chosen: np.ndarray) -> Detections:
+    """Returns the detections that `chosen`, bool [D], selects."""
+    return Detections(found.source_id, found.boxes[chosen], found.labels[chosen], found.scores[chosen])
+
+
 @dataclass(frozen=True)
 class GroundTruth:
     """Annotations of one image; `height` and `width` are in pixels of the original image."""

@@ -14,7 +14,7 @@ from ssd_dist.evaluation.visualization import draw_comparison, draw_image_grid
 
 TILES = 12
 COLUMNS = 2
-# The gallery shows detections above this score; metrics use all above `eval.score_threshold`.
+# Without thresholds, the gallery shows detections from this score; metrics use all above `eval.score_threshold`.
 SHOWN_SCORE = 0.4
 
 
@@ -25,6 +25,7 @@ def draw_gallery(
     classes: Sequence[str],
     title: str,
     subtitle: str,
+    thresholds: Sequence[float] | None = None,
 ) -> Image.Image:
     """Draws twelve images, evenly spaced in the split, in their original proportions.
 
@@ -35,7 +36,10 @@ def draw_gallery(
       classes: class names in label order.
       title: the heading.
       subtitle: the line below the heading.
+      thresholds: the score from which the detections of each class are shown; `SHOWN_SCORE` by default.
     """
+    # Label 0 is background, which is never detected.
+    lowest = np.array([1.0, *(thresholds or [SHOWN_SCORE] * len(classes))])
     selected = set(np.linspace(0, len(detections) - 1, min(TILES, len(detections))).round().astype(int).tolist())
     records = [record for index, record in enumerate(read_split(config, split)) if index in selected]
     tiles = []
@@ -44,7 +48,7 @@ def draw_gallery(
         scale = 360 / max(record.original_width, record.original_height)
         # At least one pixel, for very long images.
         size = (max(1, round(record.original_width * scale)), max(1, round(record.original_height * scale)))
-        shown = found.scores >= SHOWN_SCORE
+        shown = found.scores >= lowest[found.labels]
         tiles.append(
             draw_comparison(
                 image.resize(size, Image.Resampling.BICUBIC),

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ssd_dist.core.manifest import TRAIN_SPLIT
 from ssd_dist.core.printable import NAME_LENGTH, make_printable
 
 _PER_CLASS = {"coco/AP": "COCO AP", "coco/AP50": "COCO AP50", "voc07/AP": "VOC07 AP", "voc/AP": "VOC AP"}
@@ -22,8 +23,14 @@ _TOTALS = {
 }
 
 
-def print_metrics(metrics: dict[str, Any], title: str) -> None:
-    """Prints the metrics that `Metrics.as_dict()` returns, under a title."""
+def print_metrics(metrics: dict[str, Any], title: str, constant_box: dict[str, float] | None = None) -> None:
+    """Prints the metrics that `Metrics.as_dict()` returns, under a title.
+
+    Args:
+      metrics: the metrics.
+      title: the title.
+      constant_box: `coco/AP` and `coco/AP50` of the same box on every image, for comparison; None to omit them.
+    """
     console = Console(highlight=False)
     # Text() keeps names such as [red] from being parsed as markup.
     totals = Table(title=Text(make_printable(title), style="bold"), title_justify="left")
@@ -31,6 +38,8 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
     totals.add_column("value", justify="right")
     for name, text in _TOTALS.items():
         totals.add_row(text, format_value(metrics[name]))
+        if constant_box is not None and name in constant_box:
+            totals.add_row("  the same box on every image", format_value(constant_box[name]))
     console.print(totals)
     classes = Table("class", *_PER_CLASS.values(), "objects")
     for column in classes.columns[1:]:
@@ -58,6 +67,11 @@ def print_analysis(analysis: dict[str, Any]) -> None:
         console.print(table)
     error = analysis["calibration"]["error"]
     console.print(f"expected calibration error {format_value(error)}: mean difference between score and precision")
+
+
+def describe_split(name: str) -> str:
+    """Returns the name of a split, with a warning if its images were trained on."""
+    return f"{name} (the training split: metrics on other images are lower)" if name == TRAIN_SPLIT else name
 
 
 def format_value(value: float | None) -> str:

@@ -12,13 +12,13 @@ import tf_keras
 from ssd_dist.cluster.failures import explain_out_of_memory
 from ssd_dist.core.config import AmpConfig, DataConfig
 from ssd_dist.core.errors import CheckpointError, UsageError
+from ssd_dist.core.folder_names import SUMMARY_NAME
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
 from ssd_dist.data.shard_files import load_manifest, read_split
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.export.detection_op import append_detection_op
 from ssd_dist.export.formats import (
     FILES,
-    SUMMARY_NAME,
     Runner,
     convert_to_tflite,
     open_export,
@@ -31,8 +31,9 @@ from ssd_dist.export.rounding import BoolArray, explain_by_rounding, list_candid
 from ssd_dist.export.serving import OutputDecoder, ServedDetector
 from ssd_dist.export.summary import Comparison, describe_difference, describe_export, summarise_comparison
 from ssd_dist.export.tflite_metadata import LABELS_NAME, add_metadata, write_labels
-from ssd_dist.inference.trained_model import check_data_fits_model, load_trained_model, locate_checkpoint
+from ssd_dist.inference.trained_model import check_data_fits_model, load_trained_model
 from ssd_dist.model.detector import normalize_image
+from ssd_dist.runs.checkpoints import locate_checkpoint
 from ssd_dist.runs.run_folder import read_run_folder
 
 ANCHORS_NAME = "anchors.npy"
@@ -83,6 +84,7 @@ def export_run(
         **describe_export(options, decoder, served.size),
         "bytes": _size_of(path),
         "checkpoint": locate_checkpoint(model_dir, checkpoint),
+        "model": {"width": config.model.width, "anchors": config.anchors.model_dump(mode="json")},
         **summarise_comparison(comparison, ground_truths, manifest.classes),
     }
     (folder / SUMMARY_NAME).write_text(json.dumps(summary, indent=1) + "\n")

@@ -21,7 +21,7 @@ def fold_batch_norm(model: tf_keras.Model) -> tf_keras.Model:
             return tf_keras.models.clone_model(layer, clone_function=copy_layer)
         if isinstance(layer, layers.BatchNormalization):
             return layers.Activation("linear", name=layer.name, dtype="float32")
-        bias = {"use_bias": True} if _find_following_norm(layer) else {}
+        bias = {"use_bias": True} if find_following_norm(layer) else {}
         return type(layer).from_config(layer.get_config() | {"dtype": "float32"} | bias)
 
     folded = tf_keras.models.clone_model(model, clone_function=copy_layer)
@@ -34,13 +34,13 @@ def _copy_weights(model: tf_keras.Model, folded: tf_keras.Model) -> None:
         copy = folded.get_layer(layer.name)
         if isinstance(layer, tf_keras.Model):
             _copy_weights(layer, copy)
-        elif norm := _find_following_norm(layer):
+        elif norm := find_following_norm(layer):
             copy.set_weights(_fold_weights(layer, norm))
         elif not isinstance(layer, layers.BatchNormalization):
             copy.set_weights(layer.get_weights())
 
 
-def _find_following_norm(layer: layers.Layer) -> layers.BatchNormalization | None:
+def find_following_norm(layer: layers.Layer) -> layers.BatchNormalization | None:
     """Returns the batch normalization that is the only consumer of a convolution without bias, else None."""
     consumers = [node.outbound_layer for node in layer.outbound_nodes]
     only_norm = len(consumers) == 1 and isinstance(consumers[0], layers.BatchNormalization)

@@ -5,7 +5,6 @@ tflite        pixels [1, S, S, 3]; weights in float32 or float16, or weights and
 onnx          uint8 [N, S, S, 3], opset 17, for ONNX Runtime and TensorRT
 """
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -14,20 +13,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from ssd_dist.core.errors import CheckpointError, UsageError, first_line
+from ssd_dist.core.errors import UsageError
 from ssd_dist.export.options import Quantization
 from ssd_dist.export.serving import ServedDetector
-from ssd_dist.inference.prediction import LoadedDetector
-from ssd_dist.model.postprocessing import DetectionBatch
 
 ONNX_OPSET = 17
-# Images per batch when ssd-predict runs a SavedModel.
-BATCH_SIZE = 16
 # Name of the export inside the output folder; a SavedModel is the folder itself.
 FILES = {"saved_model": ".", "tflite": "model.tflite", "onnx": "model.onnx"}
-
-# The export summary.
-SUMMARY_NAME = "export.json"
 
 # Maps uint8 [1, S, S, 3] to the outputs by name.
 Runner = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -88,8 +80,9 @@ def write_onnx(served: ServedDetector, path: Path) -> None:
     try:
         import tf2onnx
     except ImportError:
-        install = 'pip install --constraint requirements.lock ".[export]"'
-        raise UsageError(f"--format=onnx: tf2onnx is not installed; install it with {install}") from None
+        raise UsageError(
+            "--format=onnx: tf2onnx is not installed; install it with pip install -r requirements.lock"
+        ) from None
     # ONNX Runtime rejects the loop of NMS over a batch of unknown size, so the batch size is 1 with post-processing.
     pixels = tf.TensorSpec([1 if served.postprocess else None, served.size, served.size, 3], tf.uint8, "images")
     tf2onnx.convert.from_function(
@@ -105,33 +98,6 @@ def open_export(kind: str, path: Path) -> Runner:
         "onnx": _open_onnx,
     }
     return openers[kind](path)
-
-
-def open_saved_model(folder: str) -> LoadedDetector:
-    """Loads a SavedModel export for `ssd-predict`.
-
-    Raises:
-      CheckpointError: if the folder holds no SavedModel export, or one without post-processing.
-    """
-    try:
-        summary = json.loads((Path(folder) / SUMMARY_NAME).read_text())
-        function = tf.saved_model.load(folder).signatures["serving_default"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"--saved_model={folder}: not a SavedModel export ({first_line(error)}); "
-            "create one with ssd-export --format=saved_model"
-        ) from None
-    if "boxes" not in function.structured_outputs:
-        raise CheckpointError(
-            f"--saved_model={folder}: the export has no post-processing; export again with --postprocessing"
-        )
-    size = function.structured_input_signature[1]["images"].shape[1]
-
-    def run(images: tf.Tensor) -> DetectionBatch:
-        found = function(images=images)
-        return DetectionBatch(found["boxes"], found["labels"], found["scores"])
-
-    return LoadedDetector(size, BATCH_SIZE, tuple(summary["classes"]), run)
 
 
 def _open_saved_model(path: Path) -> Runner:

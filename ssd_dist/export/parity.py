@@ -96,13 +96,13 @@ def run_export(
         started = time.perf_counter()
         outputs = run(image[None])
         times.append(time.perf_counter() - started)
-        found.append(_select_image(_read_outputs(outputs, decoder), 0, name))
+        found.append(_select_image(read_outputs(outputs, decoder), 0, name))
     return found, 1e3 * statistics.median(times)
 
 
-def _read_outputs(outputs: dict[str, np.ndarray], decoder: OutputDecoder) -> DetectionBatch:
-    """Returns the detections of an export with any of the outputs of `options.OUTPUTS`."""
-    if "logits" in outputs:
+def read_outputs(outputs: dict[str, np.ndarray], decoder: OutputDecoder | None) -> DetectionBatch:
+    """Returns the detections of an export with any of the outputs of `options.OUTPUTS`; only `raw` needs a decoder."""
+    if decoder is not None and "logits" in outputs:
         return decoder.decode({key: tf.constant(value) for key, value in outputs.items()})
     if "classes" in outputs:
         # TFLite_Detection_PostProcess neither clips boxes nor clears the rest of its outputs.

@@ -13,8 +13,9 @@ import tf_keras
 
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import AnchorConfig, EvalConfig
-from ssd_dist.export.folding import fold_batch_norm
+from ssd_dist.export.folding import find_following_norm, fold_batch_norm
 from ssd_dist.model.detector import normalize_image
+from ssd_dist.model.layer_names import layers_by_part, name_variables
 from ssd_dist.model.postprocessing import DetectionBatch, detect
 
 
@@ -51,10 +52,16 @@ class ServedDetector(tf.Module):
     ) -> None:
         super().__init__()
         folded = fold_batch_norm(model)
-        # The model is held in a closure and its variables in a list. As an attribute, saving would visit every layer
+        # The model is held in a closure and its variables in a dict. As an attribute, saving would visit every layer
         # and trace a dozen functions per layer, which takes four times as long and gives a larger file.
         self._network: Callable[[tf.Tensor], dict[str, tf.Tensor]] = lambda pixels: folded(pixels, training=False)
-        self._weights = folded.variables
+        self._weights = {layer.name: _list_variables(layer) for _, layer in layers_by_part(folded)}
+        # Without them, a later training could not start from the export: folding cannot be reversed.
+        self._batch_norms = {
+            layer.name: {norm.name: {k: tf.Variable(v, trainable=False) for k, v in _list_variables(norm).items()}}
+            for _, layer in layers_by_part(model)
+            if (norm := find_following_norm(layer)) is not None
+        }
         self.size = size
         self.postprocess = postprocess
         self.decoder = decoder
@@ -89,3 +96,8 @@ class ServedDetector(tf.Module):
 
         pixels = tf.map_fn(read, encoded, fn_output_signature=tf.TensorSpec([self.size, self.size, 3], tf.uint8))
         return self.detect_pixels(pixels, with_names=True)
+
+
+def _list_variables(layer: tf_keras.layers.Layer) -> dict[str, tf.Variable]:
+    """Returns the variables of a layer by their own names, e.g. "kernel"."""
+    return {name.rpartition("/")[2]: variable for name, variable in name_variables(layer).items()}

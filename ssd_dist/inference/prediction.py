@@ -1,6 +1,7 @@
 """Detects objects in image files and writes the results.
 
-files -> decode, rotate upright, resize (core.images) -> batches -> detections -> images with boxes, COCO results, CSV
+files -> decode, rotate upright, resize (core.images) -> batches -> detections -> images with boxes, COCO results, CSV,
+  and annotations for labelling tools (preannotations.py)
 
 Images are resized as prepare resizes them, but are not compressed as JPEG again.
 """
@@ -19,10 +20,11 @@ from ssd_dist.cluster.failures import explain_out_of_memory
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.images import ImageError, resize_image
 from ssd_dist.core.storage import is_remote
-from ssd_dist.evaluation.detections import Detections
+from ssd_dist.evaluation.detections import Detections, select_detections
 from ssd_dist.evaluation.result_files import CocoIds, open_result_files
 from ssd_dist.evaluation.visualization import draw_boxes
 from ssd_dist.inference.image_files import read_image
+from ssd_dist.inference.preannotations import AnnotatedImage, check_stems, write_preannotations
 from ssd_dist.inference.trained_model import load_trained_model
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.model.postprocessing import DetectionBatch, create_anchor_tensor, detect
@@ -57,11 +59,13 @@ class PredictionOutputs:
       thresholds: float [C], the minimum score per class of the boxes that are drawn and written to the CSV file.
       ids: ids of images and classes in the COCO results.
       draw_images: whether to write the images with their boxes.
+      formats: formats of labelling tools to write, keys of `preannotations.FORMATS`.
     """
 
     thresholds: np.ndarray
     ids: CocoIds
     draw_images: bool = True
+    formats: tuple[str, ...] = ()
 
 
 def open_run(model_dir: str, checkpoint: str, overrides: Sequence[str]) -> LoadedDetector:
@@ -103,12 +107,15 @@ def predict_images(
       the files that could not be read.
 
     Raises:
-      UsageError: if `output` cannot be written, or an image with boxes would overwrite one of `files`.
+      UsageError: if `output` cannot be written, an image with boxes would overwrite one of `files`, or a format needs
+        one file per image and two images would have the same one.
     """
     names = name_output_images(files)
+    check_stems(options.formats, files)
     if options.draw_images:
         _check_sources_are_kept(files, [Path(output) / name for name in names.values()])
     unreadable: list[tuple[str, str]] = []
+    annotated: list[AnnotatedImage] = []
     processed = shown_count = 0
     try:
         Path(output).mkdir(parents=True, exist_ok=True)
@@ -119,15 +126,21 @@ def predict_images(
             for batch in _read_batches(files, detector.batch_size, pool, unreadable):
                 resized = list(pool.map(lambda named: np.asarray(resize_image(named[1], detector.size)), batch))
                 drawing = []
-                for (name, image), found in zip(batch, _detect(detector, np.stack(resized), batch), strict=True):
+                detections = detect_batch(detector, np.stack(resized), [name for name, _ in batch])
+                for (name, image), found in zip(batch, detections, strict=True):
                     shown = found.scores >= options.thresholds[found.labels - 1]
                     results.add(found, image.height, image.width, shown)
                     processed, shown_count = processed + 1, shown_count + int(shown.sum())
+                    if options.formats:
+                        drawn = select_detections(found, shown)
+                        annotated.append(AnnotatedImage(name, image.height, image.width, drawn))
                     if options.draw_images:
                         path = Path(output) / names[name]
                         drawing.append(pool.submit(_draw_image, image, found, shown, detector.classes, path))
                 for task in drawing:
                     task.result()
+        for kind in options.formats:
+            write_preannotations(kind, output, annotated, detector.classes)
     except OSError as error:
         raise UsageError(
             f"--output={output} cannot be written: {error}; use a writable folder with free space"
@@ -179,11 +192,10 @@ def _read_batches(
             yield batch
 
 
-def _detect(
-    detector: LoadedDetector, resized: np.ndarray, batch: Sequence[tuple[str, Image.Image]]
-) -> Iterator[Detections]:
-    boxes, labels, scores = (part.numpy() for part in detector.detect(tf.constant(resized)))
-    for row, (name, _) in enumerate(batch):
+def detect_batch(detector: LoadedDetector, images: np.ndarray, names: Sequence[str]) -> Iterator[Detections]:
+    """Yields the detections on images, uint8 [N, S, S, 3], with their ids `names`."""
+    boxes, labels, scores = (part.numpy() for part in detector.detect(tf.constant(images)))
+    for row, name in enumerate(names):
         count = int((scores[row] > 0).sum())
         yield Detections(name, boxes[row, :count], labels[row, :count].astype(np.int64), scores[row, :count])
 

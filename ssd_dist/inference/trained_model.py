@@ -5,7 +5,6 @@ last, or PATH   a training checkpoint; its EMA weights are used if it has them a
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import tensorflow as tf
 import tf_keras
@@ -18,10 +17,10 @@ from ssd_dist.core.manifest import Manifest
 from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.evaluator import DetectorEvaluator, read_ground_truth
-from ssd_dist.runs.checkpoints import latest_checkpoint, read_best, restore_checkpoint
+from ssd_dist.runs.checkpoints import locate_checkpoint
 from ssd_dist.runs.run_folder import read_run_folder
-from ssd_dist.training.assembly import create_state
 from ssd_dist.training.precision import AMPContext
+from ssd_dist.training.trained_weights import build_trained_detector
 
 
 def load_trained_model(model_dir: str, checkpoint: str, config: Config, class_count: int) -> tf_keras.Model:
@@ -38,40 +37,7 @@ def load_trained_model(model_dir: str, checkpoint: str, config: Config, class_co
     """
     AMPContext(config.amp).setup_policy()
     path = locate_checkpoint(model_dir, checkpoint)
-    # All weights come from the checkpoint, so the file of pretrained weights is not needed.
-    backbone = config.backbone.model_copy(update={"weights": "none"})
-    state = create_state(config.model_copy(update={"backbone": backbone}), class_count, total_steps=1)
-    ema = state.ema if state.ema is not None and config.eval.use_ema and _has_ema(path) else None
-    parts = {"model": state.model} if ema is None else {"model": state.model, "ema": ema}
-    restore_checkpoint(tf.train.Checkpoint(**parts), path)
-    if ema is not None:
-        ema.assign_to_model()
-    return state.model
-
-
-def locate_checkpoint(model_dir: str, checkpoint: str) -> str:
-    """Returns the path of a checkpoint: "best", "last", or a path itself.
-
-    Raises:
-      CheckpointError: if the checkpoint does not exist.
-    """
-    if checkpoint == "best":
-        best = read_best(model_dir)
-        if best is None:
-            raise CheckpointError(f"{model_dir} has no best model yet; use --checkpoint=last, or train with evaluation")
-        path = str(Path(model_dir) / "best" / best["checkpoint"])
-    elif checkpoint == "last":
-        found = latest_checkpoint(str(Path(model_dir) / "checkpoints"))
-        if found is None:
-            raise CheckpointError(f"{model_dir}/checkpoints has no checkpoint; train until the run has saved one")
-        path = found
-    else:
-        path = checkpoint.removesuffix(".index")
-    if not tf.io.gfile.exists(f"{path}.index"):
-        raise CheckpointError(
-            f"checkpoint {path} does not exist; --checkpoint is best, last or a path that ends in ckpt-N"
-        )
-    return path
+    return build_trained_detector(config, class_count, path)
 
 
 @explain_out_of_memory()
@@ -149,10 +115,3 @@ def check_data_fits_model(
             f"{data_dir} was prepared with image_size {manifest.image_size}, but the model of {model_dir} takes "
             f"{input_size}; prepare again into another --output with --config={model_dir}/config.yaml"
         )
-
-
-def _has_ema(path: str) -> bool:
-    try:
-        return any(name.startswith("ema/") for name, _ in tf.train.list_variables(path))
-    except (ValueError, tf.errors.OpError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error}; use another checkpoint of the run") from None

@@ -5,14 +5,12 @@ activations are 119 MiB per image; measured in training steps on a CPU, each fur
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import tf_keras
 from tf_keras import layers
 
-# Name prefixes of the detector's layers outside the backbone, which is a nested model.
-PARTS = {"extra_": "extra levels", "class_": "class heads", "box_": "box heads"}
+from ssd_dist.model.layer_names import PARTS, layers_by_part
 
 
 @dataclass(frozen=True)
@@ -40,19 +38,9 @@ class Cost:
 def count_cost(model: tf_keras.Model) -> dict[str, Cost]:
     """Counts the cost of each part of a detector, in the order of the forward pass."""
     costs = {"backbone": Cost(), **{part: Cost() for part in PARTS.values()}}
-    for part, layer in _layers_by_part(model):
+    for part, layer in layers_by_part(model):
         costs[part] += _count_layer(layer)
     return costs
-
-
-def _layers_by_part(model: tf_keras.Model) -> Iterator[tuple[str, layers.Layer]]:
-    for layer in model.layers:
-        if isinstance(layer, tf_keras.Model):
-            yield from (("backbone", inner) for inner in layer.layers)
-            continue
-        part = next((part for prefix, part in PARTS.items() if layer.name.startswith(prefix)), None)
-        if part is not None:
-            yield part, layer
 
 
 def _count_layer(layer: layers.Layer) -> Cost:

@@ -16,27 +16,24 @@ from tf_keras import layers
 from ssd_dist.core.anchors import anchors_per_cell, feature_sizes, last_level_is_unpadded
 from ssd_dist.core.config import AnchorConfig, BackboneConfig, ModelConfig
 from ssd_dist.model.backbone import build_backbone
-from ssd_dist.model.batch_norm import ReplicaBatchNormalization, SyncBatchNormalization
+from ssd_dist.model.batch_norm import GroupedBatchNormalization
 from ssd_dist.model.convolutions import choose_convolution
 
 EXTRA_CHANNELS = (512, 256, 256)
+# Epsilon of every batch normalization, Keras's MobileNetV2 included.
+BATCH_NORM_EPSILON = 1e-3
 
 
 def build_detector(
-    model: ModelConfig,
-    backbone: BackboneConfig,
-    anchors: AnchorConfig,
-    class_count: int,
-    sync_batch_norm: bool = False,
+    model: ModelConfig, backbone: BackboneConfig, anchors: AnchorConfig, class_count: int
 ) -> tf_keras.Model:
     """Builds the network; its outputs are float32 under any Keras policy.
 
     Args:
-      model: input size, width, head style and batch norm momentum.
+      model: input size, width, head style, momentum and group of the batch norms.
       backbone: the weights of the backbone and whether it is trained.
       anchors: the anchors, which set the number of predictions per cell.
       class_count: number of classes C, background not included.
-      sync_batch_norm: whether batch norm statistics are computed over the global batch.
 
     Returns:
       A model from images [B, S, S, 3] to `logits` [B, A, C + 1] and `offsets` [B, A, 4].
@@ -44,10 +41,10 @@ def build_detector(
     Raises:
       CheckpointError: if the backbone's weights cannot be loaded.
     """
-    builder = _LayerBuilder(model, sync_batch_norm)
+    builder = _LayerBuilder(model)
     size = model.input_size
     image = tf_keras.Input((size, size, 3), name="image")
-    taps = build_backbone(backbone, model, sync_batch_norm)(image)
+    taps = build_backbone(backbone, model)(image)
     features = builder.add_extra_levels(taps, feature_sizes(size))
     shapes = anchors_per_cell(anchors)
     logits = [
@@ -73,9 +70,8 @@ def normalize_image(image: tf.Tensor) -> tf.Tensor:
 class _LayerBuilder:
     """Adds the layers of the extra levels and heads, in the style of `model.head` (ssd or ssdlite)."""
 
-    def __init__(self, config: ModelConfig, sync_batch_norm: bool) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         self._config = config
-        self._sync_batch_norm = sync_batch_norm
 
     def add_extra_levels(self, taps: Sequence[tf.Tensor], sizes: Sequence[int]) -> list[tf.Tensor]:
         """Adds three stride-2 levels; the last one has no padding, so that 3 cells (4 at 512 pixels) become 1."""
@@ -121,8 +117,12 @@ class _LayerBuilder:
         return self._normalize(x, name)
 
     def _normalize(self, x: tf.Tensor, name: str) -> tf.Tensor:
-        kind = SyncBatchNormalization if self._sync_batch_norm else ReplicaBatchNormalization
-        x = kind(momentum=self._config.batch_norm_momentum, epsilon=1e-3, name=f"{name}_bn")(x)
+        x = GroupedBatchNormalization(
+            self._config.batch_norm_group,
+            momentum=self._config.batch_norm_momentum,
+            epsilon=BATCH_NORM_EPSILON,
+            name=f"{name}_bn",
+        )(x)
         return layers.ReLU(6.0, name=f"{name}_relu")(x)
 
 

@@ -30,11 +30,12 @@ from ssd_dist.evaluation.analysis import Analysis, analyse_detections
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.error_types import IGNORED, TRUE_POSITIVE, classify_detections
 from ssd_dist.evaluation.metrics import Metrics, evaluate_detections
-from ssd_dist.inference.trained_model import evaluate_split, load_trained_model, locate_checkpoint
+from ssd_dist.inference.trained_model import evaluate_split, load_trained_model
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.report.anchor_images import CaptionedImage, draw_anchors, draw_negatives
 from ssd_dist.report.box_overlay import OverlayBox, draw_overlay
 from ssd_dist.report.dataset_facts import TargetMaker, read_selected
+from ssd_dist.runs.checkpoints import locate_checkpoint
 from ssd_dist.training.losses import multibox_losses
 from ssd_dist.training.mining import mine_per_image
 from ssd_dist.training.targets import count_targets

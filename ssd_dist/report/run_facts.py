@@ -104,12 +104,23 @@ def read_run(model_dir: str, overrides: list[str]) -> RunFacts:
         total_steps=count_steps(config.train, manifest),
         notes=notes,
     )
-    if rows and facts.last_step < facts.total_steps:
+    if _stopped_early(facts):
+        notes.append(
+            f"Training ended early at step {facts.last_step:,} of {facts.total_steps:,}: {config.train.early_stopping} "
+            "evaluations in a row did not improve the best metric (train.early_stopping)."
+        )
+    elif rows and facts.last_step < facts.total_steps:
         notes.append(
             f"The run has reached step {facts.last_step:,} of {facts.total_steps:,}: it is still training, or it was "
             "interrupted. To resume it, start the same command again."
         )
     return facts
+
+
+def _stopped_early(facts: RunFacts) -> bool:
+    patience, best_step = facts.config.train.early_stopping, 0 if facts.best is None else facts.best["step"]
+    stale = sum(step > best_step for step in facts.evaluations.steps)
+    return 0 < patience <= stale and facts.last_step < facts.total_steps
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:

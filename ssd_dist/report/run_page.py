@@ -17,6 +17,7 @@ from ssd_dist.core.config_files import dump_config, flatten_config
 from ssd_dist.core.errors import SsdDistError
 from ssd_dist.evaluation.analysis import RECALLS, Analysis, interpolate_precision
 from ssd_dist.evaluation.error_types import KINDS
+from ssd_dist.evaluation.metrics_table import describe_split
 from ssd_dist.evaluation.visualization import class_color
 from ssd_dist.report.charts import Axes, Line, Mark, draw_calibration_chart, draw_line_chart
 from ssd_dist.report.html_page import SHOWN_CLASSES, render_page, write_page
@@ -36,6 +37,8 @@ from ssd_dist.report.svg import format_number
 
 # Classes with a precision-recall curve, and classes in the confusion matrix.
 MAX_CURVES, MAX_CONFUSED = 24, 18
+# The note on a comparison whose metrics do not belong together.
+DIFFERENT_IMAGES = "The runs were evaluated on different images or classes, so their metrics cannot be compared."
 ERROR_DESCRIPTIONS = {
     "localisation": "correct class, but IoU between 0.1 and 0.5",
     "class": "IoU of at least 0.5 with an object of another class",
@@ -124,10 +127,13 @@ def render_comparison(runs: Sequence[RunFacts], evaluations: Sequence[Evaluation
         "compare.html",
         title=f"{len(runs)} runs",
         runs=list(zip(names, runs, strict=True)),
-        notes=[f"{name}: {note}" for name, run in zip(names, runs, strict=True) for note in run.notes],
+        notes=[]
+        if have_same_ground_truth(evaluations)
+        else [DIFFERENT_IMAGES]
+        + [f"{name}: {note}" for name, run in zip(names, runs, strict=True) for note in run.notes],
         charts=draw_comparison_charts(runs, names),
         mean_curve=_draw_mean_curves(names, evaluations) if known else None,
-        table=_compare_metrics(runs, evaluations),
+        table=compare_metrics(runs, evaluations),
         errors=[
             (ERROR_NAMES.get(kind, kind), [None if e is None else e.analysis.errors.gains[kind] for e in evaluations])
             for kind in KINDS
@@ -285,12 +291,20 @@ def _build_error_rows(analysis: Analysis) -> list[tuple[str, str, int, float, fl
     ]
 
 
-def _compare_metrics(
+def compare_metrics(
     runs: Sequence[RunFacts], evaluations: Sequence[Evaluation | None]
 ) -> list[tuple[str, list[str], list[int]]]:
-    """Returns (name, one cell per run, indices of the best runs) for each row; no indices if all runs are equal."""
+    """Returns (name, one cell per run, indices of the best runs) for each row.
+
+    No run is the best if all are equal, or if the runs were evaluated on different images or classes.
+    """
+    comparable = have_same_ground_truth(evaluations)
     rows: list[tuple[str, list[str], list[int]]] = [
-        ("evaluated", ["–" if e is None else f"{e.checkpoint} on {e.split_name}" for e in evaluations], []),
+        (
+            "evaluated",
+            ["–" if e is None else f"{e.checkpoint} on {describe_split(e.split_name)}" for e in evaluations],
+            [],
+        ),
         ("steps trained", [f"{run.last_step:,} of {run.total_steps:,}" for run in runs], []),
         ("best step", ["–" if run.best is None else f"{run.best['step']:,}" for run in runs], []),
     ]
@@ -299,6 +313,7 @@ def _compare_metrics(
         values = [None if e is None else e.metrics.scalars[key] for e in evaluations]
         known = [value for value in values if value is not None]
         best = [index for index, value in enumerate(values) if len(set(known)) > 1 and value == max(known)]
+        best = best if comparable else []
         rows.append((name, ["–" if value is None else f"{value:.3f}" for value in values], best))
     errors = ["–" if e is None or e.analysis.calibration.error is None else f"{e.analysis.calibration.error:.3f}"
               for e in evaluations]  # fmt: skip
@@ -306,6 +321,16 @@ def _compare_metrics(
     speeds = [f"{np.nanmedian(run.train.column('images_per_second')):,.0f}" if run.train.rows else "–" for run in runs]
     rows.append(("images per second, median", speeds, []))
     return rows
+
+
+def have_same_ground_truth(evaluations: Sequence[Evaluation | None]) -> bool:
+    """Returns whether all evaluations are of the same images with the same objects, so that metrics can be compared."""
+    known = [evaluation for evaluation in evaluations if evaluation is not None]
+    contents = [
+        (e.classes, sorted((image.source_id, *sorted(image.objects.labels.tolist())) for image in e.ground_truths))
+        for e in known
+    ]
+    return all(content == contents[0] for content in contents)
 
 
 def _draw_mean_curves(names: Sequence[str], evaluations: Sequence[Evaluation | None]) -> Markup:

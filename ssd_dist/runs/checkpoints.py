@@ -182,8 +182,33 @@ def read_best(model_dir: str) -> dict[str, Any] | None:
         # Only step, metric and value are required; without "kept", the best model is the only one.
         first = _entry(best["step"], best["value"])
         return {**first, "metric": best["metric"], "kept": best.get("kept", [first])}
-    except (OSError, ValueError, TypeError, KeyError, tf.errors.OpError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, tf.errors.OpError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); delete it to start without a best model") from None
+
+
+def locate_checkpoint(model_dir: str, checkpoint: str) -> str:
+    """Returns the path of a checkpoint: "best", "last", or a path itself.
+
+    Raises:
+      CheckpointError: if the checkpoint does not exist.
+    """
+    if checkpoint == "best":
+        best = read_best(model_dir)
+        if best is None:
+            raise CheckpointError(f"{model_dir} has no best model yet; use --checkpoint=last, or train with evaluation")
+        path = os.path.join(model_dir, "best", best["checkpoint"])
+    elif checkpoint == "last":
+        found = latest_checkpoint(os.path.join(model_dir, "checkpoints"))
+        if found is None:
+            raise CheckpointError(f"{model_dir}/checkpoints has no checkpoint; train until the run has saved one")
+        path = found
+    else:
+        path = checkpoint.removesuffix(".index")
+    if not tf.io.gfile.exists(f"{path}.index"):
+        raise CheckpointError(
+            f"checkpoint {path} does not exist; --checkpoint is best, last or a path that ends in ckpt-N"
+        )
+    return path
 
 
 def latest_checkpoint(directory: str) -> str | None:

@@ -45,7 +45,7 @@ def read_environment(model_dir: str) -> dict[str, Any]:
     """Reads the environment of a run; an empty dict if the file is missing or cannot be read."""
     try:
         found = json.loads((Path(model_dir) / ENVIRONMENT_NAME).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -37,6 +37,7 @@ class MetricsLog:
         self._path = Path(model_dir) / "metrics.jsonl"
         self._trackers = tuple(trackers)
         self._failed: set[str] = set()
+        self._evaluated: list[int] = []
         with explain_write_errors(str(self._path)):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self.drop_rows_after(step, evaluated)
@@ -61,6 +62,8 @@ class MetricsLog:
             self._before_write()
             size = retry(lambda: self._path.stat().st_size if self._path.exists() else 0, what)
             retry(lambda: _append(self._path, line, size), what)
+        if kind == "eval":
+            self._evaluated.append(step)
         for tracker in self._trackers:
             self._log_to_tracker(tracker, kind, step, numbers)
 
@@ -76,12 +79,19 @@ class MetricsLog:
 
     def drop_rows_after(self, step: int, evaluated: int) -> None:
         """Removes rows that a resumed run writes again: reports after `step`, evaluations after step `evaluated`."""
+        self._evaluated = []
         if not self._path.exists():
             return
         last = {"train": step, "eval": evaluated}
         lines = self._path.read_text(errors="replace").splitlines()
         rows = [row for line in lines if (row := _parse(line)) is not None]
-        write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last[row["kind"]]))
+        rows = [row for row in rows if row["step"] <= last[row["kind"]]]
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._evaluated = [row["step"] for row in rows if row["kind"] == "eval"]
+
+    def count_evaluations_after(self, step: int) -> int:
+        """Returns the number of evaluations of models later than `step`."""
+        return sum(evaluated > step for evaluated in self._evaluated)
 
 
 def _append(path: Path, line: str, size: int) -> None:
@@ -100,5 +110,5 @@ def _parse(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
         return row if row["kind"] in ("train", "eval") and isinstance(row["step"], int) else None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None

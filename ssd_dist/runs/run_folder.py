@@ -8,7 +8,7 @@ from pathlib import Path
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config, flatten_config, load_stored_config
 from ssd_dist.core.errors import CheckpointError, UsageError
-from ssd_dist.core.folder_names import check_folder_name
+from ssd_dist.core.folder_names import CONFIG_NAME, check_folder_name
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest
 from ssd_dist.core.storage import is_remote, write_text
 from ssd_dist.data.corrupt_records import CorruptRecord
@@ -16,14 +16,13 @@ from ssd_dist.runs.checkpoints import complete_checkpoints, read_best
 from ssd_dist.runs.gfile_storage import explain_write_errors
 from ssd_dist.runs.run_lock import RunLock, lock_run_folder
 
-CONFIG_NAME = "config.yaml"
 SKIPPED_NAME = "skipped_records.jsonl"
 
 # Keys, and prefixes of keys, that may change when a run is resumed: they affect neither what is learned from a batch
 # nor which model is the best.
 _MAY_CHANGE = (
     "data.dir", "data.cache_dir", "data.on_corrupt", "train.epochs", "train.steps", "train.log_every",
-    "train.steps_per_loop", "train.stall_seconds", "train.recover_from_blowup",
+    "train.steps_per_loop", "train.stall_seconds", "train.recover_from_blowup", "train.early_stopping",
     "eval.every_epochs", "eval.every_steps", "eval.batch_size", "checkpoint.", "preemption.", "cluster.", "tracking.",
 )  # fmt: skip
 

@@ -11,8 +11,8 @@ from ssd_dist.cluster.strategy import WorkerRole
 from ssd_dist.cluster.watchdog import Watchdog
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import Config
-from ssd_dist.core.errors import UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
+from ssd_dist.core.printable import print_line
 from ssd_dist.core.storage import join
 from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import training_batches
@@ -23,17 +23,20 @@ from ssd_dist.runs.checkpoints import BestModel, CheckpointStore
 from ssd_dist.runs.console_progress import TrainingProgress
 from ssd_dist.runs.metrics_log import MetricsLog
 from ssd_dist.runs.trackers import Tracker, create_detection_logger, create_trackers
+from ssd_dist.training.batch_division import divide_batch
 from ssd_dist.training.ema import ExponentialMovingAverage
 from ssd_dist.training.intervals import StepIntervals
 from ssd_dist.training.optimizer import PackedOptimizer
 from ssd_dist.training.parameter_groups import group_parameters
 from ssd_dist.training.periodic_evaluation import PeriodicEvaluation
 from ssd_dist.training.precision import AMPContext
-from ssd_dist.training.run_checks import check_data, check_same_start, check_steps_left
+from ssd_dist.training.run_checks import check_data, check_same_start, check_steps_left, choose_evaluated_split
 from ssd_dist.training.run_parts import DivergencePolicy, Run, RunOutput, TrainingData, WorkerGroup
 from ssd_dist.training.schedule import CosineWarmupSchedule
+from ssd_dist.training.source_weights import read_source_weights
 from ssd_dist.training.state import TrainState
 from ssd_dist.training.trainer import DetectorTrainer
+from ssd_dist.training.weight_transfer import transfer_weights
 
 # The stall reports of a worker.
 STALL_NAME = "stall_worker{}.txt"
@@ -47,7 +50,7 @@ def load_checked_manifest(config: Config) -> Manifest:
     """
     manifest = load_manifest(config.data)
     manifest.check_fits(config, join(config.data.dir, MANIFEST_NAME))
-    check_data(manifest, config.data, config.eval.split, config.model.input_size)
+    check_data(manifest, config.data, choose_evaluated_split(manifest, config), config.model.input_size)
     return manifest
 
 
@@ -62,13 +65,14 @@ def assemble_run(
     stop: StopRequest,
     before_write: Callable[[], None],
 ) -> Run:
-    """Creates all parts of a run and restores its newest checkpoint, if there is one.
+    """Creates all parts of a run and restores its newest checkpoint; a new run takes over `model.init_from`.
 
     `before_write` is called before each write into the run folder and raises an error to prevent it.
 
     Raises:
       UsageError: if workers do not share the run folder, or the run is beyond `total_steps`.
-      CheckpointError: if the checkpoint belongs to a different model, or all checkpoints are damaged.
+      CheckpointError: if the checkpoint belongs to a different model, all checkpoints are damaged, or the weights of
+        `model.init_from` cannot be read or do not fit.
       RestartError: if workers restored different checkpoints.
     """
     watchdog = Watchdog(config.train.stall_seconds, str(Path(model_dir) / STALL_NAME.format(role.index)))
@@ -76,7 +80,12 @@ def assemble_run(
     with strategy.scope():
         state = create_state(config, len(manifest.classes), total_steps)
         checkpoints = CheckpointStore(state.checkpoint(), model_dir, config.checkpoint, role.is_chief, before_write)
-        checkpoints.restore_latest()
+        restored = checkpoints.restore_latest()
+    if restored is None and config.model.init_from:
+        report = start_from_source(config, manifest.classes, strategy, state)
+        for line in report if role.is_chief else []:
+            print_line(line)
+    with strategy.scope():
         start = state.current_step
         check_same_start(start, workers.collectives, role, model_dir)
         check_steps_left(start, total_steps, model_dir)
@@ -102,12 +111,16 @@ def assemble_run(
             TrainingProgress(start, total_steps, role.is_chief),
         ),
         divergence=DivergencePolicy(config.train.recover_from_blowup, AMPContext(config.amp).overflow_is_expected),
+        early_stopping=config.train.early_stopping,
     )
 
 
 def create_state(config: Config, class_count: int, total_steps: int) -> TrainState:
     """Creates model, optimizer and counters; call in strategy scope, with the Keras policy and the seeds set."""
-    model = build_detector(config.model, config.backbone, config.anchors, class_count, config.train.sync_batch_norm)
+    # With `model.init_from` the backbone's weights are assigned later, or restored.
+    weights = "none" if config.model.init_from else config.backbone.weights
+    backbone = config.backbone.model_copy(update={"weights": weights})
+    model = build_detector(config.model, backbone, config.anchors, class_count)
     share_initial_weights(model.variables)
     groups = group_parameters(model, config.optimizer, config.backbone)
     ema = ExponentialMovingAverage(groups, config.ema) if config.ema.enabled else None
@@ -116,6 +129,23 @@ def create_state(config: Config, class_count: int, total_steps: int) -> TrainSta
     return TrainState.create(
         model, AMPContext(config.amp).wrap_optimizer(optimizer, config.train.accumulate_steps), ema
     )
+
+
+def start_from_source(
+    config: Config, classes: Sequence[str], strategy: tf.distribute.Strategy, state: TrainState
+) -> list[str]:
+    """Assigns the weights of `model.init_from` to a new run; returns lines that state what was taken over.
+
+    Raises:
+      CheckpointError: if there are no weights, or they do not fit.
+    """
+    # Read outside of the strategy's scope: the source is a model of its own, without replicas.
+    source = read_source_weights(config.model.init_from)
+    with strategy.scope():
+        report = transfer_weights(state.model, classes, config.anchors, source)
+        if state.ema is not None:
+            state.ema.restart()
+    return report
 
 
 def create_trainer(
@@ -145,24 +175,16 @@ def distribute_training(
     """Creates the training batches of every replica, starting at the state's current step.
 
     Raises:
-      UsageError: if the global batch cannot be divided equally between replicas and accumulation steps.
+      UsageError: if the global batch cannot be divided between the replicas, parts and batch-norm groups.
     """
-    parts = strategy.num_replicas_in_sync * config.train.accumulate_steps
-    size, rest = divmod(config.train.global_batch_size, parts)
-    if rest:
-        split_over = f"{strategy.num_replicas_in_sync} replicas"
-        if config.train.accumulate_steps > 1:
-            split_over += f" in {config.train.accumulate_steps} parts (train.accumulate_steps)"
-        raise UsageError(
-            f"train.global_batch_size: {config.train.global_batch_size} cannot be divided equally between "
-            f"{split_over}; use {max(size, 1) * parts} or {(size + 1) * parts}"
-        )
-    batch_size = size * config.train.accumulate_steps
+    division = divide_batch(config, strategy.num_replicas_in_sync)
+    batch_size = division.images // division.replicas
+    order = division.order_records(plan.workers)
     start_step = state.current_step
 
     def create_batches(_: tf.distribute.InputContext) -> tf.data.Dataset:
         return training_batches(
-            config.data, config.anchors, config.matching, config.model.input_size, plan, batch_size, start_step
+            config.data, config.anchors, config.matching, config.model.input_size, plan, batch_size, start_step, order
         )
 
     return strategy.distribute_datasets_from_function(create_batches)
@@ -183,8 +205,8 @@ def create_periodic_evaluation(
     Raises:
       DataError: if the data has no split with the name of `eval.split`.
     """
-    split_name = manifest.eval_split(config.eval.split, config.data.dir)
-    if split_name is None or not (config.eval.every_epochs or config.eval.every_steps):
+    split_name = choose_evaluated_split(manifest, config)
+    if split_name is None:
         return None
     split = manifest.splits[split_name]
     ground_truth = read_ground_truth(config.data, split)

@@ -45,6 +45,11 @@ class ExponentialMovingAverage(tf.Module):
         else:
             tf.cond(step % self._config.update_every == 0, lambda: self._average(step, weights), lambda: False)
 
+    def restart(self) -> None:
+        """Sets the averages to the model's current weights; call in strategy scope, before the first update."""
+        for group in self._groups:
+            self.averages[group.name].assign(group.pack())
+
     @contextmanager
     def eval_context(self) -> Iterator[None]:
         """Replaces the model's weights with the averages inside the context and restores them bit for bit on exit.

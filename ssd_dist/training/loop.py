@@ -2,7 +2,7 @@
 
 repeat
   evaluate_if_due -> save_if_due -> stop_if_necessary -> advance
-until the last step
+until the last step, or until early stopping
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from ssd_dist.training.run_parts import Run
 
 
 def run_loop(run: Run) -> None:
-    """Trains a run to its last step, with reports, evaluations and checkpoints.
+    """Trains a run to its last step or to early stopping, with reports, evaluations and checkpoints.
 
     Raises:
       RestartError: if the run was asked to stop; its state is saved.
@@ -35,9 +35,10 @@ def run_loop(run: Run) -> None:
         while True:
             step = run.state.current_step
             evaluate_if_due(run, controller, step)
-            save_if_due(run, step)
+            finished = step == run.intervals.total or stops_early(run, step)
+            save_if_due(run, step, finished)
             stop_if_necessary(run, step)
-            if step == run.intervals.total:
+            if finished:
                 break
             seconds_per_step = advance(run, controller, step, seconds_per_step)
             run.workers.watchdog.start()
@@ -85,9 +86,29 @@ def evaluate_if_due(run: Run, controller: orbit.Controller, step: int) -> None:
         run.checkpoints.mark_outdated(step)
 
 
-def save_if_due(run: Run, step: int) -> None:
-    """Saves a checkpoint if one is due at `step`."""
-    if run.intervals.checkpoint_due(step):
+def stops_early(run: Run, step: int) -> bool:
+    """Returns whether the evaluation at `step` was the last of `train.early_stopping` without a better model.
+
+    A collective: the chief counts, and all workers follow its decision. The count is derived from metrics.jsonl and
+    best.json, so a run that was interrupted at any point stops after the same step, and a run that stopped early does
+    not train when it is started again.
+    """
+    if not run.early_stopping or run.evaluation is None or step != run.state.evaluated_step:
+        return False
+    best_step = run.evaluation.best_step
+    count = run.output.log.count_evaluations_after(best_step) if run.output.log is not None else 0
+    if run.workers.broadcast_from_chief(count) < run.early_stopping:
+        return False
+    run.output.progress.print_line(
+        f"step {step}  training ends early: {count} evaluations in a row were not better than that of step {best_step} "
+        f"(train.early_stopping: {run.early_stopping})"
+    )
+    return True
+
+
+def save_if_due(run: Run, step: int, finished: bool) -> None:
+    """Saves a checkpoint if one is due at `step`, or if the run is finished."""
+    if finished or run.intervals.checkpoint_due(step):
         run.checkpoints.save(step)
 
 

@@ -60,6 +60,11 @@ class PeriodicEvaluation:
         self._use_ema = use_ema
         self._log_detections = log_detections
 
+    @property
+    def best_step(self) -> int:
+        """The step of the best model so far; 0 if there is none."""
+        return 0 if self.best.best is None else int(self.best.best["step"])
+
     def evaluate(
         self, controller: orbit.Controller, step: int, log: MetricsLog | None, progress: TrainingProgress
     ) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -14,6 +15,7 @@ from ssd_dist.cluster.rendezvous_messages import read_secret
 from ssd_dist.cluster.strategy import START_SECONDS, WorkerRole, check_strategy, create_strategy, read_worker_role
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config
+from ssd_dist.core.folder_names import CONFIG_NAME
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
 from ssd_dist.data.corrupt_records import explain_failure, verify_plan
 from ssd_dist.data.order import EpochPlan
@@ -26,6 +28,7 @@ from ssd_dist.training.assembly import assemble_run, load_checked_manifest
 from ssd_dist.training.loop import run_loop
 from ssd_dist.training.precision import AMPContext
 from ssd_dist.training.run_checks import describe_worker, explain_bad_record
+from ssd_dist.training.source_weights import check_source_exists
 from ssd_dist.training.state import TrainState
 
 
@@ -71,6 +74,9 @@ def _train(
     split = manifest.split(TRAIN_SPLIT, config.data.dir)
     plan = plan_training(config.data, config.train, split, role.index, role.count)
     total_steps = config.train.steps or config.train.epochs * plan.steps_per_epoch
+    if role.is_chief and not (Path(model_dir) / CONFIG_NAME).exists():
+        # Checked before the folder exists, so that the corrected command can use it.
+        check_source_exists(config.model.init_from)
     lock = open_run_folder(model_dir, config, manifest, allow_new_data) if role.is_chief else None
     check_folder = lock.check if lock else (lambda: None)
     plan, replaced = verify_plan(plan, split, config.model.input_size, config.data)

@@ -10,27 +10,42 @@ import tensorflow as tf
 from ssd_dist.cluster.collectives import WorkerCollectives
 from ssd_dist.cluster.rendezvous_messages import WorkerDescription
 from ssd_dist.cluster.strategy import WorkerRole
-from ssd_dist.core.config import DataConfig
+from ssd_dist.core.config import Config, DataConfig
 from ssd_dist.core.errors import DataError, RestartError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest
 from ssd_dist.core.storage import join
 from ssd_dist.data.corrupt_records import CorruptRecord, verify_shards
 
 
-def check_data(manifest: Manifest, data: DataConfig, eval_split: str, input_size: int) -> None:
+def choose_evaluated_split(manifest: Manifest, config: Config) -> str | None:
+    """Returns the name of the split that a run evaluates on; None if it does not evaluate.
+
+    Raises:
+      DataError: if the run evaluates and the data has no split with the name of `eval.split`.
+      UsageError: if `train.early_stopping` needs evaluations and there are none.
+    """
+    split = manifest.eval_split(config.eval.split, config.data.dir) if config.eval.enabled else None
+    if split is None and config.train.early_stopping:
+        raise UsageError(
+            f"train.early_stopping: {config.train.early_stopping} needs evaluations, but the run has none; prepare a "
+            "val or test split and set eval.every_epochs, or set train.early_stopping: 0"
+        )
+    return split
+
+
+def check_data(manifest: Manifest, data: DataConfig, evaluated: str | None, input_size: int) -> None:
     """Checks the shards of the evaluation split, and that no image of the training split is in another split.
 
     Args:
       manifest: the manifest of the prepared data.
       data: where the data is, and whether leakage is allowed.
-      eval_split: `eval.split`, the name of a split or `auto`.
+      evaluated: the name of the split that the run evaluates on; None if it does not evaluate.
       input_size: side of the prepared images in pixels.
 
     Raises:
       DataError: if a shard is missing or damaged, or a split leaks into another.
     """
     path = join(data.dir, MANIFEST_NAME)
-    evaluated = manifest.eval_split(eval_split, data.dir)
     if evaluated is not None:
         # Skipping corrupt images would change the metric, so the evaluation split must be complete.
         strict = data.model_copy(update={"on_corrupt": "fail"})

@@ -121,6 +121,7 @@ class Run:
       workers: what the workers decide together.
       output: where progress is reported.
       divergence: what to do when a loss or a gradient is not finite.
+      early_stopping: evaluations in a row without a better model that end the run; 0: never.
     """
 
     state: TrainState
@@ -133,3 +134,4 @@ class Run:
     workers: WorkerGroup
     output: RunOutput
     divergence: DivergencePolicy
+    early_stopping: int

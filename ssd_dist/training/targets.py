@@ -56,7 +56,8 @@ def negative_quota(positives: tf.Tensor, candidates: tf.Tensor, config: MiningCo
     """Computes min(max(floor(ratio * positives), min_negatives_per_image * images), candidates), elementwise, int32."""
     # Bounded before the cast: with a very large ratio (all negatives) the product does not fit into int32.
     wanted = tf.minimum(tf.floor(config.ratio * tf.cast(positives, tf.float32)), tf.cast(candidates, tf.float32))
-    return tf.minimum(tf.maximum(tf.cast(wanted, tf.int32), config.min_negatives_per_image * images), candidates)
+    least = min(config.min_negatives_per_image * images, tf.int32.max)
+    return tf.minimum(tf.maximum(tf.cast(wanted, tf.int32), least), candidates)
 
 
 def count_rows(mask: tf.Tensor) -> tf.Tensor:

@@ -68,8 +68,9 @@ def test_a_dry_run_describes_the_run_and_writes_nothing(tmp_path):
     output = " ".join(done.stdout.split())
     for words in (
         "MobileNetV2 0.1, ssdlite head, 64 x 64", "8²·4 + 4²·6 + 2²·6 + 1²·6 + 1²·4 + 1²·4", "GFLOP per image",
-        "activations of 4 images", "24 images", "0 images rejected", "images per second on this machine",
-        "120, 3 per epoch", "on val every 5 epochs", "a new run", "2, 4 images each",
+        "activations of 4 images", "batch norm in groups of 4", "24 images", "0 images rejected",
+        "images per second on this machine", "120, 3 per epoch", "on val every 5 epochs", "a new run",
+        "2, 4 images each",
     ):  # fmt: skip
         assert words in output, (words, output)
     assert not (tmp_path / "run").exists()
@@ -106,6 +107,14 @@ def test_a_run_with_another_config_is_not_resumed(tmp_path):
     other = Config.model_validate(SMALL | data | {"train": {"seed": 7}})
     with pytest.raises(UsageError, match=r"has a run with train\.seed"):
         describe_dry_run(other, str(tmp_path / "run"))
+
+
+def test_a_group_that_does_not_fit_the_batch_is_refused(tmp_path):
+    data = {"data": {"dir": str(tmp_path / "data")}, "train": {"global_batch_size": 4}}
+    config = Config.model_validate(data | {"model": {**SMALL["model"], "batch_norm_group": 3}})
+    write_dataset(tmp_path / "data", config, {"train": 4, "val": 2}, shards=1)
+    with pytest.raises(UsageError, match=r"model\.batch_norm_group: 3 .* use 1, 2, 4"):
+        describe_dry_run(config, None)
 
 
 @pytest.mark.slow

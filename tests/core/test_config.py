@@ -1,13 +1,16 @@
 """Tests the config keys; errors state file or flag, key, value and fix."""
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from config_errors import get_load_error
 from pydantic import ValidationError
 
 from ssd_dist.core.config import Config, DataConfig, OptimizerConfig
 from ssd_dist.core.config_files import flatten_config, load_config
+from ssd_dist.core.errors import UsageError
 
 # Keys that must not change, because existing configs contain them.
 STABLE_KEYS = [
@@ -26,6 +29,7 @@ STABLE_KEYS = [
     "model.width",
     "model.head",
     "model.batch_norm_momentum",
+    "model.batch_norm_group",
     "backbone.weights",
     "backbone.lr_scale",
     "backbone.freeze_batch_norm",
@@ -58,7 +62,6 @@ STABLE_KEYS = [
     "train.accumulate_steps",
     "train.log_every",
     "train.steps_per_loop",
-    "train.sync_batch_norm",
     "train.jit_compile",
     "eval.every_epochs",
     "eval.every_steps",
@@ -202,3 +205,36 @@ def test_defaults_need_no_coercion():
     # Strict validation would reject a default of the wrong type when it is written and read again.
     assert DataConfig() == DataConfig(**DataConfig().model_dump())
     assert OptimizerConfig() == OptimizerConfig(**OptimizerConfig().model_dump())
+
+
+NUMERIC_KEYS = [key for key, value in flatten_config(Config()).items() if type(value) in (int, float)]
+EXTREMES = (
+    ".inf", "-.inf", ".nan", "-1", "0", "-0.0", "1e-300", "1e-45", "1e300", "1e38", "2147483647", "2147483648",
+    "9223372036854775807", "9223372036854775808", "18446744073709551615", "18446744073709551616",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", NUMERIC_KEYS)
+def test_an_extreme_value_is_rejected_in_one_line_or_fits_the_type_that_computes_with_it(key):
+    for text in EXTREMES:
+        try:
+            value = flatten_config(load_config(None, [f"{key}={text}"]))[key]
+        except UsageError as error:
+            message = str(error)
+        else:
+            message = ""
+        if message:
+            assert key in message
+            assert "\n" not in message
+        elif isinstance(value, int):
+            assert 0 <= value < (2**63 if key == "train.seed" else 2**31)
+        else:
+            assert math.isfinite(value)
+            # Times are bounded by what a timer of the operating system accepts.
+            assert np.isfinite(np.float32(value) ** 2)
+
+
+@pytest.mark.parametrize("key", ["anchors.center_variance", "loss.beta", "optimizer.lr", "train.stall_seconds"])
+def test_a_divisor_does_not_become_zero_in_float32(key):
+    with pytest.raises(UsageError, match=key):
+        load_config(None, [f"{key}=1e-300"])

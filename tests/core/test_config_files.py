@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssd_dist.core.config import Config
-from ssd_dist.core.config_files import dump_config, flatten_config, load_config
+from ssd_dist.core.config_files import dump_config, flatten_config, load_config, load_stored_config
 from ssd_dist.core.errors import UsageError
 
 
@@ -52,6 +52,36 @@ def test_names_of_ops_that_always_compute_in_float32_are_dropped(write):
     assert stored.amp == load_config(write("amp: {enabled: false}")).amp
     assert stored.amp.force_fp32 == ("loss",)
     assert load_config(write("amp: {force_fp32: [nms]}")).amp.force_fp32 == ()
+
+
+@pytest.mark.parametrize(
+    ("given_", "equivalent"), [("true", "train.global_batch_size / train.accumulate_steps"), ("false", "a replica")]
+)
+def test_a_removed_key_is_rejected_with_its_replacement(write, given_, equivalent):
+    for path, overrides in (
+        (write(f"train: {{sync_batch_norm: {given_}}}"), []),
+        (write("", "empty.yaml"), [f"train.sync_batch_norm={given_}"]),
+    ):
+        message = get_load_error(path, overrides)
+        for word in ("train.sync_batch_norm", "set model.batch_norm_group to", equivalent):
+            assert word in message, message
+
+
+@pytest.mark.parametrize(
+    ("given_", "group"),
+    [
+        ("true", 6),  # the 12 images of the batch in two parts
+        ("false", Config().model.batch_norm_group),
+    ],
+)
+def test_the_stored_config_of_an_earlier_version_is_converted(write, given_, group):
+    stored = yaml.safe_load(dump_config(Config()))
+    del stored["model"]["batch_norm_group"]
+    stored["train"] |= {"global_batch_size": 12, "accumulate_steps": 2, "sync_batch_norm": given_ == "true"}
+    path = write(yaml.dump(stored))
+    assert load_stored_config(path).model.batch_norm_group == group
+    assert load_stored_config(path, ["model.batch_norm_group=3"]).model.batch_norm_group == 3
+    assert "train.sync_batch_norm" in get_load_error(path)
 
 
 @pytest.mark.parametrize("files", [{"x.yaml": "x.yaml"}, {"x.yaml": "sub/y.yaml", "sub/y.yaml": "../x.yaml"}])

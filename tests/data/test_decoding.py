@@ -37,6 +37,23 @@ def test_an_image_of_another_size_is_rejected():
         decode_jpeg(tf.constant(encode_jpeg(np.zeros((32, 40, 3), np.uint8))), 32)
 
 
+def test_the_size_is_checked_before_a_pixel_is_decoded(monkeypatch):
+    # The header of a small JPEG states 32,768 x 32,768 pixels, which take 3 GB.
+    bomb = bytearray(encode_jpeg(np.zeros((32, 32, 3), np.uint8)))
+    start = bomb.index(b"\xff\xc0") + 5
+    bomb[start : start + 4] = b"\x80\x00\x80\x00"
+    decoded, decode = [], tf.io.decode_jpeg
+
+    def record_and_decode(encoded, **options):
+        decoded.append(encoded.numpy())
+        return decode(encoded, **options)
+
+    monkeypatch.setattr(tf.io, "decode_jpeg", record_and_decode)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decode_jpeg(tf.constant(bytes(bomb)), 32)
+    assert decoded == [b""]
+
+
 def test_targets_of_several_records_are_padded_to_the_longest():
     records = [
         {"anchor": [5, 9], "label": [1, 2], "box": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], "ignored": []},

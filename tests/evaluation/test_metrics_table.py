@@ -1,6 +1,6 @@
 """The tables of `ssd-evaluate` show hostile class names as text."""
 
-from ssd_dist.evaluation.metrics_table import print_analysis, print_metrics
+from ssd_dist.evaluation.metrics_table import describe_split, print_analysis, print_metrics
 
 NAMES = ("[red]cat[/red]", "a\x1b[31m", "b\nc", "x" * 10_000)
 TOTALS = (
@@ -22,3 +22,20 @@ def test_names_are_escaped_and_shortened(capsys, monkeypatch):
     for name in ("[red]cat[/red]", "a\\x1b[31m", "b\\nc", "x…x"):
         assert printed.count(f" {name} " if "…" not in name else name) == 2, name
     assert max(map(len, printed.splitlines())) < 200
+
+
+def test_the_training_split_is_called_that():
+    assert describe_split("test") == "test"
+    assert describe_split("train").startswith("train (the training split")
+
+
+def test_the_baseline_stands_beside_the_metric(capsys):
+    metrics = {**dict.fromkeys(TOTALS, 0.5), "per_class": {}}
+    print_metrics(metrics, "run", {"coco/AP": 0.125, "coco/AP50": 0.25})
+    lines = capsys.readouterr().out.splitlines()
+    for name, value in (("COCO AP, IoU", "0.125"), ("COCO AP50, IoU", "0.250")):
+        (row,) = [index for index, line in enumerate(lines) if name in line]
+        assert "same box on every image" in lines[row + 1]
+        assert value in lines[row + 1]
+    print_metrics(metrics, "run", None)
+    assert "same box" not in capsys.readouterr().out

@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import tensorflow as tf
 import tf_keras
 from PIL import Image
 from support import synthetic
+from support.small_backbone import build_few_blocks
 from support.synthetic import CLASSES, write_dataset
 from tf_keras import layers
 
@@ -24,11 +26,12 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.errors import CheckpointError, DataError, UsageError
 from ssd_dist.data.shard_files import read_split
 from ssd_dist.evaluation.detections import Detections
+from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.evaluation.result_files import CocoIds
 from ssd_dist.export import exporter as exporting
+from ssd_dist.export.exported_detector import evaluate_export, open_exported_detector
 from ssd_dist.export.exporter import export_run, pick_split
 from ssd_dist.export.folding import fold_batch_norm
-from ssd_dist.export.formats import open_saved_model
 from ssd_dist.export.options import (
     Credits,
     ExportOptions,
@@ -41,11 +44,11 @@ from ssd_dist.export.parity import compare_detections
 from ssd_dist.inference.prediction import PredictionOutputs, open_run, predict_images
 from ssd_dist.inference.trained_model import check_data_fits_model
 from ssd_dist.model import detector
-from ssd_dist.model.batch_norm import ReplicaBatchNormalization
 from ssd_dist.model.detector import build_detector, normalize_image
 from ssd_dist.model.postprocessing import separate_classes
 from ssd_dist.runs.checkpoints import BestModel
-from ssd_dist.runs.run_folder import open_run_folder
+from ssd_dist.runs.run_folder import open_run_folder, read_run_folder
+from ssd_dist.training.source_weights import read_source_weights
 
 SETTINGS = {
     "model": {"input_size": 64, "width": 0.1},
@@ -78,25 +81,6 @@ def fit_statistics(model, images):
     for norm in submodules_of_kind(model, layers.BatchNormalization):
         norm.momentum = 0.0
     model(normalize_image(tf.constant(images)), training=True)
-
-
-def build_few_blocks(config, model, sync_batch_norm=False):
-    """Builds a small backbone from the layer types of MobileNetV2, with feature maps at strides 8, 16 and 32."""
-
-    def normalize(x, relu=True):
-        x = ReplicaBatchNormalization()(x)
-        return layers.ReLU(6.0)(x) if relu else x
-
-    image = tf_keras.Input((model.input_size, model.input_size, 3))
-    x, taps = normalize(layers.Conv2D(8, 3, 2, "same", use_bias=False)(image)), []
-    for _ in range(4):
-        wide = normalize(layers.Conv2D(24, 1, use_bias=False)(x))
-        taps.append(
-            normalize(layers.DepthwiseConv2D(3, 2, use_bias=False)(layers.ZeroPadding2D(((0, 1), (0, 1)))(wide)))
-        )
-        narrow = normalize(layers.Conv2D(8, 1, use_bias=False)(taps[-1]), relu=False)
-        x = layers.Add()([narrow, normalize(layers.DepthwiseConv2D(3, 1, "same", use_bias=False)(narrow), relu=False)])
-    return tf_keras.Model(image, taps[1:], name="backbone")
 
 
 def use_photographs(monkeypatch):
@@ -216,8 +200,13 @@ def test_quantized_files_are_smaller(export):
 
 
 @pytest.mark.slow
-def test_a_saved_model_predicts_what_its_run_predicts(run, export, tmp_path):
-    exported = str(export("saved_model")[1])
+@pytest.mark.parametrize(
+    ("kind", "outputs"), [("saved_model", "detections"), ("onnx", "detections"), ("tflite", "raw")]
+)
+def test_an_export_predicts_what_its_run_predicts(run, export, tmp_path, kind, outputs):
+    if kind == "onnx":
+        pytest.importorskip("tf2onnx")
+    exported = str(export(kind, "none", outputs)[1])
     images = tmp_path / "images"
     images.mkdir()
     for number in range(3):
@@ -227,7 +216,7 @@ def test_a_saved_model_predicts_what_its_run_predicts(run, export, tmp_path):
     found = {}
     for name, opened in (
         ("run", open_run(str(run), "best", [])),
-        ("export", open_saved_model(exported)),
+        ("export", open_exported_detector(exported)),
     ):
         outputs = PredictionOutputs(np.full(3, 0.4), CocoIds((1, 2, 3)))
         predict_images(opened, files, str(tmp_path / name), outputs)
@@ -239,6 +228,40 @@ def test_a_saved_model_predicts_what_its_run_predicts(run, export, tmp_path):
             two for two in found["export"] if (two["image_id"], two["category"]) == (one["image_id"], one["category"])
         ]
         assert min(np.abs(np.subtract(one["bbox"], two["bbox"])).max() for two in twins) < 0.1  # pixels of 90 x 70
+
+
+@pytest.mark.slow
+def test_a_training_can_start_from_a_saved_model(run, export, tmp_path):
+    _, folder = export("saved_model")
+    # The export has the weights before batch norm was folded into them, up to rounding.
+    found, expected = read_source_weights(str(folder)), read_source_weights(str(run))
+    assert (found.classes, found.anchors, found.width) == (expected.classes, expected.anchors, expected.width)
+    assert found.values.keys() == expected.values.keys()
+    for name, value in found.values.items():
+        np.testing.assert_allclose(value, expected.values[name], rtol=1e-6, err_msg=name)
+    summary = json.loads((folder / "export.json").read_text())
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    for change, reason in (({"format": "tflite"}, "format tflite"), ({"model": None}, "earlier version")):
+        (other / "export.json").write_text(json.dumps(summary | change))
+        with pytest.raises(CheckpointError, match=reason):
+            read_source_weights(str(other))
+
+
+@pytest.mark.slow
+def test_the_evaluation_of_an_export_gives_the_metrics_of_its_summary(run, export, tmp_path):
+    summary, folder = export("tflite", "none", "raw")
+    data = read_run_folder(str(run))[0].data.dir
+    for model_dir, overrides in ((str(run), []), ("", [f"data.dir={data}"])):
+        config, manifest, ground_truths, detections = evaluate_export(str(folder), model_dir, "val", overrides)
+        assert config.data.dir == data
+        metrics = evaluate_detections(ground_truths, detections, manifest.classes).as_dict()
+        assert {name: metrics[name] for name in summary["metrics"]["export"]} == summary["metrics"]["export"]
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    (other / "export.json").write_text(json.dumps(summary | {"classes": list(CLASSES[::-1])}))
+    with pytest.raises(CheckpointError, match=r"data with the classes of the export: --set data.dir=OUT"):
+        evaluate_export(str(other), str(run), "val", [])
 
 
 @pytest.mark.slow
@@ -397,5 +420,5 @@ def test_metadata_are_the_default_of_the_op_only():
 
 
 def test_a_folder_without_an_export_is_rejected(tmp_path):
-    with pytest.raises(CheckpointError, match=r"not a SavedModel export .*create one with ssd-export"):
-        open_saved_model(str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"not an export, .*create one with ssd-export"):
+        open_exported_detector(str(tmp_path))

@@ -34,6 +34,45 @@ def test_a_container_installs_the_report_templates(tmp_path: Path, container: st
     assert {f"ssd_dist/report/templates/{name}" for name in files} <= set(zipfile.ZipFile(wheel).namelist())
 
 
+def read_versions(lock: Path) -> dict[str, str]:
+    """Returns the version of each package; checks that each has hashes and that the lock names no host."""
+    text = lock.read_text()
+    assert "://" not in text
+    assert "--index" not in text
+    blocks = re.split(r"\n(?=\S)", text.strip().replace(" \\\n    ", " "))
+    assert all(re.search(r" --hash=sha256:[0-9a-f]{64}", block) for block in blocks), lock
+    pins = (re.match(r"([\w.-]+)(?:\[[\w,-]+\])?==(\S+)", block) for block in blocks)
+    return {pin[1]: pin[2] for pin in pins if pin}
+
+
+def test_the_locks_have_hashes_and_the_containers_have_the_versions_of_the_tests() -> None:
+    tested = read_versions(ROOT / "requirements.lock")
+    assert len(tested) > 200
+    for container, package, absent in (
+        ("train", "tensorflow", "apache-beam"),
+        ("prepare", "apache-beam", "tensorflow"),
+    ):
+        versions = read_versions(ROOT / "launch" / container / "requirements.lock")
+        assert package in versions
+        assert absent not in versions
+        cuda = {name for name in versions if name.startswith("nvidia-")}
+        assert bool(cuda) == (container == "train")
+        assert {name: tested.get(name) for name in versions if name not in cuda} == {
+            name: version for name, version in versions.items() if name not in cuda
+        }
+
+
+@pytest.mark.parametrize("container", ["train", "prepare"])
+def test_a_container_installs_only_files_whose_hashes_are_locked(container: str) -> None:
+    text = (ROOT / "launch" / container / "Dockerfile").read_text()
+    installs = re.findall(r"pip install .*", text)
+    assert [install.removesuffix(" && pip check") for install in installs] == [
+        "pip install --no-cache-dir --require-hashes -r requirements.lock",
+        "pip install --no-cache-dir --no-deps .",
+    ]
+    assert f"COPY launch/{container}/requirements.lock ./" in text
+
+
 def test_kubernetes_restarts_only_exit_codes_that_a_restart_can_fix() -> None:
     spec = yaml.safe_load((ROOT / "launch/train/jobset.yaml").read_text())["spec"]
     (job,) = spec["replicatedJobs"]

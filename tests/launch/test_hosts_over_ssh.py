@@ -24,7 +24,7 @@ ADDRESSES = ("10.77.0.1", "10.77.0.2")
 ADDRESSES_V6 = ("[fd77::1]", "[fd77::2]")
 # The learning rate is nearly zero: the float32 gradients of this detector differ by percents
 # with the order of sums (docs/clusters.md), and the weights would differ as well.
-FLAGS = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.sync_batch_norm=true",
+FLAGS = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "model.batch_norm_group=8",
          "train.global_batch_size=8", f"train.steps={STEPS}", "train.log_every=1", "eval.every_epochs=0",
          "optimizer.name=sgd", "optimizer.lr=1e-9", "schedule.min_lr=0"]  # fmt: skip
 

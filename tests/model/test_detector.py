@@ -12,26 +12,23 @@ from ssd_dist.core.anchors import feature_sizes, generate_anchors
 from ssd_dist.core.config import AnchorConfig, Config
 from ssd_dist.core.errors import CheckpointError
 from ssd_dist.model.backbone import build_backbone
-from ssd_dist.model.batch_norm import ReplicaBatchNormalization
+from ssd_dist.model.batch_norm import GroupedBatchNormalization
 from ssd_dist.model.detector import build_detector, normalize_image
 
 CLASSES = 3
 
 
-def config_of(input_size=64, head="ssdlite", width=0.35, sync=False, **backbone) -> Config:
+def config_of(input_size=64, head="ssdlite", width=0.35, **backbone) -> Config:
     return Config.model_validate(
         {
             "model": {"input_size": input_size, "head": head, "width": width, "batch_norm_momentum": 0.87},
             "backbone": {"weights": "none", **backbone},
-            "train": {"sync_batch_norm": sync},
         }
     )
 
 
 def build_from(config: Config, class_count: int) -> tf_keras.Model:
-    return build_detector(
-        config.model, config.backbone, config.anchors, class_count, sync_batch_norm=config.train.sync_batch_norm
-    )
+    return build_detector(config.model, config.backbone, config.anchors, class_count)
 
 
 @cache
@@ -174,7 +171,7 @@ def test_only_the_batch_norms_of_the_backbone_are_frozen(frozen):
 
 
 def test_frozen_batch_norm_has_a_deterministic_gradient_on_gpus():
-    norm = ReplicaBatchNormalization()
+    norm = GroupedBatchNormalization(4)
     norm.build([None, 4, 4, 3])
     norm.set_weights([*np.random.default_rng(0).uniform(0.5, 2.0, (4, 3))])
     norm.trainable = False

@@ -21,7 +21,7 @@ from ssd_dist.core.config import AnchorConfig, BackboneConfig, Config, ModelConf
 from ssd_dist.core.config_files import load_config
 from ssd_dist.data.pipeline import plan_training
 from ssd_dist.data.shard_files import load_manifest
-from ssd_dist.model.batch_norm import SyncBatchNormalization
+from ssd_dist.model.batch_norm import GroupedBatchNormalization
 from ssd_dist.training import assembly
 from ssd_dist.training.precision import AMPContext
 from ssd_dist.training.run import make_reproducible
@@ -32,19 +32,14 @@ REPORTED = ("loss", "loss/cls", "loss/loc", "positives", "negatives", "loss_scal
 
 
 def build_tiny_detector(
-    model: ModelConfig,
-    backbone: BackboneConfig,
-    anchors: AnchorConfig,
-    class_count: int,
-    sync_batch_norm: bool = False,
+    model: ModelConfig, backbone: BackboneConfig, anchors: AnchorConfig, class_count: int
 ) -> tf_keras.Model:
     """Builds a network with batch norm and the detector's output shapes from few operations, traced in a second."""
     size = model.input_size
     anchor_count = len(generate_anchors(anchors, size))
-    kind = SyncBatchNormalization if sync_batch_norm else tf_keras.layers.BatchNormalization
     image = tf_keras.Input([size, size, 3])
     features = tf_keras.layers.Conv2D(8, 8, strides=8, use_bias=False)(image)
-    norm = kind(momentum=0.9, trainable=not backbone.freeze_batch_norm)
+    norm = GroupedBatchNormalization(model.batch_norm_group, momentum=0.9, trainable=not backbone.freeze_batch_norm)
     features = tf_keras.layers.Activation("tanh")(norm(features))
     pooled = tf_keras.layers.GlobalAveragePooling2D()(features)
     hidden = tf_keras.Model(image, pooled, name="backbone")(image)

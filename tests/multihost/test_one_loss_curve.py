@@ -21,8 +21,8 @@ LAYOUTS = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 4))
 # Their batches and shards must be divisible by three.
 LAYOUTS_OF_THREE = ((1, 1), (3, 1), (2, 3))
 SMALL = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.global_batch_size=8",
-         "train.sync_batch_norm=true", "train.log_every=1"]  # fmt: skip
-FROZEN = ["backbone.freeze_batch_norm=true", "train.sync_batch_norm=false", "loss.normalizer=classified"]
+         "model.batch_norm_group=8", "train.log_every=1"]  # fmt: skip
+FROZEN = ["backbone.freeze_batch_norm=true", "model.batch_norm_group=1", "loss.normalizer=classified"]
 OVERFLOW_AT = 3
 
 
@@ -106,7 +106,7 @@ def assert_equal_copies(workers: list[dict[str, np.ndarray]], note: str) -> None
 @pytest.mark.timeout(TEST_SECONDS)
 def test_all_layouts_have_the_same_loss_curve(root: Path) -> None:
     full, sparse, none = root / "full", root / "sparse", root / "none"
-    globally = "mining.scope=global"
+    globally, grouped = "mining.scope=global", "model.batch_norm_group=2"
     # A few pairs of normalizer and scope are enough: only the sum of the counts differs between workers, and all pairs
     # use it. tests/training/test_losses.py tests every pair with four replicas of one process; test_accumulation.py
     # tests more accumulation steps.
@@ -114,7 +114,7 @@ def test_all_layouts_have_the_same_loss_curve(root: Path) -> None:
         "image": tiny(50, full),
         "frozen": tiny(50, full, *FROZEN),
         "frozen_parts": tiny(50, full, *FROZEN, "train.accumulate_steps=2"),
-        "global": tiny(50, sparse, globally),
+        "global": tiny(50, sparse, globally, grouped),
         "none": tiny(8, none, "loss.normalizer=images", "mining.min_negatives_per_image=2"),
         "gradient": tiny(1, full, *FROZEN, globally, "amp.force_fp32=[]", gradient=True),
         "overflow": tiny(101, full, "amp.enabled=true", "amp.policy=mixed_float16", overflow_at=OVERFLOW_AT),
@@ -163,7 +163,8 @@ def test_three_workers_and_three_replicas_have_the_same_loss_curve(root: Path) -
     three = root / "three"
     write_dataset(three, load_config(root / "small.yaml", SMALL), {"train": 24}, shards=6)
     variants = {"image": tiny(6, three), "frozen": tiny(6, three, *FROZEN, "mining.scope=global")}
-    results = train_layouts(root, "three", variants, LAYOUTS_OF_THREE, [*SMALL, "train.global_batch_size=12"])
+    twelve = ["train.global_batch_size=12", "model.batch_norm_group=12"]
+    results = train_layouts(root, "three", variants, LAYOUTS_OF_THREE, [*SMALL, *twelve])
     # The tolerances are those of the other layouts.
     assert_equal_curves(results, "image", losses=1e-4, weights=1e-3)
     assert_equal_curves(results, "frozen", losses=1e-5, weights=1e-5)
@@ -204,8 +205,8 @@ def test_the_detector_has_one_gradient_in_every_layout(root: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(TEST_SECONDS)
 def test_the_detector_has_the_same_losses_in_float32(root: Path) -> None:
-    # The weights stay constant (see `tiny`): tests forward pass, synchronised batch norm and losses of the detector.
-    still = ["optimizer.lr=1e-9", "schedule.min_lr=0", f"data.dir={root / 'full'}"]
+    # The weights stay constant (see `tiny`): tests forward pass, batch norm in groups and losses of the detector.
+    still = ["optimizer.lr=1e-9", "schedule.min_lr=0", "model.batch_norm_group=4", f"data.dir={root / 'full'}"]
     variants = {"still": {"tiny": False, "steps": 4, "overrides": still}}
     results = train_layouts(root, "detector", variants, ((1, 1), (2, 1)))
     # Float32 rounding (6e-8) grows through seventy batch norms: measured relative differences are 1.3e-5 for the moving

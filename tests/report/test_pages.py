@@ -8,17 +8,21 @@ import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from browser import check_page
 from support import synthetic
 
+from ssd_dist.cli.inspect import check_is_no_run
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config
+from ssd_dist.core.errors import UsageError
 from ssd_dist.core.manifest import Leakage, Manifest
 from ssd_dist.report.data_page import build_data_page, count_in_columns
-from ssd_dist.report.run_page import build_run_page
+from ssd_dist.report.run_charts import METRIC_NAMES
+from ssd_dist.report.run_page import build_run_page, compare_metrics, have_same_ground_truth
 
 SMALL = {
     "model": {"input_size": 64, "width": 0.1},
@@ -185,6 +189,51 @@ def test_the_reports_of_trained_runs(data: Path, tmp_path: Path) -> None:
 )
 def test_user_errors_are_reported(module: str, flags: list[str], code: int, word: str) -> None:
     assert word in call(module, *flags, expect=code)
+
+
+def test_a_run_given_as_prepared_data_is_refused_with_the_right_flag(tmp_path: Path) -> None:
+    # A run folder has a dataset.json too, so without this check the missing shards would be reported.
+    (tmp_path / "dataset.json").touch()
+    check_is_no_run(str(tmp_path))
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(
+        UsageError, match=rf"--data={tmp_path}: the folder holds a training run.*--model_dir={tmp_path}"
+    ):
+        check_is_no_run(str(tmp_path))
+
+
+def describe_evaluation(images: dict[str, list[int]], value: float, split: str = "val") -> SimpleNamespace:
+    """Returns the parts of an evaluation that a comparison table shows; `images` maps ids to labels."""
+    keys = [*METRIC_NAMES, *(f"coco/AP_{size}" for size in ("small", "medium", "large"))]
+    return SimpleNamespace(
+        checkpoint="best",
+        split_name=split,
+        classes=("cat",),
+        ground_truths=[
+            SimpleNamespace(source_id=name, objects=SimpleNamespace(labels=np.array(labels)))
+            for name, labels in images.items()
+        ],
+        metrics=SimpleNamespace(scalars=dict.fromkeys(keys, value)),
+        analysis=SimpleNamespace(calibration=SimpleNamespace(error=None)),
+    )
+
+
+def test_a_comparison_names_the_best_run_only_if_all_runs_were_evaluated_on_the_same_images() -> None:
+    runs = [SimpleNamespace(last_step=1, total_steps=1, best=None, train=SimpleNamespace(rows=[]))] * 2
+    first = describe_evaluation({"a": [1, 1], "b": []}, 0.5)
+    same = describe_evaluation({"b": [], "a": [1, 1]}, 0.75)
+    for other, comparable in (
+        (same, True),
+        (describe_evaluation({"a": [1, 1], "c": []}, 0.75), False),  # other images
+        (describe_evaluation({"a": [1], "b": []}, 0.75), False),  # other annotations
+        (None, True),
+    ):
+        assert have_same_ground_truth([first, other]) == comparable
+        rows = {name: best for name, _, best in compare_metrics(runs, [first, other])}
+        assert rows["COCO AP50"] == ([1] if other is same else [])
+    (cells,) = [row for name, row, _ in compare_metrics(runs[:1], [describe_evaluation({}, 0.5, "train")])
+                if name == "evaluated"]  # fmt: skip
+    assert "the training split" in cells[0]
 
 
 def call(module: str, *flags: str, expect: int = 0) -> str:

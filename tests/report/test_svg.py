@@ -77,6 +77,20 @@ def test_thinning_keeps_ends_and_spikes():
     assert kept.max() == 5.0
 
 
+def test_a_thinned_precision_recall_curve_passes_through_its_points():
+    # 300 of 400 objects are found among the first 330 detections; 20,000 false positives of low scores follow.
+    outcomes = np.ones(330)
+    outcomes[::11] = 0
+    outcomes = np.concatenate([outcomes, np.tile([0] * 199 + [1], 100)])
+    true_positives = np.cumsum(outcomes)
+    recall, precision = true_positives / 400, true_positives / np.arange(1, len(outcomes) + 1)
+    x, y = thin_out(recall, precision)
+    assert len(x) <= MAX_POINTS + 2
+    for index in (50, 100, 200, 300, 329):
+        near = y[np.abs(x - recall[index]) <= 0.01]
+        assert near.min() - 0.005 <= precision[index] <= near.max() + 0.005
+
+
 def test_bars_below_the_bound_are_marked():
     markup = draw_histogram("label", np.linspace(0, 1, 5), np.array([1, 2, 3, 4]), AXES, bound=0.5)
     assert markup.count('class="bar wrong"') == 2

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
+import yaml
 from support.synthetic import write_dataset
 
 from ssd_dist.cluster.failures import explain_out_of_memory
@@ -140,6 +141,20 @@ def test_environment_variables_in_a_stored_config_are_plain_text(manifest, tmp_p
     assert read_run_folder(str(tmp_path / "run"))[0].data.dir == "/data/${SSD_TEST_NONE}"
     # The value of a flag is not stored.
     assert read_run_folder(str(tmp_path / "run"), ["data.dir=${HOME}/x"])[0].data.dir == f"{Path.home()}/x"
+
+
+def test_a_run_of_an_earlier_version_is_resumed_with_its_groups(manifest, tmp_path):
+    run = Path(start_run(tmp_path, changed(tmp_path), manifest))
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    del stored["model"]["batch_norm_group"]
+    stored["train"]["sync_batch_norm"] = True
+    (run / "config.yaml").write_text(yaml.dump(stored))
+    with pytest.raises(UsageError, match=r"has a run with model\.batch_norm_group: 16, this config has 4"):
+        open_run_folder(str(run), changed(tmp_path), manifest)
+    same = changed(tmp_path, "model.batch_norm_group=16")
+    open_run_folder(str(run), same, manifest)
+    assert read_run_folder(str(run)) == (same, manifest)
+    assert "sync_batch_norm" not in (run / "config.yaml").read_text()
 
 
 def test_a_write_error_keeps_the_previous_files(manifest, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("four_cpus")
 # Batch norm is frozen, because with accumulation its statistics are those of a part. SGD's first velocity is the
 # gradient itself.
 SMALL = ["model.input_size=64", "backbone.weights=none", "backbone.freeze_batch_norm=true", "optimizer.name=sgd",
-         "optimizer.clip_norm=0", "train.global_batch_size=8", "train.log_every=1",
+         "optimizer.clip_norm=0", "train.global_batch_size=8", "train.log_every=1", "model.batch_norm_group=1",
          "mining.min_negatives_per_image=2"]  # fmt: skip
 
 

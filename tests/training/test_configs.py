@@ -22,6 +22,7 @@ assert {*RECIPES} < {*FAMILIES} < {*NAMES}
 # Makes a recipe small enough for a test.
 SMALL = [
     "model.input_size=64", "model.width=0.1", "backbone.weights=none", "data.views=1", "train.global_batch_size=4",
+    "model.batch_norm_group=4",
     "train.steps=2", "train.log_every=1", "train.steps_per_loop=1", "eval.batch_size=4",
 ]  # fmt: skip
 

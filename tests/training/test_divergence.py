@@ -1,53 +1,15 @@
 """Recovery from a divergence: evaluations that remain valid are kept, and a diverged state is not saved."""
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
-import tensorflow as tf
+from support.fake_run import OneWorkerCollectives, create_run, create_state, create_workers
 
 from ssd_dist.core.errors import RestartError
 from ssd_dist.training import divergence, loop
 from ssd_dist.training.divergence import Divergence
 from ssd_dist.training.intervals import StepIntervals
-from ssd_dist.training.run_parts import DivergencePolicy, Run, RunOutput, TrainingData, WorkerGroup
-from ssd_dist.training.state import TrainState
-
-
-class OneWorkerCollectives:
-    """The collectives of a single worker."""
-
-    def sum(self, value: float) -> float:
-        return value
-
-    def any(self, flag: bool) -> bool:
-        return flag
-
-    def broadcast_from_chief(self, value: float, is_chief: bool) -> float:
-        return value
-
-
-def create_workers(collectives: OneWorkerCollectives) -> WorkerGroup:
-    watchdog = nullcontext()
-    watchdog.start = watchdog.reset = lambda: None
-    return WorkerGroup(collectives, True, SimpleNamespace(requested=False), watchdog)
-
-
-def create_run(state: TrainState, intervals: StepIntervals | None = None, **parts) -> Run:
-    """Creates a run of one worker that may recover once."""
-    defaults = {
-        "state": state, "trainer": SimpleNamespace(), "evaluation": None,
-        "data": TrainingData(SimpleNamespace(find_change=lambda: None), lambda: None),
-        "checkpoints": None, "intervals": intervals, "grace_seconds": 30.0,
-        "workers": create_workers(OneWorkerCollectives()), "output": RunOutput("", None, None),
-        "divergence": DivergencePolicy(max_recoveries=1, overflow_is_expected=False),
-    }  # fmt: skip
-    return Run(**{**defaults, **parts})
-
-
-def create_state(step: int = 0, evaluated: int = 0) -> TrainState:
-    optimizer = SimpleNamespace(loss_scale=SimpleNamespace(skipped_steps=tf.Variable(0)))
-    return TrainState(None, optimizer, None, tf.Variable(step), tf.Variable(evaluated), tf.Variable(0), None)
+from ssd_dist.training.run_parts import RunOutput
 
 
 @pytest.mark.parametrize(
@@ -94,7 +56,7 @@ def test_a_run_stopped_between_a_divergence_and_its_interval_saves_nothing(monke
     controller = SimpleNamespace(train=lambda upto, **_: state.step.assign(upto))
     monkeypatch.setattr(loop.orbit, "Controller", lambda **_: controller)
     monkeypatch.setattr(loop, "count_steps_to_pause", lambda *_: 3)
-    saved, paused = [], []
+    saved, paused, timed = [], [], []
 
     def stop_at_step_6(_: bool) -> bool:
         if state.current_step in paused:
@@ -104,6 +66,8 @@ def test_a_run_stopped_between_a_divergence_and_its_interval_saves_nothing(monke
 
     collectives = OneWorkerCollectives()
     collectives.any = stop_at_step_6
+    workers = create_workers(collectives)
+    workers.watchdog.start = lambda: timed.append(state.current_step)
     run = create_run(
         state,
         StepIntervals(total=40, report=10, evaluation=0, checkpoint=0, loop=10),
@@ -111,12 +75,13 @@ def test_a_run_stopped_between_a_divergence_and_its_interval_saves_nothing(monke
             find_divergence=lambda: (5, "the gradient is not finite") if state.current_step > 4 else None
         ),
         checkpoints=SimpleNamespace(save=saved.append),
-        workers=create_workers(collectives),
+        workers=workers,
     )
     # Found at the pause after step 6, which is no interval: where a run recovers must not depend on the clock.
     with pytest.raises(RestartError, match=r"stopped after step 6 of 40, not saved"):
         loop.run_loop(run)
     assert paused == [0, 3, 6]
+    assert timed == [3, 6]  # the watchdog's time starts with the first finished step
     assert saved == [0]  # from here the run could recover before its first checkpoint
 
 

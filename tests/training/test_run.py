@@ -181,13 +181,14 @@ def test_a_run_that_was_stopped_ends_bit_equal(
 
 @pytest.fixture
 def write_changed_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Returns a function that writes a dataset in which record train13 is changed."""
+    """Returns a function that writes a dataset in which record train13 is changed, and val may have no objects."""
 
-    def write(change) -> Path:
+    def write(change, val_objects: int | None = None) -> Path:
         draw = synthetic.draw_record
 
         def draw_changed(seed, name, config, objects=None):
-            record = draw(seed, name, config, 2 if name == "train13" else objects)
+            objects = 2 if name == "train13" else val_objects if name.startswith("val") else objects
+            record = draw(seed, name, config, objects)
             return change(record) if name == "train13" else record
 
         monkeypatch.setattr(synthetic, "draw_record", draw_changed)
@@ -235,9 +236,10 @@ def test_a_nan_loss_stops_the_run_or_its_steps_are_skipped(write_changed_data, t
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_workers_with_two_replicas_skip_the_same_steps_as_one(write_changed_data, tmp_path: Path) -> None:
-    data = write_changed_data(set_offsets_to_nan)
-    flags = ["train.log_every=3", "train.steps_per_loop=3", "train.epochs=2", "checkpoint.every_steps=2",
-             "eval.every_epochs=0", "train.recover_from_blowup=2"]  # fmt: skip
+    data = write_changed_data(set_offsets_to_nan, val_objects=0)
+    # Without objects every evaluation is undefined, so early stopping ends both runs after two of the three epochs.
+    flags = ["train.log_every=3", "train.steps_per_loop=3", "train.epochs=3", "checkpoint.every_steps=2",
+             "eval.every_epochs=1", "train.early_stopping=2", "train.recover_from_blowup=2"]  # fmt: skip
     train(data, tmp_path / "one", *flags)
     launch = [str(LAUNCHER), "--local=2", "--max_restarts=0", f"--python={sys.executable}"]
     command = [*launch, "--", *train_flags(data, tmp_path / "two", *flags, "cluster.logical_cpus=2")]
@@ -247,6 +249,9 @@ def test_two_workers_with_two_replicas_skip_the_same_steps_as_one(write_changed_
     assert_layout(tmp_path / "two", 2, 2)
     one, two = ((tmp_path / name / "blowups.jsonl").read_text() for name in ("one", "two"))
     assert one.count("\n") == 2
+    for name in ("one", "two"):
+        assert [row["step"] for row in read_rows(tmp_path / name, "eval")][-1] == 8
+        assert '"ckpt-8"\n' in (tmp_path / name / "checkpoints" / "checkpoint").read_text().splitlines(True)[0]
     assert two.replace("/two/", "/one/") == one
     assert read_weights(tmp_path / "two").keys() == read_weights(tmp_path / "one").keys()
     assert all(np.isfinite(row["loss"]) for row in read_rows(tmp_path / "two", "train"))
@@ -306,6 +311,7 @@ def test_best_model_is_evaluated_and_predicts(data: Path, tmp_path: Path) -> Non
         (["eval.split=nosuch"], 3, ["nosuch", "val"]),
         (["backbone.weights=/nowhere.h5"], 4, ["/nowhere.h5"]),
         (["cluster.logical_cpus=3"], 2, ["global_batch_size", "3 replicas"]),
+        (["cluster.logical_cpus=4", "model.batch_norm_group=4"], 2, ["model.batch_norm_group: 4", "use 1, 2, 8"]),
         (["cluster.logical_cpus=2", "cluster.strategy=one_device"], 2, ["logical_cpus: 2", "one_device"]),
     ],
 )
@@ -334,4 +340,4 @@ def test_a_run_of_another_model_is_not_overwritten(data: Path, tmp_path: Path) -
     for checkpoint in (run / "checkpoints").glob("ckpt-*.data*"):
         checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     output = run_command("evaluate", f"--model_dir={run}", "--checkpoint=last", "--split=val", expect=4)
-    assert "ckpt-1" in output
+    assert "ckpt-3 is damaged" in output

@@ -17,7 +17,8 @@ from ssd_dist.training.trainer import DetectorTrainer
 
 pytestmark = pytest.mark.usefixtures("four_cpus")
 
-SMALL = ["model.input_size=64", "backbone.weights=none", "train.global_batch_size=4", "train.log_every=1"]
+SMALL = ["model.input_size=64", "backbone.weights=none", "train.global_batch_size=4", "train.log_every=1",
+         "model.batch_norm_group=2"]  # fmt: skip
 
 
 @pytest.fixture

@@ -1,0 +1,125 @@
+"""Opens exports for `ssd-predict` and `ssd-evaluate`.
+
+export folder: export.json, model -> runner (export.formats) -> outputs by name -> decoded if they are raw -> detections
+
+A SavedModel runs whole batches; a TFLite or ONNX file runs one image at a time.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from ssd_dist.cluster.failures import explain_out_of_memory
+from ssd_dist.core.config import AnchorConfig, Config, EvalConfig
+from ssd_dist.core.config_files import load_config
+from ssd_dist.core.errors import CheckpointError, DataError, first_line
+from ssd_dist.core.folder_names import SUMMARY_NAME
+from ssd_dist.core.manifest import Manifest
+from ssd_dist.data.shard_files import load_manifest, read_split
+from ssd_dist.evaluation.detections import Detections, GroundTruth
+from ssd_dist.export.exporter import ANCHORS_NAME
+from ssd_dist.export.formats import FILES, open_export
+from ssd_dist.export.parity import read_outputs
+from ssd_dist.export.serving import OutputDecoder
+from ssd_dist.inference.prediction import LoadedDetector, detect_batch
+from ssd_dist.model.postprocessing import DetectionBatch
+from ssd_dist.runs.run_folder import read_run_folder
+
+# Images per batch.
+BATCH_SIZE = 16
+
+
+def open_exported_detector(folder: str) -> LoadedDetector:
+    """Opens an export of any format.
+
+    Raises:
+      CheckpointError: if the folder holds no export, or the export cannot be opened.
+    """
+    try:
+        summary = json.loads((Path(folder) / SUMMARY_NAME).read_text())
+        kind, classes = summary["format"], tuple(summary["classes"])
+        size = int(re.findall(r"\d+(?=, 3\])", summary["input"])[0])
+        decoder = _read_decoder(Path(folder), summary["output"])
+        run = open_export(kind, Path(folder) / FILES[kind])
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder}: not an export, or damaged ({first_line(error)}); create one with ssd-export"
+        ) from None
+
+    def detect(images: tf.Tensor) -> DetectionBatch:
+        pixels = np.asarray(images)
+        # The batch size of a TFLite file is 1, and so is that of an ONNX file with post-processing.
+        parts = [pixels] if kind == "saved_model" else np.split(pixels, len(pixels))
+        found = [read_outputs(run(part), decoder) for part in parts]
+        return DetectionBatch(*(tf.concat(values, 0) for values in zip(*found, strict=True)))
+
+    return LoadedDetector(size, BATCH_SIZE, classes, detect)
+
+
+def _read_decoder(folder: Path, output: dict[str, Any]) -> OutputDecoder | None:
+    """Returns the decoder of an export without post-processing, else None."""
+    if "anchors" not in output:
+        return None
+    variances = {name: output[name] for name in ("center_variance", "size_variance")}
+    nms = {name: output[name] for name in ("score_threshold", "nms_iou", "max_detections")}
+    return OutputDecoder(np.load(folder / ANCHORS_NAME), AnchorConfig(**variances), EvalConfig(**nms))
+
+
+@explain_out_of_memory()
+def evaluate_export(
+    folder: str, model_dir: str, split: str, overrides: Sequence[str]
+) -> tuple[Config, Manifest, list[GroundTruth], list[Detections]]:
+    """Detects objects in a split of prepared data with an export.
+
+    Args:
+      folder: the folder of the export.
+      model_dir: the run whose data is read; empty to use `data.dir` of `overrides`.
+      split: name of the split.
+      overrides: config keys to change, as `a.b=c`.
+
+    Returns:
+      The config, the manifest of the data, and the ground truth and detections of all images of the split.
+
+    Raises:
+      CheckpointError: if the export cannot be opened, or its classes differ from the data's.
+      DataError: if the data is missing, has no such split, or its image size differs from the export's.
+      UsageError: if an override is not valid.
+    """
+    config = read_run_folder(model_dir, overrides)[0] if model_dir else load_config(None, overrides)
+    manifest = load_manifest(config.data)
+    chosen = manifest.split(split, config.data.dir)
+    detector = open_exported_detector(folder)
+    if tuple(manifest.classes) != detector.classes:
+        raise CheckpointError(
+            f"{folder} detects {', '.join(detector.classes)}; {config.data.dir} has {', '.join(manifest.classes)}; use "
+            "data with the classes of the export: --set data.dir=OUT"
+        )
+    if manifest.image_size != detector.size:
+        raise DataError(
+            f"{config.data.dir} was prepared with image_size {manifest.image_size}, but {folder} takes "
+            f"{detector.size}; prepare the data for this size into another --output"
+        )
+    ground_truths: list[GroundTruth] = []
+    detections: list[Detections] = []
+    images: list[np.ndarray] = []
+
+    def detect_images() -> None:
+        names = [annotated.source_id for annotated in ground_truths[len(detections) :]]
+        detections.extend(detect_batch(detector, np.stack(images), names))
+        images.clear()
+
+    for record in read_split(config.data, chosen):
+        ground_truths.append(
+            GroundTruth(record.source_id, record.original_height, record.original_width, record.objects)
+        )
+        images.append(tf.io.decode_jpeg(record.encoded, channels=3, dct_method="INTEGER_ACCURATE").numpy())
+        if len(images) == detector.batch_size:
+            detect_images()
+    if images:
+        detect_images()
+    return config, manifest, ground_truths, detections

@@ -1,0 +1,150 @@
+"""Detects objects in a video file or in the images of a webcam, and writes a video with boxes.
+
+frames (OpenCV) -> batches -> detections -> OUT/NAME.mp4 with boxes, detections.csv and detections.json with one entry
+per frame: `NAME.avi#12` is the frame with index 12
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.progress import Progress
+
+from ssd_dist.cluster.failures import explain_out_of_memory
+from ssd_dist.core.errors import DataError, UsageError
+from ssd_dist.core.file_kinds import WEBCAM
+from ssd_dist.core.images import resize_image
+from ssd_dist.evaluation.result_files import ResultFiles, open_result_files
+from ssd_dist.evaluation.visualization import draw_boxes
+from ssd_dist.inference.prediction import LoadedDetector, PredictionOutputs, detect_batch
+
+# Frames per second of a video whose file, or a camera whose driver, states none.
+DEFAULT_RATE = 25.0
+
+
+@explain_out_of_memory()
+def predict_video(
+    detector: LoadedDetector, source: str, output: str, options: PredictionOutputs
+) -> tuple[int, int, str | None]:
+    """Detects objects in every frame; a webcam is read until Ctrl-C.
+
+    Args:
+      detector: the detector.
+      source: a local video file, or `webcam:N` for the camera with index N.
+      output: the folder to write to; created if missing.
+      options: what to write.
+
+    Returns:
+      Number of frames, number of detections that reach the threshold of their class, and the path of the video with
+      boxes, if one was written.
+
+    Raises:
+      DataError: if the video or the camera cannot be opened.
+      UsageError: if `output` cannot be written, or the video with boxes would overwrite the source.
+    """
+    is_webcam = source.startswith(WEBCAM)
+    name = source.replace(":", "") if is_webcam else Path(source).name
+    path = Path(output) / f"{Path(name).stem}.mp4"
+    if path.resolve() == Path(source).resolve():
+        raise UsageError(f"--output: {path} is one of --images and would be overwritten; use another folder")
+    frames = shown_count = 0
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+        with (
+            _open_capture(source) as (capture, rate, total),
+            _open_writer(path if options.draw_images else None, rate) as write,
+            open_result_files(output, detector.classes, options.ids) as results,
+            Progress(transient=True) as progress,
+        ):
+            task = progress.add_task("detecting", total=total)
+            for batch in _read_batches(capture, 1 if is_webcam else detector.batch_size):
+                names = [f"{name}#{frames + index}" for index in range(len(batch))]
+                shown_count += _process_batch(detector, batch, names, options, results, write)
+                frames += len(batch)
+                progress.update(task, completed=frames)
+    except OSError as error:
+        raise UsageError(
+            f"--output={output} cannot be written: {error}; use a writable folder with free space"
+        ) from None
+    if not frames:
+        raise DataError(f"--images={source}: no frame could be read; convert the video to another format")
+    return frames, shown_count, str(path) if options.draw_images else None
+
+
+def _process_batch(
+    detector: LoadedDetector,
+    batch: Sequence[Image.Image],
+    names: Sequence[str],
+    options: PredictionOutputs,
+    results: ResultFiles,
+    write: Any,
+) -> int:
+    """Writes the detections of a batch of frames; returns how many reach their threshold."""
+    count = 0
+    resized = np.stack([np.asarray(resize_image(image, detector.size)) for image in batch])
+    for image, found in zip(batch, detect_batch(detector, resized, names), strict=True):
+        shown = found.scores >= options.thresholds[found.labels - 1]
+        results.add(found, image.height, image.width, shown)
+        count += int(shown.sum())
+        if options.draw_images:
+            write(draw_boxes(image, found.boxes[shown], found.labels[shown], detector.classes, found.scores[shown]))
+    return count
+
+
+@contextmanager
+def _open_capture(source: str) -> Iterator[tuple[Any, float, int | None]]:
+    """Opens a video; yields it with its frames per second and, for a file, its number of frames."""
+    import cv2
+
+    index = source.removeprefix(WEBCAM)
+    if source.startswith(WEBCAM) and not index.isdecimal():
+        raise UsageError(f"--images={source}: expected the index of a camera, e.g. webcam:0")
+    capture = cv2.VideoCapture(int(index) if source.startswith(WEBCAM) else source)
+    try:
+        if not capture.isOpened():
+            fix = "connect a camera" if source.startswith(WEBCAM) else "check the path, or convert it to another format"
+            raise DataError(f"--images={source}: the video cannot be opened; {fix}")
+        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        yield capture, capture.get(cv2.CAP_PROP_FPS) or DEFAULT_RATE, count if count > 0 else None
+    finally:
+        capture.release()
+
+
+def _read_batches(capture: Any, size: int) -> Iterator[list[Image.Image]]:
+    """Yields the frames in RGB; Ctrl-C ends the video."""
+    batch: list[Image.Image] = []
+    try:
+        while (frame := capture.read()[1]) is not None:
+            # OpenCV's order of colours is blue, green, red.
+            batch.append(Image.fromarray(np.ascontiguousarray(frame[..., ::-1])))
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except KeyboardInterrupt:
+        pass
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _open_writer(path: Path | None, rate: float) -> Iterator[Any]:
+    """Yields a function that appends an image to the video `path`; the first image sets its size."""
+    import cv2
+
+    writers: list[Any] = []
+
+    def write(image: Image.Image) -> None:
+        if not writers:
+            writers.append(cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, image.size))
+            if not writers[0].isOpened():
+                raise OSError(f"OpenCV cannot write {path}")
+        writers[0].write(np.ascontiguousarray(np.asarray(image)[..., ::-1]))
+
+    try:
+        yield write
+    finally:
+        for writer in writers:
+            writer.release()
