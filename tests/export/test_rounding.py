@@ -162,9 +162,9 @@ def test_a_wrong_normalization_is_refused(model):
 def test_the_tolerance_is_the_rounding_error_of_the_network(model, tolerance):
     outputs = model(normalize_image(np.stack(IMAGES)), training=False)
     for name in ("logits", "offsets"):
-        # A float32 number has 24 significant bits; twenty layers lose a few of them.
+        # A float32 number has 24 significant bits, of which dozens of layers lose some. A wrong export differs by more.
         scale = np.abs(outputs[name]).max()
-        assert 2**-24 * scale < getattr(tolerance, name) < 2**-24 * 2000 * scale
+        assert 2**-24 * scale < getattr(tolerance, name) < 1e-3 * scale
 
 
 def overlapping_anchors():
