@@ -8,7 +8,7 @@ READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | t
 DEMO := demo
 SHARED := $${SSD_DIST_SHARED:-../shared}
 
-.PHONY: setup demo test test-quick lint bench bench-prepare bench-collectives recipe chaos soak fuzz bccd docs dist lock clean
+.PHONY: setup demo test test-quick lint bench bench-prepare bench-collectives recipe chaos soak fuzz deploy-clients bccd docs dist lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -66,6 +66,12 @@ soak: $(READY)
 # Reads 2,000 damaged datasets in every format. No image may be lost, and every error must have a message.
 fuzz: $(READY)
 	SSD_DIST_FUZZ=2000 $(BIN)/python -m pytest -s tests/pipelines/test_fuzz_formats.py
+
+# Runs the client scripts of docs/deploy/, including MediaPipe, which does not install beside the locked packages.
+deploy-clients: $(READY)
+	test -x .venv-mediapipe/bin/python || $(PYTHON) -m venv .venv-mediapipe
+	.venv-mediapipe/bin/python -m pip install --quiet --disable-pip-version-check mediapipe==1.2.3
+	$(BIN)/python -m pytest tests/export/test_deploy_pages.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

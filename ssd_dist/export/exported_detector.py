@@ -23,7 +23,8 @@ from ssd_dist.core.manifest import Manifest
 from ssd_dist.data.shard_files import load_manifest, read_split
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.export.exporter import ANCHORS_NAME
-from ssd_dist.export.formats import FILES, Runner, open_export
+from ssd_dist.export.formats import FILES, open_export
+from ssd_dist.export.parity import read_outputs
 from ssd_dist.export.serving import OutputDecoder
 from ssd_dist.inference.prediction import LoadedDetector, detect_batch
 from ssd_dist.model.postprocessing import DetectionBatch
@@ -54,7 +55,7 @@ def open_exported_detector(folder: str) -> LoadedDetector:
         pixels = np.asarray(images)
         # The batch size of a TFLite file is 1, and so is that of an ONNX file with post-processing.
         parts = [pixels] if kind == "saved_model" else np.split(pixels, len(pixels))
-        found = [_convert_outputs(run, part, decoder) for part in parts]
+        found = [read_outputs(run(part), decoder) for part in parts]
         return DetectionBatch(*(tf.concat(values, 0) for values in zip(*found, strict=True)))
 
     return LoadedDetector(size, BATCH_SIZE, classes, detect)
@@ -67,13 +68,6 @@ def _read_decoder(folder: Path, output: dict[str, Any]) -> OutputDecoder | None:
     variances = {name: output[name] for name in ("center_variance", "size_variance")}
     nms = {name: output[name] for name in ("score_threshold", "nms_iou", "max_detections")}
     return OutputDecoder(np.load(folder / ANCHORS_NAME), AnchorConfig(**variances), EvalConfig(**nms))
-
-
-def _convert_outputs(run: Runner, pixels: np.ndarray, decoder: OutputDecoder | None) -> DetectionBatch:
-    outputs = run(pixels)
-    if decoder is None:
-        return DetectionBatch(outputs["boxes"], outputs["labels"], outputs["scores"])
-    return decoder.decode({name: tf.constant(value) for name, value in outputs.items()})
 
 
 @explain_out_of_memory()

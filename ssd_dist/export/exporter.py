@@ -1,9 +1,7 @@
 """Exports the model of a run: writes the file, compares it with the checkpoint, and writes an export summary."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,63 +15,42 @@ from ssd_dist.core.errors import CheckpointError, UsageError
 from ssd_dist.core.folder_names import SUMMARY_NAME
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
 from ssd_dist.data.shard_files import load_manifest, read_split
-from ssd_dist.evaluation.analysis import analyse_detections
 from ssd_dist.evaluation.detections import Detections, GroundTruth
-from ssd_dist.evaluation.metrics import evaluate_detections
+from ssd_dist.export.detection_op import append_detection_op
 from ssd_dist.export.formats import (
     FILES,
     Runner,
+    convert_to_tflite,
     open_export,
     write_onnx,
     write_saved_model,
-    write_tflite,
 )
-from ssd_dist.export.parity import Parity, compare_detections, detect_with_noise, run_export
+from ssd_dist.export.options import ExportOptions
+from ssd_dist.export.parity import Network, compare_detections, compare_raw_outputs, run_export
+from ssd_dist.export.rounding import BoolArray, explain_by_rounding, list_candidates, measure_tolerance
 from ssd_dist.export.serving import OutputDecoder, ServedDetector
+from ssd_dist.export.summary import Comparison, describe_difference, describe_export, summarise_comparison
+from ssd_dist.export.tflite_metadata import LABELS_NAME, add_metadata, write_labels
 from ssd_dist.inference.trained_model import check_data_fits_model, load_trained_model
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.runs.checkpoints import locate_checkpoint
 from ssd_dist.runs.run_folder import read_run_folder
 
-QUANTIZATIONS = {"saved_model": ("none",), "tflite": ("none", "fp16", "int8"), "onnx": ("none",)}
 ANCHORS_NAME = "anchors.npy"
-# Training images from which int8 calibrates the ranges of its activations.
-CALIBRATION_IMAGES = 128
 # At most this many images of the evaluation split are compared.
 COMPARED_IMAGES = 500
-METRICS = ("coco/AP", "coco/AP50", "voc/mAP")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The results of an export and of its checkpoint on the same images.
-
-    Attributes:
-      checkpoint: the checkpoint's detections, one entry per image.
-      export: the export's detections, one entry per image.
-      parity: how the two differ.
-      latency: median milliseconds per image of the export on this machine.
-    """
-
-    checkpoint: list[Detections]
-    export: list[Detections]
-    parity: Parity
-    latency: float
 
 
 @explain_out_of_memory()
 def export_run(
-    model_dir: str, checkpoint: str, kind: str, quantize: str, postprocess: bool | None, output: str,
-    overrides: Sequence[str],
-) -> dict[str, Any]:  # fmt: skip
+    model_dir: str, checkpoint: str, options: ExportOptions, output: str, overrides: Sequence[str]
+) -> dict[str, Any]:
     """Writes an export and its summary; both are evaluated on the evaluation split of the run.
 
     Args:
       model_dir: folder of the run.
       checkpoint: `best`, `last` or a path.
-      kind: `saved_model`, `tflite` or `onnx`.
-      quantize: `none`, `fp16` or `int8`.
-      postprocess: whether box decoding and NMS are part of the graph; None selects the default of the format.
+      options: the format, its outputs and its quantization.
       output: folder for the export, created if missing.
       overrides: `a.b=c` overrides of the run's config.
 
@@ -81,11 +58,10 @@ def export_run(
       The export summary, as written to `export.json`.
 
     Raises:
-      UsageError: if the format does not support an option, or the folder cannot be written.
+      UsageError: if the folder cannot be written.
       CheckpointError: if the checkpoint does not exist, or the unquantized export does not reproduce it.
       DataError: if the prepared data of the run is missing or does not fit the model.
     """
-    postprocess = choose_postprocessing(kind, quantize, postprocess)
     config, manifest = read_run_folder(model_dir, overrides)
     # Exports compute in float32, so the checkpoint they are compared with must do so too.
     config = config.model_copy(update={"amp": AmpConfig()})
@@ -93,50 +69,31 @@ def export_run(
     check_data_fits_model(data, manifest, config.data.dir, config.model.input_size, model_dir)
     split = pick_split(config.eval.split, data, config.data.dir)
     ground_truths, images = read_images(config.data, data, split, COMPARED_IMAGES)
-    samples = read_images(config.data, data, TRAIN_SPLIT, CALIBRATION_IMAGES)[1] if quantize == "int8" else []
+    calibrating = options.quantization.calibration_images if options.quantization.kind == "int8" else 0
+    samples = read_images(config.data, data, TRAIN_SPLIT, calibrating)[1] if calibrating else []
     model = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))
     decoder = OutputDecoder.create(config.anchors, config.eval, config.model.input_size)
+    postprocess = options.outputs == "detections"
     served = ServedDetector(model, decoder, config.model.input_size, manifest.classes, postprocess)
 
     folder = Path(output)
-    path = write_export(served, kind, quantize, samples, folder)
+    path = write_export(served, options, samples, folder)
     names = [image.source_id for image in ground_truths]
-    comparison = compare_with_checkpoint(model, decoder, open_export(kind, path), images, names, quantize)
+    comparison = compare_with_checkpoint(model, decoder, open_export(options.kind, path), images, names, options)
     summary = {
-        "format": kind,
-        "quantize": quantize,
-        "file": FILES[kind],
+        **describe_export(options, decoder, served.size),
         "bytes": _size_of(path),
         "checkpoint": locate_checkpoint(model_dir, checkpoint),
-        "input": f"uint8 [{describe_batch(kind, postprocess)}, {served.size}, {served.size}, 3], RGB",
-        "output": describe_output(decoder, postprocess),
         "model": {"width": config.model.width, "anchors": config.anchors.model_dump(mode="json")},
         **summarise_comparison(comparison, ground_truths, manifest.classes),
     }
     (folder / SUMMARY_NAME).write_text(json.dumps(summary, indent=1) + "\n")
-    parity = comparison.parity
-    if quantize == "none" and not parity.holds:
+    if options.quantization.kind == "none" and not comparison.parity.holds:
         raise CheckpointError(
-            f"{path}: the export lacks {parity.missing} of the checkpoint's {parity.detections} detections and has "
-            f"{parity.surplus} others; do not deploy it; details are in {folder / SUMMARY_NAME}"
+            f"{path}: {describe_difference(comparison.parity)}; do not deploy it; "
+            f"details are in {folder / SUMMARY_NAME}"
         )
     return summary
-
-
-def choose_postprocessing(kind: str, quantize: str, requested: bool | None) -> bool:
-    """Decides whether box decoding and NMS are part of the graph: by default yes, except for int8.
-
-    Raises:
-      UsageError: if the format does not support the combination.
-    """
-    if quantize not in QUANTIZATIONS[kind]:
-        raise UsageError(
-            f"--quantize={quantize}: not supported by --format={kind}; use {' or '.join(QUANTIZATIONS[kind])}"
-            + ("" if kind == "tflite" else ", or --format=tflite")
-        )
-    if quantize == "int8" and requested:
-        raise UsageError("--postprocessing: box decoding is not exact in 8 bits; omit the flag with --quantize=int8")
-    return quantize != "int8" if requested is None else requested
 
 
 def pick_split(requested: str, manifest: Manifest, data_dir: str) -> str:
@@ -172,35 +129,47 @@ def read_images(
     return ground_truths, images
 
 
-def write_export(served: ServedDetector, kind: str, quantize: str, samples: list[np.ndarray], folder: Path) -> Path:
-    """Writes the export into `folder`, with `anchors.npy` if it has no post-processing, and returns its path.
+def write_export(served: ServedDetector, options: ExportOptions, samples: list[np.ndarray], folder: Path) -> Path:
+    """Writes the export into `folder`, with the files that its user needs, and returns its path.
 
     Args:
       served: the detector.
-      kind: the format.
-      quantize: `none`, `fp16` or `int8`.
+      options: the format, its outputs and its quantization.
       samples: uint8 [S, S, 3] images from which `int8` calibrates.
       folder: created if missing.
 
     Raises:
       UsageError: if the folder cannot be written.
     """
-    path = folder / FILES[kind]
+    path = folder / FILES[options.kind]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if kind == "saved_model":
+        if options.kind == "saved_model":
             write_saved_model(served, path)
-        elif kind == "tflite":
-            write_tflite(served, path, quantize, samples)
+        elif options.kind == "tflite":
+            path.write_bytes(build_tflite(served, options, samples))
         else:
             write_onnx(served, path)
-        if not served.postprocess:
+        if options.outputs == "raw":
             np.save(folder / ANCHORS_NAME, served.decoder.anchors)
+        if options.outputs == "postprocess_op":
+            (folder / LABELS_NAME).write_text(write_labels(served.classes), encoding="utf-8")
     except OSError as error:
         raise UsageError(
             f"--output={folder}: cannot write the export: {error}; use a writable folder with free space"
         ) from None
     return path
+
+
+def build_tflite(served: ServedDetector, options: ExportOptions, samples: list[np.ndarray]) -> bytes:
+    """Returns the content of a TFLite file: the network, and as requested the detection op and the metadata."""
+    content = convert_to_tflite(served, options.quantization, samples)
+    if options.outputs == "postprocess_op":
+        content = append_detection_op(content, served.decoder)
+    if options.metadata is not None:
+        threshold = served.decoder.eval_config.score_threshold
+        content = add_metadata(content, served.classes, served.size, threshold, options.metadata)
+    return content
 
 
 def compare_with_checkpoint(
@@ -209,7 +178,7 @@ def compare_with_checkpoint(
     runner: Runner,
     images: Sequence[np.ndarray],
     names: Sequence[str],
-    quantize: str,
+    options: ExportOptions,
 ) -> Comparison:
     """Runs the checkpoint and the export on the same uint8 [S, S, 3] images and matches their detections.
 
@@ -219,78 +188,30 @@ def compare_with_checkpoint(
       runner: the opened export.
       images: the images.
       names: the ids of the images.
-      quantize: with `none`, differences that rounding explains are counted as undecided. A quantized export differs in
-        every output, so all its differences are counted; the metrics show their cost.
+      options: without quantization, differences that rounding explains are counted as undecided. A quantized export
+        differs in every output, so all its differences are counted; the metrics show their cost.
     """
     network = tf.function(lambda pixels: model(normalize_image(pixels), training=False))
-
-    def detect_noisy(index: int) -> list[Detections]:
-        return detect_with_noise(network, images[index], names[index], decoder) if quantize == "none" else []
-
-    expected = detect_with_checkpoint(model, decoder, images, names)
+    expected = detect_with_checkpoint(network, decoder, images, names)
     found, latency = run_export(runner, images, names, decoder)
-    return Comparison(expected, found, compare_detections(expected, found, detect_noisy), latency)
+    tolerance = measure_tolerance(model, images) if options.quantization.kind == "none" else None
+    postprocess_op = options.outputs == "postprocess_op"
+
+    def explain(index: int, lost: Detections, added: Detections) -> tuple[BoolArray, BoolArray]:
+        assert tolerance is not None
+        candidates = list_candidates(network(tf.constant(images[index][None])), decoder, tolerance, postprocess_op)
+        return explain_by_rounding(lost, added, found[index], candidates, decoder)
+
+    raw = compare_raw_outputs(runner, network, images, tolerance) if options.outputs == "raw" else {}
+    parity = compare_detections(expected, found, explain if tolerance else None, raw)
+    return Comparison(expected, found, parity, latency)
 
 
 def detect_with_checkpoint(
-    model: tf_keras.Model, decoder: OutputDecoder, images: Sequence[np.ndarray], names: Sequence[str]
+    network: Network, decoder: OutputDecoder, images: Sequence[np.ndarray], names: Sequence[str]
 ) -> list[Detections]:
-    """Returns the detections of the checkpoint on each of the uint8 [S, S, 3] images."""
-
-    @tf.function
-    def run(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        return decoder.decode(model(normalize_image(pixels), training=False))._asdict()
-
-    found, _ = run_export(lambda image: run(tf.constant(image)), images, names, decoder)
-    return found
-
-
-def summarise_comparison(
-    comparison: Comparison, ground_truths: Sequence[GroundTruth], classes: Sequence[str]
-) -> dict[str, Any]:
-    """Returns the part of the summary that depends on the images: metrics, thresholds, parity and latency."""
-
-    def evaluate(found: Sequence[Detections]) -> dict[str, float | None]:
-        metrics = evaluate_detections(ground_truths, found, classes).as_dict()
-        return {name: metrics[name] for name in METRICS}
-
-    analysis = analyse_detections(ground_truths, comparison.export, classes).as_dict()
-    return {
-        "classes": list(classes),
-        "metrics": {"checkpoint": evaluate(comparison.checkpoint), "export": evaluate(comparison.export)},
-        "operating_points": analysis["operating_points"],
-        "parity": dataclasses.asdict(comparison.parity),
-        "milliseconds_an_image_here": comparison.latency,
-    }
-
-
-def describe_batch(kind: str, postprocess: bool) -> str:
-    """Returns the batch size of an export's input: `1`, or `N` for any."""
-    return "1" if kind == "tflite" or (kind == "onnx" and postprocess) else "N"
-
-
-def describe_output(decoder: OutputDecoder, postprocess: bool) -> dict[str, Any]:
-    """Describes the outputs of an export and, without post-processing, what the caller needs to decode them."""
-    nms = {
-        "score_threshold": decoder.eval_config.score_threshold,
-        "nms_iou": decoder.eval_config.nms_iou,
-        "max_detections": decoder.eval_config.max_detections,
-    }
-    if postprocess:
-        return {
-            "boxes": "float32 [N, D, 4]: ymin, xmin, ymax, xmax in 0..1",
-            "labels": "int32 [N, D], 1-based; 0 is padding",
-            "scores": "float32 [N, D], best first",
-            **nms,
-        }
-    return {
-        "logits": "float32 [N, A, C + 1], class 0 is background",
-        "offsets": "float32 [N, A, 4]: ty, tx, th, tw",
-        "anchors": "anchors.npy, float32 [A, 4]: ymin, xmin, ymax, xmax in 0..1",
-        "center_variance": decoder.anchor_config.center_variance,
-        "size_variance": decoder.anchor_config.size_variance,
-        **nms,
-    }
+    """Returns the detections of the checkpoint's network on each of the uint8 [S, S, 3] images."""
+    return run_export(lambda image: network(tf.constant(image)), images, names, decoder)[0]
 
 
 def _size_of(path: Path) -> int:

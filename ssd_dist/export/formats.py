@@ -1,7 +1,7 @@
 """Writes a detector as SavedModel, TFLite or ONNX, and opens such exports for inference.
 
 saved_model   signatures `serving_default` (uint8 batch) and `encoded_images` (bytes), any batch size
-tflite        uint8 [1, S, S, 3]; weights in float32 or float16, or weights and activations in int8
+tflite        pixels [1, S, S, 3]; weights in float32 or float16, or weights and activations in int8
 onnx          uint8 [N, S, S, 3], opset 17, for ONNX Runtime and TensorRT
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from ssd_dist.core.errors import UsageError
+from ssd_dist.export.options import Quantization
 from ssd_dist.export.serving import ServedDetector
 
 ONNX_OPSET = 17
@@ -35,29 +36,30 @@ def write_saved_model(served: ServedDetector, path: Path) -> None:
     tf.saved_model.save(served, str(path), signatures)
 
 
-def write_tflite(served: ServedDetector, path: Path, quantize: str, samples: Iterable[np.ndarray]) -> None:
-    """Writes a TFLite file.
+def convert_to_tflite(served: ServedDetector, quantization: Quantization, samples: Iterable[np.ndarray]) -> bytes:
+    """Converts a detector to TFLite and returns the content of the file.
 
     Args:
       served: the detector.
-      path: the file to write.
-      quantize: `none`, `fp16` (weights) or `int8` (weights and activations).
+      quantization: how the network is quantized.
       samples: uint8 [S, S, 3] images from which `int8` calibrates the ranges of the activations.
     """
-    shape = [1, served.size, served.size, 3]
+    shape, int8 = [1, served.size, served.size, 3], quantization.kind == "int8"
     # With int8 the converter quantizes a float input: scale 1 and zero point 0, so the file takes uint8 pixels as is.
-    pixels = tf.TensorSpec(shape, tf.float32 if quantize == "int8" else tf.uint8, "images")
+    pixels = tf.TensorSpec(shape, tf.float32 if int8 else tf.as_dtype(quantization.input_type), "images")
     function = tf.function(served.detect_pixels).get_concrete_function(pixels)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], served)
-    if quantize != "none":
+    if quantization.kind != "none":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if quantize == "fp16":
+    if quantization.kind == "fp16":
         converter.target_spec.supported_types = [tf.float16]
-    if quantize == "int8":
+    if int8:
         converter.representative_dataset = lambda: _calibration_batches(samples)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = tf.uint8
-    path.write_bytes(converter.convert())
+        converter.inference_input_type = tf.as_dtype(quantization.input_type)
+        converter.inference_output_type = tf.as_dtype(quantization.output_type)
+        converter._experimental_disable_per_channel = quantization.per_tensor
+    return converter.convert()
 
 
 def _calibration_batches(samples: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
@@ -109,7 +111,22 @@ def _open_tflite(path: Path) -> Runner:
         # TensorFlow warns that the interpreter will move to a package of its own; this one still ships with it.
         warnings.simplefilter("ignore", UserWarning)
         runner = tf.lite.Interpreter(str(path), num_threads=os.cpu_count()).get_signature_runner()
-    return lambda images: runner(images=images)
+    input_type = runner.get_input_details()["images"]["dtype"]
+    scales = {name: detail["quantization"] for name, detail in runner.get_output_details().items()}
+
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        # int8 has no values above 127, so its pixels are 128 lower.
+        pixels = (images.astype(np.int16) - 128 if input_type == np.int8 else images).astype(input_type)
+        return {
+            name: value if value.dtype == np.float32 or not scales[name][0] else _dequantize(value, *scales[name])
+            for name, value in runner(images=pixels).items()
+        }
+
+    return run
+
+
+def _dequantize(values: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
+    return np.float32(scale) * (values.astype(np.float32) - np.float32(zero_point))
 
 
 def _open_onnx(path: Path) -> Runner:

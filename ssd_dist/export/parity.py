@@ -1,8 +1,7 @@
-"""Compares an export with its checkpoint on real images: differing detections and latency.
+"""Compares an export with its checkpoint on real images: raw outputs, differing detections and latency.
 
 Two formats sum in different orders, so their outputs differ by rounding, and of two boxes with nearly equal scores NMS
-may then keep a different one. A detection that also changes when noise as large as the rounding is added to the
-checkpoint's own outputs is counted as undecided, not as missing.
+may then keep a different one. Detections whose difference rounding explains are counted as undecided, not as missing.
 """
 
 import statistics
@@ -15,6 +14,7 @@ import tensorflow as tf
 
 from ssd_dist.evaluation.detections import Detections
 from ssd_dist.export.formats import Runner
+from ssd_dist.export.rounding import BoolArray, Tolerance
 from ssd_dist.export.serving import OutputDecoder
 from ssd_dist.model.postprocessing import DetectionBatch
 
@@ -23,14 +23,30 @@ BOX_TOLERANCE = 1e-3
 SCORE_TOLERANCE = 1e-3
 # Detections with lower scores are not compared: they may enter or leave at the end of the list.
 COMPARED_SCORE = 0.1
-# Logits and offsets of the same network differ by up to 5e-5 between formats. The standard deviation of the noise is
-# twice that.
-NOISE = 1e-4
-# Draws of the noise per image.
-NOISE_DRAWS = 24
 
 # Maps uint8 pixels [N, S, S, 3] to logits and offsets.
 Network = Callable[[tf.Tensor], dict[str, tf.Tensor]]
+# Takes the index of an image, the checkpoint's detections that the export lacks, and the export's that the checkpoint
+# lacks; returns which of them rounding explains.
+Explain = Callable[[int, Detections, Detections], tuple[BoolArray, BoolArray]]
+
+
+@dataclass(frozen=True)
+class RawParity:
+    """The difference of one raw output of an export from the checkpoint's.
+
+    Attributes:
+      max_difference: the largest difference on any image.
+      tolerance: the largest difference that rounding explains; None for a quantized export.
+    """
+
+    max_difference: float
+    tolerance: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether rounding explains the difference; true for quantized exports."""
+        return self.tolerance is None or self.max_difference <= self.tolerance
 
 
 @dataclass(frozen=True)
@@ -42,9 +58,9 @@ class Parity:
       detections: detections of the checkpoint with a score of at least `COMPARED_SCORE`.
       missing: those for which the export has no detection of the same class, score and box.
       surplus: detections of the export with at least `COMPARED_SCORE` for which the checkpoint has none.
-      undecided: missing or surplus detections that the checkpoint itself loses or finds under noise; counted neither
-        in `missing` nor in `surplus`.
+      undecided: missing or surplus detections that rounding explains; counted neither in `missing` nor in `surplus`.
       max_box_difference: the largest coordinate difference among matching detections, normalised.
+      raw_outputs: the differences of `logits` and `offsets`; empty if the export contains the post-processing.
     """
 
     images: int
@@ -53,11 +69,12 @@ class Parity:
     surplus: int
     undecided: int
     max_box_difference: float
+    raw_outputs: dict[str, RawParity]
 
     @property
     def holds(self) -> bool:
         """Whether the export reproduces the checkpoint."""
-        return self.missing == self.surplus == 0
+        return self.missing == self.surplus == 0 and all(output.holds for output in self.raw_outputs.values())
 
 
 def run_export(
@@ -79,12 +96,20 @@ def run_export(
         started = time.perf_counter()
         outputs = run(image[None])
         times.append(time.perf_counter() - started)
-        if "logits" in outputs:
-            batch = decoder.decode({key: tf.constant(value) for key, value in outputs.items()})
-        else:
-            batch = DetectionBatch(outputs["boxes"], outputs["labels"], outputs["scores"])
-        found.append(_select_image(batch, 0, name))
+        found.append(_select_image(read_outputs(outputs, decoder), 0, name))
     return found, 1e3 * statistics.median(times)
+
+
+def read_outputs(outputs: dict[str, np.ndarray], decoder: OutputDecoder | None) -> DetectionBatch:
+    """Returns the detections of an export with any of the outputs of `options.OUTPUTS`; only `raw` needs a decoder."""
+    if decoder is not None and "logits" in outputs:
+        return decoder.decode({key: tf.constant(value) for key, value in outputs.items()})
+    if "classes" in outputs:
+        # TFLite_Detection_PostProcess neither clips boxes nor clears the rest of its outputs.
+        is_detection = np.arange(outputs["scores"].shape[1]) < outputs["count"][:, None]
+        labels = np.where(is_detection, outputs["classes"] + 1, 0).astype(np.int64)
+        return DetectionBatch(outputs["boxes"].clip(0.0, 1.0), labels, np.where(is_detection, outputs["scores"], 0.0))
+    return DetectionBatch(outputs["boxes"], outputs["labels"], outputs["scores"])
 
 
 def _select_image(batch: DetectionBatch, row: int, name: str) -> Detections:
@@ -94,42 +119,61 @@ def _select_image(batch: DetectionBatch, row: int, name: str) -> Detections:
     return Detections(name, boxes[:count], labels[:count].astype(np.int64), scores[:count])
 
 
-def detect_with_noise(network: Network, image: np.ndarray, name: str, decoder: OutputDecoder) -> list[Detections]:
-    """Detects objects in a uint8 [S, S, 3] image `NOISE_DRAWS` times, each time with other noise on the outputs."""
-    rng = np.random.default_rng(0)
-    noisy = {
-        key: tf.constant(value.numpy() + rng.normal(0, NOISE, [NOISE_DRAWS, *value.shape[1:]]), tf.float32)
-        for key, value in network(tf.constant(image[None])).items()
+def compare_raw_outputs(
+    run: Runner, network: Network, images: Sequence[np.ndarray], tolerance: Tolerance | None
+) -> dict[str, RawParity]:
+    """Compares the raw outputs of an export without post-processing with those of the checkpoint.
+
+    Args:
+      run: the opened export.
+      network: the checkpoint's network.
+      images: uint8 [S, S, 3] images.
+      tolerance: what rounding explains; None for a quantized export.
+    """
+    largest = {"logits": 0.0, "offsets": 0.0}
+    for image in images:
+        expected, actual = network(tf.constant(image[None])), run(image[None])
+        for name in largest:
+            largest[name] = max(largest[name], float(np.abs(actual[name] - expected[name].numpy()).max()))
+    return {
+        name: RawParity(difference, None if tolerance is None else getattr(tolerance, name))
+        for name, difference in largest.items()
     }
-    batch = decoder.decode(noisy)
-    return [_select_image(batch, row, name) for row in range(NOISE_DRAWS)]
 
 
 def compare_detections(
-    reference: Sequence[Detections], found: Sequence[Detections], detect_noisy: Callable[[int], Sequence[Detections]]
+    reference: Sequence[Detections],
+    found: Sequence[Detections],
+    explain: Explain | None,
+    raw_outputs: dict[str, RawParity] | None = None,
 ) -> Parity:
     """Counts the checkpoint's detections that the export lacks, and the export's that the checkpoint lacks.
 
     Args:
       reference: the checkpoint's detections, one entry per image.
       found: the export's detections, one entry per image.
-      detect_noisy: takes the index of an image and returns the checkpoint's detections with noise added to its outputs,
-        several times. Called only for images whose detections differ.
+      explain: finds the differences that rounding explains; called only for images whose detections differ. None counts
+        every difference.
+      raw_outputs: the differences of the raw outputs, if the export returns them.
     """
     total = missing = surplus = undecided = 0
     largest = 0.0
     for index, (expected, actual) in enumerate(zip(reference, found, strict=True)):
         distances = _nearest_distances(expected, actual)
-        lost, added = distances > BOX_TOLERANCE, _nearest_distances(actual, expected) > BOX_TOLERANCE
-        total, largest = total + len(lost), max(largest, float(distances[~lost].max(initial=0.0)))
-        if lost.any() or added.any():
-            noisy = detect_noisy(index)
-            sometimes_lost = np.any([_nearest_distances(expected, other) > BOX_TOLERANCE for other in noisy], axis=0)
-            sometimes_found = np.any([_nearest_distances(actual, other) <= BOX_TOLERANCE for other in noisy], axis=0)
-            missing += int((lost & ~sometimes_lost).sum())
-            surplus += int((added & ~sometimes_found).sum())
-            undecided += int((lost & sometimes_lost).sum() + (added & sometimes_found).sum())
-    return Parity(len(reference), total, missing, surplus, undecided, largest)
+        is_lost, is_added = distances > BOX_TOLERANCE, _nearest_distances(actual, expected) > BOX_TOLERANCE
+        total, largest = total + len(is_lost), max(largest, float(distances[~is_lost].max(initial=0.0)))
+        if explain and (is_lost.any() or is_added.any()):
+            lost_excused, added_excused = explain(index, _select(expected, is_lost), _select(actual, is_added))
+            is_lost[is_lost], is_added[is_added] = ~lost_excused, ~added_excused
+            undecided += int(lost_excused.sum() + added_excused.sum())
+        missing, surplus = missing + int(is_lost.sum()), surplus + int(is_added.sum())
+    return Parity(len(reference), total, missing, surplus, undecided, largest, raw_outputs or {})
+
+
+def _select(detections: Detections, chosen: BoolArray) -> Detections:
+    """Returns the chosen ones of the first detections."""
+    index = np.flatnonzero(chosen)
+    return Detections(detections.source_id, detections.boxes[index], detections.labels[index], detections.scores[index])
 
 
 def _nearest_distances(queries: Detections, candidates: Detections) -> np.ndarray:

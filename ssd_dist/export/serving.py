@@ -65,6 +65,8 @@ class ServedDetector(tf.Module):
         self.size = size
         self.postprocess = postprocess
         self.decoder = decoder
+        # A tuple: tf.Module would replace a list by an object that is saved.
+        self.classes = tuple(classes)
         self._names = np.array(["", *classes])
 
     def detect_pixels(self, images: tf.Tensor, with_names: bool = False) -> dict[str, tf.Tensor]:

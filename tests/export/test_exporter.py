@@ -22,7 +22,6 @@ from support.small_backbone import build_few_blocks
 from support.synthetic import CLASSES, write_dataset
 from tf_keras import layers
 
-from ssd_dist.core.boxes import iou_matrix
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import CheckpointError, DataError, UsageError
 from ssd_dist.data.shard_files import read_split
@@ -31,15 +30,22 @@ from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.evaluation.result_files import CocoIds
 from ssd_dist.export import exporter as exporting
 from ssd_dist.export.exported_detector import evaluate_export, open_exported_detector
-from ssd_dist.export.exporter import choose_postprocessing, export_run, pick_split
+from ssd_dist.export.exporter import export_run, pick_split
 from ssd_dist.export.folding import fold_batch_norm
-from ssd_dist.export.parity import compare_detections, detect_with_noise
-from ssd_dist.export.serving import OutputDecoder
+from ssd_dist.export.options import (
+    Credits,
+    ExportOptions,
+    Quantization,
+    check_quantization,
+    choose_metadata,
+    choose_outputs,
+)
+from ssd_dist.export.parity import compare_detections
 from ssd_dist.inference.prediction import PredictionOutputs, open_run, predict_images
 from ssd_dist.inference.trained_model import check_data_fits_model
 from ssd_dist.model import detector
 from ssd_dist.model.detector import build_detector, normalize_image
-from ssd_dist.model.postprocessing import create_anchor_tensor, separate_classes
+from ssd_dist.model.postprocessing import separate_classes
 from ssd_dist.runs.checkpoints import BestModel
 from ssd_dist.runs.run_folder import open_run_folder, read_run_folder
 from ssd_dist.training.source_weights import read_source_weights
@@ -137,12 +143,12 @@ def export(run, tmp_path_factory):
             reference.append(detect(*args))
         return reference[0]
 
-    def make(kind, quantize="none", postprocess=None):
-        key = (kind, quantize, choose_postprocessing(kind, quantize, postprocess))
-        if key not in exports:
+    def make(kind, quantize="none", outputs=None):
+        options = ExportOptions(kind, choose_outputs(kind, quantize, outputs), Quantization(quantize))
+        if options not in exports:
             folder = tmp_path_factory.mktemp("exported")
-            exports[key] = export_run(str(run), "best", *key, str(folder), []), folder
-        return exports[key]
+            exports[options] = export_run(str(run), "best", options, str(folder), []), folder
+        return exports[options]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporting, "detect_with_checkpoint", detect_once)
@@ -165,12 +171,12 @@ def test_folding_removes_batch_norm_and_keeps_the_outputs(head):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("postprocess", [True, False])
+@pytest.mark.parametrize("outputs", ["detections", "raw"])
 @pytest.mark.parametrize("kind", ["saved_model", "tflite", "onnx"])
-def test_an_export_detects_what_the_checkpoint_detects(export, kind, postprocess):
+def test_an_export_detects_what_the_checkpoint_detects(export, kind, outputs):
     if kind == "onnx":
         pytest.importorskip("tf2onnx")
-    summary, folder = export(kind, "none", postprocess)
+    summary, folder = export(kind, "none", outputs)
     assert summary["parity"]["images"] == 64
     assert summary["parity"]["detections"] > 200
     assert summary["parity"]["missing"] == 0
@@ -179,12 +185,12 @@ def test_an_export_detects_what_the_checkpoint_detects(export, kind, postprocess
     assert json.loads((folder / "export.json").read_text()) == summary
     assert (folder / summary["file"]).exists()
     assert summary["classes"] == list(summary["operating_points"]) == list(CLASSES)
-    assert (folder / "anchors.npy").exists() != postprocess
+    assert (folder / "anchors.npy").exists() == (outputs == "raw")
 
 
 @pytest.mark.slow
 def test_quantized_files_are_smaller(export):
-    sizes = {quantize: export("tflite", quantize, False)[0]["bytes"] for quantize in ("none", "fp16", "int8")}
+    sizes = {quantize: export("tflite", quantize, "raw")[0]["bytes"] for quantize in ("none", "fp16", "int8")}
     assert sizes["fp16"] < 0.75 * sizes["none"]
     assert sizes["int8"] < sizes["fp16"]
     interpreter = tf.lite.Interpreter(str(export("tflite", "int8")[1] / "model.tflite"))
@@ -194,11 +200,13 @@ def test_quantized_files_are_smaller(export):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "postprocess"), [("saved_model", True), ("onnx", True), ("tflite", False)])
-def test_an_export_predicts_what_its_run_predicts(run, export, tmp_path, kind, postprocess):
+@pytest.mark.parametrize(
+    ("kind", "outputs"), [("saved_model", "detections"), ("onnx", "detections"), ("tflite", "raw")]
+)
+def test_an_export_predicts_what_its_run_predicts(run, export, tmp_path, kind, outputs):
     if kind == "onnx":
         pytest.importorskip("tf2onnx")
-    exported = str(export(kind, "none", postprocess)[1])
+    exported = str(export(kind, "none", outputs)[1])
     images = tmp_path / "images"
     images.mkdir()
     for number in range(3):
@@ -242,7 +250,7 @@ def test_a_training_can_start_from_a_saved_model(run, export, tmp_path):
 
 @pytest.mark.slow
 def test_the_evaluation_of_an_export_gives_the_metrics_of_its_summary(run, export, tmp_path):
-    summary, folder = export("tflite", "none", False)
+    summary, folder = export("tflite", "none", "raw")
     data = read_run_folder(str(run))[0].data.dir
     for model_dir, overrides in ((str(run), []), ("", [f"data.dir={data}"])):
         config, manifest, ground_truths, detections = evaluate_export(str(folder), model_dir, "val", overrides)
@@ -283,24 +291,27 @@ def remove(found, number):
     return Detections("a", *(np.delete(part, number, axis=0) for part in (found.boxes, found.labels, found.scores)))
 
 
-def test_a_lost_detection_counts_as_missing_unless_it_is_unstable(detections):
+def test_a_lost_detection_counts_as_missing_unless_it_is_explained(detections):
+    def explain(*explained):
+        return lambda index, lost, added: tuple(np.isin(part.labels, explained) for part in (lost, added))
+
     lost = [remove(detections, 1)]
-    stable, unstable = [detections] * 3, [detections, remove(detections, 1)]
-    equal = compare_detections([detections], [detections], lambda _: pytest.fail("equal detections need no noise"))
+    equal = compare_detections([detections], [detections], lambda *_: pytest.fail("nothing needs an explanation"))
     assert equal.holds
-    missing = compare_detections([detections], lost, lambda _: stable)
-    assert (missing.missing, missing.undecided, missing.holds) == (1, 0, False)
-    excused = compare_detections([detections], lost, lambda _: unstable)
+    for unexplained in (None, explain()):
+        missing = compare_detections([detections], lost, unexplained)
+        assert (missing.missing, missing.undecided, missing.holds) == (1, 0, False)
+    excused = compare_detections([detections], lost, explain(2))
     assert (excused.missing, excused.undecided, excused.holds) == (0, 1, True)
-    # An unstable detection does not excuse another one.
-    other = compare_detections([detections], [remove(detections, 2)], lambda _: unstable)
+    # The explanation of a detection does not excuse another one.
+    other = compare_detections([detections], [remove(detections, 2)], explain(2))
     assert (other.missing, other.undecided) == (1, 0)
     nothing = remove(remove(remove(detections, 0), 0), 0)
-    assert compare_detections([detections], [nothing], lambda _: stable).missing == 3
+    assert compare_detections([detections], [nothing], explain()).missing == 3
     # A surplus detection counts like a missing one.
-    more = compare_detections(lost, [detections], lambda _: [remove(detections, 1)] * 3)
+    more = compare_detections(lost, [detections], explain(1))
     assert (more.missing, more.surplus, more.holds) == (0, 1, False)
-    assert compare_detections(lost, [detections], lambda _: unstable).undecided == 1
+    assert compare_detections(lost, [detections], explain(2)).undecided == 1
 
 
 def test_class_offsets_are_exact_in_float16_files():
@@ -321,31 +332,6 @@ def test_class_offsets_are_exact_in_float16_files():
     np.testing.assert_array_equal(places, separate_classes(boxes, labels))
 
 
-def test_noise_decides_between_tied_boxes_only():
-    config = Config.model_validate(SETTINGS)
-    anchors = create_anchor_tensor(config.anchors, config.model.input_size).numpy()
-    # Two overlapping anchors with nearly the same logits, and a third anchor elsewhere.
-    overlaps = iou_matrix(anchors[20:200], anchors[20:200]) - 2 * np.eye(180)
-    first, second = 20 + np.array(np.unravel_index(overlaps.argmax(), overlaps.shape))
-    apart = int(np.flatnonzero(iou_matrix(anchors[[first]], anchors)[0] == 0)[0])
-    logits = np.zeros((1, len(anchors), 4), np.float32)
-    logits[..., 0] = 20
-    logits[0, [first, second, apart], 1] = 25, 25 - 1e-5, 24
-
-    def network(_):
-        return {"logits": tf.constant(logits), "offsets": tf.zeros([1, len(anchors), 4])}
-
-    decoder = OutputDecoder.create(config.anchors, config.eval, 64)
-    found = detect_with_noise(network, np.zeros((64, 64, 3), np.uint8), "a", decoder)
-
-    def detected(anchor):
-        return [bool((np.abs(one.boxes - anchors[anchor].clip(0, 1)).max(axis=1) < 1e-3).any()) for one in found]
-
-    assert all(detected(apart))
-    assert detected(first) == [not one for one in detected(second)]
-    assert 0 < sum(detected(first)) < len(found)
-
-
 @pytest.mark.slow
 def test_a_mixed_precision_run_is_exported_in_float32(run, export, tmp_path, monkeypatch):
     load = exporting.load_trained_model
@@ -356,8 +342,8 @@ def test_a_mixed_precision_run_is_exported_in_float32(run, export, tmp_path, mon
 
     monkeypatch.setattr(exporting, "load_trained_model", load_and_check)
     half = ["amp.enabled=true", "amp.policy=mixed_bfloat16"]
-    summary = export_run(str(run), "best", "tflite", "none", False, str(tmp_path), half)
-    expected = export("tflite", "none", False)[0]
+    summary = export_run(str(run), "best", ExportOptions("tflite", "raw"), str(tmp_path), half)
+    expected = export("tflite", "none", "raw")[0]
     assert summary["parity"]["missing"] == 0
     assert summary["metrics"] == expected["metrics"]
 
@@ -392,13 +378,45 @@ def test_data_of_another_size_or_classes_is_rejected(manifest):
         check_data_fits_model(other, manifest, "OUT", 64, "RUN")
 
 
-def test_postprocessing_defaults_and_unsupported_combinations():
-    assert choose_postprocessing("tflite", "int8", None) is False
-    assert choose_postprocessing("onnx", "none", None) is True
+def test_default_outputs_and_unsupported_combinations():
+    assert choose_outputs("tflite", "int8", None) == "raw"
+    assert choose_outputs("onnx", "none", None) == "detections"
+    # The older flag for the same choice.
+    assert choose_outputs("tflite", "none", None, postprocess=False) == "raw"
+    assert choose_outputs("tflite", "fp16", None, postprocess=True) == "detections"
     with pytest.raises(UsageError, match="--quantize=fp16: not supported by --format=onnx; use none"):
-        choose_postprocessing("onnx", "fp16", None)
+        choose_outputs("onnx", "fp16", None)
     with pytest.raises(UsageError, match="omit the flag with --quantize=int8"):
-        choose_postprocessing("tflite", "int8", True)
+        choose_outputs("tflite", "int8", None, postprocess=True)
+    with pytest.raises(UsageError, match=r"--outputs=detections: .*use --outputs=postprocess_op"):
+        choose_outputs("tflite", "int8", "detections")
+    with pytest.raises(UsageError, match="use --format=tflite"):
+        choose_outputs("onnx", "none", "postprocess_op")
+    with pytest.raises(UsageError, match="omit one of the two"):
+        choose_outputs("tflite", "none", "raw", postprocess=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "outputs", "quantization", "message"),
+    [
+        ("tflite", "raw", Quantization("fp16", per_tensor=True), "--per_tensor: .*add --quantize=int8"),
+        ("onnx", "raw", Quantization(input_type="float32"), "--input_type=float32: not supported by --format=onnx"),
+        ("tflite", "raw", Quantization(input_type="int8"), "--input_type=int8: needs a quantized network"),
+        ("tflite", "raw", Quantization(output_type="int8"), "--output_type=int8: needs the raw outputs"),
+        ("tflite", "postprocess_op", Quantization("int8", output_type="int8"), "--output_type=int8: needs the raw"),
+    ],
+)
+def test_unsupported_quantizations_are_rejected(kind, outputs, quantization, message):
+    with pytest.raises(UsageError, match=message):
+        check_quantization(kind, outputs, quantization)
+
+
+def test_metadata_are_the_default_of_the_op_only():
+    credit = Credits("author")
+    assert choose_metadata("postprocess_op", None, credit) == choose_metadata("postprocess_op", True, credit) == credit
+    assert choose_metadata("postprocess_op", False, credit) is choose_metadata("raw", None, credit) is None
+    with pytest.raises(UsageError, match=r"--metadata: .*add --outputs=postprocess_op"):
+        choose_metadata("detections", True, credit)
 
 
 def test_a_folder_without_an_export_is_rejected(tmp_path):

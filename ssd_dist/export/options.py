@@ -1,0 +1,125 @@
+"""The options of an export, and the combinations of them that are supported."""
+
+from dataclasses import dataclass
+
+from ssd_dist.core.errors import UsageError
+
+KINDS = ("saved_model", "tflite", "onnx")
+QUANTIZATIONS = {"saved_model": ("none",), "tflite": ("none", "fp16", "int8"), "onnx": ("none",)}
+# detections: boxes, labels and scores after NMS.  raw: logits and offsets.
+# postprocess_op: the four outputs of the op TFLite_Detection_PostProcess, which TFLite runtimes contain.
+OUTPUTS = ("detections", "raw", "postprocess_op")
+PIXEL_TYPES = ("uint8", "int8", "float32")
+# Training images from which int8 calibrates the ranges of its activations.
+CALIBRATION_IMAGES = 128
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How the network of a TFLite file is quantized.
+
+    Attributes:
+      kind: `none`, `fp16` (weights) or `int8` (weights and activations).
+      per_tensor: with int8, one scale per weight tensor instead of one per output channel.
+      calibration_images: training images from which int8 calibrates the ranges of its activations.
+      input_type: type of the pixels: uint8 and float32 in 0..255; int8 in -128..127, only with int8.
+      output_type: type of the raw outputs of int8; the other outputs are float32.
+    """
+
+    kind: str = "none"
+    per_tensor: bool = False
+    calibration_images: int = CALIBRATION_IMAGES
+    input_type: str = "uint8"
+    output_type: str = "float32"
+
+
+@dataclass(frozen=True)
+class Credits:
+    """What the metadata of a model state about its origin."""
+
+    author: str = ""
+    version: str = ""
+    license: str = ""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export.
+
+    Attributes:
+      kind: the format, one of `KINDS`.
+      outputs: one of `OUTPUTS`.
+      quantization: how the network is quantized.
+      metadata: the origin of the model, written into the file as TFLite metadata; None for a file without metadata.
+    """
+
+    kind: str
+    outputs: str
+    quantization: Quantization = Quantization()
+    metadata: Credits | None = None
+
+
+def choose_outputs(kind: str, quantize: str, outputs: str | None, postprocess: bool | None = None) -> str:
+    """Decides which outputs an export has: by default `detections`, and `raw` for int8.
+
+    Args:
+      kind: the format.
+      quantize: `none`, `fp16` or `int8`.
+      outputs: the requested outputs; None selects the default.
+      postprocess: the older flag for `detections` (true) or `raw` (false).
+
+    Raises:
+      UsageError: if the format does not support the combination.
+    """
+    if quantize not in QUANTIZATIONS[kind]:
+        raise UsageError(
+            f"--quantize={quantize}: not supported by --format={kind}; use {' or '.join(QUANTIZATIONS[kind])}"
+            + ("" if kind == "tflite" else ", or --format=tflite")
+        )
+    if outputs is not None and postprocess is not None:
+        raise UsageError(f"--postprocessing: the same as --outputs, which is {outputs}; omit one of the two")
+    if postprocess is not None:
+        outputs = "detections" if postprocess else "raw"
+    if quantize == "int8" and outputs == "detections":
+        flag = "--outputs=detections" if postprocess is None else "--postprocessing"
+        raise UsageError(
+            f"{flag}: box decoding is not exact in 8 bits; omit the flag with --quantize=int8, or use "
+            "--outputs=postprocess_op"
+        )
+    if outputs == "postprocess_op" and kind != "tflite":
+        raise UsageError(f"--outputs=postprocess_op: not supported by --format={kind}; use --format=tflite")
+    return outputs or ("raw" if quantize == "int8" else "detections")
+
+
+def check_quantization(kind: str, outputs: str, quantization: Quantization) -> Quantization:
+    """Checks the options that only some formats have.
+
+    Raises:
+      UsageError: if the format does not support an option.
+    """
+    int8 = quantization.kind == "int8"
+    if quantization.per_tensor and not int8:
+        raise UsageError("--per_tensor: only int8 has scales; add --quantize=int8 or omit the flag")
+    if quantization.input_type != "uint8" and kind != "tflite":
+        raise UsageError(f"--input_type={quantization.input_type}: not supported by --format={kind}; omit the flag")
+    if quantization.input_type == "int8" and not int8:
+        raise UsageError("--input_type=int8: needs a quantized network; add --quantize=int8 or use uint8 or float32")
+    if quantization.output_type != "float32" and not (int8 and outputs == "raw"):
+        raise UsageError(
+            f"--output_type={quantization.output_type}: needs the raw outputs of a quantized network; "
+            "add --quantize=int8 --outputs=raw or omit the flag"
+        )
+    return quantization
+
+
+def choose_metadata(outputs: str, requested: bool | None, credit: Credits) -> Credits | None:
+    """Decides whether the file gets TFLite metadata: by default only with `postprocess_op`.
+
+    Raises:
+      UsageError: if the outputs have no standard metadata.
+    """
+    if requested and outputs != "postprocess_op":
+        raise UsageError(
+            f"--metadata: clients expect the outputs of postprocess_op, not {outputs}; add --outputs=postprocess_op"
+        )
+    return credit if outputs == "postprocess_op" and requested is not False else None

@@ -1,0 +1,176 @@
+"""The client scripts of docs/deploy/ run and print what the exported file computes.
+
+The script for MediaPipe runs in a virtual environment of its own, which `make deploy-clients` creates.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tf_keras
+from PIL import Image
+from support.small_backbone import build_few_blocks
+from support.synthetic import CLASSES
+from test_exporter import SETTINGS, fit_statistics, randomize_weights
+from test_quantized import draw_images
+
+from ssd_dist.core.config import Config
+from ssd_dist.export.exporter import write_export
+from ssd_dist.export.formats import FILES, open_export
+from ssd_dist.export.options import Credits, ExportOptions, Quantization
+from ssd_dist.export.serving import OutputDecoder, ServedDetector
+from ssd_dist.model import detector
+from ssd_dist.model.detector import build_detector
+
+ROOT = Path(__file__).parents[2]
+CONFIG = Config.model_validate(SETTINGS)
+MEDIAPIPE = Path(os.environ.get("SSD_DIST_MEDIAPIPE", ROOT / ".venv-mediapipe")) / "bin/python"
+THRESHOLD = 0.3
+OPTIONS = {
+    "float32": ExportOptions("tflite", "postprocess_op", metadata=Credits("A. Author", "1.2", "Apache-2.0")),
+    "int8": ExportOptions("tflite", "postprocess_op", Quantization("int8"), Credits()),
+    "onnx": ExportOptions("onnx", "detections"),
+}
+
+
+def read_script(page: str) -> str:
+    """Returns the only Python script of a page."""
+    (script,) = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs/deploy" / page).read_text(), re.DOTALL | re.MULTILINE
+    )
+    return script
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs/deploy").glob("*.md")))
+def test_a_client_script_has_at_most_thirty_lines(page):
+    assert len(read_script(page).splitlines()) <= 30
+
+
+@pytest.fixture(scope="module")
+def served():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detector, "build_backbone", build_few_blocks)
+        tf_keras.utils.set_random_seed(1)
+        model = build_detector(CONFIG.model, CONFIG.backbone, CONFIG.anchors, len(CLASSES))
+    randomize_weights(model)
+    fit_statistics(model, np.stack(draw_images(range(200, 232))))
+    return ServedDetector(model, OutputDecoder.create(CONFIG.anchors, CONFIG.eval, 64), 64, CLASSES, False)
+
+
+@pytest.fixture(scope="module")
+def export(served, tmp_path_factory):
+    """Returns a function that writes one of the exports, once, and returns its folder."""
+    folders = {}
+
+    def write(name):
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            served.postprocess = OPTIONS[name].outputs == "detections"
+            write_export(served, OPTIONS[name], draw_images(range(100, 132)), folders[name])
+            (folders[name] / "export.json").write_text(json.dumps({"classes": CLASSES}))
+        return folders[name]
+
+    return write
+
+
+def detect(folder, options, image):
+    """Returns class name, score and box (left, top, right, bottom in pixels) of the detections of an export."""
+    outputs = open_export(options.kind, folder / FILES[options.kind])(np.asarray(image)[None])
+    labels = outputs["labels"][0] - 1 if "labels" in outputs else outputs["classes"][0]
+    count = int(outputs["count"][0]) if "count" in outputs else int((labels >= 0).sum())
+    rows = zip(outputs["boxes"][0][:count], labels[:count], outputs["scores"][0][:count], strict=True)
+    return [
+        (CLASSES[int(label)], score, 64 * box[[1, 0, 3, 2]]) for box, label, score in rows if score >= THRESHOLD + 1e-3
+    ]
+
+
+def run_script(page, python, *arguments):
+    """Runs the script of a page and returns the words of each line that it prints."""
+    command = [python, "-c", read_script(page), *arguments, str(THRESHOLD)]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    """Returns an image of the size of the input, and its path: nothing is resized."""
+    path = tmp_path_factory.mktemp("image") / "image.png"
+    Image.fromarray(draw_images(range(1))[0]).save(path)
+    return Image.open(path), path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["float32", "int8"])
+def test_a_client_reads_the_outputs_by_position(export, image, name):
+    folder, expected = export(name), detect(export(name), OPTIONS[name], image[0])
+    found = run_script("coral_frigate.md", sys.executable, folder / "model.tflite", folder / "labelmap.txt", image[1])
+    assert len(expected) > 5
+    for (label, score, box), words in zip(expected, found, strict=False):
+        assert words[0] == label
+        np.testing.assert_allclose(np.float64(words[1:]), [score, *box], atol=0.06)
+
+
+@pytest.mark.slow
+def test_a_client_runs_onnx_runtime(export, image):
+    pytest.importorskip("tf2onnx")
+    expected = detect(export("onnx"), OPTIONS["onnx"], image[0])
+    found = run_script("onnx_runtime.md", sys.executable, export("onnx"), image[1])
+    assert len(expected) > 5
+    for (label, score, box), words in zip(expected, found, strict=False):
+        assert words[0] == label
+        np.testing.assert_allclose(np.float64(words[1:]), [score, *box], atol=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MEDIAPIPE.exists(), reason="MediaPipe is not installed; `make deploy-clients` installs it")
+@pytest.mark.parametrize("name", ["float32", "int8"])
+def test_mediapipe_draws_the_boxes_of_the_file(export, image, name):
+    expected = detect(export(name), OPTIONS[name], image[0])[:20]
+    found = run_script("mediapipe.md", MEDIAPIPE, export(name) / "model.tflite", image[1])
+    assert len(found) >= len(expected) > 5
+    for (label, score, box), words in zip(expected, found, strict=False):
+        assert words[0] == label
+        left, top, width, height = np.float64(words[2:])
+        # MediaPipe rounds to whole pixels.
+        np.testing.assert_allclose([left, top, left + width, top + height], box, atol=1.1)
+        assert float(words[1]) == pytest.approx(score, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MEDIAPIPE.exists(), reason="MediaPipe is not installed; `make deploy-clients` installs it")
+def test_mediapipe_reads_every_field_of_the_metadata(export):
+    program = """
+import sys
+from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata, schema_py_generated as schema
+model = schema.ModelT.InitFromPackedBuf(open(sys.argv[1], "rb").read(), 0)
+(entry,) = (entry for entry in model.metadata if entry.name == b"TFLITE_METADATA")
+read = metadata.ModelMetadataT.InitFromPackedBuf(bytes(model.buffers[entry.buffer].data), 0)
+graph = read.subgraphMetadata[0]
+image, (location, category, score, count) = graph.inputTensorMetadata[0], graph.outputTensorMetadata
+print(read.author, read.version, read.license, read.minParserVersion)
+size = image.content.contentProperties.defaultSize
+print(image.content.contentProperties.colorSpace, size.width, size.height, image.stats.min, image.stats.max)
+print(image.processUnits[0].options.mean, image.processUnits[0].options.std)
+box = location.content.contentProperties
+print(location.name, box.index, box.type, box.coordinateType, location.content.range.min, location.content.range.max)
+print(category.name, category.associatedFiles[0].name, category.associatedFiles[0].type)
+print(score.name, round(score.processUnits[0].options.globalScoreThreshold, 4), count.name)
+print(graph.outputTensorGroups[0].name, graph.outputTensorGroups[0].tensorNames)
+"""
+    command = [MEDIAPIPE, "-c", program, export("float32") / "model.tflite"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.stdout.splitlines() == [
+        "b'A. Author' b'1.2' b'Apache-2.0' b'1.2.1'",
+        "1 64 64 [0.] [255.]",
+        "[0.] [1.]",
+        "b'location' [1 0 3 2] 1 0 2 2",
+        "b'category' b'labelmap.txt' 3",
+        "b'score' 0.01 b'number of detections'",
+        "b'detection_result' [b'location', b'category', b'score']",
+    ], done.stderr
