@@ -146,7 +146,7 @@ def interrupt(command: list[str | Path], cwd: Path, started: Path, number: int) 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_one_command_trains_and_exports_in_any_folder_and_resumes_after_interruptions(full_scripts, tmp_path):
     """Runs the installed ssd-fit: stopped while it prepares the data and while it trains, then to its end."""
     assert run(full_scripts / "ssd-sample", "--output=raw", "--train=32", "--val=8", cwd=tmp_path).returncode == 0

@@ -1,11 +1,55 @@
-"""From a labelled folder to a trained and exported detector with one call."""
+"""From a labelled folder to a trained and exported detector with one call: `ssd_dist.fit` and `ssd-fit`."""
 
+import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from ssd_dist.fitting.results_table import print_results
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
 from ssd_dist.fitting.stages import absolute, pick_split, run_stages
+
+
+def fit(
+    input: str | Path,
+    output: str | Path,
+    *,
+    config: str | None = None,
+    minutes: float | None = None,
+    export: Sequence[str] = ("tflite",),
+    **overrides: Any,
+) -> Path:
+    """Trains and exports a detector from a labelled folder, as `ssd-fit` does.
+
+    Each stage runs in a process of its own, so this process imports neither TensorFlow nor Beam.
+
+    Args:
+      input: folder, file or pattern of the annotations.
+      output: the run folder. A call with the same arguments resumes the run in it.
+      config: YAML file or name of a config of the package; its keys are not chosen.
+      minutes: time limit of the whole call; None chooses the length of training from the number of images.
+      export: formats to export.
+      overrides: config keys that are not chosen: `train__steps=400`, or `**{"train.steps": 400}`.
+
+    Returns:
+      The run folder, which `ssd_dist.Detector.load` loads; the exports are in its folder `export`.
+
+    Raises:
+      UsageError: if an argument or a config key is not valid.
+      RestartError: if a stage was interrupted; the same call resumes.
+      SsdDistError: if a stage failed.
+    """
+    return fit_dataset(str(input), str(output), config, format_overrides(overrides), minutes, export).folder
+
+
+def format_overrides(overrides: dict[str, Any]) -> list[str]:
+    """Returns keyword arguments as values of `--set`.
+
+    >>> format_overrides({"train__steps": 400, "backbone.weights": "none"})
+    ['train.steps=400', 'backbone.weights="none"']
+    """
+    return [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in overrides.items()]
 
 
 def fit_dataset(

@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ssd_dist.core.config_files import load_config
@@ -27,6 +28,7 @@ from ssd_dist.core.printable import print_line
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
 
 FORMATS = ("saved_model", "tflite", "onnx")
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_stages(request: FitRequest, output: str, formats: Sequence[str]) -> FitFiles:
@@ -47,15 +49,10 @@ def run_stages(request: FitRequest, output: str, formats: Sequence[str]) -> FitF
     load_config(request.config, request.overrides)
     files = FitFiles(Path(output))
     request.write_or_compare(files.request)
-    prepare_data(request, files)
-    train_and_evaluate(files)
-    for kind in formats:
-        if read_json(files.export(kind)) is None:
-            folder = files.export(kind).parent
-            run_stage(
-                f"export to {kind}", "ssd_dist.cli.export", f"--model_dir={output}", f"--format={kind}",
-                f"--checkpoint={pick_checkpoint(files)}", f"--output={folder}",
-            )  # fmt: skip
+    with handle_signals(stop_between_stages):
+        prepare_data(request, files)
+        train_and_evaluate(files)
+        export_formats(files, formats)
     return files
 
 
@@ -100,6 +97,16 @@ def train_and_evaluate(files: FitFiles) -> None:
     )  # fmt: skip
 
 
+def export_formats(files: FitFiles, formats: Sequence[str]) -> None:
+    """Exports the model to each format that is not exported yet."""
+    for kind in formats:
+        if read_json(files.export(kind)) is None:
+            run_stage(
+                f"export to {kind}", "ssd_dist.cli.export", f"--model_dir={files.folder}", f"--format={kind}",
+                f"--checkpoint={pick_checkpoint(files)}", f"--output={files.export(kind).parent}",
+            )  # fmt: skip
+
+
 def pick_split(files: FitFiles) -> str:
     """Returns the split of the final evaluation: test if there is one, else val, else another, else train."""
     splits = Manifest.from_json(files.manifest.read_bytes(), str(files.manifest)).splits
@@ -135,11 +142,23 @@ def run_stage(title: str, module: str, *arguments: str, is_quiet: bool = False) 
     """
     print_line(f"--- {title}")
     command = [sys.executable, "-m", module, *arguments]
-    # In a process group of its own, so that Ctrl-C in a terminal arrives once, through `forward_signals`.
     output = subprocess.DEVNULL if is_quiet else None
-    with subprocess.Popen(command, stdout=output, process_group=0) as process, forward_signals(process):
+    received: list[int] = []
+    running: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        for stage in running:
+            stage.send_signal(number)
+
+    # In a process group of its own, so that Ctrl-C in a terminal arrives once, through `forward`.
+    with handle_signals(forward), subprocess.Popen(command, stdout=output, process_group=0) as process:
+        running.append(process)
+        # Those that arrived while the process was being created.
+        for number in received:
+            process.send_signal(number)
         code = process.wait()
-    if code in (RestartError.exit_code, INTERRUPTED) or code < 0:
+    if received or code in (RestartError.exit_code, INTERRUPTED) or code < 0:
         raise RestartError(f"{title}: interrupted; run the same command again to resume")
     if code:
         error = SsdDistError(f"{title}: failed with exit code {code}; the message above gives the reason")
@@ -148,18 +167,24 @@ def run_stage(title: str, module: str, *arguments: str, is_quiet: bool = False) 
 
 
 @contextmanager
-def forward_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Passes signals to stop on to a process; only the main thread of a program can do so."""
+def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handles signals to stop in this context; only the main thread of a program can do so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in numbers}
+    # nohup makes a program ignore SIGHUP; keep that.
+    numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def stop_between_stages(number: int, _: FrameType | None) -> None:
+    """Ends the command after a signal that arrives while no stage runs."""
+    raise RestartError(f"stopped by {signal.Signals(number).name}; run the same command again to resume")
 
 
 def absolute(path: str) -> str:

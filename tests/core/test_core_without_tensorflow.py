@@ -4,6 +4,9 @@ import pkgutil
 import subprocess
 import sys
 
+import pytest
+
+import ssd_dist
 import ssd_dist.core
 
 PROGRAM = """
@@ -13,6 +16,19 @@ for name in sys.argv[1:]:
 heavy = ("tensorflow", "tf_keras", "keras", "orbit", "official", "apache_beam", "jax", "torch")
 print(",".join(name for name in heavy if name in sys.modules))
 """
+
+
+def test_the_package_imports_nothing_heavy_until_a_detector_is_used():
+    heavy = "[name for name in ('tensorflow', 'apache_beam') if name in sys.modules]"
+    program = f"import sys, ssd_dist; ssd_dist.fit; print(*{heavy})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+    new = "{name.split('.')[0] for name in set(sys.modules) - before}"
+    program = f"import sys; before = set(sys.modules); import ssd_dist; print(*{new})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert set(done.stdout.split()) <= {"ssd_dist", *sys.stdlib_module_names}
+    with pytest.raises(AttributeError, match="Detectro"):
+        _ = ssd_dist.Detectro
 
 
 def test_no_core_module_imports_tensorflow():

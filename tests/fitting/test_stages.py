@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import ssd_dist
 from ssd_dist.core.errors import RestartError, SsdDistError, UsageError
-from ssd_dist.fitting import stages
+from ssd_dist.fitting import fit_dataset, stages
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
 
 
@@ -122,6 +123,31 @@ def test_a_signal_arrives_once_in_the_stage_which_may_finish(tmp_path, number):
         os.killpg(process.pid, number)
         assert process.stdout.read() == f"[{int(number)}]\n"
         assert process.wait() == 75
+
+
+def test_a_signal_between_two_stages_ends_the_command_with_the_restart_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "prepare_data", lambda *_: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RestartError, match="stopped by SIGTERM; run the same command again"):
+        stages.run_stages(FitRequest("/data"), str(tmp_path / "run"), ())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_keyword_arguments_are_the_values_of_the_flags(tmp_path, monkeypatch):
+    requests = []
+
+    def run_stages(request, output, formats):
+        requests.append((request, tuple(formats)))
+        return FitFiles(Path(output))
+
+    monkeypatch.setattr(fit_dataset, "run_stages", run_stages)
+    monkeypatch.setattr(fit_dataset, "pick_split", lambda _: "val")
+    monkeypatch.setattr(fit_dataset, "print_results", lambda *_: None)
+    folder = ssd_dist.fit("data", tmp_path, minutes=3, export=["onnx"], train__steps=4, **{"anchors.sizes": [1, 2]})
+    ((request, formats),) = requests
+    assert (folder, formats, request.minutes) == (tmp_path, ("onnx",), 3)
+    assert request.input == os.path.abspath("data")
+    assert request.overrides == ("train.steps=4", "anchors.sizes=[1, 2]")
 
 
 def test_a_partly_written_result_counts_as_missing(tmp_path):

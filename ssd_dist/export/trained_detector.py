@@ -1,0 +1,136 @@
+"""The Python interface of a trained detector, loaded from a run or from an export: `ssd_dist.Detector`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ssd_dist.core.errors import UsageError
+from ssd_dist.core.folder_names import SUMMARY_NAME
+from ssd_dist.core.images import resize_image
+from ssd_dist.evaluation.analysis import analyse_detections
+from ssd_dist.evaluation.detections import Detections
+from ssd_dist.evaluation.metrics import evaluate_detections
+from ssd_dist.evaluation.thresholds import DEFAULT
+from ssd_dist.export.exported_detector import evaluate_export, open_exported_detector
+from ssd_dist.inference.image_files import read_image
+from ssd_dist.inference.prediction import LoadedDetector, detect_batch, open_run
+from ssd_dist.inference.trained_model import evaluate_split
+
+
+@dataclass(frozen=True)
+class ImageDetections:
+    """The objects that were detected in one image, sorted by descending score.
+
+    Attributes:
+      names: the class name of each object.
+      scores: float32 [D], from 0 to 1.
+      boxes: float32 [D, 4], `[ymin, xmin, ymax, xmax]` as fractions of the image, upright by its EXIF orientation.
+    """
+
+    names: tuple[str, ...]
+    scores: npt.NDArray[np.float32]
+    boxes: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A trained detector.
+
+    Attributes:
+      folder: the run or the export that it was loaded from.
+      checkpoint: the checkpoint of the run; empty for an export.
+      loaded: input size, batch size, class names and the network.
+    """
+
+    folder: str
+    checkpoint: str
+    loaded: LoadedDetector
+
+    @classmethod
+    def load(cls, folder: str | Path, checkpoint: str = "best") -> "Detector":
+        """Loads a detector.
+
+        Args:
+          folder: the folder of a run or of an export (SavedModel, TFLite or ONNX).
+          checkpoint: "best", "last" or the path of a checkpoint; has no effect for an export.
+
+        Raises:
+          CheckpointError: if the folder contains neither a run nor an export, or the checkpoint does not exist.
+        """
+        name = str(folder)
+        if (Path(folder) / SUMMARY_NAME).exists():
+            return cls(name, "", open_exported_detector(name))
+        return cls(name, checkpoint, open_run(name, checkpoint, ()))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names."""
+        return self.loaded.classes
+
+    def predict(
+        self, images: Sequence[str | Path | npt.NDArray[np.uint8]], score_threshold: float = DEFAULT
+    ) -> list[ImageDetections]:
+        """Detects objects in images.
+
+        Args:
+          images: image files, local or on an object store, or RGB pixels, uint8 [H, W, 3], of any size.
+          score_threshold: objects with a lower score are omitted.
+
+        Returns:
+          The detections of each image, in the order of `images`.
+
+        Raises:
+          UsageError: if an array is not an RGB image.
+          ImageError, OSError: if a file cannot be read.
+        """
+        results: list[ImageDetections] = []
+        for start in range(0, len(images), self.loaded.batch_size):
+            batch = images[start : start + self.loaded.batch_size]
+            pixels = np.stack([np.asarray(resize_image(_open_image(image), self.loaded.size)) for image in batch])
+            found = detect_batch(self.loaded, pixels, [""] * len(batch))
+            results.extend(self._select(detections, score_threshold) for detections in found)
+        return results
+
+    def evaluate(self, dataset: str | Path, split: str = "val") -> dict[str, Any]:
+        """Evaluates the detector on prepared data.
+
+        Args:
+          dataset: the folder that `ssd-prepare` wrote, or `RUN/data` of `ssd-fit`.
+          split: name of the split.
+
+        Returns:
+          The content of the JSON file of `ssd-evaluate`: `coco/AP`, `coco/AP50` and the other metrics, `per_class`, and
+          `analysis` with the best score threshold of each class.
+
+        Raises:
+          DataError: if the data is missing, has no such split, or has another image size than the detector.
+          CheckpointError: if the data has other classes.
+        """
+        data = [f"data.dir={json.dumps(str(dataset))}"]
+        if self.checkpoint:
+            _, manifest, ground_truths, detections = evaluate_split(self.folder, self.checkpoint, split, data)
+        else:
+            _, manifest, ground_truths, detections = evaluate_export(self.folder, "", split, data)
+        metrics = evaluate_detections(ground_truths, detections, manifest.classes).as_dict()
+        return metrics | {"analysis": analyse_detections(ground_truths, detections, manifest.classes).as_dict()}
+
+    def _select(self, found: Detections, score_threshold: float) -> ImageDetections:
+        shown = found.scores >= score_threshold
+        names = tuple(self.classes[label - 1] for label in found.labels[shown])
+        return ImageDetections(names, found.scores[shown], found.boxes[shown])
+
+
+def _open_image(image: str | Path | npt.NDArray[np.uint8]) -> Image.Image:
+    if not isinstance(image, np.ndarray):
+        return read_image(str(image))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UsageError(
+            f"predict: an image is {image.dtype} {list(image.shape)}; give RGB pixels as uint8 [height, width, 3]"
+        )
+    return Image.fromarray(image)

@@ -1,0 +1,92 @@
+"""Tests `ssd_dist.Detector` on a run with an untrained model, and on a fake export."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.synthetic import write_dataset
+from test_exporter import SETTINGS, randomize_weights
+
+import ssd_dist
+from ssd_dist.core.config import Config
+from ssd_dist.core.errors import CheckpointError, UsageError
+from ssd_dist.evaluation.metrics import evaluate_detections
+from ssd_dist.export import trained_detector
+from ssd_dist.inference.trained_model import evaluate_split
+from ssd_dist.model.detector import build_detector
+from ssd_dist.runs.checkpoints import BestModel
+from ssd_dist.runs.run_folder import open_run_folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("detector")
+    config = Config.model_validate(SETTINGS | {"data": {"dir": str(folder / "data")}})
+    manifest = write_dataset(folder / "data", config, {"train": 2, "val": 6}, shards=1, objects=2)
+    model = build_detector(config.model, config.backbone, config.anchors, len(manifest.classes))
+    randomize_weights(model)
+    open_run_folder(str(folder / "run"), config, manifest)
+    BestModel(model, str(folder / "run"), "coco/AP", 1).save_if_best(5, 0.5)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def detector(run):
+    return ssd_dist.Detector.load(run)
+
+
+@pytest.fixture
+def images():
+    """Returns more images than one batch has, of different sizes."""
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, (40 + 5 * index, 70, 3), dtype=np.uint8) for index in range(18)]
+
+
+def test_a_file_gives_the_detections_of_its_pixels_and_an_image_alone_those_of_a_batch(detector, images, tmp_path):
+    Image.fromarray(images[3]).save(tmp_path / "3.png")
+    together = detector.predict(images, score_threshold=0.05)
+    (alone,) = detector.predict([str(tmp_path / "3.png")], score_threshold=0.05)
+    assert len(together) == len(images)
+    assert len(alone.names) == len(alone.scores) == len(alone.boxes) > 0
+    assert alone.names == together[3].names
+    np.testing.assert_allclose(alone.boxes, together[3].boxes, atol=1e-4)
+    assert set(alone.names) <= set(detector.classes)
+    assert detector.predict([]) == []
+
+
+def test_the_threshold_omits_the_lower_scores(detector, images):
+    (every,) = detector.predict(images[:1], score_threshold=0)
+    threshold = float(np.median(every.scores))
+    (above,) = detector.predict(images[:1], score_threshold=threshold)
+    assert above.scores.tolist() == [score for score in every.scores.tolist() if score >= threshold]
+    assert 0 < len(above.scores) < len(every.scores)
+
+
+def test_the_metrics_are_those_of_ssd_evaluate(detector, run):
+    _, manifest, ground_truths, detections = evaluate_split(str(run), "best", "val", ())
+    expected = evaluate_detections(ground_truths, detections, manifest.classes).as_dict()
+    metrics = detector.evaluate(run.parent / "data")
+    assert {name: metrics[name] for name in expected} == expected
+    assert set(metrics["analysis"]["operating_points"]) == set(manifest.classes)
+
+
+def test_a_folder_with_an_export_summary_is_opened_as_an_export(detector, run, tmp_path, monkeypatch):
+    (tmp_path / "export.json").write_text(json.dumps({}))
+    monkeypatch.setattr(trained_detector, "open_exported_detector", lambda folder: detector.loaded)
+    monkeypatch.setattr(
+        trained_detector,
+        "evaluate_export",
+        lambda folder, _, split, data: evaluate_split(str(run), "best", split, data),
+    )
+    exported = ssd_dist.Detector.load(tmp_path)
+    assert exported.classes == detector.classes
+    assert exported.evaluate(run.parent / "data")["coco/AP"] == detector.evaluate(run.parent / "data")["coco/AP"]
+
+
+def test_mistakes_are_reported(detector, tmp_path):
+    with pytest.raises(CheckpointError, match="not a run"):
+        ssd_dist.Detector.load(tmp_path)
+    for pixels in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)):
+        with pytest.raises(UsageError, match=r"give RGB pixels as uint8 \[height, width, 3\]"):
+            detector.predict([pixels])
