@@ -20,9 +20,9 @@ from test_exporter import SETTINGS, fit_statistics, randomize_weights
 from test_quantized import draw_images
 
 from ssd_dist.core.config import Config
+from ssd_dist.export.export_options import Credits, ExportOptions, Quantization
 from ssd_dist.export.exporter import write_export
 from ssd_dist.export.formats import FILES, open_export
-from ssd_dist.export.options import Credits, ExportOptions, Quantization
 from ssd_dist.export.serving import OutputDecoder, ServedDetector
 from ssd_dist.model import detector
 from ssd_dist.model.detector import build_detector

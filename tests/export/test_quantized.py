@@ -17,8 +17,8 @@ from test_exporter import SETTINGS, fit_statistics, randomize_weights
 from ssd_dist.cli.export import describe_parity
 from ssd_dist.core.config import Config
 from ssd_dist.export.detection_op import append_detection_op
+from ssd_dist.export.export_options import Quantization
 from ssd_dist.export.formats import convert_to_tflite, open_export
-from ssd_dist.export.options import Quantization
 from ssd_dist.export.parity import compare_detections, run_export
 from ssd_dist.export.rounding import Tolerance, explain_by_rounding, list_candidates
 from ssd_dist.export.serving import OutputDecoder, ServedDetector
