@@ -12,7 +12,7 @@ from absl import flags  # type: ignore[import-untyped]
 from ssd_dist.core.commands import define_override_flag, overrides_from_flags, required_flag, run_command
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.printable import print_line
-from ssd_dist.export.options import (
+from ssd_dist.export.export_options import (
     CALIBRATION_IMAGES,
     KINDS,
     OUTPUTS,

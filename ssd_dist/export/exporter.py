@@ -17,6 +17,8 @@ from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
 from ssd_dist.data.shard_files import load_manifest, read_split
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.export.detection_op import append_detection_op
+from ssd_dist.export.export_options import ExportOptions
+from ssd_dist.export.export_summary import Comparison, describe_difference, describe_export, summarise_comparison
 from ssd_dist.export.formats import (
     FILES,
     Runner,
@@ -25,11 +27,9 @@ from ssd_dist.export.formats import (
     write_onnx,
     write_saved_model,
 )
-from ssd_dist.export.options import ExportOptions
 from ssd_dist.export.parity import Network, compare_detections, compare_raw_outputs, run_export
 from ssd_dist.export.rounding import BoolArray, explain_by_rounding, list_candidates, measure_tolerance
 from ssd_dist.export.serving import OutputDecoder, ServedDetector
-from ssd_dist.export.summary import Comparison, describe_difference, describe_export, summarise_comparison
 from ssd_dist.export.tflite_metadata import LABELS_NAME, add_metadata, write_labels
 from ssd_dist.inference.trained_model import check_data_fits_model, load_trained_model
 from ssd_dist.model.detector import normalize_image

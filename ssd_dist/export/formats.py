@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from ssd_dist.core.errors import UsageError
-from ssd_dist.export.options import Quantization
+from ssd_dist.export.export_options import Quantization
 from ssd_dist.export.serving import ServedDetector
 
 ONNX_OPSET = 17

@@ -101,7 +101,7 @@ def run_export(
 
 
 def read_outputs(outputs: dict[str, np.ndarray], decoder: OutputDecoder | None) -> DetectionBatch:
-    """Returns the detections of an export with any of the outputs of `options.OUTPUTS`; only `raw` needs a decoder."""
+    """Returns the detections of an export with any of `export_options.OUTPUTS`; only raw outputs need a decoder."""
     if decoder is not None and "logits" in outputs:
         return decoder.decode({key: tf.constant(value) for key, value in outputs.items()})
     if "classes" in outputs:

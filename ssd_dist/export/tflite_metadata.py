@@ -19,7 +19,7 @@ from flatbuffers import Builder  # type: ignore[import-untyped]
 from tensorflow.lite.python import schema_py_generated as schema
 
 from ssd_dist.export.detection_op import add_buffer, read_model, write_model
-from ssd_dist.export.options import Credits
+from ssd_dist.export.export_options import Credits
 
 LABELS_NAME = "labelmap.txt"
 # The name under which clients search the metadata in the model.

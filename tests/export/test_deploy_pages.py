@@ -20,9 +20,9 @@ from test_exporter import SETTINGS, fit_statistics, randomize_weights
 from test_quantized import draw_images
 
 from ssd_dist.core.config import Config
+from ssd_dist.export.export_options import Credits, ExportOptions, Quantization
 from ssd_dist.export.exporter import write_export
 from ssd_dist.export.formats import FILES, open_export
-from ssd_dist.export.options import Credits, ExportOptions, Quantization
 from ssd_dist.export.serving import OutputDecoder, ServedDetector
 from ssd_dist.model import detector
 from ssd_dist.model.detector import build_detector
@@ -136,9 +136,10 @@ def test_mediapipe_draws_the_boxes_of_the_file(export, image, name):
     assert len(found) >= len(expected) > 5
     for (label, score, box), words in zip(expected, found, strict=False):
         assert words[0] == label
-        left, top, width, height = np.float64(words[2:])
-        # MediaPipe rounds to whole pixels.
-        np.testing.assert_allclose([left, top, left + width, top + height], box, atol=1.1)
+        # MediaPipe moves the corner into the image, and cuts it, the width and the height to whole pixels.
+        left, top, right, bottom = box
+        expected_words = [max(left, 0), max(top, 0), right - left, bottom - top]
+        np.testing.assert_allclose(np.float64(words[2:]), expected_words, atol=1.01)
         assert float(words[1]) == pytest.approx(score, abs=1e-3)
 
 

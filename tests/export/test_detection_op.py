@@ -17,9 +17,9 @@ from ssd_dist.core.boxes import decode_boxes, encode_boxes
 from ssd_dist.core.config import Config
 from ssd_dist.evaluation.detections import Detections
 from ssd_dist.export.detection_op import OP_NAME, OUTPUTS, append_detection_op, read_model
+from ssd_dist.export.export_options import Credits, ExportOptions
 from ssd_dist.export.exporter import write_export
 from ssd_dist.export.formats import open_export
-from ssd_dist.export.options import Credits, ExportOptions
 from ssd_dist.export.parity import compare_detections, run_export
 from ssd_dist.export.rounding import Tolerance, explain_by_rounding, list_candidates
 from ssd_dist.export.serving import OutputDecoder

@@ -29,10 +29,7 @@ from ssd_dist.evaluation.detections import Detections
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.evaluation.result_files import CocoIds
 from ssd_dist.export import exporter as exporting
-from ssd_dist.export.exported_detector import evaluate_export, open_exported_detector
-from ssd_dist.export.exporter import export_run, pick_split
-from ssd_dist.export.folding import fold_batch_norm
-from ssd_dist.export.options import (
+from ssd_dist.export.export_options import (
     Credits,
     ExportOptions,
     Quantization,
@@ -40,6 +37,9 @@ from ssd_dist.export.options import (
     choose_metadata,
     choose_outputs,
 )
+from ssd_dist.export.exported_detector import evaluate_export, open_exported_detector
+from ssd_dist.export.exporter import export_run, pick_split
+from ssd_dist.export.folding import fold_batch_norm
 from ssd_dist.export.parity import compare_detections
 from ssd_dist.inference.prediction import PredictionOutputs, open_run, predict_images
 from ssd_dist.inference.trained_model import check_data_fits_model

@@ -18,9 +18,9 @@ from ssd_dist.core.boxes import iou_matrix
 from ssd_dist.core.config import Config
 from ssd_dist.evaluation.detections import Detections
 from ssd_dist.export import exporter, folding
+from ssd_dist.export.export_options import ExportOptions
 from ssd_dist.export.exporter import compare_with_checkpoint
 from ssd_dist.export.folding import fold_batch_norm
-from ssd_dist.export.options import ExportOptions
 from ssd_dist.export.parity import BOX_TOLERANCE
 from ssd_dist.export.rounding import Tolerance, explain_by_rounding, list_candidates, measure_tolerance
 from ssd_dist.export.serving import OutputDecoder
