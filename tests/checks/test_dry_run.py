@@ -78,7 +78,8 @@ def test_a_dry_run_describes_the_run_and_writes_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_a_dry_run_of_several_workers_counts_their_logical_cpus(tmp_path, monkeypatch):
-    settings = {"train": {"global_batch_size": 8}, "cluster": {"logical_cpus": 2}}
+    model = SMALL["model"] | {"batch_norm_group": 2}
+    settings = {"model": model, "train": {"global_batch_size": 8}, "cluster": {"logical_cpus": 2}}
     config = Config.model_validate(SMALL | settings | {"data": {"dir": str(tmp_path / "data")}})
     write_dataset(tmp_path / "data", config, {"train": 8}, shards=2)
     task = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}
@@ -104,6 +105,9 @@ def test_a_run_with_another_config_is_not_resumed(tmp_path):
     config = Config.model_validate(SMALL | data)
     manifest = write_dataset(tmp_path / "data", config, {"train": 4, "val": 2}, shards=1)
     open_run_folder(str(tmp_path / "run"), config, manifest)
+    # The checksum file of a finished checkpoint binds the folder to its config.
+    (tmp_path / "run/checkpoints").mkdir(exist_ok=True)
+    (tmp_path / "run/checkpoints/ckpt-1.seal").write_text("{}")
     other = Config.model_validate(SMALL | data | {"train": {"seed": 7}})
     with pytest.raises(UsageError, match=r"has a run with train\.seed"):
         describe_dry_run(other, str(tmp_path / "run"))

@@ -115,7 +115,7 @@ def command(folder: Path, run: Path, *overrides: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_two_valid_workers_pass_all_checks(folder: Path, tmp_path: Path) -> None:
-    flags = command(folder, tmp_path / "run", "cluster.logical_cpus=2")
+    flags = command(folder, tmp_path / "run", "cluster.logical_cpus=2", "model.batch_norm_group=2")
     with start_workers(flags, 2, tmp_path / "logs") as workers:
         codes = wait_for_exit(workers, 900)
     output = read_logs(tmp_path / "logs")

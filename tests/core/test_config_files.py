@@ -253,8 +253,8 @@ TEXT = st.one_of(
     directory=TEXT,
     lr=st.floats(1e-5, 1e3),
     sizes=st.lists(st.floats(1e-6, 10), min_size=7, max_size=7),
-    loss_scale=st.one_of(st.just("dynamic"), st.floats(1e-3, 1e30)),
-    seed=st.integers(0, 2**63),
+    loss_scale=st.one_of(st.just("dynamic"), st.floats(1e-3, 1e15)),
+    seed=st.integers(0, 2**63 - 1),
 )
 def test_dump_and_load_are_inverse(tmp_path_factory, directory, lr, sizes, loss_scale, seed):
     tree = Config().model_dump()

@@ -10,7 +10,7 @@ from raw_sets import labelled_images, make_voc
 from rich.console import Console
 
 import pipelines.shard_progress
-from pipelines import prepare as prepare_module
+from pipelines import job as job_module
 from pipelines.classes import ClassRules
 from pipelines.options import PrepareJob
 from pipelines.readers.sources import Source
@@ -74,14 +74,14 @@ def test_the_counters_of_the_runner_equal_those_of_the_manifest(tmp_path):
         SMALL,
     )
     options = PipelineOptions([])
-    pipeline = prepare_module.beam.Pipeline(runner=make_runner(options), options=options)
-    prepare_module.build_pipeline(pipeline, job)
+    pipeline = job_module.beam.Pipeline(runner=make_runner(options), options=options)
+    job_module.build_pipeline(pipeline, job)
     result = pipeline.run()
     result.wait_until_finish()
     found = result.metrics().query()
     counters = {counter.key.metric.name: counter.result for counter in found["counters"]}
     distributions = {entry.key.metric.name: entry.result for entry in found["distributions"]}
-    split = prepare_module.read_manifest(job.output).splits["train"]
+    split = job_module.read_manifest(job.output).splits["train"]
     expected = {
         "images_read": 12, "images_written": 11, "images_rejected": 1, "images_rejected_unreadable": 1,
         "boxes_read": split.boxes_read, "boxes_written": split.boxes, "boxes_rejected": split.boxes_read - split.boxes,

@@ -276,6 +276,7 @@ def test_two_sources_of_the_backbone_are_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_two_workers_start_from_the_source_and_resume_without_it(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(detector, "build_backbone", build_backbone)
     run, trained = write_run(tmp_path / "source")
@@ -288,7 +289,7 @@ def test_two_workers_start_from_the_source_and_resume_without_it(tmp_path, monke
         launch = [str(LAUNCHER), "--local=2", "--max_restarts=0", f"--python={sys.executable}", "--"]
         flags = [f"--config={config}", f"--model_dir={tmp_path / 'run'}", "--noreport", *(f"--set={x}" for x in sets)]
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-        return subprocess.run([*launch, *flags], capture_output=True, text=True, timeout=580, env=environment)
+        return subprocess.run([*launch, *flags], capture_output=True, text=True, timeout=1500, env=environment)
 
     missing = train("model.init_from=/nowhere", "train.steps=1")
     assert missing.returncode == 4, missing.stdout + missing.stderr
