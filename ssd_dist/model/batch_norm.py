@@ -48,7 +48,8 @@ class GroupedBatchNormalization(layers.BatchNormalization):
         """Normalises [B, ..., C]; uses the moving statistics if frozen or not in training.
 
         Raises:
-          ValueError: if the batch is larger than a group and not a multiple of it.
+          ValueError: if the batch is larger than a group and not a multiple of it, or its size is unknown on several
+        replicas.
         """
         if not training:
             return super().call(inputs, training=training)
@@ -57,6 +58,8 @@ class GroupedBatchNormalization(layers.BatchNormalization):
             return self._normalize(tf.cast(inputs, self.moving_mean.dtype), self.moving_mean, self.moving_variance)
         images = inputs.shape[0]
         context = tf.distribute.get_replica_context()
+        if images is None and context is not None and context.num_replicas_in_sync > 1:
+            raise ValueError(f"{self.name}: the number of images is unknown, so they cannot be divided into groups")
         if images is None or context is None:
             return super().call(inputs, training=training)
         if images > self._group:

@@ -190,6 +190,9 @@ class DetectorTrainer(orbit.StandardTrainer):
         """Computes scaled gradients of this replica's share of the global loss; adds the loss to the report."""
         images = self._global_batch_size
         pixels = apply_color_map(normalize_image(batch.images), batch.color_maps)
+        # Datasets distributed to several replicas lose the static batch size, which batch norm divides into groups.
+        at_once = images // self._strategy.num_replicas_in_sync // self._train_config.accumulate_steps
+        pixels = tf.ensure_shape(pixels, [at_once, *pixels.shape[1:]])
         with tf.GradientTape() as tape:
             outputs = self._model(pixels, training=True)
             losses = multibox_losses(
