@@ -30,7 +30,7 @@ FLAGS = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "mod
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(580),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
     pytest.mark.skipif(
         any(shutil.which(tool) is None for tool in ("ip", "sshd", "ssh", "ssh-keygen")),

@@ -19,6 +19,9 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import load_config
 from ssd_dist.core.records import Record
 
+# The tests train; on a busy machine some took more than five minutes.
+pytestmark = pytest.mark.timeout(1800)
+
 QUIET = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
 LAUNCHER = Path(__file__).parents[2] / "launch" / "train_multinode.sh"
 SMALL = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.global_batch_size=8"]
