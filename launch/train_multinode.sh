@@ -219,8 +219,9 @@ quote() {
   done
 }
 
-# Runs on each host in its shell: a worker and its guard. The first line of the input is the secret. When the lifeline ends, the guard sends SIGTERM to the worker
-# and kills it when the grace time is over. The worker's output and exit code still arrive over the connection.
+# Runs on each host in its shell: a worker and its guard. The first line of the input is the secret; the rest is the
+# lifeline. When the lifeline ends, the guard sends SIGTERM to the worker and kills it when the grace time is over. The
+# worker's output and exit code still arrive over the connection.
 # shellcheck disable=SC2016  # the variables are the remote shell's
 readonly GUARDED='IFS= read -r SSD_DIST_SECRET; export SSD_DIST_SECRET; exec 3<&0; cd %s || exit 2; %s < /dev/null 3<&- & worker=$!
 { cat; kill $worker; left=%d; while [ $left -gt 0 ] && kill -0 $worker; do sleep 1; left=$((left - 1)); done

@@ -49,7 +49,7 @@ class GroupedBatchNormalization(layers.BatchNormalization):
 
         Raises:
           ValueError: if the batch is larger than a group and not a multiple of it, or its size is unknown on several
-        replicas.
+            replicas.
         """
         if not training:
             return super().call(inputs, training=training)
