@@ -234,6 +234,14 @@ def test_an_extreme_value_is_rejected_in_one_line_or_fits_the_type_that_computes
             assert np.isfinite(np.float32(value) ** 2)
 
 
+@pytest.mark.parametrize(
+    "key", ["train.global_batch_size", "eval.batch_size", "eval.max_detections", "cluster.logical_cpus"]
+)
+def test_a_size_that_no_memory_can_hold_is_rejected(key):
+    with pytest.raises(UsageError, match=key):
+        load_config(None, [f"{key}=2147483647"])
+
+
 @pytest.mark.parametrize("key", ["anchors.center_variance", "loss.beta", "optimizer.lr", "train.stall_seconds"])
 def test_a_divisor_does_not_become_zero_in_float32(key):
     with pytest.raises(UsageError, match=key):

@@ -173,6 +173,20 @@ def test_a_write_error_keeps_the_previous_files(manifest, tmp_path, monkeypatch)
     open_run_folder(str(run), changed(tmp_path), manifest)
 
 
+def test_a_start_that_fails_between_its_files_leaves_no_config(manifest, tmp_path, monkeypatch):
+    # A folder with a config is a run, so the config must be the last file.
+    run = tmp_path / "run"
+
+    def fail_after_the_first_file(_):
+        if any((run / name).exists() for name in ("dataset.json", "config.yaml")):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "flush_to_disk", fail_after_the_first_file)
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        open_run_folder(str(run), changed(tmp_path), manifest)
+    assert not (run / "config.yaml").exists()
+
+
 def test_invalid_folder_names_are_rejected():
     with pytest.raises(UsageError, match=r"gs://B/run is on an object store.*mount"):
         check_folder_name("gs://B/run")

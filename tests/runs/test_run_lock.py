@@ -14,7 +14,7 @@ import tensorflow as tf
 from ssd_dist.core.config import CheckpointConfig
 from ssd_dist.core.errors import CheckpointError, UsageError
 from ssd_dist.runs import run_lock
-from ssd_dist.runs.checkpoints import CheckpointStore
+from ssd_dist.runs.checkpoints import BestModel, CheckpointStore
 from ssd_dist.runs.metrics_log import MetricsLog
 from ssd_dist.runs.run_lock import lock_run_folder
 
@@ -68,7 +68,10 @@ def test_a_process_whose_folder_was_deleted_stops_before_its_next_write(tmp_path
     run.mkdir()
     lock = lock_run_folder(str(run))
     log = MetricsLog(str(run), 0, 0, before_write=lock.check)
-    checkpoint = tf.train.Checkpoint(value=tf.Variable(1.0))
+    model = tf.Module()
+    model.weight = tf.Variable(1.0)
+    best = BestModel(model, str(run), "coco/AP", 1, lock.check)
+    checkpoint = tf.train.Checkpoint(model=model)
     stores = [
         CheckpointStore(checkpoint, str(run), CheckpointConfig(async_save=background), True, lock.check)
         for background in (False, True)
@@ -87,7 +90,13 @@ def test_a_process_whose_folder_was_deleted_stops_before_its_next_write(tmp_path
         stores[1].wait()
 
     before = sorted(run.rglob("*"))
-    for write in (lambda: log.write("train", 2, {"loss": 1.0}), lambda: stores[0].save(2), save_in_background):
+    writes = (
+        lambda: log.write("train", 2, {"loss": 1.0}),
+        lambda: stores[0].save(2),
+        save_in_background,
+        lambda: best.save_if_best(2, 0.5),
+    )
+    for write in writes:
         with pytest.raises(CheckpointError, match="the folder was deleted or replaced"):
             write()
     assert sorted(run.rglob("*")) == before

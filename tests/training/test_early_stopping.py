@@ -116,7 +116,8 @@ def read_end(folder: Path) -> tuple:
 @pytest.mark.parametrize(("patience", "last", "best"), [(1, 12, 8), (2, 16, 8), (3, 32, 20), (0, 40, 36), (9, 40, 36)])
 def test_training_ends_after_so_many_evaluations_without_a_better_model(monkeypatch, tmp_path, patience, last, best):
     values = VALUES | {40: 0.5}
-    assert train(monkeypatch, tmp_path, patience, values=values) == last
+    # Without checkpoints in between, so that the last one is that of the end.
+    assert train(monkeypatch, tmp_path, patience, values=values, every=0) == last
     rows, kept, best_weight, last_weight = read_end(tmp_path)
     assert [row["step"] for row in rows] == list(range(4, last + 1, 4))
     assert (kept["step"], best_weight, last_weight) == (best, best, last)
