@@ -10,20 +10,16 @@ import hashlib
 import math
 import random
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from ssd_dist.core.boxes import FloatArray
+from ssd_dist.core.boxes import BoolArray, Float64Array, FloatArray
 from ssd_dist.core.config import AugmentationConfig
 from ssd_dist.core.crop_sampling import DRAWS, EXPAND_PROBABILITY, FILL, LARGEST_ASPECT, OVERLAPS, TRIALS
 from ssd_dist.core.records import Objects
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
-
-Float64Array: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -147,7 +143,7 @@ def _crop(canvas: Crop, rng: random.Random, smallest: float) -> Float64Array:
     return np.asarray(crops[(height <= 1) & (width <= 1)])
 
 
-def _accept(crops: Float64Array, boxes: Float64Array, overlap: float) -> npt.NDArray[np.bool_]:
+def _accept(crops: Float64Array, boxes: Float64Array, overlap: float) -> BoolArray:
     """Returns bool [K]: the crops [K, 4] that overlap the image and are acceptable for its boxes [N, 4].
 
     If there are boxes, a crop must contain the center of a box and have an IoU of at least `overlap` with a box.

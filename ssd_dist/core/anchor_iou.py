@@ -9,16 +9,12 @@ pairs per object.
 """
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from ssd_dist.core.anchors import anchors_per_cell, feature_sizes
-from ssd_dist.core.boxes import FloatArray, IntArray
+from ssd_dist.core.boxes import BoolArray, Float64Array, FloatArray, IntArray
 from ssd_dist.core.config import AnchorConfig
-
-Float64Array: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -144,7 +140,7 @@ class AnchorGrids:
         suitable = partner >= needed.take(self._grid_of, axis=1)[:, None]
         return self._combine(spans, suitable[:, 0], suitable[:, 1])
 
-    def _combine(self, spans: Spans, rows: npt.NDArray[np.bool_], columns: npt.NDArray[np.bool_]) -> Pairs:
+    def _combine(self, spans: Spans, rows: BoolArray, columns: BoolArray) -> Pairs:
         """Returns the pairs of each box with the anchors whose row and column are both true in the masks [N, L]."""
         lines, grids = len(self._grid_of), len(self._starts)
         row, column = np.flatnonzero(rows), np.flatnonzero(columns)

@@ -1,11 +1,8 @@
 """The distinct centres of anchors, by which ties in IoU are decided."""
 
 import numpy as np
-import numpy.typing as npt
 
-from ssd_dist.core.boxes import IntArray
-
-Float64Array = npt.NDArray[np.float64]
+from ssd_dist.core.boxes import Float64Array, IntArray
 
 # Float32 coordinates are accurate to about 1e-7; IoUs and distances that differ by less than this count as equal.
 TIE = 1e-6
@@ -39,13 +36,12 @@ class AnchorSpots:
             anchors = np.sort(np.concatenate([self.anchors[spot] for spot in np.flatnonzero(near[index]).tolist()]))
             exact = self.distances(centers[index], anchors)
             chosen[index] = anchors[(exact <= exact.min() + TIE).argmax()]
-        y, x = self.anchor_centers[:, chosen]
-        return np.hypot(centers[:, 0] - y, centers[:, 1] - x), chosen
+        return self.distances(centers, chosen), chosen
 
-    def distances(self, center: Float64Array, anchors: IntArray) -> Float64Array:
-        """Returns the distances [K] of one centre [2] to the centres of anchors [K].
+    def distances(self, centers: Float64Array, anchors: IntArray) -> Float64Array:
+        """Returns the distances [K] of centres [K, 2], or of one centre [2], to the centres of anchors [K].
 
         They are not squared: with a tolerance on squares, anchors that differ by 20 times the float32 error would tie.
         """
         y, x = self.anchor_centers[:, anchors]
-        return np.asarray(np.hypot(center[0] - y, center[1] - x))
+        return np.asarray(np.hypot(centers[..., 0] - y, centers[..., 1] - x))

@@ -4,14 +4,11 @@
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from ssd_dist.core.anchor_iou import AnchorGrids
 from ssd_dist.core.anchor_spots import TIE, AnchorSpots
-from ssd_dist.core.boxes import FloatArray, IntArray
+from ssd_dist.core.boxes import Float64Array, FloatArray, IntArray
 from ssd_dist.core.waiting_objects import WaitingBoxes
-
-Float64Array = npt.NDArray[np.float64]
 
 # The turn in which an anchor is taken if it is still free.
 FREE = np.iinfo(np.int64).max

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
+Float64Array: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 
 def areas(boxes: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
@@ -23,7 +25,7 @@ def areas(boxes: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     return np.asarray(sides[..., 0] * sides[..., 1])
 
 
-def iou_matrix(boxes: FloatArray, others: FloatArray) -> npt.NDArray[np.float64]:
+def iou_matrix(boxes: FloatArray, others: FloatArray) -> Float64Array:
     """Returns the intersection over union [N, M] of boxes [N, 4] and others [M, 4]; 0 where the union is empty.
 
     It is computed in float64, so that equal overlaps compare as equal.
@@ -88,6 +90,6 @@ def flip_boxes(boxes: FloatArray, vertical: bool = False) -> FloatArray:
     return np.stack([ymin, 1 - xmax, ymax, 1 - xmin], axis=-1).astype(np.float32)
 
 
-def _centers_and_sizes(boxes: FloatArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _centers_and_sizes(boxes: FloatArray) -> tuple[Float64Array, Float64Array]:
     low, high = np.split(boxes.astype(np.float64), 2, axis=-1)
     return (low + high) / 2, high - low

@@ -17,17 +17,13 @@ decides (`nearest_assignment`).
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
-from ssd_dist.core.anchor_iou import AnchorGrids
-from ssd_dist.core.anchor_spots import TIE, AnchorSpots
+from ssd_dist.core.anchor_spots import TIE
 from ssd_dist.core.assignment_turns import FREE, Turns
-from ssd_dist.core.boxes import FloatArray, IntArray
+from ssd_dist.core.boxes import Float64Array, IntArray
 from ssd_dist.core.late_choices import LateChoices
 from ssd_dist.core.nearest_assignment import NearestAssignment
 from ssd_dist.core.waiting_objects import Ranking
-
-Float64Array = npt.NDArray[np.float64]
 
 # The cost of the search for rivals after which it tries the other method, in units of about 0.1 ms.
 _EFFORT = 16
@@ -36,17 +32,12 @@ _EFFORT = 16
 class GreedyAssignment:
     """Assigns the anchors of one image, turn by turn."""
 
-    def __init__(
-        self,
-        grids: AnchorGrids,
-        spots: AnchorSpots,
-        boxes: FloatArray,
-        choices: tuple[Float64Array, Float64Array, IntArray],
-    ) -> None:
-        """Starts before the first turn; the arguments are those of `Turns`."""
-        self._turns = Turns(grids, spots, boxes, choices)
-        self._late = LateChoices(self._turns)
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._late = LateChoices(turns)
         self._highest: Float64Array | None = None
+        # Whether an object has no IoU between 0 and 5 TIE with any anchor; known when `_highest` is.
+        self._clear = np.zeros(len(turns.iou), bool)
         self._rankings: dict[int, Ranking] = {}
         self._search_by_anchor = False
 
@@ -139,7 +130,7 @@ class GreedyAssignment:
                     self._turns.bound[self._turns.bound > 2 * TIE] = 2 * TIE
                 return np.flatnonzero(self._turns.bound >= best - TIE).tolist() if best > TIE else []
             ranking = self._rankings.get(anchor)
-            if ranking is None or not ranking.drop_assigned(self._turns.done):
+            if ranking is None or not ranking.drop_done(self._turns.done):
                 ranking = self._rankings[anchor] = Ranking(self._column(anchor), self._turns.waiting().objects)
                 cost += 1
             cost += 0.1
@@ -166,7 +157,6 @@ class GreedyAssignment:
         """Returns upper bounds [A] of the IoU of each anchor with the waiting objects; -inf for anchors not free."""
         if self._highest is None:
             self._highest = np.full(len(self._turns.taken_at), -np.inf)
-            self._clear = np.zeros(len(self._turns.iou), bool)
             for part in split_indices(self._turns.waiting().objects, 8):
                 rows = self._turns.grids.iou(self._turns.grids.measure(self._turns.boxes[part]))
                 np.maximum(self._highest, rows.max(axis=0), out=self._highest)

@@ -12,23 +12,20 @@ commute with the horizontal flip: 45 % of small objects have tied anchors.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ssd_dist.core.anchor_iou import AnchorGrids, Pairs
 from ssd_dist.core.anchor_spots import TIE, AnchorSpots
 from ssd_dist.core.anchors import generate_anchors
-from ssd_dist.core.boxes import FloatArray, IntArray, encode_boxes
+from ssd_dist.core.assignment_turns import Turns
+from ssd_dist.core.boxes import BoolArray, Float64Array, FloatArray, IntArray, encode_boxes
 from ssd_dist.core.config import AnchorConfig, MatchingConfig
 from ssd_dist.core.greedy_assignment import GreedyAssignment, split_indices
 
 # The number of objects whose pairs with anchors are computed together.
 _CHUNK = 256
-
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
-Float64Array: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,7 @@ class Matcher:
         self._config = config
         self._grids = AnchorGrids(self._anchors, anchor_config, input_size)
         wide = self._anchors.astype(np.float64).T
-        self._centers = np.stack([wide[0] + wide[2], wide[1] + wide[3]]) / 2
-        self._spots = AnchorSpots(self._centers)
+        self._spots = AnchorSpots(np.stack([wide[0] + wide[2], wide[1] + wide[3]]) / 2)
         # Objects of at most this area have an IoU below TIE with every anchor. All anchors tie for them, so that their
         # pairs need not be computed. (With a lower bound near 0 all pairs are needed.)
         self._faint_area = 0.9 * TIE * self._grids.areas.min() if config.negative_iou > 3 * TIE else -1.0
@@ -182,20 +178,11 @@ class Matcher:
         run = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(slots)))
         best = np.maximum.reduceat(iou, starts)[run]
         eligible = (iou >= best - TIE) & (best > self._config.positive_iou + TIE)
-        distance = self._distances(objects.centers[owners], slots % len(self._anchors))
+        distance = self._spots.distances(objects.centers[owners], slots % len(self._anchors))
         distance[~eligible] = np.inf
         nearest = np.minimum.reduceat(distance, starts)[run]
         taken = eligible & (distance <= nearest + TIE)
         return owners[taken], slots[taken]
-
-    def _distances(self, centers: Float64Array, anchors: IntArray) -> Float64Array:
-        """Returns the distances [K] of centres [K, 2], or of one centre [2], to the centres of anchors [K].
-
-        They are not squared: with a tolerance on squares, anchors that differ by 20 times the float32 error would tie.
-        """
-        return np.asarray(
-            np.hypot(centers[..., 0] - self._centers[0, anchors], centers[..., 1] - self._centers[1, anchors])
-        )
 
     def _assign_one_each(self, objects: "_Objects", choices: "_Choices") -> IntArray:
         """Returns one distinct anchor for each object [N]: greedy bipartite matching on the global maximum of IoU.
@@ -209,7 +196,7 @@ class Matcher:
         for image in np.unique(chosen[choosers > 1] // len(self._anchors)):
             members = np.flatnonzero(objects.first_slots == image * len(self._anchors))
             first = (choices.iou[members], choices.distances[members], choices.anchors[members])
-            assigned[members] = GreedyAssignment(self._grids, self._spots, objects.boxes[members], first).run()
+            assigned[members] = GreedyAssignment(Turns(self._grids, self._spots, objects.boxes[members], first)).run()
         return assigned
 
     def _choose_first(self, objects: "_Objects", part: IntArray, pairs: Pairs, choices: "_Choices") -> None:
@@ -221,12 +208,12 @@ class Matcher:
         top = np.maximum.reduceat(pairs.iou, _run_starts(pairs.objects, count))
         tied = np.flatnonzero(pairs.iou >= top[pairs.objects] - TIE)
         owners, anchors = pairs.objects[tied], pairs.anchors[tied]
-        distance = self._distances(centers[owners], anchors)
+        distance = self._spots.distances(centers[owners], anchors)
         nearest = np.minimum.reduceat(distance, _run_starts(owners, count))
         near = np.flatnonzero(distance <= nearest[owners] + TIE)
         chosen = np.minimum.reduceat(anchors[near], _run_starts(owners[near], count))
         choices.iou[part] = top
-        choices.distances[part] = self._distances(centers, chosen)
+        choices.distances[part] = self._spots.distances(centers, chosen)
         choices.anchors[part] = chosen
 
 

@@ -3,10 +3,10 @@
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from ssd_dist.core.anchor_spots import TIE
 from ssd_dist.core.assignment_turns import FREE, Turns, find_linked
+from ssd_dist.core.boxes import Float64Array
 from ssd_dist.core.waiting_objects import Ranking
 
 
@@ -48,9 +48,9 @@ class NearestAssignment:
             if self._bounds[spot] > nearest + 3 * TIE or self._bounds[spot] == np.inf:
                 break
             ranking = self._rankings.get(spot)
-            if ranking is None or not ranking.drop_assigned(self._turns.done):
+            if ranking is None or not ranking.drop_done(self._turns.done):
                 ranking = self._rankings[spot] = Ranking(-self._spot_column(spot), self._turns.waiting().objects)
-                ranking.drop_assigned(self._turns.done)
+                ranking.drop_done(self._turns.done)
             self._bounds[spot] = np.inf
             visited.append(spot)
             for value, index in zip(reversed(ranking.values), reversed(ranking.objects), strict=True):
@@ -68,7 +68,7 @@ class NearestAssignment:
             self._bounds[spot] = -self._rankings[spot].values[-1]
         return nearest
 
-    def _spot_column(self, spot: int) -> npt.NDArray[np.float64]:
+    def _spot_column(self, spot: int) -> Float64Array:
         y, x = self._turns.spots.centers[:, spot].tolist()
         return self._turns.waiting().distances(y, x)
 

@@ -7,11 +7,10 @@ then by index, whatever other objects take in between.
 """
 
 import numpy as np
-import numpy.typing as npt
 
-from ssd_dist.core.anchor_iou import Float64Array, Pairs
+from ssd_dist.core.anchor_iou import Pairs
 from ssd_dist.core.anchor_spots import TIE, AnchorSpots
-from ssd_dist.core.boxes import IntArray
+from ssd_dist.core.boxes import BoolArray, Float64Array, IntArray
 
 # Values further apart than this belong to different groups, and values of one group that are closer than _WIDTH tie.
 # The numbers between cover rounding.
@@ -82,8 +81,7 @@ def rank_anchors(spots: AnchorSpots, centers: Float64Array, pairs: Pairs, floors
     is_start[1:] = (objects[1:] != objects[:-1]) | (iou[:-1] - iou[1:] > _GAP)
     starts, stops, group = _find_runs(is_start)
     highest, lowest = iou[starts], iou[stops - 1]
-    y, x = spots.anchor_centers[:, anchors]
-    distances = np.hypot(centers[objects, 0] - y, centers[objects, 1] - x)
+    distances = spots.distances(centers[objects], anchors)
     # By distance in each group, then by index in each group of distances.
     order = np.argsort(4.0 * group + distances)
     ascending = distances[order]
@@ -110,7 +108,7 @@ def rank_anchors(spots: AnchorSpots, centers: Float64Array, pairs: Pairs, floors
     return ranked
 
 
-def _find_runs(is_start: npt.NDArray[np.bool_]) -> tuple[IntArray, IntArray, IntArray]:
+def _find_runs(is_start: BoolArray) -> tuple[IntArray, IntArray, IntArray]:
     """Returns the starts and stops of runs, and the run of each element."""
     starts = np.flatnonzero(is_start)
     return starts, np.append(starts[1:], len(is_start))[: len(starts)], np.cumsum(is_start) - 1

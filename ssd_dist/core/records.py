@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ssd_dist.core.boxes import FloatArray, IntArray
+from ssd_dist.core.boxes import BoolArray, FloatArray, IntArray
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.example_proto import Feature, decode_example, encode_example
 from ssd_dist.core.matching import Targets
@@ -35,8 +35,8 @@ class Objects:
     boxes: FloatArray
     labels: IntArray
     names: tuple[str, ...]
-    difficult: npt.NDArray[np.bool_]
-    is_crowd: npt.NDArray[np.bool_]
+    difficult: BoolArray
+    is_crowd: BoolArray
     area: FloatArray
 
 

@@ -1,14 +1,11 @@
 """The objects of an image that wait for an anchor: their boxes, and the best of them for one anchor."""
 
 import numpy as np
-import numpy.typing as npt
 
-from ssd_dist.core.boxes import FloatArray, IntArray
-
-Float64Array = npt.NDArray[np.float64]
+from ssd_dist.core.boxes import Float64Array, FloatArray, IntArray
 
 # The number of objects that a ranking stores.
-RANKED = 64
+_RANKED = 64
 
 
 class Ranking:
@@ -18,8 +15,8 @@ class Ranking:
     """
 
     def __init__(self, values: Float64Array, objects: IntArray) -> None:
-        if len(values) > 4 * RANKED:
-            best = np.argpartition(values, -RANKED)[-RANKED:]
+        if len(values) > 4 * _RANKED:
+            best = np.argpartition(values, -_RANKED)[-_RANKED:]
             best = best[np.argsort(values[best])]
             self.rest = float(values[best[0]])
         else:
@@ -28,9 +25,9 @@ class Ranking:
         self.values: list[float] = values[best].tolist()
         self.objects: list[int] = objects[best].tolist()
 
-    def drop_assigned(self, assigned: bytearray) -> bool:
+    def drop_done(self, done: bytearray) -> bool:
         """Drops the best objects that do not wait; returns whether a waiting object is left."""
-        while self.objects and assigned[self.objects[-1]]:
+        while self.objects and done[self.objects[-1]]:
             self.objects.pop()
             self.values.pop()
         return bool(self.objects)

@@ -7,6 +7,7 @@ from support.crowded_boxes import KINDS, crowded_boxes
 from ssd_dist.core.anchor_iou import AnchorGrids
 from ssd_dist.core.anchor_spots import TIE, AnchorSpots
 from ssd_dist.core.anchors import generate_anchors
+from ssd_dist.core.assignment_turns import Turns
 from ssd_dist.core.boxes import iou_matrix
 from ssd_dist.core.config import AnchorConfig, MatchingConfig
 from ssd_dist.core.greedy_assignment import GreedyAssignment
@@ -122,5 +123,5 @@ def test_an_unknown_first_choice_is_made_when_it_matters():
     wide = anchors.astype(np.float64)
     spots = AnchorSpots(((wide[:, :2] + wide[:, 2:]) / 2).T)
     unknown = (np.full(40, -np.inf), np.zeros(40), np.zeros(40, np.int64))
-    found = GreedyAssignment(AnchorGrids(anchors, ANCHORS, 64), spots, boxes, unknown).run()
+    found = GreedyAssignment(Turns(AnchorGrids(anchors, ANCHORS, 64), spots, boxes, unknown)).run()
     np.testing.assert_array_equal(found, assign_literally(boxes, 64))
