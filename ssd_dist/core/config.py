@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 # Every value must fit the type that computes with it: integers int32 tensors, numbers float32 tensors in which neither
-# they nor their squares and inverses become 0 or infinite, and times the timers of the operating system. Sizes for which
-# memory is allocated at once are bounded far above any use, so that a mistyped one does not exhaust the memory.
+# they nor their squares and inverses become 0 or infinite, and times the timers of the operating system. Sizes for
+# which memory is allocated at once are bounded far above any use, so that a mistyped one does not exhaust the memory.
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
