@@ -52,6 +52,17 @@ def test_a_damaged_best_json_is_reported_in_a_note(run):
         assert any("best.json" in note for note in facts.notes)
 
 
+@pytest.mark.parametrize(("patience", "best", "early"), [(0, 4, False), (1, 4, True), (1, 8, False), (2, 4, False)])
+def test_a_run_that_stopped_early_is_not_called_interrupted(run, patience, best, early):
+    rows = [{"kind": "eval", "step": step, "coco/AP": 0.1, "per_class": {}} for step in (4, 8)]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (run / "best").mkdir()
+    (run / "best" / "best.json").write_text(json.dumps({"step": best, "metric": "coco/AP", "value": 0.1}))
+    facts = read_run(str(run), [f"train.early_stopping={patience}"])
+    assert any("Training ended early at step 8 of 12" in note for note in facts.notes) == early
+    assert any("The run has reached step 8 of 12" in note for note in facts.notes) != early
+
+
 def test_missing_numbers_are_nan():
     column = Rows([{"step": 1, "a": None}, {"step": 2}, {"step": 3, "a": 2}]).column("a")
     assert column.tolist() == pytest.approx([float("nan"), float("nan"), 2.0], nan_ok=True)
