@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import tf_keras
 from PIL import Image
+from support.random_detector import SETTINGS, fit_statistics, randomize_weights
 from support.small_backbone import build_few_blocks
 from support.synthetic import CLASSES
-from test_exporter import SETTINGS, fit_statistics, randomize_weights
 from test_quantized import draw_images
 
 from ssd_dist.core.config import Config

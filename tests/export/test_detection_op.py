@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter as LiteRtInterpreter
 from flatbuffers import flexbuffers
+from support.random_detector import SETTINGS
 from support.synthetic import CLASSES
 from tensorflow.lite.python import schema_py_generated as schema
-from test_exporter import SETTINGS
 
 from ssd_dist.core.boxes import decode_boxes, encode_boxes
 from ssd_dist.core.config import Config

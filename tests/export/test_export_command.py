@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.random_detector import SETTINGS, randomize_weights
 from support.synthetic import write_dataset
-from test_exporter import SETTINGS, randomize_weights
 
 from ssd_dist.core.config import Config
 from ssd_dist.model.detector import build_detector

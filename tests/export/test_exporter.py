@@ -1,4 +1,4 @@
-"""Exports detect what their checkpoint detects; unsupported options and mismatched data are rejected.
+"""Exports detect what their checkpoint detects.
 
 Folding is tested on complete MobileNetV2s. The formats are tested on a few blocks of the same layers, because
 conversion takes most of the time; each export is written once.
@@ -18,69 +18,30 @@ import tensorflow as tf
 import tf_keras
 from PIL import Image
 from support import synthetic
+from support.random_detector import SETTINGS, fit_statistics, randomize_weights, submodules_of_kind
 from support.small_backbone import build_few_blocks
 from support.synthetic import CLASSES, write_dataset
 from tf_keras import layers
 
 from ssd_dist.core.config import Config
-from ssd_dist.core.errors import CheckpointError, DataError, UsageError
+from ssd_dist.core.errors import CheckpointError
 from ssd_dist.data.shard_files import read_split
 from ssd_dist.evaluation.detections import Detections
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.evaluation.result_files import CocoIds
 from ssd_dist.export import exporter as exporting
-from ssd_dist.export.export_options import (
-    Credits,
-    ExportOptions,
-    Quantization,
-    check_quantization,
-    choose_metadata,
-    choose_outputs,
-)
+from ssd_dist.export.export_options import ExportOptions, Quantization, choose_outputs
 from ssd_dist.export.exported_detector import evaluate_export, open_exported_detector
-from ssd_dist.export.exporter import export_run, pick_split
+from ssd_dist.export.exporter import export_run
 from ssd_dist.export.folding import fold_batch_norm
 from ssd_dist.export.parity import compare_detections
 from ssd_dist.inference.prediction import PredictionOutputs, open_run, predict_images
-from ssd_dist.inference.trained_model import check_data_fits_model
 from ssd_dist.model import detector
-from ssd_dist.model.detector import build_detector, normalize_image
+from ssd_dist.model.detector import build_detector
 from ssd_dist.model.postprocessing import separate_classes
 from ssd_dist.runs.checkpoints import BestModel
 from ssd_dist.runs.run_folder import open_run_folder, read_run_folder
 from ssd_dist.training.source_weights import read_source_weights
-
-SETTINGS = {
-    "model": {"input_size": 64, "width": 0.1},
-    "backbone": {"weights": "none"},
-    "eval": {"split": "val"},
-}
-
-
-def submodules_of_kind(model, kind):
-    return [module for module in model.submodules if isinstance(module, kind)]
-
-
-def randomize_weights(model):
-    """Gives a model random statistics and larger class weights: no initial values remain, and few scores are tied."""
-    rng = np.random.default_rng(7)
-    for norm in submodules_of_kind(model, layers.BatchNormalization):
-        gamma, beta, mean, variance = norm.get_weights()
-        norm.set_weights([
-            rng.uniform(0.5, 1.5, gamma.shape), rng.normal(0, 0.3, beta.shape),
-            rng.normal(0, 0.3, mean.shape), rng.uniform(0.5, 1.5, variance.shape),
-        ])  # fmt: skip
-    for layer in model.layers:
-        if layer.name.startswith("class_") and isinstance(layer, layers.Conv2D):
-            kernel, bias = layer.get_weights()
-            layer.set_weights([kernel * 10, bias])
-
-
-def fit_statistics(model, images):
-    """Sets batch statistics to those of uint8 images [N, S, S, 3]; otherwise outputs hardly depend on the image."""
-    for norm in submodules_of_kind(model, layers.BatchNormalization):
-        norm.momentum = 0.0
-    model(normalize_image(tf.constant(images)), training=True)
 
 
 def use_photographs(monkeypatch):
@@ -120,13 +81,6 @@ def run(tmp_path_factory):
         open_run_folder(str(folder / "run"), config, manifest)
         BestModel(model, str(folder / "run"), "coco/AP", 1).save_if_best(5, 0.5)
         yield folder / "run"
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory):
-    """Returns the manifest of a small dataset."""
-    folder = tmp_path_factory.mktemp("data")
-    return write_dataset(folder, Config.model_validate(SETTINGS), {"train": 1, "val": 1}, shards=1)
 
 
 @pytest.fixture(scope="module")
@@ -346,79 +300,3 @@ def test_a_mixed_precision_run_is_exported_in_float32(run, export, tmp_path, mon
     expected = export("tflite", "none", "raw")[0]
     assert summary["parity"]["missing"] == 0
     assert summary["metrics"] == expected["metrics"]
-
-
-@pytest.mark.parametrize(
-    ("requested", "splits", "evaluated"),
-    [
-        ("auto", ("test", "train", "val"), "val"),
-        ("auto", ("test", "train"), "test"),
-        ("auto", ("odd", "train"), "odd"),
-        ("auto", ("train",), "train"),
-        ("test", ("test", "train", "val"), "test"),
-    ],
-)
-def test_an_export_is_evaluated_on_the_evaluation_split_of_the_run(manifest, requested, splits, evaluated):
-    data = manifest.model_copy(update={"splits": dict.fromkeys(splits, manifest.splits["val"])})
-    assert pick_split(requested, data, "OUT") == evaluated
-
-
-def test_a_missing_split_is_reported(manifest):
-    with pytest.raises(DataError, match="no split 'tset'"):
-        pick_split("tset", manifest, "OUT")
-
-
-def test_data_of_another_size_or_classes_is_rejected(manifest):
-    check_data_fits_model(manifest, manifest, "OUT", 64, "RUN")
-    larger = manifest.model_copy(update={"image_size": 400})
-    with pytest.raises(DataError, match=r"image_size 400, but the model of RUN takes 64; .*--config=RUN/config.yaml"):
-        check_data_fits_model(larger, manifest, "OUT", 64, "RUN")
-    other = manifest.model_copy(update={"classes": CLASSES[::-1]})
-    with pytest.raises(CheckpointError, match="trained on classes"):
-        check_data_fits_model(other, manifest, "OUT", 64, "RUN")
-
-
-def test_default_outputs_and_unsupported_combinations():
-    assert choose_outputs("tflite", "int8", None) == "raw"
-    assert choose_outputs("onnx", "none", None) == "detections"
-    # The older flag for the same choice.
-    assert choose_outputs("tflite", "none", None, postprocess=False) == "raw"
-    assert choose_outputs("tflite", "fp16", None, postprocess=True) == "detections"
-    with pytest.raises(UsageError, match="--quantize=fp16: not supported by --format=onnx; use none"):
-        choose_outputs("onnx", "fp16", None)
-    with pytest.raises(UsageError, match="omit the flag with --quantize=int8"):
-        choose_outputs("tflite", "int8", None, postprocess=True)
-    with pytest.raises(UsageError, match=r"--outputs=detections: .*use --outputs=postprocess_op"):
-        choose_outputs("tflite", "int8", "detections")
-    with pytest.raises(UsageError, match="use --format=tflite"):
-        choose_outputs("onnx", "none", "postprocess_op")
-    with pytest.raises(UsageError, match="omit one of the two"):
-        choose_outputs("tflite", "none", "raw", postprocess=False)
-
-
-@pytest.mark.parametrize(
-    ("kind", "outputs", "quantization", "message"),
-    [
-        ("tflite", "raw", Quantization("fp16", per_tensor=True), "--per_tensor: .*add --quantize=int8"),
-        ("onnx", "raw", Quantization(input_type="float32"), "--input_type=float32: not supported by --format=onnx"),
-        ("tflite", "raw", Quantization(input_type="int8"), "--input_type=int8: needs a quantized network"),
-        ("tflite", "raw", Quantization(output_type="int8"), "--output_type=int8: needs the raw outputs"),
-        ("tflite", "postprocess_op", Quantization("int8", output_type="int8"), "--output_type=int8: needs the raw"),
-    ],
-)
-def test_unsupported_quantizations_are_rejected(kind, outputs, quantization, message):
-    with pytest.raises(UsageError, match=message):
-        check_quantization(kind, outputs, quantization)
-
-
-def test_metadata_are_the_default_of_the_op_only():
-    credit = Credits("author")
-    assert choose_metadata("postprocess_op", None, credit) == choose_metadata("postprocess_op", True, credit) == credit
-    assert choose_metadata("postprocess_op", False, credit) is choose_metadata("raw", None, credit) is None
-    with pytest.raises(UsageError, match=r"--metadata: .*add --outputs=postprocess_op"):
-        choose_metadata("detections", True, credit)
-
-
-def test_a_folder_without_an_export_is_rejected(tmp_path):
-    with pytest.raises(CheckpointError, match=r"not an export, .*create one with ssd-export"):
-        open_exported_detector(str(tmp_path))

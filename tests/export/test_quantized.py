@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from PIL import Image
+from support.random_detector import SETTINGS, fit_statistics, randomize_weights
 from support.small_backbone import build_few_blocks
 from support.synthetic import CLASSES, draw_record
 from tensorflow.lite.python import schema_py_generated as schema
-from test_exporter import SETTINGS, fit_statistics, randomize_weights
 
 from ssd_dist.cli.export import describe_parity
 from ssd_dist.core.config import Config

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from support.random_detector import SETTINGS, fit_statistics, randomize_weights
 from support.small_backbone import build_few_blocks
 from support.synthetic import CLASSES
-from test_exporter import SETTINGS, fit_statistics, randomize_weights
 from tf_keras import layers
 
 from ssd_dist.core.boxes import iou_matrix

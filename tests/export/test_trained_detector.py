@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from support.random_detector import SETTINGS, randomize_weights
 from support.synthetic import write_dataset
-from test_exporter import SETTINGS, randomize_weights
 
 import ssd_dist
 from ssd_dist.core.config import Config
