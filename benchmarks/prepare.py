@@ -27,7 +27,8 @@ from benchmarks.rows import Row, run_benchmark
 from pipelines.classes import ClassRules
 from pipelines.job import run_job
 from pipelines.options import PrepareJob
-from pipelines.readers.coco import CocoFile, read_file
+from pipelines.readers.coco import read_file
+from pipelines.readers.coco_layout import CocoFile
 from pipelines.readers.sources import Source
 from pipelines.runners import quiet_logs
 from ssd_dist.core.config import Config

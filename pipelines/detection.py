@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines import beam_storage
 from pipelines.flags import AUTO
-from pipelines.readers import coco, csv, tfrecord, tfrecord_layout, voc, voc_layout, yolo
+from pipelines.readers import coco, coco_layout, csv, tfrecord, tfrecord_layout, voc, voc_layout, yolo
 from pipelines.readers.folder import cached_listings, is_image, list_folder
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source, require_input
@@ -60,7 +60,7 @@ def _make_format(tool_format: ToolFormat) -> Format:
 # contains several formats, such as VOC files beside CSV files, is read as the first of them.
 FORMATS: Mapping[str, Format] = {
     **{name: _make_format(tool_format) for name, tool_format in TOOL_FORMATS.items()},
-    "coco": Format(coco.find_splits, coco.read_coco, "a JSON file with images, annotations and categories"),
+    "coco": Format(coco_layout.find_splits, coco.read_coco, "a JSON file with images, annotations and categories"),
     "yolo": Format(yolo.find_splits, yolo.read_yolo, "a YAML file with names: and one text file per image"),
     "voc": Format(voc_layout.find_splits, voc.read_voc, "one XML file with <annotation> per image"),
     "csv": Format(csv.find_splits, csv.read_csv, "a CSV file with file names, classes and corners"),

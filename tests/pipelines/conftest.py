@@ -12,6 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipelines.classes import ClassRules
 from pipelines.flags import define_flags
 from pipelines.job import run_job
+from pipelines.manifest_writer import read_manifest
 from pipelines.options import PrepareJob
 from pipelines.prepare import run_until_stopped
 from pipelines.readers.sources import Source
@@ -47,6 +48,21 @@ def command(monkeypatch, capsys):
 
     yield run
     flags.FLAGS.remove_flag_values(set(flags.FLAGS) - before)
+
+
+@pytest.fixture
+def prepare_folder(tmp_path, command):
+    """Runs the command on tmp_path/raw: prepare_folder(flags...) -> (manifest, output)."""
+
+    def run(*arguments, name="out"):
+        output = tmp_path / name
+        code, out, err = command(
+            f"--input={tmp_path / 'raw'}", f"--output={output}", "--set=model.input_size=64", *arguments
+        )
+        assert (code, err) == (0, ""), out + err
+        return read_manifest(str(output)), out
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import json
 import pytest
 from raw_sets import jpeg
 
-from pipelines.readers.coco import find_splits, split_in_name
+from pipelines.readers.coco_layout import find_splits, split_in_name
 from ssd_dist.core.config import Config
 
 SMALL = Config.model_validate({"model": {"input_size": 64}})

@@ -1,13 +1,13 @@
 """Folders of annotation tools and public datasets through `ssd-prepare --input=DIR --output=OUT` alone."""
 
 import json
-import re
 
 import pytest
 from raw_sets import jpeg
 from tool_exports import (
     BOX,
     CORNERS,
+    OTHER,
     PER_FOLDER,
     PER_IMAGE,
     cvat,
@@ -21,7 +21,6 @@ from tool_exports import (
 
 from pipelines.manifest_writer import read_manifest
 
-OTHER = (30, 6, 60, 42)
 TWO = {"a": [BOX], "b": [BOX, OTHER]}
 ONE = {"c": [BOX]}
 EMPTY = {"d": []}
@@ -207,21 +206,6 @@ TITLES = {
 CLASSES = {"wider": "face", "keras_yolo": "0"}
 
 
-@pytest.fixture
-def prepare_folder(tmp_path, command):
-    """Runs the command on tmp_path/raw: prepare_folder(flags...) -> (manifest, output)."""
-
-    def run(*arguments, name="out"):
-        output = tmp_path / name
-        code, out, err = command(
-            f"--input={tmp_path / 'raw'}", f"--output={output}", "--set=model.input_size=64", *arguments
-        )
-        assert (code, err) == (0, ""), out + err
-        return read_manifest(str(output)), out
-
-    return run
-
-
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_folder_is_recognised_and_read(tmp_path, prepare_folder, records_of, name):
     input_format, make, splits = LAYOUTS[name]
@@ -279,45 +263,6 @@ def test_other_files_extra_images_and_missing_images(tmp_path, prepare_folder, i
     split = manifest.splits["train"]
     assert split.rejected_images == {"not_annotated": 2, "missing_image": 1}
     assert (split.images_read, split.images, split.boxes) == (6, 3, 3)
-
-
-@pytest.mark.parametrize(
-    ("stored", "original"),
-    [
-        ("Site_photo_000.jpg", "Site photo 000.jpg"),
-        ("Site_photo_1.jpg", "Site_photo (1).jpg"),
-        ("Site photo.jpg", "Site_photo.jpg"),
-    ],
-)
-def test_files_have_their_names_before_the_upload_to_label_studio(tmp_path, prepare_folder, stored, original):
-    write(tmp_path / "raw", "export.json", label_studio({stored: [BOX], "b.jpg": [BOX]}))
-    write(tmp_path / "raw", f"images/{original}", jpeg(1))
-    write(tmp_path / "raw", "images/b.jpg", jpeg(2))
-    manifest, _ = prepare_folder("--split_by=none")
-    split = manifest.splits["train"]
-    assert (split.images_read, split.images, split.rejected_images) == (2, 2, {})
-
-
-def test_a_task_without_an_annotation_is_rejected_once(tmp_path, prepare_folder):
-    tasks = json.loads(label_studio({"a_1.jpg": [BOX], "b.jpg": [BOX]}))
-    tasks[0]["annotations"] = []
-    write(tmp_path / "raw", "export.json", json.dumps(tasks))
-    for seed, name in enumerate(("a 1.jpg", "b.jpg")):
-        write(tmp_path / "raw", f"images/{name}", jpeg(seed))
-    manifest, _ = prepare_folder("--split_by=none")
-    split = manifest.splits["train"]
-    assert (split.images_read, split.images, split.rejected_images) == (2, 1, {"not_annotated": 1})
-
-
-def test_an_image_with_several_possible_files_is_rejected_once(tmp_path, prepare_folder):
-    write(tmp_path / "raw", "export.json", label_studio({"a_1.jpg": [BOX], "b.jpg": [BOX]}))
-    for seed, name in enumerate(("a_1.jpg", "a 1.jpg", "b.jpg", "extra.jpg")):
-        write(tmp_path / "raw", f"images/{name}", jpeg(seed))
-    manifest, _ = prepare_folder("--split_by=none")
-    split = manifest.splits["train"]
-    assert (split.images_read, split.rejected_images) == (3, {"missing_image": 1, "not_annotated": 1})
-    rejected = (tmp_path / "out/train/rejected.jsonl").read_text()
-    assert "a_1.jpg may be any of these files: " in rejected
 
 
 def test_equal_names_in_several_datasets_are_different_images(tmp_path, prepare_folder, records_of):
@@ -425,66 +370,3 @@ def test_a_file_or_a_pattern_may_be_the_input(tmp_path, command):
         )
         assert (code, err) == (0, ""), out + err
         assert read_manifest(str(output)).splits["train"].images == images
-
-
-# Number of boxes of the images with equal names in the subsets of a project.
-SUBSETS = {"Validation": {"frame_0.jpg": 1}, "Train": {"frame_0.jpg": 2, "frame_1.jpg": 0}}
-
-
-def write_project(root, place, subsets=SUBSETS):
-    """Writes the export of a CVAT project; `place` is a format string for the path of an image."""
-    nodes = ""
-    for subset, images in subsets.items():
-        text = cvat({name: [BOX, OTHER][:count] for name, count in images.items()})
-        nodes += "".join(re.findall("<image.*</image>", text)).replace("<image ", f'<image subset="{subset}" ')
-        for name in images:
-            write(root, place.format(subset=subset, name=name), jpeg(len(name + subset) * 9))
-    write(root, "annotations.xml", f"<annotations><version>1.1</version><meta/>{nodes}</annotations>")
-
-
-@pytest.mark.parametrize("place", ["images/{subset}/{name}", "{subset}/{name}"])
-def test_the_subsets_of_a_cvat_project_are_its_splits(tmp_path, prepare_folder, records_of, place):
-    write_project(tmp_path / "raw", place)
-    write(tmp_path / "raw", place.format(subset="Train", name="extra.jpg"))
-    manifest, out = prepare_folder()
-    assert out.startswith("recognised CVAT for images export: Train 3, Validation 1 images\n")
-    assert "are not read" not in out
-    counts = {name: (split.images, split.boxes, split.rejected_images) for name, split in manifest.splits.items()}
-    assert counts == {"train": (2, 2, {"not_annotated": 1}), "val": (1, 1, {})}
-    assert {*records_of(tmp_path / "out", manifest, "train")} == {"Train/frame_0.jpg", "Train/frame_1.jpg"}
-    assert {*records_of(tmp_path / "out", manifest, "val")} == {"Validation/frame_0.jpg"}
-    manifest, _ = prepare_folder("--split_by=train:1", name="all")
-    assert (manifest.splits["train"].images, manifest.splits["train"].boxes) == (3, 3)
-
-
-def test_the_images_of_a_cvat_project_may_be_in_one_folder(tmp_path, prepare_folder):
-    subsets = {"Train": {"a.jpg": 2, "b.jpg": 1}, "Validation": {"c.jpg": 1}, "default": {"d.jpg": 1}}
-    write_project(tmp_path / "raw", "images/{name}", subsets)
-    write(tmp_path / "raw", "images/extra.jpg")
-    manifest, out = prepare_folder()
-    assert out.startswith("recognised CVAT for images export: Train, Validation, default images\n")
-    counts = {name: (split.images, split.boxes, split.rejected_images) for name, split in manifest.splits.items()}
-    assert counts == {"train": (2, 3, {"not_annotated": 1}), "val": (1, 1, {}), "default": (1, 1, {})}
-
-
-def test_an_image_of_another_subset_is_not_read_for_a_missing_one(tmp_path, prepare_folder):
-    write_project(tmp_path / "raw", "images/{subset}/{name}", {**SUBSETS, "Validation": {"frame_0.jpg": 1, "b.jpg": 1}})
-    (tmp_path / "raw/images/Validation/frame_0.jpg").unlink()
-    manifest, _ = prepare_folder()
-    assert manifest.splits["val"].rejected_images == {"missing_image": 1}
-    assert (manifest.splits["train"].images, manifest.splits["val"].images) == (2, 1)
-
-
-def test_a_cvat_project_with_the_default_subset_has_no_splits(tmp_path, prepare_folder, records_of):
-    write_project(tmp_path / "raw", "images/{subset}/{name}", {"default": {"a.jpg": 1, "b.jpg": 2}})
-    manifest, out = prepare_folder("--split_by=none")
-    assert out.startswith("recognised CVAT for images export: 2 images\n")
-    assert {*records_of(tmp_path / "out", manifest)} == {"a.jpg", "b.jpg"}
-
-
-def test_the_annotation_file_of_a_cvat_project_may_be_the_input(tmp_path, command):
-    write_project(tmp_path / "raw", "images/{subset}/{name}")
-    file, output = tmp_path / "raw/annotations.xml", tmp_path / "out"
-    code, out, err = command(f"--input={file}", f"--output={output}", "--set=model.input_size=64")
-    assert (code, err) == (0, ""), out + err
-    assert {name: split.images for name, split in read_manifest(str(output)).splits.items()} == {"train": 2, "val": 1}

@@ -12,15 +12,8 @@ from raw_sets import FailingFile, digests, jpeg, make_coco
 from pipelines import beam_storage
 from pipelines.annotations import Category, Image, Listing, SeparateBox
 from pipelines.image_reading import read_image
-from pipelines.readers.coco import (
-    CocoFile,
-    find_dataset,
-    find_files,
-    find_images,
-    parse_box,
-    parse_image,
-    read_entries,
-)
+from pipelines.readers.coco import parse_box, parse_image, read_entries
+from pipelines.readers.coco_layout import CocoFile, find_dataset, find_files, find_images
 from pipelines.readers.sources import Source
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError

@@ -1,4 +1,4 @@
-"""CSV reader: images in the order of their first line, and invalid lines. See test_layouts_csv.py for dialects."""
+"""CSV reader: images in the order of their first line, and invalid lines. See test_parse_csv.py for dialects."""
 
 import errno
 import gzip

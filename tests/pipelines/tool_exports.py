@@ -11,6 +11,8 @@ from raw_sets import jpeg
 # y 12 to 36 of 48 and x 8 to 24 of 64.
 BOX = (8, 12, 24, 36)
 CORNERS = [0.25, 0.125, 0.75, 0.375]
+# A second box.
+OTHER = (30, 6, 60, 42)
 WIDTH, HEIGHT = 64, 48
 
 

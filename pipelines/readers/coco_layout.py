@@ -1,0 +1,252 @@
+"""Finds the annotation files of a COCO dataset and the folder of the images of each; `coco.py` lists the layouts."""
+
+import io
+import posixpath
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pipelines import beam_storage
+from pipelines.json_stream import JsonStreamError, stream_arrays
+from pipelines.readers.folder import Folder, list_folder
+from pipelines.readers.sources import Source, first_folder, locate_image, parent_folder, require_input
+from pipelines.readers.splits import SYNONYMS, WHOLE, Found, choose_split, output_split
+from ssd_dist.core.errors import DataError
+from ssd_dist.core.storage import join
+
+SUFFIXES = (".json", ".json.gz")
+# Names that do not give the split.
+PLAIN_NAMES = ("", "annotations", "annotation", "labels", "result", "coco", "instances", "default", "data", "images")
+# Annotation files in these folders belong to the folder above.
+ANNOTATION_FOLDERS = ("annotations", "annotation")
+# COCO's files of other tasks, which repeat the images of `instances_*.json`.
+OTHER_TASKS = re.compile(r"(person_keypoints|captions|stuff|panoptic|image_info)_")
+# How much of a file is read to recognise it and to find its images.
+HEAD_BYTES = 1 << 20
+EXAMPLES = 4
+# A folder with more JSON files has one per image, which is not COCO's format.
+MAX_FILES = 64
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """One annotation file.
+
+    Attributes:
+      number: its number among the inputs.
+      path: path of the file.
+      images: folder of the images.
+      dataset: folder of the dataset, to which file names may be relative as well; empty if `--image_dir` is given.
+      is_only_owner: whether no other annotation file uses the folder of the images, so that every image in it must be
+        listed in this file.
+    """
+
+    number: int
+    path: str
+    images: str
+    dataset: str = ""
+    is_only_owner: bool = False
+
+
+def find_files(source: Source) -> list[CocoFile]:
+    """Returns the annotation files of the split in all inputs.
+
+    Raises:
+      DataError: if an annotation file or a folder of images is missing.
+    """
+    files: list[CocoFile] = []
+    for path in source.inputs:
+        found = find_splits(path, source.image_dir)
+        if found is None:
+            raise DataError(f"--input={path}: {_explain_missing(path)}")
+        files += choose_split(found, source, path)
+    return [replace(file, number=number) for number, file in enumerate(files)]
+
+
+def find_splits(path: str, image_dir: str) -> Found[CocoFile] | None:
+    """Returns the splits in a folder, an annotation file or a pattern; None if there is no COCO file.
+
+    Raises:
+      DataError: if the images of an annotation file are in no folder.
+    """
+    if beam_storage.is_pattern(path):
+        matched = [name for name in beam_storage.match_files(path) if is_coco(name)]
+        return _describe({WHOLE: matched}, path, image_dir) if matched else None
+    require_input(path)
+    if beam_storage.is_file(path):
+        return _describe({WHOLE: [path]}, path, image_dir) if is_coco(path) else None
+    folder = list_folder(path)
+    files_by_split = _group_by_split(folder)
+    return _describe(files_by_split, path, image_dir) if files_by_split else None
+
+
+def _group_by_split(folder: Folder) -> dict[str, list[str]]:
+    """Returns the paths of the annotation files in a folder by the split in their name."""
+    candidates = folder.find(
+        *("annotations/instances_*.json", "annotations/*.json", "*.json", "*/_annotations.coco.json"),
+        *("*/labels.json", "*/annotations/*.json", "*/*.json", "*.json.gz", "annotations/*.json.gz"),
+    )
+    by_folder: dict[str, int] = {}
+    for name in candidates:
+        by_folder[posixpath.dirname(name)] = by_folder.get(posixpath.dirname(name), 0) + 1
+    candidates = [name for name in candidates if by_folder[posixpath.dirname(name)] <= MAX_FILES]
+    files: dict[str, list[str]] = {}
+    for name in candidates:
+        # The first file of a split is used; COCO's files of other tasks follow it in the order of the patterns.
+        split = split_in_name(name)
+        other_task = OTHER_TASKS.match(posixpath.basename(name))
+        if split not in files and not other_task and is_coco(folder.join(name)):
+            files[split] = [folder.join(name)]
+    if len(files) == 1:
+        (split,) = files
+        # A single file with another name, such as my_project.json, contains the whole dataset.
+        if output_split(split) not in SYNONYMS:
+            return {WHOLE: files[split]}
+    return {split: paths for split, paths in files.items() if split or len(files) == 1}
+
+
+def split_in_name(name: str) -> str:
+    """Returns the split in the name of an annotation file, from its stem or else from its folder; may be empty."""
+    stem = posixpath.basename(name).partition(".")[0].strip("_")
+    stem = re.sub(r"^(instances|annotations|labels|coco)_|_(annotations|labels|coco|instances)$", "", stem)
+    if stem.lower() not in PLAIN_NAMES:
+        return stem
+    folders = [part for part in posixpath.dirname(name).split("/") if part.lower() not in PLAIN_NAMES]
+    return folders[-1] if folders else WHOLE
+
+
+def is_coco(path: str) -> bool:
+    """Returns whether a file begins like a COCO file: a JSON object with `images` or `annotations`.
+
+    `categories` alone are in the notes.json of Label Studio's YOLO export too.
+    """
+    if not path.lower().endswith(SUFFIXES):
+        return False
+    try:
+        with beam_storage.open_input(path) as stream:
+            head = stream.read(HEAD_BYTES).decode("utf-8-sig", "ignore").lstrip()
+    except beam_storage.UNREADABLE:
+        head = ""
+    # A damaged file with the name of a COCO file is reported when it is read.
+    if re.match(r"instances_|_annotations\.coco\.", posixpath.basename(path)):
+        return True
+    if re.search(r'"items"\s*:\s*\[', head) and not re.search(r'"images"\s*:\s*\[', head):
+        # The items of a Datumaro dataset contain their annotations.
+        return False
+    return head.startswith("{") and bool(re.search(r'"(images|annotations)"\s*:\s*\[', head))
+
+
+def _describe(files_by_split: dict[str, list[str]], path: str, image_dir: str) -> Found[CocoFile]:
+    """Returns the splits with the image folder of each annotation file."""
+    splits = {
+        split: tuple(_find_file(name, split, image_dir) for name in names) for split, names in files_by_split.items()
+    }
+    everything = [file for files in splits.values() for file in files]
+    folders = [file.images for file in everything]
+    for split, files in splits.items():
+        splits[split] = tuple(replace(file, is_only_owner=_is_only_owner(file, folders)) for file in files)
+    counts = {split: _count_images(files) for split, files in splits.items()}
+    return Found(_name_tool(everything, path), splits, {name: n for name, n in counts.items() if n})
+
+
+def _is_only_owner(file: CocoFile, folders: list[str]) -> bool:
+    """Returns whether the folder of the images of a file neither contains nor is below that of another file."""
+    if len(folders) == 1:
+        siblings = [name for name in beam_storage.list_files(parent_folder(file.path)) if name.endswith(SUFFIXES)]
+        return len(siblings) <= MAX_FILES and not any(name != file.path and is_coco(name) for name in siblings)
+    own = f"{file.images}/"
+    return sum(own.startswith(f"{other}/") or f"{other}/".startswith(own) for other in folders) == 1
+
+
+def _name_tool(files: list[CocoFile], path: str) -> str:
+    """Returns the tool that wrote the files, by their names."""
+    names = {posixpath.basename(file.path) for file in files}
+    images = {posixpath.basename(file.images) for file in files}
+    if "_annotations.coco.json" in names:
+        return "Roboflow COCO export"
+    if names == {"instances_default.json"}:
+        return "CVAT COCO export"
+    if names == {"result.json"}:
+        return "Label Studio COCO export"
+    if names == {"labels.json"}:
+        return "FiftyOne COCO export" if images == {"data"} else "MediaPipe Model Maker dataset"
+    if all(re.match(r"instances_(train|val|test)\d{4}\.", name) for name in names):
+        return "COCO dataset"
+    return (
+        f"COCO annotations {posixpath.basename(path)}"
+        if len(files) == 1 and files[0].path == path
+        else "COCO annotations"
+    )
+
+
+def _count_images(files: Sequence[CocoFile]) -> int:
+    return sum(list_folder(file.images).count_images("") for file in files)
+
+
+def _explain_missing(path: str) -> str:
+    """Returns why an input contains no COCO file, and how to fix it."""
+    if beam_storage.is_pattern(path):
+        return "the pattern matches no COCO file; check the pattern"
+    if beam_storage.is_file(path):
+        return "not a COCO file (a JSON object with images, annotations and categories); use --input_format=auto"
+    return (
+        "the folder contains no COCO file (annotations/instances_SPLIT.json, SPLIT/_annotations.coco.json, SPLIT.json, "
+        "labels.json, result.json); pass the file as --input"
+    )
+
+
+def _find_file(path: str, split: str, image_dir: str) -> CocoFile:
+    dataset = find_dataset(path)
+    images = find_images(path, dataset, split, image_dir)
+    return CocoFile(0, path, images, "" if image_dir else dataset)
+
+
+def find_images(path: str, dataset: str, split: str, image_dir: str) -> str:
+    """Returns the folder of the images of an annotation file: the first one that contains an image of the file.
+
+    Args:
+      path: the annotation file.
+      dataset: folder of the dataset.
+      split: name of the split; empty if there is none.
+      image_dir: value of `--image_dir`.
+
+    Raises:
+      DataError: if no folder contains images.
+    """
+    if image_dir:
+        return first_folder([image_dir], "images", "check --image_dir")
+    home = parent_folder(path)
+    name = split or split_in_name(path)
+    names = dict.fromkeys(
+        (name, f"images/{name}", f"{name}/images", f"{name}/data", "images/default", "images", "data")
+    )
+    folders = [join(base, below) if below else base for base in (dataset, home) for below in names]
+    folders = list(dict.fromkeys([*folders, home, dataset]))
+    examples = read_file_names(path)
+    for folder in folders:
+        if any(beam_storage.is_file(locate_image(folder, example).path) for example in examples):
+            return folder
+    return first_folder(folders, "images", "pass their folder as --image_dir")
+
+
+def read_file_names(path: str) -> list[str]:
+    """Returns the first file names in an annotation file; empty if the beginning of the file contains none."""
+    names: list[str] = []
+    try:
+        with beam_storage.open_input(path) as stream:
+            head = io.BytesIO(stream.read(HEAD_BYTES))
+        for _, _, item in stream_arrays(head, ("images",)):
+            if isinstance(item, dict) and isinstance(item.get("file_name"), str):
+                names.append(item["file_name"])
+            if len(names) == EXAMPLES:
+                break
+    except (JsonStreamError, *beam_storage.UNREADABLE):
+        # The head ends within an entry, or the file is damaged, which is reported when it is read.
+        pass
+    return names
+
+
+def find_dataset(path: str) -> str:
+    """Returns the folder of the dataset of an annotation file."""
+    folder = parent_folder(path)
+    return parent_folder(folder) if posixpath.basename(folder) in ANNOTATION_FOLDERS else folder
