@@ -8,6 +8,7 @@ from absl import flags  # type: ignore[import-untyped]
 
 from ssd_dist.core.commands import define_config_flags, overrides_from_flags, required_flag, run_command
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
+from ssd_dist.export.export_options import KINDS
 from ssd_dist.fitting.fit_dataset import fit_dataset
 
 
@@ -29,7 +30,7 @@ def run_main() -> None:
     flags.DEFINE_string("input", None, "Folder, file or pattern of the annotations, as for ssd-prepare.")
     flags.DEFINE_string("output", None, "Folder of the run, for shards, checkpoints, report and exports.")
     flags.DEFINE_float("minutes", None, "Time limit of the whole command; chooses the number of steps.", lower_bound=1)
-    flags.DEFINE_list("export", ["tflite"], "Formats to export: saved_model, tflite, onnx; empty for none.")
+    flags.DEFINE_list("export", ["tflite"], f"Formats to export: {', '.join(KINDS)}; empty for none.")
     define_config_flags()
     set_tensorflow_defaults()
     run_command(main)

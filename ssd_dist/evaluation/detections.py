@@ -8,7 +8,7 @@ import numpy as np
 
 from ssd_dist.core.boxes import FloatArray, IntArray
 from ssd_dist.core.errors import DataError
-from ssd_dist.core.records import Objects
+from ssd_dist.core.records import Objects, Record
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,14 @@ class Detections:
 
 
 def select_detections(found: Detections, chosen: np.ndarray) -> Detections:
-    """Returns the detections that `chosen`, bool [D], selects."""
+    """Returns the detections that `chosen`, bool [D] or their indices, selects."""
     return Detections(found.source_id, found.boxes[chosen], found.labels[chosen], found.scores[chosen])
+
+
+def remove_padding(source_id: str, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> Detections:
+    """Returns the detections on one image of a batch; the scores of the padding at the end are 0."""
+    count = int((scores > 0).sum())
+    return Detections(source_id, boxes[:count], labels[:count].astype(np.int64), scores[:count])
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,11 @@ class GroundTruth:
     height: int
     width: int
     objects: Objects
+
+    @classmethod
+    def from_record(cls, record: Record) -> "GroundTruth":
+        """Returns the annotations of a record."""
+        return cls(record.source_id, record.original_height, record.original_width, record.objects)
 
 
 def align_detections(ground_truth: Sequence[GroundTruth], detections: Sequence[Detections]) -> list[Detections]:

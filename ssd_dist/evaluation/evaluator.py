@@ -16,7 +16,7 @@ from ssd_dist.core.manifest import Split
 from ssd_dist.data.batch import EvalBatch
 from ssd_dist.data.pipeline import count_eval_steps, eval_batches
 from ssd_dist.data.shard_files import read_split
-from ssd_dist.evaluation.detections import Detections, GroundTruth
+from ssd_dist.evaluation.detections import Detections, GroundTruth, remove_padding
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.model.postprocessing import DetectionBatch, create_anchor_tensor, detect
 
@@ -27,10 +27,7 @@ class Interrupted(Exception):  # noqa: N818  (not an error: the run received a s
 
 def read_ground_truth(config: DataConfig, split: Split) -> list[GroundTruth]:
     """Reads the annotations of a split in the order of its records, with sizes in pixels of the original images."""
-    return [
-        GroundTruth(record.source_id, record.original_height, record.original_width, record.objects)
-        for record in read_split(config, split)
-    ]
+    return [GroundTruth.from_record(record) for record in read_split(config, split)]
 
 
 class DetectorEvaluator(orbit.StandardEvaluator):
@@ -112,13 +109,7 @@ class DetectorEvaluator(orbit.StandardEvaluator):
         indices, batch = tf.nest.map_structure(lambda value: value.numpy(), step_outputs)
         for row, index in enumerate(indices.tolist()):
             if index >= 0:
-                count = int((batch.scores[row] > 0).sum())
-                state[index] = Detections(
-                    self._source_ids[index],
-                    batch.boxes[row, :count],
-                    batch.labels[row, :count].astype("int64"),
-                    batch.scores[row, :count],
-                )
+                state[index] = remove_padding(self._source_ids[index], *(part[row] for part in batch))
         return state
 
     def eval_end(self, state: dict[int, Detections]) -> None:

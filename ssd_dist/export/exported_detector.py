@@ -5,6 +5,7 @@ export folder: export.json, model -> runner (export.formats) -> outputs by name 
 A SavedModel runs whole batches; a TFLite or ONNX file runs one image at a time.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -20,9 +21,9 @@ from ssd_dist.core.config_files import load_config
 from ssd_dist.core.errors import CheckpointError, DataError, first_line
 from ssd_dist.core.folder_names import SUMMARY_NAME
 from ssd_dist.core.manifest import Manifest
-from ssd_dist.data.shard_files import load_manifest, read_split
+from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.evaluation.detections import Detections, GroundTruth
-from ssd_dist.export.exporter import ANCHORS_NAME
+from ssd_dist.export.exporter import ANCHORS_NAME, read_images
 from ssd_dist.export.formats import FILES, open_export
 from ssd_dist.export.parity import read_outputs
 from ssd_dist.export.serving import OutputDecoder
@@ -92,7 +93,7 @@ def evaluate_export(
     """
     config = read_run_folder(model_dir, overrides)[0] if model_dir else load_config(None, overrides)
     manifest = load_manifest(config.data)
-    chosen = manifest.split(split, config.data.dir)
+    manifest.split(split, config.data.dir)
     detector = open_exported_detector(folder)
     if tuple(manifest.classes) != detector.classes:
         raise CheckpointError(
@@ -106,20 +107,9 @@ def evaluate_export(
         )
     ground_truths: list[GroundTruth] = []
     detections: list[Detections] = []
-    images: list[np.ndarray] = []
-
-    def detect_images() -> None:
-        names = [annotated.source_id for annotated in ground_truths[len(detections) :]]
-        detections.extend(detect_batch(detector, np.stack(images), names))
-        images.clear()
-
-    for record in read_split(config.data, chosen):
-        ground_truths.append(
-            GroundTruth(record.source_id, record.original_height, record.original_width, record.objects)
-        )
-        images.append(tf.io.decode_jpeg(record.encoded, channels=3, dct_method="INTEGER_ACCURATE").numpy())
-        if len(images) == detector.batch_size:
-            detect_images()
-    if images:
-        detect_images()
+    images = read_images(config.data, manifest, split)
+    while batch := list(itertools.islice(images, detector.batch_size)):
+        ground_truths.extend(annotated for annotated, _ in batch)
+        names = [annotated.source_id for annotated, _ in batch]
+        detections.extend(detect_batch(detector, np.stack([pixels for _, pixels in batch]), names))
     return config, manifest, ground_truths, detections

@@ -1,7 +1,8 @@
 """Exports the model of a run: writes the file, compares it with the checkpoint, and writes an export summary."""
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import tf_keras
 
 from ssd_dist.cluster.failures import explain_out_of_memory
 from ssd_dist.core.config import AmpConfig, DataConfig
-from ssd_dist.core.errors import CheckpointError, UsageError
+from ssd_dist.core.errors import CheckpointError, DataError, UsageError, first_line
 from ssd_dist.core.folder_names import SUMMARY_NAME
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
+from ssd_dist.data.decoding import decode_jpeg
 from ssd_dist.data.shard_files import load_manifest, read_split
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.export.detection_op import append_detection_op
@@ -68,9 +70,10 @@ def export_run(
     data = load_manifest(config.data)
     check_data_fits_model(data, manifest, config.data.dir, config.model.input_size, model_dir)
     split = pick_split(config.eval.split, data, config.data.dir)
-    ground_truths, images = read_images(config.data, data, split, COMPARED_IMAGES)
+    compared = list(read_images(config.data, data, split, COMPARED_IMAGES))
+    ground_truths, images = [annotated for annotated, _ in compared], [pixels for _, pixels in compared]
     calibrating = options.quantization.calibration_images if options.quantization.kind == "int8" else 0
-    samples = read_images(config.data, data, TRAIN_SPLIT, calibrating)[1] if calibrating else []
+    samples = [pixels for _, pixels in read_images(config.data, data, TRAIN_SPLIT, calibrating)] if calibrating else []
     model = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))
     decoder = OutputDecoder.create(config.anchors, config.eval, config.model.input_size)
     postprocess = options.outputs == "detections"
@@ -114,19 +117,22 @@ def pick_split(requested: str, manifest: Manifest, data_dir: str) -> str:
 
 
 def read_images(
-    config: DataConfig, manifest: Manifest, split: str, limit: int
-) -> tuple[list[GroundTruth], list[np.ndarray]]:
-    """Reads annotations and uint8 [S, S, 3] pixels of the first `limit` records of a split."""
-    ground_truths: list[GroundTruth] = []
-    images: list[np.ndarray] = []
-    for record in read_split(config, manifest.split(split, config.dir)):
-        if len(images) == limit:
-            break
-        ground_truths.append(
-            GroundTruth(record.source_id, record.original_height, record.original_width, record.objects)
-        )
-        images.append(tf.io.decode_jpeg(record.encoded, channels=3, dct_method="INTEGER_ACCURATE").numpy())
-    return ground_truths, images
+    config: DataConfig, manifest: Manifest, split: str, limit: int | None = None
+) -> Iterator[tuple[GroundTruth, np.ndarray]]:
+    """Yields the annotations and the uint8 [S, S, 3] pixels of the first `limit` records of a split.
+
+    Raises:
+      DataError: if there is no such split, or a record cannot be read.
+    """
+    for record in itertools.islice(read_split(config, manifest.split(split, config.dir)), limit):
+        try:
+            pixels = decode_jpeg(tf.constant(record.encoded), manifest.image_size).numpy()
+        except tf.errors.InvalidArgumentError as error:
+            raise DataError(
+                f"{config.dir}: image {record.source_id} of split {split} cannot be decoded: {first_line(error)}; "
+                "prepare the data again"
+            ) from None
+        yield GroundTruth.from_record(record), pixels
 
 
 def write_export(served: ServedDetector, options: ExportOptions, samples: list[np.ndarray], folder: Path) -> Path:

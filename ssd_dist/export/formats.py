@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from ssd_dist.core.errors import UsageError
 from ssd_dist.export.export_options import Quantization
 from ssd_dist.export.serving import ServedDetector
 
@@ -72,17 +71,9 @@ def _calibration_batches(samples: Iterable[np.ndarray]) -> Iterator[list[np.ndar
 
 
 def write_onnx(served: ServedDetector, path: Path) -> None:
-    """Writes an ONNX file.
+    """Writes an ONNX file."""
+    import tf2onnx
 
-    Raises:
-      UsageError: if tf2onnx is not installed.
-    """
-    try:
-        import tf2onnx
-    except ImportError:
-        raise UsageError(
-            "--format=onnx: tf2onnx is not installed; install it with pip install -r requirements.lock"
-        ) from None
     # ONNX Runtime rejects the loop of NMS over a batch of unknown size, so the batch size is 1 with post-processing.
     pixels = tf.TensorSpec([1 if served.postprocess else None, served.size, served.size, 3], tf.uint8, "images")
     tf2onnx.convert.from_function(

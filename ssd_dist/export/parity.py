@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from ssd_dist.evaluation.detections import Detections
+from ssd_dist.evaluation.detections import Detections, remove_padding, select_detections
 from ssd_dist.export.formats import Runner
 from ssd_dist.export.rounding import BoolArray, Tolerance
 from ssd_dist.export.serving import OutputDecoder
@@ -96,7 +96,7 @@ def run_export(
         started = time.perf_counter()
         outputs = run(image[None])
         times.append(time.perf_counter() - started)
-        found.append(_select_image(read_outputs(outputs, decoder), 0, name))
+        found.append(remove_padding(name, *(np.asarray(part)[0] for part in read_outputs(outputs, decoder))))
     return found, 1e3 * statistics.median(times)
 
 
@@ -110,13 +110,6 @@ def read_outputs(outputs: dict[str, np.ndarray], decoder: OutputDecoder | None) 
         labels = np.where(is_detection, outputs["classes"] + 1, 0).astype(np.int64)
         return DetectionBatch(outputs["boxes"].clip(0.0, 1.0), labels, np.where(is_detection, outputs["scores"], 0.0))
     return DetectionBatch(outputs["boxes"], outputs["labels"], outputs["scores"])
-
-
-def _select_image(batch: DetectionBatch, row: int, name: str) -> Detections:
-    """Returns the detections of one image of a batch, without padding."""
-    boxes, labels, scores = (np.asarray(part)[row] for part in batch)
-    count = int((scores > 0).sum())
-    return Detections(name, boxes[:count], labels[:count].astype(np.int64), scores[:count])
 
 
 def compare_raw_outputs(
@@ -163,17 +156,13 @@ def compare_detections(
         is_lost, is_added = distances > BOX_TOLERANCE, _nearest_distances(actual, expected) > BOX_TOLERANCE
         total, largest = total + len(is_lost), max(largest, float(distances[~is_lost].max(initial=0.0)))
         if explain and (is_lost.any() or is_added.any()):
-            lost_excused, added_excused = explain(index, _select(expected, is_lost), _select(actual, is_added))
+            lost = select_detections(expected, np.flatnonzero(is_lost))
+            added = select_detections(actual, np.flatnonzero(is_added))
+            lost_excused, added_excused = explain(index, lost, added)
             is_lost[is_lost], is_added[is_added] = ~lost_excused, ~added_excused
             undecided += int(lost_excused.sum() + added_excused.sum())
         missing, surplus = missing + int(is_lost.sum()), surplus + int(is_added.sum())
     return Parity(len(reference), total, missing, surplus, undecided, largest, raw_outputs or {})
-
-
-def _select(detections: Detections, chosen: BoolArray) -> Detections:
-    """Returns the chosen ones of the first detections."""
-    index = np.flatnonzero(chosen)
-    return Detections(detections.source_id, detections.boxes[index], detections.labels[index], detections.scores[index])
 
 
 def _nearest_distances(queries: Detections, candidates: Detections) -> np.ndarray:

@@ -127,7 +127,7 @@ def choose_training(
         settings.choose("amp.enabled", True, "a GPU computes faster with mixed precision")
     batch = settings.choose("train.global_batch_size", *choose_batch_size(dataset.train_images, machine.gpus, replicas))
     parts = choose_accumulation(settings, batch // replicas, machine, cost.bytes_per_image)
-    group = math.gcd(batch // replicas // parts, LARGEST_GROUP)
+    group = find_largest_divisor(batch // replicas // parts, LARGEST_GROUP)
     settings.choose("model.batch_norm_group", group, "replicas do not communicate for batch norm")
     steps = choose_steps(settings, dataset.train_images, batch, cost.seconds_per_image, seconds_left)
     epochs = steps * batch / dataset.train_images
@@ -152,7 +152,7 @@ def choose_training(
 
 
 def choose_batch_size(images: int, gpus: int, replicas: int) -> tuple[int, str]:
-    """Returns the global batch size, a power of two per replica, and the reason.
+    """Returns the global batch size, a multiple of the number of replicas, and the reason.
 
     >>> choose_batch_size(images=20, gpus=0, replicas=1)
     (8, 'an epoch of 20 images needs at least two batches')
@@ -165,6 +165,15 @@ def choose_batch_size(images: int, gpus: int, replicas: int) -> tuple[int, str]:
     if per_replica < wanted:
         return per_replica * replicas, f"an epoch of {images} images needs at least two batches"
     return per_replica * replicas, f"{per_replica} images on each of {replicas} replicas"
+
+
+def find_largest_divisor(number: int, limit: int) -> int:
+    """Returns the largest divisor of a number up to a limit.
+
+    >>> find_largest_divisor(20, 16), find_largest_divisor(15, 16)
+    (10, 15)
+    """
+    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
 
 
 def choose_accumulation(settings: Settings, images: int, machine: MachineFacts, bytes_per_image: int) -> int:

@@ -40,8 +40,8 @@ class DatasetFacts:
         splits = survey["splits"]
         if TRAIN_SPLIT not in splits:
             raise DataError(
-                f"the dataset has no training split (it has {', '.join(splits) or 'none'}); name its folder or list "
-                "train, or prepare it with --split=train and use ssd-train"
+                f"the dataset has no training split (it has {', '.join(splits) or 'none'}); rename its folder or "
+                "list file to train, or prepare it with --split=train and use ssd-train"
             )
         train = splits[TRAIN_SPLIT]
         facts = cls(

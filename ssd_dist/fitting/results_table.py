@@ -1,11 +1,13 @@
 """The table at the end of `ssd-fit`: metrics, the threshold of each class, the files, and the next commands."""
 
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ssd_dist.core.folder_names import REPORT_NAME
 from ssd_dist.core.printable import make_printable, print_line
 from ssd_dist.fitting.run_files import FitFiles
 from ssd_dist.fitting.stages import read_json
@@ -33,12 +35,11 @@ def print_results(files: FitFiles, formats: tuple[str, ...], split: str) -> None
         title = ""
     console.print(table)
     # Below the table, which wraps lines, so that they can be copied.
+    run, thresholds = quote(f"--model_dir={files.folder}"), quote(f"--score_threshold={files.metrics}")
     print_line("Detect objects in images:")
-    print_line(
-        f"  ssd-predict --model_dir={files.folder} --score_threshold={files.metrics} --images=FOLDER --output=DIR"
-    )
+    print_line(f"  ssd-predict {run} {thresholds} --images=FOLDER --output=DIR")
     print_line("Export to another format:")
-    print_line(f"  ssd-export --model_dir={files.folder} --format=onnx --output=DIR")
+    print_line(f"  ssd-export {run} --format=onnx --output=DIR")
 
 
 def list_files(files: FitFiles, formats: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -49,7 +50,7 @@ def list_files(files: FitFiles, formats: tuple[str, ...]) -> list[tuple[str, str
         exports.append((str(files.export(kind).parent / summary["file"]), f"{summary['bytes'] / 1e6:.1f} MB"))
     return [
         *exports,
-        (str(files.folder / "report.html"), "curves, errors, images with predictions"),
+        (str(files.folder / REPORT_NAME), "curves, errors, images with predictions"),
         (str(files.folder / "predictions.png"), "predictions and ground truth"),
         (str(files.metrics), "all metrics and thresholds"),
         (str(files.config), "the config, with all choices"),

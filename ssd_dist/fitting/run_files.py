@@ -9,8 +9,10 @@ RUN/fit/choices.json   the choices and reasons  RUN/metrics.json          the ev
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ssd_dist.core.errors import UsageError
+from ssd_dist.core.folder_names import CONFIG_NAME, SUMMARY_NAME
 from ssd_dist.core.manifest import MANIFEST_NAME
 from ssd_dist.core.storage import write_text
 
@@ -39,7 +41,7 @@ class FitFiles:
     @property
     def config(self) -> Path:
         """The config of the run."""
-        return self.folder / "config.yaml"
+        return self.folder / CONFIG_NAME
 
     @property
     def manifest(self) -> Path:
@@ -53,7 +55,7 @@ class FitFiles:
 
     def export(self, kind: str) -> Path:
         """The export summary of a format."""
-        return self.folder / "export" / kind / "export.json"
+        return self.folder / "export" / kind / SUMMARY_NAME
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,12 @@ class FitRequest:
             if before[name] != now[name]:
                 flag = {"overrides": "set"}.get(name, name)
                 raise UsageError(
-                    f"--output={path.parents[1]} was started with --{flag}: {before[name]}, now it is {now[name]}; "
-                    "use another --output, or the same flags to resume the run"
+                    f"--output={path.parents[1]} was started with --{flag}: {_describe(before[name])}, now it is "
+                    f"{_describe(now[name])}; use another --output, or the same flags to resume the run"
                 )
+
+
+def _describe(value: Any) -> str:
+    """Returns the value of a flag, or the values of a flag that may be repeated, for a message."""
+    values = value if isinstance(value, tuple) else () if value is None else (value,)
+    return ", ".join(map(str, values)) or "none"

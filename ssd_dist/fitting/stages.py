@@ -25,9 +25,9 @@ from ssd_dist.core.extras import check_installed
 from ssd_dist.core.folder_names import check_folder_name
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest
 from ssd_dist.core.printable import print_line
+from ssd_dist.export.export_options import KINDS
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
 
-FORMATS = ("saved_model", "tflite", "onnx")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -63,9 +63,9 @@ def check_formats(formats: Sequence[str]) -> None:
       UsageError: if a format does not exist, or its package is not installed.
     """
     for kind in formats:
-        if kind not in FORMATS:
-            raise UsageError(f"--export={kind}: unknown format; allowed: {', '.join(FORMATS)}")
-    check_installed("apache_beam", "tensorflow", *(["tf2onnx"] if "onnx" in formats else []))
+        if kind not in KINDS:
+            raise UsageError(f"--export={kind}: unknown format; allowed: {', '.join(KINDS)}")
+    check_installed("apache_beam", "tensorflow", *(["tf2onnx", "onnxruntime"] if "onnx" in formats else []))
 
 
 def prepare_data(request: FitRequest, files: FitFiles) -> None:

@@ -20,7 +20,7 @@ from ssd_dist.cluster.failures import explain_out_of_memory
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.images import ImageError, resize_image
 from ssd_dist.core.storage import is_remote
-from ssd_dist.evaluation.detections import Detections, select_detections
+from ssd_dist.evaluation.detections import Detections, remove_padding, select_detections
 from ssd_dist.evaluation.result_files import CocoIds, open_result_files
 from ssd_dist.evaluation.visualization import draw_boxes
 from ssd_dist.inference.image_files import read_image
@@ -196,8 +196,7 @@ def detect_batch(detector: LoadedDetector, images: np.ndarray, names: Sequence[s
     """Yields the detections on images, uint8 [N, S, S, 3], with their ids `names`."""
     boxes, labels, scores = (part.numpy() for part in detector.detect(tf.constant(images)))
     for row, name in enumerate(names):
-        count = int((scores[row] > 0).sum())
-        yield Detections(name, boxes[row, :count], labels[row, :count].astype(np.int64), scores[row, :count])
+        yield remove_padding(name, boxes[row], labels[row], scores[row])
 
 
 def _draw_image(image: Image.Image, found: Detections, shown: np.ndarray, classes: Sequence[str], path: Path) -> None:

@@ -12,23 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tf_keras
 from PIL import Image
-from support.random_detector import SETTINGS, fit_statistics, randomize_weights
-from support.small_backbone import build_few_blocks
 from support.synthetic import CLASSES
-from test_quantized import draw_images
+from test_quantized import build_served, draw_images
 
-from ssd_dist.core.config import Config
 from ssd_dist.export.export_options import Credits, ExportOptions, Quantization
 from ssd_dist.export.exporter import write_export
 from ssd_dist.export.formats import FILES, open_export
-from ssd_dist.export.serving import OutputDecoder, ServedDetector
-from ssd_dist.model import detector
-from ssd_dist.model.detector import build_detector
 
 ROOT = Path(__file__).parents[2]
-CONFIG = Config.model_validate(SETTINGS)
 MEDIAPIPE = Path(os.environ.get("SSD_DIST_MEDIAPIPE", ROOT / ".venv-mediapipe")) / "bin/python"
 THRESHOLD = 0.3
 OPTIONS = {
@@ -53,13 +45,7 @@ def test_a_client_script_has_at_most_thirty_lines(page):
 
 @pytest.fixture(scope="module")
 def served():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(detector, "build_backbone", build_few_blocks)
-        tf_keras.utils.set_random_seed(1)
-        model = build_detector(CONFIG.model, CONFIG.backbone, CONFIG.anchors, len(CLASSES))
-    randomize_weights(model)
-    fit_statistics(model, np.stack(draw_images(range(200, 232))))
-    return ServedDetector(model, OutputDecoder.create(CONFIG.anchors, CONFIG.eval, 64), 64, CLASSES, False)
+    return build_served()
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +96,7 @@ def image(tmp_path_factory):
 def test_a_client_reads_the_outputs_by_position(export, image, name):
     folder, expected = export(name), detect(export(name), OPTIONS[name], image[0])
     found = run_script("coral_frigate.md", sys.executable, folder / "model.tflite", folder / "labelmap.txt", image[1])
-    assert len(expected) > 5
+    assert len(found) >= len(expected) > 5
     for (label, score, box), words in zip(expected, found, strict=False):
         assert words[0] == label
         np.testing.assert_allclose(np.float64(words[1:]), [score, *box], atol=0.06)
@@ -121,7 +107,7 @@ def test_a_client_runs_onnx_runtime(export, image):
     pytest.importorskip("tf2onnx")
     expected = detect(export("onnx"), OPTIONS["onnx"], image[0])
     found = run_script("onnx_runtime.md", sys.executable, export("onnx"), image[1])
-    assert len(expected) > 5
+    assert len(found) >= len(expected) > 5
     for (label, score, box), words in zip(expected, found, strict=False):
         assert words[0] == label
         np.testing.assert_allclose(np.float64(words[1:]), [score, *box], atol=0.06)

@@ -9,6 +9,8 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter as LiteRtInterpreter
 from flatbuffers import flexbuffers
+from flatbuffers.number_types import Float32Flags, Uint32Flags
+from flatbuffers.table import Table
 from support.random_detector import SETTINGS
 from support.synthetic import CLASSES
 from tensorflow.lite.python import schema_py_generated as schema
@@ -214,6 +216,41 @@ def test_metadata_keep_the_model_and_contain_the_labels(content):
     assert before[3].tolist() == after[3].tolist() == [1]
     for expected, actual in zip(before[:3], after[:3], strict=True):
         np.testing.assert_array_equal(expected[0, 0], actual[0, 0])
+
+
+def get_table(table, number):
+    """Returns the table in a field of a FlatBuffer table."""
+    return Table(table.Bytes, table.Indirect(table.Pos + table.Offset(4 + 2 * number)))
+
+
+def list_tables(table, number):
+    """Returns the tables in a field that is a vector of tables."""
+    offset = table.Offset(4 + 2 * number)
+    return [
+        Table(table.Bytes, table.Indirect(table.Vector(offset) + 4 * index)) for index in range(table.VectorLen(offset))
+    ]
+
+
+def list_numbers(table, number, kind):
+    return table.GetVectorAsNumpy(kind, table.Offset(4 + 2 * number)).tolist()
+
+
+def test_metadata_describe_pixels_boxes_labels_and_threshold(content):
+    """The numbers of the fields are those of metadata_schema.fbs, which test_deploy_pages.py reads with MediaPipe."""
+    model = read_model(add_metadata(content, CLASSES, 64, 0.25, Credits()))
+    data = model.buffers[model.metadata[-1].buffer].data.tobytes()
+    root = Table(data, int.from_bytes(data[:4], "little"))
+    (graph,) = list_tables(root, 3)
+    (image,), (location, category, score, _) = list_tables(graph, 2), list_tables(graph, 3)
+    normalization = get_table(list_tables(image, 4)[0], 1)
+    # The model normalises pixels itself: (pixel - 0) / 1.
+    assert [list_numbers(normalization, field, Float32Flags) for field in (0, 1)] == [[0], [1]]
+    # Left, top, right and bottom are at these places of (ymin, xmin, ymax, xmax).
+    assert list_numbers(get_table(get_table(location, 3), 1), 0, Uint32Flags) == [1, 0, 3, 2]
+    (labels,) = list_tables(category, 6)
+    assert labels.String(labels.Pos + labels.Offset(4)) == b"labelmap.txt"
+    threshold = get_table(list_tables(score, 4)[0], 1)
+    assert threshold.Get(Float32Flags, threshold.Pos + threshold.Offset(4)) == 0.25
 
 
 def test_the_label_file_lies_beside_the_model(content, tmp_path, monkeypatch):

@@ -10,11 +10,14 @@ import pytest
 import tensorflow as tf
 from support.random_detector import SETTINGS, randomize_weights
 from support.synthetic import write_dataset
+from support.untrained_run import write_untrained_run
 
 from ssd_dist.core.config import Config
-from ssd_dist.model.detector import build_detector
-from ssd_dist.runs.checkpoints import BestModel
-from ssd_dist.runs.run_folder import open_run_folder
+from ssd_dist.core.errors import DataError
+from ssd_dist.export.exporter import read_images
+
+# Each export takes half a minute on an idle machine.
+pytestmark = pytest.mark.timeout(1800)
 
 # The same command, with an export whose boxes are shifted by 1 % of the image.
 SHIFTED = """
@@ -31,21 +34,13 @@ run_main()
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Creates a run with an untrained model and six validation images; returns its folder."""
-    folder = tmp_path_factory.mktemp("command")
-    config = Config.model_validate(SETTINGS | {"data": {"dir": str(folder / "data")}})
-    manifest = write_dataset(folder / "data", config, {"train": 2, "val": 6}, shards=1, objects=2)
-    model = build_detector(config.model, config.backbone, config.anchors, len(manifest.classes))
-    randomize_weights(model)
-    open_run_folder(str(folder / "run"), config, manifest)
-    BestModel(model, str(folder / "run"), "coco/AP", 1).save_if_best(5, 0.5)
-    return folder / "run"
+    return write_untrained_run(tmp_path_factory.mktemp("command"), SETTINGS, randomize_weights)
 
 
 def export(run, output, *program: str) -> subprocess.CompletedProcess:
     flags = [f"--model_dir={run}", "--format=tflite", f"--output={output}"]
     return subprocess.run(
-        [sys.executable, *program, *flags], capture_output=True, text=True, timeout=280,
+        [sys.executable, *program, *flags], capture_output=True, text=True,
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
     )  # fmt: skip
 
@@ -63,6 +58,17 @@ def test_a_faithful_export_is_written_and_reported(run, tmp_path):
     assert f"0 of {summary['parity']['detections']} detections on 6 images are missing" in done.stdout
     details = tf.lite.Interpreter(str(file)).get_input_details()[0]
     assert (details["shape"].tolist(), details["dtype"]) == ([1, 64, 64, 3], np.uint8)
+
+
+def test_an_image_that_cannot_be_decoded_is_reported_by_its_name(tmp_path):
+    config = Config.model_validate(SETTINGS | {"data": {"dir": str(tmp_path)}})
+    manifest = write_dataset(tmp_path, config, {"train": 1, "val": 2}, shards=1)
+    (first, pixels), second = read_images(config.data, manifest, "val")
+    assert pixels.shape == (64, 64, 3)
+    assert first.source_id != second[0].source_id
+    # The headers of the images state 64 x 64 pixels; a header that states more must not fill the memory.
+    with pytest.raises(DataError, match=f"image {first.source_id} of split val cannot be decoded.*; prepare the data"):
+        next(read_images(config.data, manifest.model_copy(update={"image_size": 32}), "val"))
 
 
 @pytest.mark.slow

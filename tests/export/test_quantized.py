@@ -44,16 +44,21 @@ QUANTIZATIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def contents():
-    """Returns the contents of the files with raw outputs, by quantization."""
+def build_served() -> ServedDetector:
+    """Returns a small detector with raw outputs, whose weights are random."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(detector, "build_backbone", build_few_blocks)
         tf_keras.utils.set_random_seed(1)
         model = build_detector(CONFIG.model, CONFIG.backbone, CONFIG.anchors, len(CLASSES))
     randomize_weights(model)
     fit_statistics(model, np.stack(draw_images(range(200, 232))))
-    served = ServedDetector(model, DECODER, 64, CLASSES, postprocess=False)
+    return ServedDetector(model, DECODER, 64, CLASSES, postprocess=False)
+
+
+@pytest.fixture(scope="module")
+def contents():
+    """Returns the contents of the files with raw outputs, by quantization."""
+    served = build_served()
     samples = draw_images(range(100, 164))
     return {name: convert_to_tflite(served, quantization, samples) for name, quantization in QUANTIZATIONS.items()}
 

@@ -6,29 +6,21 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.random_detector import SETTINGS, randomize_weights
-from support.synthetic import write_dataset
+from support.untrained_run import write_untrained_run
 
 import ssd_dist
-from ssd_dist.core.config import Config
 from ssd_dist.core.errors import CheckpointError, UsageError
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.export import trained_detector
+from ssd_dist.export.export_options import ExportOptions
+from ssd_dist.export.exporter import export_run
+from ssd_dist.export.parity import BOX_TOLERANCE, SCORE_TOLERANCE
 from ssd_dist.inference.trained_model import evaluate_split
-from ssd_dist.model.detector import build_detector
-from ssd_dist.runs.checkpoints import BestModel
-from ssd_dist.runs.run_folder import open_run_folder
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("detector")
-    config = Config.model_validate(SETTINGS | {"data": {"dir": str(folder / "data")}})
-    manifest = write_dataset(folder / "data", config, {"train": 2, "val": 6}, shards=1, objects=2)
-    model = build_detector(config.model, config.backbone, config.anchors, len(manifest.classes))
-    randomize_weights(model)
-    open_run_folder(str(folder / "run"), config, manifest)
-    BestModel(model, str(folder / "run"), "coco/AP", 1).save_if_best(5, 0.5)
-    return folder / "run"
+    return write_untrained_run(tmp_path_factory.mktemp("detector"), SETTINGS, randomize_weights)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +74,20 @@ def test_a_folder_with_an_export_summary_is_opened_as_an_export(detector, run, t
     exported = ssd_dist.Detector.load(tmp_path)
     assert exported.classes == detector.classes
     assert exported.evaluate(run.parent / "data")["coco/AP"] == detector.evaluate(run.parent / "data")["coco/AP"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_file_that_ends_in_the_detection_op_is_opened_as_well(detector, run, images, tmp_path):
+    export_run(str(run), "best", ExportOptions("tflite", "postprocess_op"), str(tmp_path), ())
+    exported = ssd_dist.Detector.load(tmp_path)
+    expected, found = (opened.predict(images[:3], score_threshold=0) for opened in (detector, exported))
+    for one, other in zip(expected, found, strict=True):
+        # The op applies NMS across classes, which always keeps the best detection.
+        assert one.names[0] == other.names[0]
+        assert one.scores[0] == pytest.approx(other.scores[0], abs=SCORE_TOLERANCE)
+        np.testing.assert_allclose(one.boxes[0], other.boxes[0], atol=BOX_TOLERANCE)
+    assert exported.evaluate(run.parent / "data").keys() == detector.evaluate(run.parent / "data").keys()
 
 
 def test_mistakes_are_reported(detector, tmp_path):

@@ -110,7 +110,8 @@ def test_a_batch_that_does_not_fit_into_memory_is_split():
 
 
 @pytest.mark.parametrize(
-    ("replicas", "parts", "batch", "group"), [(1, 1, 16, 16), (2, 1, 16, 8), (1, 4, 16, 4), (1, 1, 40, 8)]
+    ("replicas", "parts", "batch", "group"),
+    [(1, 1, 16, 16), (2, 1, 16, 8), (1, 4, 16, 4), (1, 1, 40, 10), (1, 1, 15, 15)],
 )
 def test_the_images_of_a_part_on_a_replica_are_whole_batch_norm_groups(replicas, parts, batch, group):
     fixed = {"train__accumulate_steps": parts, "train__global_batch_size": batch}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import ssd_dist
 from ssd_dist.core.errors import RestartError, SsdDistError, UsageError
 from ssd_dist.fitting import fit_dataset, stages
+from ssd_dist.fitting.results_table import print_results
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
 
 
@@ -28,7 +30,11 @@ def run(monkeypatch, tmp_path):
         ran = []
 
         def run_stage(title, *arguments, **_):
-            ran.append((title, arguments))
+            ran.append(title)
+            run_all.arguments[title] = arguments
+            if title == "train":
+                # A folder with the config and the manifest is a run that ssd-train resumes.
+                assert (files.folder / "dataset.json").read_bytes() == files.manifest.read_bytes()
             if title == fails_at:
                 raise RestartError("interrupted")
             if title in results:
@@ -37,11 +43,12 @@ def run(monkeypatch, tmp_path):
 
         monkeypatch.setattr(stages, "run_stage", run_stage)
         monkeypatch.setattr(stages, "pick_split", lambda _: "val")
+        run_all.arguments = {}
         try:
             stages.run_stages(request, str(files.folder), ("tflite",))
         except RestartError:
             assert fails_at
-        return [title for title, _ in ran]
+        return ran
 
     return run_all
 
@@ -61,14 +68,33 @@ def test_an_interrupted_run_resumes_with_the_stage_that_was_interrupted(run, sta
     assert run() == ALL[ALL.index("train" if stage == "evaluate" else stage) :]
 
 
+def test_an_interrupted_prepare_keeps_its_finished_shards(run):
+    run(fails_at="prepare")
+    run()
+    assert "--resume" in run.arguments["prepare"]
+
+
+@pytest.mark.parametrize(("evaluates", "checkpoint"), [(True, "best"), (False, "last")])
+def test_the_best_checkpoint_is_evaluated_and_exported_or_else_the_last_one(run, tmp_path, evaluates, checkpoint):
+    if evaluates:
+        (tmp_path / "run/best").mkdir(parents=True)
+        (tmp_path / "run/best/best.json").write_text("{}")
+    run()
+    for title in ("evaluate", "export to tflite"):
+        assert f"--checkpoint={checkpoint}" in run.arguments[title]
+
+
 def test_another_request_is_refused_in_the_folder_of_a_run(run):
     run()
-    for other in (
-        FitRequest("/other"),
-        FitRequest("/data", overrides=("train.seed=1",)),
-        FitRequest("/data", minutes=3),
+    for other, difference in (
+        (FitRequest("/other"), "--input: /data, now it is /other"),
+        (
+            FitRequest("/data", overrides=("train.seed=1", "train.steps=2")),
+            "--set: none, now it is train.seed=1, train.steps=2",
+        ),
+        (FitRequest("/data", minutes=3), "--minutes: none, now it is 3"),
     ):
-        with pytest.raises(UsageError, match="was started with --"):
+        with pytest.raises(UsageError, match=f"was started with {difference};"):
             run(other)
 
 
@@ -148,6 +174,18 @@ def test_keyword_arguments_are_the_values_of_the_flags(tmp_path, monkeypatch):
     assert (folder, formats, request.minutes) == (tmp_path, ("onnx",), 3)
     assert request.input == os.path.abspath("data")
     assert request.overrides == ("train.steps=4", "anchors.sizes=[1, 2]")
+
+
+def test_the_printed_commands_can_be_pasted_into_a_shell(tmp_path, capsys):
+    files = FitFiles(tmp_path / "my run")
+    files.folder.mkdir()
+    files.metrics.write_text(json.dumps({"coco/AP50": 0.5, "coco/AP": 0.3, "analysis": {"operating_points": {}}}))
+    print_results(files, (), "val")
+    printed = capsys.readouterr().out.splitlines()
+    (predict,) = (shlex.split(line) for line in printed if line.startswith("  ssd-predict"))
+    assert predict[1:3] == [f"--model_dir={files.folder}", f"--score_threshold={files.metrics}"]
+    (export,) = (shlex.split(line) for line in printed if line.startswith("  ssd-export"))
+    assert export[1] == f"--model_dir={files.folder}"
 
 
 def test_a_partly_written_result_counts_as_missing(tmp_path):

@@ -125,6 +125,7 @@ def test_coco_annotations_are_read_by_pycocotools(images, tmp_path) -> None:
     assert [(coco.cats[row["category_id"]]["name"], row["bbox"]) for row in rows] == [
         (CLASSES[0], [8, 12, 16, 24]), (CLASSES[1], [0, 0, 64, 48]),
     ]  # fmt: skip
+    assert [row["score"] for row in rows] == [0.9, 0.5]
     assert coco.getAnnIds(imgIds=[2]) == []
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 from support.object_store import emulated_store
 
@@ -28,16 +29,6 @@ def save_image(path, size=(40, 20), value=200):
     return str(path)
 
 
-class Array:
-    """A fake of an eager tensor."""
-
-    def __init__(self, values):
-        self._values = np.asarray(values)
-
-    def numpy(self):
-        return self._values
-
-
 @pytest.fixture
 def detector():
     """Detects on every image a cat in the left half, score 0.9, and a dog in the right half, score = brightness."""
@@ -45,11 +36,10 @@ def detector():
     def detect(images):
         brightness = images.numpy().astype(np.float32).mean(axis=(1, 2, 3)) / 255
         count = len(brightness)
-        return DetectionBatch(
-            Array(np.tile(np.float32([[0, 0, 1, 0.5], [0, 0.5, 1, 1], [0, 0, 0, 0]]), (count, 1, 1))),
-            Array(np.tile(np.int32([1, 2, 0]), (count, 1))),
-            Array(np.stack([np.full(count, 0.9, np.float32), brightness, np.zeros(count, np.float32)], 1)),
-        )
+        boxes = np.tile(np.float32([[0, 0, 1, 0.5], [0, 0.5, 1, 1], [0, 0, 0, 0]]), (count, 1, 1))
+        labels = np.tile(np.int32([1, 2, 0]), (count, 1))
+        scores = np.stack([np.full(count, 0.9, np.float32), brightness, np.zeros(count, np.float32)], 1)
+        return DetectionBatch(*map(tf.constant, (boxes, labels, scores)))
 
     return LoadedDetector(16, 2, CLASSES, detect)
 
@@ -243,10 +233,19 @@ def test_a_file_name_that_occurs_twice_has_no_coco_id(tmp_path):
     assert read_coco_ids(str(annotations), ("cat",), ["x/7.jpg"]).get_image_id("x/7.jpg") == 7
 
 
+def test_annotations_for_labelling_tools_contain_the_detections_above_the_threshold(tmp_path, detector):
+    # The score of the dog is the brightness, 50 / 255.
+    source = save_image(tmp_path / "a.png", value=50)
+    predict_images(detector, [source], str(tmp_path), make_outputs("0.5", draw_images=False, formats=("yolo",)))
+    assert (tmp_path / "yolo/labels/train/a.txt").read_text() == "0 0.250000 0.500000 0.500000 1.000000\n"
+
+
 def test_no_detections_give_an_empty_list(tmp_path, detector):
-    nothing = LoadedDetector(16, 2, CLASSES, lambda images: DetectionBatch(
-        Array(np.zeros((len(images), 3, 4), np.float32)), Array(np.zeros((len(images), 3), np.int32)),
-        Array(np.zeros((len(images), 3), np.float32))))  # fmt: skip
+    def detect(images):
+        count = len(images)
+        return DetectionBatch(tf.zeros((count, 3, 4)), tf.zeros((count, 3), tf.int32), tf.zeros((count, 3)))
+
+    nothing = LoadedDetector(16, 2, CLASSES, detect)
     predict_images(nothing, [save_image(tmp_path / "a.png")], str(tmp_path / "out"), make_outputs(draw_images=False))
     assert json.loads((tmp_path / "out" / "detections.json").read_text()) == []
     assert not (tmp_path / "out" / "a.jpg").exists()

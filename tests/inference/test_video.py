@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from ssd_dist.core.errors import DataError, UsageError
 from ssd_dist.evaluation.result_files import CocoIds
@@ -19,16 +20,6 @@ FRAMES, WIDTH, HEIGHT = 5, 64, 48
 OUTPUTS = PredictionOutputs(np.array([0.5]), CocoIds((1,)))
 
 
-class Array:
-    """A fake of an eager tensor."""
-
-    def __init__(self, values):
-        self._values = np.asarray(values)
-
-    def numpy(self):
-        return self._values
-
-
 @pytest.fixture
 def detector() -> LoadedDetector:
     """Detects an object in the left half; its score is the mean of the red channel."""
@@ -36,7 +27,8 @@ def detector() -> LoadedDetector:
     def detect(images):
         red = images.numpy()[..., 0].mean(axis=(1, 2)) / 255
         boxes = np.tile(np.float32([[[0, 0, 1, 0.5]]]), (len(red), 1, 1))
-        return DetectionBatch(Array(boxes), Array(np.ones((len(red), 1), int)), Array(red[:, None].astype(np.float32)))
+        labels, scores = np.ones((len(red), 1), np.int32), red[:, None].astype(np.float32)
+        return DetectionBatch(*map(tf.constant, (boxes, labels, scores)))
 
     return LoadedDetector(16, 2, ("ball",), detect)
 

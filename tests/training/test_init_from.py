@@ -180,6 +180,9 @@ def test_the_averages_of_a_training_checkpoint_are_taken_and_the_new_averages_st
     }
     for group in new.optimizer.inner_optimizer.groups:
         np.testing.assert_array_equal(group.pack().numpy(), averages[group.name])
+    # With a best checkpoint, the training checkpoint is not used.
+    shutil.copytree(source[0] / "best", run / "best")
+    assert read_source_weights(str(run)).origin == f"{run}/best/ckpt-3"
 
 
 def test_a_keras_file_gives_everything_but_the_class_heads(source, tmp_path) -> None:
