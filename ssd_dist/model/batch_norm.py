@@ -60,16 +60,13 @@ class GroupedBatchNormalization(layers.BatchNormalization):
         context = tf.distribute.get_replica_context()
         if images is None and context is not None and context.num_replicas_in_sync > 1:
             raise ValueError(f"{self.name}: the number of images is unknown, so they cannot be divided into groups")
-        if images is None or context is None:
-            return super().call(inputs, training=training)
-        if images > self._group:
-            return self._normalize_groups(inputs)
-        if images < self._group and context.num_replicas_in_sync > 1:
+        if images is not None and images < self._group and context is not None and context.num_replicas_in_sync > 1:
             return self._normalize_synchronized(inputs, context)
-        return super().call(inputs, training=training)
+        return self._normalize_groups(inputs)
 
     def _normalize_groups(self, inputs: tf.Tensor) -> tf.Tensor:
-        count, rest = divmod(inputs.shape[0], self._group)
+        images = inputs.shape[0]
+        count, rest = (1, 0) if images is None or images <= self._group else divmod(images, self._group)
         if rest:
             raise ValueError(f"{self.name}: {inputs.shape[0]} images cannot be divided into groups of {self._group}")
         groups = [self._normalize_group(images) for images in tf.split(inputs, count)]

@@ -242,7 +242,8 @@ def test_two_workers_with_two_replicas_skip_the_same_steps_as_one(write_changed_
     data = write_changed_data(set_offsets_to_nan, val_objects=0)
     # Without objects every evaluation is undefined, so early stopping ends both runs after two of the three epochs.
     flags = ["train.log_every=3", "train.steps_per_loop=3", "train.epochs=3", "checkpoint.every_steps=2",
-             "eval.every_epochs=1", "train.early_stopping=2", "train.recover_from_blowup=2"]  # fmt: skip
+             "eval.every_epochs=1", "train.early_stopping=2", "train.recover_from_blowup=2",
+             "model.batch_norm_group=2"]  # fmt: skip
     train(data, tmp_path / "one", *flags)
     launch = [str(LAUNCHER), "--local=2", "--max_restarts=0", f"--python={sys.executable}"]
     command = [*launch, "--", *train_flags(data, tmp_path / "two", *flags, "cluster.logical_cpus=2")]
