@@ -16,7 +16,7 @@ from pipelines.readers import coco, coco_layout, csv, tfrecord, tfrecord_layout,
 from pipelines.readers.folder import cached_listings, is_image, list_folder
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source, require_input
-from pipelines.readers.splits import WHOLE, Found, output_split
+from pipelines.readers.splits import WHOLE, Found, group_by_output
 from pipelines.readers.tool_format import count_annotated, read_tool_format
 from pipelines.readers.tool_formats import TOOL_FORMATS, UNSUPPORTED
 from pipelines.readers.tool_layout import ToolFormat, explain_unsupported, find_splits
@@ -96,6 +96,7 @@ class SplitPlan:
       name: its name in the output.
       source_split: its name in the source; empty for a source without splits.
       shares: the shares by which the split of the source is divided; empty to read all of it.
+      reads_all_names: whether `source_split` is a name in the output, see `Source`.
       is_optional: whether the split is omitted if it contains no image.
     """
 
@@ -103,6 +104,7 @@ class SplitPlan:
     source_split: str
     shares: tuple[tuple[str, float], ...] = ()
     is_optional: bool = False
+    reads_all_names: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,22 @@ class Detected:
       roots: the folder, file or pattern of the dataset of each input, at or below the input.
       found: the splits of all inputs together.
       others: the other formats that recognise the inputs.
+      splits_by_root: the splits in the output of each of several inputs; empty for a single input.
     """
 
     input_format: str
     roots: tuple[str, ...]
     found: Found[Any]
     others: tuple[str, ...] = ()
+    splits_by_root: tuple[frozenset[str], ...] = ()
+
+    def make_source(self, plan: SplitPlan, image_dir: str) -> Source:
+        """Returns the split of a plan in the inputs that contain it."""
+        roots = self.roots
+        if plan.reads_all_names and plan.source_split != WHOLE and self.splits_by_root:
+            by_root = zip(roots, self.splits_by_root, strict=True)
+            roots = tuple(root for root, names in by_root if plan.source_split in names)
+        return Source(roots, image_dir, plan.source_split, plan.name, plan.shares, plan.reads_all_names)
 
 
 def detect_format(inputs: Sequence[str], image_dir: str, input_format: str = AUTO) -> Detected:
@@ -149,9 +161,11 @@ def detect_format(inputs: Sequence[str], image_dir: str, input_format: str = AUT
     if not common:
         raise DataError(f"--input: {' and '.join(inputs)} have different formats; prepare them separately")
     name, reason = _choose_format({name: [found[name] for _, found in own.values()] for name in common})
-    merged = _merge([found[name] for _, found in own.values()])
+    merged, splits_by_root = _merge({root: found[name] for root, found in own.values()})
     notes = tuple(dict.fromkeys((*reason, *merged.notes, *(note[name] for note in outside if name in note))))
-    return Detected(name, roots, replace(merged, notes=notes), tuple(other for other in common if other != name))
+    return Detected(
+        name, roots, replace(merged, notes=notes), tuple(other for other in common if other != name), splits_by_root
+    )
 
 
 def _choose_format(found_by_name: Mapping[str, Sequence[Found[Any]]]) -> tuple[str, tuple[str, ...]]:
@@ -203,46 +217,84 @@ def _only_folder(path: str) -> str:
     return folder.join(names.pop()) if len(names) == 1 else ""
 
 
-def _merge(found: list[Found[Any]]) -> Found[Any]:
-    """Returns the splits of several inputs as one dataset."""
-    first = found[0]
+def _merge(found_by_root: Mapping[str, Found[Any]]) -> tuple[Found[Any], tuple[frozenset[str], ...]]:
+    """Returns the splits of several inputs as one dataset, by their names in the output, and those of each input.
+
+    The images of an input without splits are training images if another input has splits.
+    """
+    first, *more = found_by_root.values()
+    if not more:
+        return first, ()
+    has_splits = any(one.names for one in found_by_root.values())
+    notes = [
+        f"{root} has no splits, so its images belong to the split train"
+        for root, one in found_by_root.items()
+        if has_splits and not one.names
+    ]
+    found = [_rename(one, has_splits) for one in found_by_root.values()]
     names = dict.fromkeys(name for one in found for name in one.splits)
     counted = [name for name in names if all(name in one.images for one in found if name in one.splits)]
-    return Found(
+    merged = Found(
         tool=first.tool,
         splits={name: tuple(layout for one in found for layout in one.splits.get(name, ())) for name in names},
         images={name: sum(one.images.get(name, 0) for one in found) for name in counted},
         unions=frozenset(name for one in found for name in one.unions),
-        notes=tuple(note for one in found for note in one.notes),
+        notes=(*notes, *(note for one in found for note in one.notes)),
     )
+    return merged, tuple(frozenset(one.splits) for one in found)
+
+
+def _rename(found: Found[Any], has_splits: bool) -> Found[Any]:
+    """Returns the splits of one of several inputs by their names in the output."""
+    groups = group_by_output(found.names)
+    if has_splits and not groups:
+        groups = {"train": [WHOLE]}
+    others = [name for name in found.splits if name in (WHOLE, *found.unions)]
+    groups |= {name: [name] for name in others}
+    return replace(
+        found,
+        splits={name: tuple(layout for own in group for layout in found.splits[own]) for name, group in groups.items()},
+        images={
+            name: sum(found.images[own] for own in group)
+            for name, group in groups.items()
+            if all(own in found.images for own in group)
+        },
+    )
+
+
+def plan_inputs(detected: Detected, is_divided: bool) -> list[SplitPlan]:
+    """Returns the splits to write if the flags name none; in several inputs, a split may have different names."""
+    plans = plan_splits(detected.found, is_divided)
+    return [replace(plan, reads_all_names=True) for plan in plans] if detected.splits_by_root else plans
 
 
 def plan_splits(found: Found[Any], is_divided: bool = True) -> list[SplitPlan]:
     """Returns the splits to write if the flags name none.
 
-    Every split of the source is written, `valid`, `validation` and `val2017` as `val`. A split that consists of other
-    splits is omitted. A source without a validation split gives a share of its training split to validation, and a
-    source without splits is divided, both by a hash of the image id, unless `is_divided` is false.
+    Every split of the source is written, `valid`, `validation` and `val2017` as `val`, see `group_by_output`. A split
+    that consists of other splits is omitted. A source without a validation split gives a share of its training split to
+    validation, and a source without splits is divided, both by a hash of the image id, unless `is_divided` is false.
     """
     if not found.names:
         if not is_divided:
             return [SplitPlan("train", WHOLE)]
         return _divide(WHOLE)
-    outputs = [output_split(name) for name in found.names]
     plans = [
-        # Two splits of the source with the same name in the output, such as train2014 and train2017, keep their names.
-        SplitPlan(output if outputs.count(output) == 1 else name, name)
-        for name, output in zip(found.names, outputs, strict=True)
+        SplitPlan(output, names[0] if len(names) == 1 else output, reads_all_names=len(names) > 1)
+        for output, names in group_by_output(found.names).items()
     ]
     train = next((plan for plan in plans if plan.name == "train"), None)
     if not is_divided or train is None or any(plan.name == "val" for plan in plans):
         return plans
-    return [*_divide(train.source_split), *(plan for plan in plans if plan is not train)]
+    divided = _divide(train.source_split, train.reads_all_names)
+    return [*divided, *(plan for plan in plans if plan is not train)]
 
 
-def _divide(source_split: str) -> list[SplitPlan]:
+def _divide(source_split: str, reads_all_names: bool = False) -> list[SplitPlan]:
     """Returns the plans that divide a split by the default shares; a share of a very small source may be empty."""
-    return [SplitPlan(name, source_split, DEFAULT_SHARES, is_optional=name != "train") for name, _ in DEFAULT_SHARES]
+    return [
+        SplitPlan(name, source_split, DEFAULT_SHARES, name != "train", reads_all_names) for name, _ in DEFAULT_SHARES
+    ]
 
 
 def describe_plan(detected: Detected, plans: Sequence[SplitPlan]) -> list[str]:
@@ -273,6 +325,11 @@ def describe_plan(detected: Detected, plans: Sequence[SplitPlan]) -> list[str]:
             lines.append(
                 f"{source} is divided by {shares}, because the dataset {reason}; --split_by=none switches this off"
             )
+    lines += [
+        f"the splits {' and '.join(names)} of the source are written together as {output}"
+        for output, names in group_by_output(found.names).items()
+        if len(names) > 1
+    ]
     lines += [
         f"split {plan.source_split} of the source is written as {plan.name}"
         for plan in plans

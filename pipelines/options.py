@@ -13,7 +13,7 @@ from absl import flags  # type: ignore[import-untyped]
 
 from pipelines import beam_storage
 from pipelines.classes import ClassRules, parse_class_file
-from pipelines.detection import Detected, SplitPlan, describe_plan, detect_format, plan_splits
+from pipelines.detection import Detected, SplitPlan, describe_plan, detect_format, plan_inputs
 from pipelines.flags import AUTO
 from pipelines.image_preparation import Preparation
 from pipelines.manifest_writer import read_manifest
@@ -103,7 +103,7 @@ def job_from_flags() -> PrepareJob:
     class_file = parse_class_file(beam_storage.read_text(values.classes), values.classes) if values.classes else ()
     return PrepareJob(
         input_format=detected.input_format,
-        sources=tuple(Source(detected.roots, image_dir, plan.source_split, plan.name, plan.shares) for plan in plans),
+        sources=tuple(detected.make_source(plan, image_dir) for plan in plans),
         output=output,
         shards=values.shards,
         rules=_class_rules(class_file, manifest, [plan.name for plan in plans], output),
@@ -135,7 +135,7 @@ def _plan_from_flags(detected: Detected) -> list[SplitPlan]:
     else:
         plans = [SplitPlan(name, values.source_split, shares) for name, _ in shares]
     if values.input_format == AUTO or not plans:
-        plans = plans or plan_splits(detected.found, is_divided=values.split_by != NO_DIVISION)
+        plans = plans or plan_inputs(detected, is_divided=values.split_by != NO_DIVISION)
         lines = describe_plan(detected, plans)
     else:
         lines = [f"note: {note}" for note in detected.found.notes]

@@ -58,7 +58,8 @@ def main(arguments: list[str]) -> None:
     # Sets credentials for files that are read before the pipeline exists.
     FileSystems.set_options(options)
     job = job_from_flags()
-    require_remote(options, [*job.sources[0].inputs, job.sources[0].image_dir, job.output])
+    inputs = [path for source in job.sources for path in (*source.inputs, source.image_dir)]
+    require_remote(options, [*inputs, job.output])
     if survey := flags.FLAGS["survey"].value:
         run_survey(job, options, survey)
         return

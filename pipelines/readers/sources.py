@@ -20,9 +20,11 @@ class Source:
       inputs: folders, files or patterns; each format documents which it accepts.
       image_dir: folder of the images; empty for the folder that the format defines.
       split: value of `--source_split`, the split of the source to read; may be empty.
-      fallback_split: name of the split in the output; the split to read if `split` is empty.
+      output_split: name of the split in the output; the split to read if `split` is empty.
       split_by: name and share of each split if the source is split by hash, otherwise empty. The images in the share
-        of `fallback_split` are read.
+        of `output_split` are read.
+      reads_all_names: whether `split` is the name of the split in the output, and all splits of the inputs that get
+        this name are read: `val` and `valid` for `val`. An input without splits is then read as a whole.
     """
 
     inputs: tuple[str, ...]
@@ -30,6 +32,7 @@ class Source:
     split: str = ""
     output_split: str = ""
     split_by: tuple[tuple[str, float], ...] = ()
+    reads_all_names: bool = False
 
     @property
     def split_name(self) -> str:

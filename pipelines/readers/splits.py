@@ -1,7 +1,7 @@
 """The splits that a format finds in a dataset, and the choice of one of them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -16,6 +16,8 @@ SYNONYMS = {
     "val": ("val", "valid", "validation", "validate", "dev"),
     "test": ("test", "testing"),
 }
+# The year at the end of the name of a split: train2017.
+YEAR = re.compile(r"[-_ ]?\d{4}$")
 # Key of all images of a dataset, whatever splits it has.
 WHOLE = ""
 
@@ -49,12 +51,17 @@ def choose_split(found: Found[LayoutT], source: Source, path: str) -> tuple[Layo
     """Returns the layouts of the split that the flags name.
 
     `--source_split` must exist under exactly this name. Without it, the split of the output may have another common
-    name in the source: `valid` for `val`, `train2017` for `train`. A dataset without splits belongs to any split.
+    name in the source: `valid` for `val`, `train2017` for `train`. A dataset without splits belongs to any split. With
+    `source.reads_all_names`, all splits that get the name in the output are read.
 
     Raises:
       DataError: if there is none; the message lists the splits of the source.
     """
     wanted = source.split_name
+    if source.reads_all_names:
+        same = group_by_output(found.names).get(wanted, [] if found.names else [WHOLE])
+        if same:
+            return tuple(layout for name in same for layout in found.splits[name])
     if wanted in found.splits:
         return found.splits[wanted]
     if wanted == WHOLE:
@@ -79,7 +86,24 @@ def _only_split(found: Found[LayoutT], path: str) -> tuple[LayoutT, ...]:
     )
 
 
+def group_by_output(names: Iterable[str]) -> dict[str, list[str]]:
+    """Returns the splits of a source by the name that they get in the output.
+
+    `val`, `valid` and `validation` together are the split `val`. Of several years, such as train2014 and train2017,
+    each keeps its name, because they may contain the same images.
+
+    >>> group_by_output(["train", "valid", "validation", "test2015", "test2017"])
+    {'train': ['train'], 'val': ['valid', 'validation'], 'test2015': ['test2015'], 'test2017': ['test2017']}
+    """
+    outputs = {name: output_split(name) for name in names}
+    years = {outputs[name] for name in outputs if YEAR.search(name) and [*outputs.values()].count(outputs[name]) > 1}
+    groups: dict[str, list[str]] = {}
+    for name, output in outputs.items():
+        groups.setdefault(name if output in years else output, []).append(name)
+    return groups
+
+
 def output_split(name: str) -> str:
     """Returns the name that a split of the source gets in the output: `valid` and `val2017` become `val`."""
-    plain = re.sub(r"[-_ ]?\d{4}$", "", name.lower())
+    plain = YEAR.sub("", name.lower())
     return next((split for split, names in SYNONYMS.items() if plain in names), name)

@@ -92,9 +92,7 @@ def find_splits(path: str, image_dir: str) -> Found[VocLayout] | None:
         layouts.append(layout)
         for split, part in _divide(folder, layout, base, name).items():
             splits[split] = (*splits.get(split, ()), part)
-    if not splits.keys() & {*itertools.chain(*SYNONYMS.values())} and not any(
-        own[0].list_file for own in splits.values()
-    ):
+    if not any(own[0].list_file or output_split(name) in SYNONYMS for name, own in splits.items()):
         # Folders with other names, such as one per class, are one dataset.
         splits = {}
     whole = _unite(folder, layouts, image_dir, has_splits=bool(splits))
@@ -261,7 +259,7 @@ def _note_unlisted(splits: Mapping[str, tuple[VocLayout, ...]]) -> tuple[str, ..
 def _count_images(layout: VocLayout) -> int:
     if layout.list_file:
         return len(read_list(layout))
-    found = list_folder(layout.images)
+    found = list_folder(layout.images or layout.annotations)
     return sum(is_image(name) for name in found.names if not layout.is_flat or "/" not in name)
 
 
