@@ -2,7 +2,7 @@
 
 export folder: export.json, model -> runner (export.formats) -> outputs by name -> decoded if they are raw -> detections
 
-A SavedModel runs whole batches; a TFLite or ONNX file runs one image at a time.
+A SavedModel runs whole batches; the files of the other formats run one image at a time.
 """
 
 import itertools
@@ -54,7 +54,7 @@ def open_exported_detector(folder: str) -> LoadedDetector:
 
     def detect(images: tf.Tensor) -> DetectionBatch:
         pixels = np.asarray(images)
-        # The batch size of a TFLite file is 1, and so is that of an ONNX file with post-processing.
+        # The batch size of a TFLite file and of an IR is 1, and so is that of an ONNX file with post-processing.
         parts = [pixels] if kind == "saved_model" else np.split(pixels, len(pixels))
         found = [read_outputs(run(part), decoder) for part in parts]
         return DetectionBatch(*(tf.concat(values, 0) for values in zip(*found, strict=True)))

@@ -29,6 +29,7 @@ from ssd_dist.export.formats import (
     write_onnx,
     write_saved_model,
 )
+from ssd_dist.export.openvino_ir import BACKGROUND, write_openvino
 from ssd_dist.export.parity import Network, compare_detections, compare_raw_outputs, run_export
 from ssd_dist.export.rounding import BoolArray, explain_by_rounding, list_candidates, measure_tolerance
 from ssd_dist.export.serving import OutputDecoder, ServedDetector
@@ -154,12 +155,16 @@ def write_export(served: ServedDetector, options: ExportOptions, samples: list[n
             write_saved_model(served, path)
         elif options.kind == "tflite":
             path.write_bytes(build_tflite(served, options, samples))
-        else:
+        elif options.kind == "onnx":
             write_onnx(served, path)
+        else:
+            write_openvino(served, options, samples, path)
         if options.outputs == "raw":
             np.save(folder / ANCHORS_NAME, served.decoder.anchors)
         if options.outputs == "postprocess_op":
             (folder / LABELS_NAME).write_text(write_labels(served.classes), encoding="utf-8")
+        if options.outputs == "detection_output":
+            (folder / LABELS_NAME).write_text(write_labels([BACKGROUND, *served.classes]), encoding="utf-8")
     except OSError as error:
         raise UsageError(
             f"--output={folder}: cannot write the export: {error}; use a writable folder with free space"
@@ -201,11 +206,10 @@ def compare_with_checkpoint(
     expected = detect_with_checkpoint(network, decoder, images, names)
     found, latency = run_export(runner, images, names, decoder)
     tolerance = measure_tolerance(model, images) if options.quantization.kind == "none" else None
-    postprocess_op = options.outputs == "postprocess_op"
 
     def explain(index: int, lost: Detections, added: Detections) -> tuple[BoolArray, BoolArray]:
         assert tolerance is not None
-        candidates = list_candidates(network(tf.constant(images[index][None])), decoder, tolerance, postprocess_op)
+        candidates = list_candidates(network(tf.constant(images[index][None])), decoder, tolerance, options.outputs)
         return explain_by_rounding(lost, added, found[index], candidates, decoder)
 
     raw = compare_raw_outputs(runner, network, images, tolerance) if options.outputs == "raw" else {}
@@ -221,5 +225,6 @@ def detect_with_checkpoint(
 
 
 def _size_of(path: Path) -> int:
-    """Returns the size in bytes of a file, or of all files in a folder."""
-    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    """Returns the size in bytes of an export: a file, with the weights of an IR, or all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path, *path.parent.glob(f"{path.stem}.bin")]
+    return sum(file.stat().st_size for file in files if file.is_file())

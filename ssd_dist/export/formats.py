@@ -1,8 +1,9 @@
-"""Writes a detector as SavedModel, TFLite or ONNX, and opens such exports for inference.
+"""Writes a detector as SavedModel, TFLite or ONNX, and opens exports of every format for inference.
 
 saved_model   signatures `serving_default` (uint8 batch) and `encoded_images` (bytes), any batch size
 tflite        pixels [1, S, S, 3]; weights in float32 or float16, or weights and activations in int8
 onnx          uint8 [N, S, S, 3], opset 17, for ONNX Runtime and TensorRT
+openvino      uint8 [1, S, S, 3], written by openvino_ir.py
 """
 
 import os
@@ -18,7 +19,7 @@ from ssd_dist.export.serving import ServedDetector
 
 ONNX_OPSET = 17
 # Name of the export inside the output folder; a SavedModel is the folder itself.
-FILES = {"saved_model": ".", "tflite": "model.tflite", "onnx": "model.onnx"}
+FILES = {"saved_model": ".", "tflite": "model.tflite", "onnx": "model.onnx", "openvino": "model.xml"}
 
 # Maps uint8 [1, S, S, 3] to the outputs by name.
 Runner = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -87,6 +88,7 @@ def open_export(kind: str, path: Path) -> Runner:
         "saved_model": _open_saved_model,
         "tflite": _open_tflite,
         "onnx": _open_onnx,
+        "openvino": _open_openvino,
     }
     return openers[kind](path)
 
@@ -126,3 +128,11 @@ def _open_onnx(path: Path) -> Runner:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+
+def _open_openvino(path: Path) -> Runner:
+    import openvino
+
+    # Without the hint, OpenVINO computes in bfloat16 on processors that support it.
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda images: {output.get_any_name(): value for output, value in compiled(images).items()}

@@ -27,6 +27,7 @@ OPTIONS = {
     "float32": ExportOptions("tflite", "postprocess_op", metadata=Credits("A. Author", "1.2", "Apache-2.0")),
     "int8": ExportOptions("tflite", "postprocess_op", Quantization("int8"), Credits()),
     "onnx": ExportOptions("onnx", "detections"),
+    "openvino": ExportOptions("openvino", "detection_output"),
 }
 
 
@@ -67,12 +68,14 @@ def export(served, tmp_path_factory):
 def detect(folder, options, image):
     """Returns class name, score and box (left, top, right, bottom in pixels) of the detections of an export."""
     outputs = open_export(options.kind, folder / FILES[options.kind])(np.asarray(image)[None])
-    labels = outputs["labels"][0] - 1 if "labels" in outputs else outputs["classes"][0]
-    count = int(outputs["count"][0]) if "count" in outputs else int((labels >= 0).sum())
-    rows = zip(outputs["boxes"][0][:count], labels[:count], outputs["scores"][0][:count], strict=True)
-    return [
-        (CLASSES[int(label)], score, 64 * box[[1, 0, 3, 2]]) for box, label, score in rows if score >= THRESHOLD + 1e-3
-    ]
+    if "detection_out" in outputs:
+        rows = [(row[3:], row[1] - 1, row[2]) for row in outputs["detection_out"][0, 0]]
+    else:
+        labels = outputs["labels"][0] - 1 if "labels" in outputs else outputs["classes"][0]
+        count = int(outputs["count"][0]) if "count" in outputs else int((labels >= 0).sum())
+        boxes = outputs["boxes"][0][:count, [1, 0, 3, 2]]
+        rows = zip(boxes, labels[:count], outputs["scores"][0][:count], strict=True)
+    return [(CLASSES[int(label)], score, 64 * box) for box, label, score in rows if score >= THRESHOLD + 1e-3]
 
 
 def run_script(page, python, *arguments):
@@ -103,10 +106,15 @@ def test_a_client_reads_the_outputs_by_position(export, image, name):
 
 
 @pytest.mark.slow
-def test_a_client_runs_onnx_runtime(export, image):
-    pytest.importorskip("tf2onnx")
-    expected = detect(export("onnx"), OPTIONS["onnx"], image[0])
-    found = run_script("onnx_runtime.md", sys.executable, export("onnx"), image[1])
+@pytest.mark.parametrize(
+    ("name", "page", "packages"),
+    [("onnx", "onnx_runtime.md", ["tf2onnx", "onnxruntime"]), ("openvino", "openvino.md", ["openvino"])],
+)
+def test_a_client_runs_the_export(export, image, name, page, packages):
+    for package in packages:
+        pytest.importorskip(package)
+    expected = detect(export(name), OPTIONS[name], image[0])
+    found = run_script(page, sys.executable, export(name), image[1])
     assert len(found) >= len(expected) > 5
     for (label, score, box), words in zip(expected, found, strict=False):
         assert words[0] == label

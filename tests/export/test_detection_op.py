@@ -130,7 +130,7 @@ def compare_with_our_nms(content, logits, offsets):
     op = dict(zip(OUTPUTS, run(content, logits, offsets), strict=True))
     ours = run_export(lambda _: raw, [np.zeros(0)], ["a"], DECODER)[0]
     theirs = run_export(lambda _: op, [np.zeros(0)], ["a"], DECODER)[0]
-    candidates = list_candidates(raw, DECODER, Tolerance(1e-6, 1e-6), postprocess_op=True)
+    candidates = list_candidates(raw, DECODER, Tolerance(1e-6, 1e-6), export_outputs="postprocess_op")
     return compare_detections(
         ours, theirs, lambda _, lost, added: explain_by_rounding(lost, added, theirs[0], candidates, DECODER)
     )
@@ -186,7 +186,7 @@ def test_a_wrong_result_of_the_op_is_not_explained():
     logits, offsets = background()
     logits[70, 1] = 14
     raw = {"logits": tf.constant(logits[None]), "offsets": tf.constant(offsets[None])}
-    candidates = list_candidates(raw, DECODER, Tolerance(1e-6, 1e-6), postprocess_op=True)
+    candidates = list_candidates(raw, DECODER, Tolerance(1e-6, 1e-6), export_outputs="postprocess_op")
     score = 1 / (1 + np.exp(-candidates.log_odds[70 * 3]))
     wrong = Detections("a", ANCHORS[[71]], np.array([1]), np.float32([score]))
     right = Detections("a", ANCHORS[[70]].clip(0, 1), np.array([1]), np.float32([score]))

@@ -136,7 +136,7 @@ def test_the_detection_op_decodes_the_raw_outputs_of_any_quantization(contents, 
 
     def explain(index, lost, added):
         outputs = {name: tf.constant(value) for name, value in raw(images[index][None]).items()}
-        candidates = list_candidates(outputs, DECODER, Tolerance(1e-5, 1e-5), postprocess_op=True)
+        candidates = list_candidates(outputs, DECODER, Tolerance(1e-5, 1e-5), export_outputs="postprocess_op")
         return explain_by_rounding(lost, added, found[index], candidates, DECODER)
 
     parity = compare_detections(expected, found, explain)
