@@ -10,9 +10,9 @@ from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.export.detection_op import OUTPUTS as OP_OUTPUTS
 from ssd_dist.export.export_options import ExportOptions
-from ssd_dist.export.formats import FILES
 from ssd_dist.export.openvino_ir import OUTPUT_NAME as DETECTION_OUTPUT
 from ssd_dist.export.parity import Parity
+from ssd_dist.export.runtimes import FILES
 from ssd_dist.export.serving import OutputDecoder
 
 METRICS = ("coco/AP", "coco/AP50", "voc/mAP")

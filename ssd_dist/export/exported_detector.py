@@ -1,6 +1,6 @@
 """Opens exports for `ssd-predict` and `ssd-evaluate`.
 
-export folder: export.json, model -> runner (export.formats) -> outputs by name -> decoded if they are raw -> detections
+export.json, model -> runner (export.runtimes) -> outputs by name -> decoded if they are raw -> detections
 
 A SavedModel runs whole batches; the files of the other formats run one image at a time.
 """
@@ -24,8 +24,8 @@ from ssd_dist.core.manifest import Manifest
 from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.export.exporter import ANCHORS_NAME, read_images
-from ssd_dist.export.formats import FILES, open_export
 from ssd_dist.export.parity import read_outputs
+from ssd_dist.export.runtimes import FILES, open_export
 from ssd_dist.export.serving import OutputDecoder
 from ssd_dist.inference.prediction import LoadedDetector, detect_batch
 from ssd_dist.model.postprocessing import DetectionBatch

@@ -21,17 +21,11 @@ from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.export.detection_op import append_detection_op
 from ssd_dist.export.export_options import ExportOptions
 from ssd_dist.export.export_summary import Comparison, describe_difference, describe_export, summarise_comparison
-from ssd_dist.export.formats import (
-    FILES,
-    Runner,
-    convert_to_tflite,
-    open_export,
-    write_onnx,
-    write_saved_model,
-)
+from ssd_dist.export.formats import convert_to_tflite, write_onnx, write_saved_model
 from ssd_dist.export.openvino_ir import BACKGROUND, write_openvino
 from ssd_dist.export.parity import Network, compare_detections, compare_raw_outputs, run_export
 from ssd_dist.export.rounding import BoolArray, explain_by_rounding, list_candidates, measure_tolerance
+from ssd_dist.export.runtimes import FILES, Runner, list_files, open_export
 from ssd_dist.export.serving import OutputDecoder, ServedDetector
 from ssd_dist.export.tflite_metadata import LABELS_NAME, add_metadata, write_labels
 from ssd_dist.inference.trained_model import check_data_fits_model, load_trained_model
@@ -86,7 +80,7 @@ def export_run(
     comparison = compare_with_checkpoint(model, decoder, open_export(options.kind, path), images, names, options)
     summary = {
         **describe_export(options, decoder, served.size),
-        "bytes": _size_of(path),
+        "bytes": sum(file.stat().st_size for file in list_files(path)),
         "checkpoint": locate_checkpoint(model_dir, checkpoint),
         "model": {"width": config.model.width, "anchors": config.anchors.model_dump(mode="json")},
         **summarise_comparison(comparison, ground_truths, manifest.classes),
@@ -222,9 +216,3 @@ def detect_with_checkpoint(
 ) -> list[Detections]:
     """Returns the detections of the checkpoint's network on each of the uint8 [S, S, 3] images."""
     return run_export(lambda image: network(tf.constant(image)), images, names, decoder)[0]
-
-
-def _size_of(path: Path) -> int:
-    """Returns the size in bytes of an export: a file, with the weights of an IR, or all files in a folder."""
-    files = path.rglob("*") if path.is_dir() else [path, *path.parent.glob(f"{path.stem}.bin")]
-    return sum(file.stat().st_size for file in files if file.is_file())

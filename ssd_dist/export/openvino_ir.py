@@ -21,6 +21,7 @@ import numpy as np
 
 from ssd_dist.export.export_options import ExportOptions
 from ssd_dist.export.formats import write_saved_model
+from ssd_dist.export.runtimes import keep_signal_stack
 from ssd_dist.export.serving import OutputDecoder, ServedDetector
 from ssd_dist.model.postprocessing import CANDIDATES
 
@@ -109,10 +110,11 @@ def _quantize(model: Any, samples: Sequence[np.ndarray]) -> Any:
     settings = AdvancedQuantizationParameters(
         overflow_fix=OverflowFix.ENABLE, activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
     )
-    return nncf.quantize(
-        model,
-        nncf.Dataset([image[None] for image in samples]),
-        preset=nncf.QuantizationPreset.MIXED,
-        subset_size=len(samples),
-        advanced_parameters=settings,
-    )
+    with keep_signal_stack():
+        return nncf.quantize(
+            model,
+            nncf.Dataset([image[None] for image in samples]),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(samples),
+            advanced_parameters=settings,
+        )

@@ -13,9 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from ssd_dist.evaluation.detections import Detections, remove_padding, select_detections
-from ssd_dist.export.formats import Runner
 from ssd_dist.export.openvino_ir import OUTPUT_NAME as DETECTION_OUTPUT
 from ssd_dist.export.rounding import BoolArray, Tolerance
+from ssd_dist.export.runtimes import Runner
 from ssd_dist.export.serving import OutputDecoder
 from ssd_dist.model.postprocessing import DetectionBatch
 

@@ -18,7 +18,7 @@ from test_quantized import build_served, draw_images
 
 from ssd_dist.export.export_options import Credits, ExportOptions, Quantization
 from ssd_dist.export.exporter import write_export
-from ssd_dist.export.formats import FILES, open_export
+from ssd_dist.export.runtimes import FILES, open_export
 
 ROOT = Path(__file__).parents[2]
 MEDIAPIPE = Path(os.environ.get("SSD_DIST_MEDIAPIPE", ROOT / ".venv-mediapipe")) / "bin/python"

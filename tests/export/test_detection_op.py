@@ -21,9 +21,9 @@ from ssd_dist.evaluation.detections import Detections
 from ssd_dist.export.detection_op import OP_NAME, OUTPUTS, append_detection_op, read_model
 from ssd_dist.export.export_options import Credits, ExportOptions
 from ssd_dist.export.exporter import write_export
-from ssd_dist.export.formats import open_export
 from ssd_dist.export.parity import compare_detections, run_export
 from ssd_dist.export.rounding import Tolerance, explain_by_rounding, list_candidates
+from ssd_dist.export.runtimes import open_export
 from ssd_dist.export.serving import OutputDecoder
 from ssd_dist.export.tflite_metadata import add_metadata, write_labels
 

@@ -1,5 +1,8 @@
 """An OpenVINO IR that ends in DetectionOutput detects what our own NMS detects, in the layout that clients read."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,10 +14,10 @@ from ssd_dist.core.boxes import decode_boxes, encode_boxes
 from ssd_dist.core.config import Config
 from ssd_dist.export.export_options import ExportOptions, Quantization
 from ssd_dist.export.exporter import write_export
-from ssd_dist.export.formats import open_export
 from ssd_dist.export.openvino_ir import OUTPUT_NAME, append_detection_output
 from ssd_dist.export.parity import compare_detections, run_export
 from ssd_dist.export.rounding import Tolerance, explain_by_rounding, list_candidates
+from ssd_dist.export.runtimes import open_export
 from ssd_dist.export.serving import OutputDecoder
 
 openvino = pytest.importorskip("openvino")
@@ -102,6 +105,28 @@ def test_overlapping_objects_of_two_classes_are_both_found(run):
     assert rows[2, 0] == -1
     parity = compare_with_our_nms(run, logits, offsets)
     assert (parity.detections, parity.missing, parity.surplus, parity.undecided) == (2, 0, 0, 0)
+
+
+def test_a_signal_after_two_models_were_freed_is_handled(tmp_path):
+    """Opened directly with OpenVINO, the process ends with a segmentation fault."""
+    from openvino import opset13 as ops
+
+    images = ops.parameter([1, 8, 8, 3], np.float32, name="images")
+    openvino.save_model(openvino.Model([ops.result(ops.relu(images))], [images]), tmp_path / "model.xml")
+    program = """
+import faulthandler, pathlib, signal, sys
+from ssd_dist.export.runtimes import open_export
+faulthandler.enable()
+path = pathlib.Path(sys.argv[1])
+for _ in range(4):
+    opened = open_export("openvino", path)  # frees the previous model after the next one is compiled
+del opened
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+    command = [sys.executable, "-c", program, tmp_path / "model.xml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,10 @@ from ssd_dist.cli.export import describe_parity
 from ssd_dist.core.config import Config
 from ssd_dist.export.detection_op import append_detection_op
 from ssd_dist.export.export_options import Quantization
-from ssd_dist.export.formats import convert_to_tflite, open_export
+from ssd_dist.export.formats import convert_to_tflite
 from ssd_dist.export.parity import compare_detections, run_export
 from ssd_dist.export.rounding import Tolerance, explain_by_rounding, list_candidates
+from ssd_dist.export.runtimes import open_export
 from ssd_dist.export.serving import OutputDecoder, ServedDetector
 from ssd_dist.model import detector
 from ssd_dist.model.detector import build_detector
