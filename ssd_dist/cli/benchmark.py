@@ -24,7 +24,7 @@ def main(_: list[str]) -> None:
     if not data and values["split"].present:
         raise UsageError("--split has no effect without --data; add --data=OUT or omit it")
     # NumPy and the readers of data take a moment to import, so they are imported after the flags are checked.
-    from ssd_dist.export.benchmark import benchmark_exports, find_exports, print_benchmark
+    from ssd_dist.export.export_benchmark import benchmark_exports, find_exports, print_benchmark
 
     exports = find_exports(folders or [str(Path(model_dir, "export"))])
     results = benchmark_exports(exports, values["runs"].value, values["threads"].value, data, values["split"].value)

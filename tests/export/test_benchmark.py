@@ -13,7 +13,7 @@ from test_quantized import DECODER, build_served, draw_images
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import CheckpointError
 from ssd_dist.evaluation.metrics import evaluate_detections
-from ssd_dist.export import benchmark
+from ssd_dist.export import export_benchmark
 from ssd_dist.export.export_options import ExportOptions
 from ssd_dist.export.export_summary import describe_export
 from ssd_dist.export.exported_detector import evaluate_export
@@ -106,15 +106,15 @@ def test_exports_are_found_at_any_depth_and_once(tmp_path):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "export.json").write_text("{}")
     expected = [tmp_path / "onnx", tmp_path / "tflite/int8"]
-    assert benchmark.find_exports([str(tmp_path), str(tmp_path / "onnx")]) == expected
+    assert export_benchmark.find_exports([str(tmp_path), str(tmp_path / "onnx")]) == expected
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="empty: contains no export; create one with ssd-export"):
-        benchmark.find_exports([str(tmp_path / "empty")])
+        export_benchmark.find_exports([str(tmp_path / "empty")])
     with pytest.raises(CheckpointError, match="onnx: the export is damaged"):
-        benchmark.benchmark_exports(expected, 1, 1, None, "val")
+        export_benchmark.benchmark_exports(expected, 1, 1, None, "val")
 
 
 def test_noise_is_the_same_for_every_export():
-    first, second = (benchmark._draw_noise(16, 3) for _ in range(2))
+    first, second = (export_benchmark._draw_noise(16, 3) for _ in range(2))
     assert (first.shape, first.dtype) == ((3, 16, 16, 3), np.uint8)
     np.testing.assert_array_equal(first, second)
