@@ -16,7 +16,9 @@ from PIL import Image
 from support.synthetic import CLASSES
 from test_quantized import build_served, draw_images
 
+from ssd_dist.core.boxes import decode_boxes
 from ssd_dist.export.export_options import Credits, ExportOptions, Quantization
+from ssd_dist.export.export_summary import describe_export
 from ssd_dist.export.exporter import write_export
 from ssd_dist.export.runtimes import FILES, open_export
 
@@ -28,6 +30,7 @@ OPTIONS = {
     "int8": ExportOptions("tflite", "postprocess_op", Quantization("int8"), Credits()),
     "onnx": ExportOptions("onnx", "detections"),
     "openvino": ExportOptions("openvino", "detection_output"),
+    "onnx_raw": ExportOptions("onnx", "raw"),
 }
 
 
@@ -59,7 +62,8 @@ def export(served, tmp_path_factory):
             folders[name] = tmp_path_factory.mktemp(name)
             served.postprocess = OPTIONS[name].outputs == "detections"
             write_export(served, OPTIONS[name], draw_images(range(100, 132)), folders[name])
-            (folders[name] / "export.json").write_text(json.dumps({"classes": CLASSES}))
+            summary = describe_export(OPTIONS[name], served.decoder, 64) | {"classes": CLASSES}
+            (folders[name] / "export.json").write_text(json.dumps(summary))
         return folders[name]
 
     return write
@@ -80,7 +84,7 @@ def detect(folder, options, image):
 
 def run_script(page, python, *arguments):
     """Runs the script of a page and returns the words of each line that it prints."""
-    command = [python, "-c", read_script(page), *arguments, str(THRESHOLD)]
+    command = [python, "-c", read_script(page), *arguments]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     return [line.split() for line in done.stdout.splitlines()]
@@ -98,7 +102,8 @@ def image(tmp_path_factory):
 @pytest.mark.parametrize("name", ["float32", "int8"])
 def test_a_client_reads_the_outputs_by_position(export, image, name):
     folder, expected = export(name), detect(export(name), OPTIONS[name], image[0])
-    found = run_script("coral_frigate.md", sys.executable, folder / "model.tflite", folder / "labelmap.txt", image[1])
+    arguments = (folder / "model.tflite", folder / "labelmap.txt", image[1], THRESHOLD)
+    found = run_script("coral_frigate.md", sys.executable, *arguments)
     assert len(found) >= len(expected) > 5
     for (label, score, box), words in zip(expected, found, strict=False):
         assert words[0] == label
@@ -114,7 +119,7 @@ def test_a_client_runs_the_export(export, image, name, page, packages):
     for package in packages:
         pytest.importorskip(package)
     expected = detect(export(name), OPTIONS[name], image[0])
-    found = run_script(page, sys.executable, export(name), image[1])
+    found = run_script(page, sys.executable, export(name), image[1], THRESHOLD)
     assert len(found) >= len(expected) > 5
     for (label, score, box), words in zip(expected, found, strict=False):
         assert words[0] == label
@@ -122,11 +127,40 @@ def test_a_client_runs_the_export(export, image, name, page, packages):
 
 
 @pytest.mark.slow
+def test_the_plugin_of_tensorrt_gets_our_boxes_scores_and_thresholds(export, served, image, tmp_path):
+    """TensorRT is not available; its documentation lists the attributes of EfficientNMS_TRT, version 1."""
+    onnx, _, runtime = map(pytest.importorskip, ("onnx", "tf2onnx", "onnxruntime"))
+    run_script("tensorrt.md", sys.executable, export("onnx_raw"), tmp_path / "tensorrt.onnx")
+    model = onnx.load(tmp_path / "tensorrt.onnx")
+    plugin = model.graph.node[-1]
+    assert (plugin.op_type, plugin.domain) == ("EfficientNMS_TRT", "TRT")
+    assert {one.name: onnx.helper.get_attribute_value(one) for one in plugin.attribute} == {
+        "plugin_version": b"1", "background_class": 0, "box_coding": 0, "score_activation": 0, "class_agnostic": 0,
+        "score_threshold": pytest.approx(0.01), "iou_threshold": 0.5, "max_output_boxes": 100,
+    }  # fmt: skip
+    values = [*model.graph.input, *model.graph.output]
+    shapes = {value.name: [one.dim_value for one in value.type.tensor_type.shape.dim] for value in values}
+    assert shapes == {
+        "images": [1, 64, 64, 3], "count": [1, 1], "boxes": [1, 100, 4], "scores": [1, 100], "labels": [1, 100]
+    }  # fmt: skip
+    # The inputs of the plugin, computed by ONNX Runtime.
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in plugin.input)
+    model.graph.node.remove(plugin)
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    boxes, scores = session.run(list(plugin.input), {"images": np.asarray(image[0])[None]})
+    raw = open_export("onnx", export("onnx_raw") / "model.onnx")(np.asarray(image[0])[None])
+    weights = np.exp(raw["logits"][0].astype(np.float64))
+    np.testing.assert_allclose(scores[0], weights / weights.sum(axis=1, keepdims=True), atol=1e-5)
+    np.testing.assert_allclose(boxes[0], decode_boxes(raw["offsets"][0], served.decoder.anchors, 0.1, 0.2), atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not MEDIAPIPE.exists(), reason="MediaPipe is not installed; `make deploy-clients` installs it")
 @pytest.mark.parametrize("name", ["float32", "int8"])
 def test_mediapipe_draws_the_boxes_of_the_file(export, image, name):
     expected = detect(export(name), OPTIONS[name], image[0])[:20]
-    found = run_script("mediapipe.md", MEDIAPIPE, export(name) / "model.tflite", image[1])
+    found = run_script("mediapipe.md", MEDIAPIPE, export(name) / "model.tflite", image[1], THRESHOLD)
     assert len(found) >= len(expected) > 5
     for (label, score, box), words in zip(expected, found, strict=False):
         assert words[0] == label
