@@ -3,6 +3,7 @@
 The script for MediaPipe runs in a virtual environment of its own, which `make deploy-clients` creates.
 """
 
+import functools
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from ssd_dist.export.runtimes import FILES, open_export
 
 ROOT = Path(__file__).parents[2]
 MEDIAPIPE = Path(os.environ.get("SSD_DIST_MEDIAPIPE", ROOT / ".venv-mediapipe")) / "bin/python"
+SHARED = Path(os.environ.get("SSD_DIST_SHARED", ROOT.parent / "shared"))
 THRESHOLD = 0.3
 OPTIONS = {
     "float32": ExportOptions("tflite", "postprocess_op", metadata=Credits("A. Author", "1.2", "Apache-2.0")),
@@ -69,9 +71,12 @@ def export(served, tmp_path_factory):
     return write
 
 
+open_once = functools.cache(open_export)
+
+
 def detect(folder, options, image):
     """Returns class name, score and box (left, top, right, bottom in pixels) of the detections of an export."""
-    outputs = open_export(options.kind, folder / FILES[options.kind])(np.asarray(image)[None])
+    outputs = open_once(options.kind, folder / FILES[options.kind])(np.asarray(image)[None])
     if "detection_out" in outputs:
         rows = [(row[3:], row[1] - 1, row[2]) for row in outputs["detection_out"][0, 0]]
     else:
@@ -155,6 +160,15 @@ def test_the_plugin_of_tensorrt_gets_our_boxes_scores_and_thresholds(export, ser
     np.testing.assert_allclose(boxes[0], decode_boxes(raw["offsets"][0], served.decoder.anchors, 0.1, 0.2), atol=1e-5)
 
 
+def move_as_mediapipe(box):
+    """Returns (left, top, width, height) of a box (left, top, right, bottom) as MediaPipe reports it.
+
+    MediaPipe moves the corner into the image, keeps the sides up to those of the image, and cuts all to whole pixels.
+    """
+    left, top, right, bottom = box
+    return np.array([max(left, 0), max(top, 0), min(right - left, 64), min(bottom - top, 64)])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not MEDIAPIPE.exists(), reason="MediaPipe is not installed; `make deploy-clients` installs it")
 @pytest.mark.parametrize("name", ["float32", "int8"])
@@ -164,11 +178,75 @@ def test_mediapipe_draws_the_boxes_of_the_file(export, image, name):
     assert len(found) >= len(expected) > 5
     for (label, score, box), words in zip(expected, found, strict=False):
         assert words[0] == label
-        # MediaPipe moves the corner into the image, and cuts it, the width and the height to whole pixels.
-        left, top, right, bottom = box
-        expected_words = [max(left, 0), max(top, 0), right - left, bottom - top]
-        np.testing.assert_allclose(np.float64(words[2:]), expected_words, atol=1.01)
+        np.testing.assert_allclose(np.float64(words[2:]), move_as_mediapipe(box), atol=1.01)
         assert float(words[1]) == pytest.approx(score, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Returns 64 real images of the size of the input, as PNG files."""
+    files = sorted((SHARED / "data/coco128/images").rglob("*.jpg"))[:64]
+    if len(files) < 64:
+        pytest.skip(f"{SHARED}/data/coco128 is missing; set SSD_DIST_SHARED to the folder that contains data/coco128")
+    folder = tmp_path_factory.mktemp("photographs")
+    for file in files:
+        with Image.open(file) as opened:
+            opened.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR).save(folder / f"{file.stem}.png")
+    return sorted(folder.iterdir())
+
+
+def count_missing(expected, found, tolerance):
+    """Returns how many detections (name, score, box) have none of the same name, score and box in `found`."""
+
+    def is_near(one, two):
+        return one[0] == two[0] and abs(one[1] - two[1]) < 1e-3 and np.abs(one[2] - two[2]).max() < tolerance
+
+    return sum(not any(is_near(one, two) for two in found) for one in expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["float32", "int8"])
+def test_litert_draws_the_boxes_of_tensorflow_on_real_images(export, photographs, name):
+    folder, total = export(name), 0
+    litert = open_export("tflite", folder / "model.tflite", litert=True)
+    for path in photographs:
+        with Image.open(path) as image:
+            expected, outputs = detect(folder, OPTIONS[name], image), litert(np.asarray(image)[None])
+        rows = zip(outputs["boxes"][0], outputs["classes"][0], outputs["scores"][0], strict=True)
+        found = [(CLASSES[int(number)], score, 64 * box[[1, 0, 3, 2]]) for box, number, score in rows]
+        assert count_missing(expected, found[: int(outputs["count"][0])], 0.01) == 0, path
+        total += len(expected)
+    assert total > 64
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MEDIAPIPE.exists(), reason="MediaPipe is not installed; `make deploy-clients` installs it")
+@pytest.mark.parametrize("name", ["float32", "int8"])
+def test_mediapipe_draws_the_boxes_of_the_file_on_real_images(export, photographs, name):
+    program = """
+import json, sys, mediapipe
+from mediapipe.tasks.python import BaseOptions, vision
+options = vision.ObjectDetectorOptions(BaseOptions(sys.argv[1]), score_threshold=float(sys.argv[2]), max_results=100)
+with vision.ObjectDetector.create_from_options(options) as detector:
+    for path in sys.argv[3:]:
+        found = detector.detect(mediapipe.Image.create_from_file(path)).detections
+        boxes = [(one.bounding_box.origin_x, one.bounding_box.origin_y, one.bounding_box.width,
+            one.bounding_box.height) for one in found]
+        names = [(one.categories[0].category_name, one.categories[0].score) for one in found]
+        print(json.dumps([(*name, box) for name, box in zip(names, boxes)]))
+"""
+    command = [MEDIAPIPE, "-c", program, export(name) / "model.tflite", THRESHOLD, *photographs]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    total = 0
+    for path, line in zip(photographs, done.stdout.splitlines(), strict=True):
+        found = [(label, score, np.float64(box)) for label, score, box in json.loads(line)]
+        with Image.open(path) as image:
+            detections = detect(export(name), OPTIONS[name], image)
+        expected = [(label, score, move_as_mediapipe(box)) for label, score, box in detections]
+        assert count_missing(expected, found, 1.01) == 0, path
+        total += len(expected)
+    assert total > 64
 
 
 @pytest.mark.slow
