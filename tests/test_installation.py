@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from support.terminal import remove_escapes, run_in_terminal
 
 from ssd_dist.core.config_files import flatten_config, load_config
 
@@ -158,8 +159,9 @@ def test_one_command_trains_and_exports_in_any_folder_and_resumes_after_interrup
     assert not (folder / "data/dataset.json").exists()
     assert interrupt(fit, tmp_path, folder / "metrics.jsonl", signal.SIGINT) == 75
     assert not (folder / "metrics.json").exists()
-    done = run(*fit, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    code, printed = run_in_terminal(fit, cwd=tmp_path)
+    printed = remove_escapes(printed)
+    assert code == 0, printed
 
     # The choices were made once, and leave the keys of the user as they are.
     assert (folder / "config.yaml").read_text() == config
@@ -174,9 +176,14 @@ def test_one_command_trains_and_exports_in_any_folder_and_resumes_after_interrup
     for name in ("report.html", "predictions.png", "best/best.json", "export/tflite/model.tflite"):
         assert (folder / name).stat().st_size
     ap = json.loads((folder / "metrics.json").read_text())["coco/AP50"]
-    assert re.search(rf"COCO AP50 +│ {ap:.3f}", done.stdout)
+    assert re.search(rf"COCO AP50 +│ {ap:.3f}", printed)
     for word in ("schedule.warmup_steps = ", "report.html", "ssd-predict --model_dir=run"):
-        assert word in done.stdout
+        assert word in printed
+    # Every stage shows what it does, and the terminal is free of the output of TensorFlow and its converters.
+    for word in ("start TensorFlow", "first step", "24/24  loss", "evaluate split val, batches", "convert to tflite"):
+        assert word in printed
+    assert "W0000" not in printed
+    assert "tf_tfl_flatbuffer_helpers" in (folder / "logs/export.log").read_text()
     program = "import ssd_dist; print(ssd_dist.__file__)"
     location = run(full_scripts / "python", "-c", program, cwd=tmp_path).stdout
     assert location.startswith(str(full_scripts.parent))

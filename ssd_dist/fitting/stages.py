@@ -90,7 +90,8 @@ def train_and_evaluate(files: FitFiles) -> None:
         # A folder with a config and a manifest is a run, which ssd-train resumes with this config only.
         shutil.copy(files.manifest, files.folder / MANIFEST_NAME)
     run_dir = f"--model_dir={files.folder}"
-    run_stage("train", "ssd_dist.cli.train", f"--config={files.config}", run_dir)
+    # The table at the end of this command replaces that of the trainer.
+    run_stage("train", "ssd_dist.cli.train", f"--config={files.config}", run_dir, "--nosummary")
     run_stage(
         "evaluate", "ssd_dist.cli.evaluate", run_dir, f"--split={pick_split(files)}", f"--output={files.metrics}",
         f"--checkpoint={pick_checkpoint(files)}", f"--pictures={files.folder / 'predictions.png'}",
