@@ -8,32 +8,31 @@ import pytest
 from support.terminal import remove_escapes, run_in_terminal
 
 PROGRAM = """
-import os, sys, time, warnings
+import os, time, warnings
 from absl import logging
-from ssd_dist.core.errors import DataError, exit_with_message
+from ssd_dist.core.commands import run_command
+from ssd_dist.core.errors import DataError
 from ssd_dist.core.printable import print_line, print_warning
 from ssd_dist.core.stage_line import show_stages
 
-logging.use_absl_handler()  # as `run_command` does
-
-def main():
-    with show_stages("start \\x1b[31m[red]", sys.argv[1], "train") as stages:
+def main(arguments):
+    with show_stages("start \\x1b[31m[red]", arguments[0], "train") as stages:
         time.sleep(0.3)
         for number in stages.track("read images", range(3)):
             time.sleep(0.2)
             print_line(f"line {number} with [red]")
         print_warning("a warning")
-        if "libraries" in sys.argv:
+        if "libraries" in arguments:
             os.write(2, b"C++ code\\n")
-            logging.get_absl_handler().python_handler.stream.write("Python logging\\n")
+            logging.warning("Python logging")
             warnings.warn("deprecated", stacklevel=1)
-        if "abort" in sys.argv:
+        if "abort" in arguments:
             os.abort()
-        if "bug" in sys.argv:
+        if "bug" in arguments:
             raise ValueError("a bug")
     raise DataError("a mistake")
 
-sys.exit(exit_with_message(main))
+run_command(main, keep_unknown=True)
 """
 
 

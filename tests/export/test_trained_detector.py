@@ -1,6 +1,8 @@
 """Tests `ssd_dist.Detector` on a run with an untrained model, and on a fake export."""
 
+import doctest
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +90,14 @@ def test_a_file_that_ends_in_the_detection_op_is_opened_as_well(detector, run, i
         assert one.scores[0] == pytest.approx(other.scores[0], abs=SCORE_TOLERANCE)
         np.testing.assert_allclose(one.boxes[0], other.boxes[0], atol=BOX_TOLERANCE)
     assert exported.evaluate(run.parent / "data").keys() == detector.evaluate(run.parent / "data").keys()
+
+
+def test_the_examples_of_the_documentation_run(run):
+    page = Path(__file__).parents[2] / "docs/python.md"
+    names = {"run": run, "data": run.parent / "data"}
+    results = doctest.testfile(str(page), module_relative=False, globs=names)
+    assert results.attempted >= 10
+    assert not results.failed
 
 
 def test_mistakes_are_reported(detector, tmp_path):
