@@ -44,9 +44,9 @@ def keep_library_output(folder: str, name: str) -> Iterator[None]:
     except OSError:
         yield
         return
-    start = log.tell()
+    start = path.stat().st_size
     log.write(f"--- {name}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-    header = log.tell()
+    header = path.stat().st_size
     try:
         with log, _redirect_stderr(log):
             yield

@@ -2,10 +2,12 @@
 
 import doctest
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from support.random_detector import SETTINGS, randomize_weights
 from support.untrained_run import write_untrained_run
@@ -63,6 +65,16 @@ def test_the_metrics_are_those_of_ssd_evaluate(detector, run):
     metrics = detector.evaluate(run.parent / "data")
     assert {name: metrics[name] for name in expected} == expected
     assert set(metrics["analysis"]["operating_points"]) == set(manifest.classes)
+
+
+def test_a_run_of_several_replicas_is_evaluated_on_one(detector, run, tmp_path):
+    """TensorFlow has started when a detector is loaded, and can then not be split into replicas any more."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["cluster"]["logical_cpus"] = 2
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    metrics = ssd_dist.Detector.load(copy).evaluate(run.parent / "data")
+    assert metrics["coco/AP"] == detector.evaluate(run.parent / "data")["coco/AP"]
 
 
 def test_a_folder_with_an_export_summary_is_opened_as_an_export(detector, run, tmp_path, monkeypatch):
