@@ -52,8 +52,7 @@ def multibox_losses(
     index = tf.maximum(targets.anchors, 0)
     candidates = candidate_mask(targets, logits.shape[1])
 
-    log_partition = tf.reduce_logsumexp(logits, axis=-1)
-    background = cross_entropy(log_partition, logits[..., 0], logits, config.label_smoothing)
+    log_partition, background = background_losses(logits, config)
     negatives = mine(background, candidates)
 
     positive_logits = tf.gather(logits, index, batch_dims=1)
@@ -68,6 +67,12 @@ def multibox_losses(
         localization=_sum_where(mask, tf.reduce_sum(box_losses, axis=-1)),
         negatives=negatives,
     )
+
+
+def background_losses(logits: tf.Tensor, config: LossConfig) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns log sum exp of the logits and the cross-entropy of the label background, both [B, A]."""
+    log_partition = tf.reduce_logsumexp(logits, axis=-1)
+    return log_partition, cross_entropy(log_partition, logits[..., 0], logits, config.label_smoothing)
 
 
 def reduce_losses(
