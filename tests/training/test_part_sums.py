@@ -73,7 +73,7 @@ def test_sums_of_the_largest_value_are_exact_in_float64(largest: float, summands
     unit = Fraction(float(choose_units(tf.constant(largest, tf.float32), summands)))
     assert unit > 0
     assert summands * Fraction(float(np.float32(largest))) / unit <= 2**53
-    # Half of the unit would not do for the largest value with the same exponent.
+    # With half of the unit, the largest values of this exponent would be too large.
     if unit > Fraction(2) ** -126:
         assert 2 * (1 << (summands - 1).bit_length()) * Fraction(float(np.float32(largest))) / unit > 2**52
 
