@@ -108,7 +108,8 @@ dist: $(READY)
 # To update one package: make lock UPGRADE="--upgrade-package numpy"
 LOCK = $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-annotate $(UPGRADE)
 lock:
-	$(LOCK) --extra pipelines --extra train --extra export --extra dev pyproject.toml --output-file requirements.lock
+	$(LOCK) --extra pipelines --extra train --extra export --extra openvino --extra dev pyproject.toml \
+	  --output-file requirements.lock
 	$(LOCK) --constraint requirements.lock --extra train --extra gpu pyproject.toml \
 	  --output-file launch/train/requirements.lock
 	$(LOCK) --constraint requirements.lock --extra pipelines pyproject.toml --output-file launch/prepare/requirements.lock

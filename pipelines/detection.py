@@ -17,7 +17,7 @@ from pipelines.readers.folder import cached_listings, is_image, list_folder
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source, require_input
 from pipelines.readers.splits import WHOLE, Found, output_split
-from pipelines.readers.tool_format import read_tool_format
+from pipelines.readers.tool_format import count_annotated, read_tool_format
 from pipelines.readers.tool_formats import TOOL_FORMATS, UNSUPPORTED
 from pipelines.readers.tool_layout import ToolFormat, explain_unsupported, find_splits
 from ssd_dist.core.errors import DataError
@@ -40,11 +40,13 @@ class Format:
       find: recognises the format in an input (a folder, a file or a pattern), given `--image_dir`; None if the input
         is not in this format.
       read: returns the transform that reads one split.
+      count: returns how many images the annotations describe, of an input in the format.
       files: the files by which the format is recognised, for messages.
     """
 
     find: Callable[[str, str], Found[Any] | None]
     read: Callable[[Source], ReadAnnotations]
+    count: Callable[[Found[Any]], int]
     files: str
 
 
@@ -52,19 +54,37 @@ def _make_format(tool_format: ToolFormat) -> Format:
     return Format(
         partial(find_splits, tool_format=tool_format),
         partial(read_tool_format, tool_format=tool_format),
+        partial(count_annotated, tool_format=tool_format),
         f"{tool_format.title}, *{tool_format.suffix}",
     )
 
 
-# In the order in which they are tried. Formats whose files cannot be confused with others come first; a folder that
-# contains several formats, such as VOC files beside CSV files, is read as the first of them.
+# In the order in which they are tried. Formats whose files cannot be confused with others come first. A folder that
+# contains several formats, such as VOC files beside CSV files, is read as the first of them that describes more than
+# half as many images as any other; so a single file of another tool is not taken for the annotations.
 FORMATS: Mapping[str, Format] = {
     **{name: _make_format(tool_format) for name, tool_format in TOOL_FORMATS.items()},
-    "coco": Format(coco_layout.find_splits, coco.read_coco, "a JSON file with images, annotations and categories"),
-    "yolo": Format(yolo.find_splits, yolo.read_yolo, "a YAML file with names: and one text file per image"),
-    "voc": Format(voc_layout.find_splits, voc.read_voc, "one XML file with <annotation> per image"),
-    "csv": Format(csv.find_splits, csv.read_csv, "a CSV file with file names, classes and corners"),
-    "tfrecord": Format(tfrecord_layout.find_splits, tfrecord.read_tfrecord, "*.tfrecord or *.record files"),
+    "coco": Format(
+        coco_layout.find_splits,
+        coco.read_coco,
+        coco_layout.count_annotated,
+        "a JSON file with images, annotations and categories",
+    ),
+    "yolo": Format(
+        yolo.find_splits, yolo.read_yolo, yolo.count_annotated, "a YAML file with names: and one text file per image"
+    ),
+    "voc": Format(
+        voc_layout.find_splits, voc.read_voc, voc_layout.count_annotated, "one XML file with <annotation> per image"
+    ),
+    "csv": Format(
+        csv.find_splits, csv.read_csv, csv.count_annotated, "a CSV file with file names, classes and corners"
+    ),
+    "tfrecord": Format(
+        tfrecord_layout.find_splits,
+        tfrecord.read_tfrecord,
+        tfrecord_layout.count_annotated,
+        "*.tfrecord or *.record files",
+    ),
 }
 
 
@@ -103,7 +123,9 @@ class Detected:
 
 
 def detect_format(inputs: Sequence[str], image_dir: str, input_format: str = AUTO) -> Detected:
-    """Returns the format of the inputs, the first one that recognises all of them, and what they contain together.
+    """Returns the format of the inputs and what they contain together.
+
+    Of several formats that recognise all inputs, the first one that describes enough images is chosen, see `FORMATS`.
 
     Args:
       inputs: folders, files or patterns.
@@ -126,10 +148,23 @@ def detect_format(inputs: Sequence[str], image_dir: str, input_format: str = AUT
     common = [name for name in FORMATS if all(name in found for _, found in own.values())]
     if not common:
         raise DataError(f"--input: {' and '.join(inputs)} have different formats; prepare them separately")
-    name, *others = common
+    name, reason = _choose_format({name: [found[name] for _, found in own.values()] for name in common})
     merged = _merge([found[name] for _, found in own.values()])
-    notes = tuple(dict.fromkeys((*merged.notes, *(note[name] for note in outside if name in note))))
-    return Detected(name, roots, replace(merged, notes=notes), tuple(others))
+    notes = tuple(dict.fromkeys((*reason, *merged.notes, *(note[name] for note in outside if name in note))))
+    return Detected(name, roots, replace(merged, notes=notes), tuple(other for other in common if other != name))
+
+
+def _choose_format(found_by_name: Mapping[str, Sequence[Found[Any]]]) -> tuple[str, tuple[str, ...]]:
+    """Returns the format to read, of those that recognise the inputs, and a note if it is not the first one."""
+    first = next(iter(found_by_name))
+    if len(found_by_name) == 1:
+        return first, ()
+    counts = {name: sum(map(FORMATS[name].count, found)) for name, found in found_by_name.items()}
+    name = next((name for name, count in counts.items() if 2 * count > max(counts.values())), first)
+    if name == first:
+        return name, ()
+    few = ", ".join(f"{other} {count}" for other, count in counts.items() if 2 * count <= max(counts.values()))
+    return name, (f"{name} is read because it describes {counts[name]} images, and {few}",)
 
 
 def _note_images_outside(root: str, found: Mapping[str, Found[Any]]) -> dict[str, str]:

@@ -7,6 +7,7 @@ The C scanner of `json` decodes each entry from a rolling buffer, so this is as 
 
 import codecs
 import json
+import math
 from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
@@ -15,6 +16,18 @@ from pipelines import beam_storage
 CHUNK_BYTES = 1 << 20
 # A longer entry is treated as an unclosed bracket.
 MAX_ENTRY_CHARACTERS = 1 << 25
+
+
+def parse_integer(text: str) -> int | float:
+    """Returns an integer; infinity if it has more digits than Python converts (4,300), so that it fits no id.
+
+    >>> parse_integer("-12"), parse_integer("9" * 5000)
+    (-12, inf)
+    """
+    try:
+        return int(text)
+    except ValueError:
+        return -math.inf if text.startswith("-") else math.inf
 
 
 class JsonStreamError(ValueError):
@@ -104,9 +117,13 @@ class _Text:
                 value, end = self._scan(self._buffer, self._position)
             except RecursionError:
                 raise self.error("nested too deeply") from None
-            except ValueError as error:
+            except json.JSONDecodeError as error:
                 if len(self._buffer) - self._position > MAX_ENTRY_CHARACTERS or not self._read_chunk():
-                    raise self.error(getattr(error, "msg", str(error))) from None
+                    raise self.error(error.msg) from None
+                continue
+            except ValueError:
+                # An integer is too long. Parsing integers in Python takes more time, so it begins here.
+                self._scan = json.JSONDecoder(parse_int=parse_integer).raw_decode
                 continue
             length = end - self._position
             # A number at the end of the buffer may be incomplete: `1` may be the beginning of `1e-5`.

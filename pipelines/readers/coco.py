@@ -130,8 +130,8 @@ def parse_category(item: Any, index: int, file: CocoFile) -> Category:
     """
     try:
         return Category(_category_key(item["id"], file), int(item["id"]), str(item["name"]))
-    except (TypeError, KeyError, ValueError) as error:
-        raise DataError(f"categories[{index}] needs an integer id and a name ({error!r}): {item!r:.200}") from None
+    except (TypeError, KeyError, ValueError, OverflowError):
+        raise DataError(f"categories[{index}] needs an integer id and a name, got {item!r:.200}") from None
 
 
 def parse_image(item: Any, index: int, row: int, file: CocoFile) -> Image:

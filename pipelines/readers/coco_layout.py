@@ -1,5 +1,6 @@
 """Finds the annotation files of a COCO dataset and the folder of the images of each; `coco.py` lists the layouts."""
 
+import contextlib
 import io
 import posixpath
 import re
@@ -147,6 +148,16 @@ def _describe(files_by_split: dict[str, list[str]], path: str, image_dir: str) -
         splits[split] = tuple(replace(file, is_only_owner=_is_only_owner(file, folders)) for file in files)
     counts = {split: _count_images(files) for split, files in splits.items()}
     return Found(_name_tool(everything, path), splits, {name: n for name, n in counts.items() if n})
+
+
+def count_annotated(found: Found[CocoFile]) -> int:
+    """Returns the number of images in the files; the images behind damage in a file are not counted."""
+    count = 0
+    for path in {file.path for files in found.splits.values() for file in files}:
+        with contextlib.suppress(JsonStreamError, *beam_storage.UNREADABLE), beam_storage.open_input(path) as stream:
+            for _ in stream_arrays(stream, ("images",)):
+                count += 1
+    return count
 
 
 def _is_only_owner(file: CocoFile, folders: list[str]) -> bool:

@@ -15,6 +15,7 @@ folders of another machine.
 objects. A line that cannot be read is a rejected box, because its image is unknown.
 """
 
+import contextlib
 import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,16 @@ def find_splits(path: str, image_dir: str) -> Found[CsvFile] | None:
     if not beam_storage.is_pattern(path):
         require_input(path)
     return find_layout(path, image_dir)
+
+
+def count_annotated(found: Found[CsvFile]) -> int:
+    """Returns the number of images that the files list."""
+    files = {file.path: file for own in found.splits.values() for file in own}
+    names: set[str] = set()
+    for file in files.values():
+        with contextlib.suppress(*beam_storage.UNREADABLE):
+            names.update(line.filename for _, line in _read_file(file) if line.filename)
+    return len(names)
 
 
 def read_csv(source: Source) -> ReadAnnotations:
@@ -226,13 +237,18 @@ def _check_size(box: Box, size: tuple[int, int] | None, first: tuple[int, int] |
 def _read_lines(file: CsvFile, folder: ImageFolder | None, locate: _Locator) -> Iterator[_Line]:
     """Yields the lines of the split that is read from the file; marks the images of all its lines as listed."""
     marked: set[int] = set()
-    for value, line in _read_via(file) if file.dialect.is_via else _read_table(file):
+    for value, line in _read_file(file):
         if folder is not None and line.filename and image_key(line.filename) not in marked:
             marked.add(image_key(line.filename))
             location = locate(line.filename)
             folder.mark_listed(Image("", 0, 0, "", "", location.path, location.stems))
         if value == file.value or not file.value or (not line.filename and file.is_first):
             yield line
+
+
+def _read_file(file: CsvFile) -> Iterator[tuple[str, _Line]]:
+    """Yields the value of the split column and the content of each line, whatever split it belongs to."""
+    return _read_via(file) if file.dialect.is_via else _read_table(file)
 
 
 def _read_table(file: CsvFile) -> Iterator[tuple[str, _Line]]:

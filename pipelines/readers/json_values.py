@@ -4,15 +4,23 @@ import json
 import math
 from typing import Any
 
+from pipelines.json_stream import parse_integer
 
-def load_json(data: bytes) -> Any:
-    """Returns the value that a JSON file contains.
+
+def load_json(data: bytes | str) -> Any:
+    """Returns the value that a JSON file contains; an integer of more than 4,300 digits is infinity.
 
     Raises:
       ValueError: if the file is not JSON in UTF-8, UTF-16 or UTF-32.
     """
     try:
-        return json.loads(data)
+        try:
+            return json.loads(data)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise
+        except ValueError:
+            # An integer is too long. Parsing integers in Python takes more time, so it is not the default.
+            return json.loads(data, parse_int=parse_integer)
     except RecursionError:
         raise ValueError("not valid JSON: nested too deeply") from None
     except ValueError as error:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from pipelines.annotations import IMAGE_SUFFIXES, Problem
+from pipelines.json_stream import parse_integer
 from pipelines.readers.parsed_image import ParsedImage
 from pipelines.readers.parsed_objects import ParsedObject, parse_objects
 from pipelines.readers.text_lines import read_fields, read_lines
@@ -52,7 +53,7 @@ def _parse_box(names: Sequence[str], text: str) -> ParsedObject:
     left, top, right, bottom = read_fields(fields, *FIELDS)
     name = fields[-1]
     if names and name not in names:
-        if not name.isascii() or not name.isdigit() or int(name) >= len(names):
+        if not name.isascii() or not name.isdigit() or parse_integer(name) >= len(names):
             raise ValueError(f"class: expected a name or 0 to {len(names) - 1}, got {name!r:.100}")
         name = names[int(name)]
     return ParsedObject((name,) if name else (), (top, left, bottom, right))

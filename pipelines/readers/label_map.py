@@ -19,7 +19,8 @@ def parse_label_map(text: str) -> dict[int, str]:
     for match in ITEM.finditer(text):
         # Nested messages, such as keypoints, have ids of their own.
         fields = re.sub(rf"({QUOTED})|\{{[^{{}}]*\}}", lambda found: found[1] or "", match[1])
-        number = re.search(r"\bid\s*:\s*(\d+)", fields)
+        # Longer numbers are no labels, which have 64 bits.
+        number = re.search(r"\bid\s*:\s*(\d{1,18})(?!\d)", fields)
         name = _find_text(fields, "display_name") or _find_text(fields, "name")
         if number and name:
             names[int(number[1])] = name

@@ -18,12 +18,11 @@ from pipelines.annotations import Box, Category, Element, Image, Listing, Proble
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source
 from pipelines.readers.splits import choose_split
-from pipelines.readers.tfrecord_layout import RecordFile, find_splits
+from pipelines.readers.tfrecord_layout import FRAME_BYTES, RecordFile, find_splits
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.example_proto import decode_example
 from ssd_dist.core.tfrecord_io import DAMAGED_BODY, scan_records
 
-FRAME_BYTES = 16
 SIDES = ("ymin", "xmin", "ymax", "xmax")
 FLAGS = ("difficult", "is_crowd", "area")
 # Compressed files are recognised by their first bytes.

@@ -9,6 +9,7 @@
 Without such a word, and with `--split_by` and without `--source_split`, all TFRecord files are read.
 """
 
+import contextlib
 import io
 import posixpath
 import re
@@ -31,6 +32,8 @@ NAME = re.compile(r"\.(tfrecords?|records?|tfrec)(\.gz)?$")
 SHARD = re.compile(r"[-_.]\d+-of-\d+(?=\.|$)")
 # How much of a file is read to recognise it.
 HEADER_BYTES = 12
+# Bytes of a record besides its content: length and two checksums.
+FRAME_BYTES = 16
 # Folders in which label maps are, relative to the folder of the records and the one above.
 LABEL_MAP_FOLDERS = ("", "annotations", "data")
 
@@ -64,6 +67,16 @@ def find_splits(path: str, image_dir: str) -> Found[RecordFile] | None:
     if not names:
         return None
     return _group_by_split(folder, names)
+
+
+def count_annotated(found: Found[RecordFile]) -> int:
+    """Returns about how many records the files contain, by the length of the first record of each."""
+    count = 0
+    for path in {file.path for files in found.splits.values() for file in files}:
+        with contextlib.suppress(*beam_storage.UNREADABLE), beam_storage.open_plain(path) as stream:
+            data, _ = next(scan_records(stream), (b"", ""))
+            count += max(1, beam_storage.size(path) // (len(data) + FRAME_BYTES)) if data else 0
+    return count
 
 
 def _group_by_split(folder: Folder, names: Sequence[str]) -> Found[RecordFile]:

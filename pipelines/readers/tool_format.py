@@ -20,12 +20,14 @@ from pipelines.readers.image_index import ImageIndex
 from pipelines.readers.parsed_image import ParsedImage
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source, locate_image
-from pipelines.readers.splits import choose_split
+from pipelines.readers.splits import Found, choose_split
 from pipelines.readers.tool_layout import Parser, ToolFormat, ToolLayout, find_splits, is_other_file, read_names
 from pipelines.readers.unlisted import ImageFolder
 from ssd_dist.core.errors import DataError
 
 READ_AHEAD = 16
+# Number of files that are read to estimate how many of them are in the format.
+COUNT_EXAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,17 @@ def read_tool_format(source: Source, tool_format: ToolFormat) -> ReadAnnotations
         )
     documents = [_Document(number, layout) for number, layout in enumerate(layouts)]
     return ReadAnnotations(partial(list, documents), partial(_read_document, source=source, tool_format=tool_format))
+
+
+def count_annotated(found: Found[ToolLayout], tool_format: ToolFormat) -> int:
+    """Returns how many images the annotations describe; with one file per image, by a sample of the files."""
+    files = sorted({path for layouts in found.splits.values() for layout in layouts for path in layout.files})
+    if tool_format.is_per_image:
+        examples = files[:: max(1, len(files) // COUNT_EXAMPLES)]
+        others = sum(is_other_file(path, tool_format) for path in examples)
+        return len(files) * (len(examples) - others) // len(examples)
+    parse = tool_format.list_images or tool_format.parse
+    return len({image.filename for path in files for image in _parse_document(path, parse) if image.filename})
 
 
 def _list_entries(layouts: list[ToolLayout], source: Source, tool_format: ToolFormat) -> Iterator[_Entry | Listing]:

@@ -105,6 +105,19 @@ def find_splits(path: str, image_dir: str) -> Found[VocLayout] | None:
     return Found(_name_tool(folder, layouts), splits, counts, unions, _note_unlisted(splits))
 
 
+def count_annotated(found: Found[VocLayout]) -> int:
+    """Returns the number of XML files."""
+    layouts = [layout for own in found.splits.values() for layout in own]
+    folders = {
+        layout.annotations: layout.is_flat for layout in layouts if not beam_storage.is_pattern(layout.annotations)
+    }
+    return sum(
+        name.lower().endswith(".xml") and not (is_flat and "/" in name)
+        for path, is_flat in folders.items()
+        for name in list_folder(path).names
+    )
+
+
 def _unite(folder: Folder, layouts: list[VocLayout], image_dir: str, has_splits: bool) -> tuple[VocLayout, ...]:
     """Returns the layouts of all images; empty if the ids of images in different splits would be equal."""
     if len(layouts) == 1 or all(posixpath.basename(layout.annotations) == "Annotations" for layout in layouts):

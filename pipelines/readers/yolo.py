@@ -55,6 +55,16 @@ def read_yolo(source: Source) -> ReadAnnotations:
     return ReadAnnotations(partial(list_labels, choose_layouts(source), source), read_label)
 
 
+def count_annotated(found: Found[YoloLayout]) -> int:
+    """Returns how many images have a label file."""
+    layouts = dict.fromkeys(layout for own in found.splits.values() for layout in own)
+    try:
+        return len({entry.image for layout in layouts for entry in list_images(layout) if entry.image and entry.label})
+    except DataError:
+        # None of the listed images has a label file.
+        return 0
+
+
 def choose_layouts(source: Source) -> list[YoloLayout]:
     """Returns the layouts of the split in all inputs.
 

@@ -6,7 +6,6 @@ obj.names, *.names, _darknet.labels, classes.txt, predefined_classes.txt    one 
 notes.json                         Label Studio: categories
 """
 
-import json
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 from pipelines import beam_storage
 from pipelines.classes import find_duplicate
 from pipelines.readers.folder import Folder
+from pipelines.readers.json_values import load_json
 from pipelines.readers.sources import parent_folder
 from pipelines.readers.splits import SYNONYMS, output_split
 from pipelines.readers.yolo_labels import decode_text
@@ -266,7 +266,7 @@ def read_class_file(path: str) -> tuple[str, ...]:
 
 def _read_categories(text: str) -> list[str]:
     """Returns the class names in Label Studio's notes.json, in the order of their ids."""
-    content = json.loads(text)
+    content = load_json(text)
     categories = content.get("categories") if isinstance(content, dict) else None
     if not isinstance(categories, list) or not all(isinstance(item, dict) for item in categories):
         raise ValueError("expected a list of categories with id and name")

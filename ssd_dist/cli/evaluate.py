@@ -60,7 +60,9 @@ def main(_: list[str]) -> None:
 def run_main() -> None:
     """Console script `ssd-evaluate`."""
     flags.DEFINE_string("model_dir", None, "Folder of a training run.")
-    flags.DEFINE_string("export", None, "Folder of an export (SavedModel, TFLite or ONNX), evaluated instead of a run.")
+    flags.DEFINE_string(
+        "export", None, "Folder of an export (SavedModel, TFLite, ONNX or OpenVINO), evaluated instead of a run."
+    )
     flags.DEFINE_string("checkpoint", "best", "best, last, or the path of a checkpoint.")
     flags.DEFINE_string("split", None, "Split of the prepared data to evaluate on, e.g. test.")
     flags.DEFINE_string("output", None, "JSON file to write the metrics and the error analysis to.")

@@ -86,14 +86,15 @@ def run_main() -> None:
         "quantize",
         "none",
         ["none", "fp16", "int8"],
-        "Quantization of a TFLite file: fp16 for the weights, int8 for weights and activations.",
+        "Quantization of a TFLite file or an OpenVINO IR: fp16 for the weights, int8 for weights and activations.",
     )
     flags.DEFINE_enum(
         "outputs",
         None,
         list(OUTPUTS),
         "detections: boxes, labels and scores after NMS; raw: logits and offsets; postprocess_op: a TFLite file that "
-        "ends in TFLite_Detection_PostProcess. The default is detections, and raw for int8.",
+        "ends in TFLite_Detection_PostProcess; detection_output: an OpenVINO IR that ends in DetectionOutput. The "
+        "default is detections, raw for TFLite files in int8, and detection_output for OpenVINO.",
     )
     flags.DEFINE_bool("postprocessing", None, "The same as --outputs=detections; --nopostprocessing: --outputs=raw.")
     flags.DEFINE_bool("per_tensor", False, "int8: one scale per weight tensor instead of one per output channel.")

@@ -17,6 +17,7 @@ _EXTRAS = {
         "tf_keras",
     ),
     "export": ("onnx", "onnxruntime", "tf2onnx"),
+    "openvino": ("nncf", "openvino"),
     "video": ("cv2",),
 }
 

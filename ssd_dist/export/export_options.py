@@ -4,11 +4,24 @@ from dataclasses import dataclass
 
 from ssd_dist.core.errors import UsageError
 
-KINDS = ("saved_model", "tflite", "onnx")
-QUANTIZATIONS = {"saved_model": ("none",), "tflite": ("none", "fp16", "int8"), "onnx": ("none",)}
+KINDS = ("saved_model", "tflite", "onnx", "openvino")
+QUANTIZATIONS = {
+    "saved_model": ("none",),
+    "tflite": ("none", "fp16", "int8"),
+    "onnx": ("none",),
+    "openvino": ("none", "fp16", "int8"),
+}
 # detections: boxes, labels and scores after NMS.  raw: logits and offsets.
 # postprocess_op: the four outputs of the op TFLite_Detection_PostProcess, which TFLite runtimes contain.
-OUTPUTS = ("detections", "raw", "postprocess_op")
+# detection_output: the output of the op DetectionOutput, which OpenVINO contains.
+OUTPUTS = ("detections", "raw", "postprocess_op", "detection_output")
+# The first one is the default.
+OUTPUTS_OF_KIND = {
+    "saved_model": ("detections", "raw"),
+    "tflite": ("detections", "raw", "postprocess_op"),
+    "onnx": ("detections", "raw"),
+    "openvino": ("detection_output", "raw"),
+}
 PIXEL_TYPES = ("uint8", "int8", "float32")
 # Training images from which int8 calibrates the ranges of its activations.
 CALIBRATION_IMAGES = 128
@@ -16,7 +29,7 @@ CALIBRATION_IMAGES = 128
 
 @dataclass(frozen=True)
 class Quantization:
-    """How the network of a TFLite file is quantized.
+    """How the network of a TFLite file or an OpenVINO IR is quantized.
 
     Attributes:
       kind: `none`, `fp16` (weights) or `int8` (weights and activations).
@@ -60,7 +73,7 @@ class ExportOptions:
 
 
 def choose_outputs(kind: str, quantize: str, outputs: str | None, postprocess: bool | None = None) -> str:
-    """Decides which outputs an export has: by default `detections`, and `raw` for int8.
+    """Decides which outputs an export has: by default the first of the format, and `raw` for int8 TFLite files.
 
     Args:
       kind: the format.
@@ -74,21 +87,28 @@ def choose_outputs(kind: str, quantize: str, outputs: str | None, postprocess: b
     if quantize not in QUANTIZATIONS[kind]:
         raise UsageError(
             f"--quantize={quantize}: not supported by --format={kind}; use {' or '.join(QUANTIZATIONS[kind])}"
-            + ("" if kind == "tflite" else ", or --format=tflite")
+            + ("" if kind in ("tflite", "openvino") else ", or --format=tflite")
         )
     if outputs is not None and postprocess is not None:
         raise UsageError(f"--postprocessing: the same as --outputs, which is {outputs}; omit one of the two")
     if postprocess is not None:
         outputs = "detections" if postprocess else "raw"
-    if quantize == "int8" and outputs == "detections":
+    if kind == "tflite" and quantize == "int8" and outputs == "detections":
         flag = "--outputs=detections" if postprocess is None else "--postprocessing"
         raise UsageError(
             f"{flag}: box decoding is not exact in 8 bits; omit the flag with --quantize=int8, or use "
             "--outputs=postprocess_op"
         )
-    if outputs == "postprocess_op" and kind != "tflite":
-        raise UsageError(f"--outputs=postprocess_op: not supported by --format={kind}; use --format=tflite")
-    return outputs or ("raw" if quantize == "int8" else "detections")
+    supported = OUTPUTS_OF_KIND[kind]
+    if outputs is None:
+        return "raw" if kind == "tflite" and quantize == "int8" else supported[0]
+    if outputs not in supported:
+        kinds = [name for name, allowed in OUTPUTS_OF_KIND.items() if outputs in allowed]
+        raise UsageError(
+            f"--outputs={outputs}: not supported by --format={kind}; use --format={' or '.join(kinds)}, or "
+            f"--outputs={' or '.join(supported)}"
+        )
+    return outputs
 
 
 def check_quantization(kind: str, outputs: str, quantization: Quantization) -> Quantization:
@@ -100,14 +120,16 @@ def check_quantization(kind: str, outputs: str, quantization: Quantization) -> Q
     int8 = quantization.kind == "int8"
     if quantization.per_tensor and not int8:
         raise UsageError("--per_tensor: only int8 has scales; add --quantize=int8 or omit the flag")
+    if quantization.per_tensor and kind != "tflite":
+        raise UsageError(f"--per_tensor: not supported by --format={kind}; use --format=tflite or omit the flag")
     if quantization.input_type != "uint8" and kind != "tflite":
         raise UsageError(f"--input_type={quantization.input_type}: not supported by --format={kind}; omit the flag")
     if quantization.input_type == "int8" and not int8:
         raise UsageError("--input_type=int8: needs a quantized network; add --quantize=int8 or use uint8 or float32")
-    if quantization.output_type != "float32" and not (int8 and outputs == "raw"):
+    if quantization.output_type != "float32" and not (kind == "tflite" and int8 and outputs == "raw"):
         raise UsageError(
-            f"--output_type={quantization.output_type}: needs the raw outputs of a quantized network; "
-            "add --quantize=int8 --outputs=raw or omit the flag"
+            f"--output_type={quantization.output_type}: needs the raw outputs of a quantized TFLite file; "
+            "use --format=tflite --quantize=int8 --outputs=raw or omit the flag"
         )
     return quantization
 

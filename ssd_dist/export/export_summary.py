@@ -10,8 +10,9 @@ from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.export.detection_op import OUTPUTS as OP_OUTPUTS
 from ssd_dist.export.export_options import ExportOptions
-from ssd_dist.export.formats import FILES
+from ssd_dist.export.openvino_ir import OUTPUT_NAME as DETECTION_OUTPUT
 from ssd_dist.export.parity import Parity
+from ssd_dist.export.runtimes import FILES
 from ssd_dist.export.serving import OutputDecoder
 
 METRICS = ("coco/AP", "coco/AP50", "voc/mAP")
@@ -37,7 +38,8 @@ class Comparison:
 def describe_export(options: ExportOptions, decoder: OutputDecoder, size: int) -> dict[str, Any]:
     """Returns the part of the summary that depends on the options: format, input and outputs."""
     pixels = options.quantization.input_type
-    batch = "1" if options.kind == "tflite" or (options.kind == "onnx" and options.outputs == "detections") else "N"
+    has_any_batch = options.kind == "saved_model" or (options.kind == "onnx" and options.outputs == "raw")
+    batch = "N" if has_any_batch else "1"
     values = {"uint8": "0..255", "int8": "-128..127", "float32": "0..255"}[pixels]
     return {
         "format": options.kind,
@@ -72,6 +74,13 @@ def describe_output(options: ExportOptions, decoder: OutputDecoder) -> dict[str,
             "scores": "float32 [1, D], best first",
             "count": "float32 [1], the number of detections; later entries have no meaning",
             "positions": list(OP_OUTPUTS),
+            **nms,
+        }
+    if options.outputs == "detection_output":
+        return {
+            DETECTION_OUTPUT: "float32 [1, 1, D, 7]: image, label, score, x_min, y_min, x_max, y_max in 0..1",
+            "labels": "1-based; 0 is the background; lines of labelmap.txt",
+            "rows": "best first; rows with score 0 have no meaning",
             **nms,
         }
     kind = options.quantization.output_type

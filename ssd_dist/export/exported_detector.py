@@ -1,8 +1,8 @@
 """Opens exports for `ssd-predict` and `ssd-evaluate`.
 
-export folder: export.json, model -> runner (export.formats) -> outputs by name -> decoded if they are raw -> detections
+export.json, model -> runner (export.runtimes) -> outputs by name -> decoded if they are raw -> detections
 
-A SavedModel runs whole batches; a TFLite or ONNX file runs one image at a time.
+A SavedModel runs whole batches; the files of the other formats run one image at a time.
 """
 
 import itertools
@@ -24,8 +24,8 @@ from ssd_dist.core.manifest import Manifest
 from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.export.exporter import ANCHORS_NAME, read_images
-from ssd_dist.export.formats import FILES, open_export
 from ssd_dist.export.parity import read_outputs
+from ssd_dist.export.runtimes import FILES, open_export
 from ssd_dist.export.serving import OutputDecoder
 from ssd_dist.inference.prediction import LoadedDetector, detect_batch
 from ssd_dist.model.postprocessing import DetectionBatch
@@ -54,7 +54,7 @@ def open_exported_detector(folder: str) -> LoadedDetector:
 
     def detect(images: tf.Tensor) -> DetectionBatch:
         pixels = np.asarray(images)
-        # The batch size of a TFLite file is 1, and so is that of an ONNX file with post-processing.
+        # The batch size of a TFLite file and of an IR is 1, and so is that of an ONNX file with post-processing.
         parts = [pixels] if kind == "saved_model" else np.split(pixels, len(pixels))
         found = [read_outputs(run(part), decoder) for part in parts]
         return DetectionBatch(*(tf.concat(values, 0) for values in zip(*found, strict=True)))

@@ -21,16 +21,11 @@ from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.export.detection_op import append_detection_op
 from ssd_dist.export.export_options import ExportOptions
 from ssd_dist.export.export_summary import Comparison, describe_difference, describe_export, summarise_comparison
-from ssd_dist.export.formats import (
-    FILES,
-    Runner,
-    convert_to_tflite,
-    open_export,
-    write_onnx,
-    write_saved_model,
-)
+from ssd_dist.export.formats import convert_to_tflite, write_onnx, write_saved_model
+from ssd_dist.export.openvino_ir import BACKGROUND, write_openvino
 from ssd_dist.export.parity import Network, compare_detections, compare_raw_outputs, run_export
 from ssd_dist.export.rounding import BoolArray, explain_by_rounding, list_candidates, measure_tolerance
+from ssd_dist.export.runtimes import FILES, Runner, list_files, open_export
 from ssd_dist.export.serving import OutputDecoder, ServedDetector
 from ssd_dist.export.tflite_metadata import LABELS_NAME, add_metadata, write_labels
 from ssd_dist.inference.trained_model import check_data_fits_model, load_trained_model
@@ -85,7 +80,7 @@ def export_run(
     comparison = compare_with_checkpoint(model, decoder, open_export(options.kind, path), images, names, options)
     summary = {
         **describe_export(options, decoder, served.size),
-        "bytes": _size_of(path),
+        "bytes": sum(file.stat().st_size for file in list_files(path)),
         "checkpoint": locate_checkpoint(model_dir, checkpoint),
         "model": {"width": config.model.width, "anchors": config.anchors.model_dump(mode="json")},
         **summarise_comparison(comparison, ground_truths, manifest.classes),
@@ -154,12 +149,16 @@ def write_export(served: ServedDetector, options: ExportOptions, samples: list[n
             write_saved_model(served, path)
         elif options.kind == "tflite":
             path.write_bytes(build_tflite(served, options, samples))
-        else:
+        elif options.kind == "onnx":
             write_onnx(served, path)
+        else:
+            write_openvino(served, options, samples, path)
         if options.outputs == "raw":
             np.save(folder / ANCHORS_NAME, served.decoder.anchors)
         if options.outputs == "postprocess_op":
             (folder / LABELS_NAME).write_text(write_labels(served.classes), encoding="utf-8")
+        if options.outputs == "detection_output":
+            (folder / LABELS_NAME).write_text(write_labels([BACKGROUND, *served.classes]), encoding="utf-8")
     except OSError as error:
         raise UsageError(
             f"--output={folder}: cannot write the export: {error}; use a writable folder with free space"
@@ -201,11 +200,10 @@ def compare_with_checkpoint(
     expected = detect_with_checkpoint(network, decoder, images, names)
     found, latency = run_export(runner, images, names, decoder)
     tolerance = measure_tolerance(model, images) if options.quantization.kind == "none" else None
-    postprocess_op = options.outputs == "postprocess_op"
 
     def explain(index: int, lost: Detections, added: Detections) -> tuple[BoolArray, BoolArray]:
         assert tolerance is not None
-        candidates = list_candidates(network(tf.constant(images[index][None])), decoder, tolerance, postprocess_op)
+        candidates = list_candidates(network(tf.constant(images[index][None])), decoder, tolerance, options.outputs)
         return explain_by_rounding(lost, added, found[index], candidates, decoder)
 
     raw = compare_raw_outputs(runner, network, images, tolerance) if options.outputs == "raw" else {}
@@ -218,8 +216,3 @@ def detect_with_checkpoint(
 ) -> list[Detections]:
     """Returns the detections of the checkpoint's network on each of the uint8 [S, S, 3] images."""
     return run_export(lambda image: network(tf.constant(image)), images, names, decoder)[0]
-
-
-def _size_of(path: Path) -> int:
-    """Returns the size in bytes of a file, or of all files in a folder."""
-    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())

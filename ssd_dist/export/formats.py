@@ -1,13 +1,13 @@
-"""Writes a detector as SavedModel, TFLite or ONNX, and opens such exports for inference.
+"""Writes a detector as SavedModel, TFLite or ONNX.
 
 saved_model   signatures `serving_default` (uint8 batch) and `encoded_images` (bytes), any batch size
 tflite        pixels [1, S, S, 3]; weights in float32 or float16, or weights and activations in int8
 onnx          uint8 [N, S, S, 3], opset 17, for ONNX Runtime and TensorRT
+
+openvino_ir.py writes OpenVINO IR.
 """
 
-import os
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,6 @@ from ssd_dist.export.export_options import Quantization
 from ssd_dist.export.serving import ServedDetector
 
 ONNX_OPSET = 17
-# Name of the export inside the output folder; a SavedModel is the folder itself.
-FILES = {"saved_model": ".", "tflite": "model.tflite", "onnx": "model.onnx"}
-
-# Maps uint8 [1, S, S, 3] to the outputs by name.
-Runner = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def write_saved_model(served: ServedDetector, path: Path) -> None:
@@ -79,50 +74,3 @@ def write_onnx(served: ServedDetector, path: Path) -> None:
     tf2onnx.convert.from_function(
         tf.function(served.detect_pixels), input_signature=[pixels], opset=ONNX_OPSET, output_path=str(path)
     )
-
-
-def open_export(kind: str, path: Path) -> Runner:
-    """Opens an export and returns the function that runs it on one image, on CPU."""
-    openers: dict[str, Callable[[Path], Runner]] = {
-        "saved_model": _open_saved_model,
-        "tflite": _open_tflite,
-        "onnx": _open_onnx,
-    }
-    return openers[kind](path)
-
-
-def _open_saved_model(path: Path) -> Runner:
-    loaded = tf.saved_model.load(str(path))
-    function = loaded.signatures["serving_default"]
-    return lambda images: {name: value.numpy() for name, value in function(images=tf.constant(images)).items()}
-
-
-def _open_tflite(path: Path) -> Runner:
-    with warnings.catch_warnings():
-        # TensorFlow warns that the interpreter will move to a package of its own; this one still ships with it.
-        warnings.simplefilter("ignore", UserWarning)
-        runner = tf.lite.Interpreter(str(path), num_threads=os.cpu_count()).get_signature_runner()
-    input_type = runner.get_input_details()["images"]["dtype"]
-    scales = {name: detail["quantization"] for name, detail in runner.get_output_details().items()}
-
-    def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        # int8 has no values above 127, so its pixels are 128 lower.
-        pixels = (images.astype(np.int16) - 128 if input_type == np.int8 else images).astype(input_type)
-        return {
-            name: value if value.dtype == np.float32 or not scales[name][0] else _dequantize(value, *scales[name])
-            for name, value in runner(images=pixels).items()
-        }
-
-    return run
-
-
-def _dequantize(values: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
-    return np.float32(scale) * (values.astype(np.float32) - np.float32(zero_point))
-
-
-def _open_onnx(path: Path) -> Runner:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))

@@ -13,8 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from ssd_dist.evaluation.detections import Detections, remove_padding, select_detections
-from ssd_dist.export.formats import Runner
+from ssd_dist.export.openvino_ir import OUTPUT_NAME as DETECTION_OUTPUT
 from ssd_dist.export.rounding import BoolArray, Tolerance
+from ssd_dist.export.runtimes import Runner
 from ssd_dist.export.serving import OutputDecoder
 from ssd_dist.model.postprocessing import DetectionBatch
 
@@ -109,6 +110,9 @@ def read_outputs(outputs: dict[str, np.ndarray], decoder: OutputDecoder | None) 
         is_detection = np.arange(outputs["scores"].shape[1]) < outputs["count"][:, None]
         labels = np.where(is_detection, outputs["classes"] + 1, 0).astype(np.int64)
         return DetectionBatch(outputs["boxes"].clip(0.0, 1.0), labels, np.where(is_detection, outputs["scores"], 0.0))
+    if DETECTION_OUTPUT in outputs:
+        rows = outputs[DETECTION_OUTPUT][0]
+        return DetectionBatch(rows[..., [4, 3, 6, 5]], rows[..., 1].astype(np.int64), rows[..., 2])
     return DetectionBatch(outputs["boxes"], outputs["labels"], outputs["scores"])
 
 

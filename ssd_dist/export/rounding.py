@@ -99,7 +99,7 @@ def _copy_in_float64(model: tf_keras.Model) -> tf_keras.Model:
 
 
 def list_candidates(
-    outputs: dict[str, tf.Tensor], decoder: OutputDecoder, tolerance: Tolerance, postprocess_op: bool = False
+    outputs: dict[str, tf.Tensor], decoder: OutputDecoder, tolerance: Tolerance, export_outputs: str = "detections"
 ) -> Candidates:
     """Lists the candidates of the checkpoint on one image.
 
@@ -107,8 +107,9 @@ def list_candidates(
       outputs: the checkpoint's `logits` [1, A, C + 1] and `offsets` [1, A, 4].
       decoder: decodes them.
       tolerance: the rounding error of the outputs.
-      postprocess_op: whether NMS is that of TFLite_Detection_PostProcess, which receives all candidates, does
-        not clip their boxes, and is applied across classes.
+      export_outputs: which NMS the export applies, one of `export_options.OUTPUTS`. That of `postprocess_op`
+        receives all candidates, does not clip their boxes, and is applied across classes; that of
+        `detection_output` receives the best `CANDIDATES` of each class instead of those of all classes.
     """
     logits, offsets = (np.asarray(outputs[name])[0] for name in ("logits", "offsets"))
     weights = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
@@ -122,7 +123,8 @@ def list_candidates(
     drift = tolerance.offsets * (config.center_variance * anchor_sides + config.size_variance * box_sides / 2)
     count, clipped = log_odds.shape[1], boxes.clip(0.0, 1.0)
     labels = np.tile(np.arange(1, count + 1), len(boxes))
-    limited = log_odds.size > CANDIDATES and not postprocess_op
+    limited = log_odds.size > CANDIDATES and export_outputs in ("detections", "raw")
+    postprocess_op = export_outputs == "postprocess_op"
     return Candidates(
         boxes=np.repeat(clipped, count, axis=0),
         labels=labels,

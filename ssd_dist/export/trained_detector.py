@@ -57,7 +57,7 @@ class Detector:
         """Loads a detector.
 
         Args:
-          folder: the folder of a run or of an export (SavedModel, TFLite or ONNX).
+          folder: the folder of a run or of an export (SavedModel, TFLite, ONNX or OpenVINO).
           checkpoint: "best", "last" or the path of a checkpoint; has no effect for an export.
 
         Raises:

@@ -65,7 +65,8 @@ def check_formats(formats: Sequence[str]) -> None:
     for kind in formats:
         if kind not in KINDS:
             raise UsageError(f"--export={kind}: unknown format; allowed: {', '.join(KINDS)}")
-    check_installed("apache_beam", "tensorflow", *(["tf2onnx", "onnxruntime"] if "onnx" in formats else []))
+    packages = {"onnx": ("tf2onnx", "onnxruntime"), "openvino": ("openvino",)}
+    check_installed("apache_beam", "tensorflow", *(name for kind in formats for name in packages.get(kind, ())))
 
 
 def prepare_data(request: FitRequest, files: FitFiles) -> None:

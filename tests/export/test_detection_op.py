@@ -21,9 +21,9 @@ from ssd_dist.evaluation.detections import Detections
 from ssd_dist.export.detection_op import OP_NAME, OUTPUTS, append_detection_op, read_model
 from ssd_dist.export.export_options import Credits, ExportOptions
 from ssd_dist.export.exporter import write_export
-from ssd_dist.export.formats import open_export
 from ssd_dist.export.parity import compare_detections, run_export
 from ssd_dist.export.rounding import Tolerance, explain_by_rounding, list_candidates
+from ssd_dist.export.runtimes import open_export
 from ssd_dist.export.serving import OutputDecoder
 from ssd_dist.export.tflite_metadata import add_metadata, write_labels
 
@@ -130,7 +130,7 @@ def compare_with_our_nms(content, logits, offsets):
     op = dict(zip(OUTPUTS, run(content, logits, offsets), strict=True))
     ours = run_export(lambda _: raw, [np.zeros(0)], ["a"], DECODER)[0]
     theirs = run_export(lambda _: op, [np.zeros(0)], ["a"], DECODER)[0]
-    candidates = list_candidates(raw, DECODER, Tolerance(1e-6, 1e-6), postprocess_op=True)
+    candidates = list_candidates(raw, DECODER, Tolerance(1e-6, 1e-6), export_outputs="postprocess_op")
     return compare_detections(
         ours, theirs, lambda _, lost, added: explain_by_rounding(lost, added, theirs[0], candidates, DECODER)
     )
@@ -186,7 +186,7 @@ def test_a_wrong_result_of_the_op_is_not_explained():
     logits, offsets = background()
     logits[70, 1] = 14
     raw = {"logits": tf.constant(logits[None]), "offsets": tf.constant(offsets[None])}
-    candidates = list_candidates(raw, DECODER, Tolerance(1e-6, 1e-6), postprocess_op=True)
+    candidates = list_candidates(raw, DECODER, Tolerance(1e-6, 1e-6), export_outputs="postprocess_op")
     score = 1 / (1 + np.exp(-candidates.log_odds[70 * 3]))
     wrong = Detections("a", ANCHORS[[71]], np.array([1]), np.float32([score]))
     right = Detections("a", ANCHORS[[70]].clip(0, 1), np.array([1]), np.float32([score]))

@@ -52,6 +52,7 @@ def test_data_of_another_size_or_classes_is_rejected(manifest):
 def test_default_outputs_and_unsupported_combinations():
     assert choose_outputs("tflite", "int8", None) == "raw"
     assert choose_outputs("onnx", "none", None) == "detections"
+    assert choose_outputs("openvino", "none", None) == choose_outputs("openvino", "int8", None) == "detection_output"
     # The older flag for the same choice.
     assert choose_outputs("tflite", "none", None, postprocess=False) == "raw"
     assert choose_outputs("tflite", "fp16", None, postprocess=True) == "detections"
@@ -63,6 +64,10 @@ def test_default_outputs_and_unsupported_combinations():
         choose_outputs("tflite", "int8", "detections")
     with pytest.raises(UsageError, match="use --format=tflite"):
         choose_outputs("onnx", "none", "postprocess_op")
+    with pytest.raises(UsageError, match=r"--format=openvino; use .*or onnx, or --outputs=detection_output or raw"):
+        choose_outputs("openvino", "none", "detections")
+    with pytest.raises(UsageError, match="use --format=openvino, or --outputs=detections or raw"):
+        choose_outputs("saved_model", "none", "detection_output")
     with pytest.raises(UsageError, match="omit one of the two"):
         choose_outputs("tflite", "none", "raw", postprocess=False)
 
@@ -72,6 +77,8 @@ def test_default_outputs_and_unsupported_combinations():
     [
         ("tflite", "raw", Quantization("fp16", per_tensor=True), "--per_tensor: .*add --quantize=int8"),
         ("onnx", "raw", Quantization(input_type="float32"), "--input_type=float32: not supported by --format=onnx"),
+        ("openvino", "raw", Quantization("int8", per_tensor=True), "--per_tensor: not supported by --format=openvino"),
+        ("openvino", "raw", Quantization("int8", output_type="int8"), "--output_type=int8: .*use --format=tflite"),
         ("tflite", "raw", Quantization(input_type="int8"), "--input_type=int8: needs a quantized network"),
         ("tflite", "raw", Quantization(output_type="int8"), "--output_type=int8: needs the raw outputs"),
         ("tflite", "postprocess_op", Quantization("int8", output_type="int8"), "--output_type=int8: needs the raw"),

@@ -110,6 +110,12 @@ def export(run, tmp_path_factory):
         yield make
 
 
+def skip_without_packages(kind):
+    """Skips the test if the packages of a format are not installed."""
+    for package in {"onnx": ["tf2onnx"], "openvino": ["openvino"]}.get(kind, ()):
+        pytest.importorskip(package)
+
+
 @pytest.mark.parametrize("head", ["ssd", "ssdlite"])
 def test_folding_removes_batch_norm_and_keeps_the_outputs(head):
     config = Config.model_validate(SETTINGS | {"model": SETTINGS["model"] | {"head": head}})
@@ -125,11 +131,16 @@ def test_folding_removes_batch_norm_and_keeps_the_outputs(head):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("outputs", ["detections", "raw"])
-@pytest.mark.parametrize("kind", ["saved_model", "tflite", "onnx"])
+@pytest.mark.parametrize(
+    ("kind", "outputs"),
+    [
+        *((kind, outputs) for kind in ("saved_model", "tflite", "onnx") for outputs in ("detections", "raw")),
+        ("openvino", "detection_output"),
+        ("openvino", "raw"),
+    ],
+)
 def test_an_export_detects_what_the_checkpoint_detects(export, kind, outputs):
-    if kind == "onnx":
-        pytest.importorskip("tf2onnx")
+    skip_without_packages(kind)
     summary, folder = export(kind, "none", outputs)
     assert summary["parity"]["images"] == 64
     assert summary["parity"]["detections"] > 200
@@ -155,11 +166,11 @@ def test_quantized_files_are_smaller(export):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "outputs"), [("saved_model", "detections"), ("onnx", "detections"), ("tflite", "raw")]
+    ("kind", "outputs"),
+    [("saved_model", "detections"), ("onnx", "detections"), ("tflite", "raw"), ("openvino", "detection_output")],
 )
 def test_an_export_predicts_what_its_run_predicts(run, export, tmp_path, kind, outputs):
-    if kind == "onnx":
-        pytest.importorskip("tf2onnx")
+    skip_without_packages(kind)
     exported = str(export(kind, "none", outputs)[1])
     images = tmp_path / "images"
     images.mkdir()
@@ -203,8 +214,10 @@ def test_a_training_can_start_from_a_saved_model(run, export, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_evaluation_of_an_export_gives_the_metrics_of_its_summary(run, export, tmp_path):
-    summary, folder = export("tflite", "none", "raw")
+@pytest.mark.parametrize(("kind", "outputs"), [("tflite", "raw"), ("openvino", "detection_output")])
+def test_the_evaluation_of_an_export_gives_the_metrics_of_its_summary(run, export, tmp_path, kind, outputs):
+    skip_without_packages(kind)
+    summary, folder = export(kind, "none", outputs)
     data = read_run_folder(str(run))[0].data.dir
     for model_dir, overrides in ((str(run), []), ("", [f"data.dir={data}"])):
         config, manifest, ground_truths, detections = evaluate_export(str(folder), model_dir, "val", overrides)

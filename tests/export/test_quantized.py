@@ -18,9 +18,10 @@ from ssd_dist.cli.export import describe_parity
 from ssd_dist.core.config import Config
 from ssd_dist.export.detection_op import append_detection_op
 from ssd_dist.export.export_options import Quantization
-from ssd_dist.export.formats import convert_to_tflite, open_export
+from ssd_dist.export.formats import convert_to_tflite
 from ssd_dist.export.parity import compare_detections, run_export
 from ssd_dist.export.rounding import Tolerance, explain_by_rounding, list_candidates
+from ssd_dist.export.runtimes import open_export
 from ssd_dist.export.serving import OutputDecoder, ServedDetector
 from ssd_dist.model import detector
 from ssd_dist.model.detector import build_detector
@@ -136,7 +137,7 @@ def test_the_detection_op_decodes_the_raw_outputs_of_any_quantization(contents, 
 
     def explain(index, lost, added):
         outputs = {name: tf.constant(value) for name, value in raw(images[index][None]).items()}
-        candidates = list_candidates(outputs, DECODER, Tolerance(1e-5, 1e-5), postprocess_op=True)
+        candidates = list_candidates(outputs, DECODER, Tolerance(1e-5, 1e-5), export_outputs="postprocess_op")
         return explain_by_rounding(lost, added, found[index], candidates, DECODER)
 
     parity = compare_detections(expected, found, explain)

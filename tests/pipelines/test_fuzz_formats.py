@@ -8,6 +8,7 @@ import json
 import os
 import posixpath
 import random
+import re
 import unicodedata
 from collections import defaultdict
 
@@ -31,9 +32,12 @@ from ssd_dist.core.tfrecord_io import frame_record
 INPUTS = int(os.environ.get("SSD_DIST_FUZZ", "40"))
 FIRST_SEED = int(os.environ.get("SSD_DIST_FUZZ_SEED", "0"))
 BOXES = {"a": [BOX], "b": [BOX, (30, 6, 60, 42)], "c": []}
+# Python refuses to convert an integer of more than 4,300 digits.
+LONG_NUMBER = "9" * 5000
+TEXT_SUFFIXES = (".json", ".xml", ".txt", ".csv", ".yaml", ".pbtxt")
 TOKENS = [
-    "", "nan", "-inf", "1e999", "1e-320", "9" * 400, "-0", "0x10", "1_000", "\u0663", "True", "null", "[]", "\0",
-    "\x1b[31m", "\u202e", "\u2028", "a\nb", "../../etc/passwd", "/", "C:\\a.jpg", "\ud800", "e\u0301", "x" * 5000,
+    "", "nan", "-inf", "1e999", "1e-320", "9" * 400, LONG_NUMBER, "-0", "0x10", "1_000", "\u0663", "True", "null", "[]",
+    "\0", "\x1b[31m", "\u202e", "\u2028", "a\nb", "../../etc/passwd", "/", "C:\\a.jpg", "\ud800", "e\u0301", "x" * 5000,
 ]  # fmt: skip
 IMAGE = jpeg()
 
@@ -244,6 +248,24 @@ def test_damaged_datasets(tmp_path, input_format):
         path.write_bytes(originals[path])
     print(f"{input_format}: {dict(counts)}")
     assert counts["read"] + counts["rejected"] > 0
+
+
+@pytest.mark.parametrize("input_format", MAKERS)
+def test_long_numbers(tmp_path, input_format):
+    MAKERS[input_format](tmp_path)
+    for path in (path for path in sorted(tmp_path.rglob("*")) if path.suffix in TEXT_SUFFIXES):
+        text = path.read_text()
+        for match in re.finditer(r"(?<![\w.])\d+(?![\w.])", text):
+            path.write_text(text[: match.start()] + LONG_NUMBER + text[match.end() :])
+            try:
+                images, _ = read_all(input_format, tmp_path)
+                found = [image.problem for image in images] + [box.problem for image in images for box in image.boxes]
+                details = [problem.detail for problem in found if problem]
+            except DataError as error:
+                details = [str(error)]
+            # The text of Python's ValueError does not help a user.
+            assert not any("Exceeds the limit" in detail for detail in details), details
+        path.write_text(text)
 
 
 def test_the_formats_are_complete():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import tracemalloc
 
 import pytest
@@ -69,13 +70,21 @@ def test_truncated_text_raises_an_error(content, data):
         "{images: []}",
         '{"images": []} trailing',
         '{"images": [' + "[" * 100_000,
-        '{"images": [' + "9" * 5000 + "]}",  # exceeds Python's limit on the digits of an integer
         '{"images": ["\ud800'.encode("utf-8", "surrogatepass") + b'"]}',
     ],
 )
 def test_errors_contain_the_position(text):
     with pytest.raises(JsonStreamError, match="character"):
         read_all(text if isinstance(text, bytes) else text.encode())
+
+
+@pytest.mark.parametrize("step", [100, 1 << 20])
+def test_integers_beyond_the_limit_of_python_are_infinite(step):
+    # Only the entry with this number is unusable, so the rest of the file must be read.
+    text = json.dumps({"images": [{"id": 1}, {"id": "@"}, {"id": "-@"}, {"id": 2}]})
+    text = text.replace('"@"', "9" * 5000).replace('"-@"', "-" + "9" * 5000)
+    found = [item["id"] for _, _, item in read_all(text.encode(), step=step)]
+    assert found == [1, math.inf, -math.inf, 2]
 
 
 def test_entries_before_an_error_are_yielded():

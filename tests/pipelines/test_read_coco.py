@@ -115,7 +115,10 @@ def test_a_truncated_file_gives_a_listing_with_a_problem(tmp_path, cut):
     assert values[-1].images == sum(isinstance(value, Image) for value in values)
 
 
-@pytest.mark.parametrize("category", [{"id": "x", "name": "a"}, {"name": "a"}, 3])
+@pytest.mark.parametrize(
+    "category",
+    [{"id": "x", "name": "a"}, {"name": "a"}, 3, {"id": math.inf, "name": "a"}, {"id": "9" * 5000, "name": "a"}],
+)
 def test_an_invalid_category_gives_a_listing_with_a_problem(tmp_path, category):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"images": [], "annotations": [], "categories": [category]}))
