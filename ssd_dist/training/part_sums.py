@@ -143,6 +143,11 @@ def sum_in_units(rows: tf.Tensor, unit: tf.Tensor) -> tf.Tensor:
     return total * tf.cast(unit, tf.float64)
 
 
+def round_for_exact_sum(losses: tf.Tensor) -> tf.Tensor:
+    """Rounds float64 losses to multiples of 2^-30: sums below 2^23 are then exact, whatever their order."""
+    return tf.round(losses * 2.0**30) / 2.0**30
+
+
 def _power_of_two(biased_exponent: tf.Tensor) -> tf.Tensor:
     return tf.bitcast(tf.bitwise.left_shift(biased_exponent, _FLOAT32_FRACTION_BITS), tf.float32)
 

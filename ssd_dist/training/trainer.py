@@ -34,7 +34,7 @@ from ssd_dist.training.batch_division import BatchDivision
 from ssd_dist.training.losses import Miner, background_losses, multibox_losses, reduce_losses
 from ssd_dist.training.mining import mine_global, mine_per_image
 from ssd_dist.training.parameter_groups import count_values, pack_values, unpack_values
-from ssd_dist.training.part_sums import PartRows, create_part_sums
+from ssd_dist.training.part_sums import PartRows, create_part_sums, round_for_exact_sum
 from ssd_dist.training.precision import PrecisionConfig
 from ssd_dist.training.state import REPORTED_SUMS, TrainState
 from ssd_dist.training.targets import TargetCounts, candidate_mask, count_rows, count_targets, negative_quota
@@ -218,7 +218,7 @@ class DetectorTrainer(orbit.StandardTrainer):
             loss = classification + self._loss_config.localization_weight * localization
             scaled = self._optimizer.scale_loss(loss)
         report = (loss, classification, localization, tf.reduce_sum(mined.positives), tf.reduce_sum(mined.quota))
-        self._sums.assign_add(_round_for_exact_sums(tf.stack([tf.cast(value, tf.float64) for value in report])))
+        self._sums.assign_add(round_for_exact_sum(tf.stack([tf.cast(value, tf.float64) for value in report])))
         return tape.gradient(scaled, self._optimizer.variables_to_train)
 
     def _run_network(self, batch: TrainBatch) -> dict[str, tf.Tensor]:
@@ -311,11 +311,6 @@ class DetectorTrainer(orbit.StandardTrainer):
         return lambda losses, candidates: mine_global(
             losses, candidates, totals.quota, batch.positions, self._division.images
         )
-
-
-def _round_for_exact_sums(values: tf.Tensor) -> tf.Tensor:
-    """Rounds float64 values to multiples of 2^-30: sums below 2^23 are then exact, whatever their order."""
-    return tf.round(values * 2.0**30) / 2.0**30
 
 
 def _compute_speed(images: float, elapsed: float, waited: float) -> dict[str, float]:
