@@ -175,7 +175,8 @@ def main() -> None:
     first = next(iter(configs.values()))
     # Graph optimization would take longer than these few steps.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    strategy = create_strategy(first.cluster, read_worker_role())
+    divide_threads = first.train.reduction == "fast"
+    strategy = create_strategy(first.cluster, read_worker_role(), divide_threads)
     make_reproducible(first)
     real = assembly.build_detector
     for name, variant in job["variants"].items():
