@@ -27,17 +27,12 @@ $(READY):
 	fi
 	touch $@
 
-# Generates a dataset, writes shards, trains on two replicas of the CPU, evaluates, and draws detections. Downloads nothing.
+# Generates a dataset and runs ssd-fit on it, on two replicas of the CPU. Downloads nothing.
 demo: $(READY)
 	rm -rf $(DEMO)
 	$(BIN)/python -m toyset.sample --output=$(DEMO)/raw --train=1200
-	for split in train val; do \
-	  $(BIN)/python -m pipelines.prepare --input_format=coco --input=$(DEMO)/raw --split=$$split \
-	    --output=$(DEMO)/data --config=configs/demo.yaml || exit; \
-	done
-	CUDA_VISIBLE_DEVICES=-1 $(BIN)/python -m ssd_dist.cli.train --config=configs/demo.yaml --model_dir=$(DEMO)/run
-	$(BIN)/python -m ssd_dist.cli.evaluate --model_dir=$(DEMO)/run --split=val \
-	  --output=$(DEMO)/metrics.json --pictures=$(DEMO)/predictions.png
+	CUDA_VISIBLE_DEVICES=-1 $(BIN)/python -m ssd_dist.cli.fit --input=$(DEMO)/raw --output=$(DEMO)/run \
+	  --config=configs/demo.yaml
 
 # Reproduces the README's figures on BCCD, a dataset of blood cells.
 bccd: $(READY)

@@ -18,6 +18,7 @@ from pipelines.flags import define_flags
 from ssd_dist.core.commands import run_command
 from ssd_dist.core.errors import RestartError
 from ssd_dist.core.printable import print_line
+from ssd_dist.core.stage_line import show_stages
 
 
 def run_main() -> NoReturn:
@@ -44,24 +45,27 @@ def run_until_stopped(arguments: list[str]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Runs the job that the flags describe; `arguments` are the options of Beam."""
-    from apache_beam.io.filesystems import FileSystems
+    with show_stages("start Apache Beam") as stages:
+        from apache_beam.io.filesystems import FileSystems
 
-    from pipelines.job import run_job, submit_job
-    from pipelines.options import job_from_flags
-    from pipelines.runners import STDERR, is_dry_run, only_submits, parse_beam_options, quiet_logs, require_remote
-    from pipelines.shard_progress import show_progress
-    from pipelines.summary import print_summary, print_unused_classes
-    from pipelines.survey import run_survey
+        from pipelines.job import run_job, submit_job
+        from pipelines.options import job_from_flags
+        from pipelines.runners import STDERR, is_dry_run, only_submits, parse_beam_options, quiet_logs, require_remote
+        from pipelines.shard_progress import show_progress
+        from pipelines.summary import print_summary, print_unused_classes
+        from pipelines.survey import run_survey
 
-    options = parse_beam_options(arguments, list(flags.FLAGS))
-    quiet_logs(options)
-    # Sets credentials for files that are read before the pipeline exists.
-    FileSystems.set_options(options)
-    job = job_from_flags()
-    require_remote(options, [*job.sources[0].inputs, job.sources[0].image_dir, job.output])
-    if survey := flags.FLAGS["survey"].value:
-        run_survey(job, options, survey)
-        return
+        options = parse_beam_options(arguments, list(flags.FLAGS))
+        quiet_logs(options)
+        # Sets credentials for files that are read before the pipeline exists.
+        FileSystems.set_options(options)
+        stages.show("inspect the dataset")
+        job = job_from_flags()
+        require_remote(options, [*job.sources[0].inputs, job.sources[0].image_dir, job.output])
+        if survey := flags.FLAGS["survey"].value:
+            stages.show("read annotations")
+            run_survey(job, options, survey)
+            return
     if only_submits(options):
         steps = submit_job(job, options)
         title = (

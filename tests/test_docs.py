@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import ssd_dist
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     str(page.relative_to(ROOT))
@@ -74,10 +76,14 @@ def test_every_module_of_the_layout_diagram_exists():
 
 
 def test_every_package_has_a_reference_page():
-    pages = [page.read_text() for page in (ROOT / "docs/reference").glob("*.md")]
+    pages = [page.read_text() for page in (*(ROOT / "docs/reference").glob("*.md"), ROOT / "docs/python.md")]
     documented = {name for page in pages for name in re.findall(r"^::: (\S+)", page, re.MULTILINE)}
     packages = {path.parent.name for path in (ROOT / "ssd_dist").glob("*/__init__.py")}
-    assert documented == {f"ssd_dist.{name}" for name in packages} | {"pipelines", "toyset", "ssd_dist.core.config"}
+    # The page of the Python interface documents what `import ssd_dist` offers, with the result of `predict`.
+    offered = {f"{ssd_dist._MODULES[name]}.{name}" for name in ssd_dist.__all__ if name != "__version__"}
+    offered.add("ssd_dist.export.trained_detector.ImageDetections")
+    others = {"pipelines", "toyset", "ssd_dist.core.config"}
+    assert documented == {f"ssd_dist.{name}" for name in packages} | others | offered
 
 
 def test_every_page_is_in_the_navigation():

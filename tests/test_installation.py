@@ -12,10 +12,13 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
+import nbformat
 import pytest
 from packaging.requirements import Requirement
+from support.terminal import remove_escapes, run_in_terminal
 
 from ssd_dist.core.config_files import flatten_config, load_config
+from ssd_dist.fitting.fit_dataset import format_overrides
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = tuple(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"])
@@ -130,10 +133,10 @@ def test_a_missing_extra_gives_one_line_with_the_command_that_installs_it(
 
 
 # A network and a length that train in seconds; the other settings are chosen.
-TINY = (
-    "--set=model.input_size=64", "--set=model.width=0.35", "--set=backbone.weights=none",
-    "--set=train.global_batch_size=4", "--set=train.steps=24", "--set=train.log_every=1",
-)  # fmt: skip
+TINY = {
+    "model.input_size": 64, "model.width": 0.35, "backbone.weights": "none", "train.global_batch_size": 4,
+    "train.steps": 24, "train.log_every": 1,
+}  # fmt: skip
 
 
 def interrupt(command: list[str | Path], cwd: Path, started: Path, number: int) -> int:
@@ -145,21 +148,41 @@ def interrupt(command: list[str | Path], cwd: Path, started: Path, number: int) 
         return process.wait()
 
 
+def check_notebook(python: Path, folder: Path) -> None:
+    """Runs the code of the notebook on the run of the command: its call of `fit` finds all stages finished."""
+    notebook = nbformat.read(ROOT / "docs/folder_to_detector.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert cells[0].metadata["tags"] == ["parameters"]
+    parameters = f'DATA, RUN, MINUTES, CONFIG, SETTINGS = "raw", "run", None, "mine.yaml", {TINY}'
+    assert set(re.findall(r"^[A-Z]+", cells[0].source, re.MULTILINE)) == set(re.findall(r"[A-Z]{3,}", parameters))
+    program = "\n".join([parameters, *(cell.source for cell in cells[1:])])
+    done = run(python, "-c", f"{program}\nimage.save('drawn.png')", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((folder / "run/metrics.json").read_text())
+    assert f"COCO AP50 {metrics['coco/AP50']:.3f}, AP {metrics['coco/AP']:.3f}" in done.stdout
+    assert len(re.findall(r"^\w+\.jpg \[", done.stdout, re.MULTILINE)) == 4
+    assert "--- train" not in done.stdout
+    assert (folder / "drawn.png").stat().st_size
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_one_command_trains_and_exports_in_any_folder_and_resumes_after_interruptions(full_scripts, tmp_path):
     """Runs the installed ssd-fit: stopped while it prepares the data and while it trains, then to its end."""
     assert run(full_scripts / "ssd-sample", "--output=raw", "--train=32", "--val=8", cwd=tmp_path).returncode == 0
     (tmp_path / "mine.yaml").write_text("extends: base\noptimizer: {lr: 3e-3}\n")
-    fit = [full_scripts / "ssd-fit", "--input=raw", "--output=run", "--config=mine.yaml", *TINY]
+    fit = [full_scripts / "ssd-fit", "--input=raw", "--output=run", "--config=mine.yaml"]
+    fit += [f"--set={override}" for override in format_overrides(TINY)]
     folder = tmp_path / "run"
     assert interrupt(fit, tmp_path, folder / "config.yaml", signal.SIGTERM) == 75
     config = (folder / "config.yaml").read_text()
     assert not (folder / "data/dataset.json").exists()
     assert interrupt(fit, tmp_path, folder / "metrics.jsonl", signal.SIGINT) == 75
     assert not (folder / "metrics.json").exists()
-    done = run(*fit, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    code, printed = run_in_terminal(fit, cwd=tmp_path)
+    printed = remove_escapes(printed)
+    assert code == 0, printed
 
     # The choices were made once, and leave the keys of the user as they are.
     assert (folder / "config.yaml").read_text() == config
@@ -174,9 +197,15 @@ def test_one_command_trains_and_exports_in_any_folder_and_resumes_after_interrup
     for name in ("report.html", "predictions.png", "best/best.json", "export/tflite/model.tflite"):
         assert (folder / name).stat().st_size
     ap = json.loads((folder / "metrics.json").read_text())["coco/AP50"]
-    assert re.search(rf"COCO AP50 +│ {ap:.3f}", done.stdout)
+    assert re.search(rf"COCO AP50 +│ {ap:.3f}", printed)
     for word in ("schedule.warmup_steps = ", "report.html", "ssd-predict --model_dir=run"):
-        assert word in done.stdout
+        assert word in printed
+    # Every stage shows what it does, and the terminal is free of the output of TensorFlow and its converters.
+    for word in ("start TensorFlow", "first step", "24/24  loss", "evaluate split val, batches", "convert to tflite"):
+        assert word in printed
+    assert "W0000" not in printed
+    assert "tf_tfl_flatbuffer_helpers" in (folder / "logs/export.log").read_text()
+    check_notebook(full_scripts / "python", tmp_path)
     program = "import ssd_dist; print(ssd_dist.__file__)"
     location = run(full_scripts / "python", "-c", program, cwd=tmp_path).stdout
     assert location.startswith(str(full_scripts.parent))

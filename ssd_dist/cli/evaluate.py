@@ -13,6 +13,7 @@ from ssd_dist.core.commands import define_override_flag, overrides_from_flags, r
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.printable import print_warning
+from ssd_dist.core.stage_line import show_stages
 
 
 def main(_: list[str]) -> None:
@@ -23,25 +24,29 @@ def main(_: list[str]) -> None:
     if export:
         refuse_flags(["checkpoint"], beside="export")
     output, gallery_path = _check_output("output"), _check_output("pictures")
-    # TensorFlow takes seconds to import, so it is imported after the flags are checked.
-    from ssd_dist.evaluation.analysis import analyse_detections
-    from ssd_dist.evaluation.baseline import evaluate_constant_box
-    from ssd_dist.evaluation.gallery import draw_gallery
-    from ssd_dist.evaluation.metrics import evaluate_detections
-    from ssd_dist.evaluation.metrics_table import describe_split, format_value, print_analysis, print_metrics
-    from ssd_dist.inference.trained_model import evaluate_split
+    # Without a run there is no folder for the messages of libraries.
+    with show_stages("start TensorFlow", "" if export else model_dir, "evaluate") as stages:
+        # TensorFlow takes seconds to import, so it is imported after the flags are checked.
+        from ssd_dist.evaluation.analysis import analyse_detections
+        from ssd_dist.evaluation.baseline import evaluate_constant_box
+        from ssd_dist.evaluation.gallery import draw_gallery
+        from ssd_dist.evaluation.metrics import evaluate_detections
+        from ssd_dist.evaluation.metrics_table import describe_split, format_value, print_analysis, print_metrics
+        from ssd_dist.inference.trained_model import evaluate_split
 
-    if export:
-        from ssd_dist.export.exported_detector import evaluate_export
+        if export:
+            from ssd_dist.export.exported_detector import evaluate_export
 
-        evaluated = evaluate_export(export, model_dir, split, overrides_from_flags())
-    else:
-        evaluated = evaluate_split(model_dir, flags.FLAGS["checkpoint"].value, split, overrides_from_flags())
-    config, manifest, ground_truths, detections = evaluated
-    metrics = evaluate_detections(ground_truths, detections, manifest.classes).as_dict()
-    analysis = analyse_detections(ground_truths, detections, manifest.classes).as_dict()
+            evaluated = evaluate_export(export, model_dir, split, overrides_from_flags(), stages)
+        else:
+            checkpoint = flags.FLAGS["checkpoint"].value
+            evaluated = evaluate_split(model_dir, checkpoint, split, overrides_from_flags(), stages)
+        config, manifest, ground_truths, detections = evaluated
+        stages.show("compute the metrics")
+        metrics = evaluate_detections(ground_truths, detections, manifest.classes).as_dict()
+        analysis = analyse_detections(ground_truths, detections, manifest.classes).as_dict()
+        baseline = evaluate_constant_box(ground_truths, manifest.classes)
     title = f"{export or model_dir}, split {describe_split(split)}, {len(ground_truths)} images"
-    baseline = evaluate_constant_box(ground_truths, manifest.classes)
     print_metrics(metrics, title, baseline)
     print_analysis(analysis)
     if not export and flags.FLAGS["checkpoint"].value == "best" and not overrides_from_flags():

@@ -12,6 +12,7 @@ from absl import flags  # type: ignore[import-untyped]
 from ssd_dist.core.commands import define_override_flag, overrides_from_flags, required_flag, run_command
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.printable import print_line
+from ssd_dist.core.stage_line import show_stages
 from ssd_dist.export.export_options import (
     CALIBRATION_IMAGES,
     KINDS,
@@ -30,10 +31,12 @@ def main(_: list[str]) -> None:
     """Exports the run given by the flags and prints how the export compares with the checkpoint."""
     model_dir, output, kind = required_flag("model_dir"), required_flag("output"), required_flag("format")
     options = read_options(kind)
-    # TensorFlow takes seconds to import, so it is imported after the flags are checked.
-    from ssd_dist.export.exporter import export_run
+    with show_stages("start TensorFlow", model_dir, "export") as stages:
+        # TensorFlow takes seconds to import, so it is imported after the flags are checked.
+        from ssd_dist.export.exporter import export_run
 
-    summary = export_run(model_dir, flags.FLAGS["checkpoint"].value, options, output, overrides_from_flags())
+        checkpoint = flags.FLAGS["checkpoint"].value
+        summary = export_run(model_dir, checkpoint, options, output, overrides_from_flags(), stages)
     parity, before, after = summary["parity"], summary["metrics"]["checkpoint"], summary["metrics"]["export"]
     latency = summary["milliseconds_an_image_here"]
     print_line(f"{Path(output, summary['file'])}: {summary['bytes'] / 1e6:.1f} MB, {latency:.0f} ms per image")

@@ -14,6 +14,7 @@ from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.folder_names import CONFIG_NAME, REPORT_NAME
 from ssd_dist.core.printable import print_line
+from ssd_dist.core.stage_line import show_stages
 from ssd_dist.core.storage import is_remote
 
 
@@ -32,18 +33,20 @@ def main(_: list[str]) -> None:
         if name and is_remote(name):
             raise UsageError(f"--{flag}={name}: cannot write to remote storage; give a local path and copy the file")
     # TensorFlow takes seconds to import, so it is imported after the flags are checked.
-    if data:
-        from ssd_dist.report.data_page import build_data_page, write_fitted_anchors
+    with show_stages("start TensorFlow") as stages:
+        if data:
+            from ssd_dist.report.data_page import build_data_page, write_fitted_anchors
 
-        build_data_page(data, output, flags.FLAGS["max_images"].value)
-        if fitted := flags.FLAGS["fit_anchors"].value:
-            print_line(f"{fitted}: {write_fitted_anchors(data, fitted, flags.FLAGS['max_images'].value)}")
-    else:
-        from ssd_dist.report.run_page import build_run_page
+            stages.show("write the report")
+            build_data_page(data, output, flags.FLAGS["max_images"].value)
+            if fitted := flags.FLAGS["fit_anchors"].value:
+                stages.show("fit the anchors")
+                print_line(f"{fitted}: {write_fitted_anchors(data, fitted, flags.FLAGS['max_images'].value)}")
+        else:
+            from ssd_dist.report.run_page import build_run_page
 
-        build_run_page(
-            model_dirs, output, flags.FLAGS["checkpoint"].value, flags.FLAGS["split"].value, overrides_from_flags()
-        )
+            checkpoint, split = flags.FLAGS["checkpoint"].value, flags.FLAGS["split"].value
+            build_run_page(model_dirs, output, checkpoint, split, overrides_from_flags(), stages)
     print_line(f"{output}: {Path(output).stat().st_size / 1e6:.2f} MB, open it in a browser")
 
 

@@ -14,6 +14,7 @@ from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.errors import DataError, UsageError
 from ssd_dist.core.file_kinds import ANNOTATION_FORMATS, is_video
 from ssd_dist.core.printable import print_line
+from ssd_dist.core.stage_line import StageLine, show_stages
 
 
 def main(_: list[str]) -> None:
@@ -31,6 +32,25 @@ def main(_: list[str]) -> None:
         refuse_flags(["format", "coco_ids"], beside=f"images={videos[0]}")
         if len(sources) > 1:
             raise UsageError(f"--images={videos[0]}: a video cannot be combined with other --images; give it alone")
+    with show_stages("start TensorFlow", flags.FLAGS["model_dir"].value or "", "predict") as stages:
+        lines = predict(given[0], sources, output, stages)
+    for line in lines:
+        print_line(line)
+
+
+def predict(given: str, sources: list[str], output: str, stages: StageLine) -> list[str]:
+    """Detects objects and returns the lines to print.
+
+    Args:
+      given: the flag that gives the detector.
+      sources: the values of `--images`.
+      output: the folder to write to.
+      stages: shows the progress.
+
+    Raises:
+      DataError: if no image could be read.
+      UsageError, CheckpointError: for other errors that the user can fix.
+    """
     # TensorFlow takes seconds to import, so it is imported after the flags are checked.
     from ssd_dist.evaluation.result_files import CocoIds, read_coco_ids
     from ssd_dist.evaluation.thresholds import parse_thresholds
@@ -38,9 +58,11 @@ def main(_: list[str]) -> None:
     from ssd_dist.inference.image_files import find_images
     from ssd_dist.inference.prediction import PredictionOutputs, open_run, predict_images
 
+    videos = [source for source in sources if is_video(source)]
     files = [] if videos else find_images(sources)
-    folder = flags.FLAGS[given[0]].value
-    if given == ["model_dir"]:
+    stages.show("load the detector")
+    folder = flags.FLAGS[given].value
+    if given == "model_dir":
         detector = open_run(folder, flags.FLAGS["checkpoint"].value, overrides_from_flags())
     else:
         detector = open_exported_detector(folder)
@@ -58,15 +80,15 @@ def main(_: list[str]) -> None:
     if videos:
         from ssd_dist.inference.video import predict_video
 
-        frames, shown, path = predict_video(detector, videos[0], output, outputs)
-        print_line(f"{path or output}: {shown} detections on {frames} frames")
-        return
-    processed, shown, unreadable = predict_images(detector, files, output, outputs)
-    for name, reason in unreadable:
-        print_line(f"skipped {name}: {reason}")
+        frames, shown, path = predict_video(detector, videos[0], output, outputs, stages)
+        return [f"{path or output}: {shown} detections on {frames} frames"]
+    processed, shown, unreadable = predict_images(detector, files, output, outputs, stages)
+    lines = [f"skipped {name}: {reason}" for name, reason in unreadable]
     if not processed:
+        for line in lines:
+            print_line(line)
         raise DataError(f"--images: none of the {len(files)} files could be read; the lines above give the reasons")
-    print_line(f"{output}: {shown} detections on {processed} images; {len(unreadable)} files skipped")
+    return [*lines, f"{output}: {shown} detections on {processed} images; {len(unreadable)} files skipped"]
 
 
 def run_main() -> None:

@@ -1,6 +1,7 @@
 """Trains a detector, or resumes a run: python -m ssd_dist.cli.train --config=configs/x.yaml --model_dir=RUN."""
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags  # type: ignore[import-untyped]
 
@@ -8,6 +9,8 @@ from ssd_dist.core.commands import config_from_flags, define_config_flags, requi
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.folder_names import REPORT_NAME, check_folder_name
 from ssd_dist.core.printable import print_line, print_warning
+from ssd_dist.core.stage_line import StageLine, show_stages
+from ssd_dist.fitting.results_table import print_training_results
 
 
 def main(_: list[str]) -> int:
@@ -29,16 +32,28 @@ def main(_: list[str]) -> int:
 
         return run_preflight(config, model_dir)
     stop = StopRequest()
-    from ssd_dist.training.run import run_training
+    # On the chief, the split and the metrics of the report.
+    results: list[tuple[str, dict[str, Any] | None]] = []
+    with show_stages("start TensorFlow", model_dir, "train") as stages:
+        from ssd_dist.training.run import run_training
 
-    best = run_training(config, model_dir, stop, write_documents, flags.FLAGS["allow_new_data"].value)
+        def write() -> None:
+            results.append(write_documents(stages))
+
+        best = run_training(config, model_dir, stop, write, flags.FLAGS["allow_new_data"].value, stages)
     if best is not None:
         print_line(f"best {best['metric']} {best['value']:.4f} at step {best['step']}: {model_dir}/best")
+    if flags.FLAGS["summary"].value and results:
+        print_training_results(model_dir, *results[0])
     return 0
 
 
-def write_documents() -> None:
-    """Writes RUN/model_card.md of the finished run and, unless --noreport, RUN/report.html, as ssd-inspect does."""
+def write_documents(stages: StageLine) -> tuple[str, dict[str, Any] | None]:
+    """Writes RUN/model_card.md of the finished run and, unless --noreport, RUN/report.html, as ssd-inspect does.
+
+    Returns:
+      The split and the metrics of the evaluation in the report; "" and None without one.
+    """
     from ssd_dist.core.errors import first_line
     from ssd_dist.report.model_card import MODEL_CARD_NAME, write_model_card
 
@@ -49,15 +64,17 @@ def write_documents() -> None:
     except Exception as error:
         print_warning(f"{MODEL_CARD_NAME} was not written: {first_line(error)}")
     if not flags.FLAGS["report"].value:
-        return
+        return "", None
     from ssd_dist.report.run_page import build_run_page
 
     try:
-        build_run_page([model_dir], str(Path(model_dir) / REPORT_NAME), "auto", "auto", ())
+        (evaluation,) = build_run_page([model_dir], str(Path(model_dir) / REPORT_NAME), "auto", "auto", (), stages)
     except Exception as error:
         print_warning(
             f"{REPORT_NAME} was not written: {first_line(error)}; try again with ssd-inspect --model_dir={model_dir}"
         )
+        return "", None
+    return ("", None) if evaluation is None else (evaluation.split_name, evaluation.as_dict())
 
 
 def run_main() -> None:
@@ -65,6 +82,7 @@ def run_main() -> None:
     define_config_flags()
     flags.DEFINE_string("model_dir", None, "Folder of the run, for checkpoints, metrics and the best model.")
     flags.DEFINE_bool("report", True, "Write RUN/report.html after training: curves, errors, images with predictions.")
+    flags.DEFINE_bool("summary", True, "Print a table of metrics, thresholds and files after training.")
     flags.DEFINE_bool(
         "allow_new_data", False, "Resume a run on other data of the same classes than it was trained on so far."
     )

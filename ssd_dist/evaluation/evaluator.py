@@ -45,6 +45,7 @@ class DetectorEvaluator(orbit.StandardEvaluator):
       evaluation: batch size (over all replicas) and the settings of NMS.
       input_size: side of the model's input in pixels.
       interrupted: called once per batch on every worker; if it returns true, the evaluation raises `Interrupted`.
+      after_batch: called after each batch on every worker, to show progress.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class DetectorEvaluator(orbit.StandardEvaluator):
         evaluation: EvalConfig,
         input_size: int,
         interrupted: Callable[[], bool] = lambda: False,
+        after_batch: Callable[[], None] = lambda: None,
     ) -> None:
         workers = count_workers(strategy)
         replicas = strategy.num_replicas_in_sync
@@ -72,6 +74,7 @@ class DetectorEvaluator(orbit.StandardEvaluator):
         self._anchors = create_anchor_tensor(anchors, input_size)
         self._source_ids = source_ids
         self._interrupted = interrupted
+        self._after_batch = after_batch
         self.detections: list[Detections] = []
 
         def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -110,6 +113,7 @@ class DetectorEvaluator(orbit.StandardEvaluator):
         for row, index in enumerate(indices.tolist()):
             if index >= 0:
                 state[index] = remove_padding(self._source_ids[index], *(part[row] for part in batch))
+        self._after_batch()
         return state
 
     def eval_end(self, state: dict[int, Detections]) -> None:

@@ -21,6 +21,7 @@ from ssd_dist.core.config_files import load_config
 from ssd_dist.core.errors import CheckpointError, DataError, first_line
 from ssd_dist.core.folder_names import SUMMARY_NAME
 from ssd_dist.core.manifest import Manifest
+from ssd_dist.core.stage_line import SILENT, StageLine
 from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.export.exporter import ANCHORS_NAME, read_images
@@ -73,7 +74,7 @@ def _read_decoder(folder: Path, output: dict[str, Any]) -> OutputDecoder | None:
 
 @explain_out_of_memory()
 def evaluate_export(
-    folder: str, model_dir: str, split: str, overrides: Sequence[str]
+    folder: str, model_dir: str, split: str, overrides: Sequence[str], stages: StageLine = SILENT
 ) -> tuple[Config, Manifest, list[GroundTruth], list[Detections]]:
     """Detects objects in a split of prepared data with an export.
 
@@ -82,6 +83,7 @@ def evaluate_export(
       model_dir: the run whose data is read; empty to use `data.dir` of `overrides`.
       split: name of the split.
       overrides: config keys to change, as `a.b=c`.
+      stages: shows the progress.
 
     Returns:
       The config, the manifest of the data, and the ground truth and detections of all images of the split.
@@ -91,9 +93,10 @@ def evaluate_export(
       DataError: if the data is missing, has no such split, or its image size differs from the export's.
       UsageError: if an override is not valid.
     """
+    stages.show("open the export")
     config = read_run_folder(model_dir, overrides)[0] if model_dir else load_config(None, overrides)
     manifest = load_manifest(config.data)
-    manifest.split(split, config.data.dir)
+    image_count = manifest.split(split, config.data.dir).images
     detector = open_exported_detector(folder)
     if tuple(manifest.classes) != detector.classes:
         raise CheckpointError(
@@ -108,8 +111,10 @@ def evaluate_export(
     ground_truths: list[GroundTruth] = []
     detections: list[Detections] = []
     images = read_images(config.data, manifest, split)
+    stages.show(f"evaluate split {split}, images", image_count)
     while batch := list(itertools.islice(images, detector.batch_size)):
         ground_truths.extend(annotated for annotated, _ in batch)
         names = [annotated.source_id for annotated, _ in batch]
         detections.extend(detect_batch(detector, np.stack([pixels for _, pixels in batch]), names))
+        stages.update(len(detections))
     return config, manifest, ground_truths, detections

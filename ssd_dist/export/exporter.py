@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ssd_dist.core.config import AmpConfig, DataConfig
 from ssd_dist.core.errors import CheckpointError, DataError, UsageError, first_line
 from ssd_dist.core.folder_names import SUMMARY_NAME
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
+from ssd_dist.core.stage_line import SILENT, StageLine
 from ssd_dist.data.decoding import decode_jpeg
 from ssd_dist.data.shard_files import load_manifest, read_split
 from ssd_dist.evaluation.detections import Detections, GroundTruth
@@ -40,7 +41,12 @@ COMPARED_IMAGES = 500
 
 @explain_out_of_memory()
 def export_run(
-    model_dir: str, checkpoint: str, options: ExportOptions, output: str, overrides: Sequence[str]
+    model_dir: str,
+    checkpoint: str,
+    options: ExportOptions,
+    output: str,
+    overrides: Sequence[str],
+    stages: StageLine = SILENT,
 ) -> dict[str, Any]:
     """Writes an export and its summary; both are evaluated on the evaluation split of the run.
 
@@ -50,6 +56,7 @@ def export_run(
       options: the format, its outputs and its quantization.
       output: folder for the export, created if missing.
       overrides: `a.b=c` overrides of the run's config.
+      stages: shows the progress.
 
     Returns:
       The export summary, as written to `export.json`.
@@ -59,6 +66,7 @@ def export_run(
       CheckpointError: if the checkpoint does not exist, or the unquantized export does not reproduce it.
       DataError: if the prepared data of the run is missing or does not fit the model.
     """
+    stages.show("read images")
     config, manifest = read_run_folder(model_dir, overrides)
     # Exports compute in float32, so the checkpoint they are compared with must do so too.
     config = config.model_copy(update={"amp": AmpConfig()})
@@ -69,15 +77,18 @@ def export_run(
     ground_truths, images = [annotated for annotated, _ in compared], [pixels for _, pixels in compared]
     calibrating = options.quantization.calibration_images if options.quantization.kind == "int8" else 0
     samples = [pixels for _, pixels in read_images(config.data, data, TRAIN_SPLIT, calibrating)] if calibrating else []
+    stages.show("load the checkpoint")
     model = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))
     decoder = OutputDecoder.create(config.anchors, config.eval, config.model.input_size)
     postprocess = options.outputs == "detections"
     served = ServedDetector(model, decoder, config.model.input_size, manifest.classes, postprocess)
 
     folder = Path(output)
+    stages.show(f"convert to {options.kind}")
     path = write_export(served, options, samples, folder)
     names = [image.source_id for image in ground_truths]
-    comparison = compare_with_checkpoint(model, decoder, open_export(options.kind, path), images, names, options)
+    runner = open_export(options.kind, path)
+    comparison = compare_with_checkpoint(model, decoder, runner, images, names, options, stages)
     summary = {
         **describe_export(options, decoder, served.size),
         "bytes": sum(file.stat().st_size for file in list_files(path)),
@@ -184,6 +195,7 @@ def compare_with_checkpoint(
     images: Sequence[np.ndarray],
     names: Sequence[str],
     options: ExportOptions,
+    stages: StageLine = SILENT,
 ) -> Comparison:
     """Runs the checkpoint and the export on the same uint8 [S, S, 3] images and matches their detections.
 
@@ -195,10 +207,12 @@ def compare_with_checkpoint(
       names: the ids of the images.
       options: without quantization, differences that rounding explains are counted as undecided. A quantized export
         differs in every output, so all its differences are counted; the metrics show their cost.
+      stages: shows the progress.
     """
     network = tf.function(lambda pixels: model(normalize_image(pixels), training=False))
-    expected = detect_with_checkpoint(network, decoder, images, names)
-    found, latency = run_export(runner, images, names, decoder)
+    expected = detect_with_checkpoint(network, decoder, stages.track("run the checkpoint, images", images), names)
+    found, latency = run_export(runner, stages.track("run the export, images", images), names, decoder)
+    stages.show("compare the export with the checkpoint")
     tolerance = measure_tolerance(model, images) if options.quantization.kind == "none" else None
 
     def explain(index: int, lost: Detections, added: Detections) -> tuple[BoolArray, BoolArray]:
@@ -212,7 +226,7 @@ def compare_with_checkpoint(
 
 
 def detect_with_checkpoint(
-    network: Network, decoder: OutputDecoder, images: Sequence[np.ndarray], names: Sequence[str]
+    network: Network, decoder: OutputDecoder, images: Iterable[np.ndarray], names: Sequence[str]
 ) -> list[Detections]:
     """Returns the detections of the checkpoint's network on each of the uint8 [S, S, 3] images."""
     return run_export(lambda image: network(tf.constant(image)), images, names, decoder)[0]

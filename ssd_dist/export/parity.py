@@ -6,7 +6,7 @@ may then keep a different one. Detections whose difference rounding explains are
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,7 +79,7 @@ class Parity:
 
 
 def run_export(
-    run: Runner, images: Sequence[np.ndarray], names: Sequence[str], decoder: OutputDecoder
+    run: Runner, images: Iterable[np.ndarray], names: Sequence[str], decoder: OutputDecoder
 ) -> tuple[list[Detections], float]:
     """Runs an export on uint8 [S, S, 3] images.
 

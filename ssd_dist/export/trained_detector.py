@@ -114,7 +114,9 @@ class Detector:
         """
         data = [f"data.dir={json.dumps(str(dataset))}"]
         if self.checkpoint:
-            _, manifest, ground_truths, detections = evaluate_split(self.folder, self.checkpoint, split, data)
+            # TensorFlow has started, so it can no longer split the CPU into the replicas of the training.
+            overrides = [*data, "cluster.strategy=one_device"]
+            _, manifest, ground_truths, detections = evaluate_split(self.folder, self.checkpoint, split, overrides)
         else:
             _, manifest, ground_truths, detections = evaluate_export(self.folder, "", split, data)
         metrics = evaluate_detections(ground_truths, detections, manifest.classes).as_dict()

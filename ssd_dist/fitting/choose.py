@@ -1,145 +1,31 @@
 """The stage of `ssd-fit` that makes the choices: python -m ssd_dist.fitting.choose --output=RUN.
 
-survey, machine -> choices of the network -> cost and speed of it -> choices of the training -> RUN/config.yaml
-
 It runs in a process of its own, because it imports TensorFlow. The config is written last and never changed.
 """
 
-import dataclasses
-import json
-import os
-import shutil
-import time
 from pathlib import Path
-from typing import Any
 
-import tensorflow as tf
 from absl import flags  # type: ignore[import-untyped]
 
 from ssd_dist.core.commands import required_flag, run_command
-from ssd_dist.core.config import Config
-from ssd_dist.core.config_files import dump_config, flatten_config, load_config
+from ssd_dist.core.config_files import dump_config
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
-from ssd_dist.core.errors import CheckpointError, DataError
+from ssd_dist.core.stage_line import show_stages
 from ssd_dist.core.storage import write_text
-from ssd_dist.fitting.choices import Settings, choose_network, choose_training
-from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TrainingCost
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
-from ssd_dist.model.backbone import build_backbone
-from ssd_dist.model.cost import Cost, count_cost
-from ssd_dist.model.detector import build_detector
-from ssd_dist.training.precision import AMPContext
-
-# Bytes per pixel of a JPEG of quality 95 in a shard.
-BYTES_PER_PIXEL = 0.45
-# Copies of the weights in a checkpoint: weights, EMA and two slots of the optimizer.
-COPIES_PER_CHECKPOINT = 4
-# The loss, the optimizer and the input pipeline, relative to the forward and backward pass that is measured.
-STEP_OVERHEAD = 1.25
-TIMED_STEPS = 3
 
 
 def main(_: list[str]) -> None:
     """Makes the choices of the run given by the flags and writes its config."""
     files = FitFiles(Path(required_flag("output")))
     request = FitRequest.read(files.request)
-    config = choose_config(request, files)
+    with show_stages("start TensorFlow", str(files.folder), "choose") as stages:
+        # Imports TensorFlow, which takes seconds.
+        from ssd_dist.fitting.choose_config import choose_config
+
+        stages.show("inspect the machine and measure the network")
+        config = choose_config(request, files)
     write_text(files.config, dump_config(config))
-
-
-def choose_config(request: FitRequest, files: FitFiles) -> Config:
-    """Makes the choices, writes them with their reasons, and returns the config of the run.
-
-    Raises:
-      DataError: if the dataset cannot be trained on, or the disk is too small.
-      UsageError: if the config or an override of the user is not valid.
-    """
-    dataset = DatasetFacts.read(files.survey)
-    asked = load_config(request.config, request.overrides)
-    settings = Settings(flatten_config(asked, only_set=True))
-    machine = inspect_machine(asked)
-    choose_network(settings, dataset, machine)
-    network = apply_choices(request, settings, files)
-    left = None if request.minutes is None else max(request.started + 60 * request.minutes - time.time(), 1.0)
-    cost = measure_cost(network, dataset.classes, is_timed=left is not None)
-    replicas = machine.gpus or max(asked.cluster.logical_cpus, 1)
-    choose_training(settings, dataset, machine, cost, replicas, left)
-    config = apply_choices(request, settings, files)
-    check_disk(config, dataset, cost, files.folder)
-    write_text(files.choices, json.dumps([dataclasses.asdict(choice) for choice in settings.choices], indent=1) + "\n")
-    return config
-
-
-def apply_choices(request: FitRequest, settings: Settings, files: FitFiles) -> Config:
-    """Returns the config with the choices made so far; everything that the user gave wins over them."""
-    chosen = [f"{choice.key}={json.dumps(choice.value)}" for choice in settings.choices]
-    data = f"data.dir={json.dumps(str(files.manifest.parent.absolute()))}"
-    return load_config(request.config, [*chosen, *request.overrides, data])
-
-
-def inspect_machine(asked: Config) -> MachineFacts:
-    """Counts GPUs, reads the memory, and loads the ImageNet weights to find out whether they are available."""
-    model = asked.model if asked.backbone.weights == "imagenet" else asked.model.model_copy(update={"width": 1.0})
-    missing = ""
-    if "weights" not in asked.backbone.model_fields_set:
-        try:
-            build_backbone(asked.backbone, model)
-        except CheckpointError as error:
-            missing = str(error).removeprefix("backbone.weights: ").partition(";")[0]
-    return MachineFacts(len(tf.config.list_physical_devices("GPU")), read_memory(), missing)
-
-
-def read_memory() -> int:
-    """Returns the bytes of main memory that this process may use, as limited by its control group."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
-    return min(memory, int(text)) if text.isdigit() else memory
-
-
-def measure_cost(config: Config, class_count: int, is_timed: bool) -> TrainingCost:
-    """Measures the memory of the network and, if `is_timed`, the time of a training step on one device."""
-    AMPContext(config.amp).setup_policy()
-    # The time does not depend on the weights.
-    backbone = config.backbone.model_copy(update={"weights": "none"})
-    model = build_detector(config.model, backbone, config.anchors, class_count)
-    total = sum(count_cost(model).values(), Cost())
-    seconds = time_training(model, config.model.input_size, config.train.global_batch_size) if is_timed else None
-    return TrainingCost(4 * total.activations, 4 * total.parameters, seconds)
-
-
-def time_training(model: Any, size: int, batch: int) -> float:
-    """Returns the seconds per image of forward and backward passes on a batch, with an allowance for the other work."""
-    images = tf.random.uniform([batch, size, size, 3], -1.0, 1.0)
-
-    @tf.function
-    def compute_gradients() -> list[tf.Tensor]:
-        with tf.GradientTape() as tape:
-            loss = tf.add_n([tf.reduce_mean(tf.square(output)) for output in tf.nest.flatten(model(images, True))])
-        return [tf.reduce_sum(gradient) for gradient in tape.gradient(loss, model.trainable_variables)]
-
-    compute_gradients()
-    started = time.perf_counter()
-    for _ in range(TIMED_STEPS):
-        tf.nest.map_structure(lambda tensor: tensor.numpy(), compute_gradients())
-    return STEP_OVERHEAD * (time.perf_counter() - started) / TIMED_STEPS / batch
-
-
-def check_disk(config: Config, dataset: DatasetFacts, cost: TrainingCost, folder: Path) -> None:
-    """Checks that shards, checkpoints and exports fit on the disk.
-
-    Raises:
-      DataError: if they do not.
-    """
-    copies = dataset.train_images * config.data.views + dataset.all_images - dataset.train_images
-    shards = copies * BYTES_PER_PIXEL * config.model.input_size**2
-    checkpoints = (config.checkpoint.keep + config.checkpoint.keep_best) * COPIES_PER_CHECKPOINT * cost.model_bytes
-    needed, free = shards + checkpoints + 4 * cost.model_bytes, shutil.disk_usage(folder).free
-    if needed > free:
-        raise DataError(
-            f"{folder}: the run needs about {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free; free disk "
-            "space, use another --output, or lower data.views"
-        )
 
 
 def run_main() -> None:

@@ -1,5 +1,6 @@
-"""The table at the end of `ssd-fit`: metrics, the threshold of each class, the files, and the next commands."""
+"""The table at the end of `ssd-fit` and `ssd-train`: metrics, thresholds of the classes, files, and next commands."""
 
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
@@ -7,34 +8,31 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssd_dist.core.folder_names import REPORT_NAME
+from ssd_dist.core.folder_names import CONFIG_NAME, REPORT_NAME
+from ssd_dist.core.manifest import TRAIN_SPLIT
 from ssd_dist.core.printable import make_printable, print_line
 from ssd_dist.fitting.run_files import FitFiles
 from ssd_dist.fitting.stages import read_json
 
+# The files that training writes, with their descriptions.
+RUN_FILES = {
+    "best": "the weights of the best evaluation",
+    "checkpoints": "the last weights; the same command resumes from them",
+    REPORT_NAME: "curves, errors, images with predictions",
+    "model_card.md": "data, metrics, intended input, limits",
+    "predictions.png": "predictions and ground truth",
+    "metrics.json": "all metrics and thresholds",
+    CONFIG_NAME: "the config, with all choices",
+}
+
 
 def print_results(files: FitFiles, formats: tuple[str, ...], split: str) -> None:
-    """Prints what the run reached and wrote."""
-    console = Console(highlight=False, soft_wrap=True)
-    metrics = read_json(files.metrics)
-    table = Table("", "", "", title=Text(f"{files.folder}", style="bold"), title_justify="left", show_header=False)
-    note = "; the training images: other images will have lower values" if split == "train" else ""
-    table.add_row(f"metrics on {split}", "COCO AP50", f"{_format(metrics['coco/AP50'])}{note}")
-    table.add_row("", "COCO AP", _format(metrics["coco/AP"]))
-    table.add_section()
-    title = "thresholds (best F1)"
-    for name, point in metrics["analysis"]["operating_points"].items():
-        precision, recall = _format(point["precision"]), _format(point["recall"])
-        value = f"{_format(point['threshold'])}: precision {precision}, recall {recall}"
-        table.add_row(title, Text(make_printable(name)), value)
-        title = ""
-    table.add_section()
-    title = "files"
-    for path, text in list_files(files, formats):
-        table.add_row(title, Text(make_printable(path)), text)
-        title = ""
-    console.print(table)
-    # Below the table, which wraps lines, so that they can be copied.
+    """Prints what a run of `ssd-fit` reached and wrote."""
+    exports = []
+    for kind in formats:
+        summary = read_json(files.export(kind))
+        exports.append((str(files.export(kind).parent / summary["file"]), f"{summary['bytes'] / 1e6:.1f} MB"))
+    print_table(files.folder, split, read_json(files.metrics), [*exports, *list_files(files.folder)])
     run, thresholds = quote(f"--model_dir={files.folder}"), quote(f"--score_threshold={files.metrics}")
     print_line("Detect objects in images:")
     print_line(f"  ssd-predict {run} {thresholds} --images=FOLDER --output=DIR")
@@ -42,19 +40,51 @@ def print_results(files: FitFiles, formats: tuple[str, ...], split: str) -> None
     print_line(f"  ssd-export {run} --format=onnx --output=DIR")
 
 
-def list_files(files: FitFiles, formats: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Returns the path and the description of each result."""
-    exports = []
-    for kind in formats:
-        summary = read_json(files.export(kind))
-        exports.append((str(files.export(kind).parent / summary["file"]), f"{summary['bytes'] / 1e6:.1f} MB"))
-    return [
-        *exports,
-        (str(files.folder / REPORT_NAME), "curves, errors, images with predictions"),
-        (str(files.folder / "predictions.png"), "predictions and ground truth"),
-        (str(files.metrics), "all metrics and thresholds"),
-        (str(files.config), "the config, with all choices"),
-    ]
+def print_training_results(model_dir: str, split: str, metrics: dict[str, Any] | None) -> None:
+    """Prints what a run of `ssd-train` reached and wrote; `metrics` is None if the model was not evaluated."""
+    print_table(Path(model_dir), split, metrics, list_files(Path(model_dir)))
+    run = quote(f"--model_dir={model_dir}")
+    checkpoint = "" if (Path(model_dir) / "best/best.json").exists() else " --checkpoint=last"
+    print_line("Detect objects in images:")
+    print_line(f"  ssd-predict {run}{checkpoint} --images=FOLDER --output=DIR")
+    print_line("Export:")
+    print_line(f"  ssd-export {run}{checkpoint} --format=tflite --output=DIR")
+
+
+def print_table(folder: Path, split: str, metrics: dict[str, Any] | None, files: list[tuple[str, str]]) -> None:
+    """Prints metrics, thresholds and files.
+
+    Args:
+      folder: the run folder.
+      split: the split of the metrics.
+      metrics: the metrics, with the thresholds in `analysis`; None if there are none.
+      files: path and description of each file.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    title = Text(make_printable(f"{folder}"), style="bold")
+    table = Table("", "", "", title=title, title_justify="left", show_header=False)
+    if metrics is not None:
+        note = "; the training images: other images will have lower values" if split == TRAIN_SPLIT else ""
+        table.add_row(Text(f"metrics on {split}"), "COCO AP50", f"{_format(metrics['coco/AP50'])}{note}")
+        table.add_row("", "COCO AP", _format(metrics["coco/AP"]))
+        table.add_section()
+        heading = "thresholds (best F1)"
+        for name, point in metrics["analysis"]["operating_points"].items():
+            precision, recall = _format(point["precision"]), _format(point["recall"])
+            value = f"{_format(point['threshold'])}: precision {precision}, recall {recall}"
+            table.add_row(heading, Text(make_printable(name)), value)
+            heading = ""
+        table.add_section()
+    heading = "files"
+    for path, text in files:
+        table.add_row(heading, Text(make_printable(path)), text)
+        heading = ""
+    console.print(table)
+
+
+def list_files(folder: Path) -> list[tuple[str, str]]:
+    """Returns the path and the description of each result in a run folder."""
+    return [(str(folder / name), text) for name, text in RUN_FILES.items() if (folder / name).exists()]
 
 
 def _format(value: Any) -> str:

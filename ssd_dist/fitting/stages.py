@@ -26,6 +26,7 @@ from ssd_dist.core.folder_names import check_folder_name
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest
 from ssd_dist.core.printable import print_line
 from ssd_dist.export.export_options import KINDS
+from ssd_dist.fitting.fit_lock import lock_fit_folder
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -40,7 +41,8 @@ def run_stages(request: FitRequest, output: str, formats: Sequence[str]) -> FitF
       formats: the formats to export.
 
     Raises:
-      UsageError: if a format or a setting is not valid, or the folder has a run with another request.
+      UsageError: if a format or a setting is not valid, or the folder has a run with another request or another
+        process that works in it.
       RestartError: if a stage was interrupted; the same call resumes it.
       SsdDistError: if a stage failed; the stage has printed the reason, and the exit code is that of the stage.
     """
@@ -48,8 +50,8 @@ def run_stages(request: FitRequest, output: str, formats: Sequence[str]) -> FitF
     check_formats(formats)
     load_config(request.config, request.overrides)
     files = FitFiles(Path(output))
-    request.write_or_compare(files.request)
-    with handle_signals(stop_between_stages):
+    with lock_fit_folder(files.folder), handle_signals(stop_between_stages):
+        request.write_or_compare(files.request)
         prepare_data(request, files)
         train_and_evaluate(files)
         export_formats(files, formats)
@@ -91,7 +93,8 @@ def train_and_evaluate(files: FitFiles) -> None:
         # A folder with a config and a manifest is a run, which ssd-train resumes with this config only.
         shutil.copy(files.manifest, files.folder / MANIFEST_NAME)
     run_dir = f"--model_dir={files.folder}"
-    run_stage("train", "ssd_dist.cli.train", f"--config={files.config}", run_dir)
+    # The table at the end of this command replaces that of the trainer.
+    run_stage("train", "ssd_dist.cli.train", f"--config={files.config}", run_dir, "--nosummary")
     run_stage(
         "evaluate", "ssd_dist.cli.evaluate", run_dir, f"--split={pick_split(files)}", f"--output={files.metrics}",
         f"--checkpoint={pick_checkpoint(files)}", f"--pictures={files.folder / 'predictions.png'}",

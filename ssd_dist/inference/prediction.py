@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 from PIL import Image
-from rich.progress import track
 
 from ssd_dist.cluster.failures import explain_out_of_memory
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.images import ImageError, resize_image
+from ssd_dist.core.stage_line import SILENT, StageLine
 from ssd_dist.core.storage import is_remote
 from ssd_dist.evaluation.detections import Detections, remove_padding, select_detections
 from ssd_dist.evaluation.result_files import CocoIds, open_result_files
@@ -92,7 +92,7 @@ def open_run(model_dir: str, checkpoint: str, overrides: Sequence[str]) -> Loade
 
 @explain_out_of_memory()
 def predict_images(
-    detector: LoadedDetector, files: Sequence[str], output: str, options: PredictionOutputs
+    detector: LoadedDetector, files: Sequence[str], output: str, options: PredictionOutputs, stages: StageLine = SILENT
 ) -> tuple[int, int, list[tuple[str, str]]]:
     """Detects objects in image files and writes the results.
 
@@ -101,6 +101,7 @@ def predict_images(
       files: the image files.
       output: the folder to write to; created if missing.
       options: what to write.
+      stages: shows the progress.
 
     Returns:
       Number of processed images, number of detections that reach the threshold of their class, and (file, reason) of
@@ -123,6 +124,7 @@ def predict_images(
             ThreadPoolExecutor(THREADS) as pool,
             open_result_files(output, detector.classes, options.ids) as results,
         ):
+            stages.show("detect, images", len(files))
             for batch in _read_batches(files, detector.batch_size, pool, unreadable):
                 resized = list(pool.map(lambda named: np.asarray(resize_image(named[1], detector.size)), batch))
                 drawing = []
@@ -139,6 +141,7 @@ def predict_images(
                         drawing.append(pool.submit(_draw_image, image, found, shown, detector.classes, path))
                 for task in drawing:
                     task.result()
+                stages.update(processed + len(unreadable))
         for kind in options.formats:
             write_preannotations(kind, output, annotated, detector.classes)
     except OSError as error:
@@ -181,7 +184,7 @@ def _read_batches(
 
     chunks = [files[start : start + size] for start in range(0, len(files), size)]
     # Decodes one batch at a time, to limit memory.
-    for chunk in track(chunks, "detecting", transient=True, disable=len(chunks) < 2):
+    for chunk in chunks:
         batch = []
         for name, image in zip(chunk, pool.map(read, chunk), strict=True):
             if isinstance(image, str):

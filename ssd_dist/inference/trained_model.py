@@ -14,6 +14,7 @@ from ssd_dist.cluster.strategy import WorkerRole, create_strategy
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import CheckpointError, DataError
 from ssd_dist.core.manifest import Manifest
+from ssd_dist.core.stage_line import SILENT, StageLine
 from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.evaluation.evaluator import DetectorEvaluator, read_ground_truth
@@ -42,7 +43,7 @@ def load_trained_model(model_dir: str, checkpoint: str, config: Config, class_co
 
 @explain_out_of_memory()
 def evaluate_split(
-    model_dir: str, checkpoint: str, split: str, overrides: Sequence[str]
+    model_dir: str, checkpoint: str, split: str, overrides: Sequence[str], stages: StageLine = SILENT
 ) -> tuple[Config, Manifest, list[GroundTruth], list[Detections]]:
     """Detects objects in a split of a run's data with the model of the run.
 
@@ -51,6 +52,7 @@ def evaluate_split(
       checkpoint: "best", "last" or the path of a checkpoint.
       split: name of the split.
       overrides: config keys to change, as `a.b=c`.
+      stages: shows the progress.
 
     Returns:
       The config of the run, the manifest of the data, and the ground truth and detections of all images of the split.
@@ -60,6 +62,7 @@ def evaluate_split(
       DataError: if the data is missing, has no such split, or its image size differs from the model's.
       UsageError: if an override is not valid.
     """
+    stages.show("load the checkpoint")
     config, trained_on = read_run_folder(model_dir, overrides)
     manifest = load_manifest(config.data)
     check_data_fits_model(manifest, trained_on, config.data.dir, config.model.input_size, model_dir)
@@ -84,7 +87,9 @@ def evaluate_split(
         anchors=config.anchors,
         evaluation=config.eval,
         input_size=config.model.input_size,
+        after_batch=stages.advance,
     )
+    stages.show(f"evaluate split {split}, batches", evaluator.steps)
     evaluator.evaluate(tf.constant(evaluator.steps))
     return config, manifest, ground_truth, evaluator.detections
 

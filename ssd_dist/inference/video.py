@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.progress import Progress
 
 from ssd_dist.cluster.failures import explain_out_of_memory
 from ssd_dist.core.errors import DataError, UsageError
 from ssd_dist.core.file_kinds import WEBCAM
 from ssd_dist.core.images import resize_image
+from ssd_dist.core.stage_line import SILENT, StageLine
 from ssd_dist.evaluation.result_files import ResultFiles, open_result_files
 from ssd_dist.evaluation.visualization import draw_boxes
 from ssd_dist.inference.prediction import LoadedDetector, PredictionOutputs, detect_batch
@@ -27,7 +27,7 @@ DEFAULT_RATE = 25.0
 
 @explain_out_of_memory()
 def predict_video(
-    detector: LoadedDetector, source: str, output: str, options: PredictionOutputs
+    detector: LoadedDetector, source: str, output: str, options: PredictionOutputs, stages: StageLine = SILENT
 ) -> tuple[int, int, str | None]:
     """Detects objects in every frame; a webcam is read until Ctrl-C.
 
@@ -36,6 +36,7 @@ def predict_video(
       source: a local video file, or `webcam:N` for the camera with index N.
       output: the folder to write to; created if missing.
       options: what to write.
+      stages: shows the progress.
 
     Returns:
       Number of frames, number of detections that reach the threshold of their class, and the path of the video with
@@ -57,14 +58,13 @@ def predict_video(
             _open_capture(source) as (capture, rate, total),
             _open_writer(path if options.draw_images else None, rate) as write,
             open_result_files(output, detector.classes, options.ids) as results,
-            Progress(transient=True) as progress,
         ):
-            task = progress.add_task("detecting", total=total)
+            stages.show("detect, frames", total)
             for batch in _read_batches(capture, 1 if is_webcam else detector.batch_size):
                 names = [f"{name}#{frames + index}" for index in range(len(batch))]
                 shown_count += _process_batch(detector, batch, names, options, results, write)
                 frames += len(batch)
-                progress.update(task, completed=frames)
+                stages.update(frames)
     except OSError as error:
         raise UsageError(
             f"--output={output} cannot be written: {error}; use a writable folder with free space"

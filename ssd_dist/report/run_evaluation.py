@@ -9,6 +9,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +21,7 @@ from ssd_dist.core.errors import CheckpointError, DataError, first_line
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest, Split
 from ssd_dist.core.matching import Targets
 from ssd_dist.core.records import Record
+from ssd_dist.core.stage_line import SILENT, StageLine
 from ssd_dist.core.storage import join
 from ssd_dist.data.augmentation import apply_color_map
 from ssd_dist.data.batch import SparseTargets
@@ -72,6 +74,10 @@ class Evaluation:
     metrics: Metrics
     analysis: Analysis
 
+    def as_dict(self) -> dict[str, Any]:
+        """Returns metrics and analysis as the JSON values of `ssd-evaluate`."""
+        return self.metrics.as_dict() | {"analysis": self.analysis.as_dict()}
+
 
 def choose_checkpoint(model_dir: str, requested: str) -> str:
     """Returns the checkpoint to evaluate; `auto` selects `best` if it exists, else `last`.
@@ -110,8 +116,10 @@ def choose_split(data: DataConfig, eval_split: str, requested: str) -> str:
     return found
 
 
-def evaluate_run(model_dir: str, checkpoint: str, split: str, overrides: Sequence[str]) -> Evaluation:
-    """Evaluates a checkpoint of a run on a split.
+def evaluate_run(
+    model_dir: str, checkpoint: str, split: str, overrides: Sequence[str], stages: StageLine = SILENT
+) -> Evaluation:
+    """Evaluates a checkpoint of a run on a split; `stages` shows the progress.
 
     Raises:
       CheckpointError: if the checkpoint does not exist or was trained on other classes.
@@ -119,7 +127,7 @@ def evaluate_run(model_dir: str, checkpoint: str, split: str, overrides: Sequenc
       UsageError: if an override is not valid.
     """
     overrides = [*overrides, *ONE_DEVICE]
-    config, manifest, ground_truths, detections = evaluate_split(model_dir, checkpoint, split, overrides)
+    config, manifest, ground_truths, detections = evaluate_split(model_dir, checkpoint, split, overrides, stages)
     return Evaluation(
         checkpoint=checkpoint,
         split_name=split,

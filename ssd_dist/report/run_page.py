@@ -15,6 +15,7 @@ from markupsafe import Markup
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config, flatten_config
 from ssd_dist.core.errors import SsdDistError
+from ssd_dist.core.stage_line import SILENT, StageLine
 from ssd_dist.evaluation.analysis import RECALLS, Analysis, interpolate_precision
 from ssd_dist.evaluation.error_types import KINDS
 from ssd_dist.evaluation.metrics_table import describe_split
@@ -51,8 +52,13 @@ T = TypeVar("T")
 
 
 def build_run_page(
-    model_dirs: Sequence[str], output: str, checkpoint: str, split: str, overrides: Sequence[str]
-) -> None:
+    model_dirs: Sequence[str],
+    output: str,
+    checkpoint: str,
+    split: str,
+    overrides: Sequence[str],
+    stages: StageLine = SILENT,
+) -> list[Evaluation | None]:
     """Writes the report of one run, or the comparison of several runs.
 
     Args:
@@ -61,6 +67,10 @@ def build_run_page(
       checkpoint: `best`, `last`, a path, or `auto` (`best` if it exists, else `last`).
       split: name of the split to evaluate, or `auto` (the split that training evaluates on).
       overrides: `a.b=c` overrides of the configs.
+      stages: shows the progress.
+
+    Returns:
+      The evaluation of each run; None where it failed.
 
     Raises:
       CheckpointError: if a folder is not a run, or a checkpoint other than `auto` does not exist.
@@ -68,11 +78,13 @@ def build_run_page(
       UsageError: if an override is not valid, or the file cannot be written.
     """
     runs = [read_run(model_dir, list(overrides)) for model_dir in model_dirs]
-    evaluations = [_evaluate(run, checkpoint, split, overrides) for run in runs]
+    evaluations = [_evaluate(run, checkpoint, split, overrides, stages) for run in runs]
+    stages.show("write the report")
     if len(runs) == 1:
         write_page(output, render_run_page(runs[0], evaluations[0]))
     else:
         write_page(output, render_comparison(runs, evaluations))
+    return evaluations
 
 
 def render_run_page(run: RunFacts, evaluation: Evaluation | None) -> str:
@@ -150,13 +162,15 @@ def find_changed_keys(config: Config) -> list[tuple[str, Any, Any]]:
     return [(key, value, defaults[key]) for key, value in flatten_config(config).items() if value != defaults[key]]
 
 
-def _evaluate(run: RunFacts, checkpoint: str, split: str, overrides: Sequence[str]) -> Evaluation | None:
+def _evaluate(
+    run: RunFacts, checkpoint: str, split: str, overrides: Sequence[str], stages: StageLine
+) -> Evaluation | None:
     """Evaluates a run; with `auto` for checkpoint and split, a failure becomes a note of the report."""
 
     def evaluate() -> Evaluation:
         selected = choose_checkpoint(run.model_dir, checkpoint)
         evaluated = choose_split(run.config.data, run.config.eval.split, split)
-        return evaluate_run(run.model_dir, selected, evaluated, overrides)
+        return evaluate_run(run.model_dir, selected, evaluated, overrides, stages)
 
     explicit = (checkpoint, split) != ("auto", "auto")
     return evaluate() if explicit else _try_section(run, "Evaluation", evaluate)

@@ -65,7 +65,7 @@ def lock_run_folder(model_dir: str) -> RunLock:
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     deadline = time.monotonic() + _LOCK_SECONDS
     reported = False
-    while not _try_lock(handle):
+    while not try_lock(handle):
         owner = " ".join(path.read_text().split())
         text = f"--model_dir={model_dir}: another process trains in this folder ({owner})"
         if time.monotonic() > deadline:
@@ -81,7 +81,8 @@ def lock_run_folder(model_dir: str) -> RunLock:
     return lock
 
 
-def _try_lock(handle: int) -> bool:
+def try_lock(handle: int) -> bool:
+    """Locks an open file for this process; returns whether no other process has locked it."""
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -13,6 +13,7 @@ from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import Config
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest
 from ssd_dist.core.printable import print_line
+from ssd_dist.core.stage_line import StageLine
 from ssd_dist.core.storage import join
 from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import training_batches
@@ -64,10 +65,12 @@ def assemble_run(
     total_steps: int,
     stop: StopRequest,
     before_write: Callable[[], None],
+    stages: StageLine,
 ) -> Run:
     """Creates all parts of a run and restores its newest checkpoint; a new run takes over `model.init_from`.
 
-    `before_write` is called before each write into the run folder and raises an error to prevent it.
+    `before_write` is called before each write into the run folder and raises an error to prevent it. `stages` is the
+    live line of the command.
 
     Raises:
       UsageError: if workers do not share the run folder, or the run is beyond `total_steps`.
@@ -92,11 +95,12 @@ def assemble_run(
         data = TrainingData(plan, lambda: distribute_training(config, strategy, plan, state))
         trainer = create_trainer(config, strategy, state, data.create_dataset(), total_steps)
     trackers = create_trackers(config, model_dir) if role.is_chief else []
+    progress = TrainingProgress(start, total_steps, role.is_chief, stages)
     return Run(
         state=state,
         trainer=trainer,
         evaluation=create_periodic_evaluation(
-            config, strategy, state, manifest, model_dir, workers, trackers, before_write
+            config, strategy, state, manifest, model_dir, workers, trackers, before_write, progress
         ),
         data=data,
         checkpoints=checkpoints,
@@ -108,7 +112,7 @@ def assemble_run(
         output=RunOutput(
             model_dir,
             MetricsLog(model_dir, start, state.evaluated_step, trackers, before_write) if role.is_chief else None,
-            TrainingProgress(start, total_steps, role.is_chief),
+            progress,
         ),
         divergence=DivergencePolicy(config.train.recover_from_blowup, AMPContext(config.amp).overflow_is_expected),
         early_stopping=config.train.early_stopping,
@@ -198,6 +202,7 @@ def create_periodic_evaluation(
     workers: WorkerGroup,
     trackers: Sequence[Tracker],
     before_write: Callable[[], None],
+    progress: TrainingProgress,
 ) -> PeriodicEvaluation | None:
     """Creates the evaluation of a run; None if it has no evaluation split or `eval.every_*` are 0.
 
@@ -220,6 +225,7 @@ def create_periodic_evaluation(
         evaluation=config.eval,
         input_size=config.model.input_size,
         interrupted=create_interrupt_check(workers),
+        after_batch=progress.advance,
     )
     return PeriodicEvaluation(
         evaluator=evaluator,

@@ -30,6 +30,7 @@ def run_loop(run: Run) -> None:
     # Orbit prints a line per inner loop; `run.output.progress` reports the same.
     with contextlib.redirect_stdout(io.StringIO()), run.workers.watchdog:
         save_initial_state(run)
+        run.output.progress.show_stage("first step: TensorFlow traces the graph")
         # One step per pause until a step was timed; the first step also includes tracing.
         seconds_per_step = math.inf
         while True:
@@ -41,7 +42,9 @@ def run_loop(run: Run) -> None:
             if finished:
                 break
             seconds_per_step = advance(run, controller, step, seconds_per_step)
+            run.output.progress.show_step(run.state.current_step)
             run.workers.watchdog.start()
+        run.output.progress.show_stage("save the checkpoint")
         run.checkpoints.wait()
 
 
@@ -82,6 +85,7 @@ def evaluate_if_due(run: Run, controller: orbit.Controller, step: int) -> None:
         return
     with contextlib.suppress(Interrupted):
         run.evaluation.evaluate(controller, step, run.output.log, run.output.progress)
+        run.output.progress.show_step(step)
         run.state.evaluated.assign(step)
         run.checkpoints.mark_outdated(step)
 

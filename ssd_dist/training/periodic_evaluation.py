@@ -74,15 +74,17 @@ class PeriodicEvaluation:
           controller: orbit's controller.
           step: the current step.
           log: the metrics log on the chief; None on other workers, which only detect.
-          progress: prints the metrics.
+          progress: shows the progress and prints the metrics.
 
         Raises:
           Interrupted: if the run was asked to stop; nothing was logged or kept.
         """
         with self._state.eval_context(self._use_ema):
+            progress.show_stage(f"evaluate, step {step}: batches", self.evaluator.steps)
             controller.evaluate(self.evaluator.steps)
             if log is None:
                 return
+            progress.show_stage(f"evaluate, step {step}: metrics")
             metrics = evaluate_detections(self._ground_truth, self.evaluator.detections, self._classes).as_dict()
             log.write("eval", step, metrics)
             if self._log_detections is not None:
@@ -92,6 +94,7 @@ class PeriodicEvaluation:
                 f"step {step}  " + "  ".join(f"{name} {_format_metric(metrics[name])}" for name in _PRINTED_METRICS)
             )
             value = metrics[self._metric]
+            progress.report_metric(self._metric, value)
             if value is not None and self.best.save_if_best(step, value):
                 progress.print_line(f"step {step}  best {self._metric} so far")
 

@@ -17,6 +17,7 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config
 from ssd_dist.core.folder_names import CONFIG_NAME
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
+from ssd_dist.core.stage_line import SILENT, StageLine
 from ssd_dist.data.corrupt_records import explain_failure, verify_plan
 from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import plan_training
@@ -38,6 +39,7 @@ def run_training(
     stop: StopRequest,
     write_report: Callable[[], None] | None = None,
     allow_new_data: bool = False,
+    stages: StageLine = SILENT,
 ) -> dict[str, Any] | None:
     """Trains a detector, or resumes the run in `model_dir`.
 
@@ -47,6 +49,7 @@ def run_training(
       stop: whether a signal asked this process to stop.
       write_report: called on the chief at the end of the run, while the other workers wait.
       allow_new_data: whether a run may be resumed on other data than it was trained on so far.
+      stages: the live line of the command.
 
     Returns:
       The content of best.json; None without evaluation, and on workers other than the chief.
@@ -57,9 +60,10 @@ def run_training(
     """
     role = read_worker_role()
     check_strategy(config.cluster, role)
+    stages.show("check the data")
     manifest = load_checked_manifest(config)
     with hold_dataset(config.data, manifest):
-        return _train(config, model_dir, role, manifest, stop, write_report, allow_new_data)
+        return _train(config, model_dir, role, manifest, stop, write_report, allow_new_data, stages)
 
 
 def _train(
@@ -70,6 +74,7 @@ def _train(
     stop: StopRequest,
     write_report: Callable[[], None] | None,
     allow_new_data: bool,
+    stages: StageLine,
 ) -> dict[str, Any] | None:
     split = manifest.split(TRAIN_SPLIT, config.data.dir)
     plan = plan_training(config.data, config.train, split, role.index, role.count)
@@ -93,20 +98,21 @@ def _train(
             with explain_write_errors(model_dir):
                 write_environment(model_dir, describe_environment(strategy, role.count))
         make_reproducible(config)
-        run = assemble_run(config, model_dir, role, strategy, manifest, plan, total_steps, stop, check_folder)
-        with run.output.progress:
-            run.output.progress.print_line(describe_run(config, manifest, strategy, plan, run.state, total_steps))
-            if replaced:
-                run.output.progress.print_line(
-                    f"{len(replaced)} corrupt records were replaced by valid ones; they are listed in {SKIPPED_NAME}"
-                )
-            stop.enable_grace_time(config.preemption.grace_seconds)
-            run_loop(run)
-            if write_report is not None and role.is_chief:
-                check_folder()
-                write_report()
-            run.workers.wait_for_all()
-            stop.ignore_signals()
+        stages.show("build the model")
+        run = assemble_run(config, model_dir, role, strategy, manifest, plan, total_steps, stop, check_folder, stages)
+        run.output.progress.print_line(describe_run(config, manifest, strategy, plan, run.state, total_steps))
+        if replaced:
+            run.output.progress.print_line(
+                f"{len(replaced)} corrupt records were replaced by valid ones; they are listed in {SKIPPED_NAME}"
+            )
+        stop.enable_grace_time(config.preemption.grace_seconds)
+        run_loop(run)
+        if write_report is not None and role.is_chief:
+            check_folder()
+            stages.show("write the report")
+            write_report()
+        run.workers.wait_for_all()
+        stop.ignore_signals()
     return run.evaluation.best.best if run.evaluation and role.is_chief else None
 
 

@@ -1,9 +1,13 @@
 """Tests `ssd_dist.Detector` on a run with an untrained model, and on a fake export."""
 
+import doctest
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from support.random_detector import SETTINGS, randomize_weights
 from support.untrained_run import write_untrained_run
@@ -63,6 +67,16 @@ def test_the_metrics_are_those_of_ssd_evaluate(detector, run):
     assert set(metrics["analysis"]["operating_points"]) == set(manifest.classes)
 
 
+def test_a_run_of_several_replicas_is_evaluated_on_one(detector, run, tmp_path):
+    """TensorFlow has started when a detector is loaded, and can then not be split into replicas any more."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["cluster"]["logical_cpus"] = 2
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    metrics = ssd_dist.Detector.load(copy).evaluate(run.parent / "data")
+    assert metrics["coco/AP"] == detector.evaluate(run.parent / "data")["coco/AP"]
+
+
 def test_a_folder_with_an_export_summary_is_opened_as_an_export(detector, run, tmp_path, monkeypatch):
     (tmp_path / "export.json").write_text(json.dumps({}))
     monkeypatch.setattr(trained_detector, "open_exported_detector", lambda folder: detector.loaded)
@@ -88,6 +102,14 @@ def test_a_file_that_ends_in_the_detection_op_is_opened_as_well(detector, run, i
         assert one.scores[0] == pytest.approx(other.scores[0], abs=SCORE_TOLERANCE)
         np.testing.assert_allclose(one.boxes[0], other.boxes[0], atol=BOX_TOLERANCE)
     assert exported.evaluate(run.parent / "data").keys() == detector.evaluate(run.parent / "data").keys()
+
+
+def test_the_examples_of_the_documentation_run(run):
+    page = Path(__file__).parents[2] / "docs/python.md"
+    names = {"run": run, "data": run.parent / "data"}
+    results = doctest.testfile(str(page), module_relative=False, globs=names)
+    assert results.attempted >= 10
+    assert not results.failed
 
 
 def test_mistakes_are_reported(detector, tmp_path):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ssd_dist.core.config_files import load_config
+from ssd_dist.core.config_files import flatten_config, load_config
 from ssd_dist.core.errors import DataError
 from ssd_dist.fitting.choices import Settings, choose_network, choose_training
 from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TrainingCost
@@ -137,3 +137,9 @@ def test_a_dataset_without_training_data_is_refused(tmp_path, splits, word):
     path.write_text(json.dumps({"classes": ["a"], "splits": splits}))
     with pytest.raises(DataError, match=word):
         DatasetFacts.read(path)
+
+
+@pytest.mark.parametrize("machine", [CPU, MachineFacts(gpus=2, memory=2**20, missing_weights="no network")])
+def test_the_config_of_the_demo_leaves_nothing_to_choose(machine):
+    fixed = flatten_config(load_config("demo"), only_set=True)
+    assert choose(make_facts(0.02, 1200), machine, replicas=2, **fixed) == {}

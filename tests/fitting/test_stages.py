@@ -108,6 +108,36 @@ def test_mistakes_are_reported_before_the_first_stage(tmp_path, formats, overrid
     assert not (tmp_path / "run").exists()
 
 
+def test_a_second_command_in_the_folder_ends_at_once_and_changes_nothing(tmp_path, run):
+    first = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from ssd_dist.fitting.fit_lock import lock_fit_folder\n"
+        "with lock_fit_folder(Path('run')):\n"
+        "    print('ready', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    second = [sys.executable, "-m", "ssd_dist.cli.fit", "--input=data", "--output=run"]
+    environment = os.environ | {"PYTHONPATH": str(Path(stages.__file__).parents[2])}
+    with subprocess.Popen(
+        [sys.executable, "-c", first], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        done = subprocess.run(second, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+        with pytest.raises(UsageError, match="another ssd-fit works in this folder"):
+            run()
+        process.stdin.close()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --output=run: another ssd-fit works in this folder (host ")
+    assert f"process {process.pid})" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run/fit/request.json").exists()
+    # The lock ends with its process.
+    assert run() == ALL
+
+
 def test_a_failed_stage_gives_its_exit_code(tmp_path, monkeypatch):
     (tmp_path / "stage_3.py").write_text("raise SystemExit(3)")
     (tmp_path / "stage_75.py").write_text("raise SystemExit(75)")
