@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmarks.rows import print_rows, read_rows, write_rows
 
-BENCHMARKS = ("prepare", "matching", "input", "step", "metrics", "workers", "collectives", "start")
+BENCHMARKS = ("prepare", "matching", "input", "step", "reduction", "metrics", "workers", "collectives", "start")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -28,16 +28,16 @@ def measure() -> list[Row]:
     with generated_shards() as (folder, _):
         together, apart = [], []
         for number in range(ROUNDS):
-            together += _measure_rates(folder, f"together{number}", communicate=True)
-            apart += _measure_rates(folder, f"apart{number}", communicate=False)
+            together += measure_rates(folder, f"together{number}", communicate=True)
+            apart += measure_rates(folder, f"apart{number}", communicate=False)
     ours, reference = median(together) / 2, median(apart)
     return [
         Row("two workers, one core each", "img/s per worker", ours, reference, "two processes without communication")
     ]
 
 
-def _measure_rates(folder: Path, name: str, communicate: bool) -> list[float]:
-    """Returns images per second, one value per log line; per process if the two processes do not communicate."""
+def measure_rates(folder: Path, name: str, communicate: bool, *overrides: str) -> list[float]:
+    """Returns images per second of two processes, one value per log line; of each one if they do not communicate."""
     ports = find_free_ports(2)
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
     workers = []
@@ -51,7 +51,7 @@ def _measure_rates(folder: Path, name: str, communicate: bool) -> list[float]:
             f"--config={folder / 'bench.yaml'}", f"--model_dir={run}", f"--set=data.dir={folder / 'data'}",
             f"--set=train.global_batch_size={batch}", f"--set=train.steps={STEPS}", "--set=train.log_every=2",
             "--set=backbone.weights=none", "--set=eval.every_epochs=0", "--set=checkpoint.every_steps=0",
-            "--noreport",
+            "--noreport", *(f"--set={override}" for override in overrides),
         ]  # fmt: skip
         workers.append(
             subprocess.Popen(

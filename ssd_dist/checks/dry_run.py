@@ -34,7 +34,7 @@ from ssd_dist.model.cost import Cost, count_cost
 from ssd_dist.runs.checkpoints import latest_checkpoint
 from ssd_dist.runs.run_folder import check_same_run
 from ssd_dist.training.assembly import create_state, load_checked_manifest
-from ssd_dist.training.batch_division import divide_batch
+from ssd_dist.training.batch_division import BatchDivision, divide_batch
 from ssd_dist.training.run import make_reproducible
 from ssd_dist.training.run_checks import check_steps_left, choose_evaluated_split
 from ssd_dist.training.state import TrainState
@@ -81,7 +81,7 @@ def describe_dry_run(config: Config, model_dir: str | None, allow_new_data: bool
     costs = count_cost(state.model)
     return {
         "Model": _describe_model(config, manifest, costs),
-        "Memory per replica": _describe_memory(config, state, costs, division.images_at_once),
+        "Memory per replica": _describe_memory(config, state, costs, division),
         "Data": _describe_data(config, manifest, split, plan, replaced),
         "Training": _describe_steps(config, manifest, plan, total_steps, model_dir),
         "Cluster": _describe_cluster(config, role, replicas),
@@ -118,14 +118,14 @@ def _describe_model(config: Config, manifest: Manifest, costs: dict[str, Cost]) 
 
 
 def estimate_memory(
-    state: TrainState, costs: dict[str, Cost], images: int, mixed_precision: bool
+    state: TrainState, costs: dict[str, Cost], division: BatchDivision, mixed_precision: bool
 ) -> list[tuple[str, int]]:
     """Estimates the memory of a replica during a training step.
 
     Args:
       state: the state of the run.
       costs: the cost of each part of the model.
-      images: images per replica that are computed at once.
+      division: the division of the global batch.
       mixed_precision: whether a 16-bit policy is set.
 
     Returns:
@@ -135,18 +135,20 @@ def estimate_memory(
     value_bytes = 2 if mixed_precision else 4
     averages = list(state.ema.averages.values()) if state.ema else []
     slots = [slot for slots in state.optimizer.inner_optimizer.slots.values() for slot in slots]
+    # Gradients exist twice: as computed by the layers, and packed for the all-reduce. Those of parts are kept, too.
+    stored = division.passes if division.is_exact else int(division.is_in_parts)
+    images = division.images_at_once
     return [
         ("weights", _count_bytes(state.model.variables)),
         ("EMA of the weights", _count_bytes(averages)),
         ("optimizer state", _count_bytes(slots)),
-        # Twice: as computed by the layers, and packed for the all-reduce.
-        ("gradients", 2 * _count_bytes(state.model.trainable_variables)),
+        ("gradients", (2 + stored) * _count_bytes(state.model.trainable_variables)),
         (f"activations of {images} images", value_bytes * images * sum(costs.values(), Cost()).activations),
     ]
 
 
-def _describe_memory(config: Config, state: TrainState, costs: dict[str, Cost], images: int) -> Section:
-    pairs = estimate_memory(state, costs, images, config.amp.enabled)
+def _describe_memory(config: Config, state: TrainState, costs: dict[str, Cost], division: BatchDivision) -> Section:
+    pairs = estimate_memory(state, costs, division, config.amp.enabled)
     return [
         *((name, f"{size / MEBI:8,.0f} MiB") for name, size in pairs),
         ("total", f"{sum(size for _, size in pairs) / MEBI:8,.0f} MiB, plus TensorFlow's own memory"),

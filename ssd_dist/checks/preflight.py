@@ -303,8 +303,7 @@ def check_cluster(found: Findings, config: Config, role: WorkerRole, manifest: M
     found.run_check("batch", batch)
     if not divisions:
         return
-    images = divisions[0].images_at_once
-    pairs = estimate_memory(state, count_cost(state.model), images, config.amp.enabled)
+    pairs = estimate_memory(state, count_cost(state.model), divisions[0], config.amp.enabled)
     needed = sum(size for _, size in pairs)
     # Replicas on the CPU share the memory of the host.
     replicas_per_device = 1 if tf.config.list_physical_devices("GPU") else replicas // role.count

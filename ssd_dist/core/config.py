@@ -229,6 +229,9 @@ class TrainConfig(Section):
 
     `accumulate_steps` splits the batch of each replica into parts that are processed one after another. This saves
     memory. The gradient is the same if batch norms are frozen; otherwise their groups are formed within each part.
+    `reduction` is how gradients are summed over groups of images and replicas: `fast` in float32, so that layouts
+    differ by rounding; `exact` in fixed point, one group of `model.batch_norm_group` images after another, so that all
+    layouts give the same bits.
     After `stall_seconds` without a step, counted from the first finished step, the stacks of all threads are printed
     and written to the run folder. A NaN or infinite loss stops the run, except for the first `recover_from_blowup`
     times: then training returns to the last checkpoint and skips the batch that caused it. With `jit_compile`, XLA
@@ -242,6 +245,7 @@ class TrainConfig(Section):
     seed: Seed = 0
     deterministic: bool = True
     accumulate_steps: PositiveInt = 1
+    reduction: Literal["fast", "exact"] = "fast"
     log_every: PositiveInt = 20
     steps_per_loop: PositiveInt = 10
     stall_seconds: Seconds = 300.0
@@ -345,12 +349,6 @@ class Config(Section):
         if self.schedule.min_lr > self.optimizer.lr:
             raise ValueError(
                 f"schedule.min_lr ({self.schedule.min_lr}) must not exceed optimizer.lr ({self.optimizer.lr})"
-            )
-        if self.train.accumulate_steps > 1 and self.mining.scope == "global":
-            raise ValueError(
-                "mining.scope: global ranks the anchors of the whole batch, but with train.accumulate_steps: "
-                f"{self.train.accumulate_steps} only a part is in memory; set mining.scope: image or "
-                "train.accumulate_steps: 1"
             )
         if self.model.init_from and self.backbone.weights not in ("none", "imagenet"):
             raise ValueError(

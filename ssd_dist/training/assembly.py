@@ -130,9 +130,7 @@ def create_state(config: Config, class_count: int, total_steps: int) -> TrainSta
     ema = ExponentialMovingAverage(groups, config.ema) if config.ema.enabled else None
     schedule = CosineWarmupSchedule(config.optimizer.lr, total_steps, config.schedule)
     optimizer = PackedOptimizer(groups, config.optimizer, schedule, ema)
-    return TrainState.create(
-        model, AMPContext(config.amp).wrap_optimizer(optimizer, config.train.accumulate_steps), ema
-    )
+    return TrainState.create(model, AMPContext(config.amp).wrap_optimizer(optimizer), ema)
 
 
 def start_from_source(
@@ -165,6 +163,7 @@ def create_trainer(
         state,
         dataset,
         train=config.train,
+        division=divide_batch(config, strategy.num_replicas_in_sync),
         loss=config.loss,
         mining=config.mining,
         precision=AMPContext(config.amp).precision,

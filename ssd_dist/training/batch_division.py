@@ -1,12 +1,14 @@
 """Divides the global batch between parts, replicas and batch-norm groups, in the same way for every layout.
 
     positions of the global batch:   0 1 2 3 ... B - 1
-    part      position // (B / A)    A = train.accumulate_steps; a part is processed at once
+    part      position // (B / A)    A = train.accumulate_steps
     group     position mod G         G groups in each part of B / A = G g images, g = model.batch_norm_group
     replica   position mod R         R replicas on W workers; a group lies on one replica, because R divides G
 
 Worker w reads the positions congruent to w mod W (data/order.py), so the positions of a replica and of a group are
 spread over the batch in the same way. If g is B / A, one group lies on all replicas.
+
+A replica processes its images of one part at once, or one group at once with `train.reduction: exact`.
 """
 
 from dataclasses import dataclass
@@ -24,22 +26,34 @@ class BatchDivision:
       replicas: replicas of all workers.
       parts: parts that are processed one after another (`train.accumulate_steps`).
       group: images that share batch-norm statistics (`model.batch_norm_group`).
+      is_exact: whether a replica processes one group at once (`train.reduction: exact`).
     """
 
     images: int
     replicas: int
     parts: int
     group: int
+    is_exact: bool = False
 
     @property
     def images_at_once(self) -> int:
         """Images that a replica processes at once."""
-        return self.images // self.replicas // self.parts
+        return self.group if self.is_exact else self.images // self.replicas // self.parts
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes of each replica in one step."""
+        return self.images // self.replicas // self.images_at_once
+
+    @property
+    def is_in_parts(self) -> bool:
+        """Whether the gradients of passes are stored and added before the update."""
+        return self.is_exact or self.passes > 1
 
     @property
     def is_synchronized(self) -> bool:
         """Whether a group lies on several replicas."""
-        return self.group > self.images_at_once
+        return self.group > self.images // self.replicas // self.parts
 
     def order_records(self, workers: int) -> list[int]:
         """Returns the order in which a worker gives the records of a step to its replicas, one replica after another.
@@ -64,7 +78,7 @@ def divide_batch(config: Config, replicas: int) -> BatchDivision:
 
     Raises:
       UsageError: if the batch cannot be divided equally between replicas and parts, or the batch-norm group fits
-        neither a replica nor the batch.
+        neither a replica nor the batch, or lies on several replicas although `train.reduction` is `exact`.
     """
     train, group = config.train, config.model.batch_norm_group
     pieces = replicas * train.accumulate_steps
@@ -78,9 +92,12 @@ def divide_batch(config: Config, replicas: int) -> BatchDivision:
             f"use {max(at_once, 1) * pieces} or {(at_once + 1) * pieces}"
         )
     whole = train.global_batch_size // train.accumulate_steps
-    if at_once % group and group != whole:
+    is_exact = train.reduction == "exact"
+    if at_once % group and (is_exact or group != whole):
         valid = [str(size) for size in range(1, at_once + 1) if at_once % size == 0]
-        valid += [f"{whole} (synchronised between the replicas)"] if replicas > 1 else []
+        valid += [f"{whole} (synchronised between the replicas)"] if replicas > 1 and not is_exact else []
+        if is_exact and group == whole:
+            layout += " with train.reduction: exact"
         raise UsageError(
             f"model.batch_norm_group: {group} does not fit train.global_batch_size: {train.global_batch_size} on "
             f"{layout}, which process {at_once} images each at once; use {', '.join(valid)}, or another number of "
@@ -91,4 +108,4 @@ def divide_batch(config: Config, replicas: int) -> BatchDivision:
             f"train.jit_compile: XLA cannot compile the communication of model.batch_norm_group: {group} on {layout}; "
             f"set train.jit_compile: false, or model.batch_norm_group to at most {at_once}"
         )
-    return BatchDivision(train.global_batch_size, replicas, train.accumulate_steps, group)
+    return BatchDivision(train.global_batch_size, replicas, train.accumulate_steps, group, is_exact)

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from ssd_dist.training.optimizer import PackedOptimizer
-from ssd_dist.training.parameter_groups import ParameterGroup
 
 GROWTH_STEPS = 2000
 MINIMUM_SCALE, MAXIMUM_SCALE = 1.0, 2.0**24
@@ -57,38 +56,6 @@ class LossScale(tf.Module):
         self.good_steps.assign(tf.where(grown, tf.zeros_like(good), good))
 
 
-class GradientAccumulator:
-    """Sums packed gradients over the parts of a batch, separately on each replica. Create it in strategy scope.
-
-    The sums are zero between steps, so they are not part of a checkpoint.
-    """
-
-    def __init__(self, groups: Sequence[ParameterGroup]) -> None:
-        self._sums = [
-            tf.Variable(
-                tf.zeros([group.size]),
-                trainable=False,
-                synchronization=tf.VariableSynchronization.ON_READ,
-                aggregation=tf.VariableAggregation.SUM,
-                name=f"{group.name}_sum",
-            )
-            for group in groups
-        ]
-
-    def add(self, packed: Sequence[tf.Tensor]) -> None:
-        """Adds the gradients of one part of the batch; call in replica context."""
-        for total, part in zip(self._sums, packed, strict=True):
-            total.assign_add(part)
-
-    def take(self) -> list[tf.Tensor]:
-        """Returns the sums and resets them to zero; call in replica context."""
-        packed = [tf.identity(total) for total in self._sums]
-        with tf.control_dependencies(packed):
-            for total in self._sums:
-                total.assign(tf.zeros_like(total))
-        return packed
-
-
 class LossScaleOptimizer:
     """Wraps an optimizer for distributed training with scaled gradients. Create it in strategy scope.
 
@@ -99,10 +66,9 @@ class LossScaleOptimizer:
       loss_scale: the scale, which the caller multiplies the loss by.
     """
 
-    def __init__(self, inner_optimizer: PackedOptimizer, loss_scale: LossScale, accumulate_steps: int = 1) -> None:
+    def __init__(self, inner_optimizer: PackedOptimizer, loss_scale: LossScale) -> None:
         self.inner_optimizer = inner_optimizer
         self.loss_scale = loss_scale
-        self._accumulator = GradientAccumulator(inner_optimizer.groups) if accumulate_steps > 1 else None
 
     @property
     def variables_to_train(self) -> list[tf.Variable]:
@@ -129,22 +95,10 @@ class LossScaleOptimizer:
         Returns:
           The sums of `others` over all replicas.
         """
-        return self._apply_packed(self._pack(gradients), others)
+        return self.apply_packed(self.pack(gradients), others)
 
-    def accumulate(self, gradients: Sequence[tf.Tensor | None]) -> None:
-        """Adds this replica's scaled gradients of one part of the batch to the sums, without communication."""
-        self._accumulated().add(self._pack(gradients))
-
-    def apply_accumulated(self, others: Sequence[tf.Tensor] = ()) -> list[tf.Tensor]:
-        """Applies the accumulated gradients as `apply` does, and resets them to zero."""
-        return self._apply_packed(self._accumulated().take(), others)
-
-    def _accumulated(self) -> GradientAccumulator:
-        if self._accumulator is None:
-            raise ValueError("LossScaleOptimizer: gradient accumulation needs accumulate_steps above 1")
-        return self._accumulator
-
-    def _pack(self, gradients: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
+    def pack(self, gradients: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
+        """Packs gradients, in the order of `variables_to_train`, into one vector for each parameter group."""
         packed = []
         start = 0
         for group in self.inner_optimizer.groups:
@@ -152,12 +106,14 @@ class LossScaleOptimizer:
             start += len(group.variables)
         return packed
 
-    def _apply_packed(self, packed: list[tf.Tensor], others: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    def apply_packed(self, packed: Sequence[tf.Tensor], others: Sequence[tf.Tensor] = ()) -> list[tf.Tensor]:
+        """Applies gradients that are packed as by `pack`; see `apply`. Float64 vectors are rounded after their sum."""
         context = tf.distribute.get_replica_context()
         # Two all-reduces: the head's gradients, half of all, are sent while the backbone's are still being computed.
         early = sum(group.early for group in self.inner_optimizer.groups)
         parts = [part for part in (packed[:early], [*packed[early:], *others]) if part]
         reduced = [value for part in parts for value in context.all_reduce(tf.distribute.ReduceOp.SUM, part)]
+        reduced = [tf.cast(value, tf.float32) for value in reduced]
         context.merge_call(self._update_replicas, args=(reduced[: len(packed)],))
         return reduced[len(packed) :]
 

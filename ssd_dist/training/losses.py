@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from ssd_dist.core.config import LossConfig
 from ssd_dist.data.batch import SparseTargets
+from ssd_dist.training.part_sums import round_for_exact_sum
 from ssd_dist.training.targets import TargetCounts, candidate_mask, positive_mask
 
 # (background losses [B, A], candidates bool [B, A]) -> mined negatives bool [B, A]
@@ -52,8 +53,7 @@ def multibox_losses(
     index = tf.maximum(targets.anchors, 0)
     candidates = candidate_mask(targets, logits.shape[1])
 
-    log_partition = tf.reduce_logsumexp(logits, axis=-1)
-    background = cross_entropy(log_partition, logits[..., 0], logits, config.label_smoothing)
+    log_partition, background = background_losses(logits, config)
     negatives = mine(background, candidates)
 
     positive_logits = tf.gather(logits, index, batch_dims=1)
@@ -64,10 +64,16 @@ def multibox_losses(
     positive_offsets = tf.gather(offsets, index, batch_dims=1)
     box_losses = smooth_l1_loss(positive_offsets, tf.cast(targets.offsets, offsets.dtype), config.beta)
     return ImageLosses(
-        classification=_sum_where(mask, foreground) + _sum_where(negatives, background),
-        localization=_sum_where(mask, tf.reduce_sum(box_losses, axis=-1)),
+        classification=_sum_positives(mask, foreground) + _sum_where(negatives, background),
+        localization=_sum_positives(mask, tf.reduce_sum(box_losses, axis=-1)),
         negatives=negatives,
     )
+
+
+def background_losses(logits: tf.Tensor, config: LossConfig) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns log sum exp of the logits and the cross-entropy of the label background, both [B, A]."""
+    log_partition = tf.reduce_logsumexp(logits, axis=-1)
+    return log_partition, cross_entropy(log_partition, logits[..., 0], logits, config.label_smoothing)
 
 
 def reduce_losses(
@@ -135,5 +141,23 @@ def smooth_l1_loss(
     return {"none": tf.identity, "sum": tf.reduce_sum, "mean": tf.reduce_mean}[reduction](losses)
 
 
+def _sum_positives(mask: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """Sums the values [B, P] of each row where `mask` is true; the padding of the rows has no effect on the bits.
+
+    Rows are padded to the longest of the replica's batch, and the order of float32 additions depends on their length.
+    """
+
+    @tf.custom_gradient
+    def sum_rows(rows: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        total = tf.reduce_sum(round_for_exact_sum(tf.cast(rows, tf.float64)), axis=1)
+        return tf.cast(total, rows.dtype), lambda gradient: tf.broadcast_to(gradient[:, None], tf.shape(rows))
+
+    return _sum_where(mask, values) if values.dtype == tf.float64 else sum_rows(_select(mask, values))
+
+
 def _sum_where(mask: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_sum(tf.where(mask, values, tf.zeros_like(values)), axis=1)
+    return tf.reduce_sum(_select(mask, values), axis=1)
+
+
+def _select(mask: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    return tf.where(mask, values, tf.zeros_like(values))

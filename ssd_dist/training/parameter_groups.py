@@ -35,7 +35,7 @@ class ParameterGroup:
     @property
     def size(self) -> int:
         """Number of parameters."""
-        return sum(int(np.prod(variable.shape)) for variable in self.variables)
+        return count_values(self.variables)
 
     def pack(self, tensors: Sequence[tf.Tensor | None] | None = None) -> tf.Tensor:
         """Packs tensors with the shapes of the variables into float32 [size]; None packs as zeros.
@@ -52,6 +52,11 @@ class ParameterGroup:
         """Assigns a vector [size] to the variables."""
         for variable, value in zip(self.variables, self.unpack(flat), strict=True):
             variable.assign(value)
+
+
+def count_values(variables: Sequence[tf.Variable]) -> int:
+    """Returns the number of values of all variables."""
+    return sum(int(np.prod(variable.shape)) for variable in variables)
 
 
 def pack_values(variables: Sequence[tf.Variable], tensors: Sequence[tf.Tensor | None]) -> tf.Tensor:

@@ -68,17 +68,13 @@ class AMPContext:
         """Sets the global Keras policy; call once, before the model is built."""
         tf_keras.mixed_precision.set_global_policy(self.policy)
 
-    def wrap_optimizer(self, optimizer: PackedOptimizer, accumulate_steps: int = 1) -> LossScaleOptimizer:
+    def wrap_optimizer(self, optimizer: PackedOptimizer) -> LossScaleOptimizer:
         """Adds loss scaling to an optimizer; call in strategy scope.
 
         The scale is dynamic or fixed (`amp.loss_scale`) for float16, and 1 for bfloat16 and float32, whose range is
         large enough without scaling.
-
-        Args:
-          optimizer: updates the weights from reduced gradients.
-          accumulate_steps: number of parts into which each replica's batch is divided.
         """
-        return LossScaleOptimizer(optimizer, self._create_loss_scale(), accumulate_steps)
+        return LossScaleOptimizer(optimizer, self._create_loss_scale())
 
     def _create_loss_scale(self) -> LossScale:
         if self.policy != "mixed_float16":

@@ -93,7 +93,7 @@ def _train(
     with explain_out_of_memory(), restart_on_lost_peer(role), explain_reading:
         wait_for_workers(own, START_SECONDS, read_secret())
         with stop.block_signals():
-            strategy = create_strategy(config.cluster, role)
+            strategy = create_strategy(config.cluster, role, divide_threads=config.train.reduction == "fast")
         if role.is_chief:
             with explain_write_errors(model_dir):
                 write_environment(model_dir, describe_environment(strategy, role.count))

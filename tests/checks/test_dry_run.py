@@ -5,19 +5,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
+import tf_keras
 from support.synthetic import write_dataset
 from tensorflow.python.profiler import model_analyzer, option_builder
 
-from ssd_dist.checks.dry_run import describe_dry_run
+from ssd_dist.checks.dry_run import describe_dry_run, estimate_memory
 from ssd_dist.core.config import Config, ModelConfig
 from ssd_dist.core.config_files import dump_config
 from ssd_dist.core.errors import UsageError
 from ssd_dist.model.cost import Cost, count_cost
 from ssd_dist.model.detector import build_detector
 from ssd_dist.runs.run_folder import open_run_folder
+from ssd_dist.training.batch_division import BatchDivision
 
 # Each dry run starts TensorFlow and builds a detector: on a busy machine this took more than two minutes.
 pytestmark = pytest.mark.timeout(1800)
@@ -49,6 +52,22 @@ def test_the_multiply_adds_of_the_backbone_agree_with_the_paper():
     # Twice the input size gives four times the cells, because all sizes are even.
     assert large["backbone"].multiply_adds == 4 * small["backbone"].multiply_adds
     assert large["backbone"].activations == pytest.approx(4 * small["backbone"].activations, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("division", "copies"),
+    [
+        (BatchDivision(8, replicas=1, parts=1, group=4), 2),
+        (BatchDivision(8, replicas=1, parts=2, group=4), 3),
+        (BatchDivision(8, replicas=1, parts=1, group=2, is_exact=True), 6),
+    ],
+)
+def test_the_memory_of_gradients_includes_those_stored_until_the_update(division: BatchDivision, copies: int) -> None:
+    model = tf_keras.Sequential([tf_keras.layers.Dense(3, input_shape=(2,))])
+    optimizer = SimpleNamespace(inner_optimizer=SimpleNamespace(slots={}))
+    memory = dict(estimate_memory(SimpleNamespace(model=model, ema=None, optimizer=optimizer), {}, division, False))
+    assert memory["gradients"] == copies * 4 * (2 * 3 + 3)
+    assert f"activations of {division.images_at_once} images" in memory
 
 
 def dry_run(folder: Path, config: Config, *flags: str) -> subprocess.CompletedProcess:

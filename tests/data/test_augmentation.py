@@ -188,3 +188,12 @@ def test_draws_are_uniform():
         distance = np.abs(sample - (np.arange(len(sample)) + 0.5) / len(sample)).max()
         assert distance < 1.95 / np.sqrt(len(sample))
     assert abs(np.corrcoef(draws.T)[0, 1]) < 0.04
+
+
+def test_the_colour_map_of_a_record_does_not_depend_on_the_batch():
+    ids = tf.constant([f"{index}" for index in range(200)])
+    draws = draw_colors(0, tf.zeros([200], tf.int64), ids)
+    together = make_color_maps(draws, AugmentationConfig()).numpy()
+    for count in (1, 2, 3, 7, 16, 33):
+        apart = [make_color_maps(draws[i : i + count], AugmentationConfig()).numpy() for i in range(0, 200, count)]
+        np.testing.assert_array_equal(np.concatenate(apart), together, err_msg=f"{count} records")

@@ -63,15 +63,15 @@ def train_variant(
     """
     state, trainer = create_trainer(config, strategy, steps)
     if overflow_at is not None:
-        apply = state.optimizer.apply
+        pack = state.optimizer.pack
 
-        def apply_overflow(gradients: list[tf.Tensor], others: tuple[tf.Tensor, ...] = ()) -> list[tf.Tensor]:
+        def pack_overflow(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
             overflows = (replica == strategy.num_replicas_in_sync - 1) & (state.step == overflow_at - 1)
             added = tf.where(overflows, float("inf"), 0.0)
-            return apply([gradients[0] + tf.cast(added, gradients[0].dtype), *gradients[1:]], others)
+            return pack([gradients[0] + tf.cast(added, gradients[0].dtype), *gradients[1:]])
 
-        state.optimizer.apply = apply_overflow
+        state.optimizer.pack = pack_overflow
     rows = [trainer.train(tf.constant(1)) for _ in range(steps)]
     averages = list(state.ema.averages.values())
     counts = [state.loss_scale.scale, state.optimizer.inner_optimizer.applied_steps, state.step]
@@ -175,7 +175,8 @@ def main() -> None:
     first = next(iter(configs.values()))
     # Graph optimization would take longer than these few steps.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    strategy = create_strategy(first.cluster, read_worker_role())
+    divide_threads = first.train.reduction == "fast"
+    strategy = create_strategy(first.cluster, read_worker_role(), divide_threads)
     make_reproducible(first)
     real = assembly.build_detector
     for name, variant in job["variants"].items():

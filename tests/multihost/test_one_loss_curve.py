@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+from multihost.curve_worker import REPORTED
 from multihost.processes import read_logs, start_workers, wait_for_exit
 from support.synthetic import write_dataset
 
@@ -212,3 +213,23 @@ def test_the_detector_has_the_same_losses_in_float32(root: Path) -> None:
     # Float32 rounding (6e-8) grows through seventy batch norms: measured relative differences are 1.3e-5 for the moving
     # statistics and 3e-6 for the losses.
     assert_equal_curves(results, "still", losses=1e-5, weights=1e-6, statistics=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(TEST_SECONDS)
+def test_exact_reduction_gives_the_detector_the_same_bits_in_every_layout(root: Path) -> None:
+    # Everything that could break it, together: float16, accumulation, global mining and a skipped step.
+    overrides = ["train.reduction=exact", "model.batch_norm_group=2", "train.global_batch_size=16",
+                 "train.accumulate_steps=2", "mining.scope=global", "amp.enabled=true", "amp.policy=mixed_float16",
+                 f"data.dir={root / 'full'}"]  # fmt: skip
+    variants = {"bits": {"tiny": False, "steps": 50, "overrides": overrides, "overflow_at": OVERFLOW_AT}}
+    results = train_layouts(root, "bits", variants, ((1, 1), (2, 1), (2, 2)))
+    base = results[1, 1]["bits"][0]
+    # The initial loss scale overflows in some more steps.
+    assert 25 < base["applied"] < 50
+    assert base["loss"][-5:].mean() < base["loss"][:5].mean()
+    for layout, found in results.items():
+        for worker in found["bits"]:
+            for key in (*REPORTED, "applied", "weights", "statistics", "ema"):
+                np.testing.assert_array_equal(worker[key], base[key], err_msg=f"{key} {layout}")
+        assert_equal_copies(found["bits"], str(layout))

@@ -9,8 +9,10 @@ from ssd_dist.core.errors import UsageError
 from ssd_dist.training.batch_division import BatchDivision, divide_batch
 
 
-def config_of(images: int, group: int, parts: int = 1, jit_compile: bool = False) -> Config:
-    train = {"global_batch_size": images, "accumulate_steps": parts, "jit_compile": jit_compile}
+def config_of(images: int, group: int, parts: int = 1, jit_compile: bool = False, reduction: str = "fast") -> Config:
+    train = {
+        "global_batch_size": images, "accumulate_steps": parts, "jit_compile": jit_compile, "reduction": reduction
+    }  # fmt: skip
     return Config.model_validate({"model": {"batch_norm_group": group}, "train": train})
 
 
@@ -72,6 +74,7 @@ def test_one_replica_with_one_group_keeps_the_order() -> None:
         (config_of(16, 8, parts=4), 1, ["4 parts (train.accumulate_steps)", "use 1, 2, 4, or another number"]),
         (config_of(16, 4), 3, ["train.global_batch_size: 16", "3 replicas", "use 15 or 18"]),
         (config_of(2, 1), 4, ["train.global_batch_size: 2", "4 replicas", "use 4"]),
+        (config_of(16, 16, reduction="exact"), 4, ["model.batch_norm_group: 16", "exact", "use 1, 2, 4, or another"]),
         (config_of(8, 8, jit_compile=True), 2, ["train.jit_compile", "model.batch_norm_group: 8", "at most 4"]),
     ],
 )
@@ -86,3 +89,16 @@ def test_a_layout_that_does_not_fit_is_refused_with_the_valid_values(
 
 def test_a_group_of_the_whole_batch_is_compiled_on_one_replica() -> None:
     assert not divide_batch(config_of(8, 8, jit_compile=True), 1).is_synchronized
+
+
+@pytest.mark.parametrize(
+    ("reduction", "replicas", "at_once", "passes"),
+    [("fast", 1, 12, 2), ("fast", 2, 6, 2), ("exact", 1, 3, 8), ("exact", 4, 3, 2)],
+)
+def test_exact_reduction_processes_one_group_at_once(reduction: str, replicas: int, at_once: int, passes: int) -> None:
+    division = divide_batch(config_of(24, 3, parts=2, reduction=reduction), replicas)
+    assert (division.images_at_once, division.passes) == (at_once, passes)
+    assert division.is_in_parts
+    # Groups have the same images in the same order as with the other reduction.
+    other = divide_batch(config_of(24, 3, parts=2), replicas)
+    assert division.order_records(1) == other.order_records(1)

@@ -39,7 +39,13 @@ def train(folder: Path, replicas: int, *overrides: str) -> dict[str, np.ndarray]
 
 
 @pytest.mark.parametrize(
-    "overrides", [("model.batch_norm_group=4",), ("model.batch_norm_group=2", "train.accumulate_steps=2")]
+    "overrides",
+    [
+        # Two groups on each of two replicas, one group on both together, and one group in each part of a replica.
+        ("model.batch_norm_group=2",),
+        ("model.batch_norm_group=8",),
+        ("model.batch_norm_group=2", "train.accumulate_steps=2"),
+    ],
 )
 def test_groups_give_two_replicas_the_result_of_one(folder: Path, overrides: tuple[str, ...]) -> None:
     one, two = (train(folder, replicas, *overrides) for replicas in (1, 2))
@@ -48,3 +54,23 @@ def test_groups_give_two_replicas_the_result_of_one(folder: Path, overrides: tup
     for vector in ("weights", "statistics", "ema"):
         # Float32 sums in another order.
         assert np.linalg.norm(two[vector] - one[vector]) <= 1e-5 * np.linalg.norm(one[vector]), vector
+
+
+@pytest.mark.parametrize(
+    ("replicas", "overrides"),
+    [
+        (4, ("model.batch_norm_group=2",)),
+        (2, ("model.batch_norm_group=2", "train.accumulate_steps=2", "mining.scope=global")),
+    ],
+)
+def test_exact_reduction_gives_several_replicas_the_bits_of_one(
+    folder: Path, replicas: int, overrides: tuple[str, ...]
+) -> None:
+    exact = ("train.reduction=exact", *overrides)
+    one, several = (train(folder, count, *exact) for count in (1, replicas))
+    for vector in ("loss", "loss/cls", "loss/loc", "weights", "statistics", "ema"):
+        np.testing.assert_array_equal(several[vector], one[vector], err_msg=vector)
+    # It is the same computation as `fast`, apart from the order of float32 sums.
+    fast = train(folder, 1, *overrides)
+    assert np.linalg.norm(one["weights"] - fast["weights"]) <= 1e-5 * np.linalg.norm(fast["weights"])
+    assert np.linalg.norm(one["statistics"] - fast["statistics"]) <= 1e-5 * np.linalg.norm(fast["statistics"])

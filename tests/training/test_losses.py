@@ -297,3 +297,33 @@ def test_cross_entropy_by_hand():
         assert cross_entropy(partition, values[:, 1], values, smoothing).numpy()[0] == pytest.approx(
             np.log(4), rel=1e-6
         )
+
+
+def test_the_padding_of_a_row_has_no_effect_on_the_bits_of_its_loss():
+    rng = np.random.default_rng(3)
+    count, positives = 400, 150
+    outputs = [rng.normal(0, 2, (1, count, size)).astype(np.float32) for size in (CLASSES + 1, 4)]
+    anchors = rng.permutation(count)[None, :positives]
+    labels = rng.integers(1, CLASSES + 1, (1, positives))
+    offsets = rng.normal(0, 2, (1, positives, 4))
+
+    def compute(padding: int) -> list[np.ndarray]:
+        row = [(0, 0), (0, padding)]
+        targets = SparseTargets(
+            anchors=tf.constant(np.pad(anchors, row, constant_values=-1), tf.int32),
+            labels=tf.constant(np.pad(labels, row, constant_values=-1), tf.int32),
+            offsets=tf.constant(np.pad(offsets, [*row, (0, 0)]), tf.float32),
+            ignored=tf.zeros([1, 0], tf.int32),
+        )
+        logits, predicted = map(tf.constant, outputs)
+        with tf.GradientTape() as tape:
+            tape.watch([logits, predicted])
+            losses = multibox_losses(logits, predicted, targets, LossConfig(), lambda _, candidates: candidates)
+            total = losses.classification + losses.localization
+        gradients = tape.gradient(total, [logits, predicted])
+        return [tensor.numpy() for tensor in (losses.classification, losses.localization, *gradients)]
+
+    expected = compute(0)
+    for padding in (1, 3, 10, 42, 106, 1000):
+        for value, same in zip(compute(padding), expected, strict=True):
+            np.testing.assert_array_equal(value, same, err_msg=f"{padding} padded entries")

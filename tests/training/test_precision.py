@@ -92,11 +92,6 @@ def test_amp_context_follows_the_config(config, policy, initial, dynamic, overfl
     assert (float(optimizer.loss_scale.scale) < initial) == dynamic
 
 
-def test_an_optimizer_without_accumulation_rejects_accumulated_gradients():
-    with pytest.raises(ValueError, match="accumulate_steps above 1"):
-        AMPContext(AmpConfig()).wrap_optimizer(create_optimizer()).accumulate([tf.ones([1])])
-
-
 def test_setup_policy_sets_the_keras_policy():
     before = tf_keras.mixed_precision.global_policy()
     try:
