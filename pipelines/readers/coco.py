@@ -54,7 +54,7 @@ def read_entries(file: CocoFile, source: Source) -> Iterator[Image | SeparateBox
     rows = 0
     has_images = False
     problem = None
-    folder = ImageFolder(file.images) if file.is_only_owner else None
+    folder = ImageFolder(file.images) if file.is_only_owner or file.others else None
     placeholder = _Placeholder()
     try:
         with beam_storage.open_input(file.path) as stream:
@@ -86,11 +86,28 @@ def read_entries(file: CocoFile, source: Source) -> Iterator[Image | SeparateBox
         yield Image(f"the rest of {file.path}", file.number, rows, file.path, "", "", problem=problem)
         rows += 1
     yield from placeholder.release()
-    if folder is not None and problem is None:
-        for image in folder.make_images(source, file.number, rows, file.path):
+    if folder is not None and problem is None and all(_mark_listed(other, folder) for other in file.others):
+        annotations = [file.path, *(other.path for other in file.others)]
+        for image in folder.make_images(source, file.number, rows, annotations):
             yield image
             rows += 1
     yield Listing(file.number, rows, file.path, problem)
+
+
+def _mark_listed(file: CocoFile, folder: ImageFolder) -> bool:
+    """Marks the images that another file lists; returns false if it is damaged, and may list more of them.
+
+    Raises:
+      DataError: if storage fails before the end of the file.
+    """
+    try:
+        with beam_storage.open_input(file.path) as stream:
+            for _, index, item in stream_arrays(stream, ("images",)):
+                folder.mark_listed(parse_image(item, index, 0, file))
+    except (JsonStreamError, DataError, OSError) as error:
+        beam_storage.require_damage(error, file.path)
+        return False
+    return True
 
 
 class _Placeholder:

@@ -12,6 +12,7 @@ from pipelines.json_stream import JsonStreamError, stream_arrays
 from pipelines.readers.folder import Folder, list_folder
 from pipelines.readers.sources import Source, first_folder, locate_image, parent_folder, require_input
 from pipelines.readers.splits import SYNONYMS, WHOLE, Found, choose_split, output_split
+from pipelines.readers.unlisted import find_others, overlaps
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.storage import join
 
@@ -40,6 +41,8 @@ class CocoFile:
       dataset: folder of the dataset, to which file names may be relative as well; empty if `--image_dir` is given.
       is_only_owner: whether no other annotation file uses the folder of the images, so that every image in it must be
         listed in this file.
+      others: the other files with images in the folder or below it, in the first of these files; every image must be
+        listed in this file or one of them. Empty in the other files.
     """
 
     number: int
@@ -47,6 +50,7 @@ class CocoFile:
     images: str
     dataset: str = ""
     is_only_owner: bool = False
+    others: "tuple[CocoFile, ...]" = ()
 
 
 def find_files(source: Source) -> list[CocoFile]:
@@ -143,10 +147,11 @@ def _describe(files_by_split: dict[str, list[str]], path: str, image_dir: str) -
         split: tuple(_find_file(name, split, image_dir) for name in names) for split, names in files_by_split.items()
     }
     everything = [file for files in splits.values() for file in files]
-    folders = [file.images for file in everything]
+    counts = {split: _count_images(files, everything) for split, files in splits.items()}
+    # A file that was not passed, or a second file of a split, may list images of the folder.
+    has_siblings = (WHOLE in splits or len(everything) == 1) and _has_siblings(everything)
     for split, files in splits.items():
-        splits[split] = tuple(replace(file, is_only_owner=_is_only_owner(file, folders)) for file in files)
-    counts = {split: _count_images(files) for split, files in splits.items()}
+        splits[split] = tuple(_mark_owner(file, everything, has_siblings) for file in files)
     return Found(_name_tool(everything, path), splits, {name: n for name, n in counts.items() if n})
 
 
@@ -160,13 +165,19 @@ def count_annotated(found: Found[CocoFile]) -> int:
     return count
 
 
-def _is_only_owner(file: CocoFile, folders: list[str]) -> bool:
-    """Returns whether the folder of the images of a file neither contains nor is below that of another file."""
-    if len(folders) == 1:
-        siblings = [name for name in beam_storage.list_files(parent_folder(file.path)) if name.endswith(SUFFIXES)]
-        return len(siblings) <= MAX_FILES and not any(name != file.path and is_coco(name) for name in siblings)
-    own = f"{file.images}/"
-    return sum(own.startswith(f"{other}/") or f"{other}/".startswith(own) for other in folders) == 1
+def _has_siblings(files: Sequence[CocoFile]) -> bool:
+    """Returns whether there are other annotation files beside the files."""
+    folders = {parent_folder(file.path) for file in files}
+    siblings = {name for folder in folders for name in beam_storage.list_files(folder) if name.endswith(SUFFIXES)}
+    siblings -= {file.path for file in files}
+    return len(siblings) >= MAX_FILES or any(map(is_coco, sorted(siblings)))
+
+
+def _mark_owner(file: CocoFile, files: Sequence[CocoFile], has_siblings: bool) -> CocoFile:
+    """Returns the file with the other files that use the folder of its images."""
+    is_shared = has_siblings if len(files) == 1 else sum(overlaps(file, other) for other in files) > 1
+    others = () if has_siblings else find_others(file, files, includes_inner=True)
+    return replace(file, is_only_owner=not is_shared, others=others)
 
 
 def _name_tool(files: list[CocoFile], path: str) -> str:
@@ -190,8 +201,12 @@ def _name_tool(files: list[CocoFile], path: str) -> str:
     )
 
 
-def _count_images(files: Sequence[CocoFile]) -> int:
-    return sum(list_folder(file.images).count_images("") for file in files)
+def _count_images(files: Sequence[CocoFile], everything: Sequence[CocoFile]) -> int:
+    """Returns the number of images of a split; 0 if the listing does not show it, because splits share a folder."""
+    others = [other for other in everything if other not in files]
+    if any(overlaps(file, other) for file in files for other in others):
+        return 0
+    return sum(list_folder(folder).count_images("") for folder in {file.images for file in files})
 
 
 def _explain_missing(path: str) -> str:

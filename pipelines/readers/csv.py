@@ -144,7 +144,7 @@ def read_entries(group: CsvGroup, source: Source) -> Iterator[Image | SeparateBo
     sizes: dict[int, tuple[int, int] | None] = {}
     names: set[str] = set()
     rows = count = 0
-    folder = _open_folder(group)
+    folder, others = _open_folder(group)
     for file in group.files:
         locate = _Locator(file)
         try:
@@ -174,17 +174,39 @@ def read_entries(group: CsvGroup, source: Source) -> Iterator[Image | SeparateBo
             yield Image(f"the rest of {file.path}", group.number, rows, file.path, "", "", problem=problem)
             rows += 1
             folder = None
-    if folder is not None:
-        for image in folder.make_images(source, group.number, rows, group.files[0].path):
+    if folder is not None and all(_mark_listed(other, folder) for other in others):
+        annotations = list(dict.fromkeys(file.path for file in (*group.files, *others)))
+        for image in folder.make_images(source, group.number, rows, annotations):
             yield image
             rows += 1
     yield Listing(group.number, rows, group.files[0].path)
 
 
-def _open_folder(group: CsvGroup) -> ImageFolder | None:
-    """Returns the folder of the images if all of them must be listed in the only file of the group."""
-    (first, *others) = group.files
-    return ImageFolder(first.images) if not others and first.is_only_owner and first.is_first else None
+def _open_folder(group: CsvGroup) -> tuple[ImageFolder | None, list[CsvFile]]:
+    """Returns the folder of the images if the group reports its unlisted images, and the files of other groups.
+
+    All images of the folder must be listed in a file of the group or in one of the other files.
+    """
+    paths = {file.path for file in group.files}
+    first = next((file for file in group.files if file.is_first and (file.is_only_owner or file.others)), None)
+    if first is None:
+        return None, []
+    return ImageFolder(first.images), [other for other in first.others if other.path not in paths]
+
+
+def _mark_listed(file: CsvFile, folder: ImageFolder) -> bool:
+    """Marks the images that a file of another group lists; returns false if it is damaged, and may list more of them.
+
+    Raises:
+      DataError: if storage fails before the end of the file.
+    """
+    try:
+        for _ in _read_lines(file, folder, _Locator(file)):
+            pass
+    except beam_storage.UNREADABLE as error:
+        beam_storage.require_damage(error, file.path)
+        return False
+    return True
 
 
 class _Locator:

@@ -32,6 +32,8 @@ class CsvFile:
       is_indexed: whether images are searched for below their folder, because their names are not relative to it.
       is_only_owner: whether no other CSV file uses the folder of the images, so that every image in it must be listed
         in this file.
+      others: the other files with images in the folder or below it, in the first of these files; every image must be
+        listed in this file or one of them. Empty in the other files.
       class_names: display names of the classes of Open Images.
     """
 
@@ -44,6 +46,7 @@ class CsvFile:
     is_first: bool = True
     is_indexed: bool = False
     is_only_owner: bool = False
+    others: "tuple[CsvFile, ...]" = ()
     class_names: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -19,6 +19,7 @@ from pipelines.readers.folder import Folder, list_folder
 from pipelines.readers.sources import parent_folder
 from pipelines.readers.split_names import find_split, is_split, split_words
 from pipelines.readers.splits import WHOLE, Found, output_split
+from pipelines.readers.unlisted import find_others, overlaps
 from ssd_dist.core.errors import DataError
 
 # Files with these words in their names contain no annotations.
@@ -186,9 +187,9 @@ def _count_by_value(file: CsvFile) -> dict[str, int]:
 
 
 def _mark_owners(files: list[CsvFile], folder: Folder | None) -> list[CsvFile]:
-    """Returns the files with `is_only_owner` set: no other CSV file of boxes has its images in or below the folder."""
+    """Returns the files with `is_only_owner` and `others` set, also for files beside them that are not read."""
     paths = {file.path for file in files}
-    folders = [(file.path, file.images) for file in files]
+    unread: list[CsvFile] = []
     if folder is None:
         siblings = sorted({name for file in files for name in beam_storage.list_files(parent_folder(file.path))})
         siblings = [name for name in siblings if name.lower().endswith(SUFFIXES) and name not in paths]
@@ -198,13 +199,12 @@ def _mark_owners(files: list[CsvFile], folder: Folder | None) -> list[CsvFile]:
             dialect = None if NO_ANNOTATIONS.search(posixpath.basename(name)) else read_dialect(name)
             if dialect is not None:
                 other = CsvFile(name, dialect, file_split=split_in_name(posixpath.basename(name)))
-                folders.append((name, find_images(other, None, "").images))
+                unread.append(find_images(other, None, ""))
     marked = []
     for file in files:
-        own = f"{file.images}/"
-        others = [f"{images}/" for path, images in folders if path != file.path]
-        is_only_owner = not any(own.startswith(other) or other.startswith(own) for other in others)
-        marked.append(replace(file, is_only_owner=is_only_owner))
+        is_only_owner = sum(overlaps(file, other) for other in (*files, *unread)) == 1
+        others = () if any(overlaps(file, other) for other in unread) else find_others(file, files, includes_inner=True)
+        marked.append(replace(file, is_only_owner=is_only_owner, others=others))
     return marked
 
 

@@ -95,8 +95,9 @@ def _list_entries(layouts: list[ToolLayout], source: Source, tool_format: ToolFo
 def _match_images(layout: ToolLayout, tool_format: ToolFormat) -> list[_Entry]:
     """Returns one entry per annotation file, with the image of its stem, and one per image that no file describes.
 
-    A file without an image that is not in the format, such as a README, is no annotation. Names of images are read
-    from annotations only if their stem has no image and there are images left.
+    The files of `layout.others` describe images too, but have no entries. A file without an image that is not in the
+    format, such as a README, is no annotation. Names of images are read from annotations only if their stem has no
+    image and there are images left.
     """
     listing = list_folder(layout.images)
     paths = {name: listing.join(name) for name in listing.names if is_image(name)}
@@ -105,11 +106,12 @@ def _match_images(layout: ToolLayout, tool_format: ToolFormat) -> list[_Entry]:
         by_name[fold_name(stem_of(name))] = by_name[fold_name(posixpath.basename(name))] = name
         by_name[fold_name(posixpath.splitext(name)[0])] = by_name[fold_name(name)] = name
     entries, used = [], set()
-    for path in layout.files:
-        name = posixpath.splitext(beam_storage.path_below(layout.folder, path))[0]
-        found = by_name.get(fold_name(name), "")
-        used.add(found)
-        entries.append(_Entry(layout.prefix + name, 0, path, layout.images, paths.get(found, "")))
+    for part in (layout, *layout.others):
+        for path in part.files:
+            name = posixpath.splitext(beam_storage.path_below(part.folder, path))[0]
+            found = by_name.get(fold_name(name), "")
+            used.add(found)
+            entries.append(_Entry(part.prefix + name, 0, path, part.images, paths.get(found, "")))
     unmatched = [entry for entry in entries if not entry.image]
     with ThreadPoolExecutor(READ_AHEAD) as pool:
         are_other = pool.map(partial(is_other_file, tool_format=tool_format), [e.annotation for e in unmatched])
@@ -119,8 +121,10 @@ def _match_images(layout: ToolLayout, tool_format: ToolFormat) -> list[_Entry]:
         files = [entry.annotation for entry in entries if left and not entry.image]
         names_by_file = pool.map(partial(read_names, parse=tool_format.parse), files)
         named = {fold_name(base_name(name)) for names in names_by_file for name in names}
-    problem = Problem("not_annotated", f"no annotation in {layout.folder} describes this image file")
-    return entries + [
+    folders = " or ".join(dict.fromkeys(part.folder for part in (layout, *layout.others)))
+    problem = Problem("not_annotated", f"no annotation in {folders:.300} describes this image file")
+    own = {*layout.files}
+    return [entry for entry in entries if entry.annotation in own] + [
         _Entry(layout.prefix + name, 0, layout.folder, layout.images, paths[name], problem)
         for name in left
         if fold_name(posixpath.basename(name)) not in named
@@ -150,28 +154,22 @@ def _read_entry(entry: _Entry | Listing, parse: Parser) -> Iterator[Element]:
 def _read_document(document: _Document, source: Source, tool_format: ToolFormat) -> Iterator[Element]:
     """Yields the images of files that describe many images, the images that none describes, and their classes."""
     layout, rows = document.layout, 0
-    parse = partial(tool_format.parse, names=layout.classes) if layout.classes else tool_format.parse
     listing = list_folder(layout.images)
-    search = _ImageSearch(listing, layout, tool_format)
-    present = {listing.join(name) for name in listing.names}
     folder = ImageFolder(layout.images)
     names: dict[str, None] = {}
     unknown: Problem | None = None
-    for path in layout.files:
-        for parsed in _parse_document(path, parse):
+    for part in (layout, *layout.others):
+        for parsed, image in _list_images(part, listing, tool_format):
             if not parsed.filename:
                 unknown = unknown or parsed.problem
-            image_id = layout.prefix + (parsed.filename or f"{parsed.where} of {path}")
-            image = _make_image(parsed, image_id, document.number, rows, path, layout.images)
-            if image.path not in present and (parsed.filename or parsed.problem is None):
-                image = search.find(image, parsed.split, parsed.problem)
             folder.mark_listed(image)
             is_in_split = not layout.split or parsed.split in ("", layout.split)
-            if is_in_split and source.includes(image_id):
-                yield make_element(image)
+            if part is layout and is_in_split and source.includes(image.image_id):
+                yield make_element(image._replace(file=document.number, row=rows))
                 rows += 1
                 names.update(dict.fromkeys(box.category for box in parsed.boxes if box.problem is None))
-    for image in folder.make_images(source, document.number, rows, layout.files[0]):
+    annotations = [path for part in (layout, *layout.others) for path in part.files[:1]]
+    for image in folder.make_images(source, document.number, rows, annotations):
         if layout.owns(image.path):
             if unknown:
                 # An entry without a name may be the annotation of this image.
@@ -182,6 +180,20 @@ def _read_document(document: _Document, source: Source, tool_format: ToolFormat)
     for name in names:
         yield make_element(Category(name, 0, name))
     yield make_element(Listing(document.number, rows, layout.files[0]))
+
+
+def _list_images(layout: ToolLayout, listing: Folder, tool_format: ToolFormat) -> Iterator[tuple[ParsedImage, Image]]:
+    """Yields the images that the files of a layout describe; `listing` is the folder of its images."""
+    parse = partial(tool_format.parse, names=layout.classes) if layout.classes else tool_format.parse
+    search = _ImageSearch(listing, layout, tool_format)
+    present = {listing.join(name) for name in listing.names}
+    for path in layout.files:
+        for parsed in _parse_document(path, parse):
+            image_id = layout.prefix + (parsed.filename or f"{parsed.where} of {path}")
+            image = _make_image(parsed, image_id, 0, 0, path, layout.images)
+            if image.path not in present and (parsed.filename or parsed.problem is None):
+                image = search.find(image, parsed.split, parsed.problem)
+            yield parsed, image
 
 
 class _ImageSearch:

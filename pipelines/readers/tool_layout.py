@@ -14,6 +14,7 @@ from pipelines.readers.parsed_image import ParsedImage
 from pipelines.readers.sources import parent_folder, require_input
 from pipelines.readers.split_names import find_split
 from pipelines.readers.splits import SYNONYMS, WHOLE, Found
+from pipelines.readers.unlisted import find_others
 
 # How much of a file is read to recognise its format, and how many files of a folder are compared with its images.
 HEAD_BYTES = 1 << 16
@@ -62,6 +63,8 @@ class ToolLayout:
       folder: folder of the files, to which the names of images are relative.
       images: folder of the images.
       is_only_owner: whether every image in `images` must be described by one of the files.
+      others: the other layouts with these images, in the first of them; every image must be described by a file of this
+        layout or of one of them. Empty in the other layouts.
       inner: folders below `images` whose images other files describe.
       prefix: text before the name of an image in its id, which distinguishes equal names in several folders.
       classes: the class names, if a file lists them.
@@ -73,6 +76,7 @@ class ToolLayout:
     folder: str
     images: str
     is_only_owner: bool = True
+    others: "tuple[ToolLayout, ...]" = ()
     inner: tuple[str, ...] = ()
     prefix: str = ""
     classes: tuple[str, ...] = ()
@@ -81,7 +85,7 @@ class ToolLayout:
 
     def owns(self, path: str) -> bool:
         """Returns whether an image file in `images` must be described by one of the files and belongs to `split`."""
-        if not self.is_only_owner or path.startswith(tuple(f"{folder}/" for folder in self.inner)):
+        if not (self.is_only_owner or self.others) or path.startswith(tuple(f"{folder}/" for folder in self.inner)):
             return False
         return not self.split or (self.find_split(path) or self.splits[0]) == self.split
 
@@ -153,7 +157,12 @@ def _find_in_folder(folder: Folder, image_dir: str, tool_format: ToolFormat) -> 
         splits = {**splits, WHOLE: next(iter(splits.values()))}
     elif len(splits) > 1 and WHOLE in splits and len(splits[WHOLE]) < len(everything):
         splits[UNSORTED] = splits.pop(WHOLE)
-    counts = {split: _count_images(folder, layouts) for split, layouts in splits.items()}
+    counts = {
+        split: _count_images(folder, layouts)
+        for split, layouts in splits.items()
+        # The listing does not show to which split an image in a shared folder belongs.
+        if split == WHOLE or divided or not _shares_images(layouts, everything)
+    }
     if divided and not all(counts.values()):
         # The folders of the images do not have the names of the splits.
         counts = {WHOLE: counts[WHOLE]}
@@ -180,6 +189,13 @@ def _divide(splits: Mapping[str, tuple[ToolLayout, ...]]) -> dict[str, tuple[Too
     return {**divided, UNSORTED: (*divided.get(UNSORTED, ()), *rest)} if rest else divided
 
 
+def _shares_images(layouts: tuple[ToolLayout, ...], everything: tuple[ToolLayout, ...]) -> bool:
+    """Returns whether layouts of other splits have images in the same folders."""
+    files = {layout.files for layout in layouts}
+    others = {other.images for other in everything if other.files not in files}
+    return any(layout.images in others for layout in layouts)
+
+
 def _count_images(folder: Folder, layouts: tuple[ToolLayout, ...]) -> int:
     """Returns the number of image files of a split."""
     homes = {_images_below(folder, layout) for layout in layouts if not layout.split}
@@ -203,6 +219,7 @@ def _compare_with_others(
     return replace(
         layout,
         is_only_owner=images.count(layout.images) == 1,
+        others=find_others(layout, everything, includes_inner=False),
         inner=tuple(other for other in dict.fromkeys(images) if other.startswith(f"{layout.images}/")),
         prefix=f"{beam_storage.path_below(root, layout.folder)}/" if has_own_images and layout.folder != root else "",
     )

@@ -44,12 +44,8 @@ def list_annotations(layouts: list[VocLayout], source: Source) -> Iterator[VocEn
     """Yields the annotations of all inputs in order, the images without annotation, then the end of the listing."""
     row = 0
     for layout in layouts:
-        entries = []
-        for name, location in _locate_annotations(layout):
-            image_id = posixpath.splitext(name)[0] if name.lower().endswith(".xml") else name
-            images = layout.images or posixpath.dirname(location.path)
-            entries.append(VocEntry(image_id, 0, location.path or layout.list_file, images, location.problem))
-        if layout.is_only_owner:
+        entries = _list_entries(layout)
+        if layout.is_only_owner or layout.others:
             entries = _compare_with_images(layout, entries)
         for entry in entries:
             if source.includes(entry.image_id):
@@ -58,12 +54,23 @@ def list_annotations(layouts: list[VocLayout], source: Source) -> Iterator[VocEn
     yield Listing(0, row, layouts[0].annotations)
 
 
-def _compare_with_images(layout: VocLayout, entries: list[VocEntry]) -> list[VocEntry]:
+def _list_entries(layout: VocLayout) -> list[VocEntry]:
+    entries = []
+    for name, location in _locate_annotations(layout):
+        image_id = posixpath.splitext(name)[0] if name.lower().endswith(".xml") else name
+        images = layout.images or posixpath.dirname(location.path)
+        entries.append(VocEntry(image_id, 0, location.path or layout.list_file, images, location.problem))
+    return entries
+
+
+def _compare_with_images(layout: VocLayout, own: list[VocEntry]) -> list[VocEntry]:
     """Returns the annotations, without other XML files, and the image files that none describes, as rejected entries.
 
     An annotation describes the image with its own stem, or the one that it names. Only the annotations whose stem has
-    no image are examined, and their names are read only if there are images left.
+    no image are examined, and their names are read only if there are images left. The annotations of `layout.others`
+    describe images too, but are not returned.
     """
+    entries = [*own, *(entry for other in layout.others for entry in _list_entries(other))]
     listing = list_folder(layout.images)
     names = [name for name in listing.names if is_image(name) and not (layout.is_flat and "/" in name)]
     present = {fold_name(posixpath.splitext(name)[0]) for name in names}
@@ -77,10 +84,11 @@ def _compare_with_images(layout: VocLayout, entries: list[VocEntry]) -> list[Voc
         others = [entry for entry, kind in zip(unmatched, are_annotations, strict=True) if kind is False]
         found = {fold_name(posixpath.splitext(name)[0]) for name in pool.map(_read_filename, unmatched if left else [])}
     # Such as the file of a project; a damaged annotation has an image with its stem.
-    other_ids = {entry.image_id for entry in others}
-    problem = Problem("not_annotated", f"no annotation in {layout.annotations} describes this image file")
+    other_files = {entry.annotation for entry in others}
+    folders = " or ".join(dict.fromkeys(part.annotations for part in (layout, *layout.others)))
+    problem = Problem("not_annotated", f"no annotation in {folders:.300} describes this image file")
     return (
-        [entry for entry in entries if entry.image_id not in other_ids]
+        [entry for entry in own if entry.annotation not in other_files]
         + [
             VocEntry(listing.join(name), 0, layout.annotations, layout.images, problem)
             for name in left

@@ -13,6 +13,7 @@ from pipelines.file_names import base_name, fold_name, stem_of
 from pipelines.readers.folder import Folder, is_image, list_folder
 from pipelines.readers.sources import Source, is_absolute, parent_folder, require_input
 from pipelines.readers.splits import SYNONYMS, WHOLE, Found, choose_split, output_split
+from pipelines.readers.unlisted import find_others
 from ssd_dist.core.errors import DataError
 
 # Names of folders, in lower case. Image folders are in the order in which they are preferred.
@@ -34,6 +35,8 @@ class VocLayout:
       list_file: file with the image ids of the split; empty if every annotation belongs to the split.
       is_flat: whether subfolders of `annotations` are ignored.
       is_only_owner: whether every image in `images` must have an annotation of this layout.
+      others: the other layouts with these images, in the first of them; every image must have an annotation of this
+        layout or one of them. Empty in the other layouts.
     """
 
     annotations: str
@@ -41,6 +44,7 @@ class VocLayout:
     list_file: str = ""
     is_flat: bool = False
     is_only_owner: bool = False
+    others: "tuple[VocLayout, ...]" = ()
 
 
 def find_layouts(source: Source) -> list[VocLayout]:
@@ -85,10 +89,12 @@ def find_splits(path: str, image_dir: str) -> Found[VocLayout] | None:
     splits: dict[str, tuple[VocLayout, ...]] = {}
     layouts: list[VocLayout] = []
     located = {name: _find_layout(folder, name, files, image_dir) for name, files in xml_folders.items()}
-    owners = Counter(layout.images for layout, _ in located.values())
+    everything = [found for found, _ in located.values()]
+    owners = Counter(layout.images for layout in everything)
     for name, (found, base) in located.items():
         # Annotations of several splits may have their images in one folder.
-        layout = replace(found, is_only_owner=found.is_only_owner and owners[found.images] == 1)
+        others = find_others(found, everything, includes_inner=False) if found.is_only_owner else ()
+        layout = replace(found, is_only_owner=found.is_only_owner and owners[found.images] == 1, others=others)
         layouts.append(layout)
         for split, part in _divide(folder, layout, base, name).items():
             splits[split] = (*splits.get(split, ()), part)
@@ -99,7 +105,12 @@ def find_splits(path: str, image_dir: str) -> Found[VocLayout] | None:
     unions = frozenset(name for name in splits if _is_union(name, {*splits}))
     if whole:
         splits[WHOLE] = whole
-    counts = {split: sum(map(_count_images, own)) for split, own in splits.items()}
+    counts = {
+        split: sum(map(_count_images, own))
+        for split, own in splits.items()
+        # The listing does not show to which split an image in a shared folder belongs.
+        if split == WHOLE or all(layout.list_file or owners[layout.images] == 1 for layout in own)
+    }
     return Found(_name_tool(folder, layouts), splits, counts, unions, _note_unlisted(splits))
 
 
@@ -229,7 +240,8 @@ def _divide(folder: Folder, layout: VocLayout, base: str, name: str) -> dict[str
         if "default" in names:
             # CVAT lists all images in default.txt, and the images with a tag in TAG_default.txt.
             names = {name: file for name, file in names.items() if not re.fullmatch(r"(.*_)?default", name)}
-        return {name: replace(layout, list_file=folder.join(file), is_only_owner=False) for name, file in names.items()}
+        layout = replace(layout, is_only_owner=False, others=())
+        return {name: replace(layout, list_file=folder.join(file)) for name, file in names.items()}
     parts = [part for part in name.split("/") if part]
     found = [part for part in parts if output_split(part) in SYNONYMS]
     rest = [part for part in parts if part.lower() not in (*ANNOTATION_FOLDERS, *IMAGE_FOLDERS)]
