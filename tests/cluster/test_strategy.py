@@ -124,7 +124,7 @@ def test_each_worker_has_a_replica_per_gpu_or_logical_cpu(monkeypatch, strategy,
 def test_a_strategy_with_another_number_of_replicas_is_refused(monkeypatch):
     # As from a TensorFlow that `use_logical_cpus` cannot change.
     ignoring = SimpleNamespace(num_replicas_in_sync=2)
-    monkeypatch.setattr(strategy_module, "_create_strategy", lambda config, role: ignoring)
+    monkeypatch.setattr(strategy_module, "_create_strategy", lambda config, role, divide_threads: ignoring)
     role = WorkerRole(0, ("a:1", "b:1"))
     assert create_strategy(ClusterConfig(), role) is ignoring
     with pytest.raises(UsageError, match=r"logical_cpus: 2: .* 2 replicas instead of 4 \(2 workers with 2 each\)"):
