@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from support.fake_run import OneWorkerCollectives, create_run, create_state, create_workers
+from support.fake_run import OneWorkerCollectives, RecordedProgress, create_run, create_state, create_workers
 
 from ssd_dist.core.errors import RestartError
 from ssd_dist.training import divergence, loop
@@ -25,7 +25,7 @@ from ssd_dist.training.run_parts import RunOutput
 def test_an_evaluation_up_to_the_checkpoint_is_kept(tmp_path, monkeypatch, saved, evaluated, after):
     monkeypatch.setattr(divergence, "read_source_ids", lambda *_: ("a",))
     state = create_state(23, evaluated)
-    dropped, saves, lines = [], [], []
+    dropped, saves, progress = [], [], RecordedProgress()
 
     def restore() -> str:
         state.step.assign(10)
@@ -38,14 +38,14 @@ def test_an_evaluation_up_to_the_checkpoint_is_kept(tmp_path, monkeypatch, saved
         output=RunOutput(
             str(tmp_path),
             SimpleNamespace(drop_rows_after=lambda *steps: dropped.append(steps)),
-            SimpleNamespace(print_line=lines.append),
+            progress,
         ),
     )
     divergence.recover(run, 23, "the loss is NaN or infinite")
     assert int(state.evaluated.numpy()) == after
     assert dropped == [(10, after)]
     assert (state.current_step, int(state.recoveries.numpy()), saves) == (23, 1, [23])
-    assert lines == [
+    assert progress.lines == [
         "step 23  the loss is NaN or infinite: restored the weights of step 10, skipped steps 11 to 23 "
         "(recovery 1 of train.recover_from_blowup: 1)"
     ]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
-from support.fake_run import OneWorkerCollectives, create_run, create_workers
+from support.fake_run import OneWorkerCollectives, RecordedProgress, create_run, create_workers
 
 from ssd_dist.core.config import CheckpointConfig, Config
 from ssd_dist.core.errors import UsageError
@@ -97,7 +97,7 @@ def train(monkeypatch, folder: Path, patience: int, kill_at: int | None = None, 
         trainer=SimpleNamespace(find_divergence=lambda: None),
         evaluation=evaluation,
         checkpoints=checkpoints,
-        output=RunOutput(str(folder), log, SimpleNamespace(print_line=lambda line: None)),
+        output=RunOutput(str(folder), log, RecordedProgress()),
         early_stopping=patience,
     )
     loop.run_loop(run)
@@ -170,7 +170,7 @@ def test_all_workers_follow_the_decision_of_the_chief():
             workers=workers,
             # Only the chief keeps the best model.
             evaluation=SimpleNamespace(best_step=best_step if is_chief else 0),
-            output=RunOutput("", log, SimpleNamespace(print_line=lambda line: None)),
+            output=RunOutput("", log, RecordedProgress()),
             early_stopping=2,
         )
         return loop.stops_early(run, 16)

@@ -3,6 +3,7 @@
 import pytest
 import tensorflow as tf
 import tf_keras
+from support.fake_run import RecordedProgress
 
 from ssd_dist.core.config import AmpConfig, OptimizerConfig
 from ssd_dist.training.divergence import OverflowMonitor
@@ -122,18 +123,8 @@ def test_the_loss_computes_in_float32_if_listed_and_the_other_ops_always_do():
     assert PrecisionConfig(()).cast("loss", tf.zeros([2], tf.float64)).dtype == tf.float64
 
 
-class FakeProgress:
-    """Collects the lines that would be printed."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def print_line(self, line: str) -> None:
-        self.lines.append(line)
-
-
 def test_overflows_at_the_minimal_scale_are_reported():
-    scale, progress = LossScale(4.0, dynamic=True), FakeProgress()
+    scale, progress = LossScale(4.0, dynamic=True), RecordedProgress()
     monitor = OverflowMonitor(scale, progress)
     for step, overflows, lines in ((10, 1, 0), (20, 3, 1), (30, 0, 1), (40, 2, 2)):
         for _ in range(overflows):

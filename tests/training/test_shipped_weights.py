@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from support.fake_run import RecordedProgress
 from support.synthetic import CLASSES, write_dataset
 
 from ssd_dist.core.config_files import load_config
@@ -67,8 +68,8 @@ def test_the_chosen_weights_are_evaluated_shown_and_kept_and_the_trained_ones_re
     with pytest.MonkeyPatch.context() as patch:
         metrics = SimpleNamespace(as_dict=lambda: dict.fromkeys(("metric", "coco/AP", "coco/AP50", "voc/mAP"), 0.5))
         patch.setattr("ssd_dist.training.periodic_evaluation.evaluate_detections", lambda *_: metrics)
-        quiet = SimpleNamespace(write=lambda *_: None, print_line=lambda _: None)
-        evaluation.evaluate(SimpleNamespace(evaluate=record_weights), 3, quiet, quiet)
+        log = SimpleNamespace(write=lambda *_: None)
+        evaluation.evaluate(SimpleNamespace(evaluate=record_weights), 3, log, RecordedProgress())
     assert len(seen) == 3, "evaluated, shown, kept"
     for weights in seen:
         assert_equal(weights, [value + np.float32(1) for value in before] if use_ema else before)
