@@ -6,6 +6,7 @@
     DIR/X/any.yaml DIR/images/SPLIT/*  DIR/X/labels/SPLIT/*.txt         labels of one task, images shared by all tasks
     DIR/obj.data   DIR/obj.names  DIR/SPLIT.txt  DIR/obj_SPLIT_data/*   CVAT YOLO 1.1, Darknet: labels beside the images
     DIR/SPLIT/_darknet.labels  DIR/SPLIT/*                              Roboflow Darknet: labels beside the images
+    DIR/images/*  DIR/labels/SPLIT/*.txt                                one folder of images for all splits
     DIR/classes.txt  DIR/images/*  DIR/labels/*.txt                     Label Studio, which adds notes.json
     DIR/*  DIR/classes.txt                                              LabelImg: labels beside the images
 

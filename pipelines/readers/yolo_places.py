@@ -122,9 +122,19 @@ def _find_outside(value: str, config: YoloConfig, files: YoloFiles) -> str:
 def group_by_split(files: YoloFiles, known: Mapping[str, Places]) -> dict[str, Places]:
     """Returns the folders of images by the split in their path, except those of splits that are already known.
 
-    With `--image_dir`, the paths of the labels name the splits.
+    With `--image_dir`, the paths of the labels name the splits. They also do if no folder of images names one:
+    `labels/train` and `labels/val` with their images in one folder `images`, which all these splits then share.
     """
-    folders = {posixpath.dirname(path) for path in (files.texts if files.has_image_dir else files.images)}
+    found = _group_by_folder(files, known, by_labels=files.has_image_dir)
+    if found or known or files.has_image_dir:
+        return found
+    found = _group_by_folder(files, known, by_labels=True)
+    return found if len(found) > 1 else {}
+
+
+def _group_by_folder(files: YoloFiles, known: Mapping[str, Places], by_labels: bool) -> dict[str, Places]:
+    """Returns the folders of images by the split in their path, or in that of their labels."""
+    folders = {posixpath.dirname(path) for path in (files.texts if by_labels else files.images)}
     inner_by_prefix: dict[tuple[str, str], set[str]] = {}
     for folder in folders:
         parts = [part for part in beam_storage.path_below(files.root, folder).split("/") if part]
@@ -139,7 +149,10 @@ def group_by_split(files: YoloFiles, known: Mapping[str, Places]) -> dict[str, P
     for split, prefix in sorted(inner_by_prefix, key=_split_order):
         inner_folders = inner_by_prefix[split, prefix]
         below = posixpath.join(prefix, *inner_folders) if len(inner_folders) == 1 else prefix
-        folder = _find_image_folder(files, below.rstrip("/"), split)
+        if by_labels and not files.has_image_dir:
+            folder = _find_shared_folder(files, posixpath.join(files.root, prefix))
+        else:
+            folder = _find_image_folder(files, below.rstrip("/"), split)
         is_covered = any(f"{folder}/".startswith(other) or other.startswith(f"{folder}/") for other in covered)
         if folder and not is_covered and output_split(split) not in names:
             found.setdefault(split, Places()).folders.append(folder)
@@ -150,6 +163,11 @@ def _split_order(key: tuple[str, str]) -> tuple[int, str, str]:
     """Orders training splits first, then validation, then test, then by name."""
     split, prefix = key
     return ("train", "val", "test").index(output_split(split)), split, prefix
+
+
+def _find_shared_folder(files: YoloFiles, labels: str) -> str:
+    """Returns the first folder of images that has labels in a folder; empty if there is none."""
+    return next((folder for folder in files.image_folders() if files.has_pairs(folder, labels)), "")
 
 
 def _find_image_folder(files: YoloFiles, below: str, split: str) -> str:

@@ -207,3 +207,24 @@ def test_a_damaged_data_yaml_is_an_error_only_in_a_yolo_dataset(tmp_path):
 def test_captions_beside_a_yaml_file_with_names_are_not_yolo(tmp_path):
     write_files(tmp_path, {"settings.yaml": NAMES, "a.jpg": IMAGE, "a.txt": "a caption\n"})
     assert find_splits(str(tmp_path), "") is None
+
+
+@pytest.mark.parametrize("images", ["images/", ""])
+def test_folders_of_labels_name_the_splits_of_a_shared_folder_of_images(tmp_path, images):
+    files = {
+        **pairs("a", "b", images=images, labels="labels/train/"),
+        **pairs("c", images=images, labels="labels/val/"),
+        "classes.txt": "bolt\nnut\n",
+    }
+    write_files(tmp_path, files)
+    found = find_splits(str(tmp_path), "")
+    assert {split: found.images[split] for split in found.names} == {"train": 2, "val": 1}
+    for split, stems in (("train", ["a", "b"]), ("val", ["c"])):
+        values = images_of(tmp_path, split)
+        assert [image.path.rpartition("/")[2] for image in values] == [f"{stem}.jpg" for stem in stems]
+        assert [len(image.boxes) for image in values] == [1] * len(stems)
+
+
+def test_a_single_folder_of_labels_with_the_name_of_a_split_is_no_split(tmp_path):
+    write_files(tmp_path, {**pairs("a", "b", images="images/", labels="labels/train/"), "classes.txt": "bolt\nnut\n"})
+    assert find_splits(str(tmp_path), "").names == []
