@@ -11,25 +11,18 @@ from ai_edge_litert.interpreter import Interpreter as LiteRtInterpreter
 from flatbuffers import flexbuffers
 from flatbuffers.number_types import Float32Flags, Uint32Flags
 from flatbuffers.table import Table
-from support.random_detector import SETTINGS
+from support.raw_outputs import ANCHORS, DECODER, background, compare_with_our_nms
 from support.synthetic import CLASSES
 from tensorflow.lite.python import schema_py_generated as schema
 
 from ssd_dist.core.boxes import decode_boxes, encode_boxes
-from ssd_dist.core.config import Config
 from ssd_dist.evaluation.detections import Detections
 from ssd_dist.export.detection_op import OP_NAME, OUTPUTS, append_detection_op, read_model
 from ssd_dist.export.export_options import Credits, ExportOptions
 from ssd_dist.export.exporter import write_export
-from ssd_dist.export.parity import compare_detections, run_export
 from ssd_dist.export.rounding import Tolerance, explain_by_rounding, list_candidates
 from ssd_dist.export.runtimes import open_export
-from ssd_dist.export.serving import OutputDecoder
 from ssd_dist.export.tflite_metadata import add_metadata, write_labels
-
-CONFIG = Config.model_validate(SETTINGS | {"eval": {"split": "val", "max_detections": 20}})
-DECODER = OutputDecoder.create(CONFIG.anchors, CONFIG.eval, 64)
-ANCHORS = DECODER.anchors
 
 
 class NamedOutputs(tf.Module):
@@ -62,13 +55,6 @@ def run(content, logits, offsets, interpreter=LiteRtInterpreter):
     opened.set_tensor(opened.get_input_details()[0]["index"], values)
     opened.invoke()
     return [opened.get_tensor(detail["index"]) for detail in opened.get_output_details()]
-
-
-def background():
-    """Returns logits and offsets of an image without objects."""
-    logits = np.zeros((len(ANCHORS), 4), np.float32)
-    logits[:, 0] = 12
-    return logits, np.zeros((len(ANCHORS), 4), np.float32)
 
 
 @pytest.mark.parametrize("interpreter", [tf.lite.Interpreter, LiteRtInterpreter])
@@ -124,16 +110,10 @@ def test_the_network_is_unchanged(body, content):
         assert (old.data is None and new.data is None) or bytes(old.data) == bytes(new.data)
 
 
-def compare_with_our_nms(content, logits, offsets):
+def compare_op(content, logits, offsets):
     """Returns how the detections of the op differ from those of our NMS for the same raw outputs."""
-    raw = {"logits": tf.constant(logits[None]), "offsets": tf.constant(offsets[None])}
-    op = dict(zip(OUTPUTS, run(content, logits, offsets), strict=True))
-    ours = run_export(lambda _: raw, [np.zeros(0)], ["a"], DECODER)[0]
-    theirs = run_export(lambda _: op, [np.zeros(0)], ["a"], DECODER)[0]
-    candidates = list_candidates(raw, DECODER, Tolerance(1e-6, 1e-6), export_outputs="postprocess_op")
-    return compare_detections(
-        ours, theirs, lambda _, lost, added: explain_by_rounding(lost, added, theirs[0], candidates, DECODER)
-    )
+    outputs = dict(zip(OUTPUTS, run(content, logits, offsets), strict=True))
+    return compare_with_our_nms(outputs, logits, offsets, "postprocess_op")
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -145,7 +125,7 @@ def test_the_op_and_our_nms_find_the_same_objects(content, seed):
     offsets[:] = rng.normal(0, 1.0, offsets.shape)
     boxes = decode_boxes(offsets, ANCHORS, 0.1, 0.2)
     logits[((boxes < 0) | (boxes > 1)).any(axis=1), 1:] = 0
-    parity = compare_with_our_nms(content, logits, offsets)
+    parity = compare_op(content, logits, offsets)
     assert parity.holds
     assert parity.detections > 10
     assert parity.undecided == 0
@@ -158,7 +138,7 @@ def test_the_op_does_not_clip_boxes_before_nms(content):
     logits[[70, 71], 1] = 14, 15
     offsets[[70, 71]] = encode_boxes(boxes, ANCHORS[[70, 71]], 0.1, 0.2)
     assert run(content, logits, offsets)[3].tolist() == [2]
-    parity = compare_with_our_nms(content, logits, offsets)
+    parity = compare_op(content, logits, offsets)
     assert (parity.detections, parity.missing, parity.surplus) == (1, 0, 0)
     # The two boxes are equal after clipping, so the list of the op contains the box of ours with two scores.
     assert parity.undecided == 1
@@ -168,7 +148,7 @@ def test_the_op_applies_nms_across_classes(content):
     logits, offsets = background()
     logits[70, [1, 2]] = 14, 13
     assert run(content, logits, offsets)[3].tolist() == [1]
-    parity = compare_with_our_nms(content, logits, offsets)
+    parity = compare_op(content, logits, offsets)
     assert (parity.detections, parity.missing, parity.surplus, parity.undecided) == (2, 0, 0, 1)
 
 

@@ -5,26 +5,17 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow as tf
-from support.random_detector import SETTINGS
+from support.raw_outputs import ANCHORS, CONFIG, DECODER, background, compare_with_our_nms
 from support.synthetic import CLASSES
 from test_quantized import build_served, draw_images
 
 from ssd_dist.core.boxes import decode_boxes, encode_boxes
-from ssd_dist.core.config import Config
 from ssd_dist.export.export_options import ExportOptions, Quantization
 from ssd_dist.export.exporter import write_export
 from ssd_dist.export.openvino_ir import OUTPUT_NAME, append_detection_output
-from ssd_dist.export.parity import compare_detections, run_export
-from ssd_dist.export.rounding import Tolerance, explain_by_rounding, list_candidates
 from ssd_dist.export.runtimes import open_export
-from ssd_dist.export.serving import OutputDecoder
 
 openvino = pytest.importorskip("openvino")
-
-CONFIG = Config.model_validate(SETTINGS | {"eval": {"split": "val", "max_detections": 20}})
-DECODER = OutputDecoder.create(CONFIG.anchors, CONFIG.eval, 64)
-ANCHORS = DECODER.anchors
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +31,6 @@ def run():
         results.append(ops.result(part))
     compiled = openvino.compile_model(append_detection_output(openvino.Model(results, [values]), DECODER), "CPU")
     return lambda logits, offsets: compiled(np.concatenate([offsets, logits], axis=-1)[None])[OUTPUT_NAME]
-
-
-def background():
-    """Returns logits and offsets of an image without objects."""
-    logits = np.zeros((len(ANCHORS), 4), np.float32)
-    logits[:, 0] = 12
-    return logits, np.zeros((len(ANCHORS), 4), np.float32)
 
 
 def test_rows_have_the_layout_of_caffe(run):
@@ -72,15 +56,10 @@ def test_a_client_that_stops_at_the_first_low_score_gets_all_higher_ones(run):
     assert (np.diff(rows[:, 2]) <= 0).all()
 
 
-def compare_with_our_nms(run, logits, offsets):
+def compare_op(run, logits, offsets):
     """Returns how the detections of the op differ from those of our NMS for the same raw outputs."""
-    raw = {"logits": tf.constant(logits[None]), "offsets": tf.constant(offsets[None])}
-    ours = run_export(lambda _: raw, [np.zeros(0)], ["a"], DECODER)[0]
-    theirs = run_export(lambda _: {OUTPUT_NAME: run(logits, offsets)}, [np.zeros(0)], ["a"], DECODER)[0]
-    candidates = list_candidates(raw, DECODER, Tolerance(1e-6, 1e-6), export_outputs="detection_output")
-    return compare_detections(
-        ours, theirs, lambda _, lost, added: explain_by_rounding(lost, added, theirs[0], candidates, DECODER)
-    )
+    outputs = {OUTPUT_NAME: run(logits, offsets)}
+    return compare_with_our_nms(outputs, logits, offsets, "detection_output")
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -91,7 +70,7 @@ def test_the_op_and_our_nms_find_the_same_objects(run, seed):
     offsets = rng.normal(0, 1.0, (len(ANCHORS), 4)).astype(np.float32)
     boxes = decode_boxes(offsets, ANCHORS, 0.1, 0.2)
     assert ((boxes < 0) | (boxes > 1)).any(axis=1).sum() > 20
-    parity = compare_with_our_nms(run, logits, offsets)
+    parity = compare_op(run, logits, offsets)
     assert parity.holds
     assert parity.detections > 10
     assert parity.undecided == 0
@@ -103,7 +82,7 @@ def test_overlapping_objects_of_two_classes_are_both_found(run):
     rows = run(logits, offsets)[0, 0]
     assert rows[:2, 1].tolist() == [2, 1]
     assert rows[2, 0] == -1
-    parity = compare_with_our_nms(run, logits, offsets)
+    parity = compare_op(run, logits, offsets)
     assert (parity.detections, parity.missing, parity.surplus, parity.undecided) == (2, 0, 0, 0)
 
 
