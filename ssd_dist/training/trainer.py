@@ -96,6 +96,7 @@ class DetectorTrainer(orbit.StandardTrainer):
         if division.is_in_parts:
             sizes = [*(group.size for group in self._optimizer.inner_optimizer.groups), count_values(self._statistics)]
             self._part_sums = create_part_sums(strategy, sizes, division.passes, division.is_exact)
+        if division.is_in_parts and mining.scope == "global":
             self._mining_losses = PartRows(strategy, division.passes, [division.images_at_once, anchor_count])
         self._first_skipped = tf.Variable(0, trainable=False, dtype=tf.int64, name="first_skipped")
         self._waited = tf.Variable(0.0, trainable=False, dtype=tf.float64, name="waited")
