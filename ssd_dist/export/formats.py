@@ -1,4 +1,4 @@
-"""Writes a detector as SavedModel, TFLite or ONNX.
+"""Writes a detector as SavedModel, TFLite, ONNX or OpenVINO IR.
 
 saved_model   signatures `serving_default` (uint8 batch) and `encoded_images` (bytes), any batch size
 tflite        pixels [1, S, S, 3]; weights in float32 or float16, or weights and activations in int8
