@@ -143,6 +143,18 @@ class BackboneConfig(Section):
     freeze_batch_norm: bool = False
 
 
+class QuantizationConfig(Section):
+    """Training for the int8 TFLite file.
+
+    With `aware`, the network rounds kernels and activations to 8 bits as that file does, and learns the ranges of the
+    activations. Such a run starts from a trained one (`model.init_from`). `per_tensor` rounds for files that are
+    exported with --per_tensor: one scale per kernel instead of one per output channel.
+    """
+
+    aware: bool = False
+    per_tensor: bool = False
+
+
 class LossConfig(Section):
     """Multibox loss (Liu et al. 2016, equations 1 to 3).
 
@@ -331,6 +343,7 @@ class Config(Section):
     matching: MatchingConfig = MatchingConfig()
     model: ModelConfig = ModelConfig()
     backbone: BackboneConfig = BackboneConfig()
+    quantization: QuantizationConfig = QuantizationConfig()
     loss: LossConfig = LossConfig()
     mining: MiningConfig = MiningConfig()
     amp: AmpConfig = AmpConfig()
@@ -355,7 +368,24 @@ class Config(Section):
                 f"model.init_from ({self.model.init_from}) and backbone.weights ({self.backbone.weights}) both give "
                 "the weights of the backbone; set backbone.weights: none, or remove model.init_from"
             )
+        self._check_quantization()
         return self
+
+    def _check_quantization(self) -> None:
+        if self.quantization.per_tensor and not self.quantization.aware:
+            raise ValueError(
+                "quantization.per_tensor has an effect only with quantization.aware; set quantization.aware: true, or "
+                "use --per_tensor of ssd-export to quantize a run after training"
+            )
+        if self.quantization.aware and not self.model.init_from:
+            raise ValueError(
+                "quantization.aware needs the weights of a trained run; train without it first, and give that run as "
+                "model.init_from"
+            )
+        if self.quantization.aware and self.amp.enabled:
+            raise ValueError(
+                "quantization.aware simulates 8-bit integers in float32, not in 16 bits; set amp.enabled: false"
+            )
 
 
 def _convert_to_tuples(value: Any) -> Any:

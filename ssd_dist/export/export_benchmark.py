@@ -78,7 +78,7 @@ def _describe_export(folder: Path) -> dict[str, Any]:
     try:
         summary = json.loads((folder / SUMMARY_NAME).read_text())
         kind = summary["format"]
-        size = sum(file.stat().st_size for file in list_files(folder / FILES[kind]) if file.name != SUMMARY_NAME)
+        size = sum(file.stat().st_size for file in list_files(folder / FILES[kind]))
         return {
             "export": str(folder),
             "format": kind,

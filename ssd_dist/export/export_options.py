@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ssd_dist.core.config import QuantizationConfig
 from ssd_dist.core.errors import UsageError
 
 KINDS = ("saved_model", "tflite", "onnx", "openvino")
@@ -132,6 +133,32 @@ def check_quantization(kind: str, outputs: str, quantization: Quantization) -> Q
             "use --format=tflite --quantize=int8 --outputs=raw or omit the flag"
         )
     return quantization
+
+
+def check_trained_quantization(trained: QuantizationConfig, options: ExportOptions, source: str) -> None:
+    """Checks that a run with `quantization.aware` is exported as the int8 file that it was trained for.
+
+    Args:
+      trained: `quantization` of the run.
+      options: the options of the export.
+      source: `model.init_from` of the run.
+
+    Raises:
+      UsageError: if the export is another one.
+    """
+    if not trained.aware:
+        return
+    if options.kind != "tflite" or options.quantization.kind != "int8":
+        raise UsageError(
+            f"--format={options.kind} --quantize={options.quantization.kind}: the run was trained with "
+            f"quantization.aware, for int8 TFLite files; use --format=tflite --quantize=int8, or export {source}"
+        )
+    if options.quantization.per_tensor != trained.per_tensor:
+        change = "add --per_tensor" if trained.per_tensor else "omit --per_tensor"
+        raise UsageError(
+            f"--per_tensor: the run was trained with quantization.per_tensor: {str(trained.per_tensor).lower()}; "
+            f"{change}, or train with another quantization.per_tensor"
+        )
 
 
 def choose_metadata(outputs: str, requested: bool | None, credit: Credits) -> Credits | None:

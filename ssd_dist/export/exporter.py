@@ -20,7 +20,7 @@ from ssd_dist.data.decoding import decode_jpeg
 from ssd_dist.data.shard_files import load_manifest, read_split
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.export.detection_op import append_detection_op
-from ssd_dist.export.export_options import ExportOptions
+from ssd_dist.export.export_options import ExportOptions, check_trained_quantization
 from ssd_dist.export.export_summary import Comparison, describe_difference, describe_export, summarise_comparison
 from ssd_dist.export.formats import convert_to_tflite, write_onnx, write_saved_model
 from ssd_dist.export.openvino_ir import BACKGROUND, write_openvino
@@ -62,12 +62,13 @@ def export_run(
       The export summary, as written to `export.json`.
 
     Raises:
-      UsageError: if the folder cannot be written.
+      UsageError: if the folder cannot be written, or the run was trained for another kind of export.
       CheckpointError: if the checkpoint does not exist, or the unquantized export does not reproduce it.
       DataError: if the prepared data of the run is missing or does not fit the model.
     """
     stages.show("read images")
     config, manifest = read_run_folder(model_dir, overrides)
+    check_trained_quantization(config.quantization, options, config.model.init_from)
     # Exports compute in float32, so the checkpoint they are compared with must do so too.
     config = config.model_copy(update={"amp": AmpConfig()})
     data = load_manifest(config.data)
@@ -75,7 +76,8 @@ def export_run(
     split = pick_split(config.eval.split, data, config.data.dir)
     compared = list(read_images(config.data, data, split, COMPARED_IMAGES))
     ground_truths, images = [annotated for annotated, _ in compared], [pixels for _, pixels in compared]
-    calibrating = options.quantization.calibration_images if options.quantization.kind == "int8" else 0
+    is_calibrated = options.quantization.kind == "int8" and not config.quantization.aware
+    calibrating = options.quantization.calibration_images if is_calibrated else 0
     samples = [pixels for _, pixels in read_images(config.data, data, TRAIN_SPLIT, calibrating)] if calibrating else []
     stages.show("load the checkpoint")
     model = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))

@@ -10,19 +10,28 @@ import numpy as np
 import tf_keras
 from tf_keras import layers
 
-CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
+from ssd_dist.model.layer_names import find_following_norm
+from ssd_dist.model.quantization import RoundedActivation, RoundedBatchNormalization, RoundedConv2D
 
 
 def fold_batch_norm(model: tf_keras.Model) -> tf_keras.Model:
-    """Returns a float32 copy of a functional model with every batch normalization folded into its convolution."""
+    """Returns a float32 copy of a functional model with every batch normalization folded into its convolution.
+
+    The copy of a detector that rounds (model/quantization.py) rounds too; its input is that of `shift_pixels`.
+    """
 
     def copy_layer(layer: layers.Layer) -> layers.Layer:
         if isinstance(layer, tf_keras.Model):
             return tf_keras.models.clone_model(layer, clone_function=copy_layer)
+        if isinstance(layer, RoundedBatchNormalization):
+            images = layer.get_config()["images"]
+            return RoundedActivation(images, activation="linear", name=layer.name, dtype="float32")
         if isinstance(layer, layers.BatchNormalization):
             return layers.Activation("linear", name=layer.name, dtype="float32")
         bias = {"use_bias": True} if find_following_norm(layer) else {}
-        return type(layer).from_config(layer.get_config() | {"dtype": "float32"} | bias)
+        # The caller shifts the pixels: then they are the first tensor that is rounded.
+        unshifted = {"shifts_pixels": False} if isinstance(layer, RoundedConv2D) else {}
+        return type(layer).from_config(layer.get_config() | {"dtype": "float32"} | bias | unshifted)
 
     folded = tf_keras.models.clone_model(model, clone_function=copy_layer)
     _copy_weights(model, folded)
@@ -36,21 +45,17 @@ def _copy_weights(model: tf_keras.Model, folded: tf_keras.Model) -> None:
             _copy_weights(layer, copy)
         elif norm := find_following_norm(layer):
             copy.set_weights(_fold_weights(layer, norm))
+        elif isinstance(layer, RoundedBatchNormalization):
+            copy.set_weights([layer.limits.numpy()])
         elif not isinstance(layer, layers.BatchNormalization):
             copy.set_weights(layer.get_weights())
-
-
-def find_following_norm(layer: layers.Layer) -> layers.BatchNormalization | None:
-    """Returns the batch normalization that is the only consumer of a convolution without bias, else None."""
-    consumers = [node.outbound_layer for node in layer.outbound_nodes]
-    only_norm = len(consumers) == 1 and isinstance(consumers[0], layers.BatchNormalization)
-    return consumers[0] if only_norm and isinstance(layer, CONVOLUTIONS) and not layer.use_bias else None
 
 
 def _fold_weights(layer: layers.Layer, norm: layers.BatchNormalization) -> list[np.ndarray]:
     """Returns the folded kernel and bias, computed in float64."""
     (kernel,) = (weight.astype(np.float64) for weight in layer.get_weights())
-    gamma, beta, mean, variance = (weight.astype(np.float64) for weight in norm.get_weights())
+    variables = (norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance)
+    gamma, beta, mean, variance = (variable.numpy().astype(np.float64) for variable in variables)
     scale = gamma / np.sqrt(variance + norm.epsilon)
     # The output channels are the last axis of a Conv2D kernel, and the last two, [C, M], of a depthwise kernel.
     depthwise = isinstance(layer, layers.DepthwiseConv2D)

@@ -8,6 +8,7 @@ openvino_ir.py writes OpenVINO IR.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import tensorflow as tf
 
 from ssd_dist.export.export_options import Quantization
 from ssd_dist.export.serving import ServedDetector
+from ssd_dist.model.quantization import round_pixels, shift_pixels
 
 ONNX_OPSET = 17
 
@@ -41,19 +43,30 @@ def convert_to_tflite(served: ServedDetector, quantization: Quantization, sample
     shape, int8 = [1, served.size, served.size, 3], quantization.kind == "int8"
     # With int8 the converter quantizes a float input: scale 1 and zero point 0, so the file takes uint8 pixels as is.
     pixels = tf.TensorSpec(shape, tf.float32 if int8 else tf.as_dtype(quantization.input_type), "images")
-    function = tf.function(served.detect_pixels).get_concrete_function(pixels)
+    detect = partial(_detect_rounded, served, quantization) if served.is_rounded else served.detect_pixels
+    function = tf.function(detect).get_concrete_function(pixels)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], served)
     if quantization.kind != "none":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantization.kind == "fp16":
         converter.target_spec.supported_types = [tf.float16]
     if int8:
-        converter.representative_dataset = lambda: _calibration_batches(samples)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        if not served.is_rounded:
+            converter.representative_dataset = lambda: _calibration_batches(samples)
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = tf.as_dtype(quantization.input_type)
         converter.inference_output_type = tf.as_dtype(quantization.output_type)
         converter._experimental_disable_per_channel = quantization.per_tensor
     return converter.convert()
+
+
+def _detect_rounded(served: ServedDetector, quantization: Quantization, images: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Runs a detector that was trained with quantization, for the converter, which reads the limits of each tensor.
+
+    Integer pixels are quantized by the scale and the zero point of the input alone, without an operation.
+    """
+    shifted = shift_pixels(images) if quantization.input_type == "float32" else images
+    return served.detect_normalized(round_pixels(shifted))
 
 
 def _calibration_batches(samples: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:

@@ -45,10 +45,14 @@ def open_export(kind: str, path: Path, threads: int | None = None, litert: bool 
 
 
 def list_files(path: Path) -> list[Path]:
-    """Returns the files of an export: all files in a folder, or a file and, for an IR, its weights."""
-    weights = [path.with_suffix(".bin")] if path.suffix == ".xml" else []
-    files = path.rglob("*") if path.is_dir() else [path, *weights]
-    return sorted(file for file in files if file.is_file())
+    """Returns the files of an export: those of a SavedModel, or a file and, for an IR, its weights.
+
+    The folder of a SavedModel may also hold the folders of other exports.
+    """
+    if path.is_dir():
+        parts = (path.glob("*.pb"), *((path / name).rglob("*") for name in ("assets", "assets.extra", "variables")))
+        return sorted(file for part in parts for file in part if file.is_file())
+    return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
 
 
 def _open_saved_model(path: Path, threads: int | None) -> Runner:

@@ -13,10 +13,11 @@ import tf_keras
 
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import AnchorConfig, EvalConfig
-from ssd_dist.export.folding import find_following_norm, fold_batch_norm
+from ssd_dist.export.folding import fold_batch_norm
 from ssd_dist.model.detector import normalize_image
-from ssd_dist.model.layer_names import layers_by_part, name_variables
+from ssd_dist.model.layer_names import find_following_norm, layers_by_part, name_variables
 from ssd_dist.model.postprocessing import DetectionBatch, detect
+from ssd_dist.model.quantization import list_limits, shift_pixels
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ class ServedDetector(tf.Module):
         # and trace a dozen functions per layer, which takes four times as long and gives a larger file.
         self._network: Callable[[tf.Tensor], dict[str, tf.Tensor]] = lambda pixels: folded(pixels, training=False)
         self._weights = {layer.name: _list_variables(layer) for _, layer in layers_by_part(folded)}
+        # Those of the outputs belong to no part of the network.
+        self._limits = tuple(list_limits(folded))
+        self.is_rounded = bool(self._limits)
         # Without them, a later training could not start from the export: folding cannot be reversed.
         self._batch_norms = {
             layer.name: {norm.name: {k: tf.Variable(v, trainable=False) for k, v in _list_variables(norm).items()}}
@@ -79,7 +83,12 @@ class ServedDetector(tf.Module):
         Returns:
           `boxes`, `labels` and `scores`; without post-processing `logits` and `offsets`.
         """
-        outputs = self._network(normalize_image(images))
+        normalize = shift_pixels if self.is_rounded else normalize_image
+        return self.detect_normalized(normalize(images), with_names)
+
+    def detect_normalized(self, pixels: tf.Tensor, with_names: bool = False) -> dict[str, tf.Tensor]:
+        """Detects objects in float32 pixels [N, S, S, 3] that are normalised as the network needs them."""
+        outputs = self._network(pixels)
         if not self.postprocess:
             return {name: tf.identity(value, name) for name, value in outputs.items()}
         found = self.decoder.decode(outputs)

@@ -89,7 +89,7 @@ def measure_cost(config: Config, class_count: int, is_timed: bool) -> TrainingCo
     AMPContext(config.amp).setup_policy()
     # The time does not depend on the weights.
     backbone = config.backbone.model_copy(update={"weights": "none"})
-    model = build_detector(config.model, backbone, config.anchors, class_count)
+    model = build_detector(config.model, backbone, config.anchors, class_count, config.quantization)
     total = sum(count_cost(model).values(), Cost())
     seconds = time_training(model, config.model.input_size, config.train.global_batch_size) if is_timed else None
     return TrainingCost(4 * total.activations, 4 * total.parameters, seconds)

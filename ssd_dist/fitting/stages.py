@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ssd_dist.core.config import QuantizationConfig
 from ssd_dist.core.config_files import load_config
 from ssd_dist.core.errors import INTERRUPTED, RestartError, SsdDistError, UsageError
 from ssd_dist.core.extras import check_installed
@@ -48,13 +49,18 @@ def run_stages(request: FitRequest, output: str, formats: Sequence[str]) -> FitF
     """
     check_folder_name(output)
     check_formats(formats)
-    load_config(request.config, request.overrides)
+    trained = load_config(request.config, request.overrides).quantization
+    if trained.aware and set(formats) - {"tflite"}:
+        raise UsageError(
+            f"--export={','.join(formats)}: with quantization.aware the detector is trained for int8 TFLite files; use "
+            "--export=tflite"
+        )
     files = FitFiles(Path(output))
     with lock_fit_folder(files.folder), handle_signals(stop_between_stages):
         request.write_or_compare(files.request)
         prepare_data(request, files)
         train_and_evaluate(files)
-        export_formats(files, formats)
+        export_formats(files, formats, trained)
     return files
 
 
@@ -101,13 +107,15 @@ def train_and_evaluate(files: FitFiles) -> None:
     )  # fmt: skip
 
 
-def export_formats(files: FitFiles, formats: Sequence[str]) -> None:
-    """Exports the model to each format that is not exported yet."""
+def export_formats(files: FitFiles, formats: Sequence[str], trained: QuantizationConfig) -> None:
+    """Exports the model to each format that is not exported yet; in int8 if it was trained for it."""
+    quantize = ["--quantize=int8", f"--per_tensor={trained.per_tensor}"] if trained.aware else []
     for kind in formats:
         if read_json(files.export(kind)) is None:
             run_stage(
                 f"export to {kind}", "ssd_dist.cli.export", f"--model_dir={files.folder}", f"--format={kind}",
                 f"--checkpoint={pick_checkpoint(files)}", f"--output={files.export(kind).parent}",
+                *quantize,
             )  # fmt: skip
 
 

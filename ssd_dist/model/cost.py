@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import tf_keras
 from tf_keras import layers
 
-from ssd_dist.model.layer_names import PARTS, layers_by_part
+from ssd_dist.model.layer_names import PARTS, find_only_follower, layers_by_part
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,10 @@ def _count_layer(layer: layers.Layer) -> Cost:
     size = math.prod(shape)
     # The backward pass needs the input of a convolution, the input of a batch norm and the output of a ReLU. So the
     # values between a batch norm and its ReLU are not stored.
-    stored = 0 if isinstance(layer, layers.BatchNormalization) and _feeds_only_relu(layer) else size
+    feeds_relu = isinstance(find_only_follower(layer), layers.ReLU)
+    stored = 0 if isinstance(layer, layers.BatchNormalization) and feeds_relu else size
     if isinstance(layer, layers.DepthwiseConv2D):
         return Cost(parameters, shape[0] * shape[1] * math.prod(layer.depthwise_kernel.shape), stored)
     if isinstance(layer, layers.Conv2D):
         return Cost(parameters, shape[0] * shape[1] * math.prod(layer.kernel.shape), stored)
     return Cost(parameters, 0, stored)
-
-
-def _feeds_only_relu(layer: layers.Layer) -> bool:
-    followers = [node.outbound_layer for node in layer.outbound_nodes]
-    return len(followers) == 1 and isinstance(followers[0], layers.ReLU)

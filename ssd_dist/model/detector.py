@@ -14,18 +14,24 @@ import tf_keras
 from tf_keras import layers
 
 from ssd_dist.core.anchors import anchors_per_cell, feature_sizes, last_level_is_unpadded
-from ssd_dist.core.config import AnchorConfig, BackboneConfig, ModelConfig
+from ssd_dist.core.config import AnchorConfig, BackboneConfig, ModelConfig, QuantizationConfig
 from ssd_dist.model.backbone import build_backbone
 from ssd_dist.model.batch_norm import GroupedBatchNormalization
 from ssd_dist.model.convolutions import choose_convolution
+from ssd_dist.model.quantization import simulate_quantization
 
 EXTRA_CHANNELS = (512, 256, 256)
+NO_QUANTIZATION = QuantizationConfig()
 # Epsilon of every batch normalization, Keras's MobileNetV2 included.
 BATCH_NORM_EPSILON = 1e-3
 
 
 def build_detector(
-    model: ModelConfig, backbone: BackboneConfig, anchors: AnchorConfig, class_count: int
+    model: ModelConfig,
+    backbone: BackboneConfig,
+    anchors: AnchorConfig,
+    class_count: int,
+    quantization: QuantizationConfig = NO_QUANTIZATION,
 ) -> tf_keras.Model:
     """Builds the network; its outputs are float32 under any Keras policy.
 
@@ -34,6 +40,7 @@ def build_detector(
       backbone: the weights of the backbone and whether it is trained.
       anchors: the anchors, which set the number of predictions per cell.
       class_count: number of classes C, background not included.
+      quantization: whether the network rounds as its int8 file does; then its weights are new.
 
     Returns:
       A model from images [B, S, S, 3] to `logits` [B, A, C + 1] and `offsets` [B, A, 4].
@@ -59,7 +66,8 @@ def build_detector(
         "logits": layers.Concatenate(axis=1, dtype="float32", name="logits")(logits),
         "offsets": layers.Concatenate(axis=1, dtype="float32", name="offsets")(offsets),
     }
-    return tf_keras.Model(image, outputs, name="detector")
+    detector = tf_keras.Model(image, outputs, name="detector")
+    return simulate_quantization(detector, quantization, model.batch_norm_group) if quantization.aware else detector
 
 
 def normalize_image(image: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,7 @@
-"""Names the parts, layers and variables of a detector, independently of checkpoints and of the network's nesting."""
+"""Names the parts, layers and variables of a detector, independently of checkpoints and of the network's nesting.
+
+Also finds the layer that follows another one.
+"""
 
 from collections.abc import Iterator
 
@@ -24,3 +27,16 @@ def layers_by_part(model: tf_keras.Model) -> Iterator[tuple[str, layers.Layer]]:
 def name_variables(layer: layers.Layer) -> dict[str, tf.Variable]:
     """Returns the variables of a layer by "layer/variable", e.g. "Conv1/kernel"."""
     return {f"{layer.name}/{variable.name.rsplit('/', 1)[-1].split(':')[0]}": variable for variable in layer.variables}
+
+
+def find_only_follower(layer: layers.Layer) -> layers.Layer | None:
+    """Returns the layer that consumes the output of a layer; None if there are several or none."""
+    followers = [node.outbound_layer for node in layer.outbound_nodes]
+    return followers[0] if len(followers) == 1 else None
+
+
+def find_following_norm(layer: layers.Layer) -> layers.BatchNormalization | None:
+    """Returns the batch normalization that is the only consumer of a convolution without bias, else None."""
+    follower = find_only_follower(layer)
+    is_folded = isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D) and not layer.use_bias
+    return follower if is_folded and isinstance(follower, layers.BatchNormalization) else None

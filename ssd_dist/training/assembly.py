@@ -124,7 +124,7 @@ def create_state(config: Config, class_count: int, total_steps: int) -> TrainSta
     # With `model.init_from` the backbone's weights are assigned later, or restored.
     weights = "none" if config.model.init_from else config.backbone.weights
     backbone = config.backbone.model_copy(update={"weights": weights})
-    model = build_detector(config.model, backbone, config.anchors, class_count)
+    model = build_detector(config.model, backbone, config.anchors, class_count, config.quantization)
     share_initial_weights(model.variables)
     groups = group_parameters(model, config.optimizer, config.backbone)
     ema = ExponentialMovingAverage(groups, config.ema) if config.ema.enabled else None

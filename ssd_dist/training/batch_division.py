@@ -78,7 +78,7 @@ def divide_batch(config: Config, replicas: int) -> BatchDivision:
 
     Raises:
       UsageError: if the batch cannot be divided equally between replicas and parts, or the batch-norm group fits
-        neither a replica nor the batch, or lies on several replicas although `train.reduction` is `exact`.
+        neither a replica nor the batch, or lies on several replicas although the config excludes it.
     """
     train, group = config.train, config.model.batch_norm_group
     pieces = replicas * train.accumulate_steps
@@ -107,5 +107,10 @@ def divide_batch(config: Config, replicas: int) -> BatchDivision:
         raise UsageError(
             f"train.jit_compile: XLA cannot compile the communication of model.batch_norm_group: {group} on {layout}; "
             f"set train.jit_compile: false, or model.batch_norm_group to at most {at_once}"
+        )
+    if config.quantization.aware and group > at_once:
+        raise UsageError(
+            "quantization.aware: ranges of activations are not synchronised between replicas; with "
+            f"model.batch_norm_group: {group}, {layout} share a group; set model.batch_norm_group to at most {at_once}"
         )
     return BatchDivision(train.global_batch_size, replicas, train.accumulate_steps, group, is_exact)

@@ -28,7 +28,7 @@ def build_trained_detector(config: Config, class_count: int, path: str) -> tf_ke
     """
     # All weights come from the checkpoint, so the file of pretrained weights is not needed.
     backbone = config.backbone.model_copy(update={"weights": "none"})
-    model = build_detector(config.model, backbone, config.anchors, class_count)
+    model = build_detector(config.model, backbone, config.anchors, class_count, config.quantization)
     if not (config.ema.enabled and config.eval.use_ema and _has_ema(path)):
         restore_checkpoint(tf.train.Checkpoint(model=model), path)
         return model

@@ -30,6 +30,7 @@ from ssd_dist.data.augmentation import apply_color_map
 from ssd_dist.data.batch import TrainBatch
 from ssd_dist.model.batch_norm import get_moving_statistics
 from ssd_dist.model.detector import normalize_image
+from ssd_dist.model.quantization import list_limits
 from ssd_dist.training.batch_division import BatchDivision
 from ssd_dist.training.losses import Miner, background_losses, multibox_losses, reduce_losses
 from ssd_dist.training.mining import mine_global, mine_per_image
@@ -81,7 +82,7 @@ class DetectorTrainer(orbit.StandardTrainer):
         self._model = network
         self._optimizer = state.optimizer
         self._loss_scale = state.loss_scale
-        self._statistics = get_moving_statistics(state.model)
+        self._statistics = [*get_moving_statistics(state.model), *list_limits(state.model)]
         self._step = state.step
         self._precision = precision
         self._anchor_count = anchor_count

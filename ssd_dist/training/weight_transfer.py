@@ -20,6 +20,7 @@ import tf_keras
 from ssd_dist.core.config import AnchorConfig
 from ssd_dist.core.errors import CheckpointError
 from ssd_dist.model.layer_names import layers_by_part, name_variables
+from ssd_dist.model.quantization import LIMITS_NAME
 from ssd_dist.training.source_weights import SourceWeights
 
 # Layers, and classes, that a line of the report lists by name.
@@ -50,7 +51,12 @@ def transfer_weights(
     taken: dict[str, int] = defaultdict(int)
     fresh: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for part, layer in layers_by_part(model):
-        variables = name_variables(layer)
+        # Limits that the source does not have are set by the first step.
+        variables = {
+            name: variable
+            for name, variable in name_variables(layer).items()
+            if name in source.values or not name.endswith(f"/{LIMITS_NAME}")
+        }
         try:
             values = [_find_value(name, variable, classes, anchors, source) for name, variable in variables.items()]
         except _MisfitError as reason:

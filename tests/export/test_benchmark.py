@@ -18,6 +18,7 @@ from ssd_dist.export.export_options import ExportOptions
 from ssd_dist.export.export_summary import describe_export
 from ssd_dist.export.exported_detector import evaluate_export
 from ssd_dist.export.exporter import write_export
+from ssd_dist.export.runtimes import list_files
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,16 @@ def test_every_export_is_measured_in_its_own_runtime(folder, data, tmp_path):
     _, manifest, ground_truths, found = evaluate_export(str(folder / "onnx"), "", "val", [f"data.dir={data}"])
     expected = evaluate_detections(ground_truths, found, manifest.classes).as_dict()
     assert rows["onnx"]["coco/AP"] == expected["coco/AP"]
+
+
+def test_the_size_of_a_saved_model_excludes_exports_inside_its_folder(tmp_path):
+    files = ["saved_model.pb", "fingerprint.pb", "variables/variables.index", "assets/names.txt"]
+    others = ["export.json", "anchors.npy", "int8/model.tflite", "old/saved_model.pb", "old/variables/variables.index"]
+    for name in (*files, *others):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"1234567")
+    assert list_files(tmp_path) == sorted(tmp_path / name for name in files)
 
 
 @pytest.mark.slow

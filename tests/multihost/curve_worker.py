@@ -17,11 +17,13 @@ import tf_keras
 
 from ssd_dist.cluster.strategy import create_strategy, read_worker_role
 from ssd_dist.core.anchors import generate_anchors
-from ssd_dist.core.config import AnchorConfig, BackboneConfig, Config, ModelConfig
+from ssd_dist.core.config import AnchorConfig, BackboneConfig, Config, ModelConfig, QuantizationConfig
 from ssd_dist.core.config_files import load_config
 from ssd_dist.data.pipeline import plan_training
 from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.model.batch_norm import GroupedBatchNormalization
+from ssd_dist.model.detector import NO_QUANTIZATION
+from ssd_dist.model.quantization import simulate_quantization
 from ssd_dist.training import assembly
 from ssd_dist.training.precision import AMPContext
 from ssd_dist.training.run import make_reproducible
@@ -32,7 +34,11 @@ REPORTED = ("loss", "loss/cls", "loss/loc", "positives", "negatives", "loss_scal
 
 
 def build_tiny_detector(
-    model: ModelConfig, backbone: BackboneConfig, anchors: AnchorConfig, class_count: int
+    model: ModelConfig,
+    backbone: BackboneConfig,
+    anchors: AnchorConfig,
+    class_count: int,
+    quantization: QuantizationConfig = NO_QUANTIZATION,
 ) -> tf_keras.Model:
     """Builds a network with batch norm and the detector's output shapes from few operations, traced in a second."""
     size = model.input_size
@@ -45,13 +51,14 @@ def build_tiny_detector(
     hidden = tf_keras.Model(image, pooled, name="backbone")(image)
     logits = tf_keras.layers.Dense(anchor_count * (class_count + 1))(hidden)
     offsets = tf_keras.layers.Dense(anchor_count * 4)(hidden)
-    return tf_keras.Model(
+    tiny = tf_keras.Model(
         image,
         {
             "logits": tf_keras.layers.Reshape([anchor_count, class_count + 1])(logits),
             "offsets": tf_keras.layers.Reshape([anchor_count, 4])(offsets),
         },
     )
+    return simulate_quantization(tiny, quantization, model.batch_norm_group) if quantization.aware else tiny
 
 
 def train_variant(
