@@ -62,10 +62,12 @@ soak: $(READY)
 fuzz: $(READY)
 	SSD_DIST_FUZZ=2000 $(BIN)/python -m pytest -s tests/pipelines/test_fuzz_formats.py
 
-# Runs the client scripts of docs/deploy/, including MediaPipe, which does not install beside the locked packages.
+# Runs the client scripts of docs/deploy/, including MediaPipe, which does not install beside the locked packages, and
+# LiteRT.js, if npm and Chromium are installed.
 deploy-clients: $(READY)
 	test -x .venv-mediapipe/bin/python || $(PYTHON) -m venv .venv-mediapipe
 	.venv-mediapipe/bin/python -m pip install --quiet --disable-pip-version-check mediapipe==1.2.3
+	! command -v npm || npm install --silent --no-audit --no-fund --prefix .browser @litertjs/core@2.5.3
 	$(BIN)/python -m pytest tests/export/test_deploy_pages.py
 
 lint: $(READY)

@@ -1,14 +1,18 @@
 """The client scripts of docs/deploy/ run and print what the exported file computes.
 
-The script for MediaPipe runs in a virtual environment of its own, which `make deploy-clients` creates.
+The script for MediaPipe runs in a virtual environment of its own and the page for browsers with a package of npm; `make
+deploy-clients` installs both.
 """
 
 import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +28,7 @@ from ssd_dist.export.exporter import write_export
 from ssd_dist.export.runtimes import FILES, open_export
 
 ROOT = Path(__file__).parents[2]
+BROWSER = Path(os.environ.get("SSD_DIST_BROWSER", ROOT / ".browser"))
 MEDIAPIPE = Path(os.environ.get("SSD_DIST_MEDIAPIPE", ROOT / ".venv-mediapipe")) / "bin/python"
 SHARED = Path(os.environ.get("SSD_DIST_SHARED", ROOT.parent / "shared"))
 THRESHOLD = 0.3
@@ -37,9 +42,9 @@ OPTIONS = {
 
 
 def read_script(page: str) -> str:
-    """Returns the only Python script of a page."""
+    """Returns the only Python or HTML script of a page."""
     (script,) = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "docs/deploy" / page).read_text(), re.DOTALL | re.MULTILINE
+        r"^```(?:python|html)\n(.*?)^```", (ROOT / "docs/deploy" / page).read_text(), re.DOTALL | re.MULTILINE
     )
     return script
 
@@ -158,6 +163,64 @@ def test_the_plugin_of_tensorrt_gets_our_boxes_scores_and_thresholds(export, ser
     weights = np.exp(raw["logits"][0].astype(np.float64))
     np.testing.assert_allclose(scores[0], weights / weights.sum(axis=1, keepdims=True), atol=1e-5)
     np.testing.assert_allclose(boxes[0], decode_boxes(raw["offsets"][0], served.decoder.anchors, 0.1, 0.2), atol=1e-5)
+
+
+class _Site(SimpleHTTPRequestHandler):
+    """Serves a page that has loaded when it has shown its first detection, so that Chromium prints it then."""
+
+    shown = threading.Event()
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        if self.path.startswith("/wait"):
+            self.shown.wait(240)
+        if self.path.startswith("/shown"):
+            self.shown.set()
+        super().do_GET()
+
+    def log_message(self, *_):
+        """Prints nothing."""
+
+
+@pytest.fixture
+def site(tmp_path):
+    """Returns a folder and the address at which it is served."""
+    _Site.shown.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Site, directory=tmp_path))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield tmp_path, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (BROWSER.exists() and shutil.which("chromium")), reason="`make deploy-clients` needs npm and Chromium"
+)
+@pytest.mark.parametrize("name", ["float32", "int8"])
+def test_a_browser_shows_the_boxes_of_the_file(export, image, site, name):
+    folder, address = site
+    expected = detect(export(name), OPTIONS[name], image[0])
+    (folder / "node_modules").symlink_to(BROWSER.resolve() / "node_modules")
+    for file in ("model.tflite", "labelmap.txt"):
+        shutil.copy(export(name) / file, folder)
+    shutil.copy(image[1], folder / "image.png")
+    report = "<script>new MutationObserver(() => fetch('/shown')).observe(found, {childList: true})</script>"
+    page = read_script("browser.md").replace("</pre>", f"</pre>{report}<img src='/wait'>")
+    (folder / "client.html").write_text(page)
+    query = f"model=model.tflite&labels=labelmap.txt&image=image.png&threshold={THRESHOLD}"
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+               "--dump-dom", f"--user-data-dir={folder / 'profile'}", f"{address}/client.html?{query}"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
+    found = [
+        line.split() for line in re.findall(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[0].splitlines()
+    ]
+    assert len(found) >= len(expected) > 5
+    for (label, score, box), words in zip(expected, found, strict=False):
+        assert words[0] == label
+        np.testing.assert_allclose(np.float64(words[1:]), [score, *box], atol=0.06)
 
 
 def move_as_mediapipe(box):
