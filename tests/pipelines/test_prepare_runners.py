@@ -14,8 +14,9 @@ import pytest
 from raw_sets import ROOT, digests, labelled_images, make_voc
 
 from pipelines import manifest_writer
+from pipelines.runners import explain_failure
 from ssd_dist.core.config import Config
-from ssd_dist.core.errors import RestartError
+from ssd_dist.core.errors import DataError, RestartError
 
 IMAGES = labelled_images(60)
 SMALL = Config.model_validate({"model": {"input_size": 64}, "data": {"views": 2}})
@@ -42,6 +43,26 @@ def test_a_second_run_writes_the_same_bytes(source, prepare, reference, tmp_path
     assert digests(tmp_path) == reference
     prepare("voc", source, tmp_path, config=SMALL)
     assert digests(tmp_path) == reference
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # The forms in which the runner in this process, that of worker processes, and other runners raise it.
+        "{} [while running 'Read/Parse']",
+        'Traceback\n  raise DataError("a")\nssd_dist.core.errors.DataError: {} [while running \'Read/Parse\']\n',
+        "Workflow failed.\nDataError: an earlier one [while running 'x']\nDataError: {} [while running 'Read/Parse']",
+    ],
+)
+def test_a_message_of_several_lines_arrives_whole(text):
+    message = "a.xml: class 'a\\nb' is\nunknown; fix it"
+    kind = RuntimeError if "DataError" in text else DataError
+    assert str(explain_failure(kind(text.format(message)))) == message
+
+
+def test_without_the_step_the_message_ends_with_its_line():
+    assert str(explain_failure(RuntimeError("DataError: a is broken; fix it\n  at line 3"))) == "a is broken; fix it"
+    assert explain_failure(RuntimeError("another error")) is None
 
 
 @pytest.mark.slow
