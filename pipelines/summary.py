@@ -55,8 +55,8 @@ def print_missing_splits(manifest: Manifest, output: str) -> None:
     names = manifest.splits
     if TRAIN_SPLIT not in names:
         print_line(
-            f"warning: {output} has no split {TRAIN_SPLIT}, which training reads, only {join_names(names)}; add it with "
-            f"--split={TRAIN_SPLIT} --source_split=NAME, or divide the source with --split_by=train:0.8,val:0.2"
+            f"warning: {output} has no split {TRAIN_SPLIT}, which training reads, only {join_names(names)}; add it "
+            f"with --split={TRAIN_SPLIT} --source_split=NAME, or divide the source with --split_by=train:0.8,val:0.2"
         )
     elif "val" not in names:
         effect = "on the split test" if "test" in names else "nothing, so it cannot choose the best checkpoint"

@@ -13,6 +13,7 @@ from pipelines.readers.folder import Folder, list_folder
 from pipelines.readers.sources import Source, first_folder, locate_image, parent_folder, require_input
 from pipelines.readers.splits import SYNONYMS, WHOLE, Found, choose_split, output_split
 from pipelines.readers.unlisted import find_others, overlaps
+from pipelines.text_encoding import decode_head
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.storage import join
 
@@ -129,7 +130,7 @@ def is_coco(path: str) -> bool:
         return False
     try:
         with beam_storage.open_input(path) as stream:
-            head = stream.read(HEAD_BYTES).decode("utf-8-sig", "ignore").lstrip()
+            head = decode_head(stream.read(HEAD_BYTES)).lstrip()
     except beam_storage.UNREADABLE:
         head = ""
     # A damaged file with the name of a COCO file is reported when it is read.

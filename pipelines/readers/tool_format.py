@@ -158,8 +158,10 @@ def _read_document(document: _Document, source: Source, tool_format: ToolFormat)
     folder = ImageFolder(layout.images)
     names: dict[str, None] = {}
     unknown: Problem | None = None
+    is_described = False
     for part in (layout, *layout.others):
         for parsed, image in _list_images(part, listing, tool_format):
+            is_described |= bool(parsed.filename)
             if not parsed.filename:
                 unknown = unknown or parsed.problem
             folder.mark_listed(image)
@@ -179,7 +181,8 @@ def _read_document(document: _Document, source: Source, tool_format: ToolFormat)
             rows += 1
     for name in names:
         yield make_element(Category(name, 0, name))
-    yield make_element(Listing(document.number, rows, layout.files[0]))
+    broken = Problem(unknown.reason, f"{layout.files[0]}: {unknown.detail}") if unknown and not is_described else None
+    yield make_element(Listing(document.number, rows, layout.files[0], broken))
 
 
 def _list_images(layout: ToolLayout, listing: Folder, tool_format: ToolFormat) -> Iterator[tuple[ParsedImage, Image]]:

@@ -14,6 +14,7 @@ from pipelines.readers.folder import Folder, is_image, list_folder
 from pipelines.readers.sources import Source, is_absolute, parent_folder, require_input
 from pipelines.readers.splits import SYNONYMS, WHOLE, Found, choose_split, output_split
 from pipelines.readers.unlisted import find_others
+from pipelines.text_encoding import decode_head
 from ssd_dist.core.errors import DataError
 
 # Names of folders, in lower case. Image folders are in the order in which they are preferred.
@@ -173,12 +174,12 @@ def is_annotation(path: str) -> bool | None:
     """Returns whether a file begins like a VOC annotation; None if it cannot be read or is no XML."""
     try:
         with beam_storage.open_input(path) as stream:
-            head = stream.read(HEAD_BYTES)
+            head = decode_head(stream.read(HEAD_BYTES))
     except beam_storage.UNREADABLE:
         return None
-    if re.search(rb"<(\w+:)?annotation[\s>]", head):
+    if re.search(r"<(\w+:)?annotation[\s>]", head):
         return True
-    return False if re.search(rb"<[A-Za-z]", head) else None
+    return False if re.search(r"<[A-Za-z]", head) else None
 
 
 def _find_layout(folder: Folder, name: str, files: list[str], image_dir: str) -> tuple[VocLayout, str]:

@@ -29,11 +29,12 @@ from pipelines.annotations import Category, Element, Image, Listing, Problem, ma
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source
 from pipelines.readers.splits import Found, choose_split
-from pipelines.readers.yolo_labels import decode_text, parse_label
+from pipelines.readers.yolo_labels import parse_label
 from pipelines.readers.yolo_layout import YoloLayout
 from pipelines.readers.yolo_listing import YoloEntry, list_images
 from pipelines.readers.yolo_notes import note_missing_labels
 from pipelines.readers.yolo_search import explain_missing, find_layouts
+from pipelines.text_encoding import decode_text
 from ssd_dist.core.errors import DataError
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from pipelines import beam_storage
 from pipelines.readers.yolo_files import is_image_part
-from pipelines.readers.yolo_labels import decode_text
+from pipelines.text_encoding import decode_text
 from ssd_dist.core.errors import DataError
 
 

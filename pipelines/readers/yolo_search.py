@@ -24,9 +24,10 @@ from pipelines.readers.yolo_config import (
     read_yaml_file,
 )
 from pipelines.readers.yolo_files import YoloFiles, is_image_part, swap_images
-from pipelines.readers.yolo_labels import BOX_COLUMNS, are_labels, count_columns, decode_text
+from pipelines.readers.yolo_labels import BOX_COLUMNS, are_labels, count_columns
 from pipelines.readers.yolo_layout import YoloLayout, find_unions, join_splits, read_list, separate_splits, set_id_root
 from pipelines.readers.yolo_places import Places, group_by_split, locate_outside, locate_splits
+from pipelines.text_encoding import decode_text
 from ssd_dist.core.errors import DataError
 
 # Number of label files that are read to recognise the format, out of a larger number of candidates.

@@ -50,7 +50,7 @@ def test_a_second_run_writes_the_same_bytes(source, prepare, reference, tmp_path
     [
         # The forms in which the runner in this process, that of worker processes, and other runners raise it.
         "{} [while running 'Read/Parse']",
-        'Traceback\n  raise DataError("a")\nssd_dist.core.errors.DataError: {} [while running \'Read/Parse\']\n',
+        "Traceback\n  raise DataError(\"a\")\nssd_dist.core.errors.DataError: {} [while running 'Read/Parse']\n",
         "Workflow failed.\nDataError: an earlier one [while running 'x']\nDataError: {} [while running 'Read/Parse']",
     ],
 )
