@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 # A chunk may expand a thousandfold.
 CHUNK_BYTES = 1 << 14
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
-    # 31: the format of gzip, with the largest window.
+    # 31: the format of gzip, with the largest history.
     ".gz": lambda: zlib.decompressobj(31),
     ".bz2": bz2.BZ2Decompressor,
 }

@@ -1,6 +1,6 @@
 """Decodes text files in UTF-8, UTF-16 and UTF-32, with or without a byte order mark.
 
-Files in other encodings, such as Windows-1252, are rejected: a guess would change names of classes and images.
+Files in other encodings, such as ISO-8859-1, are rejected: a guess would change names of classes and images.
 """
 
 import json

@@ -37,7 +37,7 @@ def test_another_encoding_is_the_reason(tmp_path, input_format):
     MAKERS[input_format](tmp_path)
     (path, *_) = sorted(path for path in tmp_path.rglob("*") if path.suffix in (".json", ".xml", ".txt"))
     text = path.read_text()
-    # The first name that the file contains, with a letter of Windows-1252.
+    # The first name that the file contains, with a letter of ISO-8859-1.
     name = next((name for name in ("car", "Car", "a.jpg") if name in text), "0")
     path.write_bytes(text.replace(name, "caf\xe9", 1).encode("latin-1"))
     try:
