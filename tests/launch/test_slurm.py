@@ -129,7 +129,7 @@ def test_a_job_continues_after_its_time_limit(
     cluster: SlurmCluster, undisturbed: dict[str, np.ndarray], data: Path, tmp_path: Path
 ) -> None:
     del undisturbed  # Needed only so that a slow first start is over.
-    # Slurm signals up to 60 s earlier than `--signal` says, and its limits are whole minutes.
+    # Slurm signals up to 60 s before the time of `--signal`, and its limits are whole minutes.
     started = time.monotonic()
     limited = Job(cluster, data, tmp_path / "limited", 100_000, "--time=4", "--signal=TERM@60")
     wait_for(lambda: cluster.read_job(limited.id)["Restarts"] == "1", 600, "the job was not queued again")
