@@ -14,12 +14,14 @@ import stat
 import zlib
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileSystem
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.io.localfilesystem import LocalFileSystem
 
+from pipelines.compressed_input import DECOMPRESSORS, CompressedInput
+from pipelines.text_encoding import decode_text
 from ssd_dist.core import storage
 from ssd_dist.core.errors import DataError, UsageError
 from ssd_dist.core.storage import is_remote, join, temporary_path
@@ -96,8 +98,9 @@ def open_input(path: str) -> BinaryIO:
       PermissionError: for a device or a pipe, because reading it might never end.
     """
     _refuse_device(path)
-    file: BinaryIO = FileSystems.open(path)
-    return file
+    file: BinaryIO = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    make_decompressor = DECOMPRESSORS.get(posixpath.splitext(path)[1])
+    return file if make_decompressor is None else cast(BinaryIO, CompressedInput(file, make_decompressor))
 
 
 def read_lines(stream: BinaryIO, limit: int) -> Iterator[bytes]:
@@ -184,17 +187,17 @@ def read_text(path: str) -> str:
     """Returns the content of a text file.
 
     Raises:
-      DataError: if the file does not exist, cannot be read or is not UTF-8.
+      DataError: if the file does not exist, cannot be read or is not text.
     """
     try:
-        return read_bytes(path).decode("utf-8-sig")
+        return decode_text(read_bytes(path))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except LASTING as error:
         reason = error.strerror or error
         raise DataError(f"{path} cannot be read: {reason}; check the path and its permissions") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
 from pipelines import beam_storage
+from pipelines.text_encoding import UNKNOWN_ENCODING, detect_encoding
 
 CHUNK_BYTES = 1 << 20
 # A longer entry is treated as an unclosed bracket.
@@ -80,7 +81,7 @@ class _Text:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self._decoder: codecs.IncrementalDecoder | None = None
         self._scan = json.JSONDecoder().raw_decode
         self._buffer = ""
         self._position = 0
@@ -144,7 +145,11 @@ class _Text:
             return False
         try:
             chunk = self._stream.read(CHUNK_BYTES)
-            more = self._decode(chunk, final=not chunk)
+            # The first bytes select the encoding.
+            self._decoder = self._decoder or codecs.getincrementaldecoder(detect_encoding(chunk))()
+            more = self._decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError:
+            raise self.error(UNKNOWN_ENCODING) from None
         except beam_storage.UNREADABLE as error:
             if not beam_storage.is_damage(error):
                 raise

@@ -24,7 +24,7 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, target_spec
 from ssd_dist.core.printable import print_line
-from ssd_dist.core.storage import join
+from ssd_dist.core.storage import is_remote, join
 
 NO_DIVISION = "none"
 
@@ -74,7 +74,8 @@ def job_from_flags() -> PrepareJob:
 
     Raises:
       UsageError: if a flag is missing or has an invalid value.
-      DataError: if the source is missing or not recognised, or the output contains splits with other settings.
+      DataError: if the source is missing or not recognised, or the output is a file or contains splits with other
+        settings.
     """
     values = flags.FLAGS
     if not values.input:
@@ -82,6 +83,7 @@ def job_from_flags() -> PrepareJob:
     output = required_flag("output").rstrip("/") or "/"
     for path in (*values.input, values.image_dir, values.classes, output):
         beam_storage.check_scheme(path)
+    require_folder(output)
     places = [posixpath.normpath(path) for path in values.input]
     for index, place in enumerate(places):
         if place in places[:index]:
@@ -115,6 +117,21 @@ def job_from_flags() -> PrepareJob:
         optional=frozenset(plan.name for plan in plans if plan.is_optional),
         writes_all_splits=not values.split,
     )
+
+
+def require_folder(output: str) -> None:
+    """Checks that the output and the folders above it are not files.
+
+    Raises:
+      DataError: if one of them is a file.
+    """
+    path = output
+    while path and not is_remote(path):
+        if beam_storage.is_file(path):
+            raise DataError(
+                f"--output={output}: {path} is a file, not a folder; give a folder, which prepare creates if needed"
+            )
+        path = path.rpartition("/")[0]
 
 
 def _plan_from_flags(detected: Detected) -> list[SplitPlan]:

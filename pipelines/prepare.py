@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
         from pipelines.options import job_from_flags
         from pipelines.runners import STDERR, is_dry_run, only_submits, parse_beam_options, quiet_logs, require_remote
         from pipelines.shard_progress import show_progress
-        from pipelines.summary import print_summary, print_unused_classes
+        from pipelines.summary import print_missing_splits, print_summary, print_unused_classes
         from pipelines.survey import run_survey
 
         options = parse_beam_options(arguments, list(flags.FLAGS))
@@ -90,6 +90,8 @@ def main(arguments: list[str]) -> None:
             print_line(f"split {split}: omitted, because its share of the source contains no image")
     for split in manifest.splits.keys() - {*job.splits} if job.writes_all_splits else ():
         print_line(f"note: split {split} in {job.output} is of an earlier job; this source does not contain it")
+    if job.writes_all_splits:
+        print_missing_splits(manifest, job.output)
     print_unused_classes(manifest)
 
 

@@ -222,9 +222,12 @@ def explain_failure(error: BaseException, is_local: bool = True) -> SsdDistError
     if isinstance(error, DataError) and "[while running" not in text:
         # Raised in this process, so the runner has not wrapped it.
         return error
-    found = re.findall(r"DataError: (.*?)(?: \[while running|\\n|\n|$)", text)
-    if found:
-        return DataError(found[-1])
+    message = text.rpartition("DataError: ")[2] if "DataError: " in text else ""
+    # A message may have several lines. Without the note about the step, its end is unknown.
+    message, marker, _ = message.partition(" [while running")
+    message = message if marker else re.split(r"\\n|\n", message)[0]
+    if message:
+        return DataError(message)
     if any(message in f"{type(error).__name__}: {text}" for message in LOST_WORKER_MESSAGES):
         return RestartError(
             "a worker died (killed, or out of memory); run the same command with --resume, which keeps finished shards"

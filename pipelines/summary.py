@@ -10,7 +10,7 @@ from rich.table import Table
 from pipelines.manifest_writer import load_hashes
 from pipelines.shard_reports import read_reports
 from pipelines.split_folder import COPIES_NAME
-from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, Split
+from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest, Split
 from ssd_dist.core.printable import NAME_LENGTH, join_names, make_printable, print_line, shorten
 from ssd_dist.core.storage import join
 
@@ -47,6 +47,22 @@ def print_unused_classes(manifest: Manifest) -> None:
         print_line(
             f"warning: no split contains an object of {', '.join(unused):.500}; the model has an output for each "
             "class, so omit classes that will not occur with --exclude_classes"
+        )
+
+
+def print_missing_splits(manifest: Manifest, output: str) -> None:
+    """Prints a warning if the output lacks the split that training reads, or the one that it evaluates on."""
+    names = manifest.splits
+    if TRAIN_SPLIT not in names:
+        print_line(
+            f"warning: {output} has no split {TRAIN_SPLIT}, which training reads, only {join_names(names)}; add it "
+            f"with --split={TRAIN_SPLIT} --source_split=NAME, or divide the source with --split_by=train:0.8,val:0.2"
+        )
+    elif "val" not in names:
+        effect = "on the split test" if "test" in names else "nothing, so it cannot choose the best checkpoint"
+        print_line(
+            f"warning: {output} has no split val; training evaluates {effect}; add it with --split=val "
+            "--source_split=NAME, or divide the source with --split_by=train:0.8,val:0.2"
         )
 
 

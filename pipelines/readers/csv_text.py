@@ -1,6 +1,6 @@
 """Reads the lines of CSV files as lists of fields, whatever program saved them.
 
-Encodings: UTF-8 with or without a byte order mark, and UTF-16 with one ("Unicode text" of Excel). Line ends: LF, CRLF,
+Encodings: UTF-8 and UTF-16 ("Unicode text" of Excel), with or without a byte order mark. Line ends: LF, CRLF,
 and CR alone. A quoted field may contain line ends; a quote that is not closed damages its own line only.
 """
 
@@ -12,6 +12,7 @@ from itertools import islice
 from typing import BinaryIO, NamedTuple, cast
 
 from pipelines import beam_storage
+from pipelines.text_encoding import detect_encoding
 
 # A longer line is split into pieces, which are rejected.
 MAX_LINE_BYTES = 1 << 16
@@ -116,9 +117,9 @@ class _Utf8Reader:
         while chunk := self._stream.read(size):
             if not self._is_started:
                 self._is_started = True
-                if chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    # The first bytes select the byte order. A damaged character becomes U+FFFD.
-                    self._decoder = codecs.getincrementaldecoder("utf-16")("replace")
+                if not (encoding := detect_encoding(chunk)).startswith("utf-8"):
+                    # A damaged character becomes U+FFFD.
+                    self._decoder = codecs.getincrementaldecoder(encoding)("replace")
                 chunk = chunk.removeprefix(codecs.BOM_UTF8)
                 self._has_only_cr = b"\r" in chunk and b"\n" not in chunk
             data = self._decoder.decode(chunk).encode() if self._decoder else chunk

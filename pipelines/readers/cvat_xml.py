@@ -31,6 +31,7 @@ from pipelines.readers.json_values import read_name, read_number, read_size
 from pipelines.readers.parsed_image import ParsedImage
 from pipelines.readers.parsed_objects import Corners, ParsedObject, parse_objects
 from pipelines.readers.shapes import bound_ellipse, bound_points, bound_rotated_box, reject_points
+from pipelines.text_encoding import decode_xml, explain_invalid
 
 DEFAULT_SUBSET = "default"
 CUBOID_CORNERS = tuple(f"{row}{column}{face}" for face in (1, 2) for row in "tb" for column in "lr")
@@ -59,11 +60,11 @@ def list_cvat_images(data: bytes) -> Iterator[ParsedImage]:
 
 def _read_images(data: bytes) -> list[XmlElement]:
     try:
-        root = fromstring(data, forbid_dtd=True)
+        root = fromstring(decode_xml(data), forbid_dtd=True)
     except DefusedXmlException as error:
         raise ValueError(f"the file contains a DTD or an entity ({type(error).__name__}); remove it") from None
     except (ParseError, ValueError, LookupError) as error:
-        raise ValueError(f"not valid XML: {error}") from None
+        raise ValueError(f"not valid XML: {explain_invalid(data, error)}") from None
     if root.tag != "annotations":
         raise ValueError(f"not an export of CVAT: expected <annotations>, got <{root.tag:.100}>")
     images = root.findall("image")

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from pipelines.json_stream import parse_integer
+from pipelines.text_encoding import UNKNOWN_ENCODING
 
 
 def load_json(data: bytes | str) -> Any:
@@ -23,6 +24,8 @@ def load_json(data: bytes | str) -> Any:
             return json.loads(data, parse_int=parse_integer)
     except RecursionError:
         raise ValueError("not valid JSON: nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"not valid JSON: {UNKNOWN_ENCODING}") from None
     except ValueError as error:
         raise ValueError(f"not valid JSON: {error}") from None
 

@@ -3,19 +3,16 @@
 from collections.abc import Iterator
 
 from pipelines.readers.json_values import read_number
+from pipelines.text_encoding import decode_text
 
 
 def read_lines(data: bytes) -> Iterator[tuple[str, str]]:
     """Yields the position and text of each nonempty line.
 
     Raises:
-      ValueError: if the file is not text in UTF-8.
+      ValueError: if the file is not text in UTF-8 or UTF-16.
     """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not a text file: {error}") from None
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(decode_text(data).split("\n"), start=1):
         if line.strip():
             yield f"line {number}", line.strip()
 

@@ -15,6 +15,7 @@ from pipelines.readers.sources import parent_folder, require_input
 from pipelines.readers.split_names import find_split
 from pipelines.readers.splits import SYNONYMS, WHOLE, Found
 from pipelines.readers.unlisted import find_others
+from pipelines.text_encoding import decode_head
 
 # How much of a file is read to recognise its format, and how many files of a folder are compared with its images.
 HEAD_BYTES = 1 << 16
@@ -368,7 +369,7 @@ def is_other_file(path: str, tool_format: ToolFormat) -> bool:
 
 def _read_head(path: str) -> str:
     with beam_storage.open_input(path) as stream:
-        return str(stream.read(HEAD_BYTES).decode("utf-8-sig", "ignore").strip())
+        return decode_head(stream.read(HEAD_BYTES)).strip()
 
 
 def _images_below(folder: Folder, layout: ToolLayout) -> str:

@@ -19,6 +19,7 @@ from pipelines.readers.json_values import load_json
 from pipelines.readers.parsed_image import ParsedImage
 from pipelines.readers.parsed_objects import parse_objects
 from pipelines.readers.via_regions import find_class_attribute, parse_region
+from pipelines.text_encoding import decode_text
 
 COLUMNS = "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes"
 
@@ -30,9 +31,9 @@ def parse_via_csv(data: bytes) -> Iterator[ParsedImage]:
       ValueError: if the file is not a CSV file of VIA.
     """
     try:
-        reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        reader = csv.reader(io.StringIO(decode_text(data), newline=""))
         rows = [(f"line {reader.line_num}", row) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"not a CSV file: {error}") from None
     header = ",".join(name.strip().lower() for name in rows[0][1]) if rows else ""
     if header.removeprefix("#") != COLUMNS:

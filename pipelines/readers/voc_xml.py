@@ -15,6 +15,7 @@ from defusedxml.ElementTree import ParseError, fromstring
 
 from pipelines.annotations import Box, Image, Problem, pack_boxes
 from pipelines.readers.sources import locate_image
+from pipelines.text_encoding import decode_xml, explain_invalid
 from ssd_dist.core.storage import join
 
 SIDES = ("ymin", "xmin", "ymax", "xmax")
@@ -42,12 +43,12 @@ class VocEntry:
 def parse_annotation(data: bytes, entry: VocEntry) -> Image:
     """Returns the image that an XML file describes."""
     try:
-        root = fromstring(data, forbid_dtd=True)
+        root = fromstring(decode_xml(data), forbid_dtd=True)
     except DefusedXmlException as error:
         detail = f"the file contains a DTD or an entity ({type(error).__name__}); remove it"
         return make_broken_image(entry, "unsafe_annotation", detail)
     except (ParseError, ValueError, LookupError) as error:
-        return make_broken_image(entry, "broken_annotation", str(error))
+        return make_broken_image(entry, "broken_annotation", explain_invalid(data, error))
     for node in root.iter():
         # Removes the namespace.
         node.tag = node.tag.rpartition("}")[2]

@@ -18,7 +18,7 @@ from pipelines.readers.folder import Folder
 from pipelines.readers.json_values import load_json
 from pipelines.readers.sources import parent_folder
 from pipelines.readers.splits import SYNONYMS, output_split
-from pipelines.readers.yolo_labels import decode_text
+from pipelines.text_encoding import decode_text
 from pipelines.yaml_files import read_yaml
 from ssd_dist.core.errors import DataError
 

@@ -20,27 +20,6 @@ MIN_POLYGON_COLUMNS = 7
 MAX_CLASS = 10**6
 # Coordinates of labels that are slightly outside of the image are still recognised as fractions.
 LARGEST_FRACTION = 1.5
-LFS_POINTER = "version https://git-lfs"
-
-
-def decode_text(data: bytes) -> str:
-    """Returns the text of a file in UTF-8 or UTF-16, with or without a byte order mark.
-
-    Raises:
-      ValueError: if the file is not such text, or it is a pointer of Git LFS.
-    """
-    try:
-        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-            text = data.decode("utf-16")
-        elif b"\0" in data[:4]:
-            text = data.decode("utf-16-be" if data[:1] == b"\0" else "utf-16-le")
-        else:
-            text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError("not a text file in UTF-8 or UTF-16; save it as UTF-8") from None
-    if text.startswith(LFS_POINTER):
-        raise ValueError("the file is a pointer of Git LFS, not the labels; download the content with git lfs pull")
-    return text
 
 
 def parse_label(text: str, keypoint_numbers: int = 0) -> Iterator[Box]:

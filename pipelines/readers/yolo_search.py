@@ -24,9 +24,10 @@ from pipelines.readers.yolo_config import (
     read_yaml_file,
 )
 from pipelines.readers.yolo_files import YoloFiles, is_image_part, swap_images
-from pipelines.readers.yolo_labels import BOX_COLUMNS, are_labels, count_columns, decode_text
+from pipelines.readers.yolo_labels import BOX_COLUMNS, are_labels, count_columns
 from pipelines.readers.yolo_layout import YoloLayout, find_unions, join_splits, read_list, separate_splits, set_id_root
 from pipelines.readers.yolo_places import Places, group_by_split, locate_outside, locate_splits
+from pipelines.text_encoding import decode_text
 from ssd_dist.core.errors import DataError
 
 # Number of label files that are read to recognise the format, out of a larger number of candidates.
@@ -321,13 +322,6 @@ class _Search:
             return
         own = tuple(f"{folder.rstrip('/')}/" for folder in (*(one.images for one in layouts), *self._omitted))
         others = [path for path in self.files.images if not path.startswith(own)]
-        shared = [layout for layout in layouts if layout.needs_label]
-        others += [
-            path
-            for folder in dict.fromkeys(layout.images for layout in shared)
-            for path in self.files.images_below(folder)
-            if not any(self.files.find_label(path, folder, one.labels) for one in shared if one.images == folder)
-        ]
         if others:
             self.notes.append(f"{len(others)} images belong to no split and are omitted (e.g. {others[0]})")
 

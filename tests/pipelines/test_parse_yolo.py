@@ -6,7 +6,8 @@ from raw_sets import write_files
 from yolo_sets import CORNERS, DATA, LINE, images_of, pairs
 
 from pipelines.readers.yolo import find_splits
-from pipelines.readers.yolo_labels import are_labels, decode_text, parse_label
+from pipelines.readers.yolo_labels import are_labels, parse_label
+from pipelines.text_encoding import decode_text
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,21 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 from raw_sets import ROOT, digests, labelled_images, make_voc
 
 from pipelines import manifest_writer
+from pipelines.runners import explain_failure
 from ssd_dist.core.config import Config
-from ssd_dist.core.errors import RestartError
+from ssd_dist.core.errors import DataError, RestartError
 
 IMAGES = labelled_images(60)
 SMALL = Config.model_validate({"model": {"input_size": 64}, "data": {"views": 2}})
@@ -42,6 +45,26 @@ def test_a_second_run_writes_the_same_bytes(source, prepare, reference, tmp_path
     assert digests(tmp_path) == reference
     prepare("voc", source, tmp_path, config=SMALL)
     assert digests(tmp_path) == reference
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # The forms in which the runner in this process, that of worker processes, and other runners raise it.
+        "{} [while running 'Read/Parse']",
+        "Traceback\n  raise DataError(\"a\")\nssd_dist.core.errors.DataError: {} [while running 'Read/Parse']\n",
+        "Workflow failed.\nDataError: an earlier one [while running 'x']\nDataError: {} [while running 'Read/Parse']",
+    ],
+)
+def test_a_message_of_several_lines_arrives_whole(text):
+    message = "a.xml: class 'a\\nb' is\nunknown; fix it"
+    kind = RuntimeError if "DataError" in text else DataError
+    assert str(explain_failure(kind(text.format(message)))) == message
+
+
+def test_without_the_step_the_message_ends_with_its_line():
+    assert str(explain_failure(RuntimeError("DataError: a is broken; fix it\n  at line 3"))) == "a is broken; fix it"
+    assert explain_failure(RuntimeError("another error")) is None
 
 
 @pytest.mark.slow
@@ -80,6 +103,48 @@ def cluster(tmp_path):
 def test_a_dask_cluster_writes_the_same_bytes(source, prepare, reference, tmp_path, cluster):
     options = ["--runner=DaskRunner", f"--dask_client_address={cluster}", "--dask_npartitions=8"]
     prepare("voc", source, tmp_path / "out", config=SMALL, options=options)
+    assert digests(tmp_path / "out") == reference
+
+
+@pytest.fixture
+def job_service(tmp_path):
+    """Starts Beam's job service and a pool of workers in processes of their own; yields the options that use them."""
+    scripts = Path(sys.executable).parent
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "cwd": tmp_path}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        pool_port = free.getsockname()[1]
+    file = tmp_path / "job_service.port"
+    modules = {
+        "runners.portability.local_job_service_main": [f"--port_file={file}", f"--staging_dir={tmp_path / 'staging'}"],
+        "runners.worker.worker_pool_main": [f"--service_port={pool_port}"],
+    }
+    processes = [
+        subprocess.Popen([sys.executable, "-m", f"apache_beam.{module}", *flags], **quiet, start_new_session=True)
+        for module, flags in modules.items()
+    ]
+    try:
+        deadline = time.monotonic() + 120
+        while not (file.exists() and file.read_text()):
+            assert time.monotonic() < deadline, "Beam's job service did not start within 120 s"
+            time.sleep(0.2)
+        yield [
+            "--runner=PortableRunner", f"--job_endpoint=localhost:{file.read_text()}",
+            "--environment_type=EXTERNAL", f"--environment_config=localhost:{pool_port}",
+        ]  # fmt: skip
+    finally:
+        for process in processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
+
+
+@pytest.mark.slow
+def test_a_portable_job_service_with_external_workers_writes_the_same_bytes(
+    source, prepare, reference, tmp_path, job_service
+):
+    # The interface of Flink and Spark: the job, its files and its elements travel between processes over gRPC.
+    prepare("voc", source, tmp_path / "out", config=SMALL, options=job_service)
     assert digests(tmp_path / "out") == reference
 
 

@@ -91,3 +91,23 @@ def test_layouts_of_other_formats_are_merged_too(tmp_path, prepare_inputs):
         boxes = {stem: [BOX] for stem in stems}
         write_per_image(tmp_path / "a", "labelme", f"{split}/{{}}.json", f"{split}/{{}}.jpg", boxes)
     assert prepare_inputs("a")[0] == {"train": 2, "val": 3}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "flags", "warning"),
+    [
+        ({"test": 2}, [], "has no split train, which training reads, only test; add it with --split=train"),
+        ({"train": 2, "test": 1}, ["--split_by=none"], "has no split val; training evaluates on the split test;"),
+        ({"": 2}, ["--split_by=none"], "has no split val; training evaluates nothing"),
+        ({"train": 2, "val": 1}, [], ""),
+        # The other splits follow.
+        ({"train": 2, "val": 1}, ["--split=val"], ""),
+    ],
+)  # fmt: skip
+def test_a_split_that_training_needs_and_the_output_lacks_gives_a_warning(
+    tmp_path, prepare_inputs, numbers, flags, warning
+):
+    write_voc(tmp_path / "a", numbers)
+    _, out = prepare_inputs("a", *flags)
+    assert warning in out
+    assert ("has no split" in out) == bool(warning)
