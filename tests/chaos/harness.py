@@ -86,9 +86,9 @@ def make_plan(rng: random.Random, faults: Sequence[Fault], count: int) -> list[l
     return plans
 
 
-def run_without_faults(data: Path, folder: Path) -> None:
+def run_without_faults(data: Path, folder: Path, python: str | Path = sys.executable) -> None:
     """Trains without faults; the runs with faults are compared with this one."""
-    run = SupervisedRun(data, folder)
+    run = SupervisedRun(data, folder, python=python)
     try:
         run.wait_until(lambda: False)
     finally:
@@ -102,9 +102,10 @@ def run_with_faults(
     flags: Sequence[str] = (),
     disk: SmallDisk | None = None,
     network: SeparableNetwork | None = None,
+    python: str | Path = sys.executable,
 ) -> list[Outcome]:
     """Runs to the end with the faults of a plan; returns their outcomes."""
-    run = SupervisedRun(data, folder, flags, disk, network)
+    run = SupervisedRun(data, folder, flags, disk, network, python)
     try:
         outcomes = [inject_fault(run, step, fault) for step, fault in plan]
         run.wait_until(lambda: False)

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from browser import check_page
 from support import synthetic
+from support.small_network import small_command
 
 from ssd_dist.cli.inspect import check_is_no_run
 from ssd_dist.core.config import Config
@@ -238,7 +238,7 @@ def test_a_comparison_names_the_best_run_only_if_all_runs_were_evaluated_on_the_
 
 def call(module: str, *flags: str, expect: int = 0) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", f"ssd_dist.cli.{module}", *flags],
+        small_command(f"ssd_dist.cli.{module}", *flags),
         capture_output=True, text=True, timeout=280, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
     )  # fmt: skip
     assert done.returncode == expect, done.stdout + done.stderr

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,11 +11,14 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from support.fake_run import RecordedProgress
+from support.small_backbone import build_few_blocks
+from support.small_network import small_program
 from support.synthetic import CLASSES, write_dataset
 
 from ssd_dist.core.config_files import load_config
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.inference.trained_model import evaluate_split, load_trained_model
+from ssd_dist.model import detector
 from ssd_dist.training.assembly import create_state
 from ssd_dist.training.parameter_groups import group_parameters
 from ssd_dist.training.periodic_evaluation import PeriodicEvaluation
@@ -31,6 +33,12 @@ from ssd_dist.training.run import run_training
 for folder, overrides in json.load(sys.stdin):
     run_training(load_config(sys.argv[1], overrides), folder, StopRequest())
 """
+
+
+@pytest.fixture(autouse=True)
+def small_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests need weights to compare, not a whole MobileNetV2."""
+    monkeypatch.setattr(detector, "build_backbone", build_few_blocks)
 
 
 def values_of(variables) -> list[np.ndarray]:
@@ -92,7 +100,7 @@ def train(folder: Path, *starts: list[str]) -> Path:
     write_dataset(folder / "data", load_config(folder / "small.yaml", small), {"train": 16, "val": 6})
     jobs = [(str(folder / "run"), [*small, *overrides]) for overrides in starts]
     subprocess.run(
-        [sys.executable, "-c", RUN_ALL, str(folder / "small.yaml")],
+        small_program(RUN_ALL, str(folder / "small.yaml")),
         input=json.dumps(jobs), text=True, timeout=280, check=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
     )  # fmt: skip
     return folder / "run"
