@@ -11,17 +11,17 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from support.fake_run import RecordedProgress
-from support.small_backbone import build_few_blocks
 from support.small_network import small_program
 from support.synthetic import CLASSES, write_dataset
 
 from ssd_dist.core.config_files import load_config
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.inference.trained_model import evaluate_split, load_trained_model
-from ssd_dist.model import detector
 from ssd_dist.training.assembly import create_state
 from ssd_dist.training.parameter_groups import group_parameters
 from ssd_dist.training.periodic_evaluation import PeriodicEvaluation
+
+pytestmark = pytest.mark.usefixtures("small_backbone")
 
 SMALL = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.global_batch_size=8",
          "eval.every_steps=3", "checkpoint.every_steps=3"]  # fmt: skip
@@ -33,12 +33,6 @@ from ssd_dist.training.run import run_training
 for folder, overrides in json.load(sys.stdin):
     run_training(load_config(sys.argv[1], overrides), folder, StopRequest())
 """
-
-
-@pytest.fixture(autouse=True)
-def small_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests need weights to compare, not a whole MobileNetV2."""
-    monkeypatch.setattr(detector, "build_backbone", build_few_blocks)
 
 
 def values_of(variables) -> list[np.ndarray]:
