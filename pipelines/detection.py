@@ -131,7 +131,7 @@ class Detected:
         if plan.reads_all_names and plan.source_split != WHOLE and self.splits_by_root:
             by_root = zip(roots, self.splits_by_root, strict=True)
             roots = tuple(root for root, names in by_root if plan.source_split in names)
-        return Source(roots, image_dir, plan.source_split, plan.name, plan.shares, plan.reads_all_names)
+        return Source(roots, image_dir, plan.source_split, plan.name, plan.shares, plan.reads_all_names, self.roots)
 
 
 def detect_format(inputs: Sequence[str], image_dir: str, input_format: str = AUTO) -> Detected:
@@ -311,7 +311,7 @@ def describe_plan(detected: Detected, plans: Sequence[SplitPlan]) -> list[str]:
     if detected.others:
         lines.append(f"the folder also fits {', '.join(detected.others)}; --input_format selects one of them")
     lines += [f"note: {note}" for note in found.notes]
-    if found.unions:
+    if found.unions and found.names:
         names = ", ".join(sorted(found.unions))
         lines.append(f"omitted, because they repeat images of other splits (--split selects them): {names:.200}")
     shared = [plan for plan in plans if plan.shares]

@@ -259,6 +259,7 @@ FIXES = {
     "missing_image": "set --image_dir to the folder of the images",
     "path_traversal": "set --image_dir to the folder of the images",
     "not_annotated": "check that every image has an annotation file",
+    "not_listed": "check the lists of the splits",
     "unknown_class": "list all classes with --classes",
     "excluded_class": "check --include_classes and --exclude_classes",
     "size_mismatch": "check that the images were not resized after they were annotated",

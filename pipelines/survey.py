@@ -33,8 +33,8 @@ def run_survey(job: PrepareJob, options: PipelineOptions, path: str) -> None:
     """Writes the survey of the source of a job; writes no shards.
 
     The file contains `classes`, and for each split under `splits`: `images` and `boxes` (counts of the annotations,
-    rejections included), `sizes` ([height, width] of each sampled image), `box_sizes` ([height, width] of each valid
-    box of these images, as fractions of the image).
+    without images whose problem is already known, such as image files without annotation), `sizes` ([height, width] of
+    each sampled image), `box_sizes` ([height, width] of each valid box of these images, as fractions of the image).
 
     Raises:
       DataError: if the source cannot be read or contains no classes.
@@ -58,7 +58,7 @@ def measure_shard(group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, tu
     members, plan = split_group(group[1])
     if plan is None:
         return
-    listed = [member for member in members if not member.orphan]
+    listed = [member for member in members if not member.orphan and member.image.problem is None]
     facts: dict[str, Any] = {
         "classes": list(plan.classes.names),
         "images": len(listed),

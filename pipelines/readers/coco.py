@@ -25,6 +25,7 @@ from pipelines import beam_storage
 from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, SeparateBox, make_elements
 from pipelines.json_stream import JsonStreamError, stream_arrays
 from pipelines.readers.coco_layout import CocoFile, find_files
+from pipelines.readers.coco_parts import normalize_id
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Location, Source, locate_image
 from pipelines.readers.unlisted import ImageFolder
@@ -154,14 +155,14 @@ def parse_category(item: Any, index: int, file: CocoFile) -> Category:
 def parse_image(item: Any, index: int, row: int, file: CocoFile) -> Image:
     """Parses one entry of `images`; missing fields and wrong types become the problem of the image."""
     entry = item if isinstance(item, dict) else {}
-    image_id, filename = _normalize_id(entry.get("id")), entry.get("file_name")
+    image_id, filename = normalize_id(entry.get("id")), entry.get("file_name")
     if isinstance(image_id, int | str) and isinstance(filename, str) and filename:
         location = locate_image(file.images, filename, dataset=file.dataset)
     else:
         detail = f"images[{index}] needs an id and a file_name: {item!r:.200}"
         location = Location(problem=Problem("broken_annotation", detail))
     return Image(
-        image_id=f"images[{index}] of {file.path}" if image_id is None else str(image_id),
+        image_id=f"images[{index}] of {file.path}" if image_id is None else f"{file.prefix}{image_id}",
         file=file.number,
         row=row,
         source=file.path,
@@ -192,7 +193,7 @@ def parse_box(item: Any, index: int, file: CocoFile) -> SeparateBox:
             area=area if area is not None and 0 < area < math.inf else None,
             is_reduced=not given,
         )
-    return SeparateBox(str(_normalize_id(entry.get("image_id"))), file.number, index, file.path, box)
+    return SeparateBox(f"{file.prefix}{normalize_id(entry.get('image_id'))}", file.number, index, file.path, box)
 
 
 def _parse_bbox(given: Any) -> tuple[float, float, float, float] | None:
@@ -218,12 +219,7 @@ def _to_list(value: Any) -> list[Any]:
 
 
 def _category_key(category: Any, file: CocoFile) -> str:
-    return f"{file.number}/{_normalize_id(category)}"
-
-
-def _normalize_id(value: Any) -> Any:
-    """Returns whole floats as integers, because pandas writes 1 as 1.0 in a column with gaps."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return f"{file.number}/{normalize_id(category)}"
 
 
 def _parse_number(value: Any) -> float | None:

@@ -4,15 +4,17 @@ import contextlib
 import io
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pipelines import beam_storage
 from pipelines.json_stream import JsonStreamError, stream_arrays
+from pipelines.readers.coco_parts import choose_parts, find_equal_ids, read_listed
 from pipelines.readers.folder import Folder, list_folder
 from pipelines.readers.sources import Source, first_folder, locate_image, parent_folder, require_input
-from pipelines.readers.splits import SYNONYMS, WHOLE, Found, choose_split, output_split
-from pipelines.readers.unlisted import find_others, overlaps
+from pipelines.readers.splits import SYNONYMS, WHOLE, Found, choose_in_inputs, choose_split, output_split
+from pipelines.readers.unlisted import find_others, overlaps, share_folder
 from pipelines.text_encoding import decode_head
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.storage import join
@@ -44,6 +46,7 @@ class CocoFile:
         listed in this file.
       others: the other files with images in the folder or below it, in the first of these files; every image must be
         listed in this file or one of them. Empty in the other files.
+      prefix: text before the ids, if an earlier file of the split gives the same ids to other images.
     """
 
     number: int
@@ -52,6 +55,7 @@ class CocoFile:
     dataset: str = ""
     is_only_owner: bool = False
     others: "tuple[CocoFile, ...]" = ()
+    prefix: str = ""
 
 
 def find_files(source: Source) -> list[CocoFile]:
@@ -60,13 +64,28 @@ def find_files(source: Source) -> list[CocoFile]:
     Raises:
       DataError: if an annotation file or a folder of images is missing.
     """
-    files: list[CocoFile] = []
-    for path in source.inputs:
+
+    def find(path: str) -> Found[CocoFile]:
         found = find_splits(path, source.image_dir)
         if found is None:
             raise DataError(f"--input={path}: {_explain_missing(path)}")
-        files += choose_split(found, source, path)
+        return found
+
+    def choose(found: Found[CocoFile], source: Source, path: str) -> list[CocoFile]:
+        return _separate_ids(choose_split(found, source, path), path)
+
+    files = choose_in_inputs(source, find, partial(share_folder, includes_inner=True), choose)
     return [replace(file, number=number) for number, file in enumerate(files)]
+
+
+def _separate_ids(files: Sequence[CocoFile], path: str) -> list[CocoFile]:
+    """Returns the files of one split in one input, with prefixes if several of them number their images from 1."""
+    if len(files) == 1:
+        return [*files]
+    root = beam_storage.literal_folder(path) if beam_storage.is_pattern(path) else path
+    names = [beam_storage.path_below(root, file.path).partition(".json")[0] for file in files]
+    marked = zip(files, names, find_equal_ids(files), strict=True)
+    return [replace(file, prefix=f"{name}/") if has_equal_ids else file for file, name, has_equal_ids in marked]
 
 
 def find_splits(path: str, image_dir: str) -> Found[CocoFile] | None:
@@ -77,17 +96,55 @@ def find_splits(path: str, image_dir: str) -> Found[CocoFile] | None:
     """
     if beam_storage.is_pattern(path):
         matched = [name for name in beam_storage.match_files(path) if is_coco(name)]
-        return _describe({WHOLE: matched}, path, image_dir) if matched else None
+        return _describe({WHOLE: [_find_file(name, WHOLE, image_dir) for name in matched]}, path) if matched else None
     require_input(path)
     if beam_storage.is_file(path):
-        return _describe({WHOLE: [path]}, path, image_dir) if is_coco(path) else None
-    folder = list_folder(path)
-    files_by_split = _group_by_split(folder)
-    return _describe(files_by_split, path, image_dir) if files_by_split else None
+        return _describe({WHOLE: [_find_file(path, WHOLE, image_dir)]}, path) if is_coco(path) else None
+    return _find_in_folder(list_folder(path), image_dir)
+
+
+def _find_in_folder(folder: Folder, image_dir: str) -> Found[CocoFile] | None:
+    named = _group_by_split(folder)
+    if not named:
+        return None
+    parts = {
+        split: choose_parts([_find_file(path, split, image_dir) for path in paths]) for split, paths in named.items()
+    }
+    notes = [note for own in parts.values() for note in own.describe()]
+    splits = {split: own.files for split, own in parts.items()}
+    known = [split for split in splits if output_split(split) in SYNONYMS]
+    unions: list[str] = []
+    if not known:
+        # Files with other names, such as one per day, are the whole dataset.
+        unions = [split for split in splits if split != WHOLE and len(splits) > 1]
+        whole = choose_parts([file for own in splits.values() for file in own])
+        notes += whole.describe() if len(splits) > 1 else []
+        splits = {WHOLE: whole.files, **{split: splits[split] for split in unions}}
+    elif len(known) < len(splits):
+        listed = {path for split in known for file in splits[split] for path in read_listed(file)}
+        named_plain = splits.pop(WHOLE, ())
+        unions = [
+            split
+            for split in splits
+            if split not in known and all(listed.issuperset(read_listed(file)) for file in splits[split])
+        ]
+        has_train = any(output_split(split) == "train" for split in known)
+        for file in named_plain:
+            own = read_listed(file)
+            if has_train or not listed.isdisjoint(own):
+                notes.append(
+                    f"{file.path} is not read, because other files contain the splits; {len(own.keys() - listed)} of "
+                    f"its {len(own)} images are in none of them; pass it as another --input to read it as well"
+                )
+            else:
+                splits = {"train": (file,), **splits}
+                notes.append(f"{file.path} is the training split, because its images are in no other file")
+                has_train = True
+    return _describe(splits, folder.path, frozenset(unions), notes)
 
 
 def _group_by_split(folder: Folder) -> dict[str, list[str]]:
-    """Returns the paths of the annotation files in a folder by the split in their name."""
+    """Returns the paths of the annotation files in a folder by the split in their name; `WHOLE` for none."""
     candidates = folder.find(
         *("annotations/instances_*.json", "annotations/*.json", "*.json", "*/_annotations.coco.json"),
         *("*/labels.json", "*/annotations/*.json", "*/*.json", "*.json.gz", "annotations/*.json.gz"),
@@ -98,17 +155,9 @@ def _group_by_split(folder: Folder) -> dict[str, list[str]]:
     candidates = [name for name in candidates if by_folder[posixpath.dirname(name)] <= MAX_FILES]
     files: dict[str, list[str]] = {}
     for name in candidates:
-        # The first file of a split is used; COCO's files of other tasks follow it in the order of the patterns.
-        split = split_in_name(name)
-        other_task = OTHER_TASKS.match(posixpath.basename(name))
-        if split not in files and not other_task and is_coco(folder.join(name)):
-            files[split] = [folder.join(name)]
-    if len(files) == 1:
-        (split,) = files
-        # A single file with another name, such as my_project.json, contains the whole dataset.
-        if output_split(split) not in SYNONYMS:
-            return {WHOLE: files[split]}
-    return {split: paths for split, paths in files.items() if split or len(files) == 1}
+        if not OTHER_TASKS.match(posixpath.basename(name)) and is_coco(folder.join(name)):
+            files.setdefault(split_in_name(name), []).append(folder.join(name))
+    return files
 
 
 def split_in_name(name: str) -> str:
@@ -142,18 +191,26 @@ def is_coco(path: str) -> bool:
     return head.startswith("{") and bool(re.search(r'"(images|annotations)"\s*:\s*\[', head))
 
 
-def _describe(files_by_split: dict[str, list[str]], path: str, image_dir: str) -> Found[CocoFile]:
-    """Returns the splits with the image folder of each annotation file."""
+def _describe(
+    files_by_split: Mapping[str, Sequence[CocoFile]],
+    path: str,
+    unions: frozenset[str] = frozenset(),
+    notes: Sequence[str] = (),
+) -> Found[CocoFile]:
+    """Returns the splits, whose files know which other files use the folder of their images."""
+    everything = [file for split, files in files_by_split.items() if split not in unions for file in files]
+    counts = {split: _count_images(files, everything) for split, files in files_by_split.items()}
+    # A file that was not passed may list images of the folder.
+    is_folder = not beam_storage.is_pattern(path) and not beam_storage.is_file(path)
+    has_siblings = not is_folder and _has_siblings(everything)
     splits = {
-        split: tuple(_find_file(name, split, image_dir) for name in names) for split, names in files_by_split.items()
+        split: tuple(
+            _mark_owner(file, everything if file in everything else [*everything, file], has_siblings) for file in files
+        )
+        for split, files in files_by_split.items()
     }
-    everything = [file for files in splits.values() for file in files]
-    counts = {split: _count_images(files, everything) for split, files in splits.items()}
-    # A file that was not passed, or a second file of a split, may list images of the folder.
-    has_siblings = (WHOLE in splits or len(everything) == 1) and _has_siblings(everything)
-    for split, files in splits.items():
-        splits[split] = tuple(_mark_owner(file, everything, has_siblings) for file in files)
-    return Found(_name_tool(everything, path), splits, {name: n for name, n in counts.items() if n})
+    counts = {name: count for name, count in counts.items() if count}
+    return Found(_name_tool(everything, path), splits, counts, unions, tuple(notes))
 
 
 def count_annotated(found: Found[CocoFile]) -> int:

@@ -34,8 +34,8 @@ from pipelines.readers.folder import is_image, list_folder
 from pipelines.readers.image_index import ImageIndex
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Location, Source, locate_image, require_input
-from pipelines.readers.splits import Found, choose_split
-from pipelines.readers.unlisted import ImageFolder
+from pipelines.readers.splits import Found, choose_in_inputs
+from pipelines.readers.unlisted import ImageFolder, share_folder
 from pipelines.readers.via_csv import parse_via_csv
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.storage import join
@@ -101,15 +101,16 @@ def find_files(source: Source) -> list[CsvFile]:
     Raises:
       DataError: if there is no CSV file of boxes, or the split or the images are missing.
     """
-    files: list[CsvFile] = []
-    for path in source.inputs:
+
+    def find(path: str) -> Found[CsvFile]:
         found = find_splits(path, source.image_dir)
         if found is None:
             expected = "SPLIT.csv, SPLIT_labels.csv, SPLIT/_annotations.csv or annotations.csv"
             reason = explain_unknown(path) or f"no CSV file of boxes ({expected}); pass the file as --input"
             raise DataError(f"--input={path}: {reason}")
-        files += choose_split(found, source, path)
-    return files
+        return found
+
+    return choose_in_inputs(source, find, partial(share_folder, includes_inner=True))
 
 
 def group_files(files: Sequence[CsvFile]) -> list[CsvGroup]:

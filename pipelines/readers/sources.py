@@ -25,6 +25,7 @@ class Source:
         of `output_split` are read.
       reads_all_names: whether `split` is the name of the split in the output, and all splits of the inputs that get
         this name are read: `val` and `valid` for `val`. An input without splits is then read as a whole.
+      all_inputs: all inputs of the job, whose annotations may describe images of the same folder; empty for `inputs`.
     """
 
     inputs: tuple[str, ...]
@@ -33,6 +34,7 @@ class Source:
     output_split: str = ""
     split_by: tuple[tuple[str, float], ...] = ()
     reads_all_names: bool = False
+    all_inputs: tuple[str, ...] = ()
 
     @property
     def split_name(self) -> str:

@@ -1,7 +1,7 @@
 """The splits that a format finds in a dataset, and the choice of one of them."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -76,6 +76,34 @@ def choose_split(found: Found[LayoutT], source: Source, path: str) -> tuple[Layo
     raise DataError(
         f"--input={path}: no split {wanted!r}; {found.tool} with {names}; set --source_split to one of them"
     )
+
+
+def choose_in_inputs(
+    source: Source,
+    find: Callable[[str], Found[LayoutT]],
+    share: Callable[[LayoutT, Sequence[LayoutT], Sequence[LayoutT]], LayoutT],
+    choose: Callable[[Found[LayoutT], Source, str], Sequence[LayoutT]] = choose_split,
+) -> list[LayoutT]:
+    """Returns the layouts of the split that the flags name in all inputs.
+
+    Several inputs may use one folder of images, for example that of `--image_dir`.
+
+    Args:
+      source: the split to read.
+      find: returns the splits in an input.
+      share: returns a layout that knows the layouts of the other inputs, and those of earlier inputs.
+      choose: returns the layouts of the split in an input.
+    """
+    found_by_input = {path: find(path) for path in dict.fromkeys((*source.all_inputs, *source.inputs))}
+    by_input = {path: [one for own in found.splits.values() for one in own] for path, found in found_by_input.items()}
+    layouts: list[LayoutT] = []
+    before: list[LayoutT] = []
+    for path, found in found_by_input.items():
+        others = [one for other, own in by_input.items() if other != path for one in own]
+        if path in source.inputs:
+            layouts += [share(layout, others, before) for layout in choose(found, source, path)]
+        before += by_input[path]
+    return layouts
 
 
 def _only_split(found: Found[LayoutT], path: str) -> tuple[LayoutT, ...]:

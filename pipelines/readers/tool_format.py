@@ -20,9 +20,9 @@ from pipelines.readers.image_index import ImageIndex
 from pipelines.readers.parsed_image import ParsedImage
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source, locate_image
-from pipelines.readers.splits import Found, choose_split
+from pipelines.readers.splits import Found, choose_in_inputs
 from pipelines.readers.tool_layout import Parser, ToolFormat, ToolLayout, find_splits, is_other_file, read_names
-from pipelines.readers.unlisted import ImageFolder
+from pipelines.readers.unlisted import ImageFolder, share_folder
 from ssd_dist.core.errors import DataError
 
 READ_AHEAD = 16
@@ -56,12 +56,14 @@ def read_tool_format(source: Source, tool_format: ToolFormat) -> ReadAnnotations
     Raises:
       DataError: if an input is not in the format, or the split is missing.
     """
-    layouts: list[ToolLayout] = []
-    for path in source.inputs:
+
+    def find(path: str) -> Found[ToolLayout]:
         found = find_splits(path, source.image_dir, tool_format)
         if found is None:
             raise DataError(f"--input={path}: no {tool_format.title} (*{tool_format.suffix}); use --input_format=auto")
-        layouts += choose_split(found, source, path)
+        return found
+
+    layouts = choose_in_inputs(source, find, partial(share_folder, includes_inner=False))
     if tool_format.is_per_image:
         return ReadAnnotations(
             partial(_list_entries, layouts, source, tool_format), partial(_read_entry, parse=tool_format.parse)

@@ -1,12 +1,13 @@
 """Finds the image files of a folder that the annotations do not list, so that they are reported.
 
 If several annotation files or splits use one folder, the first of them compares the folder with the annotations of all,
-so that each image is reported once.
+so that each image is reported once. The same holds for several inputs.
 """
 
 import posixpath
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from pipelines.annotations import Image, Problem
 from pipelines.file_names import fold_name
@@ -15,8 +16,14 @@ from pipelines.readers.sources import Source
 
 
 class _HasImages(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     @property
     def images(self) -> str: ...
+    @property
+    def is_only_owner(self) -> bool: ...
+    @property
+    def others(self) -> tuple[Any, ...]: ...
 
 
 FileT = TypeVar("FileT", bound=_HasImages)
@@ -42,6 +49,25 @@ def find_others(file: FileT, files: Sequence[FileT], includes_inner: bool) -> tu
     sharing = [other for other in files if overlaps(other, file)]
     is_outermost = all(other.images.startswith(file.images) for other in sharing)
     return tuple(other for other in sharing if other is not file) if is_outermost and same[0] is file else ()
+
+
+def share_folder(file: FileT, others: Sequence[FileT], before: Sequence[FileT], includes_inner: bool) -> FileT:
+    """Returns an annotation file whose folder of images files of other inputs use too.
+
+    Args:
+      file: the file; it reports unlisted images only if no file of an earlier input or of an outer folder does.
+      others: the files of the other inputs.
+      before: those of earlier inputs.
+      includes_inner: whether files whose images are in a folder below belong to the folder too.
+    """
+    sharing = [other for other in others if other.images == file.images or (includes_inner and overlaps(other, file))]
+    if not sharing or not (file.is_only_owner or file.others):
+        return file
+    is_inner = any(not f"{other.images}/".startswith(f"{file.images}/") for other in sharing)
+    if is_inner or any(other.images == file.images for other in before):
+        return replace(file, is_only_owner=False, others=())
+    different = [other for row, other in enumerate(sharing) if other not in sharing[:row]]
+    return replace(file, is_only_owner=False, others=(*file.others, *different))
 
 
 class ImageFolder:

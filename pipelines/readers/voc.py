@@ -25,7 +25,7 @@ from pipelines.file_names import base_name, fold_name, stem_of
 from pipelines.readers.folder import is_image, list_folder
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Location, Source, locate_image
-from pipelines.readers.voc_layout import VocLayout, find_layouts, is_annotation, read_list
+from pipelines.readers.voc_layout import LISTS, VocLayout, find_layouts, is_annotation, read_list
 from pipelines.readers.voc_xml import VocEntry, make_broken_image, parse_annotation
 
 READ_AHEAD = 16
@@ -81,21 +81,27 @@ def _compare_with_images(layout: VocLayout, own: list[VocEntry]) -> list[VocEntr
     unmatched = [entry for entry in entries if fold_name(entry.image_id) not in present and not entry.problem]
     with ThreadPoolExecutor(READ_AHEAD) as pool:
         are_annotations = pool.map(is_annotation, [entry.annotation for entry in unmatched])
-        others = [entry for entry, kind in zip(unmatched, are_annotations, strict=True) if kind is False]
+        # A list contains no other files.
+        kinds = zip(unmatched, are_annotations, strict=True)
+        others = [entry for entry, kind in kinds if kind is False and not layout.list_file]
         found = {fold_name(posixpath.splitext(name)[0]) for name in pool.map(_read_filename, unmatched if left else [])}
     # Such as the file of a project; a damaged annotation has an image with its stem.
     other_files = {entry.annotation for entry in others}
+    left = [name for name in left if not {fold_name(posixpath.splitext(name)[0]), fold_name(stem_of(name))} & found]
     folders = " or ".join(dict.fromkeys(part.annotations for part in (layout, *layout.others)))
     problem = Problem("not_annotated", f"no annotation in {folders:.300} describes this image file")
-    return (
-        [entry for entry in own if entry.annotation not in other_files]
-        + [
-            VocEntry(listing.join(name), 0, layout.annotations, layout.images, problem)
-            for name in left
-            if fold_name(posixpath.splitext(name)[0]) not in found and fold_name(stem_of(name)) not in found
-        ]
-        + [VocEntry(listing.join(name), 0, layout.annotations, layout.images, problem) for name in second]
-    )
+    unlisted = Problem("not_listed", f"no list of {LISTS} that is read contains this image; --split_by reads all")
+    existing = _list_stems(layout.annotations) if layout.list_file and left else set()
+    reasons = {name: unlisted if fold_name(posixpath.splitext(name)[0]) in existing else problem for name in left}
+    reasons |= dict.fromkeys(second, problem)
+    return [entry for entry in own if entry.annotation not in other_files] + [
+        VocEntry(listing.join(name), 0, layout.annotations, layout.images, reason) for name, reason in reasons.items()
+    ]
+
+
+def _list_stems(folder: str) -> set[str]:
+    """Returns the names of the annotations in a folder, without suffix, in the form in which they are compared."""
+    return {fold_name(posixpath.splitext(name)[0]) for name in list_folder(folder).names if name.endswith(".xml")}
 
 
 def _find_second_files(names: list[str], entries: Mapping[str, VocEntry]) -> list[str]:

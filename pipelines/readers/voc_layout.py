@@ -5,15 +5,16 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pipelines import beam_storage
 from pipelines.file_names import base_name, fold_name, stem_of
 from pipelines.readers.folder import Folder, is_image, list_folder
 from pipelines.readers.sources import Source, is_absolute, parent_folder, require_input
-from pipelines.readers.splits import SYNONYMS, WHOLE, Found, choose_split, output_split
-from pipelines.readers.unlisted import find_others
+from pipelines.readers.splits import SYNONYMS, WHOLE, Found, choose_in_inputs, output_split
+from pipelines.readers.unlisted import find_others, share_folder
 from pipelines.text_encoding import decode_head
 from ssd_dist.core.errors import DataError
 
@@ -35,9 +36,9 @@ class VocLayout:
       images: folder of the images; empty for the folder of each XML file.
       list_file: file with the image ids of the split; empty if every annotation belongs to the split.
       is_flat: whether subfolders of `annotations` are ignored.
-      is_only_owner: whether every image in `images` must have an annotation of this layout.
+      is_only_owner: whether every image in `images` must have an annotation of this layout, or be in its list.
       others: the other layouts with these images, in the first of them; every image must have an annotation of this
-        layout or one of them. Empty in the other layouts.
+        layout or one of them, or be in one of their lists. Empty in the other layouts.
     """
 
     annotations: str
@@ -54,8 +55,8 @@ def find_layouts(source: Source) -> list[VocLayout]:
     Raises:
       DataError: if an input contains no VOC annotations, or the split is missing.
     """
-    layouts: list[VocLayout] = []
-    for path in source.inputs:
+
+    def find(path: str) -> Found[VocLayout]:
         found = find_splits(path, source.image_dir)
         if found is None:
             if beam_storage.is_pattern(path):
@@ -64,8 +65,9 @@ def find_layouts(source: Source) -> list[VocLayout]:
                 f"--input={path}: no VOC annotations (Annotations/*.xml, SPLIT/*.xml or *.xml that contain "
                 "<annotation>); use --input_format=auto"
             )
-        layouts += choose_split(found, source, path)
-    return layouts
+        return found
+
+    return choose_in_inputs(source, find, partial(share_folder, includes_inner=False))
 
 
 def find_splits(path: str, image_dir: str) -> Found[VocLayout] | None:
@@ -104,6 +106,7 @@ def find_splits(path: str, image_dir: str) -> Found[VocLayout] | None:
         splits = {}
     whole = _unite(folder, layouts, image_dir, has_splits=bool(splits))
     unions = frozenset(name for name in splits if _is_union(name, {*splits}))
+    splits = _mark_list_owners(splits, unions)
     if whole:
         splits[WHOLE] = whole
     counts = {
@@ -112,7 +115,8 @@ def find_splits(path: str, image_dir: str) -> Found[VocLayout] | None:
         # The listing does not show to which split an image in a shared folder belongs.
         if split == WHOLE or all(layout.list_file or owners[layout.images] == 1 for layout in own)
     }
-    return Found(_name_tool(folder, layouts), splits, counts, unions, _note_unlisted(splits))
+    listed = {split: own for split, own in splits.items() if split not in unions}
+    return Found(_name_tool(folder, layouts), splits, counts, unions, _note_unlisted(listed))
 
 
 def count_annotated(found: Found[VocLayout]) -> int:
@@ -253,6 +257,22 @@ def _divide(folder: Folder, layout: VocLayout, base: str, name: str) -> dict[str
 def _is_union(name: str, names: set[str]) -> bool:
     """Returns whether a list repeats images of other lists: `trainval`, or one class of a split (`cat_train`)."""
     return (name == "trainval" and {"train", "val"} <= names) or name.rpartition("_")[2] in names - {name}
+
+
+def _mark_list_owners(
+    splits: Mapping[str, tuple[VocLayout, ...]], unions: Collection[str]
+) -> dict[str, tuple[VocLayout, ...]]:
+    """Returns the splits; the first list of each folder of images reports the images that none of its lists contains.
+
+    Images that are only in the list of a union, such as `trainval`, are in no split that is read.
+    """
+    lists = [one for split, own in splits.items() if split not in unions for one in own if one.list_file]
+    marked = {}
+    for layout in lists:
+        same = [other for other in lists if other.images == layout.images]
+        if same[0] == layout:
+            marked[layout] = replace(layout, is_only_owner=len(same) == 1, others=tuple(same[1:]))
+    return {split: tuple(marked.get(layout, layout) for layout in own) for split, own in splits.items()}
 
 
 def _note_unlisted(splits: Mapping[str, tuple[VocLayout, ...]]) -> tuple[str, ...]:

@@ -28,9 +28,9 @@ from pipelines import beam_storage
 from pipelines.annotations import Category, Element, Image, Listing, Problem, make_element, pack_boxes
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source
-from pipelines.readers.splits import Found, choose_split
+from pipelines.readers.splits import Found, choose_in_inputs, choose_split
 from pipelines.readers.yolo_labels import parse_label
-from pipelines.readers.yolo_layout import YoloLayout
+from pipelines.readers.yolo_layout import YoloLayout, share_images
 from pipelines.readers.yolo_listing import YoloEntry, list_images
 from pipelines.readers.yolo_notes import note_missing_labels
 from pipelines.readers.yolo_search import explain_missing, find_layouts
@@ -73,16 +73,20 @@ def choose_layouts(source: Source) -> list[YoloLayout]:
     Raises:
       DataError: if an input or its split is missing.
     """
-    layouts: list[YoloLayout] = []
-    for path in source.inputs:
+
+    def find(path: str) -> Found[YoloLayout]:
         found = find_layouts(path, source.image_dir)
         if found is None:
             raise DataError(f"--input={path}: {explain_missing(path, source.image_dir)}")
+        return found
+
+    def choose(found: Found[YoloLayout], source: Source, path: str) -> tuple[YoloLayout, ...]:
         try:
-            layouts += _choose_by_folder(found, source) or choose_split(found, source, path)
+            return _choose_by_folder(found, source) or choose_split(found, source, path)
         except DataError as error:
             raise DataError("; ".join([str(error), *found.notes])) from None
-    return layouts
+
+    return choose_in_inputs(source, find, share_images, choose)
 
 
 def _choose_by_folder(found: Found[YoloLayout], source: Source) -> tuple[YoloLayout, ...]:

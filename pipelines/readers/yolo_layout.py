@@ -29,7 +29,11 @@ class YoloLayout:
       home: folder of the YAML file, which may contain the labels of listed images.
       excluded: folders below `images` and `labels` that belong to other splits.
       keypoint_numbers: numbers per object that describe keypoints.
-      needs_label: whether images without a label file are omitted, because other splits use the same folder of images.
+      needs_label: whether images without a label file are not images without objects, because other splits or inputs
+        use the same folder of images.
+      other_labels: the folders of their labels.
+      reports_unlabelled: whether images without a label file in any of these folders are rejected; set in the first
+        layout of a folder of images.
     """
 
     images: str
@@ -41,6 +45,8 @@ class YoloLayout:
     excluded: tuple[str, ...] = ()
     keypoint_numbers: int = 0
     needs_label: bool = False
+    other_labels: tuple[str, ...] = ()
+    reports_unlabelled: bool = False
 
 
 def read_list(path: str) -> list[str]:
@@ -69,18 +75,39 @@ def set_id_root(layouts: Sequence[YoloLayout]) -> tuple[YoloLayout, ...]:
 def separate_splits(splits: Mapping[str, tuple[YoloLayout, ...]]) -> dict[str, tuple[YoloLayout, ...]]:
     """Returns the splits without the images of other splits in folders below or in the same folder."""
     separated = {}
+    before: list[YoloLayout] = []
     for split, own in splits.items():
         others = [layout for other, layouts in splits.items() if other != split for layout in layouts]
         folders = dict.fromkeys(folder for layout in others for folder in (layout.images, layout.labels))
         separated[split] = tuple(
             replace(
-                layout,
+                share_images(layout, others, before),
                 excluded=() if layout.list_files else tuple(path for path in folders if _is_below(path, layout)),
-                needs_label=any(other.images == layout.images and other.labels != layout.labels for other in others),
             )
             for layout in own
         )
+        before += own
     return separated
+
+
+def share_images(layout: YoloLayout, others: Sequence[YoloLayout], before: Sequence[YoloLayout]) -> YoloLayout:
+    """Returns a layout whose folder of images other layouts use with other labels.
+
+    Args:
+      layout: the layout.
+      others: the layouts of other splits or of other inputs.
+      before: those of the others that come before the layout; the first one reports images without a label file.
+    """
+    labels = [other.labels for other in others if other.images == layout.images and other.labels != layout.labels]
+    if not labels:
+        return layout
+    is_first = layout.reports_unlabelled or not layout.needs_label
+    return replace(
+        layout,
+        needs_label=True,
+        other_labels=tuple(dict.fromkeys((*layout.other_labels, *labels))),
+        reports_unlabelled=is_first and not any(other.images == layout.images for other in before),
+    )
 
 
 def _is_below(path: str, layout: YoloLayout) -> bool:

@@ -322,13 +322,6 @@ class _Search:
             return
         own = tuple(f"{folder.rstrip('/')}/" for folder in (*(one.images for one in layouts), *self._omitted))
         others = [path for path in self.files.images if not path.startswith(own)]
-        shared = [layout for layout in layouts if layout.needs_label]
-        others += [
-            path
-            for folder in dict.fromkeys(layout.images for layout in shared)
-            for path in self.files.images_below(folder)
-            if not any(self.files.find_label(path, folder, one.labels) for one in shared if one.images == folder)
-        ]
         if others:
             self.notes.append(f"{len(others)} images belong to no split and are omitted (e.g. {others[0]})")
 

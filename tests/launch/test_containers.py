@@ -8,9 +8,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import yaml
-
-from ssd_dist.core.errors import CheckpointError, DataError, RestartError, UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,19 +68,6 @@ def test_a_container_installs_only_files_whose_hashes_are_locked(container: str)
         "pip install --no-cache-dir --no-deps .",
     ]
     assert f"COPY launch/{container}/requirements.lock ./" in text
-
-
-def test_kubernetes_restarts_only_exit_codes_that_a_restart_can_fix() -> None:
-    spec = yaml.safe_load((ROOT / "launch/train/jobset.yaml").read_text())["spec"]
-    (job,) = spec["replicatedJobs"]
-    rules = job["template"]["spec"]["podFailurePolicy"]["rules"]
-    by_code = {
-        code: rule["action"] for rule in rules if "onExitCodes" in rule for code in rule["onExitCodes"]["values"]
-    }
-    permanent = [error.exit_code for error in (UsageError, DataError, CheckpointError)]
-    assert by_code == {**dict.fromkeys(permanent, "FailJob"), RestartError.exit_code: "Ignore"}
-    # A job that its own policy marked as failed is not restarted.
-    assert spec["failurePolicy"]["rules"] == [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
 
 
 def test_the_template_image_also_runs_workers() -> None:

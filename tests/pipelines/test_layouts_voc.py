@@ -1,6 +1,8 @@
 """Folders of Pascal VOC annotations through `ssd-prepare --input=DIR --output=OUT` alone."""
 
 import io
+import json
+import posixpath
 import unicodedata
 
 import pytest
@@ -103,11 +105,27 @@ def test_the_root_of_the_devkit_contains_several_years(tmp_path, run, records_of
     assert sorted(records_of(tmp_path / "out", manifest, "val")) == ["VOC2007b", "VOC2012b"]
 
 
-def test_images_in_no_list_are_announced(tmp_path, run):
-    make_voc(tmp_path / "raw", {stem: [BOX] for stem in "abcd"}, {"train": ["a"], "val": ["b"]})
+def test_images_in_no_list_are_reported(tmp_path, run):
+    splits = {"train": ["a"], "val": ["b"], "trainval": ["a", "b", "d"]}
+    make_voc(tmp_path / "raw", {stem: [BOX] for stem in "abcd"}, splits)
+    write(tmp_path / "raw", "JPEGImages/e.jpg")
     manifest, out = run()
-    assert f"2 images in {tmp_path}/raw/JPEGImages are in no list of ImageSets/Main" in out
-    assert {name: split.images_read for name, split in manifest.splits.items()} == {"train": 1, "val": 1}
+    assert f"3 images in {tmp_path}/raw/JPEGImages are in no list of ImageSets/Main" in out
+    # The first split reports them; d is only in a list that is not read, and e has no annotation.
+    assert {name: (split.images, split.rejected_images) for name, split in manifest.splits.items()} == {
+        "train": (1, {"not_annotated": 1, "not_listed": 2}), "val": (1, {}),
+    }  # fmt: skip
+    lines = (tmp_path / "out/train/rejected.jsonl").read_text().splitlines()
+    assert sorted(posixpath.basename(json.loads(line)["image"]) for line in lines) == ["c.jpg", "d.jpg", "e.jpg"]
+    manifest, _ = run("--split=all", "--split_by=all:1")
+    assert (manifest.splits["all"].images, manifest.splits["all"].rejected_images) == (4, {"not_annotated": 1})
+
+
+def test_a_list_that_names_another_xml_file_is_reported(tmp_path, run):
+    make_voc(tmp_path / "raw", {"a": [BOX]}, {"train": ["a", "project"]})
+    write(tmp_path / "raw", "Annotations/project.xml", "<project/>")
+    manifest, _ = run()
+    assert manifest.splits["train"].rejected_images == {"broken_annotation": 1}
 
 
 def test_list_files_may_contain_paths_of_images(tmp_path, run):

@@ -4,10 +4,12 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -101,6 +103,48 @@ def cluster(tmp_path):
 def test_a_dask_cluster_writes_the_same_bytes(source, prepare, reference, tmp_path, cluster):
     options = ["--runner=DaskRunner", f"--dask_client_address={cluster}", "--dask_npartitions=8"]
     prepare("voc", source, tmp_path / "out", config=SMALL, options=options)
+    assert digests(tmp_path / "out") == reference
+
+
+@pytest.fixture
+def job_service(tmp_path):
+    """Starts Beam's job service and a pool of workers in processes of their own; yields the options that use them."""
+    scripts = Path(sys.executable).parent
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "cwd": tmp_path}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        pool_port = free.getsockname()[1]
+    file = tmp_path / "job_service.port"
+    modules = {
+        "runners.portability.local_job_service_main": [f"--port_file={file}", f"--staging_dir={tmp_path / 'staging'}"],
+        "runners.worker.worker_pool_main": [f"--service_port={pool_port}"],
+    }
+    processes = [
+        subprocess.Popen([sys.executable, "-m", f"apache_beam.{module}", *flags], **quiet, start_new_session=True)
+        for module, flags in modules.items()
+    ]
+    try:
+        deadline = time.monotonic() + 120
+        while not (file.exists() and file.read_text()):
+            assert time.monotonic() < deadline, "Beam's job service did not start within 120 s"
+            time.sleep(0.2)
+        yield [
+            "--runner=PortableRunner", f"--job_endpoint=localhost:{file.read_text()}",
+            "--environment_type=EXTERNAL", f"--environment_config=localhost:{pool_port}",
+        ]  # fmt: skip
+    finally:
+        for process in processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
+
+
+@pytest.mark.slow
+def test_a_portable_job_service_with_external_workers_writes_the_same_bytes(
+    source, prepare, reference, tmp_path, job_service
+):
+    # The interface of Flink and Spark: the job, its files and its elements travel between processes over gRPC.
+    prepare("voc", source, tmp_path / "out", config=SMALL, options=job_service)
     assert digests(tmp_path / "out") == reference
 
 

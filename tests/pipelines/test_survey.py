@@ -23,6 +23,8 @@ def test_the_survey_counts_each_split_and_measures_boxes_as_shares_of_the_image(
         path = tmp_path / f"data/annotations/instances_{split}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    # No annotation describes this image, so it is not counted.
+    (tmp_path / "data/images/train/unlisted.png").write_bytes(b"damaged")
     (tmp_path / "data/images/train/2.png").write_bytes(b"damaged")
 
     code, _, err = command("--input=data", "--output=shards", "--survey=survey.json")

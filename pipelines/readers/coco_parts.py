@@ -1,0 +1,101 @@
+"""Compares COCO files by their images: parts of one dataset have different images, other files repeat them."""
+
+import posixpath
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from pipelines import beam_storage
+from pipelines.json_stream import JsonStreamError, stream_arrays
+from pipelines.readers.sources import locate_image
+
+
+class _Located(Protocol):
+    @property
+    def path(self) -> str: ...
+    @property
+    def images(self) -> str: ...
+    @property
+    def dataset(self) -> str: ...
+
+
+FileT = TypeVar("FileT", bound=_Located)
+
+
+@dataclass(frozen=True)
+class Parts(Generic[FileT]):
+    """Some COCO files, of which no two describe the same image.
+
+    Attributes:
+      files: the files.
+      repeated: the other files, and how many of all their images are in none of `files`: (file, missing, all).
+    """
+
+    files: tuple[FileT, ...]
+    repeated: tuple[tuple[FileT, int, int], ...] = ()
+
+    def describe(self) -> list[str]:
+        """Returns facts to announce."""
+        names = ", ".join(posixpath.basename(file.path) for file in self.files)
+        notes = [f"read together, because no image is in two of them: {names:.200}"] if len(self.files) > 1 else []
+        return notes + [
+            f"{file.path} is not read, because it lists images of {names:.200} again; {missing} of its {count} images "
+            "are in no file that is read; pass a file as --input to read it instead"
+            for file, missing, count in self.repeated
+        ]
+
+
+def choose_parts(files: Sequence[FileT]) -> Parts[FileT]:
+    """Returns the files to read: the one with most images, then each file with different images."""
+    if len(files) == 1:
+        return Parts(tuple(files))
+    listed = {file.path: read_listed(file) for file in files}
+    known: set[str] = set()
+    chosen, repeated = [], []
+    for file in sorted(files, key=lambda file: -len(listed[file.path])):
+        paths = listed[file.path].keys()
+        if known.isdisjoint(paths):
+            chosen.append(file)
+            known |= paths
+        else:
+            repeated.append(file)
+    return Parts(
+        tuple(file for file in files if file in chosen),
+        tuple((file, len(listed[file.path].keys() - known), len(listed[file.path])) for file in repeated),
+    )
+
+
+def read_listed(file: _Located) -> dict[str, str]:
+    """Returns the ids of the images in a file by their paths; of a damaged file, those before the damage."""
+    listed: dict[str, str] = {}
+    try:
+        with beam_storage.open_input(file.path) as stream:
+            for _, _, item in stream_arrays(stream, ("images",)):
+                if isinstance(item, dict) and isinstance(item.get("file_name"), str):
+                    location = locate_image(file.images, item["file_name"], dataset=file.dataset)
+                    listed[location.path] = str(normalize_id(item.get("id")))
+    except (JsonStreamError, *beam_storage.UNREADABLE):
+        # Reported when the file is read.
+        pass
+    return listed
+
+
+def find_equal_ids(files: Iterable[_Located]) -> list[bool]:
+    """Returns for each file whether it gives ids of earlier files to other images.
+
+    A file that lists an image of an earlier file again is not marked: that image is a duplicate.
+    """
+    ids: set[str] = set()
+    paths: set[str] = set()
+    marks = []
+    for file in files:
+        listed = read_listed(file)
+        marks.append(paths.isdisjoint(listed) and not ids.isdisjoint(listed.values()))
+        ids.update(listed.values())
+        paths |= listed.keys()
+    return marks
+
+
+def normalize_id(value: Any) -> Any:
+    """Returns whole floats as integers, because pandas writes 1 as 1.0 in a column with gaps."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
