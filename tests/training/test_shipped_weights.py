@@ -21,7 +21,8 @@ from ssd_dist.training.assembly import create_state
 from ssd_dist.training.parameter_groups import group_parameters
 from ssd_dist.training.periodic_evaluation import PeriodicEvaluation
 
-pytestmark = pytest.mark.usefixtures("small_backbone")
+# The tests train; the machine may be busy.
+pytestmark = [pytest.mark.usefixtures("small_backbone"), pytest.mark.timeout(1800)]
 
 SMALL = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.global_batch_size=8",
          "eval.every_steps=3", "checkpoint.every_steps=3"]  # fmt: skip
@@ -95,7 +96,7 @@ def train(folder: Path, *starts: list[str]) -> Path:
     jobs = [(str(folder / "run"), [*small, *overrides]) for overrides in starts]
     subprocess.run(
         small_program(RUN_ALL, str(folder / "small.yaml")),
-        input=json.dumps(jobs), text=True, timeout=280, check=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        input=json.dumps(jobs), text=True, timeout=900, check=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
     )  # fmt: skip
     return folder / "run"
 
