@@ -8,7 +8,7 @@ READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | t
 DEMO := demo
 SHARED := $${SSD_DIST_SHARED:-../shared}
 
-.PHONY: setup demo test test-quick lint bench bench-prepare bench-collectives recipe chaos soak fuzz deploy-clients bccd docs dist lock clean
+.PHONY: setup demo test test-quick test-long lint bench bench-prepare bench-collectives recipe chaos soak fuzz deploy-clients bccd docs dist lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -48,7 +48,11 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-quick: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not long"
+
+# The tests that take minutes and that `make test` replaces by shorter ones.
+test-long: $(READY)
+	$(BIN)/python -m pytest -m long
 
 # Injects 50 faults into runs of two workers. Each run must end with the same bits as an undisturbed one.
 chaos: $(READY)

@@ -1,4 +1,4 @@
-"""Compares the input pipeline with a bare decode loop, and precomputed targets with online targets."""
+"""Compares the input pipeline with a bare decode loop, with online targets, and with one that does not check shards."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +10,7 @@ from benchmarks.rows import Row, run_benchmark, take_turns
 from benchmarks.shards import BATCH, generated_shards, with_online_targets
 from ssd_dist.core.config import Config
 from ssd_dist.core.tfrecord_io import read_records
+from ssd_dist.data.corrupt_records import verify_plan
 from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.shard_files import load_manifest
 
@@ -18,9 +19,10 @@ PASSES = 4
 
 
 def measure_input(config: Config) -> list[Row]:
-    """Compares the input pipeline with a bare decode loop of the same JPEGs, and precomputed with online targets."""
+    """Compares the input pipeline with a bare decode loop of the same JPEGs, and with pipelines that do more."""
     manifest = load_manifest(config.data)
-    plan = plan_training(config.data, config.train, manifest.split("train", config.data.dir))
+    split, size = manifest.split("train", config.data.dir), config.model.input_size
+    plan = plan_training(config.data, config.train, split)
     images = []
     for file in plan.files[0]:
         with Path(file).open("rb") as stream:
@@ -31,9 +33,11 @@ def measure_input(config: Config) -> list[Row]:
     decode = partial(tf.io.decode_jpeg, dct_method="INTEGER_ACCURATE")
     bare = tf.data.Dataset.from_tensor_slices(images[:count]).repeat()
     bare = bare.map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH).prefetch(4)
-    read = (config.anchors, config.matching, config.model.input_size, plan, BATCH, 0)
+    read = (config.anchors, config.matching, size, plan, BATCH, 0)
     ours = training_batches(config.data, *read)
     online = training_batches(with_online_targets(config).data, *read)
+    checked_plan, _ = verify_plan(plan, split, size, config.data)
+    checked = training_batches(config.data, config.anchors, config.matching, size, checked_plan, BATCH, 0)
 
     def drain(batches: tf.data.Dataset) -> Callable[[], None]:
         """Returns a function that reads a fixed number of batches, so that prefetching stops with it."""
@@ -46,10 +50,12 @@ def measure_input(config: Config) -> list[Row]:
 
     fast, limit = take_turns(drain(ours), drain(bare), 6)
     precomputed, matched = take_turns(drain(ours), drain(online), 3)
+    guarded, unguarded = take_turns(drain(checked), drain(ours), 6)
     count *= PASSES
     return [
         Row("input pipeline", "img/s", count / fast, count / limit, "bare decode loop, same number of threads"),
         Row("precomputed targets", "img/s", count / precomputed, count / matched, "data.targets: online"),
+        Row("checks of the shards", "img/s", count / guarded, count / unguarded, "the same pipeline without them"),
     ]
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,18 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no real data at {folder}; set SSD_DIST_SHARED")
     return folder
+
+
+@pytest.fixture(scope="module")
+def small_backbone() -> Iterator[None]:
+    """Replaces the backbone by a few blocks, for modules that test more than the network; it is traced faster."""
+    from support.small_backbone import build_few_blocks
+
+    from ssd_dist.model import detector
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detector, "build_backbone", build_few_blocks)
+        yield
 
 
 def pytest_collection_finish() -> None:

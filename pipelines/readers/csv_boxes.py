@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from pipelines.annotations import Box, Problem
+from ssd_dist.core.spreadsheet_text import restore_name
 
 # What programs write into a field without a value.
 EMPTY = ("", "nan", "null", "none", "na", "n/a")
@@ -46,6 +47,7 @@ class Dialect:
       is_list: whether the only column of the box contains all its numbers.
       normalized: whether coordinates are fractions of the image.
       is_via: whether the file is read by the parser of VIA.
+      is_protected: whether names of classes that look like formulas have an apostrophe before them.
       notes: facts to announce.
     """
 
@@ -60,6 +62,7 @@ class Dialect:
     is_list: bool = False
     normalized: bool = False
     is_via: bool = False
+    is_protected: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -120,6 +123,7 @@ def parse_box(fields: Sequence[str], dialect: Dialect, where: str) -> Box | None
     """Returns the box of a line, with a problem if it cannot be read; None if the line has no object."""
     has_class = "class" in dialect.columns
     name = dialect.read(fields, "class") if has_class else ONLY_CLASS
+    name = restore_name(name) if dialect.is_protected else name
     try:
         numbers = read_numbers(fields, dialect)
         if not numbers:

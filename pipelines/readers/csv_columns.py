@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipelines.readers.csv_boxes import Dialect
+from ssd_dist.core.spreadsheet_text import DETECTION_COLUMNS
 
 IMAGE_NAMES = (
     *("filename", "imagefilename", "imagename", "imagefile", "imagepath", "imgname", "imgpath", "imgfile", "filepath"),
@@ -100,6 +101,7 @@ def match_header(header: Sequence[str]) -> Dialect | None:
         count=max(place for place, name in enumerate(header) if name) + 1,
         is_list=form == "list",
         normalized=is_open_images,
+        is_protected=tuple(header) == DETECTION_COLUMNS,
     )
 
 

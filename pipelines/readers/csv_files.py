@@ -34,7 +34,7 @@ class CsvFile:
         in this file.
       others: the other files with images in the folder or below it, in the first of these files; every image must be
         listed in this file or one of them. Empty in the other files.
-      class_names: display names of the classes of Open Images.
+      class_names: names of classes that the file gives as numbers or as identifiers of Open Images.
     """
 
     path: str

@@ -1,14 +1,14 @@
-"""Finds the folder of the images of a CSV file, and the display names of the classes of Open Images."""
+"""Finds the folder of the images of a CSV file."""
 
 import posixpath
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pipelines import beam_storage
 from pipelines.annotations import IMAGE_SUFFIXES
+from pipelines.readers.csv_class_names import read_class_names
 from pipelines.readers.csv_files import CsvFile, read_examples
-from pipelines.readers.csv_text import read_rows
 from pipelines.readers.folder import Folder, is_image, list_folder
 from pipelines.readers.image_index import ImageIndex
 from pipelines.readers.sources import first_folder, parent_folder
@@ -19,8 +19,6 @@ SUFFIXES = tuple(f"{suffix}{end}" for suffix in (".csv", ".tsv") for end in ("",
 # Files of boxes in these folders belong to the folder above.
 ANNOTATION_FOLDERS = ("annotations", "annotation", "labels", "csv", "csv_folder", "data")
 IMAGE_FOLDERS = ("images", "imgs", "img", "image", "data", "JPEGImages")
-# Files with the display names of the classes of Open Images.
-CLASS_DESCRIPTIONS = ("class-descriptions", "classes.csv")
 
 
 def find_images(file: CsvFile, folder: Folder | None, image_dir: str) -> CsvFile:
@@ -38,8 +36,8 @@ def find_images(file: CsvFile, folder: Folder | None, image_dir: str) -> CsvFile
     is_nested = posixpath.basename(home).lower() in ANNOTATION_FOLDERS or (folder is not None and home != folder.path)
     dataset = parent_folder(home) if is_nested and posixpath.basename(home) else home
     examples = read_examples(file)
-    names = _read_class_names(file, folder, (home, dataset)) if file.dialect.is_open_images else {}
-    file = replace(file, dataset="" if image_dir else home, class_names=names)
+    file = read_class_names(file, folder, (home, dataset), SUFFIXES)
+    file = replace(file, dataset="" if image_dir else home)
     if image_dir:
         images = first_folder([image_dir], "images", "check --image_dir")
         is_direct = not examples or any(_exists(images, name, folder) for name in examples)
@@ -102,17 +100,3 @@ def _contains(names: Sequence[str], name: str) -> bool:
     """Returns whether sorted names contain a name."""
     place = bisect_left(names, name)
     return place < len(names) and names[place] == name
-
-
-def _read_class_names(file: CsvFile, folder: Folder | None, homes: Iterable[str]) -> dict[str, str]:
-    """Returns the display names of the classes of Open Images; empty if there is no file of them."""
-    listed = [folder.join(name) for name in folder.names] if folder else []
-    paths = [*listed, *(path for home in dict.fromkeys(homes) for path in beam_storage.list_files(home))]
-    for path in paths:
-        if any(word in posixpath.basename(path) for word in CLASS_DESCRIPTIONS) and path.endswith(SUFFIXES):
-            with beam_storage.open_input(path) as stream:
-                rows = [row.fields for row in read_rows(stream, ",")]
-            names = {fields[0]: fields[1] for fields in rows if len(fields) == 2 and fields[0].startswith("/")}
-            if names:
-                return names
-    return {}

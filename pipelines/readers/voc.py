@@ -80,10 +80,10 @@ def _compare_with_images(layout: VocLayout, own: list[VocEntry]) -> list[VocEntr
     second = _find_second_files(names, {fold_name(entry.image_id): entry for entry in entries if not entry.problem})
     unmatched = [entry for entry in entries if fold_name(entry.image_id) not in present and not entry.problem]
     with ThreadPoolExecutor(READ_AHEAD) as pool:
-        are_annotations = pool.map(is_annotation, [entry.annotation for entry in unmatched])
-        # A list contains no other files.
-        kinds = zip(unmatched, are_annotations, strict=True)
-        others = [entry for entry, kind in kinds if kind is False and not layout.list_file]
+        # What a list contains is an annotation, which may be missing.
+        examined = [] if layout.list_file else unmatched
+        are_annotations = pool.map(is_annotation, [entry.annotation for entry in examined])
+        others = [entry for entry, kind in zip(examined, are_annotations, strict=True) if kind is False]
         found = {fold_name(posixpath.splitext(name)[0]) for name in pool.map(_read_filename, unmatched if left else [])}
     # Such as the file of a project; a damaged annotation has an image with its stem.
     other_files = {entry.annotation for entry in others}

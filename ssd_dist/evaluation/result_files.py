@@ -24,14 +24,12 @@ import numpy as np
 
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.printable import escape
+from ssd_dist.core.spreadsheet_text import DETECTION_COLUMNS, FORMULA_STARTS, protect_name
 from ssd_dist.core.storage import replace_file
 from ssd_dist.evaluation.detections import Detections, convert_to_coco_boxes
 
 COCO_NAME = "detections.json"
 CSV_NAME = "detections.csv"
-COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax", "score")
-# Tabs and carriage returns, which OWASP lists too, are escaped. The last four are the full-width forms of the others.
-FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class ResultFiles:
         self._coco, self._csv = coco, csv.writer(csv_file, lineterminator="\n")
         self._classes, self._ids = classes, ids
         self._separator = "[\n"
-        self._csv.writerow(COLUMNS)
+        self._csv.writerow(DETECTION_COLUMNS)
 
     def add(self, found: Detections, height: int, width: int, shown: np.ndarray) -> None:
         """Adds the detections on one image.
@@ -148,8 +146,7 @@ def name_file(path: str) -> str:
 
 def name_class(name: str) -> str:
     """Returns the name of a class for the CSV file; prefixes a name that looks like a formula with an apostrophe."""
-    name = _escape_control_characters(name)
-    return f"'{name}" if name.startswith(FORMULA_STARTS) else name
+    return protect_name(_escape_control_characters(name))
 
 
 def _escape_control_characters(text: str) -> str:

@@ -86,9 +86,11 @@ def make_plan(rng: random.Random, faults: Sequence[Fault], count: int) -> list[l
     return plans
 
 
-def run_without_faults(data: Path, folder: Path) -> None:
+def run_without_faults(
+    data: Path, folder: Path, flags: Sequence[str] = (), python: str | Path = sys.executable
+) -> None:
     """Trains without faults; the runs with faults are compared with this one."""
-    run = SupervisedRun(data, folder)
+    run = SupervisedRun(data, folder, flags, python=python)
     try:
         run.wait_until(lambda: False)
     finally:
@@ -102,9 +104,10 @@ def run_with_faults(
     flags: Sequence[str] = (),
     disk: SmallDisk | None = None,
     network: SeparableNetwork | None = None,
+    python: str | Path = sys.executable,
 ) -> list[Outcome]:
     """Runs to the end with the faults of a plan; returns their outcomes."""
-    run = SupervisedRun(data, folder, flags, disk, network)
+    run = SupervisedRun(data, folder, flags, disk, network, python)
     try:
         outcomes = [inject_fault(run, step, fault) for step, fault in plan]
         run.wait_until(lambda: False)
@@ -159,7 +162,7 @@ def wait_for_moment(run: SupervisedRun, step: int, moment: str) -> None:
         run.wait_until(lambda: time.monotonic() > deadline)
 
 
-def find_differences(first: Path, second: Path) -> list[str]:
+def find_differences(first: Path, second: Path, steps: int = STEPS) -> list[str]:
     """Returns what differs between the final states of two runs, bit by bit: tensors, metrics, the best model."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
@@ -168,7 +171,7 @@ def find_differences(first: Path, second: Path) -> list[str]:
     best = [(folder / "best" / "best.json").read_text() for folder in (first, second)]
     if best[0] != best[1]:
         return ["best.json"]
-    for part in (f"checkpoints/ckpt-{STEPS}", f"best/{json.loads(best[0])['checkpoint']}"):
+    for part in (f"checkpoints/ckpt-{steps}", f"best/{json.loads(best[0])['checkpoint']}"):
         readers = [tf.train.load_checkpoint(str(folder / part)) for folder in (first, second)]
         names = [set(reader.get_variable_to_shape_map()) for reader in readers]
         found += sorted(names[0] ^ names[1])

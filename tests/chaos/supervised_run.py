@@ -29,6 +29,8 @@ _MAX_LAUNCHES = 25
 class SupervisedRun:
     """The launcher, its workers and their log; `disk` and `network` are given if faults need them.
 
+    `python` is the interpreter of the workers, if they do not run in network namespaces.
+
     Attributes:
       step: the last reported step.
       starts: the first step of each start of the workers so far.
@@ -44,6 +46,7 @@ class SupervisedRun:
         flags: Sequence[str] = (),
         disk: SmallDisk | None = None,
         network: SeparableNetwork | None = None,
+        python: str | Path = sys.executable,
     ) -> None:
         self.folder = folder
         self.disk = disk
@@ -56,7 +59,7 @@ class SupervisedRun:
         self._log = data.parent / f"{folder.name}.log"
         self._read_bytes = 0
         sets = [f"--set={item}" for item in (*FLAGS, f"data.dir={data}", *flags)]
-        python = str(WRAPPER) if network else sys.executable
+        python = WRAPPER if network else python
         self._command = [
             str(LAUNCHER), "--local=2", "--max_restarts=1", f"--grace_seconds={GRACE_SECONDS}", f"--python={python}",
             "--", f"--config={data.parent / 'small.yaml'}", f"--model_dir={folder}", *sets,

@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
 import tf_keras
+from support.small_network import small_command
 from support.synthetic import write_dataset
 from tensorflow.python.profiler import model_analyzer, option_builder
 
@@ -73,7 +73,7 @@ def test_the_memory_of_gradients_includes_those_stored_until_the_update(division
 def dry_run(folder: Path, config: Config, *flags: str) -> subprocess.CompletedProcess:
     file = folder / "config.yaml"
     file.write_text(dump_config(config))
-    command = [sys.executable, "-m", "ssd_dist.cli.train", f"--config={file}", "--dry_run", *flags]
+    command = small_command("ssd_dist.cli.train", f"--config={file}", "--dry_run", *flags)
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | {"COLUMNS": "120"})
 
 

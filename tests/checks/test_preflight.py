@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from multihost.processes import read_logs, start_workers, wait_for_exit
+from support.small_network import small_command
 from support.synthetic import write_dataset
 
 from ssd_dist.checks.preflight import Findings, check_memory, check_worker, compare_reports
@@ -109,14 +109,14 @@ def test_the_estimated_memory_must_fit_into_the_free_memory() -> None:
 def command(folder: Path, run: Path, *overrides: str) -> list[str]:
     sets = [f"--set={item}" for item in (*SMALL, f"data.dir={folder / 'data'}", *overrides)]
     config = f"--config={folder / 'small.yaml'}"
-    return ["-m", "ssd_dist.cli.train", "--preflight", config, f"--model_dir={run}", *sets]
+    return small_command("ssd_dist.cli.train", "--preflight", config, f"--model_dir={run}", *sets)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_two_valid_workers_pass_all_checks(folder: Path, tmp_path: Path) -> None:
     flags = command(folder, tmp_path / "run", "cluster.logical_cpus=2", "model.batch_norm_group=2")
-    with start_workers(flags, 2, tmp_path / "logs") as workers:
+    with start_workers(flags[1:], 2, tmp_path / "logs") as workers:
         codes = wait_for_exit(workers, 900)
     output = read_logs(tmp_path / "logs")
     assert codes == [0, 0], output
@@ -133,7 +133,7 @@ def test_two_valid_workers_pass_all_checks(folder: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_divided_exits_with_2(folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, *command(folder, tmp_path / "run", "cluster.logical_cpus=3")],
+        command(folder, tmp_path / "run", "cluster.logical_cpus=3"),
         capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr

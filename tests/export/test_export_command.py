@@ -3,18 +3,20 @@
 import json
 import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from support.random_detector import SETTINGS, randomize_weights
+from support.small_backbone import build_few_blocks
+from support.small_network import small_command, small_program
 from support.synthetic import write_dataset
 from support.untrained_run import write_untrained_run
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 from ssd_dist.export.exporter import read_images
+from ssd_dist.model import detector
 
 # Each export takes half a minute on an idle machine.
 pytestmark = pytest.mark.timeout(1800)
@@ -34,20 +36,22 @@ run_main()
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return write_untrained_run(tmp_path_factory.mktemp("command"), SETTINGS, randomize_weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detector, "build_backbone", build_few_blocks)
+        return write_untrained_run(tmp_path_factory.mktemp("command"), SETTINGS, randomize_weights)
 
 
-def export(run, output, *program: str) -> subprocess.CompletedProcess:
+def export(run, output, command: list[str]) -> subprocess.CompletedProcess:
     flags = [f"--model_dir={run}", "--format=tflite", f"--output={output}"]
     return subprocess.run(
-        [sys.executable, *program, *flags], capture_output=True, text=True,
+        [*command, *flags], capture_output=True, text=True,
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
     )  # fmt: skip
 
 
 @pytest.mark.slow
 def test_a_faithful_export_is_written_and_reported(run, tmp_path):
-    done = export(run, tmp_path / "out", "-m", "ssd_dist.cli.export")
+    done = export(run, tmp_path / "out", small_command("ssd_dist.cli.export"))
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "out" / "export.json").read_text())
     file = tmp_path / "out" / "model.tflite"
@@ -73,7 +77,7 @@ def test_an_image_that_cannot_be_decoded_is_reported_by_its_name(tmp_path):
 
 @pytest.mark.slow
 def test_an_export_that_differs_from_the_checkpoint_exits_with_4_and_a_summary(run, tmp_path):
-    done = export(run, tmp_path / "out", "-c", SHIFTED)
+    done = export(run, tmp_path / "out", small_program(SHIFTED))
     assert done.returncode == 4, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     missing = json.loads((tmp_path / "out" / "export.json").read_text())["parity"]["missing"]

@@ -21,6 +21,8 @@ from ssd_dist.export.exporter import export_run
 from ssd_dist.export.parity import BOX_TOLERANCE, SCORE_TOLERANCE
 from ssd_dist.inference.trained_model import evaluate_split
 
+pytestmark = pytest.mark.usefixtures("small_backbone")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

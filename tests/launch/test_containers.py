@@ -1,13 +1,16 @@
 """Containers and job files: they install all files and handle the exit codes."""
 
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +60,17 @@ def test_the_locks_have_hashes_and_the_containers_have_the_versions_of_the_tests
         assert {name: tested.get(name) for name in versions if name not in cuda} == {
             name: version for name, version in versions.items() if name not in cuda
         }
+
+
+def test_pip_accepts_every_installed_version_on_this_python() -> None:
+    # uv, which writes the locks, ignores upper bounds of Requires-Python; pip in the containers does not.
+    refused = [
+        f"{package.name} {package.version}: {required}"
+        for package in metadata.distributions()
+        if (required := package.metadata.get("Requires-Python"))
+        and platform.python_version() not in SpecifierSet(required)
+    ]
+    assert refused == []
 
 
 @pytest.mark.parametrize("container", ["train", "prepare"])

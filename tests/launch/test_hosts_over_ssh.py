@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.small_network import write_interpreter
 from support.synthetic import write_dataset
 
 from ssd_dist.core.config_files import load_config
@@ -119,9 +119,11 @@ def launch(tmp_path: Path, environment: dict[str, str]):
     (tmp_path / "small.yaml").write_text("{}")
     write_dataset(tmp_path / "data", load_config(tmp_path / "small.yaml", FLAGS), {"train": 32}, shards=4)
 
+    python = write_interpreter(tmp_path)
+
     def start(where: str, model_dir: Path, namespace: str | None = None) -> str:
         sets = [f"--set={item}" for item in (*FLAGS, f"data.dir={tmp_path / 'data'}")]
-        command = [LAUNCHER, where, f"--python={sys.executable}", "--max_restarts=0", "--",
+        command = [LAUNCHER, where, f"--python={python}", "--max_restarts=0", "--",
                    f"--config={tmp_path / 'small.yaml'}", f"--model_dir={model_dir}", *sets]  # fmt: skip
         inside = ["ip", "netns", "exec", namespace] if namespace else []
         done = subprocess.run(

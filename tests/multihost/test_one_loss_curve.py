@@ -1,4 +1,8 @@
-"""One loss curve: all layouts (workers x replicas of each) give equal losses and weights on the same batches."""
+"""One loss curve: all layouts (workers x replicas of each) give equal losses and weights on the same batches.
+
+`make test` runs one test, with a small network in three layouts. `make test-long` runs the others, with more variants,
+layouts and steps, and with the real detector.
+"""
 
 import json
 from pathlib import Path
@@ -18,12 +22,16 @@ Results: TypeAlias = dict[tuple[int, int], dict[str, list[dict[str, np.ndarray]]
 
 # Tracing takes most of the time. On a busy machine it was seen to take eight times as long as on an idle one.
 LAYOUT_SECONDS, TEST_SECONDS = 900, 1800
+SHORT_LAYOUTS = ((1, 1), (2, 1), (2, 2))
 LAYOUTS = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 4))
 # Their batches and shards must be divisible by three.
 LAYOUTS_OF_THREE = ((1, 1), (3, 1), (2, 3))
 SMALL = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.global_batch_size=8",
          "model.batch_norm_group=8", "train.log_every=1"]  # fmt: skip
 FROZEN = ["backbone.freeze_batch_norm=true", "model.batch_norm_group=1", "loss.normalizer=classified"]
+# Everything that could break exact reduction, together: float16, accumulation, global mining and a skipped step.
+EXACT = ["train.reduction=exact", "model.batch_norm_group=2", "train.global_batch_size=16", "train.accumulate_steps=2",
+         "mining.scope=global", "amp.enabled=true", "amp.policy=mixed_float16"]  # fmt: skip
 OVERFLOW_AT = 3
 
 
@@ -103,7 +111,49 @@ def assert_equal_copies(workers: list[dict[str, np.ndarray]], note: str) -> None
     np.testing.assert_array_equal(copies, np.broadcast_to(copies[0], copies.shape), err_msg=note)
 
 
+def assert_equal_bits(results: Results) -> None:
+    """Checks that variant `bits` has the same reports, weights, statistics and averages in all layouts, bit for bit."""
+    base = results[1, 1]["bits"][0]
+    for layout, found in results.items():
+        for worker in found["bits"]:
+            for key in (*REPORTED, "applied", "weights", "statistics", "ema"):
+                np.testing.assert_array_equal(worker[key], base[key], err_msg=f"{key} {layout}")
+        assert_equal_copies(found["bits"], str(layout))
+
+
+def assert_equal_gradients(results: Results) -> None:
+    """Checks that variant `gradient` has the same gradient in all layouts.
+
+    Everything but the ranks of mined losses is float64; the measured difference is about 1e-16.
+    """
+    one = results[1, 1]["gradient"][0]["gradient"]
+    assert np.linalg.norm(one) > 0
+    for layout, found in results.items():
+        distance = np.linalg.norm(found["gradient"][0]["gradient"] - one) / np.linalg.norm(one)
+        assert distance < 1e-6, (layout, distance)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(TEST_SECONDS)
+def test_two_workers_have_the_losses_gradient_and_bits_of_one(root: Path) -> None:
+    sparse = root / "sparse"
+    variants = {
+        # The first variant decides the number of threads per operation, which exact reduction needs undivided.
+        "bits": tiny(8, root / "full", *EXACT, overflow_at=OVERFLOW_AT),
+        "curve": tiny(10, sparse, "mining.scope=global", "model.batch_norm_group=2"),
+        "gradient": tiny(1, root / "full", *FROZEN, "mining.scope=global", "amp.force_fp32=[]", gradient=True),
+    }
+    results = train_layouts(root, "short", variants, SHORT_LAYOUTS)
+    assert_equal_curves(results, "curve", losses=1e-4, weights=1e-3)
+    assert results[1, 1]["curve"][0]["positives"].max() > 0
+    assert_equal_gradients(results)
+    assert_equal_bits(results)
+    # An infinity on the last replica of the last worker skips one step on all replicas.
+    assert {int(worker["applied"]) for found in results.values() for worker in found["bits"]} == {7}
+
+
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(TEST_SECONDS)
 def test_all_layouts_have_the_same_loss_curve(root: Path) -> None:
     full, sparse, none = root / "full", root / "sparse", root / "none"
@@ -142,13 +192,8 @@ def test_all_layouts_have_the_same_loss_curve(root: Path) -> None:
     assert (base["none"]["negatives"] == 16).all()
     assert (base["none"]["loss"] > 0).all()
 
-    one = base["gradient"]["gradient"]
-    assert np.linalg.norm(one) > 0
+    assert_equal_gradients(results)
     for layout, found in results.items():
-        # Everything but the ranks of mined losses is float64; the measured difference is about 1e-16.
-        distance = np.linalg.norm(found["gradient"][0]["gradient"] - one) / np.linalg.norm(one)
-        assert distance < 1e-6, (layout, distance)
-
         # An infinity on the last replica of the last worker skips one step and halves the scale on all replicas.
         for worker in found["overflow"]:
             assert worker["applied"] == 100, layout
@@ -159,6 +204,7 @@ def test_all_layouts_have_the_same_loss_curve(root: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(TEST_SECONDS)
 def test_three_workers_and_three_replicas_have_the_same_loss_curve(root: Path) -> None:
     three = root / "three"
@@ -172,6 +218,7 @@ def test_three_workers_and_three_replicas_have_the_same_loss_curve(root: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(TEST_SECONDS)
 def test_the_detector_has_one_gradient_in_every_layout(root: Path) -> None:
     # The real detector with synchronised batch norm, one step in float64. 2x2 covers what the other layouts do; they
@@ -204,6 +251,7 @@ def test_the_detector_has_one_gradient_in_every_layout(root: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(TEST_SECONDS)
 def test_the_detector_has_the_same_losses_in_float32(root: Path) -> None:
     # The weights stay constant (see `tiny`): tests forward pass, batch norm in groups and losses of the detector.
@@ -216,20 +264,14 @@ def test_the_detector_has_the_same_losses_in_float32(root: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(TEST_SECONDS)
 def test_exact_reduction_gives_the_detector_the_same_bits_in_every_layout(root: Path) -> None:
-    # Everything that could break it, together: float16, accumulation, global mining and a skipped step.
-    overrides = ["train.reduction=exact", "model.batch_norm_group=2", "train.global_batch_size=16",
-                 "train.accumulate_steps=2", "mining.scope=global", "amp.enabled=true", "amp.policy=mixed_float16",
-                 f"data.dir={root / 'full'}"]  # fmt: skip
+    overrides = [*EXACT, f"data.dir={root / 'full'}"]
     variants = {"bits": {"tiny": False, "steps": 50, "overrides": overrides, "overflow_at": OVERFLOW_AT}}
     results = train_layouts(root, "bits", variants, ((1, 1), (2, 1), (2, 2)))
     base = results[1, 1]["bits"][0]
     # The initial loss scale overflows in some more steps.
     assert 25 < base["applied"] < 50
     assert base["loss"][-5:].mean() < base["loss"][:5].mean()
-    for layout, found in results.items():
-        for worker in found["bits"]:
-            for key in (*REPORTED, "applied", "weights", "statistics", "ema"):
-                np.testing.assert_array_equal(worker[key], base[key], err_msg=f"{key} {layout}")
-        assert_equal_copies(found["bits"], str(layout))
+    assert_equal_bits(results)

@@ -9,6 +9,7 @@ from raw_sets import write_files
 from pipelines.readers.csv import find_splits, read_csv
 from pipelines.readers.sources import Source
 from ssd_dist.core.errors import DataError
+from ssd_dist.core.spreadsheet_text import protect_name
 
 
 def read_one(tmp_path, text, image="a.jpg"):
@@ -217,3 +218,43 @@ def test_the_command_explains_a_file_without_a_header(tmp_path, command, argumen
 def test_a_turned_quadrilateral_of_automl_is_reduced(tmp_path):
     box, _ = read_one(tmp_path, "TRAIN,a.jpg,bolt,0.3,0.1,0.5,0.3,0.3,0.5,0.1,0.3\n")
     assert (box.corners, box.is_reduced) == ((0.1, 0.1, 0.5, 0.5), True)
+
+
+LABEL_MAP = "item { id: 1 name: 'bolt' }\nitem { id: 2 name: 'nut' }\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "numbers", "classes", "note"),
+    [
+        ("classes.txt", "bolt\nnut\n", "01", ["bolt", "nut"], "names are read from"),
+        ("obj.names", "bolt\nnut\n", "12", ["bolt", "nut"], "names are read from"),
+        ("label_map.pbtxt", LABEL_MAP, "21", ["nut", "bolt"], "names are read from"),
+        ("label_map.pbtxt", LABEL_MAP, ["2.0"], ["nut"], "names are read from"),
+        # The first of three names may have the number 0 or 1.
+        ("classes.txt", "bolt\nnut\ngear\n", "12", ["1", "2"], "keep their numbers"),
+        ("classes.txt", "bolt\nnut\n", "05", ["0", "5"], "keep their numbers"),
+        ("label_map.pbtxt", LABEL_MAP, "13", ["1", "3"], "keep their numbers"),
+        ("classes.txt", "bolt\nnut\n", ["1", "nut"], ["1", "nut"], ""),
+    ],
+)
+def test_numbers_of_classes_get_the_names_in_a_file_beside_them(tmp_path, name, content, numbers, classes, note):
+    lines = "".join(f"a.jpg,64,48,{number},10,12,50,36\n" for number in numbers)
+    write_files(tmp_path, {"a.jpg": None, "train.csv": HEADER + lines, name: content})
+    _, boxes = read(tmp_path)
+    assert [box.box.category for box in boxes] == classes
+    notes = " ".join(find_splits(str(tmp_path), "").notes)
+    assert note in notes
+    assert ("classes" in notes) == bool(note)
+
+
+def test_our_detections_are_read_with_the_names_of_their_classes(tmp_path):
+    names = ["=1+1", "'=1", "-", "'quoted'", "car"]
+    header = "filename,width,height,class,xmin,ymin,xmax,ymax,score\n"
+    text = header + "".join(f"a.jpg,64,48,{protect_name(name)},10,12,50,36,0.9\n" for name in names)
+    write_files(tmp_path, {"a.jpg": None, "detections.csv": text})
+    _, boxes = read(tmp_path)
+    assert [box.box.category for box in boxes] == names
+    # In other files, an apostrophe is part of the name.
+    write_files(tmp_path, {"detections.csv": HEADER + "a.jpg,64,48,'=1,10,12,50,36\n"})
+    _, boxes = read(tmp_path)
+    assert [box.box.category for box in boxes] == ["'=1"]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from browser import check_page
 from support import synthetic
+from support.small_network import small_command
 
 from ssd_dist.cli.inspect import check_is_no_run
 from ssd_dist.core.config import Config
@@ -139,13 +140,14 @@ def test_the_report_of_a_run_without_its_data(data: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_reports_of_trained_runs(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = tmp_path / "small.yaml"
     config.write_text(dump_config(Config.model_validate(SMALL | {"data": {"dir": str(data), "allow_leakage": True}})))
-    call("train", f"--config={config}", f"--model_dir={run}")
+    call_small("train", f"--config={config}", f"--model_dir={run}")
     assert json.loads((run / "environment.json").read_text())["replicas"] == 1
-    printed = call("inspect", f"--model_dir={run}")
+    printed = call_small("inspect", f"--model_dir={run}")
     assert str(run / "report.html") in printed
     text = check_page(run / "report.html", tmp_path)
     check_hostile_names(text, (run / "report.html").read_text())
@@ -158,16 +160,16 @@ def test_the_reports_of_trained_runs(data: Path, tmp_path: Path) -> None:
     shutil.rmtree(other / "best")
     shutil.rmtree(other / "checkpoints")
     page = tmp_path / "both.html"
-    call("inspect", f"--model_dir={run}", f"--model_dir={other}", f"--output={page}")
+    call_small("inspect", f"--model_dir={run}", f"--model_dir={other}", f"--output={page}")
     text = check_page(page, tmp_path)
     for word in ("2 runs", "other: Evaluation: not available", "COCO AP50", "Config differences"):
         assert word in text, word
     # A split requested by name is an error, not a note.
-    assert "no split 'tset'" in call("inspect", f"--model_dir={run}", "--split=tset", expect=3)
+    assert "no split 'tset'" in call_small("inspect", f"--model_dir={run}", "--split=tset", expect=3)
     broken = tmp_path / "broken.jpg"
     broken.write_text("not an image")
     flags = (f"--model_dir={run}", f"--images={broken}", f"--output={tmp_path / 'found'}")
-    assert "none of the 1 files could be read" in call("predict", *flags, expect=3)
+    assert "none of the 1 files could be read" in call_small("predict", *flags, expect=3)
 
 
 @pytest.mark.parametrize(
@@ -237,10 +239,16 @@ def test_a_comparison_names_the_best_run_only_if_all_runs_were_evaluated_on_the_
 
 
 def call(module: str, *flags: str, expect: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", f"ssd_dist.cli.{module}", *flags],
-        capture_output=True, text=True, timeout=280, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-    )  # fmt: skip
+    return run_program([sys.executable, "-m", f"ssd_dist.cli.{module}", *flags], expect)
+
+
+def call_small(module: str, *flags: str, expect: int = 0) -> str:
+    return run_program(small_command(f"ssd_dist.cli.{module}", *flags), expect)
+
+
+def run_program(command: list[str], expect: int) -> str:
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == expect, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr

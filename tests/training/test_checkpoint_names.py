@@ -6,6 +6,8 @@ import tensorflow as tf
 from ssd_dist.core.config import Config
 from ssd_dist.training.assembly import create_state
 
+pytestmark = pytest.mark.usefixtures("small_backbone")
+
 GROUPS = ("backbone_kernels", "backbone_vectors", "head_kernels", "head_vectors")
 # Of commit 23244a9, which wrote the first runs; names of the model's own variables are Keras layer indices.
 COUNTERS = {

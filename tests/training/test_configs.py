@@ -3,10 +3,10 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.small_network import small_program
 from support.synthetic import write_dataset
 
 from ssd_dist.core.anchors import feature_sizes
@@ -63,6 +63,7 @@ for path, folder, overrides in jobs:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_recipes_take_two_steps(tmp_path: Path) -> None:
     """All recipes run in one new process, because each sets the mixed-precision policy of its process."""
     jobs = []
@@ -74,8 +75,8 @@ def test_the_recipes_take_two_steps(tmp_path: Path) -> None:
         jobs.append((str(CONFIGS / name), str(run), overrides))
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     done = subprocess.run(
-        [sys.executable, "-c", RUN_ALL, str(tmp_path / "jobs.json")],
-        capture_output=True, text=True, timeout=280, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        small_program(RUN_ALL, str(tmp_path / "jobs.json")),
+        capture_output=True, text=True, timeout=900, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     for _, run, _ in jobs:

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from support.small_backbone import build_few_blocks
+from support.small_network import write_interpreter
 from support.synthetic import CLASSES, write_dataset
 
 from ssd_dist.core.config import Config
@@ -280,16 +280,17 @@ def test_two_sources_of_the_backbone_are_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_two_workers_start_from_the_source_and_resume_without_it(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(detector, "build_backbone", build_backbone)
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_workers_start_from_the_source_and_resume_without_it(tmp_path, workers: int) -> None:
     run, trained = write_run(tmp_path / "source")
     write_dataset(tmp_path / "data", load_small_config(), {"train": 16}, shards=2)
     config = tmp_path / "small.yaml"
     config.touch()
+    python = write_interpreter(tmp_path)
 
     def train(*overrides: str) -> subprocess.CompletedProcess:
         sets = [*SMALL, f"data.dir={tmp_path / 'data'}", "train.recover_from_blowup=1", "checkpoint.keep=9", *overrides]
-        launch = [str(LAUNCHER), "--local=2", "--max_restarts=0", f"--python={sys.executable}", "--"]
+        launch = [str(LAUNCHER), f"--local={workers}", "--max_restarts=0", f"--python={python}", "--"]
         flags = [f"--config={config}", f"--model_dir={tmp_path / 'run'}", "--noreport", *(f"--set={x}" for x in sets)]
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
         return subprocess.run([*launch, *flags], capture_output=True, text=True, timeout=1500, env=environment)

@@ -41,8 +41,7 @@ def train(folder: Path, replicas: int, *overrides: str) -> dict[str, np.ndarray]
 @pytest.mark.parametrize(
     "overrides",
     [
-        # Two groups on each of two replicas, one group on both together, and one group in each part of a replica.
-        ("model.batch_norm_group=2",),
+        # One group on both replicas together, and one group in each part of a replica.
         ("model.batch_norm_group=8",),
         ("model.batch_norm_group=2", "train.accumulate_steps=2"),
     ],

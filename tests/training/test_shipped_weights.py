@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from support.fake_run import RecordedProgress
+from support.small_network import small_program
 from support.synthetic import CLASSES, write_dataset
 
 from ssd_dist.core.config_files import load_config
@@ -20,6 +20,9 @@ from ssd_dist.inference.trained_model import evaluate_split, load_trained_model
 from ssd_dist.training.assembly import create_state
 from ssd_dist.training.parameter_groups import group_parameters
 from ssd_dist.training.periodic_evaluation import PeriodicEvaluation
+
+# The tests train; the machine may be busy.
+pytestmark = [pytest.mark.usefixtures("small_backbone"), pytest.mark.timeout(1800)]
 
 SMALL = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.global_batch_size=8",
          "eval.every_steps=3", "checkpoint.every_steps=3"]  # fmt: skip
@@ -92,8 +95,8 @@ def train(folder: Path, *starts: list[str]) -> Path:
     write_dataset(folder / "data", load_config(folder / "small.yaml", small), {"train": 16, "val": 6})
     jobs = [(str(folder / "run"), [*small, *overrides]) for overrides in starts]
     subprocess.run(
-        [sys.executable, "-c", RUN_ALL, str(folder / "small.yaml")],
-        input=json.dumps(jobs), text=True, timeout=280, check=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        small_program(RUN_ALL, str(folder / "small.yaml")),
+        input=json.dumps(jobs), text=True, timeout=900, check=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
     )  # fmt: skip
     return folder / "run"
 
