@@ -25,7 +25,8 @@ FLAGS = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "mod
 # Seconds that a job may take on the slowest machine.
 JOB_SECONDS = 1800
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * JOB_SECONDS)]
+# Slurm starts a job that was queued again after two minutes.
+pytestmark = [pytest.mark.long, pytest.mark.timeout(4 * JOB_SECONDS)]
 
 
 @pytest.fixture(scope="module")
