@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ssd_dist.core.config_files import load_stored_config
 from ssd_dist.core.folder_names import CONFIG_NAME, REPORT_NAME
 from ssd_dist.core.manifest import TRAIN_SPLIT
 from ssd_dist.core.printable import make_printable, print_line
@@ -37,7 +38,7 @@ def print_results(files: FitFiles, formats: tuple[str, ...], split: str) -> None
     print_line("Detect objects in images:")
     print_line(f"  ssd-predict {run} {thresholds} --images=FOLDER --output=DIR")
     print_line("Export to another format:")
-    print_line(f"  ssd-export {run} --format=onnx --output=DIR")
+    print_line(f"  ssd-export {run} {describe_export(files.folder, 'onnx')} --output=DIR")
 
 
 def print_training_results(model_dir: str, split: str, metrics: dict[str, Any] | None) -> None:
@@ -48,7 +49,15 @@ def print_training_results(model_dir: str, split: str, metrics: dict[str, Any] |
     print_line("Detect objects in images:")
     print_line(f"  ssd-predict {run}{checkpoint} --images=FOLDER --output=DIR")
     print_line("Export:")
-    print_line(f"  ssd-export {run}{checkpoint} --format=tflite --output=DIR")
+    print_line(f"  ssd-export {run}{checkpoint} {describe_export(Path(model_dir), 'tflite')} --output=DIR")
+
+
+def describe_export(folder: Path, kind: str) -> str:
+    """Returns the flags that export a run to a format, or to TFLite in int8 if the run was trained for it."""
+    trained = load_stored_config(folder / CONFIG_NAME).quantization
+    if not trained.aware:
+        return f"--format={kind}"
+    return "--format=tflite --quantize=int8 --outputs=postprocess_op" + " --per_tensor" * trained.per_tensor
 
 
 def print_table(folder: Path, split: str, metrics: dict[str, Any] | None, files: list[tuple[str, str]]) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import ssd_dist
+from ssd_dist.core.config import Config
+from ssd_dist.core.config_files import dump_config
 from ssd_dist.core.errors import RestartError, SsdDistError, UsageError
 from ssd_dist.fitting import fit_dataset, stages
 from ssd_dist.fitting.results_table import print_results
@@ -206,16 +208,30 @@ def test_keyword_arguments_are_the_values_of_the_flags(tmp_path, monkeypatch):
     assert request.overrides == ("train.steps=4", "anchors.sizes=[1, 2]")
 
 
-def test_the_printed_commands_can_be_pasted_into_a_shell(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("quantization", "expected"),
+    [
+        ({}, ["--format=onnx"]),
+        # Such a detector can only be exported in the arithmetic that it was trained for.
+        ({"aware": True}, ["--format=tflite", "--quantize=int8", "--outputs=postprocess_op"]),
+        (
+            {"aware": True, "per_tensor": True},
+            ["--format=tflite", "--quantize=int8", "--outputs=postprocess_op", "--per_tensor"],
+        ),
+    ],
+)
+def test_the_printed_commands_can_be_pasted_into_a_shell(tmp_path, capsys, quantization, expected):
     files = FitFiles(tmp_path / "my run")
     files.folder.mkdir()
+    config = Config.model_validate({"quantization": quantization, "model": {"init_from": "/a/run"}})
+    files.config.write_text(dump_config(config))
     files.metrics.write_text(json.dumps({"coco/AP50": 0.5, "coco/AP": 0.3, "analysis": {"operating_points": {}}}))
     print_results(files, (), "val")
     printed = capsys.readouterr().out.splitlines()
     (predict,) = (shlex.split(line) for line in printed if line.startswith("  ssd-predict"))
     assert predict[1:3] == [f"--model_dir={files.folder}", f"--score_threshold={files.metrics}"]
     (export,) = (shlex.split(line) for line in printed if line.startswith("  ssd-export"))
-    assert export[1] == f"--model_dir={files.folder}"
+    assert export[1:-1] == [f"--model_dir={files.folder}", *expected]
 
 
 def test_a_partly_written_result_counts_as_missing(tmp_path):
