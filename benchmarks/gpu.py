@@ -1,0 +1,346 @@
+"""Measures what only a GPU can show, block by block; `--tiny` runs the same code on a CPU, to find mistakes early.
+
+    python -m benchmarks.gpu BLOCK --data=SHARDS --output=DIR [--seconds=120] [--tiny]
+
+    probe      does it run: steps in float32, float16 and bfloat16, each twice; are the bits equal?
+    placement  the operations of the step that run on the CPU
+    speed      steps against bare forward and backward passes: batch sizes, precisions, XLA
+    parts      loss and mining, and the optimizer with EMA, as shares of the step
+    input      images per second of the input pipeline, and what the step loses by it
+    layouts    one loss curve on 1, 2 and 4 logical devices of the card; one replica's overflow
+
+Each block is a process of its own and writes DIR/BLOCK.json after each row, so that an error or a time limit loses only
+the rows that would follow.
+"""
+
+import argparse
+import collections
+import hashlib
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from benchmarks.step import measure_loss
+from ssd_dist.core.config import Config
+from ssd_dist.core.config_files import load_config
+from ssd_dist.data.batch import TrainBatch
+from ssd_dist.data.pipeline import plan_training, training_batches
+from ssd_dist.data.shard_files import load_manifest
+from ssd_dist.model.detector import normalize_image
+from ssd_dist.training.assembly import create_state, create_trainer, distribute_training
+from ssd_dist.training.run import make_reproducible
+from ssd_dist.training.state import TrainState
+from ssd_dist.training.trainer import DetectorTrainer
+
+Row = dict[str, object]
+STEPS = 100_000
+POLICIES = {
+    "float32": ["amp.enabled=false"],
+    "float16": ["amp.enabled=true", "amp.policy=mixed_float16"],
+    "bfloat16": ["amp.enabled=true", "amp.policy=mixed_bfloat16"],
+}
+MODES = [("float32", False), ("float16", False), ("float16", True), ("bfloat16", False), ("float32", True)]
+# A line of TensorFlow's log of placements: "name: (Op): /job:.../device:GPU:0".
+PLACEMENT = re.compile(r": \((\w+)\): \S*device:(CPU|GPU):\d+")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The choices of the command line.
+
+    Attributes:
+      data: folder of the shards.
+      config: path or name of the config.
+      tiny: small batches and few steps.
+      deadline: time (`time.monotonic`) after which no further row is measured.
+    """
+
+    data: str
+    config: str
+    tiny: bool
+    deadline: float
+
+    @property
+    def device(self) -> str:
+        return "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"
+
+    @property
+    def batches(self) -> Sequence[int]:
+        return (8,) if self.tiny else (128, 32, 256, 64)
+
+    @property
+    def steps(self) -> int:
+        return 2 if self.tiny else 20
+
+    def is_over(self) -> bool:
+        return time.monotonic() > self.deadline
+
+    def load(self, batch: int, policy: str = "float32", *overrides: str) -> Config:
+        """Returns the config for a batch size and a precision."""
+        small = ["model.width=0.35"] if self.tiny else []
+        fixed = ["backbone.weights=none", f"train.steps={STEPS}", f"train.global_batch_size={batch}"]
+        return load_config(self.config, [*fixed, f"data.dir={self.data}", *small, *POLICIES[policy], *overrides])
+
+
+@dataclass(frozen=True)
+class Built:
+    """A trainer with its state and one batch of its data."""
+
+    trainer: DetectorTrainer
+    state: TrainState
+    batch: TrainBatch
+
+
+def build(
+    setup: Setup, config: Config, constant: bool = False, strategy: tf.distribute.Strategy | None = None
+) -> Built:
+    """Creates a trainer; with `constant`, it trains on one batch again and again, without an input pipeline."""
+    tf_keras.backend.clear_session()
+    make_reproducible(config)
+    strategy = strategy or tf.distribute.OneDeviceStrategy(setup.device)
+    manifest = load_manifest(config.data)
+    plan = plan_training(config.data, config.train, manifest.split("train", config.data.dir))
+    size = config.train.global_batch_size
+    read = (config.anchors, config.matching, config.model.input_size, plan, size, 0)
+    batch = next(iter(training_batches(config.data, *read)))
+    with strategy.scope():
+        state = create_state(config, len(manifest.classes), STEPS)
+        dataset = distribute_training(config, strategy, plan, state)
+        if constant:
+            dataset = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors(batch).repeat())
+        return Built(create_trainer(config, strategy, state, dataset, STEPS), state, batch)
+
+
+def time_steps(run: Callable[[], object], steps: int, rounds: int = 3) -> float:
+    """Returns the median seconds per step of a function that runs `steps` steps; its first call is a warm-up."""
+    run()
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - started) / steps)
+    return statistics.median(times)
+
+
+def time_trainer(setup: Setup, built: Built) -> float:
+    """Returns the seconds per step of a trainer; its report reads variables, so all kernels have finished."""
+    return time_steps(lambda: built.trainer.train(tf.constant(setup.steps)), setup.steps)
+
+
+def probe(setup: Setup) -> Iterator[Row]:
+    """Trains twice in each precision; the weights must have the same bits."""
+    for policy in POLICIES:
+        hashes = []
+        for _ in range(2):
+            started = time.perf_counter()
+            built = build(setup, setup.load(setup.batches[-1], policy, f"train.log_every={setup.steps}"))
+            report = built.trainer.train(tf.constant(setup.steps))
+            hashes.append(hash_weights(built.state))
+            yield {"policy": policy, "weights": hashes[-1], "seconds": time.perf_counter() - started, **(report or {})}
+        yield {"policy": policy, "equal_bits": hashes[0] == hashes[1]}
+
+
+def hash_weights(state: TrainState) -> str:
+    """Returns a short hash of all weights and moving statistics."""
+    digest = hashlib.sha256()
+    for variable in state.model.variables:
+        digest.update(variable.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def placement(setup: Setup) -> Iterator[Row]:
+    """Counts the operations of the step by device, from TensorFlow's log of a process that runs one step."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "log_placement", *sys.argv[2:]]
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_MAX_VLOG_LEVEL": "0"}
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    counts = collections.Counter(PLACEMENT.findall(output.stderr + output.stdout))
+    for device in ("GPU", "CPU"):
+        yield {"device": device, "operations": sum(n for (_, where), n in counts.items() if where == device)}
+    for (op, device), number in counts.most_common():
+        if device == "CPU":
+            yield {"device": device, "op": op, "number": number}
+
+
+def log_placement(setup: Setup) -> Iterator[Row]:
+    """Runs one step with the log of placements; a block of its own process, for `placement`."""
+    tf.debugging.set_log_device_placement(True)
+    build(setup, setup.load(setup.batches[-1], "float16")).trainer.train(tf.constant(1))
+    yield {"steps": 1}
+
+
+def speed(setup: Setup) -> Iterator[Row]:
+    """Compares steps on a constant batch with bare forward and backward passes of the same network."""
+    for batch in setup.batches:
+        for policy, xla in MODES[:2] if setup.tiny else MODES:
+            if setup.is_over():
+                return
+            built = build(setup, setup.load(batch, policy, f"train.jit_compile={str(xla).lower()}"), constant=True)
+            started = time.perf_counter()
+            built.trainer.train(tf.constant(2))
+            first = time.perf_counter() - started
+            ours = time_trainer(setup, built)
+            peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**30 if setup.device == "GPU:0" else None
+            reference = time_bare_steps(setup, built, xla)
+            yield {
+                "batch": batch, "policy": policy, "xla": xla, "images_per_second": batch / ours,
+                "bare_images_per_second": batch / reference, "ratio": reference / ours, "first_two_steps_s": first,
+                "peak_gib": peak,
+            }  # fmt: skip
+
+
+def time_bare_steps(setup: Setup, built: Built, xla: bool) -> float:
+    """Returns the seconds of a forward and backward pass of the network, which a step cannot be faster than."""
+    model = built.state.model
+    with tf.device(setup.device):
+        pixels = normalize_image(tf.identity(built.batch.images))
+
+    @tf.function(autograph=False, jit_compile=xla)
+    def pass_once() -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            outputs = model(pixels, training=True)
+            loss = tf.reduce_sum(outputs["logits"]) + tf.reduce_sum(outputs["offsets"])
+        return tf.add_n([tf.reduce_sum(gradient) for gradient in tape.gradient(loss, model.trainable_variables)])
+
+    return time_steps(lambda: [pass_once() for _ in range(setup.steps)][-1].numpy(), setup.steps)
+
+
+def parts(setup: Setup) -> Iterator[Row]:
+    """Measures loss with mining, and the optimizer with EMA, as shares of the step."""
+    for policy in ("float32", "float16"):
+        config = setup.load(setup.batches[0], policy)
+        built = build(setup, config, constant=True)
+        step = time_trainer(setup, built)
+        with tf.device(setup.device):
+            loss = measure_loss(config, built.batch, built.state.model(normalize_image(built.batch.images)))
+        update = time_optimizer(setup, built)
+        yield {
+            "batch": setup.batches[0], "policy": policy, "step_ms": 1e3 * step, "loss_ms": 1e3 * loss,
+            "optimizer_ms": 1e3 * update, "share": (loss + update) / step,
+        }  # fmt: skip
+
+
+def time_optimizer(setup: Setup, built: Built) -> float:
+    """Returns the seconds of an update of weights and averages, without the reduction of gradients."""
+    optimizer, strategy = built.state.optimizer, tf.distribute.OneDeviceStrategy(setup.device)
+    gradients = [tf.fill(variable.shape, 1e-6) for variable in optimizer.variables_to_train]
+
+    @tf.function(autograph=False)
+    def update() -> None:
+        strategy.run(optimizer.apply, args=(gradients,))
+
+    return time_steps(lambda: (update(), optimizer.variables_to_train[-1].numpy()), 1, rounds=10)
+
+
+def feed(setup: Setup) -> Iterator[Row]:
+    """Compares training from files with training on a constant batch, beside the pipeline alone."""
+    for batch in setup.batches[:2]:
+        for targets in ("precomputed", "online"):
+            if setup.is_over():
+                return
+            config = setup.load(batch, "float16", f"data.targets={targets}", f"train.log_every={setup.steps}")
+            alone = measure_pipeline(config, seconds=1 if setup.tiny else 8)
+            built = build(setup, config)
+            from_files = time_trainer(setup, built)
+            report = built.trainer.train(tf.constant(setup.steps)) or {}
+            constant = time_trainer(setup, build(setup, config, constant=True))
+            yield {
+                "batch": batch, "targets": targets, "cores": len(os.sched_getaffinity(0)),
+                "pipeline_images_per_second": alone, "images_per_second": batch / from_files,
+                "constant_images_per_second": batch / constant, "lost": 1 - constant / from_files,
+                "data_wait": report.get("data_wait"),
+            }  # fmt: skip
+
+
+def measure_pipeline(config: Config, seconds: float) -> float:
+    """Returns the images per second of the input pipeline alone."""
+    manifest = load_manifest(config.data)
+    plan = plan_training(config.data, config.train, manifest.split("train", config.data.dir))
+    size = config.train.global_batch_size
+    batches = iter(
+        training_batches(config.data, config.anchors, config.matching, config.model.input_size, plan, size, 0)
+    )
+    for _ in range(3):
+        next(batches)
+    started, images = time.perf_counter(), 0
+    while time.perf_counter() < started + seconds:
+        next(batches)
+        images += size
+    return images / (time.perf_counter() - started)
+
+
+def layouts(setup: Setup) -> Iterator[Row]:
+    """Trains on 1, 2 and 4 logical devices; `exact` must give the same bits, and all replicas the same weights."""
+    kind = setup.device.partition(":")[0]
+    limits = {"memory_limit": 8000} if kind == "GPU" else {}
+    devices = [tf.config.LogicalDeviceConfiguration(**limits)] * 4
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices(kind)[0], devices)
+    for policy in ("float32", "float16"):
+        for reduction in ("fast", "exact"):
+            first: list[float] = []
+            for replicas in (1, 2, 4):
+                if setup.is_over():
+                    return
+                # In float16, the first loss scales may overflow: then all replicas skip the step.
+                config = setup.load(8, policy, "model.batch_norm_group=2", f"train.reduction={reduction}",
+                                    "train.log_every=1", "train.steps_per_loop=1")  # fmt: skip
+                strategy = create_strategy([f"{kind}:{index}" for index in range(replicas)])
+                built = build(setup, config, strategy=strategy)
+                losses = [float(built.trainer.train(tf.constant(1))["loss"]) for _ in range(setup.steps)]
+                first = first or losses
+                copies = [
+                    {copy.numpy().tobytes() for copy in strategy.experimental_local_results(variable)}
+                    for variable in built.state.model.trainable_variables
+                ]
+                yield {
+                    "policy": policy, "reduction": reduction, "replicas": replicas, "last_loss": losses[-1],
+                    "largest_difference": float(np.max(np.abs(np.divide(losses, first) - 1))),
+                    "replicas_equal": all(len(each) == 1 for each in copies),
+                    "skipped_steps": int(built.state.loss_scale.skipped_steps.numpy()),
+                }  # fmt: skip
+
+
+def create_strategy(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
+    """Creates a strategy whose collectives have keys of their own: in one process, they must differ."""
+    keys = {"_collective_key_base": 100_000 * len(devices)}
+    return type("MirroredStrategy", (tf.distribute.MirroredStrategy,), keys)(devices)
+
+
+BLOCKS: dict[str, Callable[[Setup], Iterator[Row]]] = {
+    "probe": probe, "placement": placement, "log_placement": log_placement, "speed": speed, "parts": parts,
+    "input": feed, "layouts": layouts,
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("block", choices=BLOCKS)
+    parser.add_argument("--data", required=True, help="folder of prepared shards")
+    parser.add_argument("--config", default="base")
+    parser.add_argument("--output", default=os.environ.get("OUT", "."), type=Path)
+    parser.add_argument("--seconds", type=float, default=120, help="no further row is measured after this time")
+    parser.add_argument("--tiny", action="store_true", help="few steps of a small network")
+    arguments = parser.parse_args()
+    setup = Setup(arguments.data, arguments.config, arguments.tiny, time.monotonic() + arguments.seconds)
+    gpus = tf.config.list_physical_devices("GPU")
+    card = tf.config.experimental.get_device_details(gpus[0]).get("device_name") if gpus else "CPU"
+    rows: list[Row] = []
+    for row in BLOCKS[arguments.block](setup):
+        rows.append(row)
+        print({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}, flush=True)
+        document = {"block": arguments.block, "device": card, "tiny": arguments.tiny, "rows": rows}
+        (arguments.output / f"{arguments.block}.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

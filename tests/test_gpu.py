@@ -1,0 +1,70 @@
+"""The blocks of `benchmarks.gpu`: on a GPU as they are, and in their small form on the CPU."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+from support.synthetic import write_dataset
+
+from ssd_dist.core.config_files import load_config
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = ["probe", "placement", "speed", "parts", "input", "layouts"]
+POLICIES = {"float32", "float16", "bfloat16"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Writes shards and the config `small.yaml` beside them; returns the folder of the shards."""
+    folder = tmp_path_factory.mktemp("gpu")
+    (folder / "small.yaml").write_text("model: {input_size: 64}\n")
+    write_dataset(folder / "data", load_config(folder / "small.yaml", []), {"train": 64}, shards=4)
+    return folder / "data"
+
+
+def run_block(block: str, data: Path, folder: Path, *flags: str) -> list[dict]:
+    command = [sys.executable, "-m", "benchmarks.gpu", block, f"--data={data}", f"--output={folder}",
+               f"--config={data.parent / 'small.yaml'}", "--seconds=1200", *flags]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / f"{block}.json").read_text())["rows"]
+
+
+def check_rows(block: str, rows: list[dict]) -> None:
+    """Checks the properties that hold on every device, and that times and rates are positive numbers."""
+    assert rows
+    for row in rows:
+        for name, value in row.items():
+            if name.endswith(("_per_second", "_ms", "ratio")):
+                assert math.isfinite(value), (name, row)
+                assert value > 0, (name, row)
+    if block == "probe":
+        assert {row["policy"]: row["equal_bits"] for row in rows if "equal_bits" in row} == dict.fromkeys(
+            POLICIES, True
+        )
+    elif block == "placement":
+        assert sum(row["operations"] for row in rows if "operations" in row) > 1000
+    elif block == "layouts":
+        assert {row["replicas"] for row in rows} == {1, 2, 4}
+        assert all(row["replicas_equal"] for row in rows)
+        # No bit depends on the layout with `train.reduction: exact`.
+        assert {row["largest_difference"] for row in rows if row["reduction"] == "exact"} == {0.0}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_runs_in_its_small_form(block: str, data: Path, tmp_path: Path) -> None:
+    check_rows(block, run_block(block, data, tmp_path, "--tiny"))
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not tf.config.list_physical_devices("GPU"), reason="needs a GPU")
+@pytest.mark.parametrize("block", ["probe", "placement", "layouts"])
+def test_a_block_runs_on_the_gpu(block: str, data: Path, tmp_path: Path) -> None:
+    check_rows(block, run_block(block, data, tmp_path))
