@@ -8,7 +8,7 @@ READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | t
 DEMO := demo
 SHARED := $${SSD_DIST_SHARED:-../shared}
 
-.PHONY: setup demo test test-quick test-long lint bench bench-prepare bench-collectives recipe chaos soak fuzz deploy-clients bccd docs dist lock clean
+.PHONY: setup demo test test-quick test-long lint bench bench-prepare bench-collectives recipe chaos soak fuzz deploy-clients containers bccd docs dist lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -73,6 +73,10 @@ deploy-clients: $(READY)
 	.venv-mediapipe/bin/python -m pip install --quiet --disable-pip-version-check mediapipe==1.2.3
 	! command -v npm || npm install --silent --no-audit --no-fund --prefix .browser @litertjs/core@2.5.3
 	$(BIN)/python -m pytest tests/export/test_deploy_pages.py
+
+# Builds both containers with buildah and trains for two steps in them. Needs root on Debian, and 20 GB of disk.
+containers:
+	tests/launch/build_containers.sh $${TMPDIR:-/tmp}/ssd_containers
 
 lint: $(READY)
 	$(BIN)/ruff check .
