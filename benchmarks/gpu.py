@@ -7,7 +7,7 @@
     speed      steps against bare forward and backward passes: batch sizes, precisions, XLA
     parts      loss and mining, and the optimizer with EMA, as shares of the step
     input      images per second of the input pipeline, and what the step loses by it
-    layouts    one loss curve on 1, 2 and 4 logical devices of the card; one replica's overflow
+    layouts    one loss curve on 1, 2 and 4 logical devices of one GPU; one replica's overflow
 
 Each block is a process of its own and writes DIR/BLOCK.json after each row, so that an error or a time limit loses only
 the rows that would follow.
@@ -16,6 +16,7 @@ the rows that would follow.
 import argparse
 import collections
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -45,6 +46,7 @@ from ssd_dist.training.trainer import DetectorTrainer
 
 Row = dict[str, object]
 STEPS = 100_000
+STRATEGIES = itertools.count(1)
 POLICIES = {
     "float32": ["amp.enabled=false"],
     "float16": ["amp.enabled=true", "amp.policy=mixed_float16"],
@@ -285,7 +287,7 @@ def layouts(setup: Setup) -> Iterator[Row]:
     limits = {"memory_limit": 8000} if kind == "GPU" else {}
     devices = [tf.config.LogicalDeviceConfiguration(**limits)] * 4
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices(kind)[0], devices)
-    for policy in ("float32", "float16"):
+    for policy in ("float16",) if setup.tiny else ("float32", "float16"):
         for reduction in ("fast", "exact"):
             first: list[float] = []
             for replicas in (1, 2, 4):
@@ -311,8 +313,8 @@ def layouts(setup: Setup) -> Iterator[Row]:
 
 
 def create_strategy(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
-    """Creates a strategy whose collectives have keys of their own: in one process, they must differ."""
-    keys = {"_collective_key_base": 100_000 * len(devices)}
+    """Creates a strategy whose collectives have keys of their own, as those of all strategies of a process must."""
+    keys = {"_collective_key_base": 100_000 * next(STRATEGIES)}
     return type("MirroredStrategy", (tf.distribute.MirroredStrategy,), keys)(devices)
 
 
@@ -333,12 +335,12 @@ def main() -> None:
     arguments = parser.parse_args()
     setup = Setup(arguments.data, arguments.config, arguments.tiny, time.monotonic() + arguments.seconds)
     gpus = tf.config.list_physical_devices("GPU")
-    card = tf.config.experimental.get_device_details(gpus[0]).get("device_name") if gpus else "CPU"
+    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name") if gpus else "CPU"
     rows: list[Row] = []
     for row in BLOCKS[arguments.block](setup):
         rows.append(row)
         print({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}, flush=True)
-        document = {"block": arguments.block, "device": card, "tiny": arguments.tiny, "rows": rows}
+        document = {"block": arguments.block, "device": name, "tiny": arguments.tiny, "rows": rows}
         (arguments.output / f"{arguments.block}.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
