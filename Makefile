@@ -8,7 +8,7 @@ READY := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | t
 DEMO := demo
 SHARED := $${SSD_DIST_SHARED:-../shared}
 
-.PHONY: setup demo test test-quick test-long lint bench bench-prepare bench-collectives recipe chaos soak fuzz deploy-clients containers bccd docs dist lock clean
+.PHONY: setup demo test test-quick test-long lint bench bench-prepare bench-collectives recipe battery chaos soak fuzz deploy-clients containers bccd docs dist lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -22,7 +22,7 @@ $(READY):
 	  $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock \
 	  && $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .; \
 	else \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock \
 	  && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .; \
 	fi
 	touch $@
@@ -97,6 +97,12 @@ bench-collectives: $(READY)
 # Trains every variant of the recipe on real data with three seeds. Takes hours; resumes after an interruption.
 recipe: $(READY)
 	$(BIN)/python -m benchmarks.recipe
+
+# Trains what ssd-fit chooses, and the config that it is compared with, on six real datasets. Takes hours; resumes.
+# Without --protocol=test, it never reads a test split.
+MINUTES := 30
+battery: $(READY)
+	$(BIN)/python -m benchmarks.battery --minutes=$(MINUTES)
 
 # Builds the documentation and the API reference in site/. A broken link or reference is an error.
 docs: $(READY)

@@ -5,7 +5,7 @@ from shlex import quote
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ssd_dist.core.config_files import load_stored_config
@@ -71,7 +71,9 @@ def print_table(folder: Path, split: str, metrics: dict[str, Any] | None, files:
     """
     console = Console(highlight=False, soft_wrap=True)
     title = Text(make_printable(f"{folder}"), style="bold")
-    table = Table("", "", "", title=title, title_justify="left", show_header=False)
+    # A path must be complete, to be copied: in a narrow terminal it continues on the next line.
+    columns = [Column(overflow="fold") for _ in range(3)]
+    table = Table(*columns, title=title, title_justify="left", show_header=False)
     if metrics is not None:
         note = "; the training images: other images will have lower values" if split == TRAIN_SPLIT else ""
         table.add_row(Text(f"metrics on {split}"), "COCO AP50", f"{_format(metrics['coco/AP50'])}{note}")

@@ -15,7 +15,7 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config
 from ssd_dist.core.errors import RestartError, SsdDistError, UsageError
 from ssd_dist.fitting import fit_dataset, stages
-from ssd_dist.fitting.results_table import print_results
+from ssd_dist.fitting.results_table import print_results, print_table
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
 
 
@@ -232,6 +232,15 @@ def test_the_printed_commands_can_be_pasted_into_a_shell(tmp_path, capsys, quant
     assert predict[1:3] == [f"--model_dir={files.folder}", f"--score_threshold={files.metrics}"]
     (export,) = (shlex.split(line) for line in printed if line.startswith("  ssd-export"))
     assert export[1:-1] == [f"--model_dir={files.folder}", *expected]
+
+
+def test_the_table_shows_whole_paths_in_a_narrow_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    folder = tmp_path / "a_long_name_of_a_run" / "export" / "tflite"
+    print_table(tmp_path, "val", None, [(str(folder / "model.tflite"), "the export")])
+    printed = capsys.readouterr().out
+    cells = "".join(line.split("│")[2].strip() for line in printed.splitlines() if line.startswith("│"))
+    assert cells == str(folder / "model.tflite")
 
 
 def test_a_partly_written_result_counts_as_missing(tmp_path):

@@ -78,7 +78,7 @@ def test_a_container_installs_only_files_whose_hashes_are_locked(container: str)
     text = (ROOT / "launch" / container / "Dockerfile").read_text()
     installs = re.findall(r"pip install .*", text)
     assert [install.removesuffix(" && pip check") for install in installs] == [
-        "pip install --no-cache-dir --require-hashes -r requirements.lock",
+        "pip install --no-cache-dir --no-deps --require-hashes -r requirements.lock",
         "pip install --no-cache-dir --no-deps .",
     ]
     assert f"COPY launch/{container}/requirements.lock ./" in text

@@ -1,0 +1,219 @@
+"""Trains every variant on every dataset of the battery (`make battery MINUTES=30`), and prints the table.
+
+    folders of links -> ssd-fit on each folder, one run after another -> results.jsonl -> table
+
+Settings are chosen by the runs of the `dev` protocol, which never see a test split. Runs that results.jsonl contains
+are not repeated, so the study can be interrupted and resumed.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+
+from benchmarks.battery.folders import SETS, build_folder
+from benchmarks.battery.table import print_table
+from benchmarks.battery.variants import VARIANTS, Variant
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "runs" / "battery"
+RESULTS = Path(__file__).parent / "results.jsonl"
+SHARED = Path(os.environ.get("SSD_DIST_SHARED", str(ROOT.parent / "shared")))
+WEIGHTS = SHARED / "weights" / "mobilenet_v2_1.0_imagenet_no_top.h5"
+RUN_SECONDS = 4 * 3600
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of ssd-fit.
+
+    Attributes:
+      variant: the overrides.
+      dataset: name of the dataset.
+      seed: the seed.
+      protocol: `dev` or `test`.
+      budget: the length of training, as flags of ssd-fit.
+    """
+
+    variant: Variant
+    dataset: str
+    seed: int
+    protocol: str
+    budget: str
+
+    @property
+    def config(self) -> str | None:
+        """The config file of the variant."""
+        return str(Path(__file__).parent / self.variant.config) if self.variant.config else None
+
+    @property
+    def overrides(self) -> list[str]:
+        """All `a.b=c` overrides."""
+        return [f"backbone.weights={WEIGHTS}", f"train.seed={self.seed}", *self.variant.overrides]
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags of ssd-fit for the config and the overrides."""
+        config = [f"--config={self.config}"] if self.config else []
+        return config + [f"--set={override}" for override in self.overrides]
+
+    @property
+    def key(self) -> str:
+        """A hash of what the result depends on, apart from the code."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=30, help="time of a run, on all cores")
+    parser.add_argument("--steps", type=int, help="screening: this many steps at 300 pixels, each run on one core")
+    parser.add_argument("--protocol", choices=("dev", "test"), default="dev")
+    parser.add_argument("--only", action="append", default=[], help="name of a variant; all by default; repeatable")
+    parser.add_argument("--dataset", dest="datasets", action="append", default=[], help="repeatable; all by default")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--table", action="store_true", help="print the table of the recorded results; train nothing")
+    arguments = parser.parse_args()
+    budget = f"steps={arguments.steps}" if arguments.steps else f"minutes={arguments.minutes:g}"
+    runs = [
+        Run(variant, dataset, seed, arguments.protocol, budget)
+        for seed in range(arguments.seeds)
+        for variant in VARIANTS
+        for dataset in SETS
+        if (not arguments.only or variant.name in arguments.only)
+        and (not arguments.datasets or dataset in arguments.datasets)
+    ]
+    if not arguments.table:
+        if not (SHARED / "data").is_dir():
+            sys.exit(f"{SHARED}/data: no datasets; set SSD_DIST_SHARED to the folder that contains data/")
+        run_all(runs, is_pinned=bool(arguments.steps))
+    print_table(read_results(), arguments.protocol, budget)
+
+
+def run_all(runs: list[Run], is_pinned: bool) -> None:
+    """Trains the runs without a recorded result: one per core, or one at a time on all cores."""
+    done = {result["key"] for result in read_results()}
+    waiting = [run for run in runs if run.key not in done]
+    cores: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+    available = sorted(os.sched_getaffinity(0))
+    for group in [[core] for core in available] if is_pinned else [available]:
+        cores.put(group)
+    console, preparing = Console(stderr=True), threading.Lock()
+    failed = 0
+    with ThreadPoolExecutor(cores.qsize()) as pool:
+        futures = [pool.submit(train, run, cores, preparing) for run in waiting]
+        try:
+            for number, future in enumerate(as_completed(futures), 1):
+                try:
+                    result = future.result()
+                except subprocess.SubprocessError as error:
+                    failed += 1
+                    console.print(f"{number} of {len(futures)} failed: {error}\n{(error.stderr or '')[-2000:]}")
+                    continue
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(result) + "\n")
+                console.print(f"{number} of {len(futures)}: {describe(result)}")
+        finally:
+            # Ctrl-C ends the running processes; waiting runs must not start.
+            pool.shutdown(cancel_futures=True)
+    if failed:
+        sys.exit(f"{failed} runs failed; run the command again to repeat them")
+
+
+def read_results() -> list[dict]:
+    """Reads the recorded results, one dict per run."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def describe(result: dict) -> str:
+    """Returns a line about a result."""
+    metrics = f"AP50 {result['AP50']:.3f}, AP {result['AP']:.3f}"
+    return (
+        f"{result['dataset']}, {result['variant']}, seed {result['seed']}: {metrics}, {result['steps']} steps in "
+        f"{result['seconds']:.0f} s"
+    )
+
+
+def train(run: Run, cores: "queue.SimpleQueue[list[int]]", preparing: threading.Lock) -> dict:
+    """Runs ssd-fit on the folder of a dataset and returns the result."""
+    with preparing:
+        folder = build_folder(run.dataset, run.protocol, SHARED / "data", FOLDER / "folders")
+    with borrow(cores) as group, TemporaryDirectory(dir=FOLDER, prefix="run_") as output:
+        length = length_flag(run, folder, preparing)
+        flags = [f"--input={folder}", f"--output={output}", "--export=", *run.flags, length]
+        started = time.perf_counter()
+        call(group, "ssd_dist.cli.fit", *flags)
+        seconds = time.perf_counter() - started
+        metrics = json.loads(Path(output, "metrics.json").read_text())
+        settings = json.loads(Path(output, "fit", "choices.json").read_text())
+        rows = [json.loads(line) for line in Path(output, "metrics.jsonl").read_text().splitlines()]
+    return {
+        "key": run.key, "variant": run.variant.name, "dataset": run.dataset, "seed": run.seed,
+        "protocol": run.protocol, "budget": run.budget, "overrides": run.variant.overrides,
+        "AP": metrics["coco/AP"], "AP50": metrics["coco/AP50"], "AP_small": metrics["coco/AP_small"],
+        "steps": rows[-1]["step"], "evaluations": [row["coco/AP"] for row in rows if row["kind"] == "eval"],
+        "choices": {choice["key"]: choice["value"] for choice in settings},
+        "seconds": seconds, "commit": read_commit(), "machine": f"{platform.machine()}, {len(group)} cores",
+    }  # fmt: skip
+
+
+def length_flag(run: Run, folder: Path, preparing: threading.Lock) -> str:
+    """Returns the flag that sets the length of training."""
+    kind, amount = run.budget.split("=")
+    if kind == "minutes":
+        return f"--minutes={amount}"
+    survey = folder.with_suffix(".survey.json")
+    with preparing:
+        if not survey.exists():
+            output = f"--output={folder.with_suffix('.data')}"
+            call([], "pipelines.prepare", f"--input={folder}", output, f"--survey={survey}")
+        # Imports TensorFlow, which takes seconds.
+        from benchmarks.battery.compute import equal_steps
+
+        return f"--set=train.steps={equal_steps(int(amount), survey, run.config, run.overrides)}"
+
+
+def read_commit() -> str:
+    """Returns the commit of the checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@contextmanager
+def borrow(cores: "queue.SimpleQueue[list[int]]") -> Iterator[list[int]]:
+    """Takes a group of cores out of the queue for the time of a block."""
+    group = cores.get()
+    try:
+        yield group
+    finally:
+        cores.put(group)
+
+
+def call(cores: list[int], module: str, *flags: str) -> None:
+    """Runs a program, on the given cores if there are some."""
+    pinned = ["taskset", "--cpu-list", ",".join(map(str, cores))] if cores else []
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    subprocess.run(
+        [*pinned, sys.executable, "-m", module, *flags],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=RUN_SECONDS, check=True,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; run the command again to resume")

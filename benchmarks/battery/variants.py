@@ -1,0 +1,24 @@
+"""The variants of the battery: each is a set of overrides of what `ssd-fit` chooses."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A change of what `ssd-fit` chooses.
+
+    Attributes:
+      name: the row of the table; results.jsonl contains it.
+      overrides: `a.b=c` overrides.
+      config: a config file of this folder, whose keys are not chosen.
+    """
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    config: str = ""
+
+
+# configs/base.yaml of commit 23244a9 with all its defaults: nothing but the length is chosen.
+BEFORE = Variant("before", config="before.yaml")
+AFTER = Variant("ssd-fit")
+VARIANTS = (BEFORE, AFTER)
