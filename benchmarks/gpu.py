@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import tensorflow as tf
@@ -163,9 +164,11 @@ def hash_weights(state: TrainState) -> str:
 
 def placement(setup: Setup) -> Iterator[Row]:
     """Counts the operations of the step by device, from TensorFlow's log of a process that runs one step."""
-    command = [sys.executable, "-m", "benchmarks.gpu", "log_placement", *sys.argv[2:]]
+    flags = [f"--data={setup.data}", f"--config={setup.config}", *["--tiny"] * setup.tiny]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_MAX_VLOG_LEVEL": "0"}
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    with TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.gpu", "log_placement", f"--output={folder}", *flags]
+        output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     counts = collections.Counter(PLACEMENT.findall(output.stderr + output.stdout))
     for device in ("GPU", "CPU"):
         yield {"device": device, "operations": sum(n for (_, where), n in counts.items() if where == device)}

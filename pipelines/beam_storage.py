@@ -20,7 +20,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileSystem
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.io.localfilesystem import LocalFileSystem
 
-from pipelines.compressed_input import DECOMPRESSORS, CompressedInput
+from pipelines.compressed_input import CompressedInput
 from pipelines.text_encoding import decode_text
 from ssd_dist.core import storage
 from ssd_dist.core.errors import DataError, UsageError
@@ -99,8 +99,8 @@ def open_input(path: str) -> BinaryIO:
     """
     _refuse_device(path)
     file: BinaryIO = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
-    make_decompressor = DECOMPRESSORS.get(posixpath.splitext(path)[1])
-    return file if make_decompressor is None else cast(BinaryIO, CompressedInput(file, make_decompressor))
+    suffix = posixpath.splitext(path)[1]
+    return cast(BinaryIO, CompressedInput(file, suffix)) if suffix in (".gz", ".bz2") else file
 
 
 def read_lines(stream: BinaryIO, limit: int) -> Iterator[bytes]:

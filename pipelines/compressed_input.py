@@ -4,34 +4,26 @@ Beam's reader takes a file that is cut off for a complete one, so its last lines
 """
 
 import bz2
+import gzip
 import zlib
-from collections.abc import Callable
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-# A chunk may expand a thousandfold.
 CHUNK_BYTES = 1 << 14
-DECOMPRESSORS: dict[str, Callable[[], Any]] = {
-    # 31: the format of gzip, with the largest history.
-    ".gz": lambda: zlib.decompressobj(31),
-    ".bz2": bz2.BZ2Decompressor,
-}
 
 
 class CompressedInput:
-    """A compressed file, open for reading.
+    """A file compressed by gzip or bzip2, open for reading."""
 
-    Args:
-      stream: the compressed file; closed with this one.
-      make_decompressor: returns a decompressor for one member of the file, see `DECOMPRESSORS`.
-    """
+    def __init__(self, stream: BinaryIO, suffix: str) -> None:
+        """Opens the content of a compressed file.
 
-    def __init__(self, stream: BinaryIO, make_decompressor: Callable[[], Any]) -> None:
+        Args:
+          stream: the compressed file; closed with this one.
+          suffix: `.gz` or `.bz2`.
+        """
         self._stream = stream
-        self._make = make_decompressor
-        self._decompressor = make_decompressor()
-        self._ready = bytearray()
-        self._is_ended = False
+        self._file = gzip.GzipFile(fileobj=stream, mode="rb") if suffix == ".gz" else bz2.BZ2File(stream)
         self._error: Exception | None = None
 
     def __enter__(self) -> "CompressedInput":
@@ -44,6 +36,7 @@ class CompressedInput:
 
     def close(self) -> None:
         """Closes the file."""
+        self._file.close()
         self._stream.close()
 
     def read(self, size: int = -1) -> bytes:
@@ -53,29 +46,27 @@ class CompressedInput:
           EOFError: if the file is cut off, after all bytes before the cut were returned.
           zlib.error, OSError: if the content is damaged, likewise.
         """
-        while not self._is_ended and self._error is None and (size < 0 or len(self._ready) < size):
-            try:
-                self._fill()
-            except (EOFError, OSError, zlib.error) as error:
-                self._error = error
-        if self._error is not None and not self._ready:
+        data = bytearray()
+        while self._error is None and (size < 0 or len(data) < size):
+            part = self._read_part(CHUNK_BYTES if size < 0 else size - len(data))
+            if not part:
+                break
+            data += part
+        if self._error is not None and not data:
             raise self._error
-        data = bytes(self._ready if size < 0 else self._ready[:size])
-        del self._ready[: len(data)]
-        return data
+        return bytes(data)
 
-    def _fill(self) -> None:
-        chunk = self._stream.read(CHUNK_BYTES)
-        if not chunk:
-            self._is_ended = True
-            if not self._decompressor.eof:
-                raise EOFError("the compressed file is cut off")
-        while chunk:
-            if self._decompressor.eof:
-                # Another member follows; tools pad the file with zeros.
-                chunk = chunk.lstrip(b"\0")
-                if not chunk:
-                    return
-                self._decompressor = self._make()
-            self._ready += self._decompressor.decompress(chunk)
-            chunk = self._decompressor.unused_data
+    def _read_part(self, size: int) -> bytes:
+        """Returns some of the next bytes; stores an error, which is raised when all bytes before it are returned."""
+        try:
+            part = self._file.read1(size)
+            # gzip accepts a file without any byte as one without content.
+            if not part and self._stream.tell() == 0:
+                raise EOFError
+        except EOFError:
+            self._error = EOFError("the compressed file is cut off")
+        except (OSError, zlib.error) as error:
+            self._error = error
+        else:
+            return part
+        return b""

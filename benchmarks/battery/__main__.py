@@ -11,23 +11,19 @@ import hashlib
 import json
 import os
 import platform
-import queue
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rich.console import Console
-
 from benchmarks.battery.folders import SETS, build_folder
 from benchmarks.battery.table import print_table
 from benchmarks.battery.variants import VARIANTS, Variant
+from benchmarks.run_queue import read_results, run_all
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "runs" / "battery"
@@ -35,6 +31,8 @@ RESULTS = Path(__file__).parent / "results.jsonl"
 SHARED = Path(os.environ.get("SSD_DIST_SHARED", str(ROOT.parent / "shared")))
 WEIGHTS = SHARED / "weights" / "mobilenet_v2_1.0_imagenet_no_top.h5"
 RUN_SECONDS = 4 * 3600
+# Two runs must not write the same folder or survey.
+PREPARING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -99,43 +97,12 @@ def main() -> None:
     if not arguments.table:
         if not (SHARED / "data").is_dir():
             sys.exit(f"{SHARED}/data: no datasets; set SSD_DIST_SHARED to the folder that contains data/")
-        run_all(runs, is_pinned=bool(arguments.steps))
-    print_table(read_results(), arguments.protocol, budget)
-
-
-def run_all(runs: list[Run], is_pinned: bool) -> None:
-    """Trains the runs without a recorded result: one per core, or one at a time on all cores."""
-    done = {result["key"] for result in read_results()}
-    waiting = [run for run in runs if run.key not in done]
-    cores: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
-    available = sorted(os.sched_getaffinity(0))
-    for group in [[core] for core in available] if is_pinned else [available]:
-        cores.put(group)
-    console, preparing = Console(stderr=True), threading.Lock()
-    failed = 0
-    with ThreadPoolExecutor(cores.qsize()) as pool:
-        futures = [pool.submit(train, run, cores, preparing) for run in waiting]
-        try:
-            for number, future in enumerate(as_completed(futures), 1):
-                try:
-                    result = future.result()
-                except subprocess.SubprocessError as error:
-                    failed += 1
-                    console.print(f"{number} of {len(futures)} failed: {error}\n{(error.stderr or '')[-2000:]}")
-                    continue
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(result) + "\n")
-                console.print(f"{number} of {len(futures)}: {describe(result)}")
-        finally:
-            # Ctrl-C ends the running processes; waiting runs must not start.
-            pool.shutdown(cancel_futures=True)
-    if failed:
-        sys.exit(f"{failed} runs failed; run the command again to repeat them")
-
-
-def read_results() -> list[dict]:
-    """Reads the recorded results, one dict per run."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+        done = {result["key"] for result in read_results(RESULTS)}
+        available = sorted(os.sched_getaffinity(0))
+        # With equal computation, one run per core; with equal time, one run on all cores.
+        groups = [[core] for core in available] if arguments.steps else [available]
+        run_all([run for run in runs if run.key not in done], groups, train, describe, RESULTS)
+    print_table(read_results(RESULTS), arguments.protocol, budget)
 
 
 def describe(result: dict) -> str:
@@ -147,15 +114,15 @@ def describe(result: dict) -> str:
     )
 
 
-def train(run: Run, cores: "queue.SimpleQueue[list[int]]", preparing: threading.Lock) -> dict:
+def train(run: Run, cores: Sequence[int]) -> dict:
     """Runs ssd-fit on the folder of a dataset and returns the result."""
-    with preparing:
+    with PREPARING:
         folder = build_folder(run.dataset, run.protocol, SHARED / "data", FOLDER / "folders")
-    with borrow(cores) as group, TemporaryDirectory(dir=FOLDER, prefix="run_") as output:
-        length = length_flag(run, folder, preparing)
+    with TemporaryDirectory(dir=FOLDER, prefix="run_") as output:
+        length = length_flag(run, folder)
         flags = [f"--input={folder}", f"--output={output}", "--export=", *run.flags, length]
         started = time.perf_counter()
-        call(group, "ssd_dist.cli.fit", *flags)
+        call(cores, "ssd_dist.cli.fit", *flags)
         seconds = time.perf_counter() - started
         metrics = json.loads(Path(output, "metrics.json").read_text())
         settings = json.loads(Path(output, "fit", "choices.json").read_text())
@@ -166,17 +133,17 @@ def train(run: Run, cores: "queue.SimpleQueue[list[int]]", preparing: threading.
         "AP": metrics["coco/AP"], "AP50": metrics["coco/AP50"], "AP_small": metrics["coco/AP_small"],
         "steps": rows[-1]["step"], "evaluations": [row["coco/AP"] for row in rows if row["kind"] == "eval"],
         "choices": {choice["key"]: choice["value"] for choice in settings},
-        "seconds": seconds, "commit": read_commit(), "machine": f"{platform.machine()}, {len(group)} cores",
+        "seconds": seconds, "commit": read_commit(), "machine": f"{platform.machine()}, {len(cores)} cores",
     }  # fmt: skip
 
 
-def length_flag(run: Run, folder: Path, preparing: threading.Lock) -> str:
+def length_flag(run: Run, folder: Path) -> str:
     """Returns the flag that sets the length of training."""
     kind, amount = run.budget.split("=")
     if kind == "minutes":
         return f"--minutes={amount}"
     survey = folder.with_suffix(".survey.json")
-    with preparing:
+    with PREPARING:
         if not survey.exists():
             output = f"--output={folder.with_suffix('.data')}"
             call([], "pipelines.prepare", f"--input={folder}", output, f"--survey={survey}")
@@ -192,17 +159,7 @@ def read_commit() -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
-@contextmanager
-def borrow(cores: "queue.SimpleQueue[list[int]]") -> Iterator[list[int]]:
-    """Takes a group of cores out of the queue for the time of a block."""
-    group = cores.get()
-    try:
-        yield group
-    finally:
-        cores.put(group)
-
-
-def call(cores: list[int], module: str, *flags: str) -> None:
+def call(cores: Sequence[int], module: str, *flags: str) -> None:
     """Runs a program, on the given cores if there are some."""
     pinned = ["taskset", "--cpu-list", ",".join(map(str, cores))] if cores else []
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}

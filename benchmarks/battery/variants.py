@@ -18,7 +18,7 @@ class Variant:
     config: str = ""
 
 
-# configs/base.yaml of commit 23244a9 with all its defaults: nothing but the length is chosen.
+# configs/base.yaml of commit 23244a9: ssd-fit chooses only the number of steps and the evaluations.
 BEFORE = Variant("before", config="before.yaml")
 AFTER = Variant("ssd-fit")
 VARIANTS = (BEFORE, AFTER)

@@ -10,22 +10,19 @@ import argparse
 import hashlib
 import json
 import os
-import queue
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rich.console import Console
-
 from benchmarks.recipe.table import print_table
 from benchmarks.recipe.variants import DATASETS, SEEDS, Dataset, Variant
+from benchmarks.run_queue import read_results, run_all
 from ssd_dist.core.config_files import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +30,7 @@ FOLDER = ROOT / "runs" / "recipe"
 RESULTS = Path(__file__).parent / "results.jsonl"
 SHARED = os.environ.get("SSD_DIST_SHARED", str(ROOT.parent / "shared"))
 RUN_SECONDS = 1800
+PREPARING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -70,64 +68,34 @@ def main() -> None:
     if not arguments.table:
         if not Path(SHARED, "data").is_dir():
             sys.exit(f"{SHARED}/data: no datasets; set SSD_DIST_SHARED to the folder that contains data/")
-        run_all([
-            run for run in runs
+        done = {result["settings"] for result in read_results(RESULTS)}
+        waiting = [
+            run
+            for run in runs
             if (not arguments.only or run.variant.name in arguments.only)
             and (not arguments.datasets or run.dataset.name in arguments.datasets)
-        ])  # fmt: skip
+            and run.settings not in done
+        ]
+        cores = [[core] for core in sorted(os.sched_getaffinity(0))]
+        run_all(waiting, cores, _prepare_and_train, _describe, RESULTS)
     # Results of earlier versions of a recipe are not shown.
     current = {run.settings for run in runs}
-    print_table([result for result in read_results() if result["settings"] in current])
+    print_table([result for result in read_results(RESULTS) if result["settings"] in current])
 
 
-def run_all(runs: list[Run]) -> None:
-    """Trains the runs without a recorded result, one per core at a time."""
-    done = {result["settings"] for result in read_results()}
-    waiting = [run for run in runs if run.settings not in done]
-    cores: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for core in sorted(os.sched_getaffinity(0)):
-        cores.put(core)
-    console = Console(stderr=True)
-    preparing = threading.Lock()
-    failed = 0
-    with ThreadPoolExecutor(cores.qsize()) as pool:
-        futures = [pool.submit(_prepare_and_train, run, cores, preparing) for run in waiting]
-        try:
-            for number, future in enumerate(as_completed(futures), 1):
-                try:
-                    result = future.result()
-                except subprocess.SubprocessError as error:
-                    failed += 1
-                    console.print(f"{number} of {len(futures)} failed: {error}\n{(error.stderr or '')[-1000:]}")
-                    continue
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(result) + "\n")
-                console.print(
-                    f"{number} of {len(futures)}: {result['data_set']}, {result['variant']}, seed {result['seed']}: "
-                    f"AP50 {result['AP50']:.3f}, AP {result['AP']:.3f} in {result['seconds']:.0f} s"
-                )
-        finally:
-            # Ctrl-C ends the running processes; waiting runs must not start.
-            pool.shutdown(cancel_futures=True)
-    if failed:
-        sys.exit(f"{failed} runs failed; run the command again to repeat them")
+def _describe(result: dict) -> str:
+    return (
+        f"{result['data_set']}, {result['variant']}, seed {result['seed']}: "
+        f"AP50 {result['AP50']:.3f}, AP {result['AP']:.3f} in {result['seconds']:.0f} s"
+    )
 
 
-def read_results() -> list[dict]:
-    """Reads the recorded results, one dict per run."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
-def _prepare_and_train(run: Run, cores: "queue.SimpleQueue[int]", preparing: threading.Lock) -> dict:
+def _prepare_and_train(run: Run, cores: Sequence[int]) -> dict:
     # Two runs must not prepare the same data at the same time.
-    with preparing:
+    with PREPARING:
         config = _fit_anchors(run) if run.variant.fit_anchors else run.config
         data = _prepare(run.dataset, config, run.variant.prepare)
-    core = cores.get()
-    try:
-        return _train(run, config, data, core)
-    finally:
-        cores.put(core)
+    return _train(run, config, data, cores)
 
 
 def _prepare(dataset: Dataset, config: Path, overrides: tuple[str, ...]) -> Path:
@@ -160,7 +128,7 @@ def _fit_anchors(run: Run) -> Path:
     return config
 
 
-def _train(run: Run, config: Path, data: Path, core: int) -> dict:
+def _train(run: Run, config: Path, data: Path, cores: Sequence[int]) -> dict:
     changes = (*run.variant.prepare, *run.variant.overrides, f"train.seed={run.seed}", f"data.dir={data}")
     # A new folder per run: a process left over from an earlier study may still write to its own folder.
     with TemporaryDirectory(dir=FOLDER, prefix="run_") as folder:
@@ -168,7 +136,7 @@ def _train(run: Run, config: Path, data: Path, core: int) -> dict:
         _call(
             "ssd_dist.cli.train", f"--config={config}", f"--model_dir={folder}", "--noreport",
             *(f"--set={each}" for each in changes),
-            core=core,
+            cores=cores,
         )  # fmt: skip
         seconds = time.perf_counter() - started
         rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
@@ -195,8 +163,8 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _call(module: str, *flags: str, core: int | None = None) -> None:
-    pinned = [] if core is None else ["taskset", "--cpu-list", str(core)]
+def _call(module: str, *flags: str, cores: Sequence[int] = ()) -> None:
+    pinned = ["taskset", "--cpu-list", ",".join(map(str, cores))] if cores else []
     command = [*pinned, sys.executable, "-m", module, *flags]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "SSD_DIST_SHARED": SHARED}
     subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=RUN_SECONDS, check=True)

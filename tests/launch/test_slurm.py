@@ -126,10 +126,7 @@ def test_a_job_survives_the_loss_of_a_node(
     assert_equal_weights(read_weights(job.model_dir, STEPS), undisturbed)
 
 
-def test_a_job_continues_after_its_time_limit(
-    cluster: SlurmCluster, undisturbed: dict[str, np.ndarray], data: Path, tmp_path: Path
-) -> None:
-    del undisturbed  # Needed only so that a slow first start is over.
+def test_a_job_continues_after_its_time_limit(cluster: SlurmCluster, data: Path, tmp_path: Path) -> None:
     # Slurm signals up to 60 s before the time of `--signal`, and its limits are whole minutes.
     started = time.monotonic()
     limited = Job(cluster, data, tmp_path / "limited", 100_000, "--time=4", "--signal=TERM@60")
