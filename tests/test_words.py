@@ -68,6 +68,7 @@ ALLOWED = {
     r"`windows`|[\"']windows[\"']|\.windows\b|\bwindows[=:]": "a key of existing manifests",
     r"--card\b": "a CSS variable: the box around a section",
     r"--data_set\b|[\"']data_set[\"']|arguments\.data_set": "a flag and a key of recorded benchmark results",
+    r"\.tell\(\)": "the method of Python's files",
     r"viewBox|viewport|memoryview": "names of SVG, CSS and Python",
     r"non[-_ ]?max(imum)?[-_ ]?suppression\w*": "the standard term, and TensorFlow's names",
     r"contextlib\.suppress|import suppress|, suppress\b|suppress\(": "Python's context manager",
