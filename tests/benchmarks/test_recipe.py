@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from benchmarks.recipe.__main__ import Run, read_results
+from benchmarks.recipe.__main__ import RESULTS, Run, read_results
 from benchmarks.recipe.table import print_table
 from benchmarks.recipe.variants import BASE, DATASETS, SEEDS
 from ssd_dist.core.config_files import load_config
@@ -45,7 +45,7 @@ def test_a_variant_without_a_base_has_no_gain(capsys):
 
 def test_table_of_the_recorded_results_can_be_printed(capsys):
     current = {run.settings for run in RUNS}
-    results = [result for result in read_results() if result["settings"] in current]
+    results = [result for result in read_results(RESULTS) if result["settings"] in current]
     print_table(results)
     counts = [int(line.split("|")[-2]) for line in capsys.readouterr().out.splitlines() if line.endswith(" |")
               and line.split("|")[-2].strip().isdigit()]  # fmt: skip
