@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ssd_dist.core.config import Config
+from ssd_dist.core.config import BackboneConfig, Config
 from ssd_dist.core.config_files import flatten_config, load_config
 from ssd_dist.fitting.choices import Settings, choose_network
 from ssd_dist.fitting.facts import DatasetFacts, MachineFacts
@@ -24,11 +24,21 @@ def equal_steps(steps: int, survey: Path, config: str | None, overrides: list[st
     choose_network(settings, dataset, MachineFacts(gpus=0, memory=2**34))
     chosen = [f"{choice.key}={choice.value!r}".replace("'", '"') for choice in settings.choices]
     network = load_config(config, [*chosen, *overrides])
-    return round(steps * count_activations(Config(), dataset.classes) / count_activations(network, dataset.classes))
+    return round(steps * estimate_work(Config(), dataset.classes) / estimate_work(network, dataset.classes))
 
 
-def count_activations(config: Config, classes: int) -> int:
-    """Returns the activations of a batch, to which the time of a step on a CPU is roughly proportional."""
-    backbone = config.backbone.model_copy(update={"weights": "none"})
-    model = build_detector(config.model, backbone, config.anchors, classes)
-    return config.train.global_batch_size * sum(count_cost(model).values(), Cost()).activations
+def estimate_work(config: Config, classes: int) -> float:
+    """Returns a number to which the time of a step on a CPU is roughly proportional.
+
+    The forward pass of a layer takes a third of the time, and the backward pass, which frozen layers do not need, two.
+    Both are limited by the memory, so by the number of activations.
+    """
+    unfrozen = config.backbone.model_copy(update={"frozen_blocks": 0, "lr_scale": 1.0})
+    forward, backward = (count_activations(config, part, classes) for part in (unfrozen, config.backbone))
+    return config.train.global_batch_size * (forward + 2 * backward) / 3
+
+
+def count_activations(config: Config, backbone: BackboneConfig, classes: int) -> int:
+    """Returns the activations of an image that the backward pass needs."""
+    model = build_detector(config.model, backbone.model_copy(update={"weights": "none"}), config.anchors, classes)
+    return sum(count_cost(model).values(), Cost()).activations

@@ -18,6 +18,8 @@ from ssd_dist.model.convolutions import choose_convolution
 from ssd_dist.model.imagenet_weights import fetch_imagenet_weights
 
 TAPS = ("block_6_expand_relu", "block_13_expand_relu", "out_relu")
+# Name prefixes of the layers before the first numbered block: the convolution with stride 2, and block 0.
+FIRST_LAYERS = ("Conv1", "bn_Conv1", "expanded_conv_")
 
 
 def build_backbone(config: BackboneConfig, model: ModelConfig) -> tf_keras.Model:
@@ -36,20 +38,34 @@ def build_backbone(config: BackboneConfig, model: ModelConfig) -> tf_keras.Model
     shape = (model.input_size, model.input_size, 3)
     stock = tf_keras.applications.MobileNetV2(shape, alpha=model.width, include_top=False, weights=None)
 
+    frozen = frozen_prefixes(config.frozen_blocks)
+
     def clone_layer(layer: layers.Layer) -> layers.Layer:
-        # Keras's MobileNetV2 fixes momentum 0.999: after a short run the moving statistics would still be ImageNet's.
-        if not isinstance(layer, layers.BatchNormalization):
-            options = layer.get_config()
-            return choose_convolution(type(layer), options).from_config(options)
-        options = {"momentum": model.batch_norm_momentum, "group": model.batch_norm_group}
-        norm = GroupedBatchNormalization.from_config({**layer.get_config(), **options})
-        # A backbone that is not trained must keep its moving statistics, too.
-        norm.trainable = not config.freeze_batch_norm and config.lr_scale > 0
-        return norm
+        options = layer.get_config()
+        if isinstance(layer, layers.BatchNormalization):
+            # Keras's MobileNetV2 fixes momentum 0.999: after a short run the moving statistics would still be
+            # ImageNet's.
+            options |= {"momentum": model.batch_norm_momentum, "group": model.batch_norm_group}
+            clone = GroupedBatchNormalization.from_config(options)
+            # A backbone that is not trained must keep its moving statistics, too.
+            clone.trainable = not config.freeze_batch_norm and config.lr_scale > 0
+        else:
+            clone = choose_convolution(type(layer), options).from_config(options)
+        clone.trainable = clone.trainable and not layer.name.startswith(frozen)
+        return clone
 
     network = tf_keras.models.clone_model(stock, clone_function=clone_layer)
     _load_weights(network, config, model)
     return tf_keras.Model(network.input, [network.get_layer(name).output for name in TAPS], name="backbone")
+
+
+def frozen_prefixes(blocks: int) -> tuple[str, ...]:
+    """Returns the name prefixes of the first blocks and of the convolution before them.
+
+    >>> frozen_prefixes(2)
+    ('Conv1', 'bn_Conv1', 'expanded_conv_', 'block_1_')
+    """
+    return (*FIRST_LAYERS, *(f"block_{block}_" for block in range(1, blocks))) if blocks else ()
 
 
 def check_weights_file(config: BackboneConfig) -> None:

@@ -20,7 +20,7 @@ class Cost:
     Attributes:
       parameters: number of weights, moving statistics included.
       multiply_adds: multiply-adds of the convolutions; one is two FLOPs. Other layers would add a few percent.
-      activations: number of values stored for the backward pass.
+      activations: number of values stored for the backward pass, which frozen layers do not need.
     """
 
     parameters: int = 0
@@ -52,7 +52,8 @@ def _count_layer(layer: layers.Layer) -> Cost:
     # The backward pass needs the input of a convolution, the input of a batch norm and the output of a ReLU. So the
     # values between a batch norm and its ReLU are not stored.
     feeds_relu = isinstance(find_only_follower(layer), layers.ReLU)
-    stored = 0 if isinstance(layer, layers.BatchNormalization) and feeds_relu else size
+    is_recomputed = isinstance(layer, layers.BatchNormalization) and feeds_relu
+    stored = 0 if is_recomputed or not layer.trainable else size
     if isinstance(layer, layers.DepthwiseConv2D):
         return Cost(parameters, shape[0] * shape[1] * math.prod(layer.depthwise_kernel.shape), stored)
     if isinstance(layer, layers.Conv2D):
