@@ -25,7 +25,9 @@ from pipelines.image_reading import read_images
 from pipelines.shard_plan import Member, ShardPlan
 from pipelines.shard_reports import ImageReport, Rejected, ShardReport, ViewReport, report_path
 from pipelines.split_lock import check_job_id
+from pipelines.suspicious_boxes import count_suspicious
 from pipelines.validate import reject_image
+from ssd_dist.core.boxes import FloatArray
 from ssd_dist.core.manifest import FORMAT_VERSION, Shard
 from ssd_dist.core.records import Record
 from ssd_dist.core.storage import join
@@ -156,6 +158,7 @@ def write_shard(
             for name in names
         ]
         images = _read_members(members, digest := hashlib.sha256())
+        written: list[tuple[FloatArray, int, int]] = []
         for first in range(0, len(members), BATCH):
             batch = preparer.prepare(islice(images, BATCH), plan.classes)
             for member, prepared in zip(members[first : first + BATCH], batch, strict=True):
@@ -163,9 +166,12 @@ def write_shard(
                 report.count_read(member, boxes)
                 write_image(member, prepared, writers, report, plan.classes)
                 count_image(member, boxes, prepared, meter)
+                if isinstance(prepared, PreparedImage):
+                    record = prepared.records[0]
+                    written.append((prepared.checked.objects.boxes, record.original_height, record.original_width))
     report.views.extend(writer.report() for writer in writers)
     report.sources = digest.hexdigest()
-    report.suspicious.keep_most_frequent()
+    report.suspicious = count_suspicious(written)
     return report
 
 
@@ -199,8 +205,6 @@ def write_image(
     report.boxes += len(prepared.checked.objects.labels)
     report.clipped_boxes += prepared.checked.clipped
     report.reduced_boxes += prepared.checked.reduced
-    record = prepared.records[0]
-    report.suspicious.add(prepared.checked.objects.boxes, record.original_height, record.original_width)
 
 
 def count_image(member: Member, boxes: int, prepared: PreparedImage | Problem, meter: Meter) -> None:

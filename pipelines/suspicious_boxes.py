@@ -4,7 +4,7 @@ checked objects of an image -> `SuspiciousBoxes` of a shard -> sum over the shar
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from pydantic import BaseModel
@@ -33,22 +33,33 @@ class SuspiciousBoxes(BaseModel):
     border: int = 0
     same_corners: dict[str, int] = {}
 
-    def add(self, boxes: FloatArray, height: int, width: int) -> None:
-        """Adds boxes [N, 4], in fractions of an image whose original has height x width pixels."""
-        if not len(boxes):
-            return
-        sides = (boxes[:, 2:] - boxes[:, :2]) * np.array([height, width])
-        self.sub_pixel += int((sides < 1).any(axis=1).sum())
-        touching = (boxes[:, :2] <= 0).sum(axis=1) + (boxes[:, 2:] >= 1).sum(axis=1)
-        self.whole_image += int((touching == 4).sum())
-        self.border += int(((touching >= 2) & (touching < 4)).sum())
-        for corners in np.round(boxes, 3).tolist():
-            text = " ".join(map(str, corners))
-            self.same_corners[text] = self.same_corners.get(text, 0) + 1
-
     def keep_most_frequent(self) -> None:
         """Drops all corners but the most frequent ones."""
         self.same_corners = dict(sorted(self.same_corners.items(), key=lambda entry: (-entry[1], entry[0]))[:1])
+
+
+def count_suspicious(images: Sequence[tuple[FloatArray, int, int]]) -> SuspiciousBoxes:
+    """Counts the suspicious boxes of a shard.
+
+    Args:
+      images: of each image, the boxes [N, 4] in fractions, and the height and width of the original in pixels.
+    """
+    boxes = np.concatenate([np.zeros([0, 4], np.float32), *(each for each, _, _ in images)])
+    shapes = np.array([size for _, *size in images], np.float64).reshape(-1, 2)
+    pixels = shapes.repeat([len(each) for each, _, _ in images], axis=0)
+    sides = (boxes[:, 2:] - boxes[:, :2]) * pixels
+    touching = (boxes[:, :2] <= 0).sum(axis=1) + (boxes[:, 2:] >= 1).sum(axis=1)
+    corners, counts = np.unique(np.round(boxes.astype(np.float64), 3), axis=0, return_counts=True)
+    found = SuspiciousBoxes(
+        sub_pixel=int((sides < 1).any(axis=1).sum()),
+        whole_image=int((touching == 4).sum()),
+        border=int(((touching >= 2) & (touching < 4)).sum()),
+        same_corners={
+            " ".join(map(str, each)): count for each, count in zip(corners.tolist(), counts.tolist(), strict=True)
+        },
+    )
+    found.keep_most_frequent()
+    return found
 
 
 def add_up(parts: Iterable[SuspiciousBoxes]) -> SuspiciousBoxes:

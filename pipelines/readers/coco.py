@@ -198,10 +198,11 @@ def parse_box(item: Any, index: int, file: CocoFile) -> SeparateBox:
 
 def _parse_bbox(given: Any) -> tuple[float, float, float, float] | None:
     """Returns ymin, xmin, ymax, xmax of a list of x, y, width and height; None if they are not four numbers."""
-    numbers = [_parse_number(value) for value in given] if isinstance(given, list) else []
-    if len(numbers) != 4 or None in numbers:
+    if not isinstance(given, list) or len(given) != 4:
         return None
-    x, y, width, height = (number for number in numbers if number is not None)
+    x, y, width, height = map(_parse_number, given)
+    if x is None or y is None or width is None or height is None:
+        return None
     return y, x, y + height, x + width
 
 
@@ -228,6 +229,9 @@ def _parse_number(value: Any) -> float | None:
     Roboflow writes numbers as texts in some exports. NaN and infinities, which Python's JSON parser accepts, are
     returned: validation rejects them with their own reason.
     """
+    # The usual case; a dataset has millions of numbers.
+    if type(value) is float:
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

@@ -373,8 +373,8 @@ class Config(Section):
             )
         if self.backbone.frozen_blocks and self.backbone.weights == "none" and not self.model.init_from:
             raise ValueError(
-                f"backbone.frozen_blocks ({self.backbone.frozen_blocks}) would keep random weights; set it to 0, or give "
-                "trained weights by backbone.weights or model.init_from"
+                f"backbone.frozen_blocks ({self.backbone.frozen_blocks}) would keep random weights; set it to 0, or "
+                "give trained weights by backbone.weights or model.init_from"
             )
         self._check_quantization()
         return self

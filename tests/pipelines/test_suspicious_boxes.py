@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from raw_sets import labelled_images, make_voc
 
-from pipelines.suspicious_boxes import SuspiciousBoxes, add_up, find_causes
+from pipelines.suspicious_boxes import SuspiciousBoxes, add_up, count_suspicious, find_causes
 
 
 def count(boxes, height=480, width=640):
-    found = SuspiciousBoxes()
-    found.add(np.array(boxes, np.float32).reshape(-1, 4), height, width)
-    return found
+    # Half of the boxes are in an image of their own, between two images without boxes.
+    rows, none = np.array(boxes, np.float32).reshape(-1, 4), np.zeros([0, 4], np.float32)
+    half = len(rows) // 2
+    return count_suspicious([(each, height, width) for each in (none, rows[:half], none, rows[half:])])
 
 
 RNG = np.random.default_rng(0)
@@ -34,18 +35,24 @@ def test_a_frequent_error_gives_a_warning_with_its_cause(boxes, words):
     assert list(find_causes(count(many), len(many))) == []
 
 
+def test_a_side_is_measured_in_pixels_of_its_own_image():
+    box = np.array([[0.1, 0.1, 0.2, 0.15]], np.float32)
+    found = count_suspicious([(box, 100, 100), (box, 100, 15), (box, 9, 100)])
+    assert found.sub_pixel == 2
+
+
+def test_a_shard_without_images_has_no_suspicious_boxes():
+    assert count_suspicious([]) == SuspiciousBoxes()
+
+
 def test_few_boxes_give_no_warning():
     assert list(find_causes(count([[0, 0, 1, 1]] * 19), 19)) == []
 
 
 def test_the_sum_does_not_depend_on_the_shards():
     boxes = [*ORDINARY, *[[0.25, 0.25, 0.5, 0.75]] * 30]
-    parts = [count(boxes[start::4]) for start in range(4)]
-    for part in parts:
-        part.keep_most_frequent()
     whole = count(boxes)
-    whole.keep_most_frequent()
-    assert add_up(parts) == whole
+    assert add_up(count(boxes[start::4]) for start in range(4)) == whole
     assert whole.same_corners == {"0.25 0.25 0.5 0.75": 30}
 
 
