@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+# Half of the channels of an extra level are in the convolution before it.
+ExtraChannels = Annotated[int, Field(ge=8, le=4096, multiple_of=2)]
 BatchSize = Annotated[int, Field(gt=0, le=2**20)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Field(gt=1e-15, le=1e15, allow_inf_nan=False)]
@@ -115,6 +117,8 @@ class MatchingConfig(Section):
 class ModelConfig(Section):
     """Architecture and initial weights of the detector.
 
+    `extra_channels` are the channels of the three levels above the backbone. They do not follow `width`.
+
     With `init_from`, a new run takes over the weights of a trained detector: a run folder, a SavedModel export, a
     checkpoint of a run or of tf-models-official, or a Keras weight file (.h5).
 
@@ -126,9 +130,15 @@ class ModelConfig(Section):
     input_size: Annotated[int, Field(ge=32, le=2048)] = 300
     width: Annotated[float, Field(ge=0.1, le=4.0)] = 1.0
     head: Literal["ssd", "ssdlite"] = "ssdlite"
+    extra_channels: tuple[ExtraChannels, ExtraChannels, ExtraChannels] = (512, 256, 256)
     batch_norm_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
     batch_norm_group: PositiveInt = 4
     init_from: str = ""
+
+    @field_validator("extra_channels", mode="before")
+    @classmethod
+    def _allow_lists(cls, value: Any) -> Any:
+        return _convert_to_tuples(value)
 
 
 class BackboneConfig(Section):

@@ -20,7 +20,6 @@ from ssd_dist.model.batch_norm import GroupedBatchNormalization
 from ssd_dist.model.convolutions import choose_convolution
 from ssd_dist.model.quantization import simulate_quantization
 
-EXTRA_CHANNELS = (512, 256, 256)
 NO_QUANTIZATION = QuantizationConfig()
 # Epsilon of every batch normalization, Keras's MobileNetV2 included.
 BATCH_NORM_EPSILON = 1e-3
@@ -84,9 +83,10 @@ class _LayerBuilder:
     def add_extra_levels(self, taps: Sequence[tf.Tensor], sizes: Sequence[int]) -> list[tf.Tensor]:
         """Adds three stride-2 levels; the last one has no padding, so that 3 cells (4 at 512 pixels) become 1."""
         features = list(taps)
-        for index, channels in enumerate(EXTRA_CHANNELS):
+        extra_channels = self._config.extra_channels
+        for index, channels in enumerate(extra_channels):
             below = sizes[index + 2]
-            last = index == len(EXTRA_CHANNELS) - 1
+            last = index == len(extra_channels) - 1
             padding = "valid" if last and last_level_is_unpadded(below) else "same"
             # With stride 2, a kernel of 3 on an even number of cells would skip the last row and column.
             kernel = 4 if padding == "valid" and below % 2 == 0 else 3

@@ -170,6 +170,49 @@ def test_only_the_batch_norms_of_the_backbone_are_frozen(frozen):
         np.testing.assert_array_equal(variable, value)
 
 
+def build_frozen(blocks: int) -> tf_keras.Model:
+    """Builds a detector with frozen blocks and random weights, which the config refuses."""
+    config = config_of()
+    return build_detector(
+        config.model, config.backbone.model_copy(update={"frozen_blocks": blocks}), config.anchors, CLASSES
+    )
+
+
+def test_frozen_blocks_are_the_first_and_keep_all_their_variables():
+    backbone = build_frozen(3).get_layer("backbone")
+    frozen = [layer.name for layer in backbone.layers if not layer.trainable]
+    names = [layer.name for layer in backbone.layers if layer.name != backbone.input_names[0]]
+    # The layers are in the order of the network, so block 3 begins after the last frozen one.
+    assert frozen == names[: len(frozen)]
+    assert names[len(frozen)] == "block_3_expand"
+    before = [variable.numpy() for variable in backbone.non_trainable_variables]
+    backbone(tf.random.stateless_uniform([2, 64, 64, 3], [0, 1]), training=True)
+    fixed = {variable.ref() for layer in backbone.layers if not layer.trainable for variable in layer.variables}
+    # A kernel and the four vectors of its batch norm: the first convolution, two of block 0, three of blocks 1 and 2.
+    assert len(fixed) == 5 * (1 + 2 + 3 + 3)
+    for variable, value in zip(backbone.non_trainable_variables, before, strict=True):
+        assert np.array_equal(variable, value) == (variable.ref() in fixed), variable.name
+
+
+def test_frozen_blocks_do_not_change_the_outputs():
+    images = tf.random.stateless_uniform([2, 64, 64, 3], [0, 1])
+    free, frozen = (build_frozen(blocks) for blocks in (0, 17))
+    frozen.set_weights(free.get_weights())
+    assert {variable.name.split("/")[0] for variable in frozen.get_layer("backbone").trainable_variables} == {
+        "Conv_1", "Conv_1_bn",
+    }  # fmt: skip
+    # The tolerance is that of the two orders of multiplication of a frozen batch norm.
+    for name in ("logits", "offsets"):
+        np.testing.assert_allclose(frozen(images)[name], free(images)[name], rtol=1e-4, atol=1e-4)
+
+
+def test_extra_levels_have_the_channels_of_the_config():
+    config = config_of()
+    model = config.model.model_copy(update={"extra_channels": (64, 32, 16)})
+    detector = build_detector(model, config.backbone, config.anchors, CLASSES)
+    assert [detector.get_layer(f"extra_{level}_relu").output_shape[-1] for level in range(3)] == [64, 32, 16]
+
+
 def test_frozen_batch_norm_has_a_deterministic_gradient_on_gpus():
     norm = GroupedBatchNormalization(4)
     norm.build([None, 4, 4, 3])
