@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow as tf
+import tf_keras
 
 from benchmarks.rows import Row, run_benchmark, take_turns
 from benchmarks.shards import BATCH, generated_shards, with_online_targets
@@ -17,7 +18,7 @@ from ssd_dist.data.augmentation import apply_color_map
 from ssd_dist.data.batch import TrainBatch
 from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.shard_files import load_manifest
-from ssd_dist.model.detector import normalize_image
+from ssd_dist.model.detector import build_detector, normalize_image
 from ssd_dist.runs.checkpoint_writer import CheckpointWriter
 from ssd_dist.training.assembly import create_state, create_trainer, distribute_training
 from ssd_dist.training.losses import multibox_losses
@@ -40,13 +41,7 @@ def measure_step(config: Config, folder: Path) -> list[Row]:
     model = state.model
     pixels = normalize_image(batch.images)
 
-    @tf.function(autograph=False)
-    def bare() -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            outputs = model(pixels, training=True)
-            loss = tf.reduce_sum(outputs["logits"]) + tf.reduce_sum(outputs["offsets"])
-        return tf.add_n([tf.reduce_sum(g) for g in tape.gradient(loss, model.trainable_variables)])
-
+    bare = compile_passes(model, pixels)
     ours, reference = take_turns(lambda: trainer.train(tf.constant(4)), lambda: [bare() for _ in range(4)], 6)
     rows = [Row("training step", "img/s", 4 * BATCH / ours, 4 * BATCH / reference, "bare forward + backward")]
     step = ours / 4
@@ -85,6 +80,46 @@ def measure_step(config: Config, folder: Path) -> list[Row]:
     return rows
 
 
+def measure_freezing(config: Config, frozen_blocks: int = 3) -> list[Row]:
+    """Compares forward and backward pass with and without frozen blocks of the backbone."""
+    pixels = tf.random.stateless_uniform([BATCH, config.model.input_size, config.model.input_size, 3], [0, 1], -1.0)
+    frozen, free = (
+        compile_passes(
+            build_detector(
+                config.model,
+                config.backbone.model_copy(update={"frozen_blocks": blocks}),
+                config.anchors,
+                class_count=3,
+            ),
+            pixels,
+        )
+        for blocks in (frozen_blocks, 0)
+    )
+    ours, reference = take_turns(frozen, free, 6)
+    return [
+        Row(
+            f"forward + backward, {frozen_blocks} frozen blocks",
+            "img/s",
+            BATCH / ours,
+            BATCH / reference,
+            "none frozen",
+        )
+    ]
+
+
+def compile_passes(model: tf_keras.Model, pixels: tf.Tensor) -> Callable[[], tf.Tensor]:
+    """Returns a function that computes a forward and a backward pass for a batch of pixels."""
+
+    @tf.function(autograph=False)
+    def bare() -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            outputs = model(pixels, training=True)
+            loss = tf.reduce_sum(outputs["logits"]) + tf.reduce_sum(outputs["offsets"])
+        return tf.add_n([tf.reduce_sum(g) for g in tape.gradient(loss, model.trainable_variables)])
+
+    return bare
+
+
 def write_through(path: Path, data: bytes) -> None:
     """Writes a file and flushes it to the disk, as a checkpoint writer does."""
     with path.open("wb") as file:
@@ -118,7 +153,7 @@ def measure_loss(config: Config, batch: TrainBatch, outputs: dict[str, tf.Tensor
 def measure() -> list[Row]:
     with generated_shards() as (folder, config):
         make_reproducible(config)
-        return measure_step(config, folder)
+        return measure_step(config, folder) + measure_freezing(config)
 
 
 if __name__ == "__main__":

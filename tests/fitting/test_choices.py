@@ -72,6 +72,14 @@ def test_smaller_objects_get_a_larger_input_and_smaller_anchors():
     assert choose(make_facts(0.03))["anchors.sizes"][0] == 0.04
 
 
+def test_pretrained_first_blocks_are_frozen_on_a_cpu():
+    gpu = MachineFacts(gpus=1, memory=2**33)
+    no_weights = MachineFacts(gpus=0, memory=2**33, missing_weights="no connection")
+    assert choose(make_facts())["backbone.frozen_blocks"] == 3
+    assert not any("backbone.frozen_blocks" in choose(make_facts(), machine) for machine in (gpu, no_weights))
+    assert "backbone.frozen_blocks" not in choose(make_facts(), backbone__weights="none")
+
+
 def test_missing_weights_select_a_small_network_and_the_reason_states_the_cost():
     settings = Settings({})
     choose_network(settings, make_facts(), MachineFacts(gpus=0, memory=2**33, missing_weights="no connection"))
