@@ -25,6 +25,7 @@ SMALL_ANCHORS = (
     (0.055, (0.04, 0.1, 0.26, 0.42, 0.62, 0.82, 1.0)),
     (0.085, (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)),
 )
+MATCHING_OF_SMALL_OBJECTS = {"matching.positive_iou": 0.4, "matching.negative_iou": 0.3}
 BATCH_SIZE = 16
 LARGEST_GROUP = 16
 # On GPUs, for datasets that are large enough for it.
@@ -90,7 +91,15 @@ def choose_network(settings: Settings, dataset: DatasetFacts, machine: MachineFa
     for bound, sizes in SMALL_ANCHORS:
         if small < bound:
             settings.choose("anchors.sizes", list(sizes), f"{objects}, smaller than the default anchors")
+            choose_matching(settings)
             break
+
+
+def choose_matching(settings: Settings) -> None:
+    """Lowers the bounds of matching for small objects, unless the user fixed one of them."""
+    if not MATCHING_OF_SMALL_OBJECTS.keys() & settings.fixed.keys():
+        for key, bound in MATCHING_OF_SMALL_OBJECTS.items():
+            settings.choose(key, bound, "small objects overlap few anchors by more than half")
 
 
 def choose_input_size(small_side: float, image_side: int, gpus: int) -> tuple[int, str]:

@@ -72,6 +72,14 @@ def test_smaller_objects_get_a_larger_input_and_smaller_anchors():
     assert choose(make_facts(0.03))["anchors.sizes"][0] == 0.04
 
 
+def test_small_objects_are_matched_with_lower_bounds_unless_the_user_sets_one():
+    bounds = {"matching.positive_iou", "matching.negative_iou"}
+    small = choose(make_facts(side=0.06))
+    assert (small["matching.positive_iou"], small["matching.negative_iou"]) == (0.4, 0.3)
+    assert not bounds & choose(make_facts(side=0.3)).keys()
+    assert not bounds & choose(make_facts(side=0.06), matching__negative_iou=0.45).keys()
+
+
 def test_pretrained_first_blocks_are_frozen_on_a_cpu():
     gpu = MachineFacts(gpus=1, memory=2**33)
     no_weights = MachineFacts(gpus=0, memory=2**33, missing_weights="no connection")
