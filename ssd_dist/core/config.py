@@ -2,27 +2,26 @@
 
     base.yaml <- extends <- experiment.yaml <- --set a.b=c   ->  Config
 
-The type, bounds and default of every key are defined only here. Functions receive the section that they need, such as
-`MatchingConfig`, and never a dict.
+The type, bounds and default of every key are defined only here, with the types of `config_values`. Functions receive
+the section that they need, such as `MatchingConfig`, and never a dict.
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-# Every value must fit the type that computes with it: integers int32 tensors, numbers float32 tensors in which neither
-# they nor their squares and inverses become 0 or infinite, and times the timers of the operating system. Sizes for
-# which memory is allocated at once are bounded far above any use, so that a mistyped one does not exhaust the memory.
-PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
-Count = Annotated[int, Field(ge=0, lt=2**31)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-# Half of the channels of an extra level are in the convolution before it.
-ExtraChannels = Annotated[int, Field(ge=8, le=4096, multiple_of=2)]
-BatchSize = Annotated[int, Field(gt=0, le=2**20)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveFloat = Annotated[float, Field(gt=1e-15, le=1e15, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0, le=1e15, allow_inf_nan=False)]
-Seconds = Annotated[float, Field(gt=1e-3, le=1e9, allow_inf_nan=False)]
+from ssd_dist.core.config_values import (
+    BatchSize,
+    Count,
+    ExtraChannels,
+    Fraction,
+    FromList,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Seconds,
+    Seed,
+)
 
 
 class Section(BaseModel):
@@ -74,17 +73,12 @@ class AnchorConfig(Section):
     ratios above 1 of each level; each gives a wide and a tall anchor.
     """
 
-    sizes: tuple[PositiveFloat, ...] = (0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05)
-    aspect_ratios: tuple[tuple[PositiveFloat, ...], ...] = (
+    sizes: Annotated[tuple[PositiveFloat, ...], FromList] = (0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05)
+    aspect_ratios: Annotated[tuple[tuple[PositiveFloat, ...], ...], FromList] = (
         (2.0,), (2.0, 3.0), (2.0, 3.0), (2.0, 3.0), (2.0,), (2.0,),
     )  # fmt: skip
     center_variance: PositiveFloat = 0.1
     size_variance: PositiveFloat = 0.2
-
-    @field_validator("sizes", "aspect_ratios", mode="before")
-    @classmethod
-    def _convert_lists(cls, value: Any) -> Any:
-        return _convert_to_tuples(value)
 
     @model_validator(mode="after")
     def _check_levels(self) -> "AnchorConfig":
@@ -130,15 +124,10 @@ class ModelConfig(Section):
     input_size: Annotated[int, Field(ge=32, le=2048)] = 300
     width: Annotated[float, Field(ge=0.1, le=4.0)] = 1.0
     head: Literal["ssd", "ssdlite"] = "ssdlite"
-    extra_channels: tuple[ExtraChannels, ExtraChannels, ExtraChannels] = (512, 256, 256)
+    extra_channels: Annotated[tuple[ExtraChannels, ExtraChannels, ExtraChannels], FromList] = (512, 256, 256)
     batch_norm_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
     batch_norm_group: PositiveInt = 4
     init_from: str = ""
-
-    @field_validator("extra_channels", mode="before")
-    @classmethod
-    def _allow_lists(cls, value: Any) -> Any:
-        return _convert_to_tuples(value)
 
 
 class BackboneConfig(Section):
@@ -146,8 +135,8 @@ class BackboneConfig(Section):
 
     With `model.init_from` the backbone comes from there: `imagenet` is not loaded, and a path is refused.
     `lr_scale` multiplies its learning rate; 0 freezes the backbone, including its batch norms. `frozen_blocks` freezes
-    the first of its 17 blocks and the convolution before them; with 3 blocks, up to stride 4, a CPU trains 1.5 times as
-    fast.
+    the first of its 17 blocks and the convolution before them; with 3 blocks, up to stride 4, a CPU trains about
+    1.5 times as fast.
     """
 
     weights: Annotated[str, Field(min_length=1)] = "imagenet"
@@ -338,14 +327,9 @@ class TrackingConfig(Section):
     `profiler_port` above 0 lets TensorBoard's "capture profile" connect to the chief during training.
     """
 
-    also: tuple[Literal["wandb", "mlflow"], ...] = ()
+    also: Annotated[tuple[Literal["wandb", "mlflow"], ...], FromList] = ()
     project: Annotated[str, Field(min_length=1)] = "ssd_dist"
     profiler_port: Annotated[int, Field(ge=0, le=65535)] = 0
-
-    @field_validator("also", mode="before")
-    @classmethod
-    def _convert_list(cls, value: Any) -> Any:
-        return _convert_to_tuples(value)
 
 
 class Config(Section):
@@ -404,8 +388,3 @@ class Config(Section):
             raise ValueError(
                 "quantization.aware simulates 8-bit integers in float32, not in 16 bits; set amp.enabled: false"
             )
-
-
-def _convert_to_tuples(value: Any) -> Any:
-    """Converts lists to tuples, at any depth, because strict validation accepts no lists for tuples."""
-    return tuple(_convert_to_tuples(item) for item in value) if isinstance(value, list | tuple) else value
