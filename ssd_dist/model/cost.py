@@ -20,7 +20,8 @@ class Cost:
     Attributes:
       parameters: number of weights, moving statistics included.
       multiply_adds: multiply-adds of the convolutions; one is two FLOPs. Other layers would add a few percent.
-      activations: number of values stored for the backward pass, which frozen layers do not need.
+      activations: number of values stored for the backward pass, which ends before the first layers if they are
+        frozen.
     """
 
     parameters: int = 0
@@ -38,12 +39,15 @@ class Cost:
 def count_cost(model: tf_keras.Model) -> dict[str, Cost]:
     """Counts the cost of each part of a detector, in the order of the forward pass."""
     costs = {"backbone": Cost(), **{part: Cost() for part in PARTS.values()}}
+    # The backward pass ends at the first layer that is trained.
+    is_reached = False
     for part, layer in layers_by_part(model):
-        costs[part] += _count_layer(layer)
+        is_reached = is_reached or bool(layer.trainable_weights)
+        costs[part] += _count_layer(layer, is_reached)
     return costs
 
 
-def _count_layer(layer: layers.Layer) -> Cost:
+def _count_layer(layer: layers.Layer, is_reached: bool) -> Cost:
     parameters = layer.count_params()
     if isinstance(layer, layers.InputLayer | layers.Reshape):
         return Cost(parameters)
@@ -53,7 +57,7 @@ def _count_layer(layer: layers.Layer) -> Cost:
     # values between a batch norm and its ReLU are not stored.
     feeds_relu = isinstance(find_only_follower(layer), layers.ReLU)
     is_recomputed = isinstance(layer, layers.BatchNormalization) and feeds_relu
-    stored = 0 if is_recomputed or not layer.trainable else size
+    stored = size if is_reached and not is_recomputed else 0
     if isinstance(layer, layers.DepthwiseConv2D):
         return Cost(parameters, shape[0] * shape[1] * math.prod(layer.depthwise_kernel.shape), stored)
     if isinstance(layer, layers.Conv2D):
