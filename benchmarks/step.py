@@ -83,41 +83,27 @@ def measure_step(config: Config, folder: Path) -> list[Row]:
 def measure_freezing(config: Config, frozen_blocks: int = 3) -> list[Row]:
     """Compares forward and backward pass with and without frozen blocks of the backbone."""
     pixels = tf.random.stateless_uniform([BATCH, config.model.input_size, config.model.input_size, 3], [0, 1], -1.0)
-    frozen, free = (
-        compile_passes(
-            build_detector(
-                config.model,
-                config.backbone.model_copy(update={"frozen_blocks": blocks}),
-                config.anchors,
-                class_count=3,
-            ),
-            pixels,
-        )
-        for blocks in (frozen_blocks, 0)
-    )
-    ours, reference = take_turns(frozen, free, 6)
-    return [
-        Row(
-            f"forward + backward, {frozen_blocks} frozen blocks",
-            "img/s",
-            BATCH / ours,
-            BATCH / reference,
-            "none frozen",
-        )
-    ]
+
+    def compile_with(blocks: int) -> Callable[[], tf.Tensor]:
+        backbone = config.backbone.model_copy(update={"frozen_blocks": blocks})
+        return compile_passes(build_detector(config.model, backbone, config.anchors, class_count=3), pixels)
+
+    ours, reference = take_turns(compile_with(frozen_blocks), compile_with(0), 6)
+    name = f"forward + backward, {frozen_blocks} frozen blocks"
+    return [Row(name, "img/s", BATCH / ours, BATCH / reference, "none frozen")]
 
 
 def compile_passes(model: tf_keras.Model, pixels: tf.Tensor) -> Callable[[], tf.Tensor]:
     """Returns a function that computes a forward and a backward pass for a batch of pixels."""
 
     @tf.function(autograph=False)
-    def bare() -> tf.Tensor:
+    def compute_passes() -> tf.Tensor:
         with tf.GradientTape() as tape:
             outputs = model(pixels, training=True)
             loss = tf.reduce_sum(outputs["logits"]) + tf.reduce_sum(outputs["offsets"])
         return tf.add_n([tf.reduce_sum(g) for g in tape.gradient(loss, model.trainable_variables)])
 
-    return bare
+    return compute_passes
 
 
 def write_through(path: Path, data: bytes) -> None:

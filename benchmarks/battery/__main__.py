@@ -71,7 +71,10 @@ class Run:
 
     @property
     def key(self) -> str:
-        """A hash of what the result depends on, apart from the code."""
+        """A hash of what the result depends on, apart from the code.
+
+        After a change of what `ssd-fit` chooses, rename the recorded variants, so that they are trained again.
+        """
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -21,4 +21,10 @@ class Variant:
 # configs/base.yaml of commit 23244a9: ssd-fit chooses only the number of steps and the evaluations.
 BEFORE = Variant("before", config="before.yaml")
 AFTER = Variant("ssd-fit")
-VARIANTS = (BEFORE, AFTER)
+# Each changes one choice.
+ALTERNATIVES = (
+    Variant("no frozen blocks", ("backbone.frozen_blocks=0",)),
+    Variant("IoU 0.5 and 0.4", ("matching.positive_iou=0.5", "matching.negative_iou=0.4")),
+    Variant("learning rate 0.002", ("optimizer.lr=2e-3",)),
+)
+VARIANTS = (BEFORE, AFTER, *ALTERNATIVES)
