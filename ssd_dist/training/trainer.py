@@ -17,7 +17,7 @@ step, once for each part of its images, and adds up the gradients before the opt
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,7 @@ class DetectorTrainer(orbit.StandardTrainer):
             self._part_sums = create_part_sums(strategy, sizes, division.passes, division.is_exact)
         if division.is_in_parts and mining.scope == "global":
             self._mining_losses = PartRows(strategy, division.passes, [division.images_at_once, anchor_count])
+        self._on_gpus = any("GPU" in device for device in strategy.extended.worker_devices)
         self._first_skipped = tf.Variable(0, trainable=False, dtype=tf.int64, name="first_skipped")
         self._waited = tf.Variable(0.0, trainable=False, dtype=tf.float64, name="waited")
         self._total_steps = total_steps
@@ -114,12 +115,14 @@ class DetectorTrainer(orbit.StandardTrainer):
     @tf.autograph.experimental.do_not_convert
     def train_step(self, iterator: tf.distribute.DistributedIterator) -> None:
         """Runs one step on all replicas; traced once."""
-        requested = read_clock()
-        with tf.control_dependencies([requested]):
+        # A GPU is idle once it has computed the last step; the host has queued that step long before, and requests the
+        # next batch meanwhile. On a CPU, the last step is done when the batch is requested.
+        idle_since = read_clock(after=self._read_local_sums() if self._on_gpus else ())
+        with tf.control_dependencies([] if self._on_gpus else [idle_since]):
             batch = next(iterator)
         with tf.control_dependencies([self._strategy.experimental_local_results(batch.positions)[0]]):
             arrived = read_clock()
-        self._waited.assign_add(arrived - requested)
+        self._waited.assign_add(tf.maximum(arrived - idle_since, 0.0))
         # No computation starts before the clock is read: on one core the clock could be read after the whole step.
         with tf.control_dependencies([arrived]):
             batch = tf.nest.map_structure(tf.identity, batch, expand_composites=True)
@@ -131,6 +134,10 @@ class DetectorTrainer(orbit.StandardTrainer):
         self._step.assign_add(1)
         first = (self._loss_scale.skipped_steps > skipped_before) & (self._first_skipped == 0)
         self._first_skipped.assign(tf.where(first, self._step, self._first_skipped))
+
+    def _read_local_sums(self) -> Sequence[tf.Tensor]:
+        """Returns a value of each device of this worker that its last step has computed."""
+        return self._strategy.experimental_local_results(self._strategy.run(self._sums.read_value))
 
     def train_loop_end(self) -> dict[str, float]:
         """Returns the training report every `log_every` steps and after the last step; an empty dict otherwise.

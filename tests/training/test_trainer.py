@@ -1,9 +1,11 @@
 """The inner loop is traced once and then calls Python only to read the clock."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from multihost.curve_worker import build_tiny_detector, create_trainer
@@ -72,3 +74,34 @@ def test_the_loop_calls_python_only_to_read_the_clock(
     assert any(name in operations for name in ("While", "StatelessWhile"))
     # Before and after the batch arrives.
     assert sum("PyFunc" in name for name in operations) == 2
+
+
+@pytest.mark.parametrize("on_gpus", [False, True])
+def test_the_share_of_time_that_devices_wait_for_input_is_reported(
+    on_gpus: bool, make_trainer: Callable[..., DetectorTrainer]
+) -> None:
+    shares = []
+    for seconds in (0.0, 1.0):
+        trainer = make_trainer()
+        # The GPU's form of the measurement also works on a CPU, where the last step is always computed.
+        trainer._on_gpus = on_gpus
+        batches = repeat_slowly(trainer, seconds)
+        trainer.train_dataset = trainer._strategy.distribute_datasets_from_function(lambda _, data=batches: data)
+        # The first steps use batches that are already in buffers.
+        trainer.train(tf.constant(4))
+        shares.append(trainer.train(tf.constant(4))["data_wait"])
+    fast, slow = shares
+    assert 0 <= fast < slow < 1
+    assert slow > 0.3
+
+
+def repeat_slowly(trainer: DetectorTrainer, seconds: float) -> tf.data.Dataset:
+    """Returns a dataset that repeats a batch of one replica and takes `seconds` for each."""
+    (batch, *_) = trainer._strategy.experimental_local_results(next(iter(trainer.train_dataset)))
+
+    def delay(index: np.ndarray) -> np.ndarray:
+        time.sleep(seconds)
+        return index
+
+    delays = tf.data.Dataset.range(1000).map(lambda index: tf.numpy_function(delay, [index], tf.int64))
+    return tf.data.Dataset.zip(tf.data.Dataset.from_tensors(batch).repeat(), delays).map(lambda batch, _: batch)
