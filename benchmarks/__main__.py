@@ -1,4 +1,4 @@
-"""Runs all benchmarks (`make bench`), prints one table and writes one JSON file.
+"""Runs all benchmarks (`make bench`), prints the machine and one table, and writes one JSON file.
 
 Each benchmark runs in a separate process, so that the peak memory is that of this benchmark and benchmarks share no
 caches or threads.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.machine import print_machine
 from benchmarks.rows import print_rows, read_rows, write_rows
 
 BENCHMARKS = ("prepare", "matching", "input", "step", "reduction", "metrics", "workers", "collectives", "start")
@@ -21,6 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 def main() -> None:
     console = Console(stderr=True)
     rows = []
+    print_machine()
     for name in BENCHMARKS:
         console.print(f"measuring {name}")
         path = RESULTS / f"{name}.json"

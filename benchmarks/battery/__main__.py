@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.battery.folders import SETS, build_folder
 from benchmarks.battery.table import print_table
 from benchmarks.battery.variants import VARIANTS, Variant
+from benchmarks.machine import name_processor
 from benchmarks.run_queue import read_results, run_all
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +136,7 @@ def train(run: Run, cores: Sequence[int]) -> dict:
         "AP": metrics["coco/AP"], "AP50": metrics["coco/AP50"], "AP_small": metrics["coco/AP_small"],
         "steps": rows[-1]["step"], "evaluations": [row["coco/AP"] for row in rows if row["kind"] == "eval"],
         "choices": {choice["key"]: choice["value"] for choice in settings},
-        "seconds": seconds, "commit": read_commit(), "machine": f"{platform.machine()}, {len(cores)} cores",
+        "seconds": seconds, "commit": read_commit(), "machine": f"{name_processor()}, {len(cores)} cores",
     }  # fmt: skip
 
 
