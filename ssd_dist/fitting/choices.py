@@ -70,8 +70,36 @@ class Settings:
         return self.fixed[key] if key in self.fixed else chosen[key]
 
 
-def choose_network(settings: Settings, dataset: DatasetFacts, machine: MachineFacts) -> None:
-    """Chooses initial weights, width, input size and anchors."""
+def choose_network(
+    settings: Settings, dataset: DatasetFacts, machine: MachineFacts, source_width: float | None = None
+) -> None:
+    """Chooses initial weights, width, input size and anchors.
+
+    Args:
+      settings: the values that the user fixed; receives the choices.
+      dataset: the survey of the dataset.
+      machine: the machine.
+      source_width: the width of the detector that `model.init_from` names; None without one, or if it is unknown.
+    """
+    choose_weights(settings, machine, source_width)
+    if has_trained_weights(settings) and not machine.gpus:
+        settings.choose("backbone.frozen_blocks", FROZEN_ON_CPU, "more steps in the same time on a CPU")
+    small = dataset.small_side
+    objects = f"a tenth of the objects has sides below {small:.1%} of the image"
+    settings.choose("model.input_size", *choose_input_size(small, dataset.image_side, machine.gpus))
+    for bound, sizes in SMALL_ANCHORS:
+        if small < bound:
+            settings.choose("anchors.sizes", list(sizes), f"{objects}, smaller than the default anchors")
+            choose_matching(settings)
+            break
+
+
+def choose_weights(settings: Settings, machine: MachineFacts, source_width: float | None) -> None:
+    """Chooses the initial weights and the width."""
+    if settings.fixed.get("model.init_from"):
+        settings.choose("backbone.weights", "none", "the weights of model.init_from are used")
+        settings.choose("model.width", source_width or 1.0, "the width of model.init_from")
+        return
     if machine.missing_weights:
         weights, reason = "none", (
             f"the ImageNet weights are not available ({machine.missing_weights}); random weights need many more images "
@@ -83,16 +111,11 @@ def choose_network(settings: Settings, dataset: DatasetFacts, machine: MachineFa
         settings.choose("model.width", 0.35, "without pretrained weights, a small network learns more in the same time")
     else:
         settings.choose("model.width", 1.0, "the width whose pretrained weights are the usual choice")
-        if not machine.gpus:
-            settings.choose("backbone.frozen_blocks", FROZEN_ON_CPU, "more steps in the same time on a CPU")
-    small = dataset.small_side
-    objects = f"a tenth of the objects has sides below {small:.1%} of the image"
-    settings.choose("model.input_size", *choose_input_size(small, dataset.image_side, machine.gpus))
-    for bound, sizes in SMALL_ANCHORS:
-        if small < bound:
-            settings.choose("anchors.sizes", list(sizes), f"{objects}, smaller than the default anchors")
-            choose_matching(settings)
-            break
+
+
+def has_trained_weights(settings: Settings) -> bool:
+    """Returns whether training starts from trained weights, of ImageNet or of a detector."""
+    return bool(settings.fixed.get("model.init_from")) or settings.value("backbone.weights") != "none"
 
 
 def choose_matching(settings: Settings) -> None:
@@ -148,7 +171,7 @@ def choose_training(
     settings.choose(
         "data.views", views, f"each augmented copy is used {epochs / views:.0f} times in {epochs:.0f} epochs"
     )
-    if settings.value("backbone.weights") == "none":
+    if not has_trained_weights(settings):
         settings.choose("optimizer.lr", 4e-3, "the weights start at random values")
     elif steps < 1000:
         settings.choose("optimizer.lr", 1e-3, "the pretrained weights are trained for few steps")

@@ -24,6 +24,7 @@ from ssd_dist.model.backbone import build_backbone
 from ssd_dist.model.cost import Cost, count_cost
 from ssd_dist.model.detector import build_detector
 from ssd_dist.training.precision import AMPContext
+from ssd_dist.training.source_weights import read_source_weights
 
 # Bytes per pixel of a JPEG of quality 95 in a shard.
 BYTES_PER_PIXEL = 0.45
@@ -38,6 +39,7 @@ def choose_config(request: FitRequest, files: FitFiles) -> Config:
     """Makes the choices, writes them with their reasons, and returns the config of the run.
 
     Raises:
+      CheckpointError: if `model.init_from` cannot be read.
       DataError: if the dataset cannot be trained on, or the disk is too small.
       UsageError: if the config or an override of the user is not valid.
     """
@@ -45,7 +47,8 @@ def choose_config(request: FitRequest, files: FitFiles) -> Config:
     asked = load_config(request.config, request.overrides)
     settings = Settings(flatten_config(asked, only_set=True))
     machine = inspect_machine(asked)
-    choose_network(settings, dataset, machine)
+    source = read_source_weights(asked.model.init_from) if asked.model.init_from else None
+    choose_network(settings, dataset, machine, source and source.width)
     network = apply_choices(request, settings, files)
     left = None if request.minutes is None else max(request.started + 60 * request.minutes - time.time(), 1.0)
     cost = measure_cost(network, dataset.classes, is_timed=left is not None)
@@ -68,7 +71,7 @@ def inspect_machine(asked: Config) -> MachineFacts:
     """Counts GPUs, reads the memory, and loads the ImageNet weights to find out whether they are available."""
     model = asked.model if asked.backbone.weights == "imagenet" else asked.model.model_copy(update={"width": 1.0})
     missing = ""
-    if "weights" not in asked.backbone.model_fields_set:
+    if "weights" not in asked.backbone.model_fields_set and not asked.model.init_from:
         try:
             build_backbone(asked.backbone, model)
         except CheckpointError as error:

@@ -24,10 +24,10 @@ def make_facts(side=0.3, images=1000, image_side=640):
     )
 
 
-def choose(facts, machine=CPU, cost=CHEAP, seconds_left=None, replicas=1, **fixed):
+def choose(facts, machine=CPU, cost=CHEAP, seconds_left=None, replicas=1, source_width=None, **fixed):
     """Returns the values of all choices by key."""
     settings = Settings({key.replace("__", "."): value for key, value in fixed.items()})
-    choose_network(settings, facts, machine)
+    choose_network(settings, facts, machine, source_width)
     choose_training(settings, facts, machine, cost, replicas, seconds_left)
     assert all(choice.reason for choice in settings.choices)
     assert len({choice.key for choice in settings.choices}) == len(settings.choices)
@@ -97,6 +97,17 @@ def test_missing_weights_select_a_small_network_and_the_reason_states_the_cost()
     assert "many more images" in weights.reason
     assert settings.value("model.width") == 0.35
     assert choose(make_facts(), backbone__weights="mine.h5")["model.width"] == 1.0
+
+
+def test_a_detector_to_start_from_replaces_the_pretrained_weights():
+    offline = MachineFacts(gpus=0, memory=2**33, missing_weights="no connection")
+    chosen = choose(make_facts(), offline, source_width=0.5, model__init_from="RUN")
+    # Config refuses a second source of weights.
+    assert chosen["backbone.weights"] == "none"
+    assert chosen["model.width"] == 0.5
+    pretrained = choose(make_facts())
+    for key in ("backbone.frozen_blocks", "optimizer.lr"):
+        assert chosen[key] == pretrained[key]
 
 
 def test_the_time_limit_decides_the_number_of_steps():
