@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.battery.folders import SETS, build_folder
 from benchmarks.battery.table import print_table
-from benchmarks.battery.variants import VARIANTS, Variant
+from benchmarks.battery.variants import FROM_DETECTOR, VARIANTS, Variant
 from benchmarks.machine import name_processor
 from benchmarks.run_queue import read_results, run_all
 
@@ -31,6 +32,7 @@ RESULTS = Path(__file__).parent / "results.jsonl"
 SHARED = Path(os.environ.get("SSD_DIST_SHARED", str(ROOT.parent / "shared")))
 WEIGHTS = SHARED / "weights" / "mobilenet_v2_1.0_imagenet_no_top.h5"
 RUN_SECONDS = 4 * 3600
+DETECTOR_PIXELS = 400
 # Two runs must not write the same folder or survey.
 PREPARING = threading.Lock()
 
@@ -61,7 +63,14 @@ class Run:
     @property
     def overrides(self) -> list[str]:
         """All `a.b=c` overrides."""
-        return [f"backbone.weights={WEIGHTS}", f"train.seed={self.seed}", *self.variant.overrides]
+        start = [] if self.detector else [f"backbone.weights={WEIGHTS}"]
+        changes = [override.format(detector=self.detector) for override in self.variant.overrides]
+        return [*start, f"train.seed={self.seed}", *changes]
+
+    @property
+    def detector(self) -> Path | None:
+        """The run whose weights this run starts from."""
+        return FOLDER / "detectors" / self.dataset if self.variant == FROM_DETECTOR else None
 
     @property
     def flags(self) -> list[str]:
@@ -121,6 +130,8 @@ def train(run: Run, cores: Sequence[int]) -> dict:
     """Runs ssd-fit on the folder of a dataset and returns the result."""
     with PREPARING:
         folder = build_folder(run.dataset, run.protocol, SHARED / "data", FOLDER / "folders")
+        if run.detector and not (run.detector / "metrics.json").exists():
+            train_detector(run, run.detector, cores)
     with TemporaryDirectory(dir=FOLDER, prefix="run_") as output:
         length = length_flag(run, folder)
         flags = [f"--input={folder}", f"--output={output}", "--export=", *run.flags, length]
@@ -138,6 +149,29 @@ def train(run: Run, cores: Sequence[int]) -> dict:
         "choices": {choice["key"]: choice["value"] for choice in settings},
         "seconds": seconds, "commit": read_commit(), "machine": f"{name_processor()}, {len(cores)} cores",
     }  # fmt: skip
+
+
+def train_detector(run: Run, output: Path, cores: Sequence[int]) -> None:
+    """Trains the detector that a run starts from, on three other datasets, as long as three runs; resumes."""
+    # Imports TensorFlow, which takes seconds.
+    from benchmarks.battery.detectors import choose_sources, merge_datasets
+
+    merged = output.with_suffix(".merged")
+    if not merged.exists():
+        prepared = {}
+        for name in choose_sources(run.dataset):
+            folder = build_folder(name, "dev", SHARED / "data", FOLDER / "folders")
+            prepared[name] = output.with_suffix(f".{name}")
+            size = f"--set=model.input_size={DETECTOR_PIXELS}"
+            call(cores, "pipelines.prepare", f"--input={folder}", f"--output={prepared[name]}", size, "--resume")
+        building = output.with_suffix(".building")
+        shutil.rmtree(building, ignore_errors=True)
+        merge_datasets(prepared, building)
+        building.rename(merged)
+    kind, amount = run.budget.split("=")
+    length = f"--minutes={3 * float(amount)}" if kind == "minutes" else f"--set=train.steps={3 * int(amount)}"
+    weights = f"--set=backbone.weights={WEIGHTS}"
+    call(cores, "ssd_dist.cli.fit", f"--input={merged}", f"--output={output}", "--export=", weights, length)
 
 
 def length_flag(run: Run, folder: Path) -> str:

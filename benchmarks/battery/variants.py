@@ -27,4 +27,6 @@ ALTERNATIVES = (
     Variant("IoU 0.5 and 0.4", ("matching.positive_iou=0.5", "matching.negative_iou=0.4")),
     Variant("learning rate 0.002", ("optimizer.lr=2e-3",)),
 )
-VARIANTS = (BEFORE, AFTER, *ALTERNATIVES)
+# `{detector}` is a detector of three other datasets of the battery.
+FROM_DETECTOR = Variant("from a detector", ("model.init_from={detector}",))
+VARIANTS = (BEFORE, AFTER, *ALTERNATIVES, FROM_DETECTOR)

@@ -47,8 +47,8 @@ def choose_config(request: FitRequest, files: FitFiles) -> Config:
     asked = load_config(request.config, request.overrides)
     settings = Settings(flatten_config(asked, only_set=True))
     machine = inspect_machine(asked)
-    source = read_source_weights(asked.model.init_from) if asked.model.init_from else None
-    choose_network(settings, dataset, machine, source and source.width)
+    source_width = read_source_weights(asked.model.init_from).width if asked.model.init_from else None
+    choose_network(settings, dataset, machine, source_width)
     network = apply_choices(request, settings, files)
     left = None if request.minutes is None else max(request.started + 60 * request.minutes - time.time(), 1.0)
     cost = measure_cost(network, dataset.classes, is_timed=left is not None)

@@ -1,15 +1,23 @@
 """The battery: the reference does not depend on what ssd-fit chooses; recorded results belong to one set of choices."""
 
+import json
+
 import numpy as np
 import pytest
+from support.synthetic import write_dataset
 
 from benchmarks.battery.__main__ import RESULTS, Run
-from benchmarks.battery.variants import AFTER, BEFORE, VARIANTS
+from benchmarks.battery.detectors import choose_sources, merge_datasets
+from benchmarks.battery.folders import SETS
+from benchmarks.battery.variants import AFTER, BEFORE, FROM_DETECTOR, VARIANTS
 from benchmarks.run_queue import read_results
+from ssd_dist.core.config import DataConfig
 from ssd_dist.core.config_files import flatten_config, load_config
+from ssd_dist.data.shard_files import load_manifest, read_split
 from ssd_dist.fitting.choices import Settings, choose_network, choose_training
 from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TrainingCost
 
+SMALL = ["model.input_size=64", "backbone.weights=none"]
 TINY_OBJECTS = DatasetFacts(3, 1000, 1100, np.full((50, 2), 640), np.full((200, 2), 0.02))
 CPU = MachineFacts(gpus=0, memory=2**34)
 
@@ -39,3 +47,37 @@ def test_results_of_ssd_fit_were_recorded_with_its_choices_of_today():
     for result in results:
         if result["variant"] == AFTER.name:
             assert result["choices"].get("backbone.frozen_blocks") == frozen
+
+
+def test_merged_datasets_have_the_images_and_boxes_of_all(tmp_path):
+    prepared = {name: tmp_path / name for name in ("first", "second")}
+    for seed, folder in enumerate(prepared.values()):
+        write_dataset(folder, load_config("base", SMALL), {"train": 4, "val": 2 + seed}, shards=2)
+    merge_datasets(prepared, tmp_path / "merged")
+    for split, images in {"train": 8, "val": 5}.items():
+        document = json.loads((tmp_path / "merged" / split / "_annotations.coco.json").read_text())
+        assert len(document["images"]) == images
+        assert len({image["file_name"] for image in document["images"]}) == images
+        records = []
+        for config in (DataConfig(dir=str(folder)) for folder in prepared.values()):
+            records += read_split(config, load_manifest(config).split(split, config.dir))
+        # [x, y, width, height] in pixels.
+        boxes = np.concatenate([record.objects.boxes[:, [1, 0, 3, 2]] for record in records]) * 64
+        found = np.array([annotation["bbox"] for annotation in document["annotations"]])
+        # float32 has 24 bits for numbers up to 64.
+        np.testing.assert_allclose(found[:, :2], boxes[:, :2], atol=1e-4)
+        np.testing.assert_allclose(found[:, :2] + found[:, 2:], boxes[:, 2:], atol=1e-4)
+        files = {path.name for path in (tmp_path / "merged" / split).glob("*.jpg")}
+        assert files == {image["file_name"] for image in document["images"]}
+        names = [category["name"] for category in document["categories"]]
+        assert {name.partition(" ")[0] for name in names} == {"first", "second"}
+
+
+def test_a_detector_to_start_from_has_not_seen_the_dataset():
+    for dataset in SETS:
+        sources = choose_sources(dataset)
+        assert len(set(sources)) == 3
+        assert dataset not in sources
+        run = Run(FROM_DETECTOR, dataset, 0, "dev", "steps=10")
+        assert f"model.init_from={run.detector}" in run.overrides
+        assert not any(override.startswith("backbone.weights") for override in run.overrides)
