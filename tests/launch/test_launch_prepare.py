@@ -5,9 +5,11 @@ import pickle
 import re
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import apache_beam as beam
+import jsonschema
 import pytest
 from absl import flags
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
@@ -192,6 +194,22 @@ def test_the_documented_commands_use_existing_options(own_flags):
 def test_the_template_uses_existing_flags(own_flags):
     template = json.loads((ROOT / "launch/prepare/flex_template.json").read_text())
     assert {parameter["name"] for parameter in template["parameters"]} <= own_flags
+
+
+def test_the_template_follows_the_published_schema_of_dataflow():
+    # The discovery document of the Dataflow API, which Google's client library contains.
+    documents = files("googleapiclient.discovery_cache.documents")
+    schemas = json.loads((documents / "dataflow.v1b3.json").read_text())["schemas"]
+    # References there are names, and unknown properties are not forbidden.
+    for schema in schemas.values():
+        schema["additionalProperties"] = False
+    document = json.dumps({"$ref": "TemplateMetadata", "$defs": schemas})
+    document = re.sub(r'"\$ref": "(\w+)"', r'"$ref": "#/$defs/\1"', document)
+    validator = jsonschema.Draft202012Validator(json.loads(document))
+    template = json.loads((ROOT / "launch/prepare/flex_template.json").read_text())
+    validator.validate(template)
+    for wrong in ({"parameter": []}, {"parameters": [{"name": "input", "paramType": "FOLDER"}]}):
+        assert not validator.is_valid(template | wrong)
 
 
 def test_the_container_uses_the_locked_beam_version():
