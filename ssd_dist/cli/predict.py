@@ -118,7 +118,7 @@ def run_main() -> None:
         "format",
         [],
         ANNOTATION_FORMATS,
-        "Also write the drawn boxes as annotations for labelling tools: coco, cvat, label_studio, yolo or voc; repeat "
+        "Also write the drawn boxes as annotations for labeling tools: coco, cvat, label_studio, yolo or voc; repeat "
         "the flag for several.",
     )
     flags.DEFINE_string("coco_ids", None, "COCO annotation file; the results use its image and category ids.")

@@ -133,7 +133,7 @@ class RoundedConv2D(layers.Conv2D):
 
         Args:
           per_tensor: whether all output channels share a scale.
-          shifts_pixels: whether the inputs are normalised pixels p / 127.5 - 1, of which it makes (p - 128) / 127.5.
+          shifts_pixels: whether the inputs are normalized pixels p / 127.5 - 1, of which it makes (p - 128) / 127.5.
           **options: arguments of `Conv2D`.
         """
         super().__init__(**options)

@@ -233,7 +233,7 @@ def test_a_file_name_that_occurs_twice_has_no_coco_id(tmp_path):
     assert read_coco_ids(str(annotations), ("cat",), ["x/7.jpg"]).get_image_id("x/7.jpg") == 7
 
 
-def test_annotations_for_labelling_tools_contain_the_detections_above_the_threshold(tmp_path, detector):
+def test_annotations_for_labeling_tools_contain_the_detections_above_the_threshold(tmp_path, detector):
     # The score of the dog is the brightness, 50 / 255.
     source = save_image(tmp_path / "a.png", value=50)
     predict_images(detector, [source], str(tmp_path), make_outputs("0.5", draw_images=False, formats=("yolo",)))

@@ -53,7 +53,7 @@ def normalize_reference(group: int) -> dict[str, np.ndarray]:
 
 
 def normalize(replicas: int, group: int, fused: bool | None) -> dict[str, np.ndarray]:
-    """Normalises the images on several replicas; averages the moving statistics as the trainer does."""
+    """Normalizes the images on several replicas; averages the moving statistics as the trainer does."""
     strategy = mirrored(replicas)
     with strategy.scope():
         norm = GroupedBatchNormalization(group, momentum=MOMENTUM, epsilon=EPSILON, fused=fused)
