@@ -305,10 +305,10 @@ def _name_tool(folder: Folder, layouts: list[VocLayout]) -> str:
 
 
 def read_list(layout: VocLayout) -> list[str]:
-    """Returns the ids of the list file, without the second column (1, 0 or -1) of the devkit's per-class lists.
+    """Returns the image ids of the list file.
 
-    An id may itself contain spaces and end in such a number. If there is an annotation with the name of the whole line,
-    the line is an id. Some tools write the path of the image instead of the id.
+    A trailing 1, 0 or -1 (per-class lists of the devkit) is removed, unless an annotation file has the whole line as
+    its name. If a line is an absolute image path, its file name without suffix is the id.
     """
     lines = list(filter(None, map(str.strip, beam_storage.read_text(layout.list_file).split("\n"))))
     columns = {line: column[1] for line in lines if (column := re.fullmatch(r"(.*\S)\s+-?[01]", line))}
