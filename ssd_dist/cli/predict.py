@@ -24,7 +24,8 @@ def main(_: list[str]) -> None:
         raise UsageError(f"--images is missing: {flags.FLAGS['images'].help}")
     given = [name for name in ("model_dir", "export", "saved_model") if flags.FLAGS[name].value]
     if len(given) != 1:
-        raise UsageError("give either --model_dir=RUN or --export=DIR")
+        where = ", ".join(f"--{name}" for name in given) or "no model"
+        raise UsageError(f"{where}: exactly one model source is required; give --model_dir=RUN or --export=DIR")
     if given != ["model_dir"]:
         refuse_flags(["set", "checkpoint"], beside=given[0])
     videos = [source for source in sources if is_video(source)]

@@ -59,7 +59,10 @@ class GroupedBatchNormalization(layers.BatchNormalization):
         images = inputs.shape[0]
         context = tf.distribute.get_replica_context()
         if images is None and context is not None and context.num_replicas_in_sync > 1:
-            raise ValueError(f"{self.name}: the number of images is unknown, so they cannot be divided into groups")
+            raise ValueError(
+                f"{self.name}: the batch size is unknown, so images cannot be divided into batch-norm groups; build "
+                "the model with a fixed batch size"
+            )
         if images is not None and images < self._group and context is not None and context.num_replicas_in_sync > 1:
             return self._normalize_synchronized(inputs, context)
         return self._normalize_groups(inputs)

@@ -139,13 +139,15 @@ def test_thresholds_apply_to_all_classes_to_one_or_come_from_an_evaluation(tmp_p
         ("cat:", "from 0 to 1"),
         ("gone.json", "does not exist"),
         ("other.json", "no class 'dog'"),
-        ("broken.json", "ssd-evaluate"),
+        ("broken.json", "cannot read 'operating_points'; give the file that ssd-evaluate --output wrote"),
+        ("folder.json", "cannot be read"),
     ],
 )
 def test_invalid_thresholds_are_refused(text, word, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other.json").write_text('{"operating_points": {"cat": {"threshold": 0.5}}}')
     (tmp_path / "broken.json").write_text("[]")
+    (tmp_path / "folder.json").mkdir()
     with pytest.raises(UsageError, match=word):
         parse_thresholds(text, CLASSES)
 
