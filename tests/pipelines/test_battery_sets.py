@@ -21,6 +21,7 @@ def count_coco(folder):
 
 
 def count_yolo(folder):
+    """Returns (number of images, number of non-empty label lines) of each split."""
     counts = {}
     for split in ("train", "valid", "test"):
         images = [path for path in (folder / split / "images").iterdir() if path.suffix.lower() in IMAGES]

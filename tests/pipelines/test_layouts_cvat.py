@@ -8,7 +8,7 @@ from tool_exports import BOX, OTHER, cvat, write
 
 from pipelines.manifest_writer import read_manifest
 
-# Number of boxes of the images with equal names in the subsets of a project.
+# Number of boxes per image in each subset. Two subsets contain an image of the same name.
 SUBSETS = {"Validation": {"frame_0.jpg": 1}, "Train": {"frame_0.jpg": 2, "frame_1.jpg": 0}}
 
 
