@@ -196,7 +196,7 @@ def make_coco(folder: Path, images: int, objects: int = OBJECTS, side: int = 0) 
 
 
 def paint(rng: np.random.Generator, height: int, width: int) -> Image.Image:
-    """Draws coloured noise at several scales; decoding it takes as long as decoding a photograph."""
+    """Draws colored noise at several scales; decoding it takes as long as decoding a photograph."""
     pixels = np.full((height, width, 3), 128.0)
     for cells, strength in ((4, 60), (16, 35), (64, 20), (200, 14)):
         coarse = rng.normal(0, 1, (3, max(2, cells * height // width), cells)).astype(np.float32)

@@ -58,7 +58,7 @@ def measure_step(config: Config, folder: Path) -> list[Row]:
     gradients = [tf.fill(variable.shape, 1e-6) for variable in state.optimizer.variables_to_train]
     parts = {
         "loss, mining, dense targets": measure_loss(config, batch, model(pixels, training=False)),
-        "pixels to float32, colours": measure_alone(
+        "pixels to float32, colors": measure_alone(
             lambda: apply_color_map(normalize_image(batch.images), batch.color_maps)
         ),
         "optimizer with EMA": measure_alone(lambda: strategy.run(state.optimizer.apply, args=(gradients,))),

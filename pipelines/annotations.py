@@ -160,9 +160,9 @@ Element: TypeAlias = tuple[int, Image | BoxGroup | Category | Listing]
 
 
 def to_valid_text(text: str) -> str:
-    """Returns the text with everything escaped that UTF-8 cannot encode.
+    """Escapes characters that UTF-8 cannot encode, such as unpaired surrogates.
 
-    Such characters come from JSON escapes and from file names in another encoding.
+    They come from JSON escapes and from file names in another encoding.
     """
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
@@ -181,9 +181,10 @@ def make_element(value: Image | BoxGroup | Category | Listing) -> Element:
 
 
 def assign_to_split(element: Element, split: int) -> Element:
-    """Marks an element as part of the split number `split`, so that a job can process several splits together.
+    """Assigns an element to split number `split`, so that one job can process several splits.
 
-    Shifts the number of its listing and changes its key, because two splits may contain the same image id.
+    Changes its key and its listing number (of a category: its split), so that equal image ids in different splits stay
+    separate. Split 0 is unchanged.
     """
     key, value = element
     if not split:

@@ -321,7 +321,7 @@ def open_plain(path: str) -> BinaryIO:
 
 def _refuse_device(path: str) -> None:
     if not is_remote(path) and not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
-        raise PermissionError(f"{path} is a device or a pipe, not a file")
+        raise PermissionError(f"{path}: is a device or a pipe; give a regular file")
 
 
 def _match(pattern: str, limit: int | None = None) -> list[str]:

@@ -69,7 +69,7 @@ def build_class_tables(
 ) -> dict[int, ClassTable]:
     """Builds the class table of each split; the names and labels are the same in all of them.
 
-    With fixed names, exclusion does not change the labels.
+    If `rules` fixes the class names, excluding a class does not renumber the others.
 
     Args:
       categories: all classes that occur in the annotations.
@@ -119,7 +119,7 @@ def parse_class_file(text: str, path: str) -> tuple[str, ...]:
     """Parses a file with one class name per line; ignores empty lines.
 
     Raises:
-      DataError: if a name occurs twice or there is none.
+      DataError: if the file contains no names or a name occurs twice.
     """
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not names:

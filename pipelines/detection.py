@@ -1,4 +1,4 @@
-"""Recognises the format and the splits of a labelled folder, and plans which split is written under which name.
+"""Recognizes the format and the splits of a labeled folder, and plans which split is written under which name.
 
 folder -> the first format in the order of `FORMATS` that finds its files -> splits of the source -> splits to write
 """
@@ -28,7 +28,7 @@ DEFAULT_SHARES = (("train", 0.8), ("val", 0.2))
 EXAMPLES = 8
 CONVERT = (
     "convert the annotations to COCO with datumaro or FiftyOne "
-    "(docs/your_own_data.md#1-check-that-your-labels-are-recognised)"
+    "(docs/your_own_data.md#1-check-that-your-labels-are-recognized)"
 )
 
 
@@ -37,11 +37,11 @@ class Format:
     """One value of `--input_format`.
 
     Attributes:
-      find: recognises the format in an input (a folder, a file or a pattern), given `--image_dir`; None if the input
+      find: recognizes the format in an input (a folder, a file or a pattern), given `--image_dir`; None if the input
         is not in this format.
       read: returns the transform that reads one split.
       count: returns how many images the annotations describe, of an input in the format.
-      files: the files by which the format is recognised, for messages.
+      files: the files by which the format is recognized, for messages.
     """
 
     find: Callable[[str, str], Found[Any] | None]
@@ -115,7 +115,7 @@ class Detected:
       input_format: key of `FORMATS`.
       roots: the folder, file or pattern of the dataset of each input, at or below the input.
       found: the splits of all inputs together.
-      others: the other formats that recognise the inputs.
+      others: the other formats that recognize the inputs.
       splits_by_root: the splits in the output of each of several inputs; empty for a single input.
     """
 
@@ -137,7 +137,7 @@ class Detected:
 def detect_format(inputs: Sequence[str], image_dir: str, input_format: str = AUTO) -> Detected:
     """Returns the format of the inputs and what they contain together.
 
-    Of several formats that recognise all inputs, the first one that describes enough images is chosen, see `FORMATS`.
+    Of several formats that recognize all inputs, the first one that describes enough images is chosen, see `FORMATS`.
 
     Args:
       inputs: folders, files or patterns.
@@ -145,13 +145,13 @@ def detect_format(inputs: Sequence[str], image_dir: str, input_format: str = AUT
       input_format: key of `FORMATS` to search for that format only, or `AUTO`.
 
     Raises:
-      DataError: if an input does not exist or no format recognises it; the message lists what the folder contains.
+      DataError: if an input does not exist or no format recognizes it; the message lists what the folder contains.
     """
     for path in inputs:
         if not beam_storage.is_pattern(path):
             require_input(path)
     with cached_listings():
-        own = {path: _recognise(path, image_dir, input_format) for path in inputs}
+        own = {path: _recognize(path, image_dir, input_format) for path in inputs}
         outside = [_note_images_outside(root, found) for root, found in own.values()]
     unknown = next((path for path in inputs if not own[path][1]), "")
     if unknown:
@@ -169,7 +169,7 @@ def detect_format(inputs: Sequence[str], image_dir: str, input_format: str = AUT
 
 
 def _choose_format(found_by_name: Mapping[str, Sequence[Found[Any]]]) -> tuple[str, tuple[str, ...]]:
-    """Returns the format to read, of those that recognise the inputs, and a note if it is not the first one."""
+    """Returns the format to read, of those that recognize the inputs, and a note if it is not the first one."""
     first = next(iter(found_by_name))
     if len(found_by_name) == 1:
         return first, ()
@@ -197,7 +197,7 @@ def _note_images_outside(root: str, found: Mapping[str, Found[Any]]) -> dict[str
     return notes
 
 
-def _recognise(path: str, image_dir: str, input_format: str) -> tuple[str, dict[str, Found[Any]]]:
+def _recognize(path: str, image_dir: str, input_format: str) -> tuple[str, dict[str, Found[Any]]]:
     """Returns the folder of the dataset, at or below the input, and what each format found there."""
     root = path
     while True:
@@ -298,7 +298,7 @@ def _divide(source_split: str, reads_all_names: bool = False) -> list[SplitPlan]
 
 
 def describe_plan(detected: Detected, plans: Sequence[SplitPlan]) -> list[str]:
-    """Returns what was recognised and what will be written, as lines to print."""
+    """Returns what was recognized and what will be written, as lines to print."""
     found = detected.found
     counts = [f"{name} {found.images[name]}" if name in found.images else name for name in found.names]
     if counts:
@@ -307,7 +307,7 @@ def describe_plan(detected: Detected, plans: Sequence[SplitPlan]) -> list[str]:
         content = "1 image" if found.images[WHOLE] == 1 else f"{found.images[WHOLE]} images"
     else:
         content = "an unknown number of images"
-    lines = [f"recognised {found.tool}: {content}"]
+    lines = [f"recognized {found.tool}: {content}"]
     if detected.others:
         lines.append(f"the folder also fits {', '.join(detected.others)}; --input_format selects one of them")
     lines += [f"note: {note}" for note in found.notes]
@@ -342,18 +342,18 @@ def _describe_unknown(path: str, image_dir: str, input_format: str) -> str:
     """Returns the message for an input in an unknown format: what it contains and what was searched for."""
     reason = csv.explain_unknown(path) if input_format in (AUTO, "csv") else ""
     if reason:
-        return f"--input={path}: no annotations were recognised; {reason}"
+        return f"--input={path}: no annotations were recognized; {reason}"
     if input_format != AUTO:
-        _, found = _recognise(path, image_dir, AUTO)
+        _, found = _recognize(path, image_dir, AUTO)
         searched = f"no {input_format} dataset ({FORMATS[input_format].files})"
         if found:
             name = next(iter(found))
             return f"--input={path}: {searched}; it looks like {found[name].tool}: use --input_format={name}"
     else:
-        searched = f"no annotations were recognised; searched for the formats {', '.join(FORMATS)}"
+        searched = f"no annotations were recognized; searched for the formats {', '.join(FORMATS)}"
     unsupported = _explain_unsupported(path)
     if unsupported:
-        return f"--input={path}: no annotations were recognised; {unsupported}"
+        return f"--input={path}: no annotations were recognized; {unsupported}"
     if beam_storage.is_pattern(path) or beam_storage.is_file(path):
         return f"--input={path}: {searched}; pass the folder of the dataset as --input, or {CONVERT}"
     names = list_folder(path).names

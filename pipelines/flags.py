@@ -15,7 +15,7 @@ INPUT_FORMATS = (
 def define_flags() -> None:
     """Defines the flags of prepare."""
     flags.DEFINE_enum(
-        "input_format", AUTO, [AUTO, *INPUT_FORMATS], "Format of the annotations; auto recognises it from the files."
+        "input_format", AUTO, [AUTO, *INPUT_FORMATS], "Format of the annotations; auto recognizes it from the files."
     )
     flags.DEFINE_multi_string("input", [], "Folder, file or pattern of the annotations; repeat the flag for several.")
     flags.DEFINE_string("image_dir", "", "Folder of the images; by default the folder that the format defines.")

@@ -49,14 +49,14 @@ SHARD_FILE = re.compile(r"(view\d{2,}-\d{5,}-of-\d{5,}\.tfrecord|\d{5,}-of-\d{5,
 
 @dataclass(frozen=True)
 class ManifestJob:
-    """What the manifest depends on besides the shard reports.
+    """Settings of the job that writes the manifest.
 
     Attributes:
       output: folder of the manifest.
       config: the experiment.
       max_rejected_fraction: largest accepted fraction of rejected images, and of rejected boxes, in each split.
       job_id: id of the job, see `split_lock.py`.
-      optional: names of splits that are omitted if they contain no image: shares of a very small source.
+      optional: splits to omit if they contain no images. A small source may leave a split empty.
     """
 
     output: str

@@ -70,11 +70,11 @@ class PrepareJob:
 
 
 def job_from_flags() -> PrepareJob:
-    """Returns the job that the flags describe, and prints what was recognised in the source.
+    """Returns the job that the flags describe, and prints what was recognized in the source.
 
     Raises:
       UsageError: if a flag is missing or has an invalid value.
-      DataError: if the source is missing or not recognised, or the output is a file or contains splits with other
+      DataError: if the source is missing or not recognized, or the output is a file or contains splits with other
         settings.
     """
     values = flags.FLAGS
@@ -135,7 +135,7 @@ def require_folder(output: str) -> None:
 
 
 def _plan_from_flags(detected: Detected) -> list[SplitPlan]:
-    """Returns the splits to write, and prints what was recognised unless the flags describe everything.
+    """Returns the splits to write, and prints what was recognized unless the flags describe everything.
 
     Raises:
       UsageError: if flags contradict each other.

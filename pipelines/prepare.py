@@ -1,4 +1,4 @@
-"""ssd-prepare: converts labelled images to shards of training records and a manifest.
+"""ssd-prepare: converts labeled images to shards of training records and a manifest.
 
     python -m pipelines.prepare --input=DIR --output=OUT --config=configs/x.yaml
 

@@ -1,4 +1,4 @@
-"""Describes a labelled dataset before it is prepared: `ssd-prepare --survey=FILE` writes counts and box sizes.
+"""Describes a labeled dataset before it is prepared: `ssd-prepare --survey=FILE` writes counts and box sizes.
 
 Readers -> images grouped as for shards -> a sample of each group: image size, checked boxes -> one JSON file
 

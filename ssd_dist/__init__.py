@@ -1,4 +1,4 @@
-"""Trains MobileNetV2-SSD detectors from labelled images, on one machine or many hosts.
+"""Trains MobileNetV2-SSD detectors from labeled images, on one machine or many hosts.
 
     import ssd_dist
 

@@ -1,4 +1,4 @@
-"""Builds clutter: unlabelled objects that a detector must not detect."""
+"""Builds clutter: unlabeled objects that a detector must not detect."""
 
 import numpy as np
 

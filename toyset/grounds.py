@@ -104,15 +104,15 @@ def stone(x: Array, y: Array, rng: Rng) -> Array:
     grain = sample_field(fractal_field(0.4), x * 1.2 + start[0], y * 1.2)
     stains = sample_field(fractal_field(1.9), x * 0.7, y * 0.7 + start[1])
     crack = np.abs(sample_field(fractal_field(1.5), x * 0.5 + start[1], y * 0.5)) < 0.006
-    grey = rng.uniform(0.3, 0.78)
+    gray = rng.uniform(0.3, 0.78)
     tint = rng.uniform(-0.04, 0.04)
-    light = linear(grey + tint, grey, grey - tint)
+    light = linear(gray + tint, gray, gray - tint)
     specks = (grain > 0.55).astype(np.float32) * rng.uniform(0, 0.8)
     return _blend(light * 0.5, light, 0.55 + 0.4 * grain + 0.4 * stains + specks) * (1 - 0.5 * crack)
 
 
 def tiles(x: Array, y: Array, rng: Rng) -> Array:
-    """Returns veined tiles in one or two colours, with joints."""
+    """Returns veined tiles in one or two colors, with joints."""
     along, across = _rotate_randomly(x, y, rng)
     side = np.float32(rng.uniform(55, 120))
     u, v = along / side, across / side
@@ -229,10 +229,10 @@ def _soft_colors(rng: Rng, count: int) -> list[Array]:
     """Returns random colors of low saturation, like those of cloth and paint."""
     colors = []
     for _ in range(count):
-        grey = rng.uniform(0.25, 0.9)
+        gray = rng.uniform(0.25, 0.9)
         tint = rng.uniform(0, 1, 3)
         strength = rng.choice([rng.uniform(0, 0.12), rng.uniform(0.12, 0.3)])
-        colors.append(linear(*(np.clip(grey + strength * (tint - tint.mean()), 0.05, 1.0))))
+        colors.append(linear(*(np.clip(gray + strength * (tint - tint.mean()), 0.05, 1.0))))
     return colors
 
 

@@ -1,4 +1,4 @@
-"""ssd-sample: generates a labelled dataset, for the demo and for tests.
+"""ssd-sample: generates a labeled dataset, for the demo and for tests.
 
     python -m toyset.sample --output=DIR [--seed=0] [--train=600] [--val=120]
 

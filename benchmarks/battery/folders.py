@@ -1,4 +1,4 @@
-"""Builds the folders of the battery: labelled datasets of links to the originals, with the splits of each protocol.
+"""Builds the folders of the battery: labeled datasets of links to the originals, with the splits of each protocol.
 
 `dev` has the training images alone, or with the official validation split; settings are chosen on it. `test` also has
 the official test split, which is evaluated once, at the end.

@@ -26,7 +26,7 @@ PLAIN_NAMES = ("", "annotations", "annotation", "labels", "result", "coco", "ins
 ANNOTATION_FOLDERS = ("annotations", "annotation")
 # COCO's files of other tasks, which repeat the images of `instances_*.json`.
 OTHER_TASKS = re.compile(r"(person_keypoints|captions|stuff|panoptic|image_info)_")
-# How much of a file is read to recognise it and to find its images.
+# How much of a file is read to recognize it and to find its images.
 HEAD_BYTES = 1 << 20
 EXAMPLES = 4
 # A folder with more JSON files has one per image, which is not COCO's format.

@@ -69,7 +69,7 @@ def find_splits(path: str, image_dir: str) -> Found[CsvFile] | None:
     """Returns the splits in a folder, a file or a pattern; None if there is no CSV file of boxes.
 
     Raises:
-      DataError: if the input is a CSV file whose columns are not recognised, or the images are in no folder.
+      DataError: if the input is a CSV file whose columns are not recognized, or the images are in no folder.
     """
     if not beam_storage.is_pattern(path):
         require_input(path)
@@ -87,7 +87,7 @@ def count_annotated(found: Found[CsvFile]) -> int:
 
 
 def read_csv(source: Source) -> ReadAnnotations:
-    """Returns the transform that reads the source, after finding the files and recognising their columns.
+    """Returns the transform that reads the source, after finding the files and recognizing their columns.
 
     Raises:
       DataError: if there is no CSV file of boxes, or the split or the images are missing.

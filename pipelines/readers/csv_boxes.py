@@ -17,7 +17,7 @@ SIDES_OF_BOX = 4
 # ymin, xmin, ymax, xmax.
 Corners: TypeAlias = tuple[float, float, float, float]
 # How the corners follow from the numbers in the columns of a box: xmin, ymin, xmax, ymax; x, y, width, height; the
-# centre x, y, width, height; or the vertices of a polygon x, y, x, y, ...
+# center x, y, width, height; or the vertices of a polygon x, y, x, y, ...
 FORMS: Mapping[str, Callable[[Sequence[float]], Corners]] = {
     "corners": lambda numbers: (numbers[1], numbers[0], numbers[3], numbers[2]),
     "size": lambda numbers: (numbers[1], numbers[0], numbers[1] + numbers[3], numbers[0] + numbers[2]),

@@ -1,4 +1,4 @@
-"""Recognises the columns of a CSV file by its header.
+"""Recognizes the columns of a CSV file by its header.
 
 Names of columns are compared in lower case without spaces and punctuation: `X_Min`, `x min` and `xmin` are the same.
 A role is filled by the first of its names that occurs:
@@ -7,7 +7,7 @@ A role is filled by the first of its names that occurs:
     class       class, class_name, label, category, tag, object, class_id, ...                       (`CLASS_NAMES`)
     corners     xmin ymin xmax ymax | x1 y1 x2 y2 | x0 y0 x1 y1 | left top right bottom | ...        (`CORNERS`)
     or size     x y w h | x y width height | left top width height | xmin ymin width height | ...    (`SIZES`)
-    or centre   x_center y_center width height | cx cy w h | ...                                     (`CENTERS`)
+    or center   x_center y_center width height | cx cy w h | ...                                     (`CENTERS`)
     or list     bbox, one field with "[x, y, width, height]" (Kaggle)                                (`LISTS`)
     image size  width and height if they are not those of the box, image_width, img_width, ...
     split       split, set, subset, usage, partition, ml_use: if its values are names of splits
@@ -146,7 +146,7 @@ def _first(names: list[str], wanted: Sequence[str]) -> int | None:
 
 
 def match_automl_header(header: Sequence[str]) -> Dialect | None:
-    """Recognises AutoML's lines below a header such as set,path,label,x_min,y_min,x_max,y_min,x_max,y_max,..."""
+    """Recognizes AutoML's lines below a header such as set,path,label,x_min,y_min,x_max,y_min,x_max,y_max,..."""
     names = [simplify(name) for name in header]
     first = next((place for place, name in enumerate(names) if name in ("xmin", "x1")), 0)
     if first not in (2, 3) or len(names) != first + 8 or _first(names, IMAGE_NAMES) != first - 2:

@@ -1,4 +1,4 @@
-"""Recognises how a CSV file describes boxes: by its header (csv_columns.py), or by its first lines without one.
+"""Recognizes how a CSV file describes boxes: by its header (csv_columns.py), or by its first lines without one.
 
 Files without a header:
 
@@ -23,7 +23,7 @@ from pipelines.readers.via_csv import COLUMNS as VIA_COLUMNS
 
 # Separators in the order in which they are tried.
 DELIMITERS = (",", ";", "\t", "|")
-# Lines below the header that are read to recognise the dialect.
+# Lines below the header that are read to recognize the dialect.
 SAMPLE_ROWS = 256
 # Share of these lines that must have the form of a dialect without a header.
 MIN_SHARE = 0.8
@@ -72,7 +72,7 @@ def recognize(rows: Sequence[Row], delimiter: str) -> Dialect | None:
 
 
 def _match_lines(sample: Sequence[list[str]]) -> Dialect | None:
-    """Recognises a file without a header by the fields of its lines."""
+    """Recognizes a file without a header by the fields of its lines."""
     dialects: tuple[tuple[Callable[[list[str]], bool], Dialect], ...] = (
         (_is_automl, make_automl(has_split=True)),
         (lambda fields: _is_automl(["", *fields]), make_automl(has_split=False)),

@@ -1,4 +1,4 @@
-"""One CSV file, and what its beginning shows: its dialect, names of images, and why it is not recognised."""
+"""One CSV file, and what its beginning shows: its dialect, names of images, and why it is not recognized."""
 
 import io
 import re
@@ -12,7 +12,7 @@ from pipelines.readers.csv_dialects import DELIMITERS, SAMPLE_ROWS, recognize
 from pipelines.readers.csv_text import Row, read_rows
 from pipelines.readers.folder import is_image
 
-# How much of a file is read to recognise it.
+# How much of a file is read to recognize it.
 HEAD_BYTES = 1 << 18
 EXAMPLES = 4
 
@@ -90,7 +90,7 @@ def contains_image_names(path: str) -> bool:
 
 
 def explain_file(path: str) -> str:
-    """Returns why a CSV file is not recognised, and how to fix it."""
+    """Returns why a CSV file is not recognized, and how to fix it."""
     if read_dialect(path) is not None:
         return f"{path}: its folder contains no image files; pass the folder of the images as --image_dir"
     head = _read_head(path)

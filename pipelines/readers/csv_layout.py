@@ -36,7 +36,7 @@ def find_layout(path: str, image_dir: str) -> Found[CsvFile] | None:
     """Returns the splits in a folder, a file or a pattern; None if there is no CSV file of boxes with images.
 
     Raises:
-      DataError: if the input is a CSV file whose columns are not recognised, or the images are in no folder.
+      DataError: if the input is a CSV file whose columns are not recognized, or the images are in no folder.
     """
     if beam_storage.is_pattern(path):
         files = [

@@ -21,7 +21,9 @@ FIELDS = ("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4")
 
 
 def parse_dota(data: bytes) -> Iterator[ParsedImage]:
-    """Yields the image of a label file, without a file name.
+    """Yields one image with the boxes of a DOTA label file.
+
+    Its file name is empty, because the label file does not contain it.
 
     Raises:
       ValueError: if the file is not text.

@@ -1,4 +1,4 @@
-"""The files of a dataset, listed once, from which the formats recognise their layout."""
+"""The files of a dataset, listed once, from which the formats recognize their layout."""
 
 import contextlib
 import posixpath

@@ -4,7 +4,7 @@
 
 Format: https://github.com/bostondiditeam/kitti/blob/master/resources/devkit_object/readme.txt. The fields are type,
 truncated, occluded, alpha, left, top, right, bottom, and the size, location and rotation in space, which are ignored.
-Coordinates are in pixels. Regions with the type DontCare contain objects that were not labelled. They have no class,
+Coordinates are in pixels. Regions with the type DontCare contain objects that were not labeled. They have no class,
 which records need, so they are rejected with the reason "dont_care" and their pixels are trained as background.
 """
 
@@ -31,5 +31,5 @@ def _parse_line(line: str) -> ParsedObject:
     name, *fields = line.split()
     left, top, right, bottom = read_fields(fields, *FIELDS)[3:]
     if name.lower() == "dontcare":
-        raise ObjectError("dont_care", "KITTI marks a region without labelled objects; it is trained as background")
+        raise ObjectError("dont_care", "KITTI marks a region without labeled objects; it is trained as background")
     return ParsedObject((name,), (top, left, bottom, right))

@@ -10,7 +10,7 @@
 Format: https://labelstud.io/guide/export. Shapes and units are described in label_studio_regions.py, file names in
 label_studio_paths.py.
 
-If a task has several annotations, the one that was updated last is used, without cancelled (skipped) ones. A task
+If a task has several annotations, the one that was updated last is used, without canceled (skipped) ones. A task
 without an annotation is rejected, because it may contain objects; an annotation without regions is an image without
 objects. Predictions are ignored.
 """
@@ -108,7 +108,7 @@ def _list_results(task: dict[str, Any], where: str) -> list[tuple[str, Any]]:
         if not (read_object(entry, key).get("was_cancelled") or entry.get("skipped"))
     ]
     if not completed:
-        raise ObjectError("not_annotated", "the task has no annotation, or only cancelled ones; annotate it")
+        raise ObjectError("not_annotated", "the task has no annotation, or only canceled ones; annotate it")
     index = max(completed)[1]
     results = read_list(annotations[index].get("result"), "result")
     return [(f"{where}.{key}[{index}].result[{i}]", result) for i, result in enumerate(results)]

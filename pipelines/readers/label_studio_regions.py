@@ -59,17 +59,17 @@ def _group_results(results: list[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         labels = [given for field, given in value.items() if field.endswith("labels")]
         # JSON-MIN has no ids.
         key = to_text(item.get("id")) or (format_value(geometry, length=None) if geometry else where)
-        region = groups.setdefault(key, (where, {"labels": [], "is_labelled": False}))[1]
+        region = groups.setdefault(key, (where, {"labels": [], "is_labeled": False}))[1]
         region["labels"] += (name for given in labels for name in (given if isinstance(given, list) else [given]))
-        region["is_labelled"] |= bool(labels)
+        region["is_labeled"] |= bool(labels)
         region.update(geometry, image_rotation=item.get("image_rotation") or 0)
     yield from groups.values()
 
 
 def _is_region(region: Any) -> bool:
     """Returns whether a result describes an object and not the whole image; true for a broken result."""
-    is_complete = isinstance(region, dict) and "is_labelled" in region
-    return not is_complete or region["is_labelled"] or any(key in region for key in GEOMETRY_KEYS)
+    is_complete = isinstance(region, dict) and "is_labeled" in region
+    return not is_complete or region["is_labeled"] or any(key in region for key in GEOMETRY_KEYS)
 
 
 def _parse_region(size: tuple[int, int] | None, value: Any) -> ParsedObject:

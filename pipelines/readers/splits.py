@@ -24,7 +24,7 @@ WHOLE = ""
 
 @dataclass(frozen=True)
 class Found(Generic[LayoutT]):
-    """What a format recognised in one input.
+    """What a format recognized in one input.
 
     Attributes:
       tool: the tool and its export, for example "Roboflow COCO export".

@@ -25,7 +25,7 @@ from ssd_dist.core.tfrecord_io import DAMAGED_BODY, scan_records
 
 SIDES = ("ymin", "xmin", "ymax", "xmax")
 FLAGS = ("difficult", "is_crowd", "area")
-# Compressed files are recognised by their first bytes.
+# Compressed files are recognized by their first bytes.
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x78\x9c": "zlib", b"\x78\x01": "zlib", b"\x78\xda": "zlib"}
 
 

@@ -1,4 +1,4 @@
-"""The formats of annotation tools and datasets that have a parser of their own, and how their files are recognised."""
+"""The formats of annotation tools and datasets that have a parser of their own, and how their files are recognized."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -32,12 +32,12 @@ def has_lines(pattern: str, header: str = "") -> Callable[[str], bool]:
     """Returns a test of whether the first line that is not a header has this form."""
     line_form, header_form = re.compile(pattern), re.compile(header) if header else None
 
-    def recognise(head: str) -> bool:
+    def recognize(head: str) -> bool:
         lines = (line.strip() for line in head.splitlines())
         first = next((line for line in lines if line and not (header_form and header_form.match(line))), "")
         return bool(line_form.fullmatch(first))
 
-    return recognise
+    return recognize
 
 
 def is_array_with(*names: str) -> Callable[[str], bool]:
@@ -51,7 +51,7 @@ def is_cvat_for_video(head: str) -> bool:
     return "<annotations>" in head and bool(re.search(r"<track\s", head)) and not re.search(r"<image\s", head)
 
 
-# Formats that are recognised only to explain that they are not supported: suffix, test of the beginning of a file, and
+# Formats that are recognized only to explain that they are not supported: suffix, test of the beginning of a file, and
 # the explanation.
 UNSUPPORTED: tuple[tuple[str, Callable[[str], bool], str], ...] = (
     (

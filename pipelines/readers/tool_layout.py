@@ -1,6 +1,6 @@
 """Finds the annotation files, the images and the splits of a format that a parser describes.
 
-folder -> annotation files, recognised by their beginning -> image folder with the most equal names -> splits
+folder -> annotation files, recognized by their beginning -> image folder with the most equal names -> splits
 """
 
 import posixpath
@@ -17,7 +17,7 @@ from pipelines.readers.splits import SYNONYMS, WHOLE, Found
 from pipelines.readers.unlisted import find_others
 from pipelines.text_encoding import decode_head
 
-# How much of a file is read to recognise its format, and how many files of a folder are compared with its images.
+# How much of a file is read to recognize its format, and how many files of a folder are compared with its images.
 HEAD_BYTES = 1 << 16
 EXAMPLES = 20
 # Split of the files outside of the folders of the splits.
@@ -34,7 +34,7 @@ class ToolFormat:
     Attributes:
       title: the tool and its export, for messages.
       suffix: suffix of the annotation files, in lower case.
-      recognise: returns whether a file with this beginning is in the format.
+      recognize: returns whether a file with this beginning is in the format.
       parse: parses a whole file; raises ValueError with a reason if the file is not in the format.
       is_per_image: whether a file describes one image, the one with its stem.
       class_files: patterns of the names of files that list the class names, one per line.
@@ -46,7 +46,7 @@ class ToolFormat:
 
     title: str
     suffix: str
-    recognise: Callable[[str], bool]
+    recognize: Callable[[str], bool]
     parse: Parser
     is_per_image: bool = False
     class_files: tuple[str, ...] = ()
@@ -101,13 +101,13 @@ class ToolLayout:
 def find_splits(path: str, image_dir: str, tool_format: ToolFormat) -> Found[ToolLayout] | None:
     """Returns the splits in a folder, an annotation file or a pattern; None if no file is in the format."""
     if beam_storage.is_pattern(path):
-        paths = [name for name in beam_storage.match_files(path) if _is_recognised(name, tool_format)]
+        paths = [name for name in beam_storage.match_files(path) if _is_recognized(name, tool_format)]
         folder = list_folder(beam_storage.literal_folder(path))
     else:
         require_input(path)
         is_file = beam_storage.is_file(path)
         folder = list_folder(parent_folder(path) if is_file else path)
-        paths = [path] if is_file and _is_recognised(path, tool_format) else []
+        paths = [path] if is_file and _is_recognized(path, tool_format) else []
         if not is_file:
             return _find_in_folder(folder, image_dir, tool_format)
     if not paths:
@@ -129,14 +129,14 @@ def _find_in_folder(folder: Folder, image_dir: str, tool_format: ToolFormat) -> 
         if tool_format.is_per_image:
             # Other files, such as a README, are examined only if no annotation has the name of an image.
             examples = sorted(names, key=lambda name: stems.isdisjoint(_possible_stems(name)))
-            is_recognised = any(_is_recognised(folder.join(name), tool_format) for name in examples[:EXAMPLES])
-            recognised = [names] if is_recognised else []
+            is_recognized = any(_is_recognized(folder.join(name), tool_format) for name in examples[:EXAMPLES])
+            recognized = [names] if is_recognized else []
         else:
-            first = [name for name in names[:EXAMPLES] if _is_recognised(folder.join(name), tool_format)]
+            first = [name for name in names[:EXAMPLES] if _is_recognized(folder.join(name), tool_format)]
             # A folder with many files in the format, such as VoTT's file per image, contains nothing else.
             rest = names[EXAMPLES:] if len(first) == EXAMPLES else []
-            recognised = [[name] for name in (*first, *rest)]
-        for own in recognised:
+            recognized = [[name] for name in (*first, *rest)]
+        for own in recognized:
             # The name of a file that describes one image is the name of the image.
             split = find_split(f"{home}/" if tool_format.is_per_image else own[0])
             groups.setdefault(split, []).append(own)
@@ -347,7 +347,7 @@ def explain_unsupported(path: str, kinds: Iterable[tuple[str, Callable[[str], bo
     return next((text for suffix, test, text in kinds if path.lower().endswith(suffix) and test(head)), "")
 
 
-def _is_recognised(path: str, tool_format: ToolFormat) -> bool:
+def _is_recognized(path: str, tool_format: ToolFormat) -> bool:
     """Returns whether the beginning of a file is in the format."""
     if not path.lower().endswith(tool_format.suffix):
         return False
@@ -355,7 +355,7 @@ def _is_recognised(path: str, tool_format: ToolFormat) -> bool:
         head = _read_head(path)
     except beam_storage.UNREADABLE:
         return False
-    return bool(head) and tool_format.recognise(head)
+    return bool(head) and tool_format.recognize(head)
 
 
 def is_other_file(path: str, tool_format: ToolFormat) -> bool:
@@ -364,7 +364,7 @@ def is_other_file(path: str, tool_format: ToolFormat) -> bool:
         head = _read_head(path)
     except beam_storage.UNREADABLE:
         return False
-    return bool(head) and not tool_format.recognise(head)
+    return bool(head) and not tool_format.recognize(head)
 
 
 def _read_head(path: str) -> str:

@@ -9,7 +9,7 @@
     DIR/SPLIT/*.xml and images in the same folder                              Roboflow, LabelImg
     DIR/*.xml or a pattern of XML files                                        all files are one dataset
 
-The annotations and images of a folder are recognised by their names and by equal stems. `voc_layout.py` finds them, and
+The annotations and images of a folder are recognized by their names and by equal stems. `voc_layout.py` finds them, and
 `voc_xml.py` parses an annotation.
 """
 

@@ -22,7 +22,7 @@ from ssd_dist.core.errors import DataError
 ANNOTATION_FOLDERS = ("annotations", "annotation", "annots", "annot", "xmls", "xml", "labels", "label")
 IMAGE_FOLDERS = ("jpegimages", "images", "image", "imgs", "img", "pngimages", "photos")
 LISTS = "ImageSets/Main"
-# Number of XML files of a folder that are compared with its images, or read to recognise the format.
+# Number of XML files of a folder that are compared with its images, or read to recognize the format.
 EXAMPLES = 20
 HEAD_BYTES = 4096
 
@@ -85,7 +85,7 @@ def find_splits(path: str, image_dir: str) -> Found[VocLayout] | None:
     folder = list_folder(path)
     xml_folders = _group_xml_files(folder)
     if not xml_folders:
-        # Some exports contain no object and so no XML file; the folders of the devkit are enough to recognise them.
+        # Some exports contain no object and so no XML file; the folders of the devkit are enough to recognize them.
         xml_folders = {name: [] for name in folder.folders if posixpath.basename(name) == "Annotations"}
     if not xml_folders:
         return None
@@ -169,7 +169,7 @@ def _annotation_folder(name: str) -> str:
 
 
 def _are_voc(paths: list[str]) -> bool:
-    """Returns whether one of the first files begins like a VOC annotation, or none can be recognised at all."""
+    """Returns whether one of the first files begins like a VOC annotation, or none can be recognized at all."""
     kinds = {is_annotation(path) for path in paths[:EXAMPLES]}
     return True in kinds or (kinds == {None} and all(path.lower().endswith(".xml") for path in paths))
 
@@ -305,10 +305,10 @@ def _name_tool(folder: Folder, layouts: list[VocLayout]) -> str:
 
 
 def read_list(layout: VocLayout) -> list[str]:
-    """Returns the ids of the list file, without the second column (1, 0 or -1) of the devkit's per-class lists.
+    """Returns the image ids of the list file.
 
-    An id may itself contain spaces and end in such a number. If there is an annotation with the name of the whole line,
-    the line is an id. Some tools write the path of the image instead of the id.
+    A trailing 1, 0 or -1 (per-class lists of the devkit) is removed, unless an annotation file has the whole line as
+    its name. If a line is an absolute image path, its file name without suffix is the id.
     """
     lines = list(filter(None, map(str.strip, beam_storage.read_text(layout.list_file).split("\n"))))
     columns = {line: column[1] for line in lines if (column := re.fullmatch(r"(.*\S)\s+-?[01]", line))}

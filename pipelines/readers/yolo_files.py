@@ -100,7 +100,7 @@ class YoloFiles:
         self._add_texts(folder)
 
     def add_labels(self, path: str) -> None:
-        """Adds the text files of a folder that was not listed."""
+        """Adds only the text files of a folder that is outside the listed folders; `add` also adds its images."""
         self._add_texts(list_folder(path))
 
     def _add_images(self, folder: Folder) -> None:

@@ -18,7 +18,7 @@ BOX_COLUMNS = 5
 MIN_POLYGON_COLUMNS = 7
 # A larger class number is an error in the file.
 MAX_CLASS = 10**6
-# Coordinates of labels that are slightly outside of the image are still recognised as fractions.
+# Coordinates of labels that are slightly outside of the image are still recognized as fractions.
 LARGEST_FRACTION = 1.5
 
 

@@ -32,7 +32,7 @@ class YoloLayout:
       needs_label: whether images without a label file are not images without objects, because other splits or inputs
         use the same folder of images.
       other_labels: the folders of their labels.
-      reports_unlabelled: whether images without a label file in any of these folders are rejected; set in the first
+      reports_unlabeled: whether images without a label file in any of these folders are rejected; set in the first
         layout of a folder of images.
     """
 
@@ -46,7 +46,7 @@ class YoloLayout:
     keypoint_numbers: int = 0
     needs_label: bool = False
     other_labels: tuple[str, ...] = ()
-    reports_unlabelled: bool = False
+    reports_unlabeled: bool = False
 
 
 def read_list(path: str) -> list[str]:
@@ -101,12 +101,12 @@ def share_images(layout: YoloLayout, others: Sequence[YoloLayout], before: Seque
     labels = [other.labels for other in others if other.images == layout.images and other.labels != layout.labels]
     if not labels:
         return layout
-    is_first = layout.reports_unlabelled or not layout.needs_label
+    is_first = layout.reports_unlabeled or not layout.needs_label
     return replace(
         layout,
         needs_label=True,
         other_labels=tuple(dict.fromkeys((*layout.other_labels, *labels))),
-        reports_unlabelled=is_first and not any(other.images == layout.images for other in before),
+        reports_unlabeled=is_first and not any(other.images == layout.images for other in before),
     )
 
 

@@ -68,11 +68,11 @@ def _read_folders(layout: YoloLayout) -> Iterator[YoloEntry]:
     labels = list(filter(_is_text, _list_files(layout.labels, layout)))
     pairs = _pair(images, labels, filter(_is_text, files), layout)
     base = beam_storage.path_below(layout.id_root, layout.images)
-    unlabelled = _find_unlabelled([image for image in images if image not in pairs], layout)
+    unlabeled = _find_unlabeled([image for image in images if image not in pairs], layout)
     entries = [
         (join(base, _relative_stem(layout.images, image)), image, pairs.get(image, ""))
         for image in images
-        if image in pairs or image in unlabelled or not layout.needs_label
+        if image in pairs or image in unlabeled or not layout.needs_label
     ]
     used = set(pairs.values())
     unmatched = [path for path in labels if path not in used and not _is_other_text(path, layout)]
@@ -81,12 +81,12 @@ def _read_folders(layout: YoloLayout) -> Iterator[YoloEntry]:
     for image_id, image, label in sorted(entries):
         path = image or others.get(join(layout.images, _relative_stem(layout.labels, label)), "")
         filename = beam_storage.path_below(layout.images, path) if path else ""
-        yield YoloEntry(image_id, 0, filename, path, label, unlabelled.get(image) or _check_suffix(path))
+        yield YoloEntry(image_id, 0, filename, path, label, unlabeled.get(image) or _check_suffix(path))
 
 
-def _find_unlabelled(images: list[str], layout: YoloLayout) -> dict[str, Problem]:
+def _find_unlabeled(images: list[str], layout: YoloLayout) -> dict[str, Problem]:
     """Returns the images without a label file in any folder of labels, if the layout reports them."""
-    if not layout.reports_unlabelled:
+    if not layout.reports_unlabeled:
         return {}
     left = images
     for folder in layout.other_labels:

@@ -30,7 +30,7 @@ from pipelines.readers.yolo_places import Places, group_by_split, locate_outside
 from pipelines.text_encoding import decode_text
 from ssd_dist.core.errors import DataError
 
-# Number of label files that are read to recognise the format, out of a larger number of candidates.
+# Number of label files that are read to recognize the format, out of a larger number of candidates.
 SAMPLES = 8
 CANDIDATES = 64
 # Files of these types may be the annotations of another format.
@@ -118,7 +118,7 @@ class _Search:
         self._class_files = list_class_files(files.folder)
 
     def find(self, configs: Sequence[YoloConfig]) -> Found[YoloLayout] | None:
-        """Returns the splits; None if nothing was recognised.
+        """Returns the splits; None if nothing was recognized.
 
         Args:
           configs: the YAML and .data files, the most likely one first.
@@ -157,7 +157,7 @@ class _Search:
     def _add_rest(
         self, splits: Mapping[str, tuple[YoloLayout, ...]], config: YoloConfig
     ) -> dict[str, tuple[YoloLayout, ...]]:
-        """Returns the splits and the labelled images outside of them: the training split, or everything."""
+        """Returns the splits and the labeled images outside of them: the training split, or everything."""
         if any(output_split(split) == "train" for split in splits):
             return dict(splits)
         known = tuple(f"{layout.images}/" for own in splits.values() for layout in own)

@@ -112,7 +112,7 @@ def run_main() -> None:
     flags.DEFINE_bool("metadata", None, "Write TFLite metadata and the label file; the default for postprocess_op.")
     flags.DEFINE_string("author", "", "Author of the model, for the metadata.")
     flags.DEFINE_string("model_version", "", "Version of the model, for the metadata.")
-    flags.DEFINE_string("license", "", "Licence of the model, for the metadata.")
+    flags.DEFINE_string("license", "", "License of the model, for the metadata.")
     flags.DEFINE_string("output", None, "Folder for the model and export.json, created if missing.")
     define_override_flag()
     set_tensorflow_defaults()

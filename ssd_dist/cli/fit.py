@@ -1,6 +1,6 @@
-"""Trains and exports a detector from a labelled folder: python -m ssd_dist.cli.fit --input=DIR --output=RUN.
+"""Trains and exports a detector from a labeled folder: python -m ssd_dist.cli.fit --input=DIR --output=RUN.
 
-Recognises the dataset, chooses the settings that are not given, writes shards, trains, evaluates and exports. Prints
+Recognizes the dataset, chooses the settings that are not given, writes shards, trains, evaluates and exports. Prints
 each choice with its reason. After an interruption, the same command resumes.
 """
 

@@ -24,7 +24,8 @@ def main(_: list[str]) -> None:
         raise UsageError(f"--images is missing: {flags.FLAGS['images'].help}")
     given = [name for name in ("model_dir", "export", "saved_model") if flags.FLAGS[name].value]
     if len(given) != 1:
-        raise UsageError("give either --model_dir=RUN or --export=DIR")
+        where = ", ".join(f"--{name}" for name in given) or "no model"
+        raise UsageError(f"{where}: exactly one model source is required; give --model_dir=RUN or --export=DIR")
     if given != ["model_dir"]:
         refuse_flags(["set", "checkpoint"], beside=given[0])
     videos = [source for source in sources if is_video(source)]
@@ -118,7 +119,7 @@ def run_main() -> None:
         "format",
         [],
         ANNOTATION_FORMATS,
-        "Also write the drawn boxes as annotations for labelling tools: coco, cvat, label_studio, yolo or voc; repeat "
+        "Also write the drawn boxes as annotations for labeling tools: coco, cvat, label_studio, yolo or voc; repeat "
         "the flag for several.",
     )
     flags.DEFINE_string("coco_ids", None, "COCO annotation file; the results use its image and category ids.")

@@ -52,10 +52,10 @@ class StopRequest:
 
     @contextmanager
     def block_signals(self) -> Iterator[None]:
-        """Keeps signals from handlers that other code installs in this context, and removes these handlers on exit.
+        """Prevents handlers that other code installs in this context from receiving stop signals.
 
-        TensorFlow's coordination service installs its own handlers. A signal that arrives in this context exits at
-        once, as always before training: TensorFlow may wait for a missing peer for minutes.
+        TensorFlow's coordination service installs its own; they are replaced on exit. If a signal arrives in this
+        context, the process exits immediately, because TensorFlow may wait minutes for a missing worker.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         stop_waiting = threading.Event()

@@ -93,9 +93,13 @@ def _bind(address: str, deadline: float) -> socket.socket:
             if in_use and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)
                 continue
-            text = f"this worker cannot listen on {address}: {error}; give it another port"
-            # An earlier worker of this run may hold the port; after a restart it may be free.
-            raise (RestartError if in_use else UsageError)(text) from None
+            problem = f"this worker cannot listen on {address}: {error}"
+            fix = "use another port (--port of train_multinode.sh, or your TF_CONFIG)"
+            if in_use:
+                raise RestartError(
+                    f"{problem}; an earlier worker may still hold the port: start again, or {fix}"
+                ) from None
+            raise UsageError(f"{problem}; {fix}") from None
 
 
 def _create_server_socket() -> tuple[socket.socket, str]:

@@ -1,4 +1,4 @@
-"""The distinct centres of anchors, by which ties in IoU are decided."""
+"""The distinct centers of anchors, by which ties in IoU are decided."""
 
 import numpy as np
 
@@ -9,15 +9,15 @@ TIE = 1e-6
 
 
 class AnchorSpots:
-    """The distinct centres (spots) of a set of anchors; the anchors of a cell share one, up to rounding."""
+    """The distinct centers (spots) of a set of anchors; the anchors of a cell share one, up to rounding."""
 
     def __init__(self, centers: Float64Array) -> None:
-        """Groups the anchors by their centres [2, A]."""
+        """Groups the anchors by their centers [2, A]."""
         self.anchor_centers = centers
         _, first, spot_of = np.unique(
             np.round(centers / (TIE / 4)).astype(np.int64), axis=1, return_index=True, return_inverse=True
         )
-        # int64 [A], the spot of each anchor, and float64 [2, S], the centres of the spots. The centre of an anchor
+        # int64 [A], the spot of each anchor, and float64 [2, S], the centers of the spots. The center of an anchor
         # differs from that of its spot by at most a quarter of TIE along each axis.
         self.spot_of = spot_of.reshape(-1)
         self.centers = np.ascontiguousarray(centers[:, first])
@@ -26,7 +26,7 @@ class AnchorSpots:
         self.anchors = np.split(order, starts)
 
     def find_nearest(self, centers: Float64Array) -> tuple[Float64Array, IntArray]:
-        """Returns for centres [N, 2] the distance [N] and the index [N] of the nearest anchor (ties: the lowest)."""
+        """Returns for centers [N, 2] the distance [N] and the index [N] of the nearest anchor (ties: the lowest)."""
         distance = np.square(centers[:, :1] - self.centers[0])
         distance += np.square(centers[:, 1:] - self.centers[1])
         np.sqrt(distance, out=distance)
@@ -39,7 +39,7 @@ class AnchorSpots:
         return self.distances(centers, chosen), chosen
 
     def distances(self, centers: Float64Array, anchors: IntArray) -> Float64Array:
-        """Returns the distances [K] of centres [K, 2], or of one centre [2], to the centres of anchors [K].
+        """Returns the distances [K] of centers [K, 2], or of one center [2], to the centers of anchors [K].
 
         They are not squared: with a tolerance on squares, anchors that differ by 20 times the float32 error would tie.
         """

@@ -1,7 +1,7 @@
 """The default boxes of SSD (Liu et al. 2016, section 2.2): 8,732 at 300x300.
 
 The order is level, row, column, shape, as in the heads' outputs reshaped to [batch, anchors, ...].
-Centres lie at (i + 0.5) / n, so mirroring the image permutes the anchors exactly.
+Centers lie at (i + 0.5) / n, so mirroring the image permutes the anchors exactly.
 """
 
 import math

@@ -23,9 +23,9 @@ class Turns:
 
     Attributes:
       grids: the anchors.
-      spots: their centres.
+      spots: their centers.
       boxes: float32 [N, 4], the boxes of the objects.
-      centers: float64 [N, 2], their centres.
+      centers: float64 [N, 2], their centers.
       assigned: int64 [B], the anchor of each box, -1 for none.
       head: int64 [N], the next member of each object that gets an anchor, -1 if all have one.
       done: whether all members of an object have their anchors.
@@ -51,7 +51,7 @@ class Turns:
 
         Args:
           grids: the anchors.
-          spots: their centres.
+          spots: their centers.
           boxes: float32 [B, 4].
           choices: the first choice of each box: its highest IoU [B] (-inf if it is at most TIE and was not
             computed), and the distance [B] and the index [B] of its anchor.
@@ -103,7 +103,7 @@ class Turns:
             self._packed = None
 
     def pick_nearest(self, rivals: IntArray) -> int:
-        """Returns the rival whose choice has the nearest centre; ties go to the lowest index."""
+        """Returns the rival whose choice has the nearest center; ties go to the lowest index."""
         if len(rivals) == 1:
             return int(rivals[0])
         distance = self.distance[rivals]

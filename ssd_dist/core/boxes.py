@@ -1,6 +1,6 @@
 """Box arithmetic: IoU, the offsets that SSD regresses, and the horizontal flip.
 
-Boxes are `[ymin, xmin, ymax, xmax]`, normalised to the image, float32. Offsets are `[ty, tx, th, tw]`.
+Boxes are `[ymin, xmin, ymax, xmax]`, normalized to the image, float32. Offsets are `[ty, tx, th, tw]`.
 """
 
 from typing import TypeAlias

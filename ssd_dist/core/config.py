@@ -33,12 +33,12 @@ class Section(BaseModel):
 class AugmentationConfig(Section):
     """Random changes of training images.
 
-    Flips and colour changes are applied during training and keep precomputed targets valid. `crop` enables SSD's random
+    Flips and color changes are applied during training and keep precomputed targets valid. `crop` enables SSD's random
     crops and expansions with `data.targets: online`. With precomputed targets, prepare has already applied them to the
     augmented copies, and `largest_expansion` and `smallest_crop` must be the values that prepare used. The sides of an
     expansion are at most `largest_expansion` times the sides of the image; those of a crop are at least `smallest_crop`
     times the sides of the image. `flip` mirrors left to right, `flip_vertical` upside down. Brightness and hue are
-    added (fractions of the value range and of the colour circle); contrast and saturation are
+    added (fractions of the value range and of the color circle); contrast and saturation are
     factors from [1 - x, 1 + x].
     """
 
@@ -118,7 +118,7 @@ class ModelConfig(Section):
 
     In training, each group of `batch_norm_group` images of the global batch shares its batch-norm statistics, on any
     number of replicas. The group must divide the images that a replica processes at once, or be all images that all
-    replicas process at once: then it is synchronised between the replicas, which is slower.
+    replicas process at once: then it is synchronized between the replicas, which is slower.
     """
 
     input_size: Annotated[int, Field(ge=32, le=2048)] = 300

@@ -4,7 +4,7 @@
 configure them through `AugmentationConfig`.
 """
 
-# The colour outside the image: the mean of ImageNet, in RGB.
+# The color outside the image: the mean of ImageNet, in RGB.
 FILL = (124, 116, 104)
 EXPAND_PROBABILITY = 0.5
 LARGEST_ASPECT = 2.0

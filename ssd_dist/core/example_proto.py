@@ -2,7 +2,7 @@
 
 Beam workers import this module instead of a package of 3 GB. The tests compare its bytes with TensorFlow's. The message
 is Example{1: Features{1: map<string, Feature>}}, Feature{1: bytes, 2: float, 3: int64 list}. Map entries are sorted by
-key, as in deterministic serialisation. (If one key is a prefix of another, the implementations of protobuf sort
+key, as in deterministic serialization. (If one key is a prefix of another, the implementations of protobuf sort
 differently; records have no such keys.)
 """
 
@@ -24,7 +24,7 @@ _PACKAGE = "ssd_dist"
 
 
 def encode_example(features: Mapping[str, Feature]) -> bytes:
-    """Serialises features: float32 and int64 arrays [K], or sequences of bytes; empty arrays keep their type."""
+    """Serializes features: float32 and int64 arrays [K], or sequences of bytes; empty arrays keep their type."""
     example = _Example()
     example.features.SetInParent()
     entries = example.features.feature

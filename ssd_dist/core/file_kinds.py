@@ -3,7 +3,7 @@
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 # Before the index of a camera, instead of the path of a video.
 WEBCAM = "webcam:"
-# Formats of labelling tools; `inference/preannotations.py` writes them.
+# Formats of labeling tools; `inference/preannotations.py` writes them.
 ANNOTATION_FORMATS = ("coco", "cvat", "label_studio", "yolo", "voc")
 
 

@@ -2,9 +2,9 @@
 
 The rule, in turns:
 
-    each waiting object has a choice: of the free anchors within TIE of its highest IoU, the one with the nearest centre
+    each waiting object has a choice: of the free anchors within TIE of its highest IoU, the one with the nearest center
     the rivals are the objects whose highest IoU is within TIE of the highest of all
-    the rival whose choice has the nearest centre wins and takes its choice
+    the rival whose choice has the nearest center wins and takes its choice
     the objects that had chosen the same anchor choose again among the free anchors
 
 Applied literally, the rule takes as many choices as there are pairs of similar objects. Here an object whose choice was

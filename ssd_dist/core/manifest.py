@@ -254,7 +254,7 @@ class Manifest(_Part):
         input_size = config.model.input_size
         differs = _differences(self.spec(), target_spec(config.anchors, config.matching, input_size))
         # Checked even with online targets, as the shards contain resized images. The fingerprint does not show it:
-        # neighbouring sizes have equal anchors.
+        # neighboring sizes have equal anchors.
         if self.image_size != input_size:
             raise DataError(
                 f"{path} was prepared with an image size that differs from the config ({differs}); "

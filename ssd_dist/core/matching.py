@@ -5,7 +5,7 @@
       -> assign one more anchor to each object, greedily by the highest IoU of all pairs, however low it is
       -> encode the offsets of the positive anchors
 
-Ties in IoU go to the nearer centre, then to the lower index. If ties went to the first index only, matching would not
+Ties in IoU go to the nearer center, then to the lower index. If ties went to the first index only, matching would not
 commute with the horizontal flip: 45 % of small objects have tied anchors.
 """
 
@@ -164,7 +164,7 @@ class Matcher:
     def _settle_claims(self, objects: "_Objects", parts: "list[_Claims]") -> tuple[IntArray, IntArray]:
         """Assigns each slot to the object with the highest IoU, if that IoU exceeds `positive_iou`.
 
-        Ties go to the object whose centre is nearest. If objects still tie, the slot is returned once for each of them.
+        Ties go to the object whose center is nearest. If objects still tie, the slot is returned once for each of them.
 
         Returns:
           The objects [K] and the slots [K], ordered by slot, then by object.
@@ -202,7 +202,7 @@ class Matcher:
     def _choose_first(self, objects: "_Objects", part: IntArray, pairs: Pairs, choices: "_Choices") -> None:
         """Sets the choices of the objects `part` [K]: the best anchor of their pairs.
 
-        Ties go to the nearer centre, then to the lower index. Several objects may choose the same anchor.
+        Ties go to the nearer center, then to the lower index. Several objects may choose the same anchor.
         """
         count, centers = len(part), objects.centers[part]
         top = np.maximum.reduceat(pairs.iou, _run_starts(pairs.objects, count))
@@ -219,7 +219,7 @@ class Matcher:
 
 @dataclass(frozen=True)
 class _Objects:
-    """The objects of all images: boxes [N, 4], centres [N, 2], and first slots [N] of their images."""
+    """The objects of all images: boxes [N, 4], centers [N, 2], and first slots [N] of their images."""
 
     boxes: FloatArray
     centers: Float64Array
@@ -228,7 +228,7 @@ class _Objects:
 
 @dataclass(frozen=True)
 class _Choices:
-    """The first choice of each object [N]: its highest IoU, and the centre distance and the index of its anchor.
+    """The first choice of each object [N]: its highest IoU, and the center distance and the index of its anchor.
 
     The IoU is -inf for objects so small that it is at most TIE and is not computed.
     """

@@ -16,7 +16,7 @@ class NearestAssignment:
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
         self._anchor_centers = turns.spots.anchor_centers.T.tolist()
-        # The centres of the spots with free anchors, infinite for all others.
+        # The centers of the spots with free anchors, infinite for all others.
         self._centers = turns.spots.centers.copy()
         # The free anchors of each spot, descending.
         self._free = [anchors[turns.taken_at[anchors] == FREE][::-1].tolist() for anchors in turns.spots.anchors]

@@ -24,7 +24,7 @@ class RankedAnchors:
     Attributes:
       anchors: their indices.
       iou: their IoUs.
-      distances: the distances of their centres.
+      distances: the distances of their centers.
       stops: for each the position after its group; negative if the group is not clear.
       rest: no other anchor has a higher IoU.
       position: the first anchor that may be free.
@@ -70,8 +70,8 @@ def rank_anchors(spots: AnchorSpots, centers: Float64Array, pairs: Pairs, floors
     """Ranks the anchors of each object.
 
     Args:
-      spots: the centres of the anchors.
-      centers: [N, 2], the centres of the objects.
+      spots: the centers of the anchors.
+      centers: [N, 2], the centers of the objects.
       pairs: pairs with an IoU above the floor, all that matter.
       floors: [N].
     """

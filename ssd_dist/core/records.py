@@ -24,7 +24,7 @@ class Objects:
     """The objects of one image.
 
     Attributes:
-      boxes: float32 [N, 4], normalised.
+      boxes: float32 [N, 4], normalized.
       labels: int64 [N], 1-based.
       names: N class names.
       difficult: bool [N], Pascal VOC's flag; VOC metrics ignore these objects.
@@ -55,7 +55,7 @@ class Record:
     targets: Targets
 
     def to_bytes(self) -> bytes:
-        """Serialises the record as a `tf.train.Example`."""
+        """Serializes the record as a `tf.train.Example`."""
         objects, targets = self.objects, self.targets
         features: dict[str, Feature] = {
             "image/encoded": [self.encoded],

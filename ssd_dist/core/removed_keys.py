@@ -22,7 +22,7 @@ def explain_removed_key(key: str, given: Any) -> str | None:
 def convert_stored_config(tree: dict[str, Any]) -> None:
     """Replaces the removed keys in the stored config of a run, which an earlier version may have written.
 
-    Without synchronisation, statistics were those of each replica, whose number the config does not contain: such a run
+    Without synchronization, statistics were those of each replica, whose number the config does not contain: such a run
     resumes with the default group.
 
     Args:

@@ -72,7 +72,7 @@ class WaitingBoxes:
         return np.asarray(height)
 
     def distances(self, y: float, x: float) -> Float64Array:
-        """Returns the distances of the centres of all objects to one point; infinite for those that were removed."""
+        """Returns the distances of the centers of all objects to one point; infinite for those that were removed."""
         distance = np.square(self._centers[0] - y)
         distance += np.square(self._centers[1] - x)
         return np.asarray(np.sqrt(distance, out=distance))

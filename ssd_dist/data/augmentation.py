@@ -1,6 +1,6 @@
-"""Random flips and colour changes of a training batch; the precomputed targets stay valid.
+"""Random flips and color changes of a training batch; the precomputed targets stay valid.
 
-    images, targets -> flip (pixels and, by permutation, anchors) -> draw colour maps, which the device applies
+    images, targets -> flip (pixels and, by permutation, anchors) -> draw color maps, which the device applies
 
 Draws depend only on (seed, epoch, record). Operations are batched where possible: small operations per image took a
 fifth of the input pipeline's time (docs/performance.md).
@@ -15,7 +15,7 @@ from ssd_dist.core.anchors import flip_permutation
 from ssd_dist.core.config import AnchorConfig, AugmentationConfig
 from ssd_dist.data.batch import PADDING, SparseTargets, TrainBatch
 
-# Luma weights of ITU-R BT.601; a hue change rotates colours around the grey axis.
+# Luma weights of ITU-R BT.601; a hue change rotates colors around the gray axis.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]], "f4")
 _FROM_YIQ = np.linalg.inv(_TO_YIQ).astype(np.float32)
@@ -29,7 +29,7 @@ _VECTOR = 64
 
 
 class Augmenter:
-    """Flips the images and targets of a batch and draws its colour maps."""
+    """Flips the images and targets of a batch and draws its color maps."""
 
     def __init__(self, augmentation: AugmentationConfig, anchors: AnchorConfig, input_size: int, seed: int) -> None:
         self._augmentation = augmentation

@@ -105,7 +105,7 @@ def render_crop(image: tf.Tensor, crop: tf.Tensor) -> tf.Tensor:
         kernel_type="triangle",
         antialias=True,
     )[0]
-    # The centres of the crop's pixels, in units of the image.
+    # The centers of the crop's pixels, in units of the image.
     centers = low + (tf.range(size, dtype=tf.float32)[:, None] + 0.5) / size * length
     rows, columns = tf.unstack((centers > 0) & (centers < 1), axis=1)
     shown = rows[:, None] & columns
@@ -114,7 +114,7 @@ def render_crop(image: tf.Tensor, crop: tf.Tensor) -> tf.Tensor:
 
 
 def crop_objects(objects: GraphObjects, crop: tf.Tensor) -> GraphObjects:
-    """Returns the objects whose centre lies in the crop, clipped to it, and the crowds that overlap it."""
+    """Returns the objects whose center lies in the crop, clipped to it, and the crowds that overlap it."""
     corner, length = tf.tile(crop[:2], [2]), tf.tile(crop[2:] - crop[:2], [2])
     shifted = (objects.boxes - corner) / length
     clipped = tf.clip_by_value(shifted, 0.0, 1.0)
@@ -147,7 +147,7 @@ def _draw_crops(canvas: tf.Tensor, seed: tf.Tensor, smallest: float) -> tuple[tf
 
 
 def _highest_overlap(crops: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
-    """Returns the highest IoU [D, T] of each crop with any box; -1 if it contains no box centre, 1 without boxes."""
+    """Returns the highest IoU [D, T] of each crop with any box; -1 if it contains no box center, 1 without boxes."""
     low, high = crops[..., None, :2], crops[..., None, 2:]
     intersection = tf.reduce_prod(
         tf.maximum(tf.minimum(high, boxes[:, 2:]) - tf.maximum(low, boxes[:, :2]), 0.0), axis=-1

@@ -1,6 +1,6 @@
 """The input pipelines, from shards to the batches of one replica.
 
-training:   read in order -> batch -> parse, decode, flip, draw colour maps; infinite, resumable at any step
+training:   read in order -> batch -> parse, decode, flip, draw color maps; infinite, resumable at any step
 evaluation: read every record of a split once -> decode -> batch, padded with images of index -1
 """
 

@@ -17,7 +17,7 @@ class Detections:
 
     Attributes:
       source_id: id of the image.
-      boxes: float32 [D, 4], normalised.
+      boxes: float32 [D, 4], normalized.
       labels: int64 [D], 1-based.
       scores: float32 [D].
     """
@@ -84,7 +84,7 @@ def align_detections(ground_truth: Sequence[GroundTruth], detections: Sequence[D
 
 
 def convert_to_coco_boxes(boxes: FloatArray, height: int | IntArray, width: int | IntArray) -> list[list[float]]:
-    """Converts normalised boxes [N, 4] to COCO's [x, y, width, height] in pixels.
+    """Converts normalized boxes [N, 4] to COCO's [x, y, width, height] in pixels.
 
     Args:
       boxes: float [N, 4].

@@ -2,16 +2,16 @@
 
 Each false positive gets the first type of this list whose condition holds (the order is ours, not TIDE's):
 
-    duplicate      IoU of at least 0.5 with an object of its class that a detection with a higher score has matched
-    class          IoU of at least 0.5 with an object of another class
-    localisation   IoU from 0.1 to 0.5 with an object of its class
-    both           IoU from 0.1 to 0.5 with an object of another class
-    background     IoU below 0.1 with every counted object
+    `duplicate`      IoU of at least 0.5 with an object of its class that a detection with a higher score has matched
+    `class`          IoU of at least 0.5 with an object of another class
+    `localisation`   IoU from 0.1 to 0.5 with an object of its class
+    `both`           IoU from 0.1 to 0.5 with an object of another class
+    `background`     IoU below 0.1 with every counted object
 
-An object is `missed` if it has no true positive and no false positive of type class or localisation. The cost of a type
-is the gain in VOC mAP (area, IoU 0.5) if an oracle corrected only this type: wrong classes and boxes are corrected,
-false positives of the other types are deleted, missed objects are removed from the ground truth. The gains do not add
-up to 1 - mAP, because one error can hide another.
+An object is `missed` if it has no true positive and no false positive of type `class` or `localisation`. The cost of a
+type is the gain in VOC mAP (area, IoU 0.5) if an oracle corrected only this type: wrong classes and boxes are
+corrected, false positives of the other types are deleted, missed objects are removed from the ground truth. The gains
+do not add up to 1 - mAP, because one error can hide another.
 """
 
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ def classify_detections(matches: Matches) -> np.ndarray:
 
 
 def find_missed(matches: Matches, kinds: np.ndarray) -> np.ndarray:
-    """Returns bool [N]: counted objects without a true positive and without a class or localisation error."""
+    """Returns bool [N]: counted objects without a true positive and without a class or localization error."""
     detections = matches.detections
     explained = np.zeros(len(matches.objects.labels), bool)
     explained[detections.same_object[np.isin(kinds, (TRUE_POSITIVE, "localisation"))]] = True

@@ -63,10 +63,12 @@ def _read_thresholds(path: str, classes: Sequence[str]) -> list[float]:
         by_class = {name: float(point["threshold"]) for name, point in points.items()}
     except FileNotFoundError:
         raise UsageError(f"--score_threshold={path}: the file does not exist; give {ALLOWED}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise UsageError(f"--score_threshold={path}: cannot be read ({error.strerror}); give {ALLOWED}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(
-            f"--score_threshold={path}: not a metrics file ({error!r}); give the file of ssd-evaluate --output, or the "
-            "export.json of ssd-export"
+            f"--score_threshold={path}: not a metrics file: cannot read 'operating_points'; give the file that "
+            "ssd-evaluate --output wrote, or export.json of ssd-export"
         ) from None
     if missing := [name for name in classes if name not in by_class]:
         raise UsageError(

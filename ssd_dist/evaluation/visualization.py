@@ -2,8 +2,8 @@
 
 image, boxes -> draw_boxes -> draw_comparison (ground truth | predictions) -> draw_image_grid
 
-A class has the same colour in every image. The palette can be distinguished by colour-blind people (Okabe and Ito 2008,
-with grey instead of black, which is invisible on dark images). The ninth class has the colour of the first, and so on;
+A class has the same color in every image. The palette can be distinguished by color-blind people (Okabe and Ito 2008,
+with gray instead of black, which is invisible on dark images). The ninth class has the color of the first, and so on;
 the class names then distinguish the boxes.
 """
 
@@ -43,7 +43,7 @@ LEGEND_ROWS = 4
 
 
 def class_color(label: int) -> Color:
-    """Returns the colour of a label; labels start at 1."""
+    """Returns the color of a label; labels start at 1."""
     return PALETTE[(label - 1) % len(PALETTE)]
 
 
@@ -56,7 +56,7 @@ def draw_boxes(
 
     Args:
       image: of any mode and size.
-      boxes: float32 [N, 4], normalised ymin, xmin, ymax, xmax; clipped to the image.
+      boxes: float32 [N, 4], normalized ymin, xmin, ymax, xmax; clipped to the image.
       labels: int64 [N], 1-based.
       classes: class names in label order.
       scores: float32 [N], written after the names.
@@ -116,7 +116,7 @@ def draw_comparison(
 def draw_image_grid(
     tiles: Sequence[Image.Image], columns: int, title: str, subtitle: str, classes: Sequence[str]
 ) -> Image.Image:
-    """Arranges images in a grid, below a title, a subtitle and a legend of the class colours.
+    """Arranges images in a grid, below a title, a subtitle and a legend of the class colors.
 
     Tiles keep their sizes. A column is as wide as its widest tile, a row as high as its highest tile.
 
@@ -144,7 +144,7 @@ def draw_image_grid(
         for tile, width in zip(row, widths, strict=False):
             panel = (left, top, left + width + 2 * pad - 1, top + height + 2 * pad - 1)
             draw.rounded_rectangle(panel, 10, PANEL, BORDER)
-            # Tiles are centred in their panels.
+            # Tiles are centered in their panels.
             corner = (left + pad + (width - tile.width) // 2, top + pad + (height - tile.height) // 2)
             grid.paste(tile.convert("RGB"), corner)
             left += width + 2 * pad + gap
@@ -178,7 +178,7 @@ def _draw_header(width: int, margin: int, title: str, subtitle: str, classes: Se
 def _arrange_legend(
     classes: Sequence[str], font: ImageFont.FreeTypeFont, width: int
 ) -> Iterator[tuple[int, int, str, Color | None]]:
-    """Yields (left, row, name, colour) per entry; the last one, without colour, counts entries that do not fit."""
+    """Yields (left, row, name, color) per entry; the last one, without color, counts entries that do not fit."""
     left, row = 0, 0
     for index, name in enumerate(classes):
         shown = _shorten(make_printable(name, NAME_LENGTH), font, width - 22)
@@ -207,7 +207,7 @@ def _measure_area(rectangle: Rectangle) -> int:
 
 
 def _draw_frame(draw: ImageDraw.ImageDraw, rectangle: Rectangle, color: Color, line: int) -> None:
-    """Draws a frame inside the rectangle, with dark borders that keep it visible on areas of its own colour."""
+    """Draws a frame inside the rectangle, with dark borders that keep it visible on areas of its own color."""
     left, top, right, bottom = rectangle
     rim = max(1, line // 2)
     inset = min(rim, (right - left) // 2, (bottom - top) // 2)

@@ -94,7 +94,7 @@ def describe_output(options: ExportOptions, decoder: OutputDecoder) -> dict[str,
     }
 
 
-def summarise_comparison(
+def summarize_comparison(
     comparison: Comparison, ground_truths: Sequence[GroundTruth], classes: Sequence[str]
 ) -> dict[str, Any]:
     """Returns the part of the summary that depends on the images: metrics, thresholds, parity and latency."""

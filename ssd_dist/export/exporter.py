@@ -21,7 +21,7 @@ from ssd_dist.data.shard_files import load_manifest, read_split
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 from ssd_dist.export.detection_op import append_detection_op
 from ssd_dist.export.export_options import ExportOptions, check_trained_quantization
-from ssd_dist.export.export_summary import Comparison, describe_difference, describe_export, summarise_comparison
+from ssd_dist.export.export_summary import Comparison, describe_difference, describe_export, summarize_comparison
 from ssd_dist.export.formats import convert_to_tflite, write_onnx, write_saved_model
 from ssd_dist.export.openvino_ir import BACKGROUND, write_openvino
 from ssd_dist.export.parity import Network, compare_detections, compare_raw_outputs, run_export
@@ -96,7 +96,7 @@ def export_run(
         "bytes": sum(file.stat().st_size for file in list_files(path)),
         "checkpoint": locate_checkpoint(model_dir, checkpoint),
         "model": {"width": config.model.width, "anchors": config.anchors.model_dump(mode="json")},
-        **summarise_comparison(comparison, ground_truths, manifest.classes),
+        **summarize_comparison(comparison, ground_truths, manifest.classes),
     }
     (folder / SUMMARY_NAME).write_text(json.dumps(summary, indent=1) + "\n")
     if options.quantization.kind == "none" and not comparison.parity.holds:

@@ -60,7 +60,7 @@ class Parity:
       missing: those for which the export has no detection of the same class, score and box.
       surplus: detections of the export with at least `COMPARED_SCORE` for which the checkpoint has none.
       undecided: missing or surplus detections that rounding explains; counted neither in `missing` nor in `surplus`.
-      max_box_difference: the largest coordinate difference among matching detections, normalised.
+      max_box_difference: the largest coordinate difference among matching detections, normalized.
       raw_outputs: the differences of `logits` and `offsets`; empty if the export contains the post-processing.
     """
 

@@ -141,14 +141,17 @@ def list_candidates(
 def explain_by_rounding(
     lost: Detections, added: Detections, found: Detections, candidates: Candidates, decoder: OutputDecoder
 ) -> tuple[BoolArray, BoolArray]:
-    """Returns which lost and which added detections differ only by rounding.
+    """Decides which differing detections can be explained by rounding.
 
     Args:
       lost: detections of the checkpoint that the export lacks.
       added: detections of the export that the checkpoint lacks.
       found: all detections of the export.
       candidates: the checkpoint's candidates on the image.
-      decoder: gives the settings of NMS.
+      decoder: provides the NMS settings.
+
+    Returns:
+      Two boolean arrays, one entry per detection in `lost` and in `added`: whether rounding explains the difference.
     """
     near, config = candidates.log_odds_tolerance, decoder.eval_config
     (lost_index, _), (added_index, is_candidate), (found_index, may_remove) = (

@@ -25,7 +25,7 @@ class OutputDecoder:
     """Decodes the network's outputs to detections.
 
     Attributes:
-      anchors: float32 [A, 4], normalised. A NumPy array: a captured tensor would become an input of an ONNX graph,
+      anchors: float32 [A, 4], normalized. A NumPy array: a captured tensor would become an input of an ONNX graph,
         an array becomes a constant.
       anchor_config: the anchor settings, of which the variances that scale the offsets are used.
       eval_config: the evaluation settings, of which the score threshold and the settings of NMS are used.
@@ -87,7 +87,7 @@ class ServedDetector(tf.Module):
         return self.detect_normalized(normalize(images), with_names)
 
     def detect_normalized(self, pixels: tf.Tensor, with_names: bool = False) -> dict[str, tf.Tensor]:
-        """Detects objects in float32 pixels [N, S, S, 3] that are normalised as the network needs them."""
+        """Detects objects in float32 pixels [N, S, S, 3] that are normalized as the network needs them."""
         outputs = self._network(pixels)
         if not self.postprocess:
             return {name: tf.identity(value, name) for name, value in outputs.items()}

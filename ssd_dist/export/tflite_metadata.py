@@ -1,6 +1,6 @@
 """Adds TFLite metadata and the label file to a file that ends in TFLite_Detection_PostProcess.
 
-MediaPipe Tasks and other clients read from it how to normalise pixels and what the classes are called. The metadata
+MediaPipe Tasks and other clients read from it how to normalize pixels and what the classes are called. The metadata
 are a FlatBuffer in the buffer `TFLITE_METADATA` of the model; `labelmap.txt` is in a zip archive appended to the file.
 
 No package that writes them installs beside the pinned TensorFlow (tflite-support needs numpy < 2; mediapipe brings
@@ -49,7 +49,7 @@ def add_metadata(content: bytes, classes: Sequence[str], size: int, score_thresh
       classes: the class names.
       size: side of the input image in pixels.
       score_threshold: the op does not return detections with lower scores.
-      credit: author, version and licence of the model.
+      credit: author, version and license of the model.
     """
     graph = {
         2: [_describe_input(size)],
@@ -79,7 +79,7 @@ def add_metadata(content: bytes, classes: Sequence[str], size: int, score_thresh
 
 
 def _describe_input(size: int) -> Table:
-    """Returns the table TensorMetadata of the image: RGB, pixels in 0..255, which the model normalises itself."""
+    """Returns the table TensorMetadata of the image: RGB, pixels in 0..255, which the model normalizes itself."""
     image = {0: RGB, 1: {0: np.uint32(size), 1: np.uint32(size)}}
     normalization = {0: np.array([0.0], np.float32), 1: np.array([1.0], np.float32)}
     return {

@@ -29,7 +29,7 @@ def main(_: list[str]) -> None:
 
 
 def run_main() -> None:
-    """Runs the stage."""
+    """Runs the `choose` stage of `ssd-fit`."""
     flags.DEFINE_string("output", None, "The run folder.")
     set_tensorflow_defaults()
     run_command(main)

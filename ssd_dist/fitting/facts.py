@@ -13,7 +13,7 @@ from ssd_dist.core.manifest import TRAIN_SPLIT
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What the survey of a labelled dataset found.
+    """What the survey of a labeled dataset found.
 
     Attributes:
       classes: number of classes.

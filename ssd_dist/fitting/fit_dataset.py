@@ -1,4 +1,4 @@
-"""From a labelled folder to a trained and exported detector with one call: `ssd_dist.fit` and `ssd-fit`."""
+"""From a labeled folder to a trained and exported detector with one call: `ssd_dist.fit` and `ssd-fit`."""
 
 import json
 import time
@@ -20,7 +20,7 @@ def fit(
     export: Sequence[str] = ("tflite",),
     **overrides: Any,
 ) -> Path:
-    """Trains and exports a detector from a labelled folder, as `ssd-fit` does.
+    """Trains and exports a detector from a labeled folder, as `ssd-fit` does.
 
     Each stage runs in a process of its own, so this process imports neither TensorFlow nor Beam.
 
@@ -60,7 +60,7 @@ def fit_dataset(
     minutes: float | None = None,
     formats: Sequence[str] = ("tflite",),
 ) -> FitFiles:
-    """Prepares a labelled dataset, trains, evaluates and exports a detector, and prints a table of the results.
+    """Prepares a labeled dataset, trains, evaluates and exports a detector, and prints a table of the results.
 
     Args:
       source: folder, file or pattern of the annotations, as for `ssd-prepare`.

@@ -63,7 +63,7 @@ class FitRequest:
     """What the user asked for.
 
     Attributes:
-      input: the labelled dataset.
+      input: the labeled dataset.
       config: YAML file or name of a config of the package; None for the choices alone.
       overrides: `a.b=c` overrides.
       minutes: time limit of the whole command; None without a limit.

@@ -1,8 +1,8 @@
-"""Writes detections as annotations that labelling tools import, so that people correct boxes instead of drawing them.
+"""Writes detections as annotations that labeling tools import, so that people correct boxes instead of drawing them.
 
 coco           coco.json                                   COCO annotations with scores
 cvat           cvat.xml                                    "CVAT for images 1.1"
-label_studio   label_studio.json, label_studio.xml         tasks with predictions; the labelling configuration
+label_studio   label_studio.json, label_studio.xml         tasks with predictions; the labeling configuration
 yolo           yolo/labels/train/NAME.txt, yolo/data.yaml  Ultralytics YOLO; the images belong in yolo/images/train
 voc            voc/Annotations/NAME.xml                    Pascal VOC; the images belong in voc/JPEGImages
 
@@ -59,7 +59,7 @@ class AnnotatedImage:
 
 
 def write_preannotations(kind: str, folder: str, images: Sequence[AnnotatedImage], classes: Sequence[str]) -> None:
-    """Writes detections in the format of a labelling tool.
+    """Writes detections in the format of a labeling tool.
 
     Args:
       kind: a key of `FORMATS`.

@@ -1,7 +1,7 @@
 """Detects objects in image files and writes the results.
 
 files -> decode, rotate upright, resize (core.images) -> batches -> detections -> images with boxes, COCO results, CSV,
-  and annotations for labelling tools (preannotations.py)
+  and annotations for labeling tools (preannotations.py)
 
 Images are resized as prepare resizes them, but are not compressed as JPEG again.
 """
@@ -59,7 +59,7 @@ class PredictionOutputs:
       thresholds: float [C], the minimum score per class of the boxes that are drawn and written to the CSV file.
       ids: ids of images and classes in the COCO results.
       draw_images: whether to write the images with their boxes.
-      formats: formats of labelling tools to write, keys of `preannotations.FORMATS`.
+      formats: formats of labeling tools to write, keys of `preannotations.FORMATS`.
     """
 
     thresholds: np.ndarray

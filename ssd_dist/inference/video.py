@@ -118,7 +118,7 @@ def _read_batches(capture: Any, size: int) -> Iterator[list[Image.Image]]:
     batch: list[Image.Image] = []
     try:
         while (frame := capture.read()[1]) is not None:
-            # OpenCV's order of colours is blue, green, red.
+            # OpenCV's order of colors is blue, green, red.
             batch.append(Image.fromarray(np.ascontiguousarray(frame[..., ::-1])))
             if len(batch) == size:
                 yield batch

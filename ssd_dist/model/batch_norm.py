@@ -1,8 +1,8 @@
-"""Batch normalisation in groups of images, whose statistics do not depend on the layout of the cluster.
+"""Batch normalization in groups of images, whose statistics do not depend on the layout of the cluster.
 
-Each group of `model.batch_norm_group` images is normalised with its own statistics (ghost batch norm, Hoffer et al.
+Each group of `model.batch_norm_group` images is normalized with its own statistics (ghost batch norm, Hoffer et al.
 2017). A replica computes the groups among its images without communication. A group of the whole global batch is
-synchronised between the replicas. `training/batch_division.py` checks that the groups fit the layout, and gives every
+synchronized between the replicas. `training/batch_division.py` checks that the groups fit the layout, and gives every
 group the same images in all layouts.
 
 The moving statistics are equal on all replicas after each step, because the trainer averages them together with the
@@ -45,7 +45,7 @@ class GroupedBatchNormalization(layers.BatchNormalization):
         return {**super().get_config(), "group": self._group}
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Normalises [B, ..., C]; uses the moving statistics if frozen or not in training.
+        """Normalizes [B, ..., C]; uses the moving statistics if frozen or not in training.
 
         Raises:
           ValueError: if the batch is larger than a group and not a multiple of it, or its size is unknown on several
@@ -59,7 +59,10 @@ class GroupedBatchNormalization(layers.BatchNormalization):
         images = inputs.shape[0]
         context = tf.distribute.get_replica_context()
         if images is None and context is not None and context.num_replicas_in_sync > 1:
-            raise ValueError(f"{self.name}: the number of images is unknown, so they cannot be divided into groups")
+            raise ValueError(
+                f"{self.name}: the batch size is unknown, so images cannot be divided into batch-norm groups; build "
+                "the model with a fixed batch size"
+            )
         if images is not None and images < self._group and context is not None and context.num_replicas_in_sync > 1:
             return self._normalize_synchronized(inputs, context)
         return self._normalize_groups(inputs)
@@ -75,7 +78,7 @@ class GroupedBatchNormalization(layers.BatchNormalization):
         return tf.concat(outputs, axis=0)
 
     def _normalize_group(self, inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns the normalised images of one group, their mean, and the variance for the moving statistics."""
+        """Returns the normalized images of one group, their mean, and the variance for the moving statistics."""
         if self.fused:
             outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
                 inputs, self.gamma, self.beta, epsilon=self.epsilon, is_training=True
@@ -86,7 +89,7 @@ class GroupedBatchNormalization(layers.BatchNormalization):
         return self._normalize(values, mean, variance), mean, variance
 
     def _normalize_synchronized(self, inputs: tf.Tensor, context: tf.distribute.ReplicaContext) -> tf.Tensor:
-        """Normalises with the statistics of the images of all replicas.
+        """Normalizes with the statistics of the images of all replicas.
 
         Each layer makes one all-reduce, of mean and second moment together, where Keras's own layer makes three. The
         moments are computed around the moving mean, because the difference of two large squares would lose precision.
@@ -98,7 +101,7 @@ class GroupedBatchNormalization(layers.BatchNormalization):
         sums = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack([shift, local_variance + shift * shift]))
         shift, second_moment = tf.unstack(sums / context.num_replicas_in_sync)
         mean, variance = center + shift, tf.maximum(second_moment - shift * shift, 0.0)
-        # The fused kernel, which normalises the same images on one replica, keeps the unbiased variance.
+        # The fused kernel, which normalizes the same images on one replica, keeps the unbiased variance.
         size = context.num_replicas_in_sync * inputs.shape.num_elements() // inputs.shape[-1]
         unbiased = variance * (size / max(size - 1, 1)) if self.fused else variance
         self._update_moving_statistics(mean, unbiased)

@@ -133,7 +133,7 @@ class RoundedConv2D(layers.Conv2D):
 
         Args:
           per_tensor: whether all output channels share a scale.
-          shifts_pixels: whether the inputs are normalised pixels p / 127.5 - 1, of which it makes (p - 128) / 127.5.
+          shifts_pixels: whether the inputs are normalized pixels p / 127.5 - 1, of which it makes (p - 128) / 127.5.
           **options: arguments of `Conv2D`.
         """
         super().__init__(**options)
@@ -193,7 +193,10 @@ def shift_pixels(images: tf.Tensor) -> tf.Tensor:
 
 
 def round_pixels(pixels: tf.Tensor) -> tf.Tensor:
-    """Rounds the output of `shift_pixels`, as the first op of the graph to convert."""
+    """Rounds the output of `shift_pixels` to 8 bits.
+
+    In the graph that the TFLite converter reads, this is the first op of the network.
+    """
     return tf.quantization.fake_quant_with_min_max_args(pixels, *PIXEL_LIMITS)
 
 

@@ -18,7 +18,7 @@ from ssd_dist.core.matching import Matcher
 # Objects that the search uses; more take longer without a better fit.
 MAX_OBJECTS = 2000
 MIN_OBJECTS = 20
-# The anchors of a level have at least this size in cells; smaller anchors would miss objects between cell centres.
+# The anchors of a level have at least this size in cells; smaller anchors would miss objects between cell centers.
 MIN_CELLS = 1.5
 MAX_SIZE = 1.05
 # A ratio of 1 would repeat the square anchor that every level has.
@@ -37,7 +37,7 @@ class Fit:
 
     @property
     def score(self) -> float:
-        """The objective that the search maximises."""
+        """The objective that the search maximizes."""
         return self.share + self.mean
 
 

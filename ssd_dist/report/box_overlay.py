@@ -27,8 +27,8 @@ class OverlayBox:
     """A box to draw on an image.
 
     Attributes:
-      box: float [4], normalised.
-      style: CSS classes, which set the colour; boxes with the class `plain` have no dark outline.
+      box: float [4], normalized.
+      style: CSS classes, which set the color; boxes with the class `plain` have no dark outline.
       label: text at a corner of the box.
       tooltip: text shown when the pointer is over the box; by default the label.
     """
@@ -68,10 +68,10 @@ def draw_overlay(
         if "plain" not in box.style:
             svg.add("rect", class_="outline", **position)
         svg.add("rect", tooltip=box.tooltip or box.label, class_=f"box {box.style}", **position)
-    labelled = sum(bool(box.label) for box in boxes)
+    labeled = sum(bool(box.label) for box in boxes)
     occupied: list[tuple[float, float, float, float]] = []
     for box in boxes:
-        if box.label and (labelled <= MAX_LABELS or box.style == "wrong"):
+        if box.label and (labeled <= MAX_LABELS or box.style == "wrong"):
             _add_label(svg, box, width, height, occupied)
     return svg.markup()
 

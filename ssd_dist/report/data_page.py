@@ -41,7 +41,7 @@ class ClassRow:
 
     Attributes:
       name: name of the class.
-      color: colour of the class as `#rrggbb`.
+      color: color of the class as `#rrggbb`.
       counts: number of objects in each split.
       shares: `counts` divided by the counts of the largest class, for the bars.
       side: median of sqrt(width x height) in shares of the image; None without objects.

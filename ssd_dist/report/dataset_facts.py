@@ -57,7 +57,7 @@ class ExaminedObjects:
 
     Attributes:
       records: int64 [N], index of the record in the split.
-      boxes: float32 [N, 4], normalised.
+      boxes: float32 [N, 4], normalized.
       labels: int64 [N], 1-based.
       pixels: float64 [N], square root of the area in pixels of the original image.
       best_iou: float64 [N], highest IoU with any anchor.

@@ -1,7 +1,7 @@
 """Writes RUN/model_card.md: what a trained detector was made from, what it takes, how good it is, and its limits.
 
 Follows the sections of Mitchell et al. 2019, "Model Cards for Model Reporting". Facts that the run does not contain,
-such as the licence of the data, are stated as "not stated"; a person who publishes the model fills them in.
+such as the license of the data, are stated as "not stated"; a person who publishes the model fills them in.
 """
 
 import hashlib
@@ -82,21 +82,21 @@ def _describe_model(run: RunFacts) -> Iterator[str]:
     yield f"- Training: {run.last_step:,} of {run.total_steps:,} steps of {run.config.train.global_batch_size} images"
     versions = [f"{name} {environment[name]}" for name in ("ssd-dist", "tensorflow") if name in environment]
     yield f"- Versions: {', '.join(versions) or NOT_STATED}"
-    yield f"- Licence of the model: {NOT_STATED}; it depends on the licences of data and initial weights"
+    yield f"- License of the model: {NOT_STATED}; it depends on the licenses of data and initial weights"
     yield ""
 
 
 def _describe_weights(run: RunFacts) -> str:
     weights, source = run.config.backbone.weights, run.config.model.init_from
     if source:
-        return f"taken over from {_escape(source)}; licence {NOT_STATED} here, see the model card of the source"
+        return f"taken over from {_escape(source)}; license {NOT_STATED} here, see the model card of the source"
     if weights == "none":
         return "random; nothing was pretrained"
     if weights == "imagenet":
         return (
             "MobileNetV2 of Keras (Apache License 2.0), trained on ImageNet, whose terms allow research and education"
         )
-    return f"{_escape(weights)}; licence {NOT_STATED}"
+    return f"{_escape(weights)}; license {NOT_STATED}"
 
 
 def _describe_data(run: RunFacts) -> Iterator[str]:
@@ -106,7 +106,7 @@ def _describe_data(run: RunFacts) -> Iterator[str]:
     yield f"- Folder: {_escape(run.config.data.dir)}"
     yield f"- SHA-256 of dataset.json: `{hashlib.sha256(text).hexdigest()}`"
     yield f"- Fingerprint of anchors and matching: `{run.manifest.fingerprint}`"
-    yield f"- Licence of the data: {NOT_STATED}"
+    yield f"- License of the data: {NOT_STATED}"
     yield ""
     splits = run.manifest.splits
     yield from _table(

@@ -126,7 +126,7 @@ def _class_ap50(row: dict[str, Any]) -> dict[str, float]:
 
 
 def draw_comparison_charts(runs: Sequence[RunFacts], names: Sequence[str]) -> list[Tile]:
-    """Draws the curves of several runs, one colour per run."""
+    """Draws the curves of several runs, one color per run."""
 
     def compare(
         title: str,

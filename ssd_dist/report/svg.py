@@ -4,7 +4,7 @@
     drawing.add("line", x1=0, y1=0, x2=10, y2=10, class_="axis")
     drawing.markup()                                   # escaped, so safe in a template
 
-Colours are CSS classes of `templates/style.css`, so that charts follow the light or dark mode of the page.
+Colors are CSS classes of `templates/style.css`, so that charts follow the light or dark mode of the page.
 """
 
 import math

@@ -100,7 +100,7 @@ class CheckpointStore:
         """Removes checkpoints beyond the number to keep, after verifying the newest one."""
         # Later checkpoints are damaged; otherwise the run would have resumed from them.
         complete = [path for path in complete_checkpoints(self._directory) if _step_of(path) <= _step_of(newest)]
-        # An intact checkpoint is never removed in favour of one that the disk did not store correctly.
+        # An intact checkpoint is never removed in favor of one that the disk did not store correctly.
         problem = find_damage(newest)
         if problem is not None:
             raise CheckpointError(

@@ -45,7 +45,7 @@ class Tracker(Protocol):
         """Logs the config; called once when the run starts or resumes."""
 
     def log_scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """Logs the numbers of a report (`kind` "train") or of an evaluation (`kind` "eval")."""
+        """Logs training metrics (`kind` "train", every `log_every` steps) or evaluation metrics (`kind` "eval")."""
 
 
 class TensorBoardTracker:

@@ -95,7 +95,7 @@ def divide_batch(config: Config, replicas: int) -> BatchDivision:
     is_exact = train.reduction == "exact"
     if at_once % group and (is_exact or group != whole):
         valid = [str(size) for size in range(1, at_once + 1) if at_once % size == 0]
-        valid += [f"{whole} (synchronised between the replicas)"] if replicas > 1 and not is_exact else []
+        valid += [f"{whole} (synchronized between the replicas)"] if replicas > 1 and not is_exact else []
         if is_exact and group == whole:
             layout += " with train.reduction: exact"
         raise UsageError(
@@ -110,7 +110,7 @@ def divide_batch(config: Config, replicas: int) -> BatchDivision:
         )
     if config.quantization.aware and group > at_once:
         raise UsageError(
-            "quantization.aware: ranges of activations are not synchronised between replicas; with "
+            "quantization.aware: ranges of activations are not synchronized between replicas; with "
             f"model.batch_norm_group: {group}, {layout} share a group; set model.batch_norm_group to at most {at_once}"
         )
     return BatchDivision(train.global_batch_size, replicas, train.accumulate_steps, group, is_exact)

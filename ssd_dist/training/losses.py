@@ -24,7 +24,7 @@ Miner: TypeAlias = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 class ImageLosses(NamedTuple):
-    """Sums over the anchors of each image, before normalisation.
+    """Sums over the anchors of each image, before normalization.
 
     Attributes:
       classification: [B], cross-entropy of positives and mined negatives.

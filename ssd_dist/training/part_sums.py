@@ -68,7 +68,10 @@ class PartRows:
 
 
 class FixedPointSums:
-    """Sums without rounding; the vectors of all parts stay in memory until `take`. Create it in strategy scope."""
+    """Fixed-point sums: values are rounded to a common unit and then added exactly, so the order has no effect.
+
+    Keeps the vectors of all parts in memory until `take`. Create it in strategy scope.
+    """
 
     def __init__(self, strategy: tf.distribute.Strategy, sizes: Sequence[int], parts: int) -> None:
         """Creates sums for vectors of these sizes in `parts` parts of each replica."""

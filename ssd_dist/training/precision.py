@@ -56,7 +56,7 @@ class AMPContext:
 
     @property
     def precision(self) -> PrecisionConfig:
-        """The ops that compute in float32."""
+        """The `PrecisionConfig`, which decides which ops compute in float32."""
         return PrecisionConfig(self.config.force_fp32)
 
     @property

@@ -126,7 +126,7 @@ def describe_worker(
 def explain_bad_record(
     find_change: Callable[[], str | None], find_bad_record: Callable[[], str | None], data: DataConfig
 ) -> Iterator[None]:
-    """Replaces an error of TensorFlow's reader inside the context with one that names the shard and the record.
+    """Context manager that replaces TensorFlow reader errors with an error that reports the shard and record.
 
     Args:
       find_change: returns which shard has changed since the start of the run, or None if none has.
@@ -134,8 +134,8 @@ def explain_bad_record(
       data: where the data is, and what to do with corrupt records.
 
     Raises:
-      DataError: with the changed shard, or with shard and record.
-      RestartError: with `data.on_corrupt: skip`, because the next start skips the record.
+      DataError: if a shard changed or a record is corrupt.
+      RestartError: if a record is corrupt and `data.on_corrupt` is `skip`; the restarted run skips it.
     """
     try:
         yield

@@ -62,8 +62,8 @@ def test_only_the_activations_of_the_first_frozen_layers_are_not_stored():
         return sum(count_cost(build_detector(config.model, changed, config.anchors, 3)).values(), Cost())
 
     free, blocks, norms = count(), count(frozen_blocks=1), count(freeze_batch_norm=True)
-    # At width 0.1, all of these have 8 channels of 32 x 32 cells: two convolutions with their ReLUs; in block 0, the
-    # last convolution, its batch norm and the sum.
+    # At width 0.1, each of these seven activations has 32 x 32 cells and 8 channels: two convolutions with their ReLUs;
+    # in block 0, the last convolution, its batch norm and the sum.
     assert free.activations - blocks.activations == 7 * 32 * 32 * 8
     # The backward pass crosses a frozen batch norm on its way to the convolutions before it.
     assert norms == free

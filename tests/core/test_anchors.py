@@ -61,7 +61,7 @@ def test_any_sizes_and_ratios_equal_the_reference_and_mirror(sizes, ratios, inpu
 
 
 def test_first_cell_by_hand():
-    # Level 1 of 38 cells: centre 0.5 / 38; s = 0.1, s' = sqrt(0.1 x 0.2), then ratio 2, first wide, then tall.
+    # Level 1 of 38 cells: center 0.5 / 38; s = 0.1, s' = sqrt(0.1 x 0.2), then ratio 2, first wide, then tall.
     first = generate_anchors(AnchorConfig(), 300)[:5].astype(np.float64)
     center, size = (first[:, :2] + first[:, 2:]) / 2, first[:, 2:] - first[:, :2]
     np.testing.assert_allclose(center[:4], 0.5 / 38, atol=1e-7)

@@ -66,4 +66,4 @@ def test_a_missing_package_is_an_error_of_the_user_only_if_an_extra_contains_it(
     assert errors.exit_with_message(lambda: import_module("tf2onnx.convert")) == 2
     assert capsys.readouterr().err.endswith("pip install 'ssd_dist[export]'\n")
     with pytest.raises(ModuleNotFoundError):
-        errors.exit_with_message(lambda: import_module("ssd_dist.misspelt"))
+        errors.exit_with_message(lambda: import_module("ssd_dist.misspelled"))

@@ -45,7 +45,7 @@ def test_sixteen_bits_keep_the_high_byte(kind):
     np.testing.assert_array_equal(decoded, np.repeat((samples >> 8)[..., None], 3, axis=-1))
 
 
-def test_palette_with_transparency_keeps_its_colours():
+def test_palette_with_transparency_keeps_its_colors():
     image = gradient().quantize(16)
     decoded = decode_image(encode(image, transparency=bytes([0] * 8 + [255] * 8)))
     np.testing.assert_array_equal(np.asarray(decoded), np.asarray(image.convert("RGB")))

@@ -189,7 +189,7 @@ def test_an_iou_at_a_bound_is_neither_above_nor_below_it():
     assert square not in below_negative.ignored
 
 
-def test_ties_in_iou_go_to_the_nearer_centre_then_to_the_lower_index():
+def test_ties_in_iou_go_to_the_nearer_center_then_to_the_lower_index():
     # A small object has one IoU with all anchors of one area that hold it: those of several cells, and in each cell
     # the square of side 0.1 and both boxes of ratio 2.
     y, x = 0.5 / 38, 20.52 / 38
@@ -204,7 +204,7 @@ def test_ties_in_iou_go_to_the_nearer_centre_then_to_the_lower_index():
 
 
 def test_of_two_objects_tied_for_an_anchor_the_nearer_gets_it():
-    # Two small objects of one size in one cell: the second lies nearer to its centre.
+    # Two small objects of one size in one cell: the second lies nearer to its center.
     y, x = 10.5 / 38, 20.5 / 38
     boxes = np.array([[y - 0.004, x - 0.001, y + 0.004, x + 0.009], [y - 0.004, x - 0.004, y + 0.004, x + 0.006]])
     targets = matcher("one_to_one").match(boxes.astype(np.float32), np.array([1, 2]))
@@ -215,7 +215,7 @@ def test_of_two_objects_tied_for_an_anchor_the_nearer_gets_it():
 
 
 def test_an_anchor_between_two_objects_of_one_iou_goes_to_the_nearer():
-    # Both lie wholly inside the largest square anchor; the second shares its centre.
+    # Both lie wholly inside the largest square anchor; the second shares its center.
     boxes = np.array([[0.07, 0.07, 0.81, 0.81], [0.13, 0.13, 0.87, 0.87]], np.float32)
     anchors = generate_anchors(ANCHORS, 300)
     square = 8728

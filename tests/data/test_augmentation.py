@@ -1,4 +1,4 @@
-"""Tests that flipped targets match flipped boxes, the effect of each colour map, and the keys of random draws."""
+"""Tests that flipped targets match flipped boxes, the effect of each color map, and the keys of random draws."""
 
 import numpy as np
 import pytest
@@ -76,7 +76,7 @@ def test_color_maps_without_augmentation_are_the_identity():
         np.testing.assert_allclose(color_map(seed), np.eye(3, 4), atol=2e-6)
 
 
-def test_hue_rotates_colours_around_the_grey_axis():
+def test_hue_rotates_colors_around_the_gray_axis():
     colors = np.random.default_rng(0).uniform(-1, 1, (50, 3))
     cosines = set()
     for seed in SEEDS:
@@ -123,7 +123,7 @@ def test_contrast_scales_all_channels_by_one_factor():
     assert 1.4 < max(factors) <= 1.5
 
 
-def test_saturation_scales_the_distance_from_grey():
+def test_saturation_scales_the_distance_from_gray():
     factors = []
     for seed in SEEDS:
         matrix = color_map(seed, saturation=0.5)[:, :3].astype(np.float64)
@@ -190,7 +190,7 @@ def test_draws_are_uniform():
     assert abs(np.corrcoef(draws.T)[0, 1]) < 0.04
 
 
-def test_the_colour_map_of_a_record_does_not_depend_on_the_batch():
+def test_the_color_map_of_a_record_does_not_depend_on_the_batch():
     ids = tf.constant([f"{index}" for index in range(200)])
     draws = draw_colors(0, tf.zeros([200], tf.int64), ids)
     together = make_color_maps(draws, AugmentationConfig()).numpy()

@@ -26,7 +26,7 @@ def test_pixels_equal_those_of_another_decoder():
     assert np.abs(decoded.astype(int) - other).max() <= 2
 
 
-def test_a_grey_image_has_three_channels():
+def test_a_gray_image_has_three_channels():
     decoded = decode_jpeg(tf.constant(encode_jpeg(np.full((32, 32), 77, np.uint8))), 32).numpy()
     assert decoded.shape == (32, 32, 3)
     assert np.abs(decoded.astype(int) - 77).max() <= 1

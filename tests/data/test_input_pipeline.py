@@ -198,7 +198,7 @@ def test_the_plan_follows_manifest_and_config(data):
 
 def test_batches_are_small_apart_from_the_pixels(tmp_path):
     config = Config.model_validate({"data": {"dir": str(tmp_path / "out")}, "train": {"global_batch_size": 16}})
-    # COCO has seven objects per image.
+    # COCO has about seven objects per image on average.
     manifest = write_dataset(tmp_path / "out", config, {"train": 16}, shards=2, objects=7)
     (batch,) = read_batches(config, manifest, 1, batch_size=16)
     others = (batch.color_maps, batch.positions, *batch.targets)

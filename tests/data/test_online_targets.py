@@ -43,7 +43,7 @@ def test_online_crops_equal_prepared_crops(crop, seed, count):
     rng = np.random.default_rng(seed)
     objects = objects_of(random_boxes(rng, count), rng.random(count) < 0.5)
     prepared_crop = crops.Crop(*crop.tolist())
-    # Crops are computed in float32 and float64: for a centre or side exactly at the border, both results are right.
+    # Crops are computed in float32 and float64: for a center or side exactly at the border, both results are right.
     shifted = prepared_crop.shift(objects.boxes)
     ends = np.concatenate([shifted[:, :2], shifted[:, 2:], (shifted[:, :2] + shifted[:, 2:]) / 2], axis=1)
     assume((np.abs(np.stack([ends, ends - 1])) > 1e-5).all())
@@ -56,7 +56,7 @@ def test_online_crops_equal_prepared_crops(crop, seed, count):
 
 
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 6))
-def test_the_overlap_of_a_crop_is_the_highest_iou_if_it_contains_a_centre(seed, count):
+def test_the_overlap_of_a_crop_is_the_highest_iou_if_it_contains_a_center(seed, count):
     rng = np.random.default_rng(seed)
     crops, boxes = random_boxes(rng, 12, smallest=0.1), random_boxes(rng, count)
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -104,8 +104,8 @@ def test_pixels_and_boxes_agree(seed):
     crop = online_targets.sample_crop(tf.constant(box), tf.constant([seed, 7], tf.int64), SSD)
     rendered = render_crop(tf.constant(image), crop).numpy()
     found = crop_objects(to_graph_objects(objects_of(box)), crop)
-    # A pixel of the image covers up to three pixels of a crop, and the threshold is reached a third of it beyond its
-    # centre.
+    # A pixel of the image covers up to 3.3 pixels of a crop. From the center of a white pixel to that of a black one,
+    # the interpolated value falls from 255 to 0, so it reaches the threshold of 170 after a third of the distance.
     np.testing.assert_allclose(find_box(rendered), found.boxes[0], atol=2.5 / SIZE)
 
 
@@ -116,7 +116,7 @@ def test_the_crop_of_the_whole_image_equals_the_image(size):
 
 
 @pytest.mark.parametrize("crop", [(0.1, 0.2, 0.5, 0.9), (0.5, 0.01, 0.9, 0.3)])
-def test_pixels_are_sampled_at_their_centres(crop):
+def test_pixels_are_sampled_at_their_centers(crop):
     # On a ramp, bilinear values equal the positions: row 30 of 256 has the value 30.
     ramp = np.arange(256, dtype=np.uint8)
     image = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], np.uint8(0)), axis=-1)

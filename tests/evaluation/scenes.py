@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ssd_dist.core.records import Objects
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 
-# Powers of two: normalising pixel coordinates is exact, so boundary cases lie exactly on the boundary.
+# Powers of two: normalizing pixel coordinates is exact, so boundary cases lie exactly on the boundary.
 HEIGHT, WIDTH = 512, 1024
 
 

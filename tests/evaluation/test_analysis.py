@@ -81,7 +81,7 @@ def test_second_detection_is_a_duplicate_and_is_ignored_on_difficult_objects():
     twice = [(BOX, CAT, 0.9), (shift_box(8), CAT, 0.8)]
     assert classify([(BOX, CAT)], twice) == ["true positive", "duplicate"]
     assert classify([(BOX, CAT)], twice, difficult=[0]) == ["ignored", "ignored"]
-    # Near a difficult object with an IoU below 0.5: difficult objects do not count, so this is no localisation error.
+    # Near a difficult object with an IoU below 0.5: difficult objects do not count, so this is no localization error.
     assert classify([(BOX, CAT)], [(shift_box(16), CAT, 0.9)], difficult=[0]) == ["background"]
 
 

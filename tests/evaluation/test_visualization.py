@@ -98,7 +98,7 @@ def test_small_boxes_stay_visible_in_any_order():
 
 
 def test_names_of_overlapping_boxes_do_not_overlap():
-    """Two boxes share a corner: both names are readable, so the first colour keeps most of its area."""
+    """Two boxes share a corner: both names are readable, so the first color keeps most of its area."""
     boxes, labels = make_boxes([0.3, 0.3, 0.9, 0.9], [0.3, 0.3, 0.8, 0.85]), np.array([1, 2])
     together = np.asarray(draw_boxes(make_image(400, 300), boxes, labels, ("cat", "cat")))
     alone = [np.asarray(draw_boxes(make_image(400, 300), boxes[[i]], labels[[i]], ("cat", "cat"))) for i in range(2)]

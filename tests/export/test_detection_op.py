@@ -223,7 +223,7 @@ def test_metadata_describe_pixels_boxes_labels_and_threshold(content):
     (graph,) = list_tables(root, 3)
     (image,), (location, category, score, _) = list_tables(graph, 2), list_tables(graph, 3)
     normalization = get_table(list_tables(image, 4)[0], 1)
-    # The model normalises pixels itself: (pixel - 0) / 1.
+    # The model normalizes pixels itself: (pixel - 0) / 1.
     assert [list_numbers(normalization, field, Float32Flags) for field in (0, 1)] == [[0], [1]]
     # Left, top, right and bottom are at these places of (ymin, xmin, ymax, xmax).
     assert list_numbers(get_table(get_table(location, 3), 1), 0, Uint32Flags) == [1, 0, 3, 2]

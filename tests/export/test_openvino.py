@@ -87,7 +87,7 @@ def test_overlapping_objects_of_two_classes_are_both_found(run):
 
 
 def test_a_signal_after_two_models_were_freed_is_handled(tmp_path):
-    """Opened directly with OpenVINO, the process ends with a segmentation fault."""
+    """If the models are opened with OpenVINO directly, the signal causes a segmentation fault."""
     from openvino import opset13 as ops
 
     images = ops.parameter([1, 8, 8, 3], np.float32, name="images")

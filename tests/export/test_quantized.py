@@ -30,7 +30,7 @@ CONFIG = Config.model_validate(SETTINGS)
 
 
 def draw_images(seeds: range) -> list[np.ndarray]:
-    """Returns images of coloured rectangles on noise, after JPEG compression."""
+    """Returns images of colored rectangles on noise, after JPEG compression."""
     encoded = [draw_record(seed, f"{seed}", CONFIG, 3).encoded for seed in seeds]
     return [np.asarray(Image.open(io.BytesIO(data))) for data in encoded]
 

@@ -1,4 +1,4 @@
-"""Detections as annotations for labelling tools: read back with our readers, and compared with the tools' formats."""
+"""Detections as annotations for labeling tools: read back with our readers, and compared with the tools' formats."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_label_studio(images, tmp_path) -> None:
     tasks = json.loads((tmp_path / "label_studio.json").read_text())
     assert tasks[0]["data"]["image"] == "/data/local-files/?d=a/1%20%C3%A9.jpg"
     assert tasks[0]["predictions"][0]["score"] == pytest.approx(0.7)
-    # The names must be those of the labelling configuration.
+    # The names must be those of the labeling configuration.
     view = ElementTree.parse(tmp_path / "label_studio.xml").getroot()
     labels = view.find("RectangleLabels")
     for region in tasks[0]["predictions"][0]["result"]:

@@ -139,13 +139,15 @@ def test_thresholds_apply_to_all_classes_to_one_or_come_from_an_evaluation(tmp_p
         ("cat:", "from 0 to 1"),
         ("gone.json", "does not exist"),
         ("other.json", "no class 'dog'"),
-        ("broken.json", "ssd-evaluate"),
+        ("broken.json", "cannot read 'operating_points'; give the file that ssd-evaluate --output wrote"),
+        ("folder.json", "cannot be read"),
     ],
 )
 def test_invalid_thresholds_are_refused(text, word, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other.json").write_text('{"operating_points": {"cat": {"threshold": 0.5}}}')
     (tmp_path / "broken.json").write_text("[]")
+    (tmp_path / "folder.json").mkdir()
     with pytest.raises(UsageError, match=word):
         parse_thresholds(text, CLASSES)
 
@@ -233,7 +235,7 @@ def test_a_file_name_that_occurs_twice_has_no_coco_id(tmp_path):
     assert read_coco_ids(str(annotations), ("cat",), ["x/7.jpg"]).get_image_id("x/7.jpg") == 7
 
 
-def test_annotations_for_labelling_tools_contain_the_detections_above_the_threshold(tmp_path, detector):
+def test_annotations_for_labeling_tools_contain_the_detections_above_the_threshold(tmp_path, detector):
     # The score of the dog is the brightness, 50 / 255.
     source = save_image(tmp_path / "a.png", value=50)
     predict_images(detector, [source], str(tmp_path), make_outputs("0.5", draw_images=False, formats=("yolo",)))

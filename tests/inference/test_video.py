@@ -63,7 +63,7 @@ def test_every_frame_is_detected_and_written(detector, tmp_path) -> None:
     right = [frame[:, WIDTH // 2 + 8 :].mean(axis=(0, 1)) for frame in written]
     assert all(blue > 200 for blue, _, _ in right)
     np.testing.assert_allclose([red for _, _, red in right], np.arange(FRAMES) * 50, atol=25)
-    # The colour of the first class has no blue.
+    # The color of the first class has no blue.
     assert written[4][:, 0, 0].mean() < 120 < written[0][:, 0, 0].mean()
 
 

@@ -140,13 +140,13 @@ def launch(tmp_path: Path, environment: dict[str, str]):
 def launch_fake(hosts: tuple[str, str], environment: dict[str, str], tmp_path: Path):
     """Returns a function that starts the launcher on the first host, with a fake worker on each; waits until they run.
 
-    `behaviour` is the bash code of the workers.
+    `behavior` is the bash code of the workers.
     """
     started: list[subprocess.Popen] = []
 
-    def start(behaviour: str, *flags: str, addresses: tuple[str, str] = ADDRESSES) -> subprocess.Popen:
+    def start(behavior: str, *flags: str, addresses: tuple[str, str] = ADDRESSES) -> subprocess.Popen:
         worker = tmp_path / "worker"
-        worker.write_text(f"#!/bin/bash\n{behaviour}\necho ready\nwhile :; do sleep 0.1; done\n")
+        worker.write_text(f"#!/bin/bash\n{behavior}\necho ready\nwhile :; do sleep 0.1; done\n")
         worker.chmod(0o755)
         command = ["ip", "netns", "exec", hosts[0], LAUNCHER, f"--hosts={','.join(addresses)}", f"--python={worker}"]
         process = subprocess.Popen(

@@ -27,13 +27,13 @@ ready() { touch "$STARTS/../ready.$index"; while :; do sleep 0.1; done; }
 
 @pytest.fixture
 def launch(tmp_path: Path):
-    """Returns a function that starts the launcher; `behaviour` is the bash code of the fake workers."""
+    """Returns a function that starts the launcher; `behavior` is the bash code of the fake workers."""
     started: list[subprocess.Popen] = []
     (tmp_path / "starts").mkdir()
 
-    def start(behaviour: str, *flags: str, **variables: str) -> subprocess.Popen:
+    def start(behavior: str, *flags: str, **variables: str) -> subprocess.Popen:
         worker = tmp_path / "worker"
-        worker.write_text(WORKER + behaviour)
+        worker.write_text(WORKER + behavior)
         worker.chmod(0o755)
         process = subprocess.Popen(
             [str(LAUNCHER), f"--python={worker}", *flags],
@@ -153,8 +153,8 @@ def test_a_user_error_stops_all_workers_without_restart(launch, tmp_path: Path, 
 
 @pytest.mark.parametrize("end", ["exit 75", "kill -KILL $$", "exit 1"])
 def test_a_lost_worker_restarts_all_workers(launch, tmp_path: Path, end: str) -> None:
-    behaviour = f"[[ $attempt == 1 && $index == 0 ]] && wait_for '1.*' && {end}; [[ $attempt == 1 ]] && exec sleep 60"
-    process = launch(f"{behaviour}; exit 0", "--local=2", "--", "--x")
+    behavior = f"[[ $attempt == 1 && $index == 0 ]] && wait_for '1.*' && {end}; [[ $attempt == 1 ]] && exec sleep 60"
+    process = launch(f"{behavior}; exit 0", "--local=2", "--", "--x")
     output = process.communicate(timeout=30)[0]
     assert process.returncode == 0, output
     assert len(read_starts(tmp_path)) == 4
@@ -185,12 +185,12 @@ def test_without_restarts_the_exit_code_is_that_of_a_worker(
     launch, tmp_path: Path, first: str, second: str, code: int
 ) -> None:
     # The second worker ends last, after SIGTERM.
-    behaviour = f"""
+    behavior = f"""
 if [[ $index == 0 ]]; then wait_for ../ready.1; {first}; fi
 trap '{second}' TERM
 ready
 """
-    process = launch(behaviour, "--local=2", "--max_restarts=0", "--", "--x")
+    process = launch(behavior, "--local=2", "--max_restarts=0", "--", "--x")
     output = process.communicate(timeout=30)[0]
     assert process.returncode == code
     assert len(read_starts(tmp_path)) == 2
@@ -203,8 +203,8 @@ def test_a_signal_reaches_all_workers_and_no_process_is_left(
     launch, tmp_path: Path, number: signal.Signals, to_group: bool
 ) -> None:
     # A terminal signals the whole process group; the output of workers that save must still be printed.
-    behaviour = 'trap "sleep 0.5; echo saved $index; touch $STARTS/../saved.$index; exit 75" TERM; ready'
-    process = launch(behaviour, "--local=2", "--", "--x")
+    behavior = 'trap "sleep 0.5; echo saved $index; touch $STARTS/../saved.$index; exit 75" TERM; ready'
+    process = launch(behavior, "--local=2", "--", "--x")
     wait_until_ready(tmp_path)
     (os.killpg if to_group else os.kill)(process.pid, number)
     output = process.communicate(timeout=30)[0]

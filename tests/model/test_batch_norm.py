@@ -53,7 +53,7 @@ def normalize_reference(group: int) -> dict[str, np.ndarray]:
 
 
 def normalize(replicas: int, group: int, fused: bool | None) -> dict[str, np.ndarray]:
-    """Normalises the images on several replicas; averages the moving statistics as the trainer does."""
+    """Normalizes the images on several replicas; averages the moving statistics as the trainer does."""
     strategy = mirrored(replicas)
     with strategy.scope():
         norm = GroupedBatchNormalization(group, momentum=MOMENTUM, epsilon=EPSILON, fused=fused)
@@ -110,3 +110,18 @@ def test_a_batch_of_one_group_is_normalized_as_by_keras() -> None:
 def test_a_batch_that_is_not_a_multiple_of_the_group_is_refused() -> None:
     with pytest.raises(ValueError, match="6 images cannot be divided into groups of 4"):
         GroupedBatchNormalization(4)(tf.zeros([6, 2, 2, 3]), training=True)
+
+
+def test_an_unknown_batch_size_is_refused_on_several_replicas() -> None:
+    strategy = mirrored(2)
+    with strategy.scope():
+        norm = GroupedBatchNormalization(4)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 2, 2, 3])])
+    def call(images: tf.Tensor) -> tf.Tensor:
+        return strategy.run(lambda part: norm(part, training=True), args=(images,))
+
+    with pytest.raises(
+        ValueError, match="cannot be divided into batch-norm groups; build the model with a fixed batch"
+    ):
+        call.get_concrete_function()

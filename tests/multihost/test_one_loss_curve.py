@@ -221,7 +221,7 @@ def test_three_workers_and_three_replicas_have_the_same_loss_curve(root: Path) -
 @pytest.mark.long
 @pytest.mark.timeout(TEST_SECONDS)
 def test_the_detector_has_one_gradient_in_every_layout(root: Path) -> None:
-    # The real detector with synchronised batch norm, one step in float64. 2x2 covers what the other layouts do; they
+    # The real detector with synchronized batch norm, one step in float64. 2x2 covers what the other layouts do; they
     # gave the same result when tried.
     exact = {"tiny": False, "gradient": True, "overrides": [f"data.dir={root / 'full'}", "amp.force_fp32=[]"]}
     results = train_layouts(root, "exact", {"exact": exact}, ((2, 2),))

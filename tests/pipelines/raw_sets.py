@@ -26,7 +26,7 @@ class FailingFile(io.BytesIO):
 
 
 def jpeg(seed: int = 0, height: int = 48, width: int = 64) -> bytes:
-    """Returns a small JPEG image of smooth random colours."""
+    """Returns a small JPEG image of smooth random colors."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (4, 4, 3), np.uint8)
     image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -135,7 +135,7 @@ def digests(folder):
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def labelled_images(count, seed=0):
+def labeled_images(count, seed=0):
     """Returns boxes for `make_voc`: up to three per image, of three classes; every fourth image has none."""
     rng = np.random.default_rng(seed)
     images = {}

@@ -21,6 +21,7 @@ def count_coco(folder):
 
 
 def count_yolo(folder):
+    """Returns (number of images, number of non-empty label lines) of each split."""
     counts = {}
     for split in ("train", "valid", "test"):
         images = [path for path in (folder / split / "images").iterdir() if path.suffix.lower() in IMAGES]
@@ -72,4 +73,4 @@ def test_a_real_dataset_is_read_without_flags(tmp_path, command, shared_data, na
     # Roboflow's category 0 of the chess set has no boxes and is no class.
     assert len(manifest["classes"]) == {"aquarium": 7, "chess": 13, "playing_cards": 6, "plates_ro": 1}[name]
     assert all(objects[class_name] for class_name in manifest["classes"])
-    assert "recognised " in out
+    assert "recognized " in out

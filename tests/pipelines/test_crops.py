@@ -93,7 +93,7 @@ crop_strategy = st.builds(
 
 @settings(deadline=None)
 @given(crop=crop_strategy, seed=st.integers(0, 1000), crowd=st.booleans())
-def test_a_crop_keeps_and_clips_objects_whose_centre_is_inside(crop, seed, crowd):
+def test_a_crop_keeps_and_clips_objects_whose_center_is_inside(crop, seed, crowd):
     rng = np.random.default_rng(seed)
     low = rng.uniform(0, 0.8, (6, 2))
     boxes = np.concatenate([low, low + rng.uniform(0.01, 0.2, (6, 2))], axis=1).astype(np.float32)
@@ -122,9 +122,9 @@ def test_every_crop_can_be_rendered(crop, size, height, width):
         return
     rendered = render_crop(Image.new("RGB", (width, height), (255, 0, 0)), crop, size)
     assert rendered.size == (size, size)
-    colours = {colour for _, colour in rendered.getcolors()}
-    assert colours <= {(255, 0, 0), FILL}
-    assert (255, 0, 0) in colours
+    colors = {color for _, color in rendered.getcolors()}
+    assert colors <= {(255, 0, 0), FILL}
+    assert (255, 0, 0) in colors
 
 
 @pytest.mark.parametrize("seed", range(12))

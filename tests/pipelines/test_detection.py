@@ -41,7 +41,7 @@ def test_the_first_format_that_fits_is_read_and_the_others_are_printed(tmp_path,
     lines = "".join(f"JPEGImages/{stem}.jpg,car,8,12,24,36\n" for stem in boxes)
     write(tmp_path / "raw", "labels.csv", f"filename,class,xmin,ymin,xmax,ymax\n{lines}")
     manifest, out = run("raw", "--split_by=none")
-    assert out.startswith("recognised VOC")
+    assert out.startswith("recognized VOC")
     assert "the folder also fits csv; --input_format selects one of them" in out
     assert manifest.splits["train"].images == 3
     _, out = run("raw", "--split_by=none", "--input_format=csv", output="csv")
@@ -108,11 +108,11 @@ def test_an_unknown_folder_is_described(tmp_path):
         detect(tmp_path)
     message = str(error.value)
     assert message.startswith(
-        f"--input={tmp_path}: no annotations were recognised; searched for the formats labelme, supervisely, "
+        f"--input={tmp_path}: no annotations were recognized; searched for the formats labelme, supervisely, "
     )
     assert message.endswith(
         "convert the annotations to COCO with datumaro or FiftyOne "
-        "(docs/your_own_data.md#1-check-that-your-labels-are-recognised)"
+        "(docs/your_own_data.md#1-check-that-your-labels-are-recognized)"
     )
     assert len(message) - len(str(tmp_path)) < 600
     assert (
@@ -148,7 +148,7 @@ def test_several_inputs_of_one_format_are_one_dataset(tmp_path, run):
         boxes = {stem: [BOX] for stem in stems}
         write_per_image(tmp_path / "two", "labelme", f"{split}/{{}}.json", f"{split}/{{}}.jpg", boxes)
     manifest, out = run("one", "two")
-    assert out.startswith("recognised labelme annotations: train 3, val 2 images")
+    assert out.startswith("recognized labelme annotations: train 3, val 2 images")
     assert {name: split.images for name, split in manifest.splits.items()} == {"train": 3, "val": 2}
 
 
@@ -170,7 +170,7 @@ def test_an_earlier_output_in_the_folder_is_ignored(tmp_path, run):
     write_per_image(tmp_path / "raw", "labelme", "{}.json", "{}.jpg", {key: [BOX] for key in "abc"})
     run("raw", "--split_by=none", output="raw/prepared")
     manifest, out = run("raw", "--split_by=none", output="again")
-    assert out.startswith("recognised labelme annotations: 3 images")
+    assert out.startswith("recognized labelme annotations: 3 images")
     assert "also fits" not in out
     assert manifest.splits["train"].images_read == 3
 
@@ -187,7 +187,7 @@ def test_an_unknown_number_of_images_is_printed_as_such(tmp_path):
     make_voc(tmp_path, {"a": [VOC_BOX]}, {})
     detected = detect(tmp_path / "Annotations" / "*.xml", image_dir=str(tmp_path / "JPEGImages"))
     assert describe_plan(detected, plan_splits(detected.found))[0] == (
-        "recognised VOC annotations: an unknown number of images"
+        "recognized VOC annotations: an unknown number of images"
     )
 
 
@@ -218,6 +218,6 @@ def test_unsupported_formats_are_named(tmp_path, name, content, expected, is_fil
     write(tmp_path, "images/default/a.jpg")
     with pytest.raises(DataError) as error:
         detect(tmp_path / name if is_file else tmp_path)
-    assert f"no annotations were recognised; {tmp_path / name} is " in str(error.value)
+    assert f"no annotations were recognized; {tmp_path / name} is " in str(error.value)
     assert expected in str(error.value)
     assert "COCO" in str(error.value)

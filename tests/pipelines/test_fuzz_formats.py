@@ -167,7 +167,7 @@ def read_all(input_format, root):
     with cached_listings():
         found = FORMATS[input_format].find(str(root), "")
     if found is None:
-        raise DataError("not recognised")
+        raise DataError("not recognized")
     sources = [Source((str(root),), "", p.source_split, p.name, p.shares) for p in plan_splits(found, is_divided=False)]
     reader = read_splits([FORMATS[input_format].read(source) for source in sources])
     groups = defaultdict(list)

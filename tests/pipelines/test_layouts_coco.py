@@ -53,7 +53,7 @@ def test_the_command_finds_splits_and_images(tmp_path, command, name):
     assert sum(split["images"] for split in manifest["splits"].values()) == 2 * len(files)
     assert sum(split["boxes"] for split in manifest["splits"].values()) == 2 * len(files)
     assert {"train", "val"} >= set(manifest["splits"])
-    assert "recognised " in out
+    assert "recognized " in out
 
 
 @pytest.mark.parametrize(

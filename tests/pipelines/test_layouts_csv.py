@@ -69,7 +69,7 @@ def test_the_splits_of_a_folder_are_found_with_their_images(tmp_path, kind):
     assert found.images == ({} if kind == "tf" else {"train": 1, "valid": 1, "test": 1})
 
 
-def test_the_command_recognises_a_roboflow_export(tmp_path, command, prepare):
+def test_the_command_recognizes_a_roboflow_export(tmp_path, command, prepare):
     write_files(tmp_path / "in", layout("roboflow"))
     code, output, errors = command(
         f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--set=model.input_size=64"
@@ -311,7 +311,7 @@ def test_two_folders_may_use_the_same_file_names(tmp_path):
     assert images[0].path != images[1].path
 
 
-def test_files_of_other_contents_are_not_recognised(tmp_path):
+def test_files_of_other_contents_are_not_recognized(tmp_path):
     others = {
         "sample_submission.csv": "image_id,PredictionString\na,1.0 0 0 50 50\n",
         "predictions.csv": HEADER + "a.jpg,64,48,bolt,1,2,3,4\n",

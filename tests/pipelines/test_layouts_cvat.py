@@ -8,7 +8,7 @@ from tool_exports import BOX, OTHER, cvat, write
 
 from pipelines.manifest_writer import read_manifest
 
-# Number of boxes of the images with equal names in the subsets of a project.
+# Number of boxes per image in each subset. Two subsets contain an image of the same name.
 SUBSETS = {"Validation": {"frame_0.jpg": 1}, "Train": {"frame_0.jpg": 2, "frame_1.jpg": 0}}
 
 
@@ -28,7 +28,7 @@ def test_the_subsets_of_a_cvat_project_are_its_splits(tmp_path, prepare_folder, 
     write_project(tmp_path / "raw", place)
     write(tmp_path / "raw", place.format(subset="Train", name="extra.jpg"))
     manifest, out = prepare_folder()
-    assert out.startswith("recognised CVAT for images export: Train 3, Validation 1 images\n")
+    assert out.startswith("recognized CVAT for images export: Train 3, Validation 1 images\n")
     assert "are not read" not in out
     counts = {name: (split.images, split.boxes, split.rejected_images) for name, split in manifest.splits.items()}
     assert counts == {"train": (2, 2, {"not_annotated": 1}), "val": (1, 1, {})}
@@ -43,7 +43,7 @@ def test_the_images_of_a_cvat_project_may_be_in_one_folder(tmp_path, prepare_fol
     write_project(tmp_path / "raw", "images/{name}", subsets)
     write(tmp_path / "raw", "images/extra.jpg")
     manifest, out = prepare_folder()
-    assert out.startswith("recognised CVAT for images export: Train, Validation, default images\n")
+    assert out.startswith("recognized CVAT for images export: Train, Validation, default images\n")
     counts = {name: (split.images, split.boxes, split.rejected_images) for name, split in manifest.splits.items()}
     assert counts == {"train": (2, 3, {"not_annotated": 1}), "val": (1, 1, {}), "default": (1, 1, {})}
 
@@ -59,7 +59,7 @@ def test_an_image_of_another_subset_is_not_read_for_a_missing_one(tmp_path, prep
 def test_a_cvat_project_with_the_default_subset_has_no_splits(tmp_path, prepare_folder, records_of):
     write_project(tmp_path / "raw", "images/{subset}/{name}", {"default": {"a.jpg": 1, "b.jpg": 2}})
     manifest, out = prepare_folder("--split_by=none")
-    assert out.startswith("recognised CVAT for images export: 2 images\n")
+    assert out.startswith("recognized CVAT for images export: 2 images\n")
     assert {*records_of(tmp_path / "out", manifest)} == {"a.jpg", "b.jpg"}
 
 

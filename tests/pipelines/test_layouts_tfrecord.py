@@ -110,7 +110,7 @@ def test_files_and_patterns_are_read_whatever_their_names(tmp_path, given):
 
 
 @pytest.mark.parametrize("content", [b"", b"text that is no record at all", b"\x00" * 64])
-def test_other_files_are_not_recognised(tmp_path, content):
+def test_other_files_are_not_recognized(tmp_path, content):
     write(tmp_path, {"x.bin": content, "a.txt": "text", "ckpt.data-00000-of-00001": content or b"x"})
     assert find_splits(str(tmp_path / "x.bin"), "") is None
     assert find_splits(str(tmp_path), "") is None

@@ -207,12 +207,12 @@ CLASSES = {"wider": "face", "keras_yolo": "0"}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_folder_is_recognised_and_read(tmp_path, prepare_folder, records_of, name):
+def test_a_folder_is_recognized_and_read(tmp_path, prepare_folder, records_of, name):
     input_format, make, splits = LAYOUTS[name]
     make(tmp_path / "raw")
     # Whether three images divided by hash give a validation split depends on their names.
     manifest, out = prepare_folder("--split_by=none")
-    assert out.startswith(f"recognised {TITLES[input_format]}: ")
+    assert out.startswith(f"recognized {TITLES[input_format]}: ")
     assert manifest.classes == (CLASSES.get(input_format, "car"),)
     counts = {split: (own.images, own.boxes, own.rejected_images) for split, own in manifest.splits.items()}
     if len(splits) > 1:
@@ -344,10 +344,10 @@ def test_keras_yolo_classes_are_named_by_a_file(tmp_path, prepare_folder):
     }  # fmt: skip
 
 
-def test_a_list_of_images_without_boxes_at_its_start_is_recognised(tmp_path, prepare_folder):
+def test_a_list_of_images_without_boxes_at_its_start_is_recognized(tmp_path, prepare_folder):
     write_per_folder(tmp_path / "raw", "keras_yolo", "list.txt", "{}.jpg", {**EMPTY, **TWO})
     manifest, out = prepare_folder("--split_by=none")
-    assert out.startswith("recognised Keras YOLO annotations")
+    assert out.startswith("recognized Keras YOLO annotations")
     assert manifest.splits["train"].images == 3
 
 

@@ -39,7 +39,7 @@ def run(tmp_path, command):
     return run
 
 
-# Name: annotation, image, what is recognised, and the splits of the source; `@` is replaced by the split.
+# Name: annotation, image, what is recognized, and the splits of the source; `@` is replaced by the split.
 LAYOUTS = {
     "Kaggle": ("annotations/{}.xml", "images/{}.png", "VOC annotations", ()),
     "Label Studio": ("Annotations/{}.xml", "images/{}.jpg", "VOC annotations", ()),
@@ -74,14 +74,14 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_folder_is_recognised_and_read(tmp_path, run, records_of, name):
+def test_a_folder_is_recognized_and_read(tmp_path, run, records_of, name):
     annotation, image, title, splits = LAYOUTS[name]
     for split in splits or ("",):
         for stem in (f"{split}1", f"{split}2"):
             paths = [path.format(stem).replace("@", split) for path in (annotation, image)]
             write_pair(tmp_path / "raw", *paths)
     manifest, out = run("--split_by=none")
-    assert out.startswith(f"recognised {title}: ")
+    assert out.startswith(f"recognized {title}: ")
     assert ": 0 images" not in out
     outputs = {"valid": "val"}
     names = [outputs.get(split, split) for split in splits or ("train",)]
@@ -99,7 +99,7 @@ def test_the_root_of_the_devkit_contains_several_years(tmp_path, run, records_of
         splits = {"train": [f"{year}a"], "val": [f"{year}b"], "trainval": list(images), "car_train": [f"{year}a"]}
         make_voc(tmp_path / f"raw/VOCdevkit/{year}", images, splits)
     manifest, out = run()
-    assert out.startswith("recognised VOC devkit with 2 datasets: train 2, val 2 images")
+    assert out.startswith("recognized VOC devkit with 2 datasets: train 2, val 2 images")
     assert "omitted, because they repeat images of other splits (--split selects them): car_train, trainval" in out
     assert sorted(records_of(tmp_path / "out", manifest)) == ["VOC2007a", "VOC2012a"]
     assert sorted(records_of(tmp_path / "out", manifest, "val")) == ["VOC2007b", "VOC2012b"]
@@ -253,7 +253,7 @@ def test_the_xml_of_cvat_is_read_as_such(tmp_path, command):
     assert "it looks like CVAT for images export: use --input_format=cvat" in err
     code, out, err = command(*arguments, "--split_by=none")
     assert (code, err) == (0, "")
-    assert out.startswith("recognised CVAT for images export: 1 image\n")
+    assert out.startswith("recognized CVAT for images export: 1 image\n")
 
 
 def test_other_files_beside_the_annotations_are_ignored(tmp_path, run):
@@ -262,7 +262,7 @@ def test_other_files_beside_the_annotations_are_ignored(tmp_path, run):
     write(tmp_path / "raw", "classes.txt", "car\n")
     write(tmp_path / "raw", "package.json", "{}")
     manifest, out = run()
-    assert out.startswith("recognised VOC annotations beside the images")
+    assert out.startswith("recognized VOC annotations beside the images")
     assert (manifest.splits["train"].images_read, manifest.splits["train"].images) == (1, 1)
 
 

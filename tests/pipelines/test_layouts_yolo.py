@@ -182,7 +182,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_layouts_are_recognised_and_read_without_loss(tmp_path, name):
+def test_layouts_are_recognized_and_read_without_loss(tmp_path, name):
     files, tool, expected = LAYOUTS[name]
     write_files(tmp_path, files)
     detected = detect_format([str(tmp_path)], "")
@@ -210,7 +210,7 @@ def test_a_roboflow_export_is_prepared_without_flags(tmp_path, command, records_
     raw, out = write_files(tmp_path / "raw", files), tmp_path / "out"
     code, output, errors = command(f"--input={raw}", f"--output={out}", "--set=model.input_size=64")
     assert code == 0, errors
-    assert "recognised Roboflow YOLO export: train 1, val 1, test 1 images" in output
+    assert "recognized Roboflow YOLO export: train 1, val 1, test 1 images" in output
     manifest = read_manifest(str(out))
     assert manifest.classes == ("bolt", "nut")
     for split, ids in expected.items():
@@ -247,7 +247,7 @@ def test_only_the_label_of_an_image_loses_its_upload_prefix(tmp_path):
         ("coco128", {"train": 128, "val": 128}, 1827),
     ],
 )
-def test_real_datasets_are_recognised_in_folders_above_them(shared_data, folder, counts, boxes):
+def test_real_datasets_are_recognized_in_folders_above_them(shared_data, folder, counts, boxes):
     found = find_splits(str(shared_data / folder), "")
     assert {split: found.images[split] for split in found.names} == counts
     images = [image for split in counts for image in images_of(shared_data / folder, split)]

@@ -71,7 +71,7 @@ def read_one(tmp_path, text, image="a.jpg"):
         'a.jpg,3000,"{}",1,0,"{""name"":""rect"",""x"":10,""y"":12,""width"":40,""height"":24}","{""type"":""bolt""}"\n',
     ],
 )  # fmt: skip
-def test_the_columns_and_separators_of_tools_are_recognised(tmp_path, text):
+def test_the_columns_and_separators_of_tools_are_recognized(tmp_path, text):
     write_files(tmp_path, {"a.jpg": None, "train.csv": text})
     images, boxes = read(tmp_path)
     assert [(image.problem, image.filename) for image in images] == [(None, "a.jpg")] or images[0].stems
@@ -129,7 +129,7 @@ def test_a_file_without_header_is_announced(tmp_path):
         ("bolt,0\nnut,1\n", r"train\.csv: the header has no columns for an image and a box, only bolt, 0; rename"),
     ],
 )  # fmt: skip
-def test_a_file_that_is_not_recognised_is_reported_with_the_header_to_add(tmp_path, text, message):
+def test_a_file_that_is_not_recognized_is_reported_with_the_header_to_add(tmp_path, text, message):
     write_files(tmp_path, {"a.jpg": None, "classes.csv": "bolt,0\n", "train.csv": text})
     for path in (tmp_path / "train.csv", tmp_path):
         with pytest.raises(DataError, match=message if path.is_file() or "jpg" in text else "no CSV file of boxes"):

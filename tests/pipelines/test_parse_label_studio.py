@@ -136,9 +136,9 @@ def test_the_annotation_that_was_updated_last_is_used(key):
 
 
 def test_a_task_without_an_annotation_is_rejected_and_an_empty_annotation_is_not():
-    cancelled = {"id": 2, "data": {"image": "b.jpg"}, "annotations": [{"result": [], "was_cancelled": True}]}
+    canceled = {"id": 2, "data": {"image": "b.jpg"}, "annotations": [{"result": [], "was_cancelled": True}]}
     predicted = {"id": 3, "data": {"image": "c.jpg"}, "predictions": [{"result": [result(BOX)]}]}
-    images = parse(task(), cancelled, predicted)
+    images = parse(task(), canceled, predicted)
     assert [image.problem and image.problem.reason for image in images] == [None, "not_annotated", "not_annotated"]
     assert [image.boxes for image in images] == [(), (), ()]
 

@@ -8,7 +8,7 @@ from apache_beam.internal.gcp import auth
 from google.api_core.client_options import ClientOptions
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
-from raw_sets import jpeg, labelled_images, make_coco, make_voc, make_yolo
+from raw_sets import jpeg, labeled_images, make_coco, make_voc, make_yolo
 from support.object_store import emulated_store
 
 from pipelines.classes import ClassRules
@@ -57,7 +57,7 @@ def list_names(bucket):
 
 
 def test_voc_from_bucket_to_bucket(bucket, tmp_path, prepare):
-    images = labelled_images(12)
+    images = labeled_images(12)
     folder = make_voc(tmp_path / "voc", images, {"train": [*images, "ghost"]})
     source = upload(bucket, folder, "raw/voc")
     remote = prepare("voc", source, f"gs://{BUCKET}/out", config=SMALL, shards=3, options=OPTIONS)
@@ -136,7 +136,7 @@ def test_coco_with_a_pattern_a_second_split_and_a_missing_image(bucket, tmp_path
 
 
 def test_resume_on_an_object_store(bucket, tmp_path, prepare):
-    source = upload(bucket, make_voc(tmp_path / "voc", labelled_images(12)), "raw/voc")
+    source = upload(bucket, make_voc(tmp_path / "voc", labeled_images(12)), "raw/voc")
     out = f"gs://{BUCKET}/resumed"
     manifest = prepare("voc", source, out, config=SMALL, shards=3, options=OPTIONS)
     first, second, _ = (shard.file for shard in manifest.splits["train"].views[0].shards)
@@ -153,7 +153,7 @@ def test_resume_on_an_object_store(bucket, tmp_path, prepare):
 def test_missing_input_and_buckets_are_reported(bucket, tmp_path, prepare):
     with pytest.raises(DataError, match="nowhere"):
         prepare("voc", f"gs://{BUCKET}/nowhere", f"gs://{BUCKET}/x", config=SMALL, options=OPTIONS)
-    source = upload(bucket, make_voc(tmp_path / "voc", labelled_images(3)), "raw/small")
+    source = upload(bucket, make_voc(tmp_path / "voc", labeled_images(3)), "raw/small")
     for paths in (("gs://no_bucket/raw", f"gs://{BUCKET}/x"), (source, "gs://no_bucket/x")):
         with pytest.raises(DataError, match=r"gs://no_bucket/.*check the name of the bucket and its permissions"):
             prepare("voc", *paths, config=SMALL, options=OPTIONS)

@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image
-from raw_sets import jpeg, labelled_images, make_coco, make_voc, make_yolo, voc_xml
+from raw_sets import jpeg, labeled_images, make_coco, make_voc, make_yolo, voc_xml
 
 from pipelines.classes import ClassRules
 from ssd_dist.core.config import Config
@@ -195,8 +195,8 @@ FIXED = {"rules": ClassRules(fixed=("a", "b", "c")), "shards": 4, "config": SMAL
 @pytest.mark.slow
 def test_mutated_images_and_xml(tmp_path, prepare, records_of):
     rng = np.random.default_rng(0)
-    images = labelled_images(80)
-    bad = {f"z{number:05d}": boxes for number, boxes in enumerate(labelled_images(1200, 1).values())}
+    images = labeled_images(80)
+    bad = {f"z{number:05d}": boxes for number, boxes in enumerate(labeled_images(1200, 1).values())}
     good = make_voc(tmp_path / "good", images)
     mixed = make_voc(tmp_path / "mixed", {**images, **bad})
     for number, name in enumerate(bad):

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from raw_sets import ROOT, digests, labelled_images, make_voc
+from raw_sets import ROOT, digests, labeled_images, make_voc
 
 from pipelines import manifest_writer
 from pipelines.runners import explain_failure
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError, RestartError
 
-IMAGES = labelled_images(60)
+IMAGES = labeled_images(60)
 SMALL = Config.model_validate({"model": {"input_size": 64}, "data": {"views": 2}})
 LARGER = Config.model_validate({"data": {"views": 3}})
 
@@ -266,7 +266,7 @@ def wait_for_first_shard(job, output, workers):
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", ["worker", "everything"])
 def test_resuming_a_killed_job_gives_the_output_of_an_uninterrupted_one(tmp_path, prepare, killed):
-    images = labelled_images(400)
+    images = labeled_images(400)
     source = make_voc(tmp_path / "voc", images)
     output = tmp_path / "out"
     prepare("voc", source, tmp_path / "uninterrupted", config=LARGER)
@@ -295,7 +295,7 @@ def test_resuming_a_killed_job_gives_the_output_of_an_uninterrupted_one(tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize(("flags", "signal_number"), [([], signal.SIGINT), (["--workers=2"], signal.SIGTERM)])
 def test_a_stopped_job_recommends_resume_and_can_be_resumed(tmp_path, prepare, flags, signal_number):
-    source = make_voc(tmp_path / "voc", labelled_images(300))
+    source = make_voc(tmp_path / "voc", labeled_images(300))
     output = tmp_path / "out"
     prepare("voc", source, tmp_path / "uninterrupted", config=LARGER)
     job = start_prepare(source, output, *flags)

@@ -1,7 +1,7 @@
 """Tests augmented copies from prepare to the trainer: which splits have them, their counts, and checks on resume."""
 
 import pytest
-from raw_sets import digests, labelled_images, make_voc
+from raw_sets import digests, labeled_images, make_voc
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
@@ -14,7 +14,7 @@ PLAIN = Config.model_validate({"model": {"input_size": 64}})
 def prepared(tmp_path_factory, prepare):
     """Prepares a training split with three augmented copies and a validation split from one config."""
     root = tmp_path_factory.mktemp("views")
-    images = labelled_images(48)
+    images = labeled_images(48)
     names = list(images)
     source = make_voc(root / "voc", images, {"train": names[:32], "val": names[32:]})
     for split in ("train", "val"):
@@ -115,7 +115,7 @@ def test_a_job_with_other_crop_settings_is_not_resumed(prepared, prepare, tmp_pa
 
 
 def test_rejections_are_counted_once_for_any_number_of_copies(prepare, tmp_path):
-    source = make_voc(tmp_path / "voc", labelled_images(10))
+    source = make_voc(tmp_path / "voc", labeled_images(10))
     (source / "JPEGImages/image_00003.jpg").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"1 of 10 images were rejected, more than --max_rejected_fraction=0\.09"):
         prepare("voc", source, tmp_path / "strict", config=VIEWS, max_rejected_fraction=0.09)

@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
-from raw_sets import jpeg, labelled_images, make_voc
+from raw_sets import jpeg, labeled_images, make_voc
 
 from pipelines.annotations import Category, Image, Listing
 from pipelines.image_reading import read_image
@@ -198,7 +198,7 @@ def test_a_compressed_file_is_reported(tmp_path):
 
 
 def test_prepare_reads_its_own_shards(tmp_path, prepare, records_of):
-    source = make_voc(tmp_path / "voc", labelled_images(20))
+    source = make_voc(tmp_path / "voc", labeled_images(20))
     first = prepare("voc", source, tmp_path / "first", config=SMALL)
     second = prepare("tfrecord", tmp_path / "first/train/view00-*", tmp_path / "second", config=SMALL)
     assert second.classes == first.classes

@@ -24,7 +24,7 @@ def images_of(folder, split="train", **rest):
     return {value.image_id: value for value in elements_of(folder, split, **rest) if isinstance(value, Image)}
 
 
-def test_lines_become_normalised_corners():
+def test_lines_become_normalized_corners():
     (box,) = parse_label("3 0.5 0.25 0.2 0.1\n\n")
     assert (box.category, box.where, box.normalized) == ("3", "line 1", True)
     assert box.corners == pytest.approx((0.2, 0.4, 0.3, 0.6))

@@ -76,8 +76,8 @@ def test_splits_that_share_the_images_take_those_with_labels(tmp_path):
         images = images_of(tmp_path / "set", split, tmp_path / "photos")
         assert [image.image_id for image in images if image.problem is None] == [image_id]
         # The first split reports the image that no split labels.
-        unlabelled = [(image.image_id, image.problem.reason) for image in images if image.problem]
-        assert unlabelled == ([("c", "not_annotated")] if split == "train" else [])
+        unlabeled = [(image.image_id, image.problem.reason) for image in images if image.problem]
+        assert unlabeled == ([("c", "not_annotated")] if split == "train" else [])
     found = find_splits(str(tmp_path / "set"), str(tmp_path / "photos"))
     assert (found.images, found.notes) == ({"train": 1, "val": 1}, ())
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
-from raw_sets import labelled_images, make_voc
+from raw_sets import labeled_images, make_voc
 from rich.console import Console
 
 import pipelines.shard_progress
@@ -60,7 +60,7 @@ def test_a_terminal_shows_the_finished_shards(tmp_path, monkeypatch):
 
 
 def test_the_counters_of_the_runner_equal_those_of_the_manifest(tmp_path):
-    images = labelled_images(12)
+    images = labeled_images(12)
     images["image_00001"] = [("a", 5, 5, 30, 30), ("a", 9, 9, 9, 30), ("b", 100, 100, 120, 120)]
     source = make_voc(tmp_path / "voc", images)
     (source / "JPEGImages/image_00003.jpg").write_bytes(b"broken")

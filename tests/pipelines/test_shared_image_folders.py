@@ -84,7 +84,7 @@ def test_each_image_that_no_split_lists_is_reported_once(tmp_path, prepare_folde
 def test_the_images_of_a_shared_folder_are_not_counted_for_every_split(tmp_path, prepare_folder, input_format):
     write_dataset(tmp_path / "raw", input_format)
     _, out = prepare_folder()
-    (line,) = (line for line in out.splitlines() if line.startswith("recognised"))
+    (line,) = (line for line in out.splitlines() if line.startswith("recognized"))
     assert line.endswith(": train, val images"), out
 
 

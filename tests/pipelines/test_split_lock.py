@@ -5,7 +5,7 @@ import hashlib
 import threading
 
 import pytest
-from raw_sets import jpeg, labelled_images, make_voc
+from raw_sets import jpeg, labeled_images, make_voc
 
 from pipelines.split_lock import check_job_id, lock_splits
 from ssd_dist.core.config import Config
@@ -17,12 +17,12 @@ SMALL = Config.model_validate({"model": {"input_size": 64}})
 
 
 def test_a_second_job_for_the_same_split_is_refused_and_changes_nothing(tmp_path, prepare):
-    source = make_voc(tmp_path / "voc", labelled_images(4))
+    source = make_voc(tmp_path / "voc", labeled_images(4))
     prepare("voc", source, tmp_path / "out", config=SMALL)
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     with lock_splits(str(tmp_path / "out"), ["train"], "first"):
         with pytest.raises(DataError, match="another prepare job is writing this split"):
-            prepare("voc", make_voc(tmp_path / "other", labelled_images(3)), tmp_path / "out", config=SMALL)
+            prepare("voc", make_voc(tmp_path / "other", labeled_images(3)), tmp_path / "out", config=SMALL)
         # Another split may be prepared meanwhile.
         manifest = prepare("voc", source, tmp_path / "out", split="val", source_split="train", config=SMALL)
         assert manifest.splits["val"].images == 4
@@ -31,7 +31,7 @@ def test_a_second_job_for_the_same_split_is_refused_and_changes_nothing(tmp_path
 
 
 def test_a_split_that_a_training_run_reads_is_not_prepared_again(tmp_path, prepare):
-    source = make_voc(tmp_path / "voc", labelled_images(4))
+    source = make_voc(tmp_path / "voc", labeled_images(4))
     prepare("voc", source, tmp_path / "out", config=SMALL)
     with lock_shared(str(tmp_path / "out/train" / LOCK_NAME)) as is_held:
         assert is_held
@@ -72,7 +72,7 @@ def test_the_id_of_a_later_job_stops_the_earlier_one_where_there_are_no_locks(tm
 
 
 def test_resume_notices_images_that_changed_or_were_supplied(tmp_path, prepare):
-    source = make_voc(tmp_path / "voc", labelled_images(12))
+    source = make_voc(tmp_path / "voc", labeled_images(12))
     missing = source / "JPEGImages/image_00003.jpg"
     data = missing.read_bytes()
     missing.unlink()
@@ -87,7 +87,7 @@ def test_resume_notices_images_that_changed_or_were_supplied(tmp_path, prepare):
 
 
 def test_concurrent_jobs_leave_the_result_of_one_of_them(tmp_path, prepare):
-    sources = [make_voc(tmp_path / name, labelled_images(count)) for name, count in (("a", 9), ("b", 5))]
+    sources = [make_voc(tmp_path / name, labeled_images(count)) for name, count in (("a", 9), ("b", 5))]
     outcomes = []
 
     def run(source):

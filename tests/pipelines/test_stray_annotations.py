@@ -46,7 +46,7 @@ def summarize(input_format, folder):
 
 
 @pytest.mark.parametrize("input_format", MAKERS)
-def test_a_single_file_of_another_format(tmp_path, input_format):
+def test_a_single_file_of_another_format_does_not_change_what_is_read(tmp_path, input_format):
     MAKERS[input_format](tmp_path)
     before = summarize(input_format, tmp_path)
     for place in ("", "images", "labels", "images/train"):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from raw_sets import labelled_images, make_voc
+from raw_sets import labeled_images, make_voc
 
 from pipelines.suspicious_boxes import SuspiciousBoxes, add_up, count_suspicious, find_causes
 
@@ -65,7 +65,7 @@ def test_a_split_names_the_cause_in_the_manifest_and_the_summary(tmp_path, comma
     assert (code, err) == (0, "")
     assert "warning: 24 of 24 boxes are at the same place" in out
     assert "at the same place" in (tmp_path / "out/dataset.json").read_text()
-    make_voc(tmp_path / "varied", labelled_images(40))
+    make_voc(tmp_path / "varied", labeled_images(40))
     code, out, _ = command(
         f"--input={tmp_path / 'varied'}", f"--output={tmp_path / 'out2'}", "--split=train", "--set=model.input_size=64"
     )

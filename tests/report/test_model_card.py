@@ -49,7 +49,7 @@ def test_the_model_card_states_data_input_weights_and_metrics(run) -> None:
     assert "one RGB image, resized to 64 x 64 pixels" in text
     assert "-1..1" in text
     assert "MobileNetV2 of Keras (Apache License 2.0), trained on ImageNet" in text
-    assert "Licence of the data: not stated" in text
+    assert "License of the data: not stated" in text
     assert "| val | best, step 6 | 4 | 0.250 | 0.500 | 0.750 |" in text
     assert "best of 2 evaluations by coco/AP on val" in text
     assert "| red | 7 | 0.100 | 0.200 |" in text
@@ -77,8 +77,8 @@ def test_a_run_without_evaluation_has_a_model_card(run) -> None:
     ("settings", "expected"),
     [
         ({"backbone": {"weights": "none"}}, "Initial weights: random; nothing was pretrained"),
-        ({"backbone": {"weights": "w.h5"}}, "Initial weights: w.h5; licence not stated"),
-        ({"model": {"input_size": 64, "init_from": "old"}}, "Initial weights: taken over from old; licence not stated"),
+        ({"backbone": {"weights": "w.h5"}}, "Initial weights: w.h5; license not stated"),
+        ({"model": {"input_size": 64, "init_from": "old"}}, "Initial weights: taken over from old; license not stated"),
     ],
 )
 def test_the_origin_of_the_weights_is_stated(run, settings, expected) -> None:

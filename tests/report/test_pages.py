@@ -184,6 +184,8 @@ def test_the_reports_of_trained_runs(data: Path, tmp_path: Path) -> None:
         ("inspect", ["--data=a", "--set", "eval.nms_iou=0.3"], 2, "--set has no effect together with --data"),
         ("inspect", ["--model_dir=a", "--fit_anchors=b"], 2, "--fit_anchors has no effect together with --model_dir"),
         ("predict", ["--images=a", "--output=b", "--saved_model=c", "--checkpoint=last"], 2, "--checkpoint has no"),
+        ("predict", ["--images=a", "--output=b"], 2, "no model: exactly one model source is required; give --model"),
+        ("predict", ["--images=a", "--output=b", "--model_dir=c", "--export=d"], 2, "--model_dir, --export: exactly"),
         # Output files are checked before the evaluation.
         ("evaluate", ["--model_dir=/nowhere", "--split=test", "--output=/dev/null/a.json"], 2, "--output"),
         ("evaluate", ["--model_dir=/nowhere", "--split=test", "--pictures=/dev"], 2, "--pictures"),

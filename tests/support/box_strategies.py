@@ -10,7 +10,7 @@ CELLS = np.array([38, 19, 10, 5, 3, 1])
 def random_boxes(rng: np.random.Generator, count: int, smallest: float = 0.005, largest: float = 0.9) -> np.ndarray:
     """Draws boxes in general position, float32 [count, 4], with log-uniform sides.
 
-    No centre lies within 5e-6 of the middle between two cells of SSD300, where the nearest anchor is ambiguous.
+    No center lies within 5e-6 of the middle between two cells of SSD300, where the nearest anchor is ambiguous.
     """
     boxes: list[np.ndarray] = []
     while len(boxes) < count:
@@ -46,7 +46,7 @@ _LARGE_COPY = st.tuples(st.integers(4, 12), st.integers(4, 12)).map(lambda corne
 _EXTREME = st.sampled_from(
     [
         (0.0, 0.0, 1.0, 1.0),  # the full image
-        (0.5, 0.5, 0.5001, 0.5001),  # tiny, at the centre
+        (0.5, 0.5, 0.5001, 0.5001),  # tiny, at the center
         (0.0, 0.0, 1e-4, 1e-4),  # tiny, in the corner
         (0.999, 0.999, 1.0, 1.0),
         (0.0, 0.3, 1.0, 0.301),  # a sliver as high as the image

@@ -2,7 +2,7 @@
 
 This module does not import the package under test.
 
-Sources: docs/formulas.md, SSD (Liu et al. 2016). Boxes are [ymin, xmin, ymax, xmax], normalised.
+Sources: docs/formulas.md, SSD (Liu et al. 2016). Boxes are [ymin, xmin, ymax, xmax], normalized.
 """
 
 import math
@@ -54,7 +54,7 @@ def iou_reference(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def center_distance_reference(a: Sequence[float], b: Sequence[float]) -> float:
-    """Returns the Euclidean distance between the centres of two boxes."""
+    """Returns the Euclidean distance between the centers of two boxes."""
     dy = (float(a[0]) + float(a[2]) - float(b[0]) - float(b[2])) / 2
     dx = (float(a[1]) + float(a[3]) - float(b[1]) - float(b[3])) / 2
     return math.hypot(dy, dx)
@@ -112,7 +112,7 @@ def match_reference(
     An anchor is compared with the object of the highest IoU. Above `positive_iou` it is positive (policy `multi`),
     below `negative_iou` negative, and ignored in between. In addition, greedy bipartite assignment by the global
     maximum gives each object one anchor of its own, which is positive for any IoU. Ties go to the object with the
-    nearer centre, then to the lower index. An anchor is ignored if a crowd covers at least the share `negative_iou` of
+    nearer center, then to the lower index. An anchor is ignored if a crowd covers at least the share `negative_iou` of
     it; crowds have no positive anchors.
     """
     crowd = [False] * len(boxes) if is_crowd is None else list(is_crowd)

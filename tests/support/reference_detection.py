@@ -1,7 +1,7 @@
 """Float64 references for NMS and average precision, written from the formulas as plain loops.
 
 The module does not import the package under test. Sources: SSD (Liu et al. 2016), the VOC devkit.
-Boxes are [ymin, xmin, ymax, xmax], normalised.
+Boxes are [ymin, xmin, ymax, xmax], normalized.
 """
 
 import math

@@ -84,8 +84,8 @@ class MultiboxReference:
     """The loss and its parts.
 
     Attributes:
-      classification: [B], normalised cross-entropy of each image, before the reduction.
-      localization: [B], normalised and weighted smooth L1.
+      classification: [B], normalized cross-entropy of each image, before the reduction.
+      localization: [B], normalized and weighted smooth L1.
       loss: scalar for the reductions `sum` and `mean`, [B] for `none`.
       negatives: bool [B, A], mined.
       positives: [B].

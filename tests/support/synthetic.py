@@ -1,4 +1,4 @@
-"""Writes small prepared datasets without Beam: coloured rectangles on noise, for tests that read shards."""
+"""Writes small prepared datasets without Beam: colored rectangles on noise, for tests that read shards."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ CLASSES = ("red", "green", "blue")
 
 
 def draw_record(seed: int, name: str, config: Config, objects: int | None = None) -> Record:
-    """Draws an image with up to three rectangles, each in the colour of its class."""
+    """Draws an image with up to three rectangles, each in the color of its class."""
     rng = np.random.default_rng(seed)
     size = config.model.input_size
     count = int(rng.integers(0, 4)) if objects is None else objects

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 COLUMNS, LINES = 120, 40
-# Sequences that move the cursor, erase, or set colours.
+# Sequences that move the cursor, erase, or set colors.
 ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 

@@ -24,9 +24,9 @@ from toyset.toys import TOYS
 
 ROOT = Path(__file__).parents[2]
 MANY = 80
-GREY = np.full(3, 0.4, np.float32)
+GRAY = np.full(3, 0.4, np.float32)
 UP = np.array([0, 0, 1], np.float32)
-PLACE = Place(np.full((3, 300, 400), 0.4, np.float32), 0, GREY, Camera(30.0), Light(UP, GREY, GREY, GREY))
+PLACE = Place(np.full((3, 300, 400), 0.4, np.float32), 0, GRAY, Camera(30.0), Light(UP, GRAY, GRAY, GRAY))
 
 
 def files_of(folder):
@@ -169,7 +169,7 @@ def test_every_twenty_images_contain_one_of_each_special_kind(scenes):
         assert len(piles) == 1
 
 
-def test_clutter_is_unlabelled():
+def test_clutter_is_unlabeled():
     """Scenes without toys contain only clutter, and some of them do contain clutter."""
     spots = [spot for seed in range(40) for spot in choose_all_spots(seed, "empty")]
     assert {spot.name for spot in spots} <= set(CLUTTER)
@@ -192,12 +192,12 @@ def test_classes_are_balanced(scenes):
 def test_images_look_like_photographs(scenes):
     """No image is uniform, black or overexposed; sizes and shapes differ."""
     for scene in scenes:
-        grey = scene.image.mean(axis=2)
+        gray = scene.image.mean(axis=2)
         assert scene.image.dtype == np.uint8
-        assert 20 < grey.mean() < 235
-        assert grey.std() > 4
-        # Noise and texture: hardly any pixel equals its neighbour.
-        assert (np.diff(grey, axis=1) == 0).mean() < 0.5
+        assert 20 < gray.mean() < 235
+        assert gray.std() > 4
+        # Noise and texture: hardly any pixel equals its neighbor.
+        assert (np.diff(gray, axis=1) == 0).mean() < 0.5
     assert len({scene.image.shape for scene in scenes}) >= 4
     assert {scene.image.shape[0] > scene.image.shape[1] for scene in scenes} == {True, False}
 

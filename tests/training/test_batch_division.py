@@ -67,8 +67,8 @@ def test_one_replica_with_one_group_keeps_the_order() -> None:
     ("config", "replicas", "words"),
     [
         # Larger than a replica's 4 images, and not the whole batch.
-        (config_of(16, 8), 4, ["model.batch_norm_group: 8", "4 replicas", "use 1, 2, 4, 16 (synchronised"]),
-        (config_of(12, 4), 2, ["6 images", "use 1, 2, 3, 6, 12 (synchronised"]),
+        (config_of(16, 8), 4, ["model.batch_norm_group: 8", "4 replicas", "use 1, 2, 4, 16 (synchronized"]),
+        (config_of(12, 4), 2, ["6 images", "use 1, 2, 3, 6, 12 (synchronized"]),
         (config_of(6, 4), 1, ["model.batch_norm_group: 4", "use 1, 2, 3, 6, or another number"]),
         # Groups are formed within a part.
         (config_of(16, 8, parts=4), 1, ["4 parts (train.accumulate_steps)", "use 1, 2, 4, or another number"]),

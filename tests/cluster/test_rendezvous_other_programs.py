@@ -30,10 +30,10 @@ HTTP = b"GET / HTTP/1.1\r\nHost: chief\r\n\r\n"
 
 def send_and_wait(chief: WorkerDescription, message: bytes | Callable[[bytes], bytes]) -> None:
     """Sends a message, or what a function returns for the greeting, and waits until the chief closes the connection."""
-    with connect(chief) as stranger, contextlib.suppress(ConnectionError):
-        greeting = read_line(stranger)
-        stranger.sendall(message if isinstance(message, bytes) else message(greeting))
-        while stranger.recv(1 << 16):
+    with connect(chief) as connection, contextlib.suppress(ConnectionError):
+        greeting = read_line(connection)
+        connection.sendall(message if isinstance(message, bytes) else message(greeting))
+        while connection.recv(1 << 16):
             pass
 
 
@@ -149,12 +149,12 @@ def test_random_changes_of_a_description_do_not_stop_the_chief(capsys: pytest.Ca
 def send_slowly(chief: WorkerDescription) -> Iterator[None]:
     """Sends one byte every 0.1 s, without end, on a connection that opens at once."""
     stop = threading.Event()
-    with connect(chief) as stranger:
+    with connect(chief) as connection:
 
         def send() -> None:
             with contextlib.suppress(OSError):
                 while not stop.wait(0.1):
-                    stranger.sendall(b"0")
+                    connection.sendall(b"0")
 
         thread = threading.Thread(target=send)
         thread.start()
@@ -171,12 +171,12 @@ def test_slow_and_silent_connections_delay_no_worker(monkeypatch, capsys: pytest
     workers = create_workers(3)
     with contextlib.ExitStack() as stack:
 
-        def connect_strangers() -> None:
+        def connect_other_programs() -> None:
             for _ in range(5):
                 stack.enter_context(connect(workers[0]))
             stack.enter_context(send_slowly(workers[0]))
 
-        assert wait_all(workers, 60.0, first=connect_strangers) == [None] * 3
+        assert wait_all(workers, 60.0, first=connect_other_programs) == [None] * 3
     assert capsys.readouterr().err == ""
 
 
@@ -193,12 +193,12 @@ def test_many_connections_do_not_use_up_the_open_files(capsys: pytest.CaptureFix
     workers = create_workers(2)
     with contextlib.ExitStack() as stack:
 
-        def connect_strangers() -> None:
+        def connect_other_programs() -> None:
             for _ in range(100):
                 stack.enter_context(connect(workers[0]))
 
-        assert wait_all(workers, 60.0, first=connect_strangers) == [None] * 2
-    # 64 may wait at a time, and the worker needs a place as well.
+        assert wait_all(workers, 60.0, first=connect_other_programs) == [None] * 2
+    # At most 64 connections wait at a time, including the one of the worker.
     assert count_ignored(capsys.readouterr().err) >= 100 - 64
 
 
