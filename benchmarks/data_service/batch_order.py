@@ -135,7 +135,11 @@ def _describe_or_fail(describe: Callable[[], str]) -> str:
     except tf.errors.OpError as error:
         # The cause of an error in a worker is the last Python error in the message.
         causes = re.findall(r"^\w*Error: .*", error.message, re.MULTILINE)
-        return causes[-1] if causes else f"{type(error).__name__}: {error.message.rpartition('}} ')[2]}"
+        return (
+            causes[-1]
+            if causes
+            else f"{type(error).__name__}: {error.message.rpartition('}} ')[2].partition(' [Op:')[0]}"
+        )
 
 
 def _hash_batch(batch: tuple) -> bytes:
