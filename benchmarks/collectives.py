@@ -56,12 +56,12 @@ def measure_worker(path: Path) -> None:
     for name, size in SIZES.items():
         step = build_all_reduce(size)
         step()
-        before, times = _loopback_bytes(), []
+        before, times = count_loopback_bytes(), []
         for _ in range(ROUNDS):
             started = time.perf_counter()
             tf.nest.map_structure(lambda value: value.numpy(), strategy.experimental_local_results(step()))
             times.append(time.perf_counter() - started)
-        measured[name] = {"seconds": median(times), "bytes": (_loopback_bytes() - before) / ROUNDS}
+        measured[name] = {"seconds": median(times), "bytes": (count_loopback_bytes() - before) / ROUNDS}
     if read_worker_role().is_chief:
         path.write_text(json.dumps(measured))
 
@@ -163,7 +163,7 @@ def main() -> None:
         write_rows(rows, options.json)
 
 
-def _loopback_bytes() -> int:
+def count_loopback_bytes() -> int:
     """Reads the number of bytes sent over the loopback interface, by any process."""
     for line in Path("/proc/net/dev").read_text().splitlines():
         if line.strip().startswith("lo:"):
