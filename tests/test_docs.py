@@ -101,7 +101,7 @@ def test_every_page_is_in_the_navigation():
 
 def test_the_site_builds_without_warnings(tmp_path):
     """Broken links, unknown anchors, and docstring arguments that do not exist are warnings."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     assert "generate_anchors" in (tmp_path / "reference/core.html").read_text()

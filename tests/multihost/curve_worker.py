@@ -46,7 +46,8 @@ def build_tiny_detector(
     image = tf_keras.Input([size, size, 3])
     features = tf_keras.layers.Conv2D(8, 8, strides=8, use_bias=False)(image)
     norm = GroupedBatchNormalization(model.batch_norm_group, momentum=0.9, trainable=not backbone.freeze_batch_norm)
-    features = tf_keras.layers.Activation("tanh")(norm(features))
+    # TensorFlow fuses tanh with the batch norm before it; on processors with AVX-512, that fails.
+    features = tf_keras.layers.Activation("tanh")(tf_keras.layers.Rescaling(0.5)(norm(features)))
     pooled = tf_keras.layers.GlobalAveragePooling2D()(features)
     hidden = tf_keras.Model(image, pooled, name="backbone")(image)
     logits = tf_keras.layers.Dense(anchor_count * (class_count + 1))(hidden)
