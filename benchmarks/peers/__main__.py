@@ -19,6 +19,7 @@ each includes. Wall time on a busy machine is mostly waiting for a core, so the 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -191,6 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"{flag}: {checkout} does not contain {file}; pass the folder of a clone")
     if options.mobilenetv2_ssd is None and options.pytorch_ssd is None:
         parser.exit(2, f"{NO_PEER}\n")
+    if shutil.which(options.torch_python) is None:
+        parser.error(f"--torch_python: {options.torch_python} is not an executable file; pass a Python with PyTorch")
 
     with tempfile.TemporaryDirectory() as name, ExitStack() as running:
         folder = Path(name)
