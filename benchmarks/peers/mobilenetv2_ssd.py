@@ -1,8 +1,8 @@
 """The training step of AdmiralAki99/MobileNetV2-SSD, imported from a checkout: its own loop over a constant batch.
 
-The step matches anchors to the boxes, which ours reads from the shards. The config is the experiment template of the
-program with float32 instead of mixed precision. Adapted at import, because the program needs TensorFlow 2.17, a network
-and an AWS client:
+The step matches anchors to the boxes; ours reads the matches from the shards. The average of the weights begins after
+1,000 steps and is not measured. The config is the experiment template of the program with float32 instead of mixed
+precision. Adapted at import, because the program needs TensorFlow 2.17, a network and an AWS client:
 
 - Keras 3 and TensorFlow's default allocator are selected, in place of the settings of our commands.
 - The modules `boto3` and `botocore` are empty: no file is copied to S3.
