@@ -19,13 +19,18 @@ def generated_shards(images: int = 256) -> Iterator[tuple[Path, Config]]:
     """Yields a temporary folder with `bench.yaml` and `data/`, and the matching config."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "bench.yaml").write_text("{}")
         _run("toyset.sample", f"--output={folder / 'raw'}", f"--train={images}", "--val=16")
-        _run(
-            "pipelines.prepare", "--input_format=coco", f"--input={folder / 'raw'}", "--split=train",
-            f"--output={folder / 'data'}", f"--config={folder / 'bench.yaml'}",
-        )  # fmt: skip
-        yield folder, load_config(folder / "bench.yaml", [*SETTINGS, f"data.dir={folder / 'data'}"])
+        yield folder, prepare_shards(folder)
+
+
+def prepare_shards(folder: Path) -> Config:
+    """Prepares the split `train` of the COCO dataset in `folder/raw` and returns its config."""
+    (folder / "bench.yaml").write_text("{}")
+    _run(
+        "pipelines.prepare", "--input_format=coco", f"--input={folder / 'raw'}", "--split=train",
+        f"--output={folder / 'data'}", f"--config={folder / 'bench.yaml'}",
+    )  # fmt: skip
+    return load_config(folder / "bench.yaml", [*SETTINGS, f"data.dir={folder / 'data'}"])
 
 
 def _run(module: str, *flags: str) -> None:
