@@ -1,4 +1,4 @@
-"""Draws the batch that all programs train on: 16 images of noise with five coloured rectangles each.
+"""Draws the batch that all programs train on: 16 images of noise with five colored rectangles each.
 
 The content does not change the time of a step. Every image has objects, because qfgaohao/pytorch-ssd has no targets for
 images without objects.
