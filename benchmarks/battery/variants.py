@@ -25,7 +25,9 @@ AFTER = Variant("ssd-fit")
 ALTERNATIVES = (
     Variant("no frozen blocks", ("backbone.frozen_blocks=0",)),
     Variant("IoU 0.5 and 0.4", ("matching.positive_iou=0.5", "matching.negative_iou=0.4")),
-    Variant("learning rate 0.002", ("optimizer.lr=2e-3",)),
+    Variant("learning rate 0.001", ("optimizer.lr=1e-3",)),
+    Variant("300 pixels", ("model.input_size=300",)),
+    Variant("batches of 8", ("train.global_batch_size=8",)),
 )
 # `{detector}` is a detector of three other datasets of the battery.
 FROM_DETECTOR = Variant("from a detector", ("model.init_from={detector}",))

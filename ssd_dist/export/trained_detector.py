@@ -86,9 +86,11 @@ class Detector:
           The detections of each image, in the order of `images`.
 
         Raises:
-          UsageError: if an array is not an RGB image.
+          UsageError: if `images` is a single image, or an array is not an RGB image.
           ImageError, OSError: if a file cannot be read.
         """
+        if isinstance(images, (str, Path)):
+            raise UsageError(f"predict: {images} is one image; give a list: [{str(images)!r}]")
         results: list[ImageDetections] = []
         for start in range(0, len(images), self.loaded.batch_size):
             batch = images[start : start + self.loaded.batch_size]

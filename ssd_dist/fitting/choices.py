@@ -32,8 +32,12 @@ LARGEST_GROUP = 16
 GPU_BATCH_SIZE = 32
 EPOCHS = 64
 FEWEST_STEPS, MOST_STEPS = 1200, 20_000
-# Share of --minutes for training steps; the rest is for shards, evaluation and exports.
+# Of the time that is left, stages other than training take these seconds whatever its length, and starts, evaluations
+# and checkpoints a share of the rest.
+OTHER_SECONDS = 90.0
 TRAINING_SHARE = 0.7
+# With a very short limit, training gets this share of the time, and the limit is exceeded.
+LEAST_SHARE = 0.2
 MOST_VIEWS = 16
 MOST_COPIES = 40_000
 EVALUATIONS = 5
@@ -173,8 +177,6 @@ def choose_training(
     )
     if not has_trained_weights(settings):
         settings.choose("optimizer.lr", 4e-3, "the weights start at random values")
-    elif steps < 1000:
-        settings.choose("optimizer.lr", 1e-3, "the pretrained weights are trained for few steps")
     else:
         settings.choose("optimizer.lr", 2e-3, "the best of the rates in docs/recipe.md")
     warmup = min(max(steps // 20, 1), 500)
@@ -184,7 +186,8 @@ def choose_training(
         settings.choose(
             "eval.every_steps", every, f"{EVALUATIONS} evaluations in {steps} steps; the best model is kept"
         )
-    settings.choose("checkpoint.every_steps", max(min(steps // 10, 500), 1), "more steps are never lost after a crash")
+    every = max(min(steps // 10, 500), 1)
+    settings.choose("checkpoint.every_steps", every, f"a crash loses at most {every} steps")
 
 
 def choose_batch_size(images: int, gpus: int, replicas: int) -> tuple[int, str]:
@@ -236,10 +239,11 @@ def choose_steps(
         return max(int(settings.fixed["train.epochs"] * (images // batch)), 1)
     if seconds_left is not None and seconds_per_image:
         seconds_per_step = seconds_per_image * batch
-        steps = min(max(int(TRAINING_SHARE * seconds_left / seconds_per_step), 1), MOST_STEPS)
+        seconds = max(TRAINING_SHARE * (seconds_left - OTHER_SECONDS), LEAST_SHARE * seconds_left)
+        steps = min(max(int(seconds / seconds_per_step), 1), MOST_STEPS)
         reason = (
             f"{seconds_left / 60:.1f} minutes are left, and a step takes {seconds_per_step:.2f} s (measured); "
-            f"{1 - TRAINING_SHARE:.0%} of the time is for shards, evaluation and exports"
+            f"{1 - seconds / seconds_left:.0%} of the time is for shards, evaluation and exports"
         )
     else:
         steps = min(max(EPOCHS * images // batch, FEWEST_STEPS), MOST_STEPS)

@@ -20,7 +20,7 @@ from ssd_dist.core.storage import write_text
 from ssd_dist.fitting.choices import Settings, choose_network, choose_training
 from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TrainingCost
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
-from ssd_dist.model.backbone import build_backbone
+from ssd_dist.model.backbone import build_backbone, check_weights_file
 from ssd_dist.model.cost import Cost, count_cost
 from ssd_dist.model.detector import build_detector
 from ssd_dist.training.precision import AMPContext
@@ -39,12 +39,13 @@ def choose_config(request: FitRequest, files: FitFiles) -> Config:
     """Makes the choices, writes them with their reasons, and returns the config of the run.
 
     Raises:
-      CheckpointError: if `model.init_from` cannot be read.
+      CheckpointError: if `model.init_from` cannot be read, or the file of `backbone.weights` does not exist.
       DataError: if the dataset cannot be trained on, or the disk is too small.
       UsageError: if the config or an override of the user is not valid.
     """
     dataset = DatasetFacts.read(files.survey)
     asked = load_config(request.config, request.overrides)
+    check_weights_file(asked.backbone)
     settings = Settings(flatten_config(asked, only_set=True))
     machine = inspect_machine(asked)
     source_width = read_source_weights(asked.model.init_from).width if asked.model.init_from else None

@@ -37,6 +37,10 @@ def print_results(files: FitFiles, formats: tuple[str, ...], split: str) -> None
     run, thresholds = quote(f"--model_dir={files.folder}"), quote(f"--score_threshold={files.metrics}")
     print_line("Detect objects in images:")
     print_line(f"  ssd-predict {run} {thresholds} --images=FOLDER --output=DIR")
+    if formats:
+        export = quote(f"--export={files.export(formats[0]).parent}")
+        print_line("Detect objects with the export:")
+        print_line(f"  ssd-predict {export} {thresholds} --images=FOLDER --output=DIR")
     print_line("Export to another format:")
     print_line(f"  ssd-export {run} {describe_export(files.folder, 'onnx')} --output=DIR")
 

@@ -82,23 +82,26 @@ class FitRequest:
         values = json.loads(path.read_text())
         return cls(**{**values, "overrides": tuple(values["overrides"])})
 
-    def write_or_compare(self, path: Path) -> None:
+    def write_or_compare(self, files: FitFiles) -> None:
         """Writes the request of a new run; checks that a resumed run has the same one.
+
+        Before the choices are made, another request replaces the first, so that a corrected command can use the folder.
 
         Raises:
           UsageError: if the run in the folder was started with another request.
         """
-        if not path.exists():
-            write_text(path, json.dumps(asdict(self), indent=1) + "\n")
-            return
-        before, now = asdict(FitRequest.read(path)), asdict(self)
-        for name in ("input", "config", "overrides", "minutes"):
-            if before[name] != now[name]:
-                flag = {"overrides": "set"}.get(name, name)
-                raise UsageError(
-                    f"--output={path.parents[1]} was started with --{flag}: {_describe(before[name])}, now it is "
-                    f"{_describe(now[name])}; use another --output, or the same flags to resume the run"
-                )
+        before, now = asdict(FitRequest.read(files.request)) if files.request.exists() else {}, asdict(self)
+        changed = [name for name in ("input", "config", "overrides", "minutes") if before.get(name, "") != now[name]]
+        if not before or (changed and not files.config.exists()):
+            files.survey.unlink(missing_ok=True)
+            write_text(files.request, json.dumps(now, indent=1) + "\n")
+        elif changed:
+            name = changed[0]
+            flag = {"overrides": "set"}.get(name, name)
+            raise UsageError(
+                f"--output={files.folder} was started with --{flag}: {_describe(before[name])}, now it is "
+                f"{_describe(now[name])}; use another --output, or the same flags to resume the run"
+            )
 
 
 def _describe(value: Any) -> str:

@@ -57,7 +57,7 @@ def run_stages(request: FitRequest, output: str, formats: Sequence[str]) -> FitF
         )
     files = FitFiles(Path(output))
     with lock_fit_folder(files.folder), handle_signals(stop_between_stages):
-        request.write_or_compare(files.request)
+        request.write_or_compare(files)
         prepare_data(request, files)
         train_and_evaluate(files)
         export_formats(files, formats, trained)

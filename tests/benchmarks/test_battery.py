@@ -43,10 +43,11 @@ def test_only_the_length_of_the_reference_is_chosen():
 def test_results_of_ssd_fit_were_recorded_with_its_choices_of_today():
     results = read_results(RESULTS)
     assert len({result["key"] for result in results}) == len(results) > 0
-    frozen = choose(Run(AFTER, "bccd", 0, "dev", "steps=10"))["backbone.frozen_blocks"]
+    chosen = choose(Run(AFTER, "bccd", 0, "dev", "steps=10"))
     for result in results:
         if result["variant"] == AFTER.name:
-            assert result["choices"].get("backbone.frozen_blocks") == frozen
+            for key in ("backbone.frozen_blocks", "optimizer.lr"):
+                assert result["choices"].get(key) == chosen[key]
 
 
 def test_merged_datasets_have_the_images_and_boxes_of_all(tmp_path):

@@ -120,3 +120,5 @@ def test_mistakes_are_reported(detector, tmp_path):
     for pixels in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)):
         with pytest.raises(UsageError, match=r"give RGB pixels as uint8 \[height, width, 3\]"):
             detector.predict([pixels])
+    with pytest.raises(UsageError, match=r"cat.jpg is one image; give a list: \['cat.jpg'\]"):
+        detector.predict("cat.jpg")

@@ -86,6 +86,13 @@ def test_the_best_checkpoint_is_evaluated_and_exported_or_else_the_last_one(run,
         assert f"--checkpoint={checkpoint}" in run.arguments[title]
 
 
+def test_a_corrected_command_can_use_the_folder_of_one_that_failed_before_the_choices(run, tmp_path):
+    assert run(FitRequest("/wrong"), fails_at="choose") == ["survey", "choose"]
+    # The survey is that of the other input.
+    assert run(FitRequest("/data")) == ALL
+    assert FitRequest.read(FitFiles(tmp_path / "run").request).input == "/data"
+
+
 def test_another_request_is_refused_in_the_folder_of_a_run(run):
     run()
     for other, difference in (
@@ -226,10 +233,14 @@ def test_the_printed_commands_can_be_pasted_into_a_shell(tmp_path, capsys, quant
     config = Config.model_validate({"quantization": quantization, "model": {"init_from": "/a/run"}})
     files.config.write_text(dump_config(config))
     files.metrics.write_text(json.dumps({"coco/AP50": 0.5, "coco/AP": 0.3, "analysis": {"operating_points": {}}}))
-    print_results(files, (), "val")
+    summary = files.export("tflite")
+    summary.parent.mkdir(parents=True)
+    summary.write_text(json.dumps({"file": "model.tflite", "bytes": 10}))
+    print_results(files, ("tflite",), "val")
     printed = capsys.readouterr().out.splitlines()
-    (predict,) = (shlex.split(line) for line in printed if line.startswith("  ssd-predict"))
-    assert predict[1:3] == [f"--model_dir={files.folder}", f"--score_threshold={files.metrics}"]
+    commands = [shlex.split(line) for line in printed if line.startswith("  ssd-predict")]
+    models = [f"--model_dir={files.folder}", f"--export={summary.parent}"]
+    assert [command[1:3] for command in commands] == [[model, f"--score_threshold={files.metrics}"] for model in models]
     (export,) = (shlex.split(line) for line in printed if line.startswith("  ssd-export"))
     assert export[1:-1] == [f"--model_dir={files.folder}", *expected]
 
