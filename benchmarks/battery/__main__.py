@@ -147,7 +147,7 @@ def train(run: Run, cores: Sequence[int]) -> dict:
         "AP": metrics["coco/AP"], "AP50": metrics["coco/AP50"], "AP_small": metrics["coco/AP_small"],
         "steps": rows[-1]["step"], "evaluations": [row["coco/AP"] for row in rows if row["kind"] == "eval"],
         "choices": {choice["key"]: choice["value"] for choice in settings},
-        "seconds": seconds, "commit": read_commit(), "machine": f"{name_processor()}, {len(cores)} cores",
+        "seconds": seconds, "commit": read_commit(), "machine": f"{name_processor()}; cores: {len(cores)}",
     }  # fmt: skip
 
 

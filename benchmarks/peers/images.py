@@ -19,7 +19,7 @@ CLASSES = 20
 
 
 @dataclass(frozen=True)
-class LabelledImages:
+class LabeledImages:
     """Images and their objects.
 
     Attributes:
@@ -33,7 +33,7 @@ class LabelledImages:
     labels: np.ndarray
 
 
-def draw_images(seed: int = 0) -> LabelledImages:
+def draw_images(seed: int = 0) -> LabeledImages:
     """Draws the images."""
     generator = np.random.default_rng(seed)
     pixels = generator.integers(256, size=(IMAGES, SIZE, SIZE, 3), dtype=np.uint8)
@@ -44,10 +44,10 @@ def draw_images(seed: int = 0) -> LabelledImages:
     for image, its_boxes in zip(pixels, boxes, strict=True):
         for left, top, right, bottom in its_boxes:
             image[top:bottom, left:right] = generator.integers(256, size=3)
-    return LabelledImages(pixels, boxes, labels)
+    return LabeledImages(pixels, boxes, labels)
 
 
-def write_coco(images: LabelledImages, folder: Path) -> None:
+def write_coco(images: LabeledImages, folder: Path) -> None:
     """Writes the images as a COCO dataset with the split `train`, the input of our own prepare."""
     (folder / "images" / "train").mkdir(parents=True)
     (folder / "annotations").mkdir()
@@ -71,6 +71,6 @@ def write_coco(images: LabelledImages, folder: Path) -> None:
     (folder / "annotations" / "instances_train.json").write_text(json.dumps(content))
 
 
-def write_arrays(images: LabelledImages, path: Path) -> None:
+def write_arrays(images: LabeledImages, path: Path) -> None:
     """Writes the images as NumPy arrays, with boxes as fractions of the image size, the input of the peers."""
     np.savez(path, pixels=images.pixels, boxes=(images.boxes / SIZE).astype(np.float32), labels=images.labels)

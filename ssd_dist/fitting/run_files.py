@@ -90,18 +90,28 @@ class FitRequest:
         Raises:
           UsageError: if the run in the folder was started with another request.
         """
-        before, now = asdict(FitRequest.read(files.request)) if files.request.exists() else {}, asdict(self)
-        changed = [name for name in ("input", "config", "overrides", "minutes") if before.get(name, "") != now[name]]
-        if not before or (changed and not files.config.exists()):
-            files.survey.unlink(missing_ok=True)
-            write_text(files.request, json.dumps(now, indent=1) + "\n")
-        elif changed:
+        if not files.request.exists():
+            self._write(files.request)
+            return
+        before = FitRequest.read(files.request)
+        changed = [
+            name for name in ("input", "config", "overrides", "minutes") if vars(before)[name] != vars(self)[name]
+        ]
+        if not changed:
+            return
+        if files.config.exists():
             name = changed[0]
             flag = {"overrides": "set"}.get(name, name)
             raise UsageError(
-                f"--output={files.folder} was started with --{flag}: {_describe(before[name])}, now it is "
-                f"{_describe(now[name])}; use another --output, or the same flags to resume the run"
+                f"--output={files.folder} was started with --{flag}: {_describe(vars(before)[name])}, now it is "
+                f"{_describe(vars(self)[name])}; use another --output, or the same flags to resume the run"
             )
+        if "input" in changed:
+            files.survey.unlink(missing_ok=True)
+        self._write(files.request)
+
+    def _write(self, path: Path) -> None:
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
 
 def _describe(value: Any) -> str:

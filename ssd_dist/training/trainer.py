@@ -136,7 +136,7 @@ class DetectorTrainer(orbit.StandardTrainer):
         self._first_skipped.assign(tf.where(first, self._step, self._first_skipped))
 
     def _read_local_sums(self) -> Sequence[tf.Tensor]:
-        """Returns a value of each device of this worker that its last step has computed."""
+        """Returns the sums for the report of each replica of this worker, which its last step has updated."""
         return self._strategy.experimental_local_results(self._strategy.run(self._sums.read_value))
 
     def train_loop_end(self) -> dict[str, float]:

@@ -104,6 +104,7 @@ def test_a_detector_to_start_from_replaces_the_pretrained_weights():
     # Config refuses a second source of weights.
     assert chosen["backbone.weights"] == "none"
     assert chosen["model.width"] == 0.5
+    assert "model.width" not in choose(make_facts(), offline, model__init_from="weights.h5"), "its width is unknown"
     pretrained = choose(make_facts())
     for key in ("backbone.frozen_blocks", "optimizer.lr"):
         assert chosen[key] == pretrained[key]

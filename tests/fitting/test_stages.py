@@ -89,7 +89,8 @@ def test_the_best_checkpoint_is_evaluated_and_exported_or_else_the_last_one(run,
 def test_a_corrected_command_can_use_the_folder_of_one_that_failed_before_the_choices(run, tmp_path):
     assert run(FitRequest("/wrong"), fails_at="choose") == ["survey", "choose"]
     # The survey is that of the other input.
-    assert run(FitRequest("/data")) == ALL
+    assert run(FitRequest("/data"), fails_at="choose") == ["survey", "choose"]
+    assert run(FitRequest("/data", overrides=("train.seed=1",))) == ALL[1:]
     assert FitRequest.read(FitFiles(tmp_path / "run").request).input == "/data"
 
 

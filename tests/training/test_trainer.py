@@ -90,6 +90,9 @@ def test_the_share_of_time_that_devices_wait_for_input_is_reported(
         # The first steps use batches that are already in buffers.
         trainer.train(tf.constant(4))
         shares.append(trainer.train(tf.constant(4))["data_wait"])
+        # One clock waits for a result of each of the two replicas, but only where the host does not compute them.
+        inputs = [len(node.attr["Tin"].list.type) for node in loop_nodes(trainer) if "PyFunc" in node.op]
+        assert sorted(inputs) == [0, 2 if on_gpus else 0]
     fast, slow = shares
     assert 0 <= fast < slow < 1
     assert slow > 0.3
