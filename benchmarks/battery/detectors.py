@@ -3,9 +3,11 @@
 The shards of the datasets -> a COCO folder with images, boxes and class names of all.
 """
 
-import json
 from pathlib import Path
 
+import numpy as np
+
+from benchmarks.coco_split import CocoSplit
 from ssd_dist.core.config import DataConfig
 from ssd_dist.data.shard_files import load_manifest, read_split
 
@@ -29,29 +31,18 @@ def merge_datasets(prepared: dict[str, Path], folder: Path) -> None:
       prepared: the output of prepare of each dataset, by name.
       folder: the new folder.
     """
-    classes: list[str] = []
+    classes: dict[str, int] = {}
     for split in SPLITS:
-        images: list[dict[str, object]] = []
-        annotations: list[dict[str, object]] = []
+        content = CocoSplit()
         (folder / split).mkdir(parents=True)
         for name, data in prepared.items():
             config = DataConfig(dir=str(data))
-            for record in read_split(config, load_manifest(config).split(split, config.dir)):
-                file_name = f"{name}_{len(images)}.jpg"
+            for number, record in enumerate(read_split(config, load_manifest(config).split(split, config.dir))):
+                file_name = f"{name}_{number}.jpg"
                 (folder / split / file_name).write_bytes(record.encoded)
-                size = {"width": record.width, "height": record.height}
-                images.append({"id": len(images), "file_name": file_name, **size})
-                for box, label in zip(record.objects.boxes.tolist(), record.objects.names, strict=True):
-                    # Datasets may use one name for different things.
-                    label = f"{name} {label}"
-                    classes += [label] * (label not in classes)
-                    top, left, bottom, right = box
-                    corner = [left * record.width, top * record.height]
-                    sides = [(right - left) * record.width, (bottom - top) * record.height]
-                    annotations.append({
-                        "id": len(annotations), "image_id": images[-1]["id"], "category_id": classes.index(label),
-                        "bbox": corner + sides, "area": sides[0] * sides[1], "iscrowd": 0,
-                    })  # fmt: skip
-        categories = [{"id": number, "name": label} for number, label in enumerate(classes)]
-        document = {"images": images, "annotations": annotations, "categories": categories}
-        (folder / split / "_annotations.coco.json").write_text(json.dumps(document))
+                boxes = record.objects.boxes[:, [1, 0, 3, 2]] * np.tile([record.width, record.height], 2)
+                # Datasets may use one name for different things.
+                names = [f"{name} {label}" for label in record.objects.names]
+                categories = [classes.setdefault(label, len(classes) + 1) for label in names]
+                content.add_image(file_name, record.width, record.height, zip(boxes.tolist(), categories, strict=True))
+        content.write(folder / split / "_annotations.coco.json", classes)

@@ -4,12 +4,13 @@ The content does not change the time of a step. Every image has objects, because
 images without objects.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from benchmarks.coco_split import CocoSplit
 
 SIZE = 300
 IMAGES = 16
@@ -51,24 +52,13 @@ def write_coco(images: LabeledImages, folder: Path) -> None:
     """Writes the images as a COCO dataset with the split `train`, the input of our own prepare."""
     (folder / "images" / "train").mkdir(parents=True)
     (folder / "annotations").mkdir()
-    annotations = []
+    content = CocoSplit()
     for number, (pixels, boxes, labels) in enumerate(zip(images.pixels, images.boxes, images.labels, strict=True)):
-        Image.fromarray(pixels).save(folder / "images" / "train" / f"{number}.png")
-        for (left, top, right, bottom), label in zip(boxes.tolist(), labels.tolist(), strict=True):
-            box = [left, top, right - left, bottom - top]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1, "image_id": number, "category_id": label, "bbox": box,
-                    "area": box[2] * box[3], "iscrowd": 0,
-                }
-            )  # fmt: skip
-    files = [
-        {"id": number, "file_name": f"{number}.png", "width": SIZE, "height": SIZE}
-        for number in range(len(images.pixels))
-    ]
-    categories = [{"id": label, "name": f"class {label}"} for label in range(1, CLASSES + 1)]
-    content = {"images": files, "annotations": annotations, "categories": categories}
-    (folder / "annotations" / "instances_train.json").write_text(json.dumps(content))
+        name = f"{number}.png"
+        Image.fromarray(pixels).save(folder / "images" / "train" / name)
+        content.add_image(name, SIZE, SIZE, zip(boxes.tolist(), labels.tolist(), strict=True))
+    path = folder / "annotations" / "instances_train.json"
+    content.write(path, (f"class {label}" for label in range(1, CLASSES + 1)))
 
 
 def write_arrays(images: LabeledImages, path: Path) -> None:

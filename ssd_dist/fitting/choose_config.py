@@ -43,9 +43,9 @@ def choose_config(request: FitRequest, files: FitFiles) -> Config:
       DataError: if the dataset cannot be trained on, or the disk is too small.
       UsageError: if the config or an override of the user is not valid.
     """
-    dataset = DatasetFacts.read(files.survey)
     asked = load_config(request.config, request.overrides)
     check_weights_file(asked.backbone)
+    dataset = DatasetFacts.read(files.survey)
     settings = Settings(flatten_config(asked, only_set=True))
     machine = inspect_machine(asked)
     source_width = read_source_weights(asked.model.init_from).width if asked.model.init_from else None

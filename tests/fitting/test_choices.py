@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from ssd_dist.core.config_files import flatten_config, load_config
-from ssd_dist.core.errors import DataError
+from ssd_dist.core.errors import CheckpointError, DataError
 from ssd_dist.fitting.choices import Settings, choose_network, choose_training
+from ssd_dist.fitting.choose_config import choose_config
 from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TrainingCost
+from ssd_dist.fitting.run_files import FitFiles, FitRequest
 
 CPU = MachineFacts(gpus=0, memory=8 * 2**30)
 CHEAP = TrainingCost(bytes_per_image=2**20, model_bytes=2**24)
@@ -171,3 +173,9 @@ def test_a_dataset_without_training_data_is_refused(tmp_path, splits, word):
 def test_the_config_of_the_demo_leaves_nothing_to_choose(machine):
     fixed = flatten_config(load_config("demo"), only_set=True)
     assert choose(make_facts(0.02, 1200), machine, replicas=2, **fixed) == {}
+
+
+def test_a_missing_weight_file_is_reported_before_shards_are_written(tmp_path):
+    request = FitRequest("/data", overrides=("backbone.weights=/absent.h5",))
+    with pytest.raises(CheckpointError, match=r"/absent.h5 does not exist"):
+        choose_config(request, FitFiles(tmp_path))
