@@ -135,8 +135,8 @@ class BackboneConfig(Section):
 
     With `model.init_from` the backbone comes from there: `imagenet` is not loaded, and a path is refused.
     `lr_scale` multiplies its learning rate; 0 freezes the backbone, including its batch norms. `frozen_blocks` freezes
-    the first of its 17 blocks and the convolution before them; with 3 blocks, up to stride 4, a CPU trains about
-    1.5 times as fast.
+    the first of its 17 blocks and the convolution before them; with 3 blocks, up to stride 4, a CPU trains about 1.4
+    times as fast.
     """
 
     weights: Annotated[str, Field(min_length=1)] = "imagenet"
