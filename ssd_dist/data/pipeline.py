@@ -136,7 +136,7 @@ def eval_batches(
     worker: int = 0,
     workers: int = 1,
 ) -> tf.data.Dataset:
-    """Returns every record of this worker's shards (w, w + W, ...) once, padded to `images_per_worker` images.
+    """Repeats every record of this worker's shards (w, w + W, ...), padded to `images_per_worker` images, forever.
 
     Args:
       config: where and how to read the dataset.
@@ -162,7 +162,7 @@ def eval_batches(
     dataset = own.flat_map(read_shard).map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     blank = EvalBatch(tf.zeros([input_size, input_size, 3], tf.uint8), tf.constant(PADDING, tf.int64))
     dataset = dataset.concatenate(tf.data.Dataset.from_tensors(blank).repeat()).take(images_per_worker)
-    return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
+    return dataset.batch(batch_size, drop_remainder=True).repeat().prefetch(2)
 
 
 def _cumulate(counts: Sequence[int]) -> list[int]:

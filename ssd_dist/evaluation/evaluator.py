@@ -88,7 +88,10 @@ class DetectorEvaluator(orbit.StandardEvaluator):
                 context.num_input_pipelines,
             )
 
-        super().__init__(strategy.distribute_datasets_from_function(make_dataset))
+        # TensorFlow never frees the functions of a distributed iterator, so all evaluations share one. Any `steps`
+        # batches in a row contain all images, also after an evaluation that stopped.
+        options = orbit.StandardEvaluatorOptions(recreate_iterator_for_each_eval=False)
+        super().__init__(strategy.distribute_datasets_from_function(make_dataset), options)
 
     def eval_begin(self) -> dict[int, Detections]:
         """Returns an empty mapping from record index to detections."""

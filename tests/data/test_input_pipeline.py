@@ -151,13 +151,15 @@ def test_evaluation_reads_every_record_once(data, batch_size, workers):
     records = list(read_split(config.data, split))
     seen = []
     for worker in range(workers):
-        batches = list(
-            eval_batches(
-                config.data, config.model.input_size, split, batch_size, steps * batch_size, worker, workers
-            ).as_numpy_iterator()
+        batches = eval_batches(
+            config.data, config.model.input_size, split, batch_size, steps * batch_size, worker, workers
         )
-        assert len(batches) == steps
-        for batch in batches:
+        # Two evaluations.
+        twice = list(batches.take(2 * steps).as_numpy_iterator())
+        for batch, again in zip(twice[:steps], twice[steps:], strict=True):
+            np.testing.assert_array_equal(batch.indices, again.indices)
+            np.testing.assert_array_equal(batch.images, again.images)
+        for batch in twice[:steps]:
             assert len(batch.images) == batch_size
             for image, index in zip(batch.images, batch.indices, strict=True):
                 seen.append(int(index))

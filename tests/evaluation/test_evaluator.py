@@ -7,6 +7,7 @@ import tf_keras
 from multihost.curve_worker import build_tiny_detector
 from support.replicas import mirrored
 from support.synthetic import CLASSES, write_dataset
+from tensorflow.python.eager import context
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
@@ -30,9 +31,9 @@ def data(tmp_path_factory: pytest.TempPathFactory):
     return config, split, [record.source_id for record in read_split(config.data, split)]
 
 
-def evaluate(
+def create_evaluator(
     data, strategy: tf.distribute.Strategy, batch_size: int, **options
-) -> tuple[list[Detections], tf_keras.Model]:
+) -> tuple[DetectorEvaluator, tf_keras.Model]:
     config, split, names = data
     config = config.model_copy(update={"eval": config.eval.model_copy(update={"batch_size": batch_size})})
     with strategy.scope():
@@ -52,6 +53,13 @@ def evaluate(
         input_size=config.model.input_size,
         **options,
     )
+    return evaluator, model
+
+
+def evaluate(
+    data, strategy: tf.distribute.Strategy, batch_size: int, **options
+) -> tuple[list[Detections], tf_keras.Model]:
+    evaluator, model = create_evaluator(data, strategy, batch_size, **options)
     evaluator.evaluate(tf.constant(evaluator.steps))
     return evaluator.detections, model
 
@@ -99,6 +107,37 @@ def test_detections_differ_between_images(single_image_detections):
 def test_evaluation_stops_on_a_stop_request(data):
     with pytest.raises(Interrupted):
         evaluate(data, tf.distribute.OneDeviceStrategy("CPU:0"), 4, interrupted=lambda: True)
+
+
+def count_functions() -> int:
+    """Returns the number of functions that TensorFlow holds."""
+    return len(context.context().list_function_names())
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_repeated_evaluations_are_equal_and_leave_nothing_in_memory(data, replicas):
+    strategy = mirrored(replicas) if replicas > 1 else tf.distribute.OneDeviceStrategy("CPU:0")
+    evaluator, _ = create_evaluator(data, strategy, 4)
+    first, counts = [], []
+    for _ in range(4):
+        evaluator.evaluate(tf.constant(evaluator.steps))
+        first = first or evaluator.detections
+        assert [found.source_id for found in evaluator.detections] == data[2]
+        for found, expected in zip(evaluator.detections, first, strict=True):
+            np.testing.assert_array_equal(found.scores, expected.scores)
+        counts.append(count_functions())
+    assert counts[1] == counts[-1]
+
+
+def test_an_evaluation_after_one_that_stopped_reads_all_images(data):
+    stops = iter([False, True])
+    evaluator, _ = create_evaluator(
+        data, tf.distribute.OneDeviceStrategy("CPU:0"), 4, interrupted=lambda: next(stops, False)
+    )
+    with pytest.raises(Interrupted):
+        evaluator.evaluate(tf.constant(evaluator.steps))
+    evaluator.evaluate(tf.constant(evaluator.steps))
+    assert [found.source_id for found in evaluator.detections] == data[2]
 
 
 def test_incomplete_evaluation_raises_an_error(data):

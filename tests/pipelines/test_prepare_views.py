@@ -38,7 +38,7 @@ def test_the_trainer_reads_both_splits_with_one_config(prepared):
     manifest.check_fits(config, "dataset.json")
     plan = pipeline.plan_training(config.data, config.train, manifest.splits["train"])
     assert len(plan.files) == 3
-    batches = list(pipeline.eval_batches(config.data, config.model.input_size, manifest.splits["val"], 4, 16))
+    batches = list(pipeline.eval_batches(config.data, config.model.input_size, manifest.splits["val"], 4, 16).take(4))
     assert sorted(int(index) for batch in batches for index in batch.indices) == list(range(16))
 
 
