@@ -61,6 +61,7 @@ class Candidates:
       lowest: log odds of the last candidate that NMS receives.
       box_tolerance: float64 [K], of each coordinate.
       log_odds_tolerance: of the difference of the log odds of two candidates.
+      ranks_by_score: whether the NMS of the export compares float32 scores, of which many near 1 are equal.
     """
 
     boxes: FloatArray
@@ -71,6 +72,14 @@ class Candidates:
     lowest: float
     box_tolerance: Float64Array
     log_odds_tolerance: float
+    ranks_by_score: bool
+
+    def rank_tolerance(self, index: IntArray) -> Float64Array:
+        """Returns by how much higher log odds another candidate may have and still be ranked after these."""
+        if not self.ranks_by_score:
+            return np.full(len(index), self.log_odds_tolerance)
+        # A score p is rounded by up to two float32 spacings of itself;  d(log odds) = d(p) / (p (1 - p)).
+        return self.log_odds_tolerance + 2 * EPSILON * (1.0 + np.exp(self.log_odds[index]))
 
 
 def measure_tolerance(model: tf_keras.Model, images: Sequence[np.ndarray]) -> Tolerance:
@@ -135,6 +144,7 @@ def list_candidates(
         box_tolerance=np.repeat(drift + 2 * EPSILON, count),
         # Each of the two implementations moves the log odds of each candidate by up to twice the change of a logit.
         log_odds_tolerance=4 * tolerance.logits,
+        ranks_by_score=export_outputs in ("postprocess_op", "detection_output"),
     )
 
 
@@ -163,9 +173,11 @@ def explain_by_rounding(
     limit = max(threshold, candidates.lowest)
 
     overlap, slack = _overlaps(lost_index, found_index, candidates)
-    removed = ((overlap >= config.nms_iou - slack) & (found_odds >= lost_odds[:, None] - near) & may_remove).any(axis=1)
+    rank_near = candidates.rank_tolerance(lost_index)
+    is_ranked_before = found_odds >= (lost_odds - rank_near)[:, None]
+    removed = ((overlap >= config.nms_iou - slack) & is_ranked_before & may_remove).any(axis=1)
     full = len(found_index) == config.max_detections
-    beyond_last = (lost_odds <= found_odds.min(initial=np.inf) + near) & full
+    beyond_last = (lost_odds <= found_odds.min(initial=np.inf) + rank_near) & full
     # A box that is clipped to almost no area may be dropped.
     sides = (candidates.boxes[lost_index, 2:] - candidates.boxes[lost_index, :2]).min(axis=1, initial=np.inf)
     empty = sides <= 2 * candidates.box_tolerance[lost_index]

@@ -188,6 +188,30 @@ def tied_candidates(gap: float, tolerance: float):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("outputs", "odds", "excused"),
+    [
+        # 1 / (1 + exp(-14.6)) and 1 / (1 + exp(-14.5)) are equal in float32.
+        ("postprocess_op", 14.6, True),
+        ("detection_output", 14.6, True),
+        ("detections", 14.6, False),
+        ("postprocess_op", 5.0, False),
+        ("postprocess_op", -1.0, False),
+    ],
+)
+def test_an_export_that_ranks_by_score_may_exchange_boxes_whose_scores_are_nearly_equal(outputs, odds, excused):
+    first, second, apart = overlapping_anchors()
+    logits = np.full((1, len(DECODER.anchors), 4), -40.0, np.float32)
+    logits[..., 0] = 0
+    logits[0, [first, second, apart], 1] = odds, odds - 0.1, 9
+    raw = {"logits": tf.constant(logits), "offsets": tf.zeros([1, len(DECODER.anchors), 4])}
+    candidates = list_candidates(raw, DECODER, Tolerance(1e-5, 1e-5), outputs)
+    lost, added = detections_at(candidates, first), detections_at(candidates, second)
+    found = detections_at(candidates, apart, second)
+    is_lost, is_added = explain_by_rounding(lost, added, found, candidates, DECODER)
+    assert (is_lost.tolist(), is_added.tolist()) == ([excused], [True])
+
+
 def detections_at(candidates, *anchors):
     rows = np.array(anchors, np.int64) * 3
     scores = np.float32(1 / (1 + np.exp(-candidates.log_odds[rows])))
