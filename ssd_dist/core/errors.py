@@ -4,11 +4,13 @@ Every package raises these errors with a message of one line that states what is
 `exit_with_message`, which runs the `main` of each command, converts them to exit codes.
 """
 
+import json
 import os
 import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from ssd_dist.core.extras import explain_missing_package
 from ssd_dist.core.printable import print_line
@@ -17,6 +19,8 @@ from ssd_dist.core.printable import print_line
 INTERRUPTED = 130
 # 128 plus the number of SIGPIPE.
 CLOSED_PIPE = 141
+# Names a file for the error of a command that another command has started and that reports it.
+ERROR_FILE_VARIABLE = "SSD_DIST_ERROR_FILE"
 
 
 class SsdDistError(Exception):
@@ -59,18 +63,19 @@ def exit_with_message(main: Callable[[], int | None]) -> int:
     """Runs `main` and returns its exit code.
 
     For an `SsdDistError`, a missing package of an extra, or Ctrl-C, prints one line to stderr and returns the exit code
-    of the error.
+    of the error. If the environment variable SSD_DIST_ERROR_FILE names a file, the error is written to it instead.
     """
+    # The processes that the command itself starts must not write to this file.
+    error_file = os.environ.pop(ERROR_FILE_VARIABLE, "")
     try:
         return main() or 0
     except SsdDistError as error:
-        # The text of an error of another library may have several lines.
-        _print_error(f"error: {' '.join(str(error).split())}")
+        _report_error(error, error_file)
         return error.exit_code
     except ModuleNotFoundError as error:
         if (message := explain_missing_package(error)) is None:
             raise
-        _print_error(f"error: {message}")
+        _report_error(UsageError(message), error_file)
         return UsageError.exit_code
     except KeyboardInterrupt:
         _print_error("error: stopped")
@@ -79,6 +84,30 @@ def exit_with_message(main: Callable[[], int | None]) -> int:
         # The reader of the output, such as `head`, ended. Python would print an error when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
+
+
+def read_error_file(path: Path, title: str) -> SsdDistError | None:
+    """Returns the error that a command wrote to its error file; None if it wrote none.
+
+    Args:
+      path: the error file.
+      title: what the command did, as the beginning of the message.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    kinds = {kind.__name__: kind for kind in (SsdDistError, *SsdDistError.__subclasses__())}
+    return kinds.get(content["type"], SsdDistError)(f"{title}: {content['message']}")
+
+
+def _report_error(error: SsdDistError, error_file: str) -> None:
+    # The text of an error of another library may have several lines.
+    message = " ".join(str(error).split())
+    if error_file:
+        Path(error_file).write_text(json.dumps({"type": type(error).__name__, "message": message}))
+    else:
+        _print_error(f"error: {message}")
 
 
 def _print_error(message: str) -> None:

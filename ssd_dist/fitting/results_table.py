@@ -32,7 +32,8 @@ def print_results(files: FitFiles, formats: tuple[str, ...], split: str) -> None
     exports = []
     for kind in formats:
         summary = read_json(files.export(kind))
-        exports.append((str(files.export(kind).parent / summary["file"]), f"{summary['bytes'] / 1e6:.1f} MB"))
+        path = files.export(kind).parent / summary["file"]
+        exports.append((str(path.relative_to(files.folder)), f"{summary['bytes'] / 1e6:.1f} MB"))
     print_table(files.folder, split, read_json(files.metrics), [*exports, *list_files(files.folder)])
     run, thresholds = quote(f"--model_dir={files.folder}"), quote(f"--score_threshold={files.metrics}")
     print_line("Detect objects in images:")
@@ -71,11 +72,11 @@ def print_table(folder: Path, split: str, metrics: dict[str, Any] | None, files:
       folder: the run folder.
       split: the split of the metrics.
       metrics: the metrics, with the thresholds in `analysis`; None if there are none.
-      files: path and description of each file.
+      files: path within the run folder and description of each file.
     """
     console = Console(highlight=False, soft_wrap=True)
     title = Text(make_printable(f"{folder}"), style="bold")
-    # A path must be complete, to be copied: in a narrow terminal it continues on the next line.
+    # No name may be cut off: in a narrow terminal it continues on the next line.
     columns = [Column(overflow="fold") for _ in range(3)]
     table = Table(*columns, title=title, title_justify="left", show_header=False)
     if metrics is not None:
@@ -83,14 +84,14 @@ def print_table(folder: Path, split: str, metrics: dict[str, Any] | None, files:
         table.add_row(Text(f"metrics on {split}"), "COCO AP50", f"{_format(metrics['coco/AP50'])}{note}")
         table.add_row("", "COCO AP", _format(metrics["coco/AP"]))
         table.add_section()
-        heading = "thresholds (best F1)"
+        heading = f"thresholds (best F1 on {split})"
         for name, point in metrics["analysis"]["operating_points"].items():
             precision, recall = _format(point["precision"]), _format(point["recall"])
             value = f"{_format(point['threshold'])}: precision {precision}, recall {recall}"
             table.add_row(heading, Text(make_printable(name)), value)
             heading = ""
         table.add_section()
-    heading = "files"
+    heading = "files in the run folder"
     for path, text in files:
         table.add_row(heading, Text(make_printable(path)), text)
         heading = ""
@@ -98,8 +99,8 @@ def print_table(folder: Path, split: str, metrics: dict[str, Any] | None, files:
 
 
 def list_files(folder: Path) -> list[tuple[str, str]]:
-    """Returns the path and the description of each result in a run folder."""
-    return [(str(folder / name), text) for name, text in RUN_FILES.items() if (folder / name).exists()]
+    """Returns the name and the description of each result in a run folder."""
+    return [(name, text) for name, text in RUN_FILES.items() if (folder / name).exists()]
 
 
 def _format(value: Any) -> str:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,14 @@ from typing import Any
 
 from ssd_dist.core.config import QuantizationConfig
 from ssd_dist.core.config_files import load_config
-from ssd_dist.core.errors import INTERRUPTED, RestartError, SsdDistError, UsageError
+from ssd_dist.core.errors import (
+    ERROR_FILE_VARIABLE,
+    INTERRUPTED,
+    RestartError,
+    SsdDistError,
+    UsageError,
+    read_error_file,
+)
 from ssd_dist.core.extras import check_installed
 from ssd_dist.core.folder_names import check_folder_name
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest
@@ -45,7 +53,7 @@ def run_stages(request: FitRequest, output: str, formats: Sequence[str]) -> FitF
       UsageError: if a format or a setting is not valid, or the folder has a run with another request or another
         process that works in it.
       RestartError: if a stage was interrupted; the same call resumes it.
-      SsdDistError: if a stage failed; the stage has printed the reason, and the exit code is that of the stage.
+      SsdDistError: if a stage failed; the error is that of the stage.
     """
     check_folder_name(output)
     check_formats(formats)
@@ -150,11 +158,31 @@ def run_stage(title: str, module: str, *arguments: str, is_quiet: bool = False) 
 
     Raises:
       RestartError: if it was interrupted.
-      SsdDistError: if it failed; has the exit code of the program.
+      SsdDistError: the error of the program, with the title before the message; if the program ended with a traceback,
+        an error with its exit code.
     """
     print_line(f"--- {title}")
-    command = [sys.executable, "-m", module, *arguments]
+    with tempfile.TemporaryDirectory() as folder:
+        error_file = Path(folder) / "error.json"
+        code, stopped = run_process([sys.executable, "-m", module, *arguments], error_file, is_quiet)
+        error = read_error_file(error_file, title)
+        if stopped and not isinstance(error, RestartError):
+            raise RestartError(f"{title}: interrupted; run the same command again to resume")
+        if code:
+            raise error or describe_crash(title, code)
+
+
+def describe_crash(title: str, code: int) -> SsdDistError:
+    """Returns the error for a stage that ended without an error of its own."""
+    error = SsdDistError(f"{title}: failed with exit code {code}; the output above gives the reason")
+    error.exit_code = code
+    return error
+
+
+def run_process(command: Sequence[str], error_file: Path, is_quiet: bool) -> tuple[int, bool]:
+    """Runs a command, and passes signals on to it; returns its exit code and whether it was interrupted."""
     output = subprocess.DEVNULL if is_quiet else None
+    environment = os.environ | {ERROR_FILE_VARIABLE: str(error_file)}
     received: list[int] = []
     running: list[subprocess.Popen[bytes]] = []
 
@@ -164,18 +192,16 @@ def run_stage(title: str, module: str, *arguments: str, is_quiet: bool = False) 
             stage.send_signal(number)
 
     # In a process group of its own, so that Ctrl-C in a terminal arrives once, through `forward`.
-    with handle_signals(forward), subprocess.Popen(command, stdout=output, process_group=0) as process:
+    with (
+        handle_signals(forward),
+        subprocess.Popen(command, stdout=output, env=environment, process_group=0) as process,
+    ):
         running.append(process)
         # Those that arrived while the process was being created.
         for number in received:
             process.send_signal(number)
         code = process.wait()
-    if received or code in (RestartError.exit_code, INTERRUPTED) or code < 0:
-        raise RestartError(f"{title}: interrupted; run the same command again to resume")
-    if code:
-        error = SsdDistError(f"{title}: failed with exit code {code}; the message above gives the reason")
-        error.exit_code = code
-        raise error
+    return code, bool(received) or code in (RestartError.exit_code, INTERRUPTED) or code < 0
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 import ssd_dist
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config
-from ssd_dist.core.errors import RestartError, SsdDistError, UsageError
+from ssd_dist.core.errors import CheckpointError, DataError, NumericsError, RestartError, SsdDistError, UsageError
 from ssd_dist.fitting import fit_dataset, stages
 from ssd_dist.fitting.results_table import print_results, print_table
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
@@ -159,6 +159,24 @@ def test_a_failed_stage_gives_its_exit_code(tmp_path, monkeypatch):
         stages.run_stage("prepare", "stage_75")
 
 
+@pytest.mark.parametrize("kind", [UsageError, DataError, CheckpointError, NumericsError, RestartError])
+def test_the_error_of_a_stage_is_raised_with_its_type_and_message_and_not_printed(tmp_path, monkeypatch, capfd, kind):
+    (tmp_path / "stage.py").write_text(
+        "import os, sys\n"
+        "from ssd_dist.core import errors\n"
+        "def main():\n"
+        "    assert 'SSD_DIST_ERROR_FILE' not in os.environ\n"
+        f"    raise errors.{kind.__name__}('no image\\nin /data')\n"
+        "sys.exit(errors.exit_with_message(main))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(stages.__file__).parents[2]}")
+    with pytest.raises(SsdDistError) as error:
+        stages.run_stage("prepare", "stage")
+    assert type(error.value) is kind
+    assert (str(error.value), error.value.exit_code) == ("prepare: no image in /data", kind.exit_code)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_arrives_once_in_the_stage_which_may_finish(tmp_path, number):
     (tmp_path / "stage.py").write_text(
@@ -246,13 +264,13 @@ def test_the_printed_commands_can_be_pasted_into_a_shell(tmp_path, capsys, quant
     assert export[1:-1] == [f"--model_dir={files.folder}", *expected]
 
 
-def test_the_table_shows_whole_paths_in_a_narrow_terminal(tmp_path, capsys, monkeypatch):
+def test_the_table_cuts_no_name_off_in_a_narrow_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-    folder = tmp_path / "a_long_name_of_a_run" / "export" / "tflite"
-    print_table(tmp_path, "val", None, [(str(folder / "model.tflite"), "the export")])
+    name = "export/a_long_name_of_an_export/model.tflite"
+    print_table(tmp_path, "val", None, [(name, "the export")])
     printed = capsys.readouterr().out
     cells = "".join(line.split("│")[2].strip() for line in printed.splitlines() if line.startswith("│"))
-    assert cells == str(folder / "model.tflite")
+    assert cells == name
 
 
 def test_a_partly_written_result_counts_as_missing(tmp_path):
