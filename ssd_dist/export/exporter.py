@@ -30,6 +30,7 @@ from ssd_dist.export.runtimes import FILES, Runner, list_files, open_export
 from ssd_dist.export.serving import OutputDecoder, ServedDetector
 from ssd_dist.export.tflite_metadata import LABELS_NAME, add_metadata, write_labels
 from ssd_dist.inference.trained_model import check_data_fits_model, load_trained_model
+from ssd_dist.model.channel_ranges import limit_channel_ranges
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.runs.checkpoints import locate_checkpoint
 from ssd_dist.runs.run_folder import read_run_folder
@@ -83,7 +84,12 @@ def export_run(
     model = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))
     decoder = OutputDecoder.create(config.anchors, config.eval, config.model.input_size)
     postprocess = options.outputs == "detections"
-    served = ServedDetector(model, decoder, config.model.input_size, manifest.classes, postprocess)
+    shipped = model
+    if options.quantization.per_tensor and not config.quantization.aware:
+        # A model of its own, because the checkpoint is the reference. Training with per_tensor has done it already.
+        shipped = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))
+        limit_channel_ranges(shipped)
+    served = ServedDetector(shipped, decoder, config.model.input_size, manifest.classes, postprocess)
 
     folder = Path(output)
     stages.show(f"convert to {options.kind}")

@@ -19,6 +19,7 @@ from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import training_batches
 from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.evaluation.evaluator import DetectorEvaluator, read_ground_truth
+from ssd_dist.model.channel_ranges import limit_channel_ranges
 from ssd_dist.model.detector import build_detector
 from ssd_dist.runs.checkpoints import BestModel, CheckpointStore
 from ssd_dist.runs.console_progress import TrainingProgress
@@ -145,6 +146,9 @@ def start_from_source(
     source = read_source_weights(config.model.init_from)
     with strategy.scope():
         report = transfer_weights(state.model, classes, config.anchors, source)
+        if config.quantization.per_tensor:
+            changed = limit_channel_ranges(state.model)
+            report.append(f"  for one scale per kernel: {changed} channels of depthwise kernels reduced")
         if state.ema is not None:
             state.ema.restart()
     return report

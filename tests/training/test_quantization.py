@@ -1,5 +1,7 @@
 """Training with quantization: what is rounded, how limits move, and that a run resumes exactly."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -189,3 +191,18 @@ def test_exports_that_the_run_was_not_trained_for_are_rejected(kind, quantizatio
     with pytest.raises(UsageError, match=message):
         check_trained_quantization(QuantizationConfig(aware=True), options, "RUN")
     check_trained_quantization(QuantizationConfig(), options, "")
+
+
+@pytest.mark.parametrize("per_tensor", [False, True])
+def test_training_for_one_scale_per_kernel_starts_with_limited_channels(monkeypatch, per_tensor):
+    changed = []
+    monkeypatch.setattr(assembly, "read_source_weights", lambda _: None)
+    monkeypatch.setattr(assembly, "transfer_weights", lambda *_: ["initial weights"])
+    monkeypatch.setattr(assembly, "limit_channel_ranges", lambda model: changed.append(model) or 3)
+    settings = {"model": {"init_from": "RUN"}, "quantization": {"aware": True, "per_tensor": per_tensor}}
+    state = SimpleNamespace(model="model", ema=None)
+    report = assembly.start_from_source(
+        Config.model_validate(settings), CLASSES, tf.distribute.OneDeviceStrategy("CPU:0"), state
+    )
+    assert changed == ["model"] * per_tensor
+    assert report[1:] == ["  for one scale per kernel: 3 channels of depthwise kernels reduced"] * per_tensor
