@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +11,7 @@ from rich.table import Table
 from pipelines.manifest_writer import load_hashes
 from pipelines.shard_reports import read_reports
 from pipelines.split_folder import COPIES_NAME
-from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest, Split
+from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest, Split, View
 from ssd_dist.core.printable import NAME_LENGTH, join_names, make_printable, print_line, shorten
 from ssd_dist.core.storage import join
 
@@ -136,17 +137,26 @@ def summary_rows(split: Split) -> Iterator[tuple[str, str]]:
     yield "boxes clipped", f"{split.clipped_boxes}"
     if split.reduced_boxes:
         yield "boxes made from polygons or rotated boxes", f"{split.reduced_boxes}"
-    for number, view in enumerate(split.views):
-        prefix = f"view {number}: " if len(split.views) > 1 else ""
-        positives = view.positives_per_object
-        few = positives.histogram.get(0, 0) + positives.histogram.get(1, 0)
-        share = few / max(1, sum(positives.histogram.values()))
-        yield f"{prefix}shards", f"{len(view.shards)}"
-        yield f"{prefix}bytes", f"{sum(shard.bytes for shard in view.shards)}"
-        yield f"{prefix}records", f"{view.examples}"
-        for name, count in view.objects_per_class.items():
-            yield f"{prefix}objects of {name}", f"{count}"
-        yield (
-            f"{prefix}positives per object",
-            f"{positives.mean:.2f} (min {positives.minimum}, max {positives.maximum}; fewer than two: {share:.1%})",
-        )
+    yield from view_rows(split.views[:1], "")
+    yield from view_rows(split.views[1:], "augmented copies: ")
+
+
+def view_rows(views: Sequence[View], prefix: str) -> Iterator[tuple[str, str]]:
+    """Yields (name, value) for each count of views; if there are several, their sum, or the mean per object."""
+    if not views:
+        return
+    histogram: Counter[int] = Counter()
+    objects: Counter[str] = Counter()
+    for view in views:
+        histogram.update(view.positives_per_object.histogram)
+        objects.update(view.objects_per_class)
+    count = sum(histogram.values())
+    mean = sum(positives * times for positives, times in histogram.items()) / max(1, count)
+    share = (histogram[0] + histogram[1]) / max(1, count)
+    yield f"{prefix}shards", f"{sum(len(view.shards) for view in views)}"
+    yield f"{prefix}bytes", f"{sum(shard.bytes for view in views for shard in view.shards)}"
+    yield f"{prefix}records", f"{sum(view.examples for view in views)}"
+    for name, number in objects.items():
+        yield f"{prefix}objects of {name}", f"{number}"
+    lowest, highest = min(histogram, default=0), max(histogram, default=0)
+    yield f"{prefix}positives per object", f"{mean:.2f} (min {lowest}, max {highest}; fewer than two: {share:.1%})"

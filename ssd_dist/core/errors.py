@@ -97,7 +97,7 @@ def read_error_file(path: Path, title: str) -> SsdDistError | None:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    kinds = {kind.__name__: kind for kind in (SsdDistError, *SsdDistError.__subclasses__())}
+    kinds: dict[str, type[SsdDistError]] = {kind.__name__: kind for kind in SsdDistError.__subclasses__()}
     return kinds.get(content["type"], SsdDistError)(f"{title}: {content['message']}")
 
 

@@ -21,20 +21,22 @@ from rich.text import Text
 from ssd_dist.core.errors import CheckpointError
 from ssd_dist.core.folder_names import SUMMARY_NAME
 from ssd_dist.core.printable import make_printable
+from ssd_dist.export.export_folder import find_export_folder
 from ssd_dist.export.runtimes import FILES, list_files
 
 METRICS = ("coco/AP", "coco/AP50")
 
 
 def find_exports(folders: Sequence[str]) -> list[Path]:
-    """Returns the exports in folders, at any depth, sorted by path.
+    """Returns the exports in folders, at any depth, and those to which files belong, sorted by path.
 
     Raises:
       CheckpointError: if a folder contains none.
     """
     found: set[Path] = set()
     for folder in folders:
-        exports = {path.parent for path in Path(folder).rglob(SUMMARY_NAME)}
+        own = find_export_folder(folder) if Path(folder).is_file() else None
+        exports = {own} if own else {path.parent for path in Path(folder).rglob(SUMMARY_NAME)}
         if not exports:
             raise CheckpointError(f"{folder}: contains no export; create one with ssd-export")
         found |= exports

@@ -24,6 +24,7 @@ from ssd_dist.core.manifest import Manifest
 from ssd_dist.core.stage_line import SILENT, StageLine
 from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.evaluation.detections import Detections, GroundTruth
+from ssd_dist.export.export_folder import find_export_folder
 from ssd_dist.export.exporter import ANCHORS_NAME, read_images
 from ssd_dist.export.parity import read_outputs
 from ssd_dist.export.runtimes import FILES, open_export
@@ -36,21 +37,25 @@ from ssd_dist.runs.run_folder import read_run_folder
 BATCH_SIZE = 16
 
 
-def open_exported_detector(folder: str) -> LoadedDetector:
+def open_exported_detector(path: str | Path) -> LoadedDetector:
     """Opens an export of any format.
 
+    Args:
+      path: the folder of the export, a file in it, or a folder that contains it and no other export.
+
     Raises:
-      CheckpointError: if the folder holds no export, or the export cannot be opened.
+      CheckpointError: if there is no export or there are several, or the export cannot be opened.
     """
+    folder = find_export_folder(path) or Path(path)
     try:
-        summary = json.loads((Path(folder) / SUMMARY_NAME).read_text())
+        summary = json.loads((folder / SUMMARY_NAME).read_text())
         kind, classes = summary["format"], tuple(summary["classes"])
         size = int(re.findall(r"\d+(?=, 3\])", summary["input"])[0])
-        decoder = _read_decoder(Path(folder), summary["output"])
-        run = open_export(kind, Path(folder) / FILES[kind])
+        decoder = _read_decoder(folder, summary["output"])
+        run = open_export(kind, folder / FILES[kind])
     except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
         raise CheckpointError(
-            f"{folder}: not an export, or damaged ({first_line(error)}); create one with ssd-export"
+            f"{path}: not an export, or damaged ({first_line(error)}); create one with ssd-export"
         ) from None
 
     def detect(images: tf.Tensor) -> DetectionBatch:

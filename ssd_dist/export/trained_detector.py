@@ -11,12 +11,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from ssd_dist.core.errors import UsageError
-from ssd_dist.core.folder_names import SUMMARY_NAME
+from ssd_dist.core.folder_names import CONFIG_NAME
 from ssd_dist.core.images import resize_image
 from ssd_dist.evaluation.analysis import analyse_detections
 from ssd_dist.evaluation.detections import Detections
 from ssd_dist.evaluation.metrics import evaluate_detections
-from ssd_dist.evaluation.thresholds import DEFAULT
+from ssd_dist.evaluation.thresholds import DEFAULT, parse_thresholds
+from ssd_dist.export.export_folder import find_export_folder
 from ssd_dist.export.exported_detector import evaluate_export, open_exported_detector
 from ssd_dist.inference.image_files import read_image
 from ssd_dist.inference.prediction import LoadedDetector, detect_batch, open_run
@@ -57,15 +58,17 @@ class Detector:
         """Loads a detector.
 
         Args:
-          folder: the folder of a run or of an export (SavedModel, TFLite, ONNX or OpenVINO).
+          folder: the folder of a run or of an export (SavedModel, TFLite, ONNX or OpenVINO), or the file of an export
+            beside its `export.json`.
           checkpoint: "best", "last" or the path of a checkpoint; has no effect for an export.
 
         Raises:
           CheckpointError: if the folder contains neither a run nor an export, or the checkpoint does not exist.
         """
         name = str(folder)
-        if (Path(folder) / SUMMARY_NAME).exists():
-            return cls(name, "", open_exported_detector(name))
+        export = None if (Path(folder) / CONFIG_NAME).exists() else find_export_folder(folder)
+        if export is not None:
+            return cls(str(export), "", open_exported_detector(export))
         return cls(name, checkpoint, open_run(name, checkpoint, ()))
 
     @property
@@ -74,29 +77,31 @@ class Detector:
         return self.loaded.classes
 
     def predict(
-        self, images: Sequence[str | Path | npt.NDArray[np.uint8]], score_threshold: float = DEFAULT
+        self, images: Sequence[str | Path | npt.NDArray[np.uint8]], score_threshold: float | str | Path = DEFAULT
     ) -> list[ImageDetections]:
         """Detects objects in images.
 
         Args:
           images: image files, local or on an object store, or RGB pixels, uint8 [H, W, 3], of any size.
-          score_threshold: objects with a lower score are omitted.
+          score_threshold: objects with a lower score are omitted. A number, or any value of `--score_threshold` of
+            `ssd-predict`: "RUN/metrics.json" has a threshold for each class, "0.4,dog:0.3" another one for dogs.
 
         Returns:
           The detections of each image, in the order of `images`.
 
         Raises:
-          UsageError: if `images` is a single image, or an array is not an RGB image.
+          UsageError: if `images` is a single image, an array is not an RGB image, or the threshold is not valid.
           ImageError, OSError: if a file cannot be read.
         """
         if isinstance(images, (str, Path)):
             raise UsageError(f"predict: {images} is one image; give a list: [{str(images)!r}]")
+        thresholds = parse_thresholds(str(score_threshold), self.classes)
         results: list[ImageDetections] = []
         for start in range(0, len(images), self.loaded.batch_size):
             batch = images[start : start + self.loaded.batch_size]
             pixels = np.stack([np.asarray(resize_image(_open_image(image), self.loaded.size)) for image in batch])
             found = detect_batch(self.loaded, pixels, [""] * len(batch))
-            results.extend(self._select(detections, score_threshold) for detections in found)
+            results.extend(self._select(detections, thresholds) for detections in found)
         return results
 
     def evaluate(self, dataset: str | Path, split: str = "val") -> dict[str, Any]:
@@ -124,8 +129,8 @@ class Detector:
         metrics = evaluate_detections(ground_truths, detections, manifest.classes).as_dict()
         return metrics | {"analysis": analyse_detections(ground_truths, detections, manifest.classes).as_dict()}
 
-    def _select(self, found: Detections, score_threshold: float) -> ImageDetections:
-        shown = found.scores >= score_threshold
+    def _select(self, found: Detections, thresholds: npt.NDArray[np.float64]) -> ImageDetections:
+        shown = found.scores >= thresholds[found.labels - 1]
         names = tuple(self.classes[label - 1] for label in found.labels[shown])
         return ImageDetections(names, found.scores[shown], found.boxes[shown])
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ssd_dist.core.errors import UsageError
 from ssd_dist.fitting.results_table import print_results
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
 from ssd_dist.fitting.stages import absolute, pick_split, run_stages
@@ -40,7 +41,21 @@ def fit(
       RestartError: if a stage was interrupted; the same call resumes.
       SsdDistError: if a stage failed.
     """
+    check_arguments(minutes, export)
     return fit_dataset(str(input), str(output), config, format_overrides(overrides), minutes, export).folder
+
+
+def check_arguments(minutes: object, export: object) -> None:
+    """Checks arguments that the flags of `ssd-fit` cannot have.
+
+    Raises:
+      UsageError: if `minutes` is not a number of at least 1, or `export` is a single name.
+    """
+    is_valid = isinstance(minutes, int | float) and not isinstance(minutes, bool) and minutes >= 1
+    if minutes is not None and not is_valid:
+        raise UsageError(f"minutes={minutes!r}: must be a number of at least 1, or None for no limit")
+    if isinstance(export, str):
+        raise UsageError(f"export={export!r}: is one format; give a list: [{export!r}]")
 
 
 def format_overrides(overrides: dict[str, Any]) -> list[str]:

@@ -118,6 +118,7 @@ def test_exports_are_found_at_any_depth_and_once(tmp_path):
         (tmp_path / name / "export.json").write_text("{}")
     expected = [tmp_path / "onnx", tmp_path / "tflite/int8"]
     assert export_benchmark.find_exports([str(tmp_path), str(tmp_path / "onnx")]) == expected
+    assert export_benchmark.find_exports([str(tmp_path / "onnx/export.json")]) == [tmp_path / "onnx"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="empty: contains no export; create one with ssd-export"):
         export_benchmark.find_exports([str(tmp_path / "empty")])

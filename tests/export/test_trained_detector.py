@@ -16,6 +16,7 @@ import ssd_dist
 from ssd_dist.core.errors import CheckpointError, UsageError
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.export import trained_detector
+from ssd_dist.export.export_folder import find_export_folder
 from ssd_dist.export.export_options import ExportOptions
 from ssd_dist.export.exporter import export_run
 from ssd_dist.export.parity import BOX_TOLERANCE, SCORE_TOLERANCE
@@ -77,6 +78,41 @@ def test_a_run_of_several_replicas_is_evaluated_on_one(detector, run, tmp_path):
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
     metrics = ssd_dist.Detector.load(copy).evaluate(run.parent / "data")
     assert metrics["coco/AP"] == detector.evaluate(run.parent / "data")["coco/AP"]
+
+
+def test_each_class_can_have_a_threshold(detector, images, tmp_path):
+    (every,) = detector.predict(images[:1], score_threshold=0)
+    limits = {name: float(np.median(every.scores)) + 0.01 * number for number, name in enumerate(detector.classes)}
+    expected = [score for name, score in zip(every.names, every.scores.tolist(), strict=True) if score >= limits[name]]
+    path = tmp_path / "metrics.json"
+    points = {name: {"threshold": limit} for name, limit in limits.items()}
+    path.write_text(json.dumps({"analysis": {"operating_points": points}}))
+    for threshold in (path, str(path), ",".join(f"{name}:{limit!r}" for name, limit in limits.items())):
+        (found,) = detector.predict(images[:1], score_threshold=threshold)
+        assert found.scores.tolist() == expected
+    assert 0 < len(expected) < len(every.scores)
+
+
+@pytest.mark.parametrize("place", [".", "run/export", "run/export/tflite", "run/export/tflite/model.tflite"])
+def test_an_export_is_found_by_its_folder_its_file_or_a_folder_around_it(tmp_path, place):
+    folder = tmp_path / ("." if place == "." else "run/export/tflite")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "export.json").write_text("{}")
+    (folder / "model.tflite").write_text("")
+    found = find_export_folder(tmp_path / place)
+    assert found is not None
+    assert found.resolve() == folder.resolve()
+
+
+def test_one_of_several_exports_must_be_given(tmp_path):
+    assert find_export_folder(tmp_path) is None
+    for kind in ("onnx", "tflite"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "export.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=f"contains several exports; give one of {tmp_path}/onnx, {tmp_path}/tfl"):
+        find_export_folder(tmp_path)
+    (tmp_path / "image.jpg").write_text("")
+    assert find_export_folder(tmp_path / "image.jpg") is None
 
 
 def test_a_folder_with_an_export_summary_is_opened_as_an_export(detector, run, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -232,6 +233,23 @@ def test_keyword_arguments_are_the_values_of_the_flags(tmp_path, monkeypatch):
     assert (folder, formats, request.minutes) == (tmp_path, ("onnx",), 3)
     assert request.input == os.path.abspath("data")
     assert request.overrides == ("train.steps=4", "anchors.sizes=[1, 2]")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"minutes": "3"}, "minutes='3': must be a number of at least 1, or None"),
+        ({"minutes": 0.5}, "minutes=0.5: must be"),
+        ({"minutes": float("nan")}, "minutes=nan: must be"),
+        ({"minutes": True}, "minutes=True: must be"),
+        ({"export": "tflite"}, "export='tflite': is one format; give a list: ['tflite']"),
+        ({"export": ["tflight"]}, "--export=tflight: unknown format"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_the_first_stage(tmp_path, arguments, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        ssd_dist.fit("data", tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,24 @@ def make_manifest() -> Manifest:
     )
 
 
+def test_augmented_copies_are_counted_together():
+    split = make_manifest().splits["train"]
+    (whole,) = split.views
+    few, many = (
+        whole.model_copy(update={"positives_per_object": PositivesPerObject(mean=0, minimum=0, maximum=0, histogram=h)})
+        for h in ({0: 1, 2: 1}, {1: 1, 7: 1})
+    )
+    rows = list(summary.summary_rows(split.model_copy(update={"views": (whole, few, many)})))
+    values = dict(rows)
+    assert len(values) == len(rows)
+    for count, value, copies in (("shards", 1, 2), ("bytes", 9, 18), ("records", 4, 8)):
+        assert (values[count], values[f"augmented copies: {count}"]) == (str(value), str(copies))
+    assert all(values[f"augmented copies: objects of {name}"] == "2" for name in NAMES)
+    assert values["positives per object"] == "1.00 (min 1, max 1; fewer than two: 100.0%)"
+    # Of 0, 2, 1 and 7 positives: the mean is 10 / 4, and two of four objects have fewer than two.
+    assert values["augmented copies: positives per object"] == "2.50 (min 0, max 7; fewer than two: 50.0%)"
+
+
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_names_are_escaped_and_shortened(capsys, monkeypatch, is_terminal):
     monkeypatch.setattr(summary, "load_hashes", lambda path: np.arange(4, dtype=np.uint64))
