@@ -150,7 +150,8 @@ class QuantizationConfig(Section):
 
     With `aware`, the network rounds kernels and activations to 8 bits as that file does, and learns the ranges of the
     activations. Such a run starts from a trained one (`model.init_from`). `per_tensor` rounds for files that are
-    exported with --per_tensor: one scale per kernel instead of one per output channel.
+    exported with --per_tensor: one scale per kernel instead of one per output channel. It keeps the statistics of the
+    backbone's batch norms, as `backbone.freeze_batch_norm` does.
     """
 
     aware: bool = False
