@@ -50,9 +50,9 @@ def build_detector(
     builder = _LayerBuilder(model)
     size = model.input_size
     image = tf_keras.Input((size, size, 3), name="image")
-    if quantization.per_tensor:
-        # The levels of a folded kernel depend on the moving variance. Where a channel rounds to zero, the variance
-        # would fall to zero and the folded channel would grow, until no level is left for the other channels.
+    if quantization.aware:
+        # Rounding must not change the statistics that the levels of folded kernels depend on. With one scale per
+        # kernel, a channel that rounds to zero would lose its variance and grow until no level is left for the others.
         backbone = backbone.model_copy(update={"freeze_batch_norm": True})
     taps = build_backbone(backbone, model)(image)
     features = builder.add_extra_levels(taps, feature_sizes(size))

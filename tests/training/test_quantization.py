@@ -208,14 +208,14 @@ def test_training_for_one_scale_per_kernel_starts_with_limited_channels(monkeypa
     assert report[1:] == ["  for one scale per kernel: 3 channels of depthwise kernels reduced"] * per_tensor
 
 
-@pytest.mark.parametrize("per_tensor", [False, True])
-def test_training_for_one_scale_per_kernel_keeps_the_statistics_of_the_backbone(monkeypatch, per_tensor):
+@pytest.mark.parametrize("aware", [False, True])
+def test_training_with_quantization_keeps_the_statistics_of_the_backbone(monkeypatch, aware):
     def build(backbone, model):
         frozen.append(backbone.freeze_batch_norm)
         return build_few_blocks(backbone, model)
 
     frozen = []
     monkeypatch.setattr(detector, "build_backbone", build)
-    config = load_small_config(*AWARE, f"quantization.per_tensor={per_tensor}")
+    config = load_small_config(*(AWARE if aware else ()))
     build_detector(config.model, config.backbone, config.anchors, len(CLASSES), config.quantization)
-    assert frozen == [per_tensor]
+    assert frozen == [aware]
