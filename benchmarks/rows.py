@@ -40,15 +40,20 @@ class Row:
         return self.ours / self.reference
 
 
-def take_turns(ours: Callable[[], object], reference: Callable[[], object], rounds: int) -> tuple[float, float]:
+def take_turns(
+    ours: Callable[[], object],
+    reference: Callable[[], object],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[float, float]:
     """Returns the median seconds of two functions, called alternately; the first round is a warm-up and not counted."""
     times: tuple[list[float], list[float]] = ([], [])
     for round_number in range(rounds + 1):
         for function, seconds in zip((ours, reference), times, strict=True):
-            started = time.perf_counter()
+            started = clock()
             function()
             if round_number:
-                seconds.append(time.perf_counter() - started)
+                seconds.append(clock() - started)
     return statistics.median(times[0]), statistics.median(times[1])
 
 
