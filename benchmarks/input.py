@@ -16,7 +16,7 @@ from ssd_dist.data.order import read_in_order
 from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.shard_files import load_manifest
 
-# Of so many images, opening the shards for an epoch takes a small part of the time; of 256, it took a fifth.
+# With 256 images, opening the shards for an epoch took a fifth of the time.
 IMAGES = 1024
 # Passes over the shards per round, so that starting an iterator takes a small part of the time.
 PASSES = 2

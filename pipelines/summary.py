@@ -142,7 +142,7 @@ def summary_rows(split: Split) -> Iterator[tuple[str, str]]:
 
 
 def view_rows(views: Sequence[View], prefix: str) -> Iterator[tuple[str, str]]:
-    """Yields (name, value) for each count of views; if there are several, their sum, or the mean per object."""
+    """Yields (name, value) for each count of augmented copies: their sum, or the mean per object."""
     if not views:
         return
     histogram: Counter[int] = Counter()

@@ -40,7 +40,7 @@ def main(_: list[str]) -> None:
 def run_main() -> None:
     """Console script `ssd-benchmark`."""
     flags.DEFINE_string("model_dir", None, "Folder of a run of ssd-fit; its exports in RUN/export are measured.")
-    flags.DEFINE_multi_string("export", [], "Folder of an export, or of several; repeat the flag for more.")
+    flags.DEFINE_multi_string("export", [], "Folder or file of an export, or folder of several; may be repeated.")
     flags.DEFINE_string(
         "data", None, "Folder of prepared data, for AP and for the images. Without it, images of noise."
     )

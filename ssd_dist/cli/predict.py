@@ -96,7 +96,7 @@ def run_main() -> None:
     """Console script `ssd-predict`."""
     flags.DEFINE_string("model_dir", None, "Folder of a training run.")
     flags.DEFINE_string(
-        "export", None, "Folder of an export (SavedModel, TFLite, ONNX or OpenVINO), used instead of a run."
+        "export", None, "Folder or file of an export (SavedModel, TFLite, ONNX or OpenVINO), used instead of a run."
     )
     flags.DEFINE_string("saved_model", None, "The same as --export.")
     flags.DEFINE_string("checkpoint", "best", "best, last, or the path of a checkpoint.")

@@ -149,9 +149,9 @@ class QuantizationConfig(Section):
     """Training for the int8 TFLite file.
 
     With `aware`, the network rounds kernels and activations to 8 bits as that file does, and learns the ranges of the
-    activations. Such a run starts from a trained one (`model.init_from`) and keeps the statistics of the backbone's
-    batch norms, as with `backbone.freeze_batch_norm`. `per_tensor` rounds for files that are exported with
-    --per_tensor: one scale per kernel instead of one per output channel.
+    activations. Such a run starts from a trained one (`model.init_from`), and the batch norms of its backbone are
+    frozen, as with `backbone.freeze_batch_norm`. `per_tensor` rounds for files that are exported with --per_tensor:
+    one scale per layer instead of one per output channel.
     """
 
     aware: bool = False

@@ -19,7 +19,7 @@ from ssd_dist.core.printable import print_line
 INTERRUPTED = 130
 # 128 plus the number of SIGPIPE.
 CLOSED_PIPE = 141
-# Names a file for the error of a command that another command has started and that reports it.
+# The path of the file to which a stage of `ssd-fit` writes its error, which `ssd-fit` then reports.
 ERROR_FILE_VARIABLE = "SSD_DIST_ERROR_FILE"
 
 
@@ -104,10 +104,16 @@ def read_error_file(path: Path, title: str) -> SsdDistError | None:
 def _report_error(error: SsdDistError, error_file: str) -> None:
     # The text of an error of another library may have several lines.
     message = " ".join(str(error).split())
-    if error_file:
-        Path(error_file).write_text(json.dumps({"type": type(error).__name__, "message": message}))
-    else:
-        _print_error(f"error: {message}")
+    # Of a class that is derived from one of this module, the name of that one.
+    kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == __name__)
+    try:
+        if error_file:
+            Path(error_file).write_text(json.dumps({"type": kind, "message": message}))
+            return
+    except OSError:
+        # The disk is full, for example.
+        pass
+    _print_error(f"error: {message}")
 
 
 def _print_error(message: str) -> None:

@@ -1,7 +1,7 @@
 """The input pipelines, from shards to the batches of one replica.
 
 training:   read in order -> batch -> parse, decode, flip, draw color maps; infinite, resumable at any step
-evaluation: read every record of a split once -> decode -> batch, padded with images of index -1
+evaluation: read every record of a split -> decode -> batch, padded with images of index -1; repeated endlessly
 """
 
 import math
@@ -136,14 +136,14 @@ def eval_batches(
     worker: int = 0,
     workers: int = 1,
 ) -> tf.data.Dataset:
-    """Repeats every record of this worker's shards (w, w + W, ...), padded to `images_per_worker` images, forever.
+    """Returns an endless dataset; each pass has every record of this worker's shards (w, w + W, ...) once, padded.
 
     Args:
       config: where and how to read the dataset.
       input_size: side of the images in pixels.
       split: the split; only its whole images are read, not the augmented copies.
       batch_size: images per `EvalBatch` of one replica.
-      images_per_worker: a multiple of `batch_size`, equal on all workers.
+      images_per_worker: images of a pass, with padding: a multiple of `batch_size`, equal on all workers.
       worker: index of this worker.
       workers: number of workers.
     """

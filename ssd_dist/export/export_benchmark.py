@@ -28,7 +28,7 @@ METRICS = ("coco/AP", "coco/AP50")
 
 
 def find_exports(folders: Sequence[str]) -> list[Path]:
-    """Returns the exports in folders, at any depth, and those to which files belong, sorted by path.
+    """Returns the exports in folders, at any depth, and those that contain the given files, sorted by path.
 
     Raises:
       CheckpointError: if a folder contains none.

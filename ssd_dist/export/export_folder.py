@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ssd_dist.core.errors import CheckpointError
 from ssd_dist.core.folder_names import SUMMARY_NAME
+from ssd_dist.export.runtimes import FILES
 
 
 def find_export_folder(path: str | Path) -> Path | None:
@@ -26,3 +27,17 @@ def find_export_folder(path: str | Path) -> Path | None:
         names = ", ".join(str(each) for each in found)
         raise CheckpointError(f"{path}: contains several exports; give one of {names}")
     return found[0] if found else None
+
+
+def check_export_file(path: str | Path, kind: str) -> None:
+    """Checks that a file, if the path is one, is of the format that the summary of its folder states.
+
+    Raises:
+      CheckpointError: if it is the file of another export into the same folder.
+    """
+    name = Path(path).name
+    if name in FILES.values() and name != FILES[kind] and Path(path).is_file():
+        raise CheckpointError(
+            f"{path}: {SUMMARY_NAME} beside it describes {FILES[kind]}, which was exported later; export into a folder "
+            "of its own"
+        )

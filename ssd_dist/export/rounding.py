@@ -74,12 +74,20 @@ class Candidates:
     log_odds_tolerance: float
     ranks_by_score: bool
 
-    def rank_tolerance(self, index: IntArray) -> Float64Array:
-        """Returns by how much higher log odds another candidate may have and still be ranked after these."""
-        if not self.ranks_by_score:
-            return np.full(len(index), self.log_odds_tolerance)
-        # A score p is rounded by up to two float32 spacings of itself;  d(log odds) = d(p) / (p (1 - p)).
-        return self.log_odds_tolerance + 2 * EPSILON * (1.0 + np.exp(self.log_odds[index]))
+    def may_rank_before(self, first: Float64Array, second: Float64Array) -> BoolArray:
+        """Returns whether the export may rank candidates of log odds `first` before those of log odds `second`."""
+        near = self.log_odds_tolerance
+        may = first >= second - near
+        if self.ranks_by_score:
+            # Softmax rounds a score by up to two float32 spacings of itself.
+            may |= compute_scores(first + near) >= compute_scores(second) * (1.0 - 2 * EPSILON)
+        return may
+
+
+def compute_scores(log_odds: Float64Array) -> Float64Array:
+    """Returns the scores of log odds."""
+    with np.errstate(over="ignore"):
+        return np.asarray(1.0 / (1.0 + np.exp(-log_odds)))
 
 
 def measure_tolerance(model: tf_keras.Model, images: Sequence[np.ndarray]) -> Tolerance:
@@ -173,11 +181,10 @@ def explain_by_rounding(
     limit = max(threshold, candidates.lowest)
 
     overlap, slack = _overlaps(lost_index, found_index, candidates)
-    rank_near = candidates.rank_tolerance(lost_index)
-    is_ranked_before = found_odds >= (lost_odds - rank_near)[:, None]
-    removed = ((overlap >= config.nms_iou - slack) & is_ranked_before & may_remove).any(axis=1)
+    is_before = candidates.may_rank_before(found_odds[None], lost_odds[:, None])
+    removed = ((overlap >= config.nms_iou - slack) & is_before & may_remove).any(axis=1)
     full = len(found_index) == config.max_detections
-    beyond_last = (lost_odds <= found_odds.min(initial=np.inf) + rank_near) & full
+    beyond_last = is_before.all(axis=1) & full
     # A box that is clipped to almost no area may be dropped.
     sides = (candidates.boxes[lost_index, 2:] - candidates.boxes[lost_index, :2]).min(axis=1, initial=np.inf)
     empty = sides <= 2 * candidates.box_tolerance[lost_index]
@@ -193,8 +200,7 @@ def _find_candidates(detections: Detections, candidates: Candidates) -> tuple[In
     index, similar = np.zeros(len(detections.scores), np.int64), np.zeros(len(detections.scores), np.bool_)
     for label in np.unique(detections.labels):
         rows = np.flatnonzero(candidates.labels == label)
-        with np.errstate(over="ignore"):
-            scores = 1.0 / (1.0 + np.exp(-candidates.log_odds[rows]))
+        scores = compute_scores(candidates.log_odds[rows])
         for number in np.flatnonzero(detections.labels == label):
             # The score of softmax changes by at most half as much as the log odds, and float32 rounds it.
             excess = np.maximum(

@@ -58,17 +58,18 @@ class Detector:
         """Loads a detector.
 
         Args:
-          folder: the folder of a run or of an export (SavedModel, TFLite, ONNX or OpenVINO), or the file of an export
-            beside its `export.json`.
+          folder: the folder of a run or of an export (SavedModel, TFLite, ONNX or OpenVINO), the file of an export, or
+            a folder that contains one export.
           checkpoint: "best", "last" or the path of a checkpoint; has no effect for an export.
 
         Raises:
-          CheckpointError: if the folder contains neither a run nor an export, or the checkpoint does not exist.
+          CheckpointError: if the folder contains neither a run nor an export, or several exports, or the checkpoint
+            does not exist.
         """
         name = str(folder)
         export = None if (Path(folder) / CONFIG_NAME).exists() else find_export_folder(folder)
         if export is not None:
-            return cls(str(export), "", open_exported_detector(export))
+            return cls(str(export), "", open_exported_detector(name))
         return cls(name, checkpoint, open_run(name, checkpoint, ()))
 
     @property

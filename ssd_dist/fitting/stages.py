@@ -166,7 +166,7 @@ def run_stage(title: str, module: str, *arguments: str, is_quiet: bool = False) 
         error_file = Path(folder) / "error.json"
         code, stopped = run_process([sys.executable, "-m", module, *arguments], error_file, is_quiet)
         error = read_error_file(error_file, title)
-        if stopped and not isinstance(error, RestartError):
+        if stopped and error is None:
             raise RestartError(f"{title}: interrupted; run the same command again to resume")
         if code:
             raise error or describe_crash(title, code)
@@ -174,7 +174,7 @@ def run_stage(title: str, module: str, *arguments: str, is_quiet: bool = False) 
 
 def describe_crash(title: str, code: int) -> SsdDistError:
     """Returns the error for a stage that ended without an error of its own."""
-    error = SsdDistError(f"{title}: failed with exit code {code}; the output above gives the reason")
+    error = SsdDistError(f"{title}: failed with exit code {code}; read the output above")
     error.exit_code = code
     return error
 

@@ -1,4 +1,4 @@
-"""Brings the channels of depthwise kernels to similar ranges, for int8 files with one scale per kernel.
+"""Brings the channels of depthwise kernels to similar ranges, for int8 files with one scale per layer.
 
 After folding, some channels of MobileNetV2's depthwise kernels are hundreds of times as large as most others. With one
 scale, the 8 bits of the other channels become 0 or 1 bit, and the detector finds almost nothing.

@@ -52,7 +52,7 @@ def build_detector(
     image = tf_keras.Input((size, size, 3), name="image")
     if quantization.aware:
         # Rounding must not change the statistics that the levels of folded kernels depend on. With one scale per
-        # kernel, a channel that rounds to zero would lose its variance and grow until no level is left for the others.
+        # layer, a channel that rounds to zero would lose its variance and grow until no level is left for the others.
         backbone = backbone.model_copy(update={"freeze_batch_norm": True})
     taps = build_backbone(backbone, model)(image)
     features = builder.add_extra_levels(taps, feature_sizes(size))

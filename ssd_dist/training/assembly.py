@@ -148,7 +148,7 @@ def start_from_source(
         report = transfer_weights(state.model, classes, config.anchors, source)
         if config.quantization.per_tensor:
             changed = limit_channel_ranges(state.model)
-            report.append(f"  for one scale per kernel: {changed} channels of depthwise kernels reduced")
+            report.append(f"  for one scale per layer: {changed} channels of depthwise kernels reduced")
         if state.ema is not None:
             state.ema.restart()
     return report

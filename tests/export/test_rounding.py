@@ -4,6 +4,7 @@ The exports are Python functions that compute what an export computes: a convers
 """
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -189,21 +190,29 @@ def tied_candidates(gap: float, tolerance: float):
 
 
 @pytest.mark.parametrize(
-    ("outputs", "odds", "excused"),
+    ("outputs", "odds", "gap", "excused"),
     [
         # 1 / (1 + exp(-14.6)) and 1 / (1 + exp(-14.5)) are equal in float32.
-        ("postprocess_op", 14.6, True),
-        ("detection_output", 14.6, True),
-        ("detections", 14.6, False),
-        ("postprocess_op", 5.0, False),
-        ("postprocess_op", -1.0, False),
+        ("postprocess_op", 14.6, 0.1, True),
+        ("detection_output", 14.6, 0.1, True),
+        ("detections", 14.6, 0.1, False),
+        # All scores above 17 are 1 in float32, those of 12 are not.
+        ("postprocess_op", 20.0, 3.0, True),
+        ("postprocess_op", 20.0, 8.0, False),
+        ("postprocess_op", 20.0, 22.0, False),
+        ("postprocess_op", 5.0, 0.1, False),
+        ("postprocess_op", -1.0, 0.1, False),
+        # The log odds of scores that are 1 in float64 are infinite.
+        ("postprocess_op", 50.0, 0.0, True),
+        ("postprocess_op", 50.0, 5.0, True),
+        ("postprocess_op", 50.0, 45.0, False),
     ],
 )
-def test_an_export_that_ranks_by_score_may_exchange_boxes_whose_scores_are_nearly_equal(outputs, odds, excused):
+def test_an_export_that_ranks_by_score_may_exchange_boxes_whose_scores_are_nearly_equal(outputs, odds, gap, excused):
     first, second, apart = overlapping_anchors()
-    logits = np.full((1, len(DECODER.anchors), 4), -40.0, np.float32)
+    logits = np.full((1, len(DECODER.anchors), 4), -60.0, np.float32)
     logits[..., 0] = 0
-    logits[0, [first, second, apart], 1] = odds, odds - 0.1, 9
+    logits[0, [first, second, apart], 1] = odds, odds - gap, 9
     raw = {"logits": tf.constant(logits), "offsets": tf.zeros([1, len(DECODER.anchors), 4])}
     candidates = list_candidates(raw, DECODER, Tolerance(1e-5, 1e-5), outputs)
     lost, added = detections_at(candidates, first), detections_at(candidates, second)
@@ -255,8 +264,8 @@ def test_a_full_list_may_end_with_another_of_the_tied_detections():
     config = CONFIG.eval.model_copy(update={"max_detections": 1})
     decoder = OutputDecoder.create(CONFIG.anchors, config, 64)
     first, _, apart = overlapping_anchors()
-    for gap, excused in ((0.0, True), (0.1, False)):
-        candidates = tied_candidates(0.0, 1e-5)
+    for gap, excused, by_score in ((0.0, True, False), (0.1, False, False), (0.0, True, True), (12.0, False, True)):
+        candidates = replace(tied_candidates(0.0, 1e-5), ranks_by_score=by_score)
         candidates.log_odds[apart * 3] = candidates.log_odds[first * 3] + gap
         lost, found = detections_at(candidates, apart), detections_at(candidates, first)
         is_lost, is_added = explain_by_rounding(lost, found, found, candidates, decoder)

@@ -160,14 +160,20 @@ def test_a_failed_stage_gives_its_exit_code(tmp_path, monkeypatch):
         stages.run_stage("prepare", "stage_75")
 
 
+@pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("kind", [UsageError, DataError, CheckpointError, NumericsError, RestartError])
-def test_the_error_of_a_stage_is_raised_with_its_type_and_message_and_not_printed(tmp_path, monkeypatch, capfd, kind):
+def test_the_error_of_a_stage_is_raised_with_its_type_and_message_and_not_printed(
+    tmp_path, monkeypatch, capfd, kind, stopped
+):
     (tmp_path / "stage.py").write_text(
-        "import os, sys\n"
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "from ssd_dist.core import errors\n"
         "def main():\n"
         "    assert 'SSD_DIST_ERROR_FILE' not in os.environ\n"
-        f"    raise errors.{kind.__name__}('no image\\nin /data')\n"
+        f"    {'os.kill(os.getppid(), 15); import time; time.sleep(0.5)' * stopped or 'pass'}\n"
+        # With a type of its own, as the error of an image has.
+        f"    raise type('OwnError', (errors.{kind.__name__},), {{}})('no image\\nin /data')\n"
         "sys.exit(errors.exit_with_message(main))\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(stages.__file__).parents[2]}")

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from multihost.curve_worker import build_tiny_detector, create_trainer, flatten
 from support.random_detector import submodules_of_kind
 from support.small_backbone import build_few_blocks
@@ -16,6 +17,7 @@ from ssd_dist.core.config_files import load_config
 from ssd_dist.core.errors import UsageError
 from ssd_dist.export.export_options import ExportOptions, Quantization, check_trained_quantization
 from ssd_dist.model import detector
+from ssd_dist.model.batch_norm import get_moving_statistics
 from ssd_dist.model.detector import build_detector
 from ssd_dist.model.layer_names import layers_by_part, name_variables
 from ssd_dist.model.quantization import (
@@ -194,7 +196,7 @@ def test_exports_that_the_run_was_not_trained_for_are_rejected(kind, quantizatio
 
 
 @pytest.mark.parametrize("per_tensor", [False, True])
-def test_training_for_one_scale_per_kernel_starts_with_limited_channels(monkeypatch, per_tensor):
+def test_training_for_one_scale_per_layer_starts_with_limited_channels(monkeypatch, per_tensor):
     changed = []
     monkeypatch.setattr(assembly, "read_source_weights", lambda _: None)
     monkeypatch.setattr(assembly, "transfer_weights", lambda *_: ["initial weights"])
@@ -205,17 +207,25 @@ def test_training_for_one_scale_per_kernel_starts_with_limited_channels(monkeypa
         Config.model_validate(settings), CLASSES, tf.distribute.OneDeviceStrategy("CPU:0"), state
     )
     assert changed == ["model"] * per_tensor
-    assert report[1:] == ["  for one scale per kernel: 3 channels of depthwise kernels reduced"] * per_tensor
+    assert report[1:] == ["  for one scale per layer: 3 channels of depthwise kernels reduced"] * per_tensor
 
 
 @pytest.mark.parametrize("aware", [False, True])
-def test_training_with_quantization_keeps_the_statistics_of_the_backbone(monkeypatch, aware):
+def test_training_with_quantization_keeps_the_batch_norms_of_the_backbone(monkeypatch, aware):
     def build(backbone, model):
-        frozen.append(backbone.freeze_batch_norm)
-        return build_few_blocks(backbone, model)
+        network = build_few_blocks(backbone, model)
+        for norm in submodules_of_kind(network, layers.BatchNormalization):
+            norm.trainable = not backbone.freeze_batch_norm
+        return network
 
-    frozen = []
     monkeypatch.setattr(detector, "build_backbone", build)
     config = load_small_config(*(AWARE if aware else ()))
-    build_detector(config.model, config.backbone, config.anchors, len(CLASSES), config.quantization)
-    assert frozen == [aware]
+    model = build_detector(config.model, config.backbone, config.anchors, len(CLASSES), config.quantization)
+    network = next(layer for layer in model.layers if isinstance(layer, tf_keras.Model))
+    norms = submodules_of_kind(network, layers.BatchNormalization)
+    inside = {variable.name for norm in norms for variable in norm.variables}
+    changing = {variable.name for variable in [*get_moving_statistics(model), *model.trainable_variables]}
+    assert len(inside) > 50
+    assert inside & changing == (set() if aware else inside)
+    # Those of the heads are trained.
+    assert any("moving" in name for name in changing)
