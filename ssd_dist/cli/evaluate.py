@@ -66,9 +66,7 @@ def run_main() -> None:
     """Console script `ssd-evaluate`."""
     flags.DEFINE_string("model_dir", None, "Folder of a training run.")
     flags.DEFINE_string(
-        "export",
-        None,
-        "Folder or file of an export (SavedModel, TFLite, ONNX or OpenVINO), instead of a run.",
+        "export", None, "Folder or file of an export (SavedModel, TFLite, ONNX or OpenVINO), instead of a run."
     )
     flags.DEFINE_string("checkpoint", "best", "best, last, or the path of a checkpoint.")
     flags.DEFINE_string("split", None, "Split of the prepared data to evaluate on, e.g. test.")

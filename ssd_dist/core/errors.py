@@ -106,13 +106,12 @@ def _report_error(error: SsdDistError, error_file: str) -> None:
     message = " ".join(str(error).split())
     # Of a class that is derived from one of this module, the name of that one.
     kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == __name__)
-    try:
+    content = json.dumps({"type": kind, "message": message})
+    # If the file cannot be written, for example on a full disk, the message is printed.
+    with suppress(OSError):
         if error_file:
-            Path(error_file).write_text(json.dumps({"type": kind, "message": message}))
+            Path(error_file).write_text(content)
             return
-    except OSError:
-        # The disk is full, for example.
-        pass
     _print_error(f"error: {message}")
 
 

@@ -1,5 +1,7 @@
 """Finds the folder of an export from a path that a user gives for it."""
 
+import json
+from contextlib import suppress
 from pathlib import Path
 
 from ssd_dist.core.errors import CheckpointError
@@ -14,11 +16,14 @@ def find_export_folder(path: str | Path) -> Path | None:
       path: the folder, a file in it, or a folder that contains it, such as `RUN/export`.
 
     Raises:
-      CheckpointError: if the folder contains several exports.
+      CheckpointError: if the folder contains several exports, or the file is not the export that the summary beside it
+        describes.
     """
     given = Path(path)
     folder = given.parent if given.is_file() else given
     if (folder / SUMMARY_NAME).is_file():
+        if folder is not given:
+            _check_file(given)
         return folder
     if folder is not given:
         return None
@@ -29,15 +34,13 @@ def find_export_folder(path: str | Path) -> Path | None:
     return found[0] if found else None
 
 
-def check_export_file(path: str | Path, kind: str) -> None:
-    """Checks that a file, if the path is one, is of the format that the summary of its folder states.
-
-    Raises:
-      CheckpointError: if it is the file of another export into the same folder.
-    """
-    name = Path(path).name
-    if name in FILES.values() and name != FILES[kind] and Path(path).is_file():
+def _check_file(file: Path) -> None:
+    described = None
+    # A damaged summary is reported when the export is opened.
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        described = FILES[json.loads((file.parent / SUMMARY_NAME).read_text())["format"]]
+    if described and file.name in FILES.values() and file.name != described:
         raise CheckpointError(
-            f"{path}: {SUMMARY_NAME} beside it describes {FILES[kind]}, which was exported later; export into a folder "
-            "of its own"
+            f"{file}: {SUMMARY_NAME} beside it describes {described}, which was exported later; export into separate "
+            "folders"
         )

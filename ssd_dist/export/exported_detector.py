@@ -24,7 +24,7 @@ from ssd_dist.core.manifest import Manifest
 from ssd_dist.core.stage_line import SILENT, StageLine
 from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.evaluation.detections import Detections, GroundTruth
-from ssd_dist.export.export_folder import check_export_file, find_export_folder
+from ssd_dist.export.export_folder import find_export_folder
 from ssd_dist.export.exporter import ANCHORS_NAME, read_images
 from ssd_dist.export.parity import read_outputs
 from ssd_dist.export.runtimes import FILES, open_export
@@ -50,7 +50,6 @@ def open_exported_detector(path: str | Path) -> LoadedDetector:
         folder = find_export_folder(path) or Path(path)
         summary = json.loads((folder / SUMMARY_NAME).read_text())
         kind, classes = summary["format"], tuple(summary["classes"])
-        check_export_file(path, kind)
         size = int(re.findall(r"\d+(?=, 3\])", summary["input"])[0])
         decoder = _read_decoder(folder, summary["output"])
         run = open_export(kind, folder / FILES[kind])

@@ -16,7 +16,8 @@ import ssd_dist
 from ssd_dist.core.errors import CheckpointError, UsageError
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.export import trained_detector
-from ssd_dist.export.export_folder import check_export_file, find_export_folder
+from ssd_dist.export.export_benchmark import find_exports
+from ssd_dist.export.export_folder import find_export_folder
 from ssd_dist.export.export_options import ExportOptions
 from ssd_dist.export.exporter import export_run
 from ssd_dist.export.parity import BOX_TOLERANCE, SCORE_TOLERANCE
@@ -108,10 +109,11 @@ def test_a_file_that_the_summary_does_not_describe_is_refused(tmp_path):
     for name in ("model.tflite", "model.onnx"):
         (tmp_path / name).write_text("")
     (tmp_path / "export.json").write_text(json.dumps({"format": "onnx", "classes": ["cat"]}))
-    with pytest.raises(CheckpointError, match=r"describes model\.onnx, which was exported later; export into a folder"):
+    with pytest.raises(CheckpointError, match=r"describes model\.onnx, which was exported later; export into separate"):
         ssd_dist.Detector.load(tmp_path / "model.tflite")
-    check_export_file(tmp_path / "model.onnx", "onnx")
-    check_export_file(tmp_path / "export.json", "onnx")
+    with pytest.raises(CheckpointError, match="was exported later"):
+        find_exports([str(tmp_path / "model.tflite")])
+    assert find_export_folder(tmp_path / "model.onnx") == find_export_folder(tmp_path / "export.json") == tmp_path
 
 
 def test_one_of_several_exports_must_be_given(tmp_path):

@@ -133,7 +133,7 @@ def test_channels_without_range_are_left_alone(model):
 
 @pytest.mark.usefixtures("small_backbone")
 @pytest.mark.parametrize(("per_tensor", "limited"), [(True, True), (False, False)])
-def test_only_files_with_one_scale_per_kernel_are_exported_with_limited_channels(
+def test_only_files_with_one_scale_per_layer_are_exported_with_limited_channels(
     tmp_path, monkeypatch, per_tensor, limited
 ):
     def randomize_and_enlarge(model):
