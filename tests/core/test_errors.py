@@ -34,6 +34,16 @@ def test_an_error_prints_one_line_and_returns_its_exit_code(monkeypatch, capsys,
     assert errors.exit_with_message(fail) == code
 
 
+def test_an_error_that_cannot_be_written_to_its_file_is_printed(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("SSD_DIST_ERROR_FILE", str(tmp_path / "missing" / "error.json"))
+
+    def fail():
+        raise errors.DataError("no image")
+
+    assert errors.exit_with_message(fail) == 3
+    assert capsys.readouterr().err == "error: no image\n"
+
+
 def test_success_is_0_and_other_exceptions_propagate():
     assert errors.exit_with_message(lambda: None) == 0
     assert errors.exit_with_message(lambda: 1) == 1
