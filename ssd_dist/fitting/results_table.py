@@ -84,14 +84,14 @@ def print_table(folder: Path, split: str, metrics: dict[str, Any] | None, files:
         table.add_row(Text(f"metrics on {split}"), "COCO AP50", f"{_format(metrics['coco/AP50'])}{note}")
         table.add_row("", "COCO AP", _format(metrics["coco/AP"]))
         table.add_section()
-        heading = f"thresholds (best F1 on {split})"
+        heading = f"thresholds on {split}"
         for name, point in metrics["analysis"]["operating_points"].items():
             precision, recall = _format(point["precision"]), _format(point["recall"])
             value = f"{_format(point['threshold'])}: precision {precision}, recall {recall}"
             table.add_row(heading, Text(make_printable(name)), value)
             heading = ""
         table.add_section()
-    heading = "files in the run folder"
+    heading = "files"
     for path, text in files:
         table.add_row(heading, Text(make_printable(path)), text)
         heading = ""
