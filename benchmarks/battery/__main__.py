@@ -1,6 +1,6 @@
-"""Trains every variant on every dataset of the battery (`make battery MINUTES=30`), and prints the table.
+"""Trains every variant on every dataset of the battery (`make battery MINUTES=30`); prints a table and draws a page.
 
-    folders of links -> ssd-fit on each folder, one run after another -> results.jsonl -> table
+    folders of links -> ssd-fit on each folder, one run after another -> results.jsonl -> table, battery.html
 
 Settings are chosen by the runs of the `dev` protocol, which never see a test split. Runs that results.jsonl contains
 are not repeated, so the study can be interrupted and resumed.
@@ -21,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.battery.folders import SETS, build_folder
+from benchmarks.battery.page import write_battery_page
 from benchmarks.battery.table import print_table
 from benchmarks.battery.variants import FROM_DETECTOR, VARIANTS, Variant
 from benchmarks.machine import name_processor
@@ -95,7 +96,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="name of a variant; all by default; repeatable")
     parser.add_argument("--dataset", dest="datasets", action="append", default=[], help="repeatable; all by default")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="print the table of the recorded results; train nothing")
+    parser.add_argument("--table", action="store_true", help="print and draw the recorded results; train nothing")
     arguments = parser.parse_args()
     budget = f"steps={arguments.steps}" if arguments.steps else f"minutes={arguments.minutes:g}"
     runs = [
@@ -114,7 +115,11 @@ def main() -> None:
         # With equal computation, one run per core; with equal time, one run on all cores.
         groups = [[core] for core in available] if arguments.steps else [available]
         run_all([run for run in runs if run.key not in done], groups, train, describe, RESULTS)
-    print_table(read_results(RESULTS), arguments.protocol, budget)
+    results = read_results(RESULTS)
+    print_table(results, arguments.protocol, budget)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    write_battery_page(results, FOLDER / "battery.html")
+    print(f"\nall results, drawn: {(FOLDER / 'battery.html').relative_to(ROOT)}")
 
 
 def describe(result: dict) -> str:

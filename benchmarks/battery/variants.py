@@ -25,6 +25,8 @@ AFTER = Variant("ssd-fit")
 ALTERNATIVES = (
     Variant("no frozen blocks", ("backbone.frozen_blocks=0",)),
     Variant("IoU 0.5 and 0.4", ("matching.positive_iou=0.5", "matching.negative_iou=0.4")),
+    Variant("IoU 0.4 and 0.3", ("matching.positive_iou=0.4", "matching.negative_iou=0.3")),
+    Variant("milder crops", ("data.augmentation.largest_expansion=1.5", "data.augmentation.smallest_crop=0.6")),
     Variant("learning rate 0.001", ("optimizer.lr=1e-3",)),
     Variant("300 pixels", ("model.input_size=300",)),
     Variant("batches of 8", ("train.global_batch_size=8",)),

@@ -1,5 +1,6 @@
 """Renders a report as one self-contained HTML file: no scripts, no network access, no other files."""
 
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -16,13 +17,14 @@ SHOWN_CLASSES = 24
 MAX_LINE = 500
 
 
-def render_page(template: str, **values: Any) -> str:
-    """Renders `templates/<template>`.
+def render_page(template: str, templates: Path | None = None, **values: Any) -> str:
+    """Renders a template of the folder `templates` beside this file or, with `templates`, of that folder.
 
     Escapes texts, including control characters, and shortens them. Drawings (`Markup`) are already escaped.
     """
+    own = jinja2.PackageLoader("ssd_dist.report")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ssd_dist.report"),
+        loader=jinja2.ChoiceLoader([jinja2.FileSystemLoader(templates), own]) if templates else own,
         autoescape=True,
         finalize=_make_printable,
         undefined=jinja2.StrictUndefined,

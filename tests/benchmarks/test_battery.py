@@ -1,6 +1,7 @@
 """The battery: the reference does not depend on what ssd-fit chooses; recorded results belong to one set of choices."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from support.synthetic import write_dataset
 from benchmarks.battery.__main__ import RESULTS, Run
 from benchmarks.battery.detectors import choose_sources, merge_datasets
 from benchmarks.battery.folders import SETS
+from benchmarks.battery.page import write_battery_page
 from benchmarks.battery.variants import AFTER, BEFORE, FROM_DETECTOR, VARIANTS
 from benchmarks.run_queue import read_results
 from ssd_dist.core.config import DataConfig
@@ -82,3 +84,28 @@ def test_a_detector_to_start_from_has_not_seen_the_dataset():
         run = Run(FROM_DETECTOR, dataset, 0, "dev", "steps=10")
         assert f"model.init_from={run.detector}" in run.overrides
         assert not any(override.startswith("backbone.weights") for override in run.overrides)
+
+
+def test_page_has_each_run_and_marks_the_best_mean(tmp_path):
+    def result(variant, dataset, seed, ap, protocol="dev"):
+        return {
+            "variant": variant, "dataset": dataset, "seed": seed, "AP": ap, "steps": 70 + seed, "protocol": protocol,
+            "budget": "minutes=30", "machine": "a <fast> processor", "commit": "abc",
+        }  # fmt: skip
+
+    results = [
+        result(BEFORE.name, "bccd", 0, 0.5), result(BEFORE.name, "bccd", 1, 0.6), result(AFTER.name, "bccd", 0, 0.56),
+        result(AFTER.name, "chess", 0, 0.4), result(AFTER.name, "chess", 0, 0.3, protocol="test"),
+    ]  # fmt: skip
+    write_battery_page(results, tmp_path / "battery.html")
+    page = (tmp_path / "battery.html").read_text()
+    tests, validation = page.split("<section")[1:]
+    assert "Test splits, 30 minutes per run" in tests
+    assert [dot.split(",")[1] for dot in re.findall(r"<title>(seed .*?)</title>", tests)] == [" 70 steps"]
+    # One dot per run; the means are 55.0 (before), 56.0 (ssd-fit) and 40.0 (ssd-fit on chess).
+    dots = re.findall(r"<title>(seed .*?), \d+ steps</title>", validation)
+    assert dots == ["seed 0: AP 50.0", "seed 1: AP 60.0", "seed 0: AP 40.0", "seed 0: AP 56.0"]
+    assert re.findall(r"<b>([\d.]+)</b>", validation) == ["55.0", "40.0", "56.0"]
+    best = [re.findall(r"<b>([\d.]+)</b>", cell) for cell in validation.split('class="best"')[1:]]
+    assert [numbers[0] for numbers in best] == ["40.0", "56.0"]
+    assert "a &lt;fast&gt; processor" in page
