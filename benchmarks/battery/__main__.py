@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.battery.folders import SETS, build_folder
+from benchmarks.battery.folders import SETS, SMALL_SETS, build_folder, choose_sources
 from benchmarks.battery.page import write_battery_page
 from benchmarks.battery.table import print_table
 from benchmarks.battery.variants import FROM_DETECTOR, VARIANTS, Variant
@@ -71,7 +71,8 @@ class Run:
     @property
     def detector(self) -> Path | None:
         """The run whose weights this run starts from."""
-        return FOLDER / "detectors" / self.dataset if self.variant == FROM_DETECTOR else None
+        name = "_and_".join(choose_sources(self.dataset))
+        return FOLDER / "detectors" / name if self.variant == FROM_DETECTOR else None
 
     @property
     def flags(self) -> list[str]:
@@ -94,7 +95,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="screening: this many steps at 300 pixels, each run on one core")
     parser.add_argument("--protocol", choices=("dev", "test"), default="dev")
     parser.add_argument("--only", action="append", default=[], help="name of a variant; all by default; repeatable")
-    parser.add_argument("--dataset", dest="datasets", action="append", default=[], help="repeatable; all by default")
+    parser.add_argument(
+        "--dataset",
+        dest="datasets",
+        action="append",
+        choices=(*SETS, *SMALL_SETS),
+        help="repeatable; by default the battery, without the subsets of blood cells",
+    )
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="print and draw the recorded results; train nothing")
     arguments = parser.parse_args()
@@ -103,9 +110,8 @@ def main() -> None:
         Run(variant, dataset, seed, arguments.protocol, budget)
         for seed in range(arguments.seeds)
         for variant in VARIANTS
-        for dataset in SETS
-        if (not arguments.only or variant.name in arguments.only)
-        and (not arguments.datasets or dataset in arguments.datasets)
+        for dataset in arguments.datasets or SETS
+        if not arguments.only or variant.name in arguments.only
     ]
     if not arguments.table:
         if not (SHARED / "data").is_dir():
@@ -159,7 +165,7 @@ def train(run: Run, cores: Sequence[int]) -> dict:
 def train_detector(run: Run, output: Path, cores: Sequence[int]) -> None:
     """Trains the detector that a run starts from, on three other datasets, as long as three runs; resumes."""
     # Imports TensorFlow, which takes seconds.
-    from benchmarks.battery.detectors import choose_sources, merge_datasets
+    from benchmarks.battery.detectors import merge_datasets
 
     merged = output.with_suffix(".merged")
     if not merged.exists():

@@ -11,17 +11,7 @@ from benchmarks.coco_split import CocoSplit
 from ssd_dist.core.config import DataConfig
 from ssd_dist.data.shard_files import load_manifest, read_split
 
-SOURCES = ("aquarium", "plates", "chess", "playing_cards")
 SPLITS = ("train", "val")
-
-
-def choose_sources(dataset: str) -> tuple[str, ...]:
-    """Returns the three datasets whose detector is the start for a dataset.
-
-    >>> choose_sources("plates")
-    ('aquarium', 'chess', 'playing_cards')
-    """
-    return tuple(name for name in SOURCES if name != dataset)[:3]
 
 
 def merge_datasets(prepared: dict[str, Path], folder: Path) -> None:

@@ -4,8 +4,10 @@
 the official test split, which is evaluated once, at the end.
 """
 
+import hashlib
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 # The ten most frequent classes in the labels of coco128's train2017.
@@ -19,7 +21,7 @@ def build_folder(name: str, protocol: str, data: Path, folder: Path) -> Path:
     """Builds the folder of a dataset unless it exists, and returns it.
 
     Args:
-      name: name of the dataset, a key of `SETS`.
+      name: name of the dataset, a key of `SETS` or `SMALL_SETS`.
       protocol: `dev` or `test`.
       data: the folder with the originals.
       folder: the parent of the new folder.
@@ -29,20 +31,24 @@ def build_folder(name: str, protocol: str, data: Path, folder: Path) -> Path:
         building = target.with_suffix(".building")
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        SETS[name](data.resolve(), building, protocol == "test")
+        (SETS | SMALL_SETS)[name](data.resolve(), building, protocol == "test")
         building.rename(target)
     return target
 
 
-def build_bccd(data: Path, folder: Path, with_test: bool) -> None:
-    """VOC with list files: train and val, or trainval and test."""
+def build_bccd(data: Path, folder: Path, with_test: bool, train_images: int | None = None) -> None:
+    """VOC with list files: train and val, or trainval and test; `train_images` limits the training images."""
     source, lists = data / "bccd" / "BCCD", folder / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     for name in ("JPEGImages", "Annotations"):
         (folder / name).symlink_to(source / name)
     splits = {"train": "trainval", "test": "test"} if with_test else {"train": "train", "val": "val"}
     for split, original in splits.items():
-        shutil.copy(source / "ImageSets" / "Main" / f"{original}.txt", lists / f"{split}.txt")
+        names = (source / "ImageSets" / "Main" / f"{original}.txt").read_text().split()
+        if split == "train":
+            # Larger subsets contain the smaller ones.
+            names = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:train_images]
+        (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
 
 
 def build_aquarium(data: Path, folder: Path, with_test: bool) -> None:
@@ -101,3 +107,18 @@ SETS: dict[str, Callable[[Path, Path, bool], None]] = {
     "bccd": build_bccd,
     "coco10": build_coco10,
 }
+# Not part of the battery's means: how the accuracy depends on the number of training images.
+SMALL_SETS: dict[str, Callable[[Path, Path, bool], None]] = {
+    f"bccd_{images}": partial(build_bccd, train_images=images) for images in (25, 50, 100)
+}
+# The detector from which a run starts was trained on three of these.
+SOURCES = ("aquarium", "plates", "chess", "playing_cards")
+
+
+def choose_sources(dataset: str) -> tuple[str, ...]:
+    """Returns the three datasets whose detector is the start for a dataset.
+
+    >>> choose_sources("plates"), choose_sources("bccd_50")
+    (('aquarium', 'chess', 'playing_cards'), ('aquarium', 'plates', 'chess'))
+    """
+    return tuple(name for name in SOURCES if name != dataset)[:3]

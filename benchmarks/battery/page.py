@@ -6,7 +6,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from benchmarks.battery.folders import SETS
+from benchmarks.battery.folders import SETS, SMALL_SETS
 from benchmarks.battery.variants import AFTER, BEFORE
 from ssd_dist.report.html_page import render_page, write_page
 from ssd_dist.report.svg import Scale, Svg
@@ -51,7 +51,7 @@ def build_section(protocol: str, budget: str, results: Sequence[dict]) -> dict:
     kind, amount = budget.split("=")
     length = f"the computation of {amount} steps at 300 pixels" if kind == "steps" else f"{amount} minutes per run"
     title, lead = PROTOCOLS[protocol]
-    datasets = [name for name in SETS if any(result["dataset"] == name for result in results)]
+    datasets = [name for name in (*SETS, *SMALL_SETS) if any(result["dataset"] == name for result in results)]
     tops = {name: max(result["AP"] for result in results if result["dataset"] == name) for name in datasets}
     rows = []
     for variant in dict.fromkeys(result["variant"] for result in results):

@@ -3,18 +3,21 @@
 import statistics
 from collections.abc import Sequence
 
-from benchmarks.battery.folders import SETS
+from benchmarks.battery.folders import SETS, SMALL_SETS
 
 
 def print_table(results: Sequence[dict], protocol: str, budget: str) -> None:
     """Prints a Markdown table of the mean AP over the seeds, in points of 100."""
     own = [result for result in results if (result["protocol"], result["budget"]) == (protocol, budget)]
-    print(f"\nAP, {protocol}, {budget}:\n\n| variant | {' | '.join(SETS)} | mean | runs |\n|{'---|' * (len(SETS) + 3)}")
+    columns = [*SETS, *(name for name in SMALL_SETS if any(result["dataset"] == name for result in own))]
+    print(f"\nAP, {protocol}, {budget}:\n\n| variant | {' | '.join(columns)} | mean of {len(SETS)} | runs |")
+    print("|" + "---|" * (len(columns) + 3))
     for variant in dict.fromkeys(result["variant"] for result in own):
         runs = [result for result in own if result["variant"] == variant]
-        values = [[run["AP"] for run in runs if run["dataset"] == name] for name in SETS]
+        values = [[run["AP"] for run in runs if run["dataset"] == name] for name in columns]
         means = [100 * statistics.mean(each) if each else None for each in values]
         cells = ["" if mean is None else f"{mean:.1f}" for mean in means]
         # Means over different datasets cannot be compared.
-        mean = f"{statistics.mean(each for each in means if each is not None):.1f}" if None not in means else ""
+        battery = [each for each in means[: len(SETS)] if each is not None]
+        mean = f"{statistics.mean(battery):.1f}" if len(battery) == len(SETS) else ""
         print(f"| {variant} | {' | '.join(cells)} | {mean} | {len(runs)} |")

@@ -8,8 +8,8 @@ import pytest
 from support.synthetic import write_dataset
 
 from benchmarks.battery.__main__ import RESULTS, Run
-from benchmarks.battery.detectors import choose_sources, merge_datasets
-from benchmarks.battery.folders import SETS
+from benchmarks.battery.detectors import merge_datasets
+from benchmarks.battery.folders import SETS, SMALL_SETS, build_folder, choose_sources
 from benchmarks.battery.page import write_battery_page
 from benchmarks.battery.variants import AFTER, BEFORE, FROM_DETECTOR, VARIANTS
 from benchmarks.run_queue import read_results
@@ -77,13 +77,28 @@ def test_merged_datasets_have_the_images_and_boxes_of_all(tmp_path):
 
 
 def test_a_detector_to_start_from_has_not_seen_the_dataset():
-    for dataset in SETS:
+    for dataset in (*SETS, *SMALL_SETS):
         sources = choose_sources(dataset)
         assert len(set(sources)) == 3
         assert dataset not in sources
         run = Run(FROM_DETECTOR, dataset, 0, "dev", "steps=10")
         assert f"model.init_from={run.detector}" in run.overrides
         assert not any(override.startswith("backbone.weights") for override in run.overrides)
+
+
+def test_subsets_of_training_images_are_nested_and_keep_the_validation_images(tmp_path):
+    lists = tmp_path / "data/bccd/BCCD/ImageSets/Main"
+    lists.mkdir(parents=True)
+    names = [f"image_{number:03}" for number in range(205)]
+    (lists / "train.txt").write_text("\n".join(names))
+    (lists / "val.txt").write_text("validation\n")
+    subsets = []
+    for name in ("bccd_25", "bccd_50", "bccd_100", "bccd"):
+        folder = build_folder(name, "dev", tmp_path / "data", tmp_path / "folders") / "ImageSets/Main"
+        assert (folder / "val.txt").read_text() == "validation\n"
+        subsets.append(set((folder / "train.txt").read_text().split()))
+    assert [len(subset) for subset in subsets] == [25, 50, 100, 205]
+    assert subsets[0] < subsets[1] < subsets[2] < subsets[3] == set(names)
 
 
 def test_page_has_each_run_and_marks_the_best_mean(tmp_path):
