@@ -7,7 +7,11 @@
     speed      steps against bare forward and backward passes: batch sizes, precisions, XLA
     parts      loss and mining, and the optimizer with EMA, as shares of the step
     input      images per second of the input pipeline, and what the step loses by it
-    layouts    one loss curve on 1, 2 and 4 logical devices of one GPU; one replica's overflow
+    layouts    one loss curve on 1, 2 and 4 logical devices of one GPU
+    overflow   an infinite gradient on one of two logical devices: both skip the step
+    accuracy   complete trainings of CONFIG in float32 and float16, two seeds each: AP and minutes
+
+Use `python -m benchmarks.torchvision_ssd` for other SSD trainers on the same card.
 
 Each block is a process of its own and writes DIR/BLOCK.json after each row, so that an error or a time limit loses only
 the rows that would follow.
@@ -41,6 +45,7 @@ from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.training.assembly import create_state, create_trainer, distribute_training
+from ssd_dist.training.loss_scale import LossScale
 from ssd_dist.training.run import make_reproducible
 from ssd_dist.training.state import TrainState
 from ssd_dist.training.trainer import DetectorTrainer
@@ -53,6 +58,8 @@ POLICIES = {
     "float16": ["amp.enabled=true", "amp.policy=mixed_float16"],
     "bfloat16": ["amp.enabled=true", "amp.policy=mixed_bfloat16"],
 }
+# Targets of ratios of the blocks `speed`, `parts` and `input`.
+BARE_TARGET, AMP_TARGET, PARTS_TARGET, INPUT_TARGET = 0.9, 1.6, 0.08, 0.05
 MODES = [("float32", False), ("float16", False), ("float16", True), ("bfloat16", False), ("float32", True)]
 # A line of TensorFlow's log of placements: "name: (Op): /job:.../device:GPU:0".
 PLACEMENT = re.compile(r": \((\w+)\): \S*device:(CPU|GPU):\d+")
@@ -187,6 +194,7 @@ def log_placement(setup: Setup) -> Iterator[Row]:
 def speed(setup: Setup) -> Iterator[Row]:
     """Compares steps on a constant batch with bare forward and backward passes of the same network."""
     for batch in setup.batches:
+        rates: dict[tuple[str, bool], float] = {}
         for policy, xla in MODES[:2] if setup.tiny else MODES:
             if setup.is_over():
                 return
@@ -197,11 +205,16 @@ def speed(setup: Setup) -> Iterator[Row]:
             ours = time_trainer(setup, built)
             peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**30 if setup.device == "GPU:0" else None
             reference = time_bare_steps(setup, built, xla)
+            rates[policy, xla] = batch / ours
             yield {
                 "batch": batch, "policy": policy, "xla": xla, "images_per_second": batch / ours,
-                "bare_images_per_second": batch / reference, "ratio": reference / ours, "first_two_steps_s": first,
-                "peak_gib": peak,
+                "bare_images_per_second": batch / reference, "ratio": reference / ours, "target": BARE_TARGET,
+                "first_two_steps_s": first, "peak_gib": peak,
             }  # fmt: skip
+        yield {
+            "batch": batch, "float16_to_float32_ratio": rates["float16", False] / rates["float32", False],
+            "target": AMP_TARGET,
+        }  # fmt: skip
 
 
 def time_bare_steps(setup: Setup, built: Built, xla: bool) -> float:
@@ -232,6 +245,7 @@ def parts(setup: Setup) -> Iterator[Row]:
         yield {
             "batch": setup.batches[0], "policy": policy, "step_ms": 1e3 * step, "loss_ms": 1e3 * loss,
             "optimizer_ms": 1e3 * update, "share": (loss + update) / step,
+            "target": PARTS_TARGET,
         }  # fmt: skip
 
 
@@ -263,7 +277,7 @@ def feed(setup: Setup) -> Iterator[Row]:
                 "batch": batch, "targets": targets, "cores": len(os.sched_getaffinity(0)),
                 "pipeline_images_per_second": alone, "images_per_second": batch / from_files,
                 "constant_images_per_second": batch / constant, "lost": 1 - constant / from_files,
-                "data_wait": report.get("data_wait"),
+                "target": INPUT_TARGET, "data_wait": report.get("data_wait"),
             }  # fmt: skip
 
 
@@ -286,10 +300,7 @@ def measure_pipeline(config: Config, seconds: float) -> float:
 
 def layouts(setup: Setup) -> Iterator[Row]:
     """Trains on 1, 2 and 4 logical devices; `exact` must give the same bits, and all replicas the same weights."""
-    kind = setup.device.partition(":")[0]
-    limits = {"memory_limit": 8000} if kind == "GPU" else {}
-    devices = [tf.config.LogicalDeviceConfiguration(**limits)] * 4
-    tf.config.set_logical_device_configuration(tf.config.list_physical_devices(kind)[0], devices)
+    devices = split_device(setup, 4)
     for policy in ("float16",) if setup.tiny else ("float32", "float16"):
         for reduction in ("fast", "exact"):
             first: list[float] = []
@@ -299,7 +310,7 @@ def layouts(setup: Setup) -> Iterator[Row]:
                 # In float16, the first loss scales may overflow: then all replicas skip the step.
                 config = setup.load(8, policy, "model.batch_norm_group=2", f"train.reduction={reduction}",
                                     "train.log_every=1", "train.steps_per_loop=1")  # fmt: skip
-                strategy = create_strategy([f"{kind}:{index}" for index in range(replicas)])
+                strategy = create_strategy(devices[:replicas])
                 built = build(setup, config, strategy=strategy)
                 losses = [float(built.trainer.train(tf.constant(1))["loss"]) for _ in range(setup.steps)]
                 first = first or losses
@@ -315,6 +326,82 @@ def layouts(setup: Setup) -> Iterator[Row]:
                 }  # fmt: skip
 
 
+def split_device(setup: Setup, parts: int) -> list[str]:
+    """Divides the GPU, or the CPU, into logical devices and returns their names; call before TensorFlow uses it."""
+    kind = setup.device.partition(":")[0]
+    limits = {"memory_limit": 8000} if kind == "GPU" else {}
+    devices = [tf.config.LogicalDeviceConfiguration(**limits)] * parts
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices(kind)[0], devices)
+    return [f"{kind}:{index}" for index in range(parts)]
+
+
+def overflow(setup: Setup) -> Iterator[Row]:
+    """Gives replica 1 of two an infinite gradient; both must keep their weights, halve the scale and stay equal."""
+    strategy = create_strategy(split_device(setup, 2))
+    built = build(setup, setup.load(8, "float16", "model.batch_norm_group=2"), constant=True, strategy=strategy)
+    built.trainer.train(tf.constant(setup.steps))
+    optimizer, loss_scale = built.state.optimizer, built.state.loss_scale
+
+    @tf.function(autograph=False)
+    def apply(value_of_replica_1: tf.Tensor) -> None:
+        def run() -> None:
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            value = tf.where(tf.equal(replica, 1), value_of_replica_1, 1e-6)
+            optimizer.apply([tf.fill(variable.shape, value) for variable in optimizer.variables_to_train])
+
+        strategy.run(run)
+
+    for name, value in (("finite", 1e-6), ("infinite", float("inf")), ("finite again", 1e-6)):
+        before, scale, skipped = copy_weights(strategy, built.state), *read_loss_scale(loss_scale)
+        apply(tf.constant(value))
+        after, new_scale, now_skipped = copy_weights(strategy, built.state), *read_loss_scale(loss_scale)
+        yield {
+            "gradient_of_replica_1": name, "weights_changed": before[0] != after[0],
+            "replicas_equal": after[0] == after[1], "scale_factor": new_scale / scale,
+            "skipped_steps": now_skipped - skipped,
+        }  # fmt: skip
+
+
+def copy_weights(strategy: tf.distribute.Strategy, state: TrainState) -> list[bytes]:
+    """Returns the bits of all trained weights of each replica."""
+    copies = [strategy.experimental_local_results(variable) for variable in state.optimizer.variables_to_train]
+    return [b"".join(copy.numpy().tobytes() for copy in replica) for replica in zip(*copies, strict=True)]
+
+
+def read_loss_scale(loss_scale: LossScale) -> tuple[float, int]:
+    """Returns the scale and the number of skipped steps."""
+    return float(loss_scale.scale.numpy()), int(loss_scale.skipped_steps.numpy())
+
+
+def accuracy(setup: Setup) -> Iterator[Row]:
+    """Trains CONFIG to its end; the AP of float16 should differ from that of float32 by no more than the seeds do."""
+    small = ["model.width=0.35", "backbone.weights=none", "train.steps=2"] if setup.tiny else []
+    results: dict[str, list[float]] = {"float32": [], "float16": []}
+    for seed, policy in itertools.product((0, 1), results):
+        if setup.is_over():
+            return
+        overrides = [f"data.dir={setup.data}", f"train.seed={seed}", *small, *POLICIES[policy]]
+        with TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "ssd_dist.cli.train", f"--config={setup.config}", f"--model_dir={folder}"]
+            command += [f"--set={override}" for override in overrides]
+            started = time.perf_counter()
+            subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+            minutes = (time.perf_counter() - started) / 60
+            rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+        last = next(row for row in reversed(rows) if row["kind"] == "eval")
+        steps = [row for row in rows if row["kind"] == "train"]
+        results[policy].append(last["coco/AP"])
+        yield {
+            "policy": policy, "seed": seed, "minutes": minutes, "steps": last["step"], "AP": last["coco/AP"],
+            "AP50": last["coco/AP50"], "skipped_steps": steps[-1]["skipped_steps"],
+        }  # fmt: skip
+    means = {policy: statistics.mean(values) for policy, values in results.items()}
+    yield {
+        "float16_minus_float32": means["float16"] - means["float32"],
+        "difference_of_seeds": max(abs(first - second) for first, second in results.values()),
+    }
+
+
 def create_strategy(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
     """Creates a strategy whose collectives have keys of their own, as those of all strategies of a process must."""
     keys = {"_collective_key_base": 100_000 * next(STRATEGIES)}
@@ -323,7 +410,7 @@ def create_strategy(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
 
 BLOCKS: dict[str, Callable[[Setup], Iterator[Row]]] = {
     "probe": probe, "placement": placement, "log_placement": log_placement, "speed": speed, "parts": parts,
-    "input": feed, "layouts": layouts,
+    "input": feed, "layouts": layouts, "overflow": overflow, "accuracy": accuracy,
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from support.synthetic import write_dataset
 from ssd_dist.core.config_files import load_config
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = ["probe", "placement", "speed", "parts", "input", "layouts"]
+BLOCKS = ["probe", "placement", "speed", "parts", "input", "layouts", "overflow", "accuracy"]
 POLICIES = {"float32", "float16", "bfloat16"}
 
 
@@ -22,7 +22,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Writes shards and the config `small.yaml` beside them; returns the folder of the shards."""
     folder = tmp_path_factory.mktemp("gpu")
     (folder / "small.yaml").write_text("model: {input_size: 64}\n")
-    write_dataset(folder / "data", load_config(folder / "small.yaml", []), {"train": 64}, shards=4)
+    write_dataset(folder / "data", load_config(folder / "small.yaml", []), {"train": 64, "val": 8}, shards=4)
     return folder / "data"
 
 
@@ -53,6 +53,20 @@ def check_rows(block: str, rows: list[dict]) -> None:
         assert all(row["replicas_equal"] for row in rows)
         # No bit depends on the layout with `train.reduction: exact`.
         assert {row["largest_difference"] for row in rows if row["reduction"] == "exact"} == {0.0}
+    elif block == "overflow":
+        columns = ("gradient_of_replica_1", "weights_changed", "scale_factor", "skipped_steps")
+        assert [tuple(row[name] for name in columns) for row in rows] == [
+            ("finite", True, 1.0, 0),
+            ("infinite", False, 0.5, 1),
+            ("finite again", True, 1.0, 0),
+        ]
+        assert all(row["replicas_equal"] for row in rows)
+    elif block == "accuracy":
+        assert [(row["policy"], row["seed"]) for row in rows[:-1]] == [
+            ("float32", 0), ("float16", 0), ("float32", 1), ("float16", 1),
+        ]  # fmt: skip
+        ap = [row["AP"] for row in rows[:-1]]
+        assert math.isclose(rows[-1]["float16_minus_float32"], (ap[1] + ap[3] - ap[0] - ap[2]) / 2, abs_tol=1e-12)
 
 
 @pytest.mark.long
@@ -65,6 +79,6 @@ def test_a_block_runs_in_its_small_form(block: str, data: Path, tmp_path: Path) 
 @pytest.mark.gpu
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not tf.config.list_physical_devices("GPU"), reason="needs a GPU")
-@pytest.mark.parametrize("block", ["probe", "placement", "layouts"])
+@pytest.mark.parametrize("block", ["probe", "placement", "layouts", "overflow"])
 def test_a_block_runs_on_the_gpu(block: str, data: Path, tmp_path: Path) -> None:
     check_rows(block, run_block(block, data, tmp_path))

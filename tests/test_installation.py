@@ -214,3 +214,37 @@ def test_one_command_trains_and_exports_in_any_folder_and_resumes_after_interrup
     program = "import ssd_dist; print(ssd_dist.__file__)"
     location = run(full_scripts / "python", "-c", program, cwd=tmp_path).stdout
     assert location.startswith(str(full_scripts.parent))
+
+
+def find_python(version: str) -> Path | None:
+    """Returns the interpreter of a version of Python, from the path or of pyenv; None without one that runs."""
+    installed = sorted((Path.home() / ".pyenv/versions").glob(f"{version}.*/bin/python"))
+    for candidate in (shutil.which(f"python{version}"), *installed):
+        if candidate and subprocess.run([candidate, "--version"], capture_output=True, check=False).returncode == 0:
+            return Path(candidate)
+    return None
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_the_wheel_installs_on_other_pythons_and_trains_from_python(wheel, tmp_path, version):
+    """Installs TensorFlow and Beam from the package index, then goes from a folder to predictions in one program."""
+    python = find_python(version)
+    if python is None:
+        pytest.skip(f"Python {version} is not installed")
+    subprocess.run([python, "-m", "venv", tmp_path / "venv"], check=True)
+    scripts = tmp_path / "venv/bin"
+    subprocess.run([scripts / "pip", "install", "--quiet", f"{wheel}[pipelines,train]"], check=True)
+    assert run(scripts / "ssd-sample", "--output=raw", "--train=32", "--val=8", cwd=tmp_path).returncode == 0
+    program = f"""
+import sys, ssd_dist
+folder = ssd_dist.fit("raw", "run", **{TINY})
+detector = ssd_dist.Detector.load(folder / "export/tflite")
+print(sys.version_info[:2], len(detector.predict(["raw/images/val/000001.jpg"])), detector.classes)
+"""
+    done = run(scripts / "python", "-c", program, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run/export/tflite/export.json").read_text())
+    major_minor = tuple(int(part) for part in version.split("."))
+    assert done.stdout.splitlines()[-1] == f"{major_minor} 1 {tuple(summary['classes'])}"
