@@ -71,7 +71,8 @@ def print_table(folder: Path, split: str, metrics: dict[str, Any] | None, files:
     Args:
       folder: the run folder.
       split: the split of the metrics.
-      metrics: the metrics, with the thresholds in `analysis`; None if there are none.
+      metrics: the metrics, with the thresholds in `analysis` and, for small sets of one class, `constant_box`; None if
+        there are none.
       files: path within the run folder and description of each file.
     """
     console = Console(highlight=False, soft_wrap=True)
@@ -83,6 +84,9 @@ def print_table(folder: Path, split: str, metrics: dict[str, Any] | None, files:
         note = "; the training images: other images will have lower values" if split == TRAIN_SPLIT else ""
         table.add_row(Text(f"metrics on {split}"), "COCO AP50", f"{_format(metrics['coco/AP50'])}{note}")
         table.add_row("", "COCO AP", _format(metrics["coco/AP"]))
+        if constant_box := metrics.get("constant_box"):
+            value = f"AP50 {_format(constant_box['coco/AP50'])}, AP {_format(constant_box['coco/AP'])}"
+            table.add_row("", "the same box on every image", value)
         table.add_section()
         heading = f"thresholds on {split}"
         for name, point in metrics["analysis"]["operating_points"].items():

@@ -1,14 +1,17 @@
 """Tests the choices of ssd-fit as functions of facts: no dataset is read and no network is built."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config, load_config
 from ssd_dist.core.errors import CheckpointError, DataError
 from ssd_dist.fitting.choices import Settings, choose_network, choose_training
-from ssd_dist.fitting.choose_config import choose_config
+from ssd_dist.fitting.choose_config import check_disk, choose_config
 from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TrainingCost
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
 
@@ -179,3 +182,17 @@ def test_a_missing_weight_file_is_reported_before_shards_are_written(tmp_path):
     request = FitRequest("/data", overrides=("backbone.weights=/absent.h5",))
     with pytest.raises(CheckpointError, match=r"/absent.h5 does not exist"):
         choose_config(request, FitFiles(tmp_path))
+
+
+def test_a_disk_without_space_for_shards_and_checkpoints_is_reported(tmp_path, monkeypatch):
+    config = Config.model_validate({"data": {"views": 10}, "checkpoint": {"keep": 3, "keep_best": 1}})
+    facts, cost = make_facts(images=20_000), TrainingCost(bytes_per_image=2**20, model_bytes=10**7)
+    # 200,100 images of 300 x 300 pixels, 4 checkpoints of 4 copies, and 4 copies for exports.
+    needed = 200_100 * 0.45 * 300**2 + (4 * 4 + 4) * 10**7
+    for free, fits in ((needed - 1, False), (needed + 1, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        if fits:
+            check_disk(config, facts, cost, tmp_path)
+        else:
+            with pytest.raises(DataError, match=r"needs about 8\.3 GB, but only 8\.3 GB are free; free disk space"):
+                check_disk(config, facts, cost, tmp_path)

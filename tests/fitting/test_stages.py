@@ -16,7 +16,7 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config
 from ssd_dist.core.errors import CheckpointError, DataError, NumericsError, RestartError, SsdDistError, UsageError
 from ssd_dist.fitting import fit_dataset, stages
-from ssd_dist.fitting.results_table import print_results, print_table
+from ssd_dist.fitting.results_table import print_results, print_table, print_training_results
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
 
 
@@ -286,6 +286,34 @@ def test_the_printed_commands_can_be_pasted_into_a_shell(tmp_path, capsys, quant
     assert [command[1:3] for command in commands] == [[model, f"--score_threshold={files.metrics}"] for model in models]
     (export,) = (shlex.split(line) for line in printed if line.startswith("  ssd-export"))
     assert export[1:-1] == [f"--model_dir={files.folder}", *expected]
+
+
+METRICS = {"coco/AP50": 0.51, "coco/AP": 0.32, "analysis": {"operating_points": {}}}
+
+
+def test_the_table_compares_small_sets_of_one_class_with_one_constant_box(tmp_path, capsys):
+    print_table(tmp_path, "val", METRICS | {"constant_box": {"coco/AP50": 0.41, "coco/AP": 0.22}}, [])
+    assert re.search(r"the same box on every image +│ AP50 0.410, AP 0.220 ", capsys.readouterr().out)
+    print_table(tmp_path, "val", METRICS | {"constant_box": None}, [])
+    assert "same box" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("evaluated", "checkpoint"), [(True, []), (False, ["--checkpoint=last"])])
+def test_training_ends_with_its_metrics_its_files_and_commands(tmp_path, capsys, evaluated, checkpoint):
+    files = FitFiles(tmp_path / "run")
+    (files.folder / "best").mkdir(parents=True)
+    files.config.write_text(dump_config(Config()))
+    if evaluated:
+        (files.folder / "best/best.json").write_text("{}")
+    print_training_results(str(files.folder), "val", METRICS if evaluated else None)
+    printed = capsys.readouterr().out
+    assert bool(re.search(r"metrics on val +│ COCO AP50 +│ 0.510 ", printed)) == evaluated
+    assert re.search(r"│ config.yaml +│ the config, with all choices ", printed)
+    assert "checkpoints " not in printed
+    predict, export = (shlex.split(line) for line in printed.splitlines() if line.startswith("  ssd-"))
+    assert predict[:2] == ["ssd-predict", f"--model_dir={files.folder}"]
+    assert export[:2] == ["ssd-export", f"--model_dir={files.folder}"]
+    assert [predict[2:-2], export[2:-2]] == [checkpoint, checkpoint]
 
 
 def test_the_table_cuts_no_name_off_in_a_narrow_terminal(tmp_path, capsys, monkeypatch):

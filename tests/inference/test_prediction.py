@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -180,6 +181,16 @@ def test_the_json_file_has_all_detections_and_the_csv_file_those_above_the_thres
     assert sorted(path.name for path in out.iterdir()) == ["b.jpg", "d.jpg", "detections.csv", "detections.json"]
     with Image.open(out / "d.jpg") as image:
         assert image.size == (100, 50)
+
+
+def test_progress_counts_every_image_also_unreadable_ones(tmp_path, detector):
+    shown = []
+    stages = SimpleNamespace(show=lambda title, total: shown.append((title, total)), update=shown.append)
+    files = [save_image(tmp_path / f"{number}.jpg") for number in range(4)]
+    Path(files[1]).write_text("no image")
+    predict_images(detector, files, str(tmp_path / "out"), make_outputs(draw_images=False), stages)
+    # Files are read 2 at a time; one of the first 2 is unreadable.
+    assert shown == [("detect, images", 4), 2, 4]
 
 
 def test_source_images_are_never_overwritten(tmp_path, detector, monkeypatch):
