@@ -11,7 +11,7 @@
     overflow   an infinite gradient on one of two logical devices: both skip the step
     accuracy   complete trainings of CONFIG in float32 and float16, two seeds each: AP and minutes
 
-Use `python -m benchmarks.torchvision_ssd` for other SSD trainers on the same card.
+Use `python -m benchmarks.torchvision_ssd` for other SSD trainers on the same GPU.
 
 Each block is a process of its own and writes DIR/BLOCK.json after each row, so that an error or a time limit loses only
 the rows that would follow.

@@ -92,8 +92,8 @@ def main() -> None:
         row = measure(name, batch, kind, device, 1 if arguments.tiny else STEPS)
         rows.append(row)
         print({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
-        card = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-        versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "device": card}
+        gpu = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+        versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "device": gpu}
         document = {"block": "torchvision_ssd", **versions, "tiny": arguments.tiny, "rows": rows}
         (arguments.output / "torchvision_ssd.json").write_text(json.dumps(document, indent=1) + "\n")
 
