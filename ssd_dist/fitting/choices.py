@@ -40,6 +40,10 @@ TRAINING_SHARE = 0.7
 LEAST_SHARE = 0.2
 MOST_VIEWS = 16
 MOST_COPIES = 40_000
+# SSD's crops, down to 0.3 of the sides and up to 4 times the image, change the scale of objects more than the images of
+# a small dataset do. docs/recipe.md has the effect on datasets of 100 to 500 images.
+FEW_IMAGES = 5000
+CROPS_OF_FEW_IMAGES = {"data.augmentation.largest_expansion": 1.5, "data.augmentation.smallest_crop": 0.6}
 EVALUATIONS = 5
 # Share of the memory that activations may use.
 MEMORY_SHARE = 0.5
@@ -176,6 +180,9 @@ def choose_training(
     settings.choose(
         "data.views", views, f"each augmented copy is used {epochs / views:.0f} times in {epochs:.0f} epochs"
     )
+    if dataset.train_images < FEW_IMAGES:
+        for key, bound in CROPS_OF_FEW_IMAGES.items():
+            settings.choose(key, bound, f"milder crops than SSD's suit {dataset.train_images} images better")
     if not has_trained_weights(settings):
         settings.choose("optimizer.lr", 4e-3, "the weights start at random values")
     else:

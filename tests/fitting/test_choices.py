@@ -184,6 +184,15 @@ def test_a_missing_weight_file_is_reported_before_shards_are_written(tmp_path):
         choose_config(request, FitFiles(tmp_path))
 
 
+@pytest.mark.parametrize(("images", "expected"), [(4999, (1.5, 0.6)), (5000, (None, None))])
+def test_small_datasets_get_milder_crops(images, expected):
+    keys = ("data.augmentation.largest_expansion", "data.augmentation.smallest_crop")
+    chosen = choose(make_facts(images=images))
+    assert tuple(map(chosen.get, keys)) == expected
+    fixed = choose(make_facts(images=images), data__augmentation__smallest_crop=0.9)
+    assert (fixed.get(keys[0]), fixed.get(keys[1])) == (expected[0], None)
+
+
 def test_a_disk_without_space_for_shards_and_checkpoints_is_reported(tmp_path, monkeypatch):
     config = Config.model_validate({"data": {"views": 10}, "checkpoint": {"keep": 3, "keep_best": 1}})
     facts, cost = make_facts(images=20_000), TrainingCost(bytes_per_image=2**20, model_bytes=10**7)
