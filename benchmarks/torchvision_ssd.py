@@ -41,6 +41,8 @@ def draw_batch(pixels: int, images: int, device: torch.device) -> tuple[list[tor
 
 def measure(name: str, batch: int, kind: str, device: torch.device, steps: int) -> dict[str, Any]:
     """Returns the median time of a step of a model."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     build = getattr(torchvision.models.detection, name)
     model = build(weights=None, weights_backbone=None, num_classes=CLASSES + 1).to(device).train()
     # The faster layout for 16-bit convolutions.

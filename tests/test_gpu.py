@@ -60,13 +60,15 @@ def check_rows(block: str, rows: list[dict]) -> None:
             ("infinite", False, 0.5, 1),
             ("finite again", True, 1.0, 0),
         ]
-        assert all(row["replicas_equal"] for row in rows)
+        assert all(row["replicas_equal"] and row["finite"] for row in rows)
     elif block == "accuracy":
         assert [(row["policy"], row["seed"]) for row in rows[:-1]] == [
             ("float32", 0), ("float16", 0), ("float32", 1), ("float16", 1),
         ]  # fmt: skip
+        assert {row["steps"] for row in rows[:-1]} == {2}
         ap = [row["AP"] for row in rows[:-1]]
         assert math.isclose(rows[-1]["float16_minus_float32"], (ap[1] + ap[3] - ap[0] - ap[2]) / 2, abs_tol=1e-12)
+        assert rows[-1]["difference_of_seeds"] == max(abs(ap[0] - ap[2]), abs(ap[1] - ap[3]))
 
 
 @pytest.mark.long

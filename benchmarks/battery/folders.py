@@ -45,7 +45,7 @@ def build_bccd(data: Path, folder: Path, with_test: bool, train_images: int | No
     splits = {"train": "trainval", "test": "test"} if with_test else {"train": "train", "val": "val"}
     for split, original in splits.items():
         names = (source / "ImageSets" / "Main" / f"{original}.txt").read_text().split()
-        if split == "train":
+        if split == "train" and train_images is not None:
             # Larger subsets contain the smaller ones.
             names = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:train_images]
         (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))

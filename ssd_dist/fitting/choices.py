@@ -40,8 +40,8 @@ TRAINING_SHARE = 0.7
 LEAST_SHARE = 0.2
 MOST_VIEWS = 16
 MOST_COPIES = 40_000
-# SSD's crops, down to 0.3 of the sides and up to 4 times the image, change the scale of objects more than the images of
-# a small dataset do. docs/recipe.md has the effect on datasets of 100 to 500 images.
+# Limits of crops for small datasets; docs/recipe.md has their effect on datasets of 100 to 235 images. SSD's limits, 4
+# and 0.3, show objects at sizes that the other images of such a dataset do not have.
 FEW_IMAGES = 5000
 CROPS_OF_FEW_IMAGES = {"data.augmentation.largest_expansion": 1.5, "data.augmentation.smallest_crop": 0.6}
 EVALUATIONS = 5
@@ -138,7 +138,7 @@ def choose_input_size(small_side: float, image_side: int, gpus: int) -> tuple[in
     """Returns the input size in pixels and the reason.
 
     >>> choose_input_size(0.12, 640, gpus=0)
-    (224, 'a tenth of the objects has sides below 12.0% of the image: 27 pixels at this size')
+    (224, 'a tenth of the objects has sides below 12.0% of the image: 27 pixels at this size; 20 are enough')
     """
     sizes = [size for size in INPUT_SIZES if size <= max(image_side, INPUT_SIZES[0])]
     limit = f"; the images have only {image_side} pixels" if len(sizes) < len(INPUT_SIZES) else ""
@@ -147,7 +147,7 @@ def choose_input_size(small_side: float, image_side: int, gpus: int) -> tuple[in
     size = next((size for size in sizes if small_side * size >= WANTED_PIXELS), sizes[-1])
     reason = f"a tenth of the objects has sides below {small_side:.1%} of the image: {small_side * size:.0f} pixels"
     is_limited = small_side * size < WANTED_PIXELS
-    return size, f"{reason} at this size{limit if is_limited else ''}"
+    return size, f"{reason} at this size{limit if is_limited else f'; {WANTED_PIXELS} are enough'}"
 
 
 def choose_training(
@@ -173,13 +173,14 @@ def choose_training(
     batch = settings.choose("train.global_batch_size", *choose_batch_size(dataset.train_images, machine.gpus, replicas))
     parts = choose_accumulation(settings, batch // replicas, machine, cost.bytes_per_image)
     group = find_largest_divisor(batch // replicas // parts, LARGEST_GROUP)
-    settings.choose("model.batch_norm_group", group, "replicas do not communicate for batch norm")
+    together = "the images that a replica processes at once, so that replicas do not communicate for batch norm"
+    settings.choose("model.batch_norm_group", group, "all images of a batch" if group == batch else together)
     steps = choose_steps(settings, dataset.train_images, batch, cost.seconds_per_image, seconds_left)
     epochs = steps * batch / dataset.train_images
     views = min(MOST_VIEWS, max(1, int(epochs // 4)), max(1, MOST_COPIES // dataset.train_images))
-    settings.choose(
-        "data.views", views, f"each augmented copy is used {epochs / views:.0f} times in {epochs:.0f} epochs"
-    )
+    # As training counts them, without the images that fill no batch.
+    full = steps / max(dataset.train_images // batch, 1)
+    settings.choose("data.views", views, f"each augmented copy is used {full / views:.0f} times in {full:.0f} epochs")
     if dataset.train_images < FEW_IMAGES:
         for key, bound in CROPS_OF_FEW_IMAGES.items():
             settings.choose(key, bound, f"milder crops than SSD's suit {dataset.train_images} images better")
@@ -211,7 +212,8 @@ def choose_batch_size(images: int, gpus: int, replicas: int) -> tuple[int, str]:
         per_replica //= 2
     if per_replica < wanted:
         return per_replica * replicas, f"an epoch of {images} images needs at least two batches"
-    return per_replica * replicas, f"{per_replica} images on each of {replicas} replicas"
+    devices = "one replica" if replicas == 1 else f"each of {replicas} replicas"
+    return per_replica * replicas, f"{per_replica} images on {devices}"
 
 
 def find_largest_divisor(number: int, limit: int) -> int:

@@ -88,7 +88,7 @@ def print_table(folder: Path, split: str, metrics: dict[str, Any] | None, files:
             value = f"AP50 {_format(constant_box['coco/AP50'])}, AP {_format(constant_box['coco/AP'])}"
             table.add_row("", "the same box on every image", value)
         table.add_section()
-        heading = f"thresholds on {split}"
+        heading = f"thresholds: best F1 on {split}"
         for name, point in metrics["analysis"]["operating_points"].items():
             precision, recall = _format(point["precision"]), _format(point["recall"])
             value = f"{_format(point['threshold'])}: precision {precision}, recall {recall}"

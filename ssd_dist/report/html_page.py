@@ -18,7 +18,7 @@ MAX_LINE = 500
 
 
 def render_page(template: str, templates: Path | None = None, **values: Any) -> str:
-    """Renders a template of the folder `templates` beside this file or, with `templates`, of that folder.
+    """Renders a template; `templates` is an additional folder, which is searched first.
 
     Escapes texts, including control characters, and shortens them. Drawings (`Markup`) are already escaped.
     """

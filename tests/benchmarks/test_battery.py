@@ -16,7 +16,7 @@ from benchmarks.run_queue import read_results
 from ssd_dist.core.config import DataConfig
 from ssd_dist.core.config_files import flatten_config, load_config
 from ssd_dist.data.shard_files import load_manifest, read_split
-from ssd_dist.fitting.choices import Settings, choose_network, choose_training
+from ssd_dist.fitting.choices import CROPS_OF_FEW_IMAGES, Settings, choose_network, choose_training
 from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TrainingCost
 
 SMALL = ["model.input_size=64", "backbone.weights=none"]
@@ -48,8 +48,9 @@ def test_results_of_ssd_fit_were_recorded_with_its_choices_of_today():
     chosen = choose(Run(AFTER, "bccd", 0, "dev", "steps=10"))
     for result in results:
         if result["variant"] == AFTER.name:
-            for key in ("backbone.frozen_blocks", "optimizer.lr"):
-                assert result["choices"].get(key) == chosen[key]
+            made = flatten_config(load_config(None, result["overrides"]), only_set=True) | result["choices"]
+            for key in ("backbone.frozen_blocks", "optimizer.lr", *CROPS_OF_FEW_IMAGES):
+                assert made.get(key) == chosen[key]
 
 
 def test_merged_datasets_have_the_images_and_boxes_of_all(tmp_path):
