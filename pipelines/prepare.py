@@ -12,7 +12,6 @@ import sys
 from typing import NoReturn
 
 from absl import flags  # type: ignore[import-untyped]
-from rich.console import Console
 
 from pipelines.flags import define_flags
 from ssd_dist.core.commands import run_command
@@ -51,7 +50,7 @@ def main(arguments: list[str]) -> None:
         from pipelines.job import run_job, submit_job
         from pipelines.options import job_from_flags
         from pipelines.runners import STDERR, is_dry_run, only_submits, parse_beam_options, quiet_logs, require_remote
-        from pipelines.shard_progress import show_progress
+        from pipelines.shard_progress import create_console, show_progress
         from pipelines.summary import print_missing_splits, print_summary, print_unused_classes
         from pipelines.survey import run_survey
 
@@ -80,7 +79,7 @@ def main(arguments: list[str]) -> None:
     # The progress bar needs its own file descriptor, because stderr is captured while worker processes run.
     with (
         os.fdopen(os.dup(STDERR), "w") as terminal,
-        show_progress(job.output, job.splits, job.resume, Console(file=terminal)),
+        show_progress(job.output, job.splits, job.resume, create_console(terminal)),
     ):
         manifest = run_job(job, options)
     for split in job.splits:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -51,6 +52,11 @@ def count_written(folder: Path, since: float) -> Written:
         else:
             size += found.st_size
     return Written(shards, total, size)
+
+
+def create_console(stream: TextIO) -> Console:
+    """Returns a console that draws only on a terminal; rich itself also draws if Jupyter has set FORCE_COLOR."""
+    return Console(file=stream, force_terminal=stream.isatty())
 
 
 @contextmanager

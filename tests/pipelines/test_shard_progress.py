@@ -15,7 +15,7 @@ from pipelines.classes import ClassRules
 from pipelines.options import PrepareJob
 from pipelines.readers.sources import Source
 from pipelines.runners import make_runner
-from pipelines.shard_progress import Written, count_written, show_progress
+from pipelines.shard_progress import Written, count_written, create_console, show_progress
 from ssd_dist.core.config import Config
 
 SMALL = Config.model_validate({"model": {"input_size": 64}, "data": {"views": 2}})
@@ -40,6 +40,15 @@ def test_finished_shards_and_bytes_are_counted(tmp_path):
 def test_no_progress_is_shown_without_a_terminal_or_for_remote_output(tmp_path, terminal, output):
     shown = io.StringIO()
     with show_progress(output or str(tmp_path), ["train"], False, Console(file=shown, force_terminal=terminal)):
+        pass
+    assert shown.getvalue() == ""
+
+
+def test_a_pipe_is_no_terminal_also_in_jupyter(tmp_path, monkeypatch):
+    # As in the processes that a notebook starts.
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    shown = io.StringIO()
+    with show_progress(str(tmp_path), ["train"], False, create_console(shown)):
         pass
     assert shown.getvalue() == ""
 
