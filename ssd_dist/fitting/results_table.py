@@ -85,7 +85,7 @@ def print_table(folder: Path, split: str, metrics: dict[str, Any] | None, files:
         table.add_row(Text(f"metrics on {split}"), "COCO AP50", f"{_format(metrics['coco/AP50'])}{note}")
         table.add_row("", "COCO AP", _format(metrics["coco/AP"]))
         if constant_box := metrics.get("constant_box"):
-            value = f"AP50 {_format(constant_box['coco/AP50'])}, AP {_format(constant_box['coco/AP'])}"
+            value = f"AP50 {_format(constant_box.get('coco/AP50'))}, AP {_format(constant_box.get('coco/AP'))}"
             table.add_row("", "the same box on every image", value)
         table.add_section()
         heading = f"thresholds: best F1 on {split}"

@@ -135,19 +135,19 @@ def test_a_job_continues_after_its_time_limit(cluster: SlurmCluster, data: Path,
     stopped_at = max(limited.read_steps())
     assert stopped_at > 0
     # The first checkpoint after the interruption; it exists when a later step is reported.
-    shown = (stopped_at // CHECKPOINT_STEPS + 1) * CHECKPOINT_STEPS
-    limited.wait_for_step(shown + 1)
+    checkpoint = (stopped_at // CHECKPOINT_STEPS + 1) * CHECKPOINT_STEPS
+    limited.wait_for_step(checkpoint + 1)
     cluster.ask("scancel", limited.id)
     limited.wait_for_end()
     steps = limited.read_steps()
     assert steps == list(range(1, len(steps) + 1))
     # The same config without a limit; it is stopped as soon as it has passed that checkpoint.
     free = Job(cluster, data, tmp_path / "free", 100_000)
-    free.wait_for_step(shown + 1)
+    free.wait_for_step(checkpoint + 1)
     cluster.ask("scancel", free.id)
     free.wait_for_end()
-    assert_equal_weights(read_weights(limited.model_dir, shown), read_weights(free.model_dir, shown))
-    assert read_losses(limited.model_dir)[:shown] == read_losses(free.model_dir)[:shown]
+    assert_equal_weights(read_weights(limited.model_dir, checkpoint), read_weights(free.model_dir, checkpoint))
+    assert read_losses(limited.model_dir)[:checkpoint] == read_losses(free.model_dir)[:checkpoint]
 
 
 def read_weights(model_dir: Path, step: int) -> dict[str, np.ndarray]:
