@@ -204,6 +204,8 @@ def choose_batch_size(images: int, gpus: int, replicas: int) -> tuple[int, str]:
 
     >>> choose_batch_size(images=20, gpus=0, replicas=1)
     (8, 'an epoch of 20 images needs at least two batches')
+    >>> choose_batch_size(images=200, gpus=0, replicas=1), choose_batch_size(images=200, gpus=2, replicas=2)
+    ((16, '16 images on one replica'), (32, '16 images on each of 2 replicas'))
     """
     per_replica = GPU_BATCH_SIZE if gpus and images >= 1000 * gpus else BATCH_SIZE
     per_replica = per_replica if gpus else max(per_replica // replicas, 1)

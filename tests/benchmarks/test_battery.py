@@ -11,6 +11,7 @@ from benchmarks.battery.__main__ import RESULTS, Run
 from benchmarks.battery.detectors import merge_datasets
 from benchmarks.battery.folders import SETS, SMALL_SETS, build_folder, choose_sources
 from benchmarks.battery.page import write_battery_page
+from benchmarks.battery.table import print_table
 from benchmarks.battery.variants import AFTER, BEFORE, FROM_DETECTOR, VARIANTS
 from benchmarks.run_queue import read_results
 from ssd_dist.core.config import DataConfig
@@ -100,6 +101,25 @@ def test_subsets_of_training_images_are_nested_and_keep_the_validation_images(tm
         subsets.append(set((folder / "train.txt").read_text().split()))
     assert [len(subset) for subset in subsets] == [25, 50, 100, 205]
     assert subsets[0] < subsets[1] < subsets[2] < subsets[3] == set(names)
+
+
+def test_table_has_means_over_seeds_and_a_mean_over_the_battery_only_for_complete_rows(capsys):
+    def result(variant, dataset, seed, ap):
+        return {
+            "variant": variant, "dataset": dataset, "seed": seed, "AP": ap, "protocol": "test", "budget": "steps=1",
+        }  # fmt: skip
+
+    values = dict(zip(SETS, (0.1, 0.2, 0.3, 0.4, 0.5, 0.9), strict=True))
+    results = [result("complete", name, seed, ap + seed / 100) for name, ap in values.items() for seed in (0, 2)]
+    results += [result("partial", "bccd", 0, 0.25), result("complete", "bccd_50", 0, 0.7)]
+    results.append(result("complete", "bccd", 1, 0.0) | {"protocol": "dev"})
+    print_table(results, "test", "steps=1")
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| complete", "| partial"))]
+    # The mean of 10, 20, 30, 40, 50 and 90, each with a second seed that is 2 higher, is 41; the subset is not in it.
+    assert rows == [
+        "| complete | 11.0 | 21.0 | 31.0 | 41.0 | 51.0 | 91.0 | 70.0 | 41.0 | 13 |",
+        "| partial |  |  |  |  | 25.0 |  |  |  | 1 |",
+    ]
 
 
 def test_page_has_each_run_and_marks_the_best_mean(tmp_path):
