@@ -94,12 +94,14 @@ class _LayerBuilder:
             padding = "valid" if last and last_level_is_unpadded(below) else "same"
             # With stride 2, a kernel of 3 on an even number of cells would skip the last row and column.
             kernel = 4 if padding == "valid" and below % 2 == 0 else 3
+            # On one cell, both strides give the same cell. oneDNN's kernel gradient in bfloat16 is wrong for stride 2.
+            strides = 2 if below > 1 else 1
             x = self._convolve(features[-1], channels // 2, 1, f"extra_{index}_squeeze")
             if self._config.head == "ssdlite":
-                x = self._convolve_depthwise(x, f"extra_{index}_depthwise", kernel, strides=2, padding=padding)
+                x = self._convolve_depthwise(x, f"extra_{index}_depthwise", kernel, strides=strides, padding=padding)
                 x = self._convolve(x, channels, 1, f"extra_{index}")
             else:
-                x = self._convolve(x, channels, kernel, f"extra_{index}", strides=2, padding=padding)
+                x = self._convolve(x, channels, kernel, f"extra_{index}", strides=strides, padding=padding)
             features.append(x)
         return features
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from support.random_detector import submodules_of_kind
 
 from ssd_dist.core.anchors import feature_sizes, generate_anchors
 from ssd_dist.core.config import AnchorConfig, Config
@@ -104,6 +105,18 @@ def test_number_of_outputs_equals_number_of_anchors(input_size):
     anchors = generate_anchors(AnchorConfig(), input_size)
     assert outputs["logits"].shape == (2, len(anchors), CLASSES + 1)
     assert outputs["offsets"].shape == (2, len(anchors), 4)
+
+
+@pytest.mark.parametrize("head", ["ssd", "ssdlite"])
+@pytest.mark.parametrize("input_size", [32, 64, 128, 300])
+def test_no_strided_convolution_has_a_single_cell_as_input(input_size, head):
+    # oneDNN's kernel gradient of such a convolution contains uninitialized memory in bfloat16.
+    network = build_from(config_of(input_size, head), CLASSES)
+    convolutions = submodules_of_kind(network, (tf_keras.layers.Conv2D, tf_keras.layers.DepthwiseConv2D))
+    sizes = {layer.name: layer.input_shape[1] for layer in convolutions if max(layer.strides) > 1}
+    # Those of the backbone, at least.
+    assert len(sizes) >= 5
+    assert min(sizes.values()) > 1, sizes
 
 
 def test_number_of_shapes_follows_the_config():
