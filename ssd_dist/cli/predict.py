@@ -57,7 +57,8 @@ def predict(given: str, sources: list[str], output: str, stages: StageLine) -> l
     from ssd_dist.evaluation.thresholds import parse_thresholds
     from ssd_dist.export.exported_detector import open_exported_detector
     from ssd_dist.inference.image_files import find_images
-    from ssd_dist.inference.prediction import PredictionOutputs, open_run, predict_images
+    from ssd_dist.inference.loaded_detector import open_run
+    from ssd_dist.inference.prediction import PredictionOutputs, predict_images
 
     videos = [source for source in sources if is_video(source)]
     files = [] if videos else find_images(sources)
@@ -69,6 +70,7 @@ def predict(given: str, sources: list[str], output: str, stages: StageLine) -> l
         detector = open_exported_detector(folder)
     if size := flags.FLAGS["batch_size"].value:
         detector = dataclasses.replace(detector, batch_size=size)
+    detector = dataclasses.replace(detector, tiles=flags.FLAGS["tiles"].value)
     ids = CocoIds(tuple(range(1, len(detector.classes) + 1)))
     if annotations := flags.FLAGS["coco_ids"].value:
         ids = read_coco_ids(annotations, detector.classes, files)
@@ -125,6 +127,13 @@ def run_main() -> None:
     flags.DEFINE_string("coco_ids", None, "COCO annotation file; the results use its image and category ids.")
     flags.DEFINE_integer(
         "batch_size", None, "Images per batch; by default eval.batch_size, or 16 for an export.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "tiles",
+        1,
+        "N: also detect objects in N x N overlapping tiles of each image. Finds small objects in large images; takes "
+        "1 + N * N times as long.",
+        lower_bound=1,
     )
     define_override_flag()
     set_tensorflow_defaults()

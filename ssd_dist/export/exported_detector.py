@@ -29,7 +29,7 @@ from ssd_dist.export.exporter import ANCHORS_NAME, read_images
 from ssd_dist.export.parity import read_outputs
 from ssd_dist.export.runtimes import FILES, open_export
 from ssd_dist.export.serving import OutputDecoder
-from ssd_dist.inference.prediction import LoadedDetector, detect_batch
+from ssd_dist.inference.loaded_detector import LoadedDetector, detect_batch
 from ssd_dist.model.postprocessing import DetectionBatch
 from ssd_dist.runs.run_folder import read_run_folder
 
@@ -51,7 +51,8 @@ def open_exported_detector(path: str | Path) -> LoadedDetector:
         summary = json.loads((folder / SUMMARY_NAME).read_text())
         kind, classes = summary["format"], tuple(summary["classes"])
         size = int(re.findall(r"\d+(?=, 3\])", summary["input"])[0])
-        decoder = _read_decoder(folder, summary["output"])
+        nms = EvalConfig(**{name: summary["output"][name] for name in ("score_threshold", "nms_iou", "max_detections")})
+        decoder = _read_decoder(folder, summary["output"], nms)
         run = open_export(kind, folder / FILES[kind])
     except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
         raise CheckpointError(
@@ -65,16 +66,15 @@ def open_exported_detector(path: str | Path) -> LoadedDetector:
         found = [read_outputs(run(part), decoder) for part in parts]
         return DetectionBatch(*(tf.concat(values, 0) for values in zip(*found, strict=True)))
 
-    return LoadedDetector(size, BATCH_SIZE, classes, detect)
+    return LoadedDetector(size, BATCH_SIZE, classes, detect, nms)
 
 
-def _read_decoder(folder: Path, output: dict[str, Any]) -> OutputDecoder | None:
+def _read_decoder(folder: Path, output: dict[str, Any], nms: EvalConfig) -> OutputDecoder | None:
     """Returns the decoder of an export without post-processing, else None."""
     if "anchors" not in output:
         return None
     variances = {name: output[name] for name in ("center_variance", "size_variance")}
-    nms = {name: output[name] for name in ("score_threshold", "nms_iou", "max_detections")}
-    return OutputDecoder(np.load(folder / ANCHORS_NAME), AnchorConfig(**variances), EvalConfig(**nms))
+    return OutputDecoder(np.load(folder / ANCHORS_NAME), AnchorConfig(**variances), nms)
 
 
 @explain_out_of_memory()

@@ -1,5 +1,6 @@
 """The Python interface of a trained detector, loaded from a run or from an export: `ssd_dist.Detector`."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from PIL import Image
 
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.folder_names import CONFIG_NAME
-from ssd_dist.core.images import resize_image
 from ssd_dist.evaluation.analysis import analyse_detections
 from ssd_dist.evaluation.detections import Detections
 from ssd_dist.evaluation.metrics import evaluate_detections
@@ -20,7 +20,8 @@ from ssd_dist.evaluation.thresholds import DEFAULT, parse_thresholds
 from ssd_dist.export.export_folder import find_export_folder
 from ssd_dist.export.exported_detector import evaluate_export, open_exported_detector
 from ssd_dist.inference.image_files import read_image
-from ssd_dist.inference.prediction import LoadedDetector, detect_batch, open_run
+from ssd_dist.inference.loaded_detector import LoadedDetector, open_run
+from ssd_dist.inference.tiles import detect_images
 from ssd_dist.inference.trained_model import evaluate_split
 
 
@@ -78,7 +79,10 @@ class Detector:
         return self.loaded.classes
 
     def predict(
-        self, images: Sequence[str | Path | npt.NDArray[np.uint8]], score_threshold: float | str | Path = DEFAULT
+        self,
+        images: Sequence[str | Path | npt.NDArray[np.uint8]],
+        score_threshold: float | str | Path = DEFAULT,
+        tiles: int = 1,
     ) -> list[ImageDetections]:
         """Detects objects in images.
 
@@ -86,6 +90,8 @@ class Detector:
           images: image files, local or on an object store, or RGB pixels, uint8 [H, W, 3], of any size.
           score_threshold: objects with a lower score are omitted. A number, or any value of `--score_threshold` of
             `ssd-predict`: "RUN/metrics.json" has a threshold for each class, "0.4,dog:0.3" another one for dogs.
+          tiles: N; above 1, objects are also detected in N x N overlapping tiles of each image, which finds smaller
+            objects and takes 1 + N * N times as long.
 
         Returns:
           The detections of each image, in the order of `images`.
@@ -97,11 +103,11 @@ class Detector:
         if isinstance(images, (str, Path)):
             raise UsageError(f"predict: {images} is one image; give a list: [{str(images)!r}]")
         thresholds = parse_thresholds(str(score_threshold), self.classes)
+        detector = dataclasses.replace(self.loaded, tiles=tiles)
         results: list[ImageDetections] = []
         for start in range(0, len(images), self.loaded.batch_size):
             batch = images[start : start + self.loaded.batch_size]
-            pixels = np.stack([np.asarray(resize_image(_open_image(image), self.loaded.size)) for image in batch])
-            found = detect_batch(self.loaded, pixels, [""] * len(batch))
+            found = detect_images(detector, [_open_image(image) for image in batch], [""] * len(batch))
             results.extend(self._select(detections, thresholds) for detections in found)
         return results
 

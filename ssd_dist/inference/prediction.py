@@ -6,49 +6,29 @@ files -> decode, rotate upright, resize (core.images) -> batches -> detections -
 Images are resized as prepare resizes them, but are not compressed as JPEG again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
 from ssd_dist.cluster.failures import explain_out_of_memory
 from ssd_dist.core.errors import UsageError
-from ssd_dist.core.images import ImageError, resize_image
+from ssd_dist.core.images import ImageError
 from ssd_dist.core.stage_line import SILENT, StageLine
 from ssd_dist.core.storage import is_remote
-from ssd_dist.evaluation.detections import Detections, remove_padding, select_detections
+from ssd_dist.evaluation.detections import Detections, select_detections
 from ssd_dist.evaluation.result_files import CocoIds, open_result_files
 from ssd_dist.evaluation.visualization import draw_boxes
 from ssd_dist.inference.image_files import read_image
+from ssd_dist.inference.loaded_detector import LoadedDetector
 from ssd_dist.inference.preannotations import AnnotatedImage, check_stems, write_preannotations
-from ssd_dist.inference.trained_model import load_trained_model
-from ssd_dist.model.detector import normalize_image
-from ssd_dist.model.postprocessing import DetectionBatch, create_anchor_tensor, detect
-from ssd_dist.runs.run_folder import read_run_folder
+from ssd_dist.inference.tiles import detect_images
 
 # Threads decode and draw in parallel: Pillow releases the interpreter lock.
 THREADS = 8
-
-
-@dataclass(frozen=True)
-class LoadedDetector:
-    """A trained detector, loaded from a run or an export.
-
-    Attributes:
-      size: S, the input size in pixels.
-      batch_size: images per batch.
-      classes: class names; the first one has label 1.
-      detect: maps images, uint8 [N, S, S, 3], to detections.
-    """
-
-    size: int
-    batch_size: int
-    classes: tuple[str, ...]
-    detect: Callable[[tf.Tensor], DetectionBatch]
 
 
 @dataclass(frozen=True)
@@ -66,28 +46,6 @@ class PredictionOutputs:
     ids: CocoIds
     draw_images: bool = True
     formats: tuple[str, ...] = ()
-
-
-def open_run(model_dir: str, checkpoint: str, overrides: Sequence[str]) -> LoadedDetector:
-    """Loads the detector of a run.
-
-    Args:
-      model_dir: the run folder.
-      checkpoint: "best", "last" or the path of a checkpoint.
-      overrides: config keys to change, as `a.b=c`.
-
-    Raises:
-      CheckpointError: if the run or the checkpoint does not exist.
-    """
-    config, manifest = read_run_folder(model_dir, overrides)
-    model = load_trained_model(model_dir, checkpoint, config, len(manifest.classes))
-    anchors = create_anchor_tensor(config.anchors, config.model.input_size)
-
-    @tf.function(reduce_retracing=True)
-    def run_batch(images: tf.Tensor) -> DetectionBatch:
-        return detect(model(normalize_image(images), training=False), anchors, config.anchors, config.eval)
-
-    return LoadedDetector(config.model.input_size, config.eval.batch_size, tuple(manifest.classes), run_batch)
 
 
 @explain_out_of_memory()
@@ -126,9 +84,9 @@ def predict_images(
         ):
             stages.show("detect, images", len(files))
             for batch in _read_batches(files, detector.batch_size, pool, unreadable):
-                resized = list(pool.map(lambda named: np.asarray(resize_image(named[1], detector.size)), batch))
                 drawing = []
-                detections = detect_batch(detector, np.stack(resized), [name for name, _ in batch])
+                names_of_batch, images = zip(*batch, strict=True)
+                detections = detect_images(detector, images, names_of_batch, pool.map)
                 for (name, image), found in zip(batch, detections, strict=True):
                     shown = found.scores >= options.thresholds[found.labels - 1]
                     results.add(found, image.height, image.width, shown)
@@ -193,13 +151,6 @@ def _read_batches(
                 batch.append((name, image))
         if batch:
             yield batch
-
-
-def detect_batch(detector: LoadedDetector, images: np.ndarray, names: Sequence[str]) -> Iterator[Detections]:
-    """Yields the detections on images, uint8 [N, S, S, 3], with their ids `names`."""
-    boxes, labels, scores = (part.numpy() for part in detector.detect(tf.constant(images)))
-    for row, name in enumerate(names):
-        yield remove_padding(name, boxes[row], labels[row], scores[row])
 
 
 def _draw_image(image: Image.Image, found: Detections, shown: np.ndarray, classes: Sequence[str], path: Path) -> None:

@@ -15,11 +15,12 @@ from PIL import Image
 from ssd_dist.cluster.failures import explain_out_of_memory
 from ssd_dist.core.errors import DataError, UsageError
 from ssd_dist.core.file_kinds import WEBCAM
-from ssd_dist.core.images import resize_image
 from ssd_dist.core.stage_line import SILENT, StageLine
 from ssd_dist.evaluation.result_files import ResultFiles, open_result_files
 from ssd_dist.evaluation.visualization import draw_boxes
-from ssd_dist.inference.prediction import LoadedDetector, PredictionOutputs, detect_batch
+from ssd_dist.inference.loaded_detector import LoadedDetector
+from ssd_dist.inference.prediction import PredictionOutputs
+from ssd_dist.inference.tiles import detect_images
 
 # Frames per second of a video whose file, or a camera whose driver, states none.
 DEFAULT_RATE = 25.0
@@ -84,8 +85,7 @@ def _process_batch(
 ) -> int:
     """Writes the detections of a batch of frames; returns how many reach their threshold."""
     count = 0
-    resized = np.stack([np.asarray(resize_image(image, detector.size)) for image in batch])
-    for image, found in zip(batch, detect_batch(detector, resized, names), strict=True):
+    for image, found in zip(batch, detect_images(detector, batch, names), strict=True):
         shown = found.scores >= options.thresholds[found.labels - 1]
         results.add(found, image.height, image.width, shown)
         count += int(shown.sum())

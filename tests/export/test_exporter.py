@@ -35,7 +35,8 @@ from ssd_dist.export.exported_detector import evaluate_export, open_exported_det
 from ssd_dist.export.exporter import export_run
 from ssd_dist.export.folding import fold_batch_norm
 from ssd_dist.export.parity import compare_detections
-from ssd_dist.inference.prediction import PredictionOutputs, open_run, predict_images
+from ssd_dist.inference.loaded_detector import open_run
+from ssd_dist.inference.prediction import PredictionOutputs, predict_images
 from ssd_dist.model import detector
 from ssd_dist.model.detector import build_detector
 from ssd_dist.model.postprocessing import separate_classes

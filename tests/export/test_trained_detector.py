@@ -1,5 +1,6 @@
 """Tests `ssd_dist.Detector` on a run with an untrained model, and on a fake export."""
 
+import dataclasses
 import doctest
 import json
 import shutil
@@ -13,6 +14,7 @@ from support.random_detector import SETTINGS, randomize_weights
 from support.untrained_run import write_untrained_run
 
 import ssd_dist
+from ssd_dist.core.config import EvalConfig
 from ssd_dist.core.errors import CheckpointError, UsageError
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.export import trained_detector
@@ -21,6 +23,7 @@ from ssd_dist.export.export_folder import find_export_folder
 from ssd_dist.export.export_options import ExportOptions
 from ssd_dist.export.exporter import export_run
 from ssd_dist.export.parity import BOX_TOLERANCE, SCORE_TOLERANCE
+from ssd_dist.inference.tiles import detect_images, merge_tiles, place_tiles
 from ssd_dist.inference.trained_model import evaluate_split
 
 pytestmark = pytest.mark.usefixtures("small_backbone")
@@ -61,6 +64,21 @@ def test_the_threshold_omits_the_lower_scores(detector, images):
     (above,) = detector.predict(images[:1], score_threshold=threshold)
     assert above.scores.tolist() == [score for score in every.scores.tolist() if score >= threshold]
     assert 0 < len(above.scores) < len(every.scores)
+
+
+def test_tiles_are_detected_like_images_and_merged(detector, images):
+    pixels = images[17]
+    crops = place_tiles(*pixels.shape[:2], 2)
+    # Settings of NMS that are not the defaults.
+    loaded = dataclasses.replace(detector.loaded, nms=EvalConfig(nms_iou=0.3, max_detections=100))
+    parts = [Image.fromarray(pixels[top:bottom, left:right]) for top, left, bottom, right in crops]
+    found = list(detect_images(loaded, parts, [""] * len(parts)))
+    expected = merge_tiles("", found, np.float32(crops / np.tile(pixels.shape[:2], 2)), loaded.nms)
+    (tiled,) = dataclasses.replace(detector, loaded=loaded).predict([pixels], score_threshold=0, tiles=2)
+    np.testing.assert_allclose(tiled.scores, expected.scores, atol=1e-5)
+    np.testing.assert_allclose(tiled.boxes, expected.boxes, atol=1e-4)
+    (whole,) = detector.predict([pixels], score_threshold=0)
+    assert tiled.scores[0] >= whole.scores[0]
 
 
 def test_the_metrics_are_those_of_ssd_evaluate(detector, run):

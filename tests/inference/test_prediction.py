@@ -18,7 +18,8 @@ from ssd_dist.evaluation.detections import Detections
 from ssd_dist.evaluation.result_files import CocoIds, open_result_files, read_coco_ids
 from ssd_dist.evaluation.thresholds import parse_thresholds
 from ssd_dist.inference.image_files import find_images, read_image
-from ssd_dist.inference.prediction import LoadedDetector, PredictionOutputs, name_output_images, predict_images
+from ssd_dist.inference.loaded_detector import LoadedDetector
+from ssd_dist.inference.prediction import PredictionOutputs, name_output_images, predict_images
 from ssd_dist.model.postprocessing import DetectionBatch
 
 CLASSES = ("cat", "dog")

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from ssd_dist.core.errors import DataError, UsageError
 from ssd_dist.evaluation.result_files import CocoIds
-from ssd_dist.inference.prediction import LoadedDetector, PredictionOutputs
+from ssd_dist.inference.loaded_detector import LoadedDetector
+from ssd_dist.inference.prediction import PredictionOutputs
 from ssd_dist.inference.video import predict_video
 from ssd_dist.model.postprocessing import DetectionBatch
 
