@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.battery.folders import SETS, SMALL_SETS, build_folder, choose_sources
 from benchmarks.battery.page import write_battery_page
 from benchmarks.battery.table import print_table
-from benchmarks.battery.variants import FROM_DETECTOR, VARIANTS, Variant
+from benchmarks.battery.variants import AFTER, BEFORE, FROM_DETECTOR, VARIANTS, Variant
 from benchmarks.machine import name_processor
 from benchmarks.run_queue import read_results, run_all
 
@@ -92,9 +92,15 @@ class Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30, help="time of a run, on all cores")
-    parser.add_argument("--steps", type=int, help="screening: this many steps at 300 pixels, each run on one core")
+    parser.add_argument("--steps", type=int, help="the computation of this many steps at 300 pixels, a run per core")
+    parser.add_argument("--same_steps", type=int, help="this many steps, whatever they cost, a run per core")
     parser.add_argument("--protocol", choices=("dev", "test"), default="dev")
-    parser.add_argument("--only", action="append", default=[], help="name of a variant; all by default; repeatable")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=[variant.name for variant in VARIANTS],
+        help=f"a variant; repeatable; {BEFORE.name!r} and {AFTER.name!r} by default",
+    )
     parser.add_argument(
         "--dataset",
         dest="datasets",
@@ -105,21 +111,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="print and draw the recorded results; train nothing")
     arguments = parser.parse_args()
-    budget = f"steps={arguments.steps}" if arguments.steps else f"minutes={arguments.minutes:g}"
+    kind = next((kind for kind in ("steps", "same_steps") if getattr(arguments, kind)), "minutes")
+    budget = f"{kind}={getattr(arguments, kind):g}"
+    names = arguments.only or [BEFORE.name, AFTER.name]
     runs = [
         Run(variant, dataset, seed, arguments.protocol, budget)
         for seed in range(arguments.seeds)
         for variant in VARIANTS
         for dataset in arguments.datasets or SETS
-        if not arguments.only or variant.name in arguments.only
+        if variant.name in names
     ]
     if not arguments.table:
         if not (SHARED / "data").is_dir():
             sys.exit(f"{SHARED}/data: no datasets; set SSD_DIST_SHARED to the folder that contains data/")
         done = {result["key"] for result in read_results(RESULTS)}
         available = sorted(os.sched_getaffinity(0))
-        # With equal computation, one run per core; with equal time, one run on all cores.
-        groups = [[core] for core in available] if arguments.steps else [available]
+        # With equal time, one run on all cores; otherwise the time does not matter.
+        groups = [available] if kind == "minutes" else [[core] for core in available]
         run_all([run for run in runs if run.key not in done], groups, train, describe, RESULTS)
     results = read_results(RESULTS)
     print_table(results, arguments.protocol, budget)
@@ -143,6 +151,9 @@ def train(run: Run, cores: Sequence[int]) -> dict:
         folder = build_folder(run.dataset, run.protocol, SHARED / "data", FOLDER / "folders")
         if run.detector and not (run.detector / "metrics.json").exists():
             train_detector(run, run.detector, cores)
+    # Imports TensorFlow, which takes seconds.
+    from benchmarks.battery.compute import count_multiply_adds
+
     with TemporaryDirectory(dir=FOLDER, prefix="run_") as output:
         length = length_flag(run, folder)
         flags = [f"--input={folder}", f"--output={output}", "--export=", *run.flags, length]
@@ -152,11 +163,13 @@ def train(run: Run, cores: Sequence[int]) -> dict:
         metrics = json.loads(Path(output, "metrics.json").read_text())
         settings = json.loads(Path(output, "fit", "choices.json").read_text())
         rows = [json.loads(line) for line in Path(output, "metrics.jsonl").read_text().splitlines()]
+        cost = count_multiply_adds(output, len(metrics["per_class"]))
     return {
         "key": run.key, "variant": run.variant.name, "dataset": run.dataset, "seed": run.seed,
         "protocol": run.protocol, "budget": run.budget, "overrides": run.variant.overrides,
         "AP": metrics["coco/AP"], "AP50": metrics["coco/AP50"], "AP_small": metrics["coco/AP_small"],
-        "steps": rows[-1]["step"], "evaluations": [row["coco/AP"] for row in rows if row["kind"] == "eval"],
+        "steps": rows[-1]["step"], "multiply_adds": cost,
+        "evaluations": [row["coco/AP"] for row in rows if row["kind"] == "eval"],
         "choices": {choice["key"]: choice["value"] for choice in settings},
         "seconds": seconds, "commit": read_commit(), "machine": f"{name_processor()}; cores: {len(cores)}",
     }  # fmt: skip
@@ -190,6 +203,8 @@ def length_flag(run: Run, folder: Path) -> str:
     kind, amount = run.budget.split("=")
     if kind == "minutes":
         return f"--minutes={amount}"
+    if kind == "same_steps":
+        return f"--set=train.steps={amount}"
     survey = folder.with_suffix(".survey.json")
     with PREPARING:
         if not survey.exists():

@@ -27,6 +27,14 @@ def equal_steps(steps: int, survey: Path, config: str | None, overrides: list[st
     return round(steps * estimate_work(Config(), dataset.classes) / estimate_work(network, dataset.classes))
 
 
+def count_multiply_adds(run: str, classes: int) -> int:
+    """Returns the multiply-adds of a forward pass of the network of a run, for one image."""
+    config = load_config(f"{run}/config.yaml", [])
+    backbone = config.backbone.model_copy(update={"weights": "none"})
+    model = build_detector(config.model, backbone, config.anchors, classes)
+    return sum(count_cost(model).values(), Cost()).multiply_adds
+
+
 def estimate_work(config: Config, classes: int) -> float:
     """Returns a number to which the time of a step on a CPU is roughly proportional.
 

@@ -18,6 +18,12 @@ PROTOCOLS = {
     "test": ("Test splits", "Each run is evaluated once, at its end, after all settings were chosen."),
 }
 
+LENGTHS = {
+    "minutes": "{} minutes per run",
+    "steps": "the computation of {} steps at 300 pixels",
+    "same_steps": "{} steps of any size",
+}
+
 
 def write_battery_page(results: Sequence[dict], path: Path) -> None:
     """Writes the page of all results to a self-contained HTML file."""
@@ -49,7 +55,7 @@ def render_battery_page(results: Sequence[dict]) -> str:
 def build_section(protocol: str, budget: str, results: Sequence[dict]) -> dict:
     """Returns the values of a section of the page."""
     kind, amount = budget.split("=")
-    length = f"the computation of {amount} steps at 300 pixels" if kind == "steps" else f"{amount} minutes per run"
+    length = LENGTHS[kind].format(amount)
     title, lead = PROTOCOLS[protocol]
     datasets = [name for name in (*SETS, *SMALL_SETS) if any(result["dataset"] == name for result in results)]
     tops = {name: max(result["AP"] for result in results if result["dataset"] == name) for name in datasets}

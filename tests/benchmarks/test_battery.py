@@ -1,13 +1,17 @@
 """The battery: the reference does not depend on what ssd-fit chooses; recorded results belong to one set of choices."""
 
 import json
+import os
 import re
 
 import numpy as np
 import pytest
+import yaml
 from support.synthetic import write_dataset
 
-from benchmarks.battery.__main__ import RESULTS, Run
+from benchmarks.battery import __main__ as battery
+from benchmarks.battery.__main__ import RESULTS, Run, length_flag
+from benchmarks.battery.compute import count_multiply_adds
 from benchmarks.battery.detectors import merge_datasets
 from benchmarks.battery.folders import SETS, SMALL_SETS, build_folder, choose_sources
 from benchmarks.battery.page import write_battery_page
@@ -107,6 +111,7 @@ def test_table_has_means_over_seeds_and_a_mean_over_the_battery_only_for_complet
     def result(variant, dataset, seed, ap):
         return {
             "variant": variant, "dataset": dataset, "seed": seed, "AP": ap, "protocol": "test", "budget": "steps=1",
+            "multiply_adds": {"chess": 812_345_678}.get(dataset, 1_412_345_678),
         }  # fmt: skip
 
     values = dict(zip(SETS, (0.1, 0.2, 0.3, 0.4, 0.5, 0.9), strict=True))
@@ -117,8 +122,8 @@ def test_table_has_means_over_seeds_and_a_mean_over_the_battery_only_for_complet
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| complete", "| partial"))]
     # The mean of 10, 20, 30, 40, 50 and 90, each with a second seed that is 2 higher, is 41; the subset is not in it.
     assert rows == [
-        "| complete | 11.0 | 21.0 | 31.0 | 41.0 | 51.0 | 91.0 | 70.0 | 41.0 | 13 |",
-        "| partial |  |  |  |  | 25.0 |  |  |  | 1 |",
+        "| complete | 812 to 1412 | 11.0 | 21.0 | 31.0 | 41.0 | 51.0 | 91.0 | 70.0 | 41.0 | 13 |",
+        "| partial | 1412 |  |  |  |  | 25.0 |  |  |  | 1 |",
     ]
 
 
@@ -145,3 +150,37 @@ def test_page_has_each_run_and_marks_the_best_mean(tmp_path):
     best = [re.findall(r"<b>([\d.]+)</b>", cell) for cell in validation.split('class="best"')[1:]]
     assert [numbers[0] for numbers in best] == ["40.0", "56.0"]
     assert "a &lt;fast&gt; processor" in page
+
+
+@pytest.mark.parametrize(("arguments", "budget"), [([], "minutes=30"), (["--steps=7"], "steps=7")])
+def test_by_default_the_reference_and_ssd_fit_are_trained(arguments, budget, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr("sys.argv", ["battery", *arguments, "--seeds=1", "--dataset=bccd"])
+    monkeypatch.setattr(battery, "run_all", lambda runs, groups, *_: started.append((runs, groups)))
+    monkeypatch.setattr(battery, "read_results", lambda path: [])
+    (tmp_path / "data").mkdir()
+    for name, path in {"SHARED": tmp_path, "FOLDER": tmp_path / "runs", "ROOT": tmp_path}.items():
+        monkeypatch.setattr(battery, name, path)
+    battery.main()
+    ((runs, groups),) = started
+    assert [(run.variant, run.budget) for run in runs] == [(BEFORE, budget), (AFTER, budget)]
+    cores = sorted(os.sched_getaffinity(0))
+    assert groups == ([[core] for core in cores] if arguments else [cores])
+
+
+def test_lengths_are_flags_of_ssd_fit(tmp_path):
+    flags = {
+        budget: length_flag(Run(AFTER, "bccd", 0, "dev", budget), tmp_path) for budget in ("minutes=5", "same_steps=40")
+    }
+    assert flags == {"minutes=5": "--minutes=5", "same_steps=40": "--set=train.steps=40"}
+
+
+def test_multiply_adds_of_a_run_are_those_of_its_network(tmp_path):
+    config = load_config(None, ["model.input_size=64", "model.width=0.35", "backbone.weights=imagenet"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    # The expanded 3 x 3 convolution of the first layer alone: 32 x 32 cells, 27 inputs, 16 channels.
+    assert count_multiply_adds(str(tmp_path), 2) > 32 * 32 * 27 * 16
+    wide = config.model_copy(update={"model": config.model.model_copy(update={"width": 1.4})})
+    (tmp_path / "wide").mkdir()
+    (tmp_path / "wide/config.yaml").write_text(yaml.safe_dump(wide.model_dump(mode="json")))
+    assert count_multiply_adds(str(tmp_path / "wide"), 2) > 4 * count_multiply_adds(str(tmp_path), 2)
