@@ -132,7 +132,7 @@ def run_main() -> None:
         "tiles",
         1,
         "N: also detect objects in N x N overlapping tiles of each image. Finds small objects in large images; takes "
-        "1 + N * N times as long.",
+        "up to 1 + N * N times as long.",
         lower_bound=1,
     )
     define_override_flag()

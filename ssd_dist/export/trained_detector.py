@@ -91,7 +91,7 @@ class Detector:
           score_threshold: objects with a lower score are omitted. A number, or any value of `--score_threshold` of
             `ssd-predict`: "RUN/metrics.json" has a threshold for each class, "0.4,dog:0.3" another one for dogs.
           tiles: N; above 1, objects are also detected in N x N overlapping tiles of each image, which finds smaller
-            objects and takes 1 + N * N times as long.
+            objects and takes up to 1 + N * N times as long.
 
         Returns:
           The detections of each image, in the order of `images`.
