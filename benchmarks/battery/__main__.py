@@ -155,8 +155,8 @@ def train(run: Run, cores: Sequence[int]) -> dict:
     from benchmarks.battery.compute import count_multiply_adds
 
     with TemporaryDirectory(dir=FOLDER, prefix="run_") as output:
-        length = length_flag(run, folder)
-        flags = [f"--input={folder}", f"--output={output}", "--export=", *run.flags, length]
+        length = length_flags(run, folder)
+        flags = [f"--input={folder}", f"--output={output}", "--export=", *run.flags, *length]
         started = time.perf_counter()
         call(cores, "ssd_dist.cli.fit", *flags)
         seconds = time.perf_counter() - started
@@ -166,7 +166,7 @@ def train(run: Run, cores: Sequence[int]) -> dict:
         cost = count_multiply_adds(output, len(metrics["per_class"]))
     return {
         "key": run.key, "variant": run.variant.name, "dataset": run.dataset, "seed": run.seed,
-        "protocol": run.protocol, "budget": run.budget, "overrides": run.variant.overrides,
+        "protocol": run.protocol, "budget": run.budget, "overrides": run.variant.overrides, "length": length,
         "AP": metrics["coco/AP"], "AP50": metrics["coco/AP50"], "AP_small": metrics["coco/AP_small"],
         "steps": rows[-1]["step"], "multiply_adds": cost,
         "evaluations": [row["coco/AP"] for row in rows if row["kind"] == "eval"],
@@ -198,22 +198,22 @@ def train_detector(run: Run, output: Path, cores: Sequence[int]) -> None:
     call(cores, "ssd_dist.cli.fit", f"--input={merged}", f"--output={output}", "--export=", weights, length)
 
 
-def length_flag(run: Run, folder: Path) -> str:
-    """Returns the flag that sets the length of training."""
+def length_flags(run: Run, folder: Path) -> list[str]:
+    """Returns the flags of ssd-fit that set the length of training."""
     kind, amount = run.budget.split("=")
     if kind == "minutes":
-        return f"--minutes={amount}"
+        return [f"--minutes={amount}"]
     if kind == "same_steps":
-        return f"--set=train.steps={amount}"
+        return [f"--set=train.steps={amount}"]
     survey = folder.with_suffix(".survey.json")
     with PREPARING:
         if not survey.exists():
             output = f"--output={folder.with_suffix('.data')}"
             call([], "pipelines.prepare", f"--input={folder}", output, f"--survey={survey}")
         # Imports TensorFlow, which takes seconds.
-        from benchmarks.battery.compute import equal_steps
+        from benchmarks.battery.compute import plan_equal_work
 
-        return f"--set=train.steps={equal_steps(int(amount), survey, run.config, run.overrides)}"
+        return [f"--set={override}" for override in plan_equal_work(int(amount), survey, run.config, run.overrides)]
 
 
 def read_commit() -> str:

@@ -4,14 +4,16 @@ from pathlib import Path
 
 from ssd_dist.core.config import BackboneConfig, Config
 from ssd_dist.core.config_files import flatten_config, load_config
-from ssd_dist.fitting.choices import Settings, choose_network
+from ssd_dist.fitting.choices import Settings, choose_network, raise_input_size
 from ssd_dist.fitting.facts import DatasetFacts, MachineFacts
 from ssd_dist.model.cost import Cost, count_cost
 from ssd_dist.model.detector import build_detector
 
 
-def equal_steps(steps: int, survey: Path, config: str | None, overrides: list[str]) -> int:
-    """Returns the number of steps that computes as much as `steps` steps of the default network and batch.
+def plan_equal_work(steps: int, survey: Path, config: str | None, overrides: list[str]) -> list[str]:
+    """Returns overrides with which `ssd-fit` computes as much as `steps` steps of the default network and batch.
+
+    They are `train.steps`, and `model.input_size` if `ssd-fit` raises it when it has so much time.
 
     Args:
       steps: steps of the default config.
@@ -22,9 +24,20 @@ def equal_steps(steps: int, survey: Path, config: str | None, overrides: list[st
     settings = Settings(flatten_config(load_config(config, overrides), only_set=True))
     dataset = DatasetFacts.read(survey)
     choose_network(settings, dataset, MachineFacts(gpus=0, memory=2**34))
-    chosen = [f"{choice.key}={choice.value!r}".replace("'", '"') for choice in settings.choices]
-    network = load_config(config, [*chosen, *overrides])
-    return round(steps * estimate_work(Config(), dataset.classes) / estimate_work(network, dataset.classes))
+    budget = steps * estimate_work(Config(), dataset.classes)
+
+    def build_network() -> Config:
+        chosen = [f"{choice.key}={choice.value!r}".replace("'", '"') for choice in settings.choices]
+        return load_config(config, [*chosen, *overrides])
+
+    network = build_network()
+    work = estimate_work(network, dataset.classes)
+    size = []
+    if raise_input_size(settings, dataset, work / network.train.global_batch_size, budget):
+        network = build_network()
+        work = estimate_work(network, dataset.classes)
+        size = [f"model.input_size={network.model.input_size}"]
+    return [*size, f"train.steps={round(budget / work)}"]
 
 
 def count_multiply_adds(run: str, classes: int) -> int:

@@ -30,6 +30,8 @@ BATCH_SIZE = 16
 LARGEST_GROUP = 16
 # On GPUs, for datasets that are large enough for it.
 GPU_BATCH_SIZE = 32
+# Without a time limit; with one, the input is as large as the time allows for so many epochs. docs/recipe.md has the
+# effect on two datasets.
 EPOCHS = 64
 FEWEST_STEPS, MOST_STEPS = 1200, 20_000
 # Preparing, evaluating, reporting and exporting took 60 to 100 s for 360 images on two cores, whatever the limit. The
@@ -71,6 +73,11 @@ class Settings:
             return self.fixed[key]
         self.choices.append(Choice(key, value, reason))
         return value
+
+    def replace(self, key: str, value: Any, reason: str) -> None:
+        """Replaces a choice in its place."""
+        index = [choice.key for choice in self.choices].index(key)
+        self.choices[index] = Choice(key, value, reason)
 
     def value(self, key: str) -> Any:
         """Returns the value of a key that is fixed or was chosen."""
@@ -148,6 +155,34 @@ def choose_input_size(small_side: float, image_side: int, gpus: int) -> tuple[in
     reason = f"a tenth of the objects has sides below {small_side:.1%} of the image: {small_side * size:.0f} pixels"
     is_limited = small_side * size < WANTED_PIXELS
     return size, f"{reason} at this size{limit if is_limited else f'; {WANTED_PIXELS} are enough'}"
+
+
+def raise_input_size(
+    settings: Settings, dataset: DatasetFacts, seconds_per_image: float, training_seconds: float
+) -> bool:
+    """Raises a chosen input size if the time for training allows `EPOCHS` epochs at a larger one.
+
+    Args:
+      settings: the values that the user fixed and the choices of the network.
+      dataset: the survey of the dataset.
+      seconds_per_image: the cost at the chosen size; that of other sizes follows from their number of pixels.
+      training_seconds: the time for training, in the same unit.
+
+    Returns:
+      Whether the size was raised; the cost has to be measured again.
+    """
+    if settings.fixed.keys() & {"model.input_size", "train.steps", "train.epochs"}:
+        return False
+    size = settings.value("model.input_size")
+    for larger in reversed(INPUT_SIZES):
+        epochs = training_seconds / seconds_per_image / (larger / size) ** 2 / dataset.train_images
+        if size < larger <= dataset.image_side and epochs >= EPOCHS:
+            reason = (
+                f"the time allows about {epochs:.0f} epochs at this size; {size} pixels would be enough in less time"
+            )
+            settings.replace("model.input_size", larger, reason)
+            return True
+    return False
 
 
 def choose_training(
@@ -243,6 +278,11 @@ def choose_accumulation(settings: Settings, images: int, machine: MachineFacts, 
     return int(settings.fixed.get(key, parts))
 
 
+def plan_training_seconds(seconds_left: float) -> float:
+    """Returns how long training may take of the time that is left until the end of `--minutes`."""
+    return max(TRAINING_SHARE * (seconds_left - OTHER_SECONDS), LEAST_SHARE * seconds_left)
+
+
 def choose_steps(
     settings: Settings, images: int, batch: int, seconds_per_image: float | None, seconds_left: float | None
 ) -> int:
@@ -251,7 +291,7 @@ def choose_steps(
         return max(int(settings.fixed["train.epochs"] * (images // batch)), 1)
     if seconds_left is not None and seconds_per_image:
         seconds_per_step = seconds_per_image * batch
-        seconds = max(TRAINING_SHARE * (seconds_left - OTHER_SECONDS), LEAST_SHARE * seconds_left)
+        seconds = plan_training_seconds(seconds_left)
         steps = min(max(int(seconds / seconds_per_step), 1), MOST_STEPS)
         reason = (
             f"{seconds_left / 60:.1f} minutes are left, and a step takes {seconds_per_step:.2f} s (measured); "

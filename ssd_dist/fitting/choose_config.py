@@ -17,7 +17,7 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config, load_config
 from ssd_dist.core.errors import CheckpointError, DataError
 from ssd_dist.core.storage import write_text
-from ssd_dist.fitting.choices import Settings, choose_network, choose_training
+from ssd_dist.fitting.choices import Settings, choose_network, choose_training, plan_training_seconds, raise_input_size
 from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TrainingCost
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
 from ssd_dist.model.backbone import build_backbone, check_weights_file
@@ -51,14 +51,23 @@ def choose_config(request: FitRequest, files: FitFiles) -> Config:
     source_width = read_source_weights(asked.model.init_from).width if asked.model.init_from else None
     choose_network(settings, dataset, machine, source_width)
     network = apply_choices(request, settings, files)
-    left = None if request.minutes is None else max(request.started + 60 * request.minutes - time.time(), 1.0)
-    cost = measure_cost(network, dataset.classes, is_timed=left is not None)
+    cost = measure_cost(network, dataset.classes, is_timed=request.minutes is not None)
+    left = count_seconds_left(request)
+    if left is not None and cost.seconds_per_image is not None:
+        training_seconds = plan_training_seconds(left)
+        if raise_input_size(settings, dataset, cost.seconds_per_image, training_seconds):
+            cost = measure_cost(apply_choices(request, settings, files), dataset.classes, is_timed=True)
     replicas = machine.gpus or max(asked.cluster.logical_cpus, 1)
-    choose_training(settings, dataset, machine, cost, replicas, left)
+    choose_training(settings, dataset, machine, cost, replicas, count_seconds_left(request))
     config = apply_choices(request, settings, files)
     check_disk(config, dataset, cost, files.folder)
     write_text(files.choices, json.dumps([dataclasses.asdict(choice) for choice in settings.choices], indent=1) + "\n")
     return config
+
+
+def count_seconds_left(request: FitRequest) -> float | None:
+    """Returns the seconds until the end of `--minutes`, at least 1; None without a limit."""
+    return None if request.minutes is None else max(request.started + 60 * request.minutes - time.time(), 1.0)
 
 
 def apply_choices(request: FitRequest, settings: Settings, files: FitFiles) -> Config:

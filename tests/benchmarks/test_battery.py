@@ -10,8 +10,8 @@ import yaml
 from support.synthetic import write_dataset
 
 from benchmarks.battery import __main__ as battery
-from benchmarks.battery.__main__ import RESULTS, Run, length_flag
-from benchmarks.battery.compute import count_multiply_adds
+from benchmarks.battery.__main__ import RESULTS, Run, length_flags
+from benchmarks.battery.compute import count_multiply_adds, plan_equal_work
 from benchmarks.battery.detectors import merge_datasets
 from benchmarks.battery.folders import SETS, SMALL_SETS, build_folder, choose_sources
 from benchmarks.battery.page import write_battery_page
@@ -170,9 +170,32 @@ def test_by_default_the_reference_and_ssd_fit_are_trained(arguments, budget, tmp
 
 def test_lengths_are_flags_of_ssd_fit(tmp_path):
     flags = {
-        budget: length_flag(Run(AFTER, "bccd", 0, "dev", budget), tmp_path) for budget in ("minutes=5", "same_steps=40")
+        budget: length_flags(Run(AFTER, "bccd", 0, "dev", budget), tmp_path)
+        for budget in ("minutes=5", "same_steps=40")
     }
-    assert flags == {"minutes=5": "--minutes=5", "same_steps=40": "--set=train.steps=40"}
+    assert flags == {"minutes=5": ["--minutes=5"], "same_steps=40": ["--set=train.steps=40"]}
+
+
+def test_equal_work_is_more_steps_of_a_cheaper_network_and_a_larger_input_if_there_is_time(tmp_path):
+    survey = tmp_path / "survey.json"
+    train = {"images": 100, "boxes": 100, "sizes": [[640, 640]] * 100, "box_sizes": [[0.2, 0.2]] * 100}
+    survey.write_text(json.dumps({"classes": ["a", "b"], "splits": {"train": train}}))
+    weights = ["backbone.weights=file.h5"]
+
+    def plan(steps, *overrides):
+        planned = [each.split("=") for each in plan_equal_work(steps, survey, None, [*weights, *overrides])]
+        return {key: int(value) for key, value in planned}
+
+    assert plan(100, "model.input_size=300", "backbone.frozen_blocks=0") == {"train.steps": 100}
+    # 224 pixels and frozen blocks: 300 * 300 / (224 * 224) = 1.8 times as many steps, and more.
+    few = plan(100)
+    assert few.keys() == {"train.steps"}
+    assert 180 < few["train.steps"] < 300
+    # 64 epochs of 100 images are 400 batches of 16.
+    many = plan(600)
+    assert many["model.input_size"] > 224
+    assert many["train.steps"] >= 400
+    assert "model.input_size" not in plan(600, "model.input_size=224")
 
 
 def test_multiply_adds_of_a_run_are_those_of_its_network(tmp_path):

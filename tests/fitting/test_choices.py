@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config, load_config
 from ssd_dist.core.errors import CheckpointError, DataError
-from ssd_dist.fitting.choices import Settings, choose_network, choose_training
+from ssd_dist.fitting.choices import Settings, choose_network, choose_training, raise_input_size
 from ssd_dist.fitting.choose_config import check_disk, choose_config
 from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TrainingCost
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
@@ -121,6 +122,67 @@ def test_the_time_limit_decides_the_number_of_steps():
     assert choose(make_facts(), cost=cost, seconds_left=1000)["train.steps"] == 796
     assert choose(make_facts(), cost=cost, seconds_left=100)["train.steps"] == 25
     assert choose(make_facts(), cost=cost, seconds_left=1)["train.steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("hours", "image_side", "expected"),
+    [
+        # An epoch of 1,000 images takes 100 s at 224 pixels, 179 s at 300, 319 s at 400 and 522 s at 512.
+        (1, 640, 224), (3.19, 640, 300), (3.17, 640, 224), (5.66, 640, 300), (5.68, 640, 400), (9.3, 640, 512),
+        (100, 640, 512), (100, 480, 400), (100, 250, 224),
+    ],
+)  # fmt: skip
+def test_the_input_is_as_large_as_the_time_allows_for_64_epochs(hours, image_side, expected):
+    settings, facts = Settings({}), make_facts(image_side=image_side)
+    choose_network(settings, facts, CPU)
+    assert settings.value("model.input_size") == 224
+    raised = raise_input_size(settings, facts, seconds_per_image=0.1, training_seconds=3600 * hours)
+    assert settings.value("model.input_size") == expected
+    assert raised == (expected > 224)
+    assert len({choice.key for choice in settings.choices}) == len(settings.choices)
+
+
+def test_the_cost_of_a_raised_input_is_measured_again(tmp_path, monkeypatch):
+    measured = []
+
+    def measure(config, class_count, is_timed):
+        measured.append(config.model.input_size)
+        return TrainingCost(2**20, 2**24, 1e-3 * config.model.input_size if is_timed else None)
+
+    monkeypatch.setattr("ssd_dist.fitting.choose_config.measure_cost", measure)
+    train = {"images": 100, "boxes": 1, "sizes": [[640, 640]], "box_sizes": [[0.3, 0.3]]}
+    (tmp_path / "fit").mkdir()
+    files = FitFiles(tmp_path)
+    files.survey.write_text(json.dumps({"classes": ["a"], "splits": {"train": train}}))
+    overrides = ("backbone.weights=none",)
+    # 60 minutes: (3600 s - 90 s) * 0.7 = 2457 s; 64 epochs at 300 pixels take 64 * 100 * 0.224 s * 1.79 = 2571 s.
+    short = choose_config(FitRequest("/data", None, overrides, minutes=60, started=time.time()), files)
+    assert (short.model.input_size, measured) == (224, [224])
+    long = choose_config(FitRequest("/data", None, overrides, minutes=65, started=time.time()), files)
+    assert (long.model.input_size, measured[1:]) == (300, [224, 300])
+    # (3900 s - 90 s) * 0.7 in steps of 16 images, 0.3 s each; 30 steps are for 3 minutes that choosing may take.
+    assert long.train.steps == pytest.approx(3810 * 0.7 / (16 * 0.3), abs=30)
+    choose_config(FitRequest("/data", None, overrides), files)
+    assert measured[3:] == [224]
+
+
+def test_the_input_of_small_objects_is_raised_from_its_size():
+    settings, facts = Settings({}), make_facts(side=0.04)
+    choose_network(settings, facts, CPU)
+    assert settings.value("model.input_size") == 400
+    # 64 epochs of 1,000 images at 512 pixels take 1.64 times as long.
+    assert not raise_input_size(settings, facts, 0.1, 1.63 * 6400)
+    assert raise_input_size(settings, facts, 0.1, 1.65 * 6400)
+    assert settings.value("model.input_size") == 512
+
+
+@pytest.mark.parametrize("key", ["model.input_size", "train.steps", "train.epochs"])
+def test_the_input_size_and_the_length_of_the_user_are_kept(key):
+    settings = Settings({key: 100})
+    choose_network(settings, make_facts(), CPU)
+    before = list(settings.choices)
+    assert not raise_input_size(settings, make_facts(), 0.1, 1e9)
+    assert settings.choices == before
 
 
 def test_the_length_follows_from_the_number_of_images_within_bounds():
