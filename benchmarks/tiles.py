@@ -2,12 +2,14 @@
 
     python -m benchmarks.tiles --model_dir=RUN --images='FOLDER/**/*.jpg' --split=val
 
-RUN contains its data, as runs of ssd-fit do; the images are the originals, found by their names.
+The images are the originals of the split, found by the ids of its records, which are paths or names.
 """
 
 import argparse
-import dataclasses
+import statistics
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -31,30 +33,42 @@ def main() -> None:
     parser.add_argument("--split", default="val")
     parser.add_argument("--tiles", type=int, nargs="+", default=[1, 2, 3])
     arguments = parser.parse_args()
-    config, manifest = read_run_folder(arguments.model_dir, [f"data.dir={arguments.model_dir}/data"])
+    config, manifest = read_run_folder(arguments.model_dir, [])
     ground_truth = read_ground_truth(config.data, manifest.split(arguments.split, config.data.dir))
-    # Ids of YOLO images have no suffix.
-    files = {name: file for file in find_images([arguments.images]) for name in (Path(file).stem, Path(file).name)}
-    images = [read_image(files[Path(annotated.source_id).name]) for annotated in ground_truth]
-    names = [annotated.source_id for annotated in ground_truth]
-    loaded = open_run(arguments.model_dir, "best", ())
-    # The first batch traces the network.
-    list(detect_images(loaded, images[: loaded.batch_size], names[: loaded.batch_size]))
+    files = match_files([annotated.source_id for annotated in ground_truth], find_images([arguments.images]))
+    detector = open_run(arguments.model_dir, "best", ())
     table = Table("tiles", *(metric.removeprefix("coco/") for metric in METRICS), "ms per image")
     for tiles in arguments.tiles:
-        detector = dataclasses.replace(loaded, tiles=tiles)
         found: list[Detections] = []
-        started = time.perf_counter()
-        for start in range(0, len(images), loaded.batch_size):
-            chunk = slice(start, start + loaded.batch_size)
-            found.extend(detect_images(detector, images[chunk], names[chunk]))
-        milliseconds = 1e3 * (time.perf_counter() - started) / len(images)
+        seconds = []
+        for name, file in files.items():
+            image = read_image(file)
+            # One image at a time, as the shape of a batch that TensorFlow has not seen takes seconds.
+            started = time.perf_counter()
+            found.extend(detect_images(detector, [image], [name], tiles))
+            seconds.append(time.perf_counter() - started)
         metrics = evaluate_detections(ground_truth, found, manifest.classes).as_dict()
-        values = [metrics[metric] for metric in METRICS]
-        table.add_row(
-            str(tiles), *("" if value is None else f"{100 * value:.1f}" for value in values), f"{milliseconds:.0f}"
-        )
+        values = ["" if metrics[name] is None else f"{100 * metrics[name]:.1f}" for name in METRICS]
+        table.add_row(str(tiles), *values, f"{1e3 * statistics.median(seconds):.0f}")
     Console().print(table)
+
+
+def match_files(names: Sequence[str], files: Sequence[str]) -> dict[str, str]:
+    """Returns the file of each image id: the one whose path ends with the id, with or without its suffix.
+
+    Ends the program if an id has no file, or several.
+    """
+    matches: dict[str, list[str]] = {}
+    for file in files:
+        parts = Path(file).parts
+        for start in range(len(parts)):
+            path = Path(*parts[start:])
+            for name in {path.as_posix(), path.with_suffix("").as_posix()}:
+                matches.setdefault(name, []).append(file)
+    for name in names:
+        if len(found := matches.get(name, [])) != 1:
+            sys.exit(f"image {name}: {len(found)} files of --images have this name instead of 1")
+    return {name: matches[name][0] for name in names}
 
 
 if __name__ == "__main__":

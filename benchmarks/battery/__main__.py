@@ -1,4 +1,4 @@
-"""Trains every variant on every dataset of the battery (`make battery MINUTES=30`); prints a table and draws a page.
+"""Trains variants on the datasets of the battery (`make battery MINUTES=30`); prints a table and draws a page.
 
     folders of links -> ssd-fit on each folder, one run after another -> results.jsonl -> table, battery.html
 
@@ -71,7 +71,7 @@ class Run:
     @property
     def detector(self) -> Path | None:
         """The run whose weights this run starts from."""
-        name = "_and_".join(choose_sources(self.dataset))
+        name = "_and_".join([*choose_sources(self.dataset), self.budget.replace("=", "_")])
         return FOLDER / "detectors" / name if self.variant == FROM_DETECTOR else None
 
     @property
@@ -91,9 +91,10 @@ class Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=30, help="time of a run, on all cores")
-    parser.add_argument("--steps", type=int, help="the computation of this many steps at 300 pixels, a run per core")
-    parser.add_argument("--same_steps", type=int, help="this many steps, whatever they cost, a run per core")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, default=30, help="time of a run, on all cores")
+    length.add_argument("--steps", type=int, help="the computation of this many steps at 300 pixels, a run per core")
+    length.add_argument("--same_steps", type=int, help="this many steps, regardless of their cost, a run per core")
     parser.add_argument("--protocol", choices=("dev", "test"), default="dev")
     parser.add_argument(
         "--only",
@@ -112,7 +113,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print and draw the recorded results; train nothing")
     arguments = parser.parse_args()
     kind = next((kind for kind in ("steps", "same_steps") if getattr(arguments, kind)), "minutes")
-    budget = f"{kind}={getattr(arguments, kind):g}"
+    amount = getattr(arguments, kind)
+    budget = f"{kind}={amount:g}" if kind == "minutes" else f"{kind}={amount}"
     names = arguments.only or [BEFORE.name, AFTER.name]
     runs = [
         Run(variant, dataset, seed, arguments.protocol, budget)
@@ -163,7 +165,8 @@ def train(run: Run, cores: Sequence[int]) -> dict:
         metrics = json.loads(Path(output, "metrics.json").read_text())
         settings = json.loads(Path(output, "fit", "choices.json").read_text())
         rows = [json.loads(line) for line in Path(output, "metrics.jsonl").read_text().splitlines()]
-        cost = count_multiply_adds(output, len(metrics["per_class"]))
+        with PREPARING:
+            cost = count_multiply_adds(output, len(metrics["per_class"]))
     return {
         "key": run.key, "variant": run.variant.name, "dataset": run.dataset, "seed": run.seed,
         "protocol": run.protocol, "budget": run.budget, "overrides": run.variant.overrides, "length": length,

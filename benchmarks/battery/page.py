@@ -21,7 +21,7 @@ PROTOCOLS = {
 LENGTHS = {
     "minutes": "{} minutes per run",
     "steps": "the computation of {} steps at 300 pixels",
-    "same_steps": "{} steps of any size",
+    "same_steps": "{} steps, whatever the input size",
 }
 
 

@@ -1,4 +1,4 @@
-"""Prints the table of the battery: a row for each variant, a column for each dataset, and the mean."""
+"""Prints the table of the battery: a row for each variant with its cost, a column for each dataset, and the mean."""
 
 import statistics
 from collections.abc import Sequence

@@ -34,7 +34,7 @@ ALTERNATIVES = (
     Variant("300 pixels", ("model.input_size=300",)),
     Variant("batches of 8", ("train.global_batch_size=8",)),
 )
-# Sizes of the input and widths, for `--same_steps`; ImageNet weights are at hand for width 1 alone.
+# Sizes of the input and widths, for `--same_steps`; ImageNet weights are available only for width 1.
 FAMILY = (
     *(Variant(f"{pixels} pixels", (f"model.input_size={pixels}",)) for pixels in (224, 400, 512)),
     *(

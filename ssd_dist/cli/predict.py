@@ -12,7 +12,7 @@ from absl import flags  # type: ignore[import-untyped]
 from ssd_dist.core.commands import define_override_flag, overrides_from_flags, refuse_flags, required_flag, run_command
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.errors import DataError, UsageError
-from ssd_dist.core.file_kinds import ANNOTATION_FORMATS, is_video
+from ssd_dist.core.file_kinds import ANNOTATION_FORMATS, MOST_TILES, is_video
 from ssd_dist.core.printable import print_line
 from ssd_dist.core.stage_line import StageLine, show_stages
 
@@ -70,7 +70,7 @@ def predict(given: str, sources: list[str], output: str, stages: StageLine) -> l
         detector = open_exported_detector(folder)
     if size := flags.FLAGS["batch_size"].value:
         detector = dataclasses.replace(detector, batch_size=size)
-    detector = dataclasses.replace(detector, tiles=flags.FLAGS["tiles"].value)
+    tiles = flags.FLAGS["tiles"].value
     ids = CocoIds(tuple(range(1, len(detector.classes) + 1)))
     if annotations := flags.FLAGS["coco_ids"].value:
         ids = read_coco_ids(annotations, detector.classes, files)
@@ -83,9 +83,9 @@ def predict(given: str, sources: list[str], output: str, stages: StageLine) -> l
     if videos:
         from ssd_dist.inference.video import predict_video
 
-        frames, shown, path = predict_video(detector, videos[0], output, outputs, stages)
+        frames, shown, path = predict_video(detector, videos[0], output, outputs, stages, tiles)
         return [f"{path or output}: {shown} detections on {frames} frames"]
-    processed, shown, unreadable = predict_images(detector, files, output, outputs, stages)
+    processed, shown, unreadable = predict_images(detector, files, output, outputs, stages, tiles)
     lines = [f"skipped {name}: {reason}" for name, reason in unreadable]
     if not processed:
         for line in lines:
@@ -126,14 +126,18 @@ def run_main() -> None:
     )
     flags.DEFINE_string("coco_ids", None, "COCO annotation file; the results use its image and category ids.")
     flags.DEFINE_integer(
-        "batch_size", None, "Images per batch; by default eval.batch_size, or 16 for an export.", lower_bound=1
+        "batch_size",
+        None,
+        "Images or tiles per batch; by default eval.batch_size, or 16 for an export.",
+        lower_bound=1,
     )
     flags.DEFINE_integer(
         "tiles",
         1,
         "N: also detect objects in N x N overlapping tiles of each image. Finds small objects in large images; takes "
-        "up to 1 + N * N times as long.",
+        "about 1 + N * N times as long.",
         lower_bound=1,
+        upper_bound=MOST_TILES,
     )
     define_override_flag()
     set_tensorflow_defaults()

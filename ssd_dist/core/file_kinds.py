@@ -1,10 +1,12 @@
-"""The kinds of files that `ssd-predict` reads and writes, known without TensorFlow."""
+"""The kinds of files that `ssd-predict` reads and writes, and limits of its flags, known without TensorFlow."""
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 # Before the index of a camera, instead of the path of a video.
 WEBCAM = "webcam:"
 # Formats of labeling tools; `inference/preannotations.py` writes them.
 ANNOTATION_FORMATS = ("coco", "cvat", "label_studio", "yolo", "voc")
+# Tiles along each side of an image: 401 parts with 20.
+MOST_TILES = 20
 
 
 def is_video(source: str) -> bool:

@@ -1,6 +1,5 @@
 """The Python interface of a trained detector, loaded from a run or from an export: `ssd_dist.Detector`."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from ssd_dist.export.export_folder import find_export_folder
 from ssd_dist.export.exported_detector import evaluate_export, open_exported_detector
 from ssd_dist.inference.image_files import read_image
 from ssd_dist.inference.loaded_detector import LoadedDetector, open_run
-from ssd_dist.inference.tiles import detect_images
+from ssd_dist.inference.tiles import count_images_per_batch, detect_images
 from ssd_dist.inference.trained_model import evaluate_split
 
 
@@ -97,17 +96,18 @@ class Detector:
           The detections of each image, in the order of `images`.
 
         Raises:
-          UsageError: if `images` is a single image, an array is not an RGB image, or the threshold is not valid.
+          UsageError: if `images` is a single image, an array is not an RGB image, or the threshold or `tiles` is not
+            valid.
           ImageError, OSError: if a file cannot be read.
         """
         if isinstance(images, (str, Path)):
             raise UsageError(f"predict: {images} is one image; give a list: [{str(images)!r}]")
         thresholds = parse_thresholds(str(score_threshold), self.classes)
-        detector = dataclasses.replace(self.loaded, tiles=tiles)
         results: list[ImageDetections] = []
-        for start in range(0, len(images), self.loaded.batch_size):
-            batch = images[start : start + self.loaded.batch_size]
-            found = detect_images(detector, [_open_image(image) for image in batch], [""] * len(batch))
+        at_once = count_images_per_batch(self.loaded.batch_size, tiles)
+        for start in range(0, len(images), at_once):
+            batch = images[start : start + at_once]
+            found = detect_images(self.loaded, [_open_image(image) for image in batch], [""] * len(batch), tiles)
             results.extend(self._select(detections, thresholds) for detections in found)
         return results
 
@@ -145,7 +145,7 @@ class Detector:
 def _open_image(image: str | Path | npt.NDArray[np.uint8]) -> Image.Image:
     if not isinstance(image, np.ndarray):
         return read_image(str(image))
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise UsageError(
             f"predict: an image is {image.dtype} {list(image.shape)}; give RGB pixels as uint8 [height, width, 3]"
         )

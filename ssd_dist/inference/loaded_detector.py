@@ -1,7 +1,7 @@
 """A trained detector, ready to detect: loaded from a run here, and from an export by `export.exported_detector`."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
@@ -24,15 +24,13 @@ class LoadedDetector:
       classes: class names; the first one has label 1.
       detect: maps images, uint8 [N, S, S, 3], to detections.
       nms: the settings of NMS, which also merge the detections of tiles.
-      tiles: N; above 1, `tiles.detect_images` detects objects in N x N overlapping tiles of each image, too.
     """
 
     size: int
     batch_size: int
     classes: tuple[str, ...]
     detect: Callable[[tf.Tensor], DetectionBatch]
-    nms: EvalConfig = field(default_factory=EvalConfig)
-    tiles: int = 1
+    nms: EvalConfig
 
 
 def open_run(model_dir: str, checkpoint: str, overrides: Sequence[str]) -> LoadedDetector:

@@ -25,7 +25,7 @@ from ssd_dist.evaluation.visualization import draw_boxes
 from ssd_dist.inference.image_files import read_image
 from ssd_dist.inference.loaded_detector import LoadedDetector
 from ssd_dist.inference.preannotations import AnnotatedImage, check_stems, write_preannotations
-from ssd_dist.inference.tiles import detect_images
+from ssd_dist.inference.tiles import count_images_per_batch, detect_images
 
 # Threads decode and draw in parallel: Pillow releases the interpreter lock.
 THREADS = 8
@@ -50,7 +50,12 @@ class PredictionOutputs:
 
 @explain_out_of_memory()
 def predict_images(
-    detector: LoadedDetector, files: Sequence[str], output: str, options: PredictionOutputs, stages: StageLine = SILENT
+    detector: LoadedDetector,
+    files: Sequence[str],
+    output: str,
+    options: PredictionOutputs,
+    stages: StageLine = SILENT,
+    tiles: int = 1,
 ) -> tuple[int, int, list[tuple[str, str]]]:
     """Detects objects in image files and writes the results.
 
@@ -60,6 +65,7 @@ def predict_images(
       output: the folder to write to; created if missing.
       options: what to write.
       stages: shows the progress.
+      tiles: N; above 1, objects are also detected in N x N overlapping tiles of each image.
 
     Returns:
       Number of processed images, number of detections that reach the threshold of their class, and (file, reason) of
@@ -83,10 +89,10 @@ def predict_images(
             open_result_files(output, detector.classes, options.ids) as results,
         ):
             stages.show("detect, images", len(files))
-            for batch in _read_batches(files, detector.batch_size, pool, unreadable):
+            for batch in _read_batches(files, count_images_per_batch(detector.batch_size, tiles), pool, unreadable):
                 drawing = []
                 names_of_batch, images = zip(*batch, strict=True)
-                detections = detect_images(detector, images, names_of_batch, pool.map)
+                detections = detect_images(detector, images, names_of_batch, tiles)
                 for (name, image), found in zip(batch, detections, strict=True):
                     shown = found.scores >= options.thresholds[found.labels - 1]
                     results.add(found, image.height, image.width, shown)

@@ -4,7 +4,7 @@ frames (OpenCV) -> batches -> detections -> OUT/NAME.mp4 with boxes, detections.
 per frame: `NAME.avi#12` is the frame with index 12
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from ssd_dist.cluster.failures import explain_out_of_memory
 from ssd_dist.core.errors import DataError, UsageError
 from ssd_dist.core.file_kinds import WEBCAM
 from ssd_dist.core.stage_line import SILENT, StageLine
-from ssd_dist.evaluation.result_files import ResultFiles, open_result_files
+from ssd_dist.evaluation.detections import select_detections
+from ssd_dist.evaluation.result_files import open_result_files
 from ssd_dist.evaluation.visualization import draw_boxes
 from ssd_dist.inference.loaded_detector import LoadedDetector
 from ssd_dist.inference.prediction import PredictionOutputs
-from ssd_dist.inference.tiles import detect_images
+from ssd_dist.inference.tiles import count_images_per_batch, detect_images
 
 # Frames per second of a video whose file, or a camera whose driver, states none.
 DEFAULT_RATE = 25.0
@@ -28,7 +29,12 @@ DEFAULT_RATE = 25.0
 
 @explain_out_of_memory()
 def predict_video(
-    detector: LoadedDetector, source: str, output: str, options: PredictionOutputs, stages: StageLine = SILENT
+    detector: LoadedDetector,
+    source: str,
+    output: str,
+    options: PredictionOutputs,
+    stages: StageLine = SILENT,
+    tiles: int = 1,
 ) -> tuple[int, int, str | None]:
     """Detects objects in every frame; a webcam is read until Ctrl-C.
 
@@ -38,6 +44,7 @@ def predict_video(
       output: the folder to write to; created if missing.
       options: what to write.
       stages: shows the progress.
+      tiles: N; above 1, objects are also detected in N x N overlapping tiles of each frame.
 
     Returns:
       Number of frames, number of detections that reach the threshold of their class, and the path of the video with
@@ -61,9 +68,21 @@ def predict_video(
             open_result_files(output, detector.classes, options.ids) as results,
         ):
             stages.show("detect, frames", total)
-            for batch in _read_batches(capture, 1 if is_webcam else detector.batch_size):
+            at_once = 1 if is_webcam else count_images_per_batch(detector.batch_size, tiles)
+            for batch in _read_batches(capture, at_once):
                 names = [f"{name}#{frames + index}" for index in range(len(batch))]
-                shown_count += _process_batch(detector, batch, names, options, results, write)
+                try:
+                    detections = list(detect_images(detector, batch, names, tiles))
+                except KeyboardInterrupt:
+                    # Ctrl-C ends the video, as it does while a frame is read.
+                    break
+                for image, found in zip(batch, detections, strict=True):
+                    shown = found.scores >= options.thresholds[found.labels - 1]
+                    shown_count += int(shown.sum())
+                    results.add(found, image.height, image.width, shown)
+                    if options.draw_images:
+                        drawn = select_detections(found, shown)
+                        write(draw_boxes(image, drawn.boxes, drawn.labels, detector.classes, drawn.scores))
                 frames += len(batch)
                 stages.update(frames)
     except OSError as error:
@@ -73,25 +92,6 @@ def predict_video(
     if not frames:
         raise DataError(f"--images={source}: no frame could be read; convert the video to another format")
     return frames, shown_count, str(path) if options.draw_images else None
-
-
-def _process_batch(
-    detector: LoadedDetector,
-    batch: Sequence[Image.Image],
-    names: Sequence[str],
-    options: PredictionOutputs,
-    results: ResultFiles,
-    write: Any,
-) -> int:
-    """Writes the detections of a batch of frames; returns how many reach their threshold."""
-    count = 0
-    for image, found in zip(batch, detect_images(detector, batch, names), strict=True):
-        shown = found.scores >= options.thresholds[found.labels - 1]
-        results.add(found, image.height, image.width, shown)
-        count += int(shown.sum())
-        if options.draw_images:
-            write(draw_boxes(image, found.boxes[shown], found.labels[shown], detector.classes, found.scores[shown]))
-    return count
 
 
 @contextmanager

@@ -8,23 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import yaml
 from PIL import Image
 from support.random_detector import SETTINGS, randomize_weights
 from support.untrained_run import write_untrained_run
 
 import ssd_dist
-from ssd_dist.core.config import EvalConfig
 from ssd_dist.core.errors import CheckpointError, UsageError
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.export import trained_detector
 from ssd_dist.export.export_benchmark import find_exports
 from ssd_dist.export.export_folder import find_export_folder
 from ssd_dist.export.export_options import ExportOptions
+from ssd_dist.export.exported_detector import open_exported_detector
 from ssd_dist.export.exporter import export_run
 from ssd_dist.export.parity import BOX_TOLERANCE, SCORE_TOLERANCE
-from ssd_dist.inference.tiles import detect_images, merge_tiles, place_tiles
+from ssd_dist.inference.loaded_detector import open_run
 from ssd_dist.inference.trained_model import evaluate_split
+from ssd_dist.model.postprocessing import DetectionBatch
 
 pytestmark = pytest.mark.usefixtures("small_backbone")
 
@@ -66,19 +68,37 @@ def test_the_threshold_omits_the_lower_scores(detector, images):
     assert 0 < len(above.scores) < len(every.scores)
 
 
-def test_tiles_are_detected_like_images_and_merged(detector, images):
-    pixels = images[17]
-    crops = place_tiles(*pixels.shape[:2], 2)
-    # Settings of NMS that are not the defaults.
-    loaded = dataclasses.replace(detector.loaded, nms=EvalConfig(nms_iou=0.3, max_detections=100))
-    parts = [Image.fromarray(pixels[top:bottom, left:right]) for top, left, bottom, right in crops]
-    found = list(detect_images(loaded, parts, [""] * len(parts)))
-    expected = merge_tiles("", found, np.float32(crops / np.tile(pixels.shape[:2], 2)), loaded.nms)
-    (tiled,) = dataclasses.replace(detector, loaded=loaded).predict([pixels], score_threshold=0, tiles=2)
-    np.testing.assert_allclose(tiled.scores, expected.scores, atol=1e-5)
-    np.testing.assert_allclose(tiled.boxes, expected.boxes, atol=1e-4)
-    (whole,) = detector.predict([pixels], score_threshold=0)
-    assert tiled.scores[0] >= whole.scores[0]
+def test_objects_are_detected_in_tiles(detector, images):
+    def detect(pixels):
+        """Finds the brightest pixel of each image as one object."""
+        boxes, size = [], pixels.shape[1]
+        for image in pixels.numpy().mean(axis=3):
+            row, column = np.unravel_index(image.argmax(), image.shape)
+            boxes.append([[row / size, column / size, (row + 1) / size, (column + 1) / size]])
+        labels, scores = np.ones((len(boxes), 1), np.int32), np.full((len(boxes), 1), 0.9, np.float32)
+        return DetectionBatch(*map(tf.constant, (np.float32(boxes), labels, scores)))
+
+    size = detector.loaded.size
+    opened = dataclasses.replace(detector, loaded=dataclasses.replace(detector.loaded, detect=detect))
+    pixels = np.zeros((4 * size, 4 * size, 3), np.uint8)
+    # One of the four tiles contains the object.
+    pixels[3 * size : 3 * size + 8, 3 * size : 3 * size + 8] = 255
+    (whole,), (tiled,) = (opened.predict([pixels], tiles=tiles) for tiles in (1, 2))
+    assert len(whole.boxes) == 1
+    # A pixel of a tile is smaller than one of the whole image, so the two boxes overlap by less than half.
+    sides = [box[2] - box[0] for box in tiled.boxes]
+    assert min(sides) < 0.6 * (whole.boxes[0, 2] - whole.boxes[0, 0])
+    with pytest.raises(UsageError, match="tiles=0 is not valid"):
+        opened.predict([pixels], tiles=0)
+
+
+def test_the_settings_of_nms_are_loaded(run, detector, tmp_path):
+    overrides = ["eval.nms_iou=0.3", "eval.max_detections=7"]
+    opened = open_run(str(run), "best", overrides)
+    assert (opened.nms.nms_iou, opened.nms.max_detections) == (0.3, 7)
+    export_run(str(run), "best", ExportOptions("tflite", "raw"), str(tmp_path), overrides)
+    exported = open_exported_detector(tmp_path)
+    assert (exported.nms.nms_iou, exported.nms.max_detections) == (0.3, 7)
 
 
 def test_the_metrics_are_those_of_ssd_evaluate(detector, run):

@@ -13,6 +13,7 @@ import tensorflow as tf
 from PIL import Image
 from support.object_store import emulated_store
 
+from ssd_dist.core.config import EvalConfig
 from ssd_dist.core.errors import UsageError
 from ssd_dist.evaluation.detections import Detections
 from ssd_dist.evaluation.result_files import CocoIds, open_result_files, read_coco_ids
@@ -43,7 +44,7 @@ def detector():
         scores = np.stack([np.full(count, 0.9, np.float32), brightness, np.zeros(count, np.float32)], 1)
         return DetectionBatch(*map(tf.constant, (boxes, labels, scores)))
 
-    return LoadedDetector(16, 2, CLASSES, detect)
+    return LoadedDetector(16, 2, CLASSES, detect, EvalConfig())
 
 
 def make_outputs(thresholds="0.4", **options):
@@ -259,7 +260,7 @@ def test_no_detections_give_an_empty_list(tmp_path, detector):
         count = len(images)
         return DetectionBatch(tf.zeros((count, 3, 4)), tf.zeros((count, 3), tf.int32), tf.zeros((count, 3)))
 
-    nothing = LoadedDetector(16, 2, CLASSES, detect)
+    nothing = LoadedDetector(16, 2, CLASSES, detect, EvalConfig())
     predict_images(nothing, [save_image(tmp_path / "a.png")], str(tmp_path / "out"), make_outputs(draw_images=False))
     assert json.loads((tmp_path / "out" / "detections.json").read_text()) == []
     assert not (tmp_path / "out" / "a.jpg").exists()

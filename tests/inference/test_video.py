@@ -1,6 +1,7 @@
 """Prediction on videos: every frame is detected in RGB, and the written video has the same frames with boxes."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from ssd_dist.core.config import EvalConfig
 from ssd_dist.core.errors import DataError, UsageError
 from ssd_dist.evaluation.result_files import CocoIds
 from ssd_dist.inference.loaded_detector import LoadedDetector
@@ -31,7 +33,7 @@ def detector() -> LoadedDetector:
         labels, scores = np.ones((len(red), 1), np.int32), red[:, None].astype(np.float32)
         return DetectionBatch(*map(tf.constant, (boxes, labels, scores)))
 
-    return LoadedDetector(16, 2, ("ball",), detect)
+    return LoadedDetector(16, 2, ("ball",), detect, EvalConfig())
 
 
 def write_video(path: Path) -> str:
@@ -100,6 +102,32 @@ def test_a_webcam_is_read_until_ctrl_c(detector, tmp_path, monkeypatch) -> None:
     frames, shown, path = predict_video(detector, "webcam:1", str(tmp_path), OUTPUTS)
     assert (frames, shown, path) == (3, 3, str(tmp_path / "webcam1.mp4"))
     assert (tmp_path / "webcam1.mp4").stat().st_size > 0
+
+
+def test_ctrl_c_during_the_detection_keeps_the_frames_before_it(detector, tmp_path, monkeypatch) -> None:
+    calls = []
+
+    def detect(images):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return detector.detect(images)
+
+    interrupted = dataclasses.replace(detector, detect=detect)
+    # Two frames at once; the third batch is the last one.
+    frames, _, _ = predict_video(interrupted, write_video(tmp_path / "clip.avi"), str(tmp_path / "out"), OUTPUTS)
+    assert (frames, calls) == (4, [2, 2, 1])
+    results = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [row["image_id"] for row in results][-3:] == [f"clip.avi#{number}" for number in range(1, 4)]
+
+
+def test_frames_are_detected_in_tiles(detector, tmp_path) -> None:
+    source, outputs = write_video(tmp_path / "clip.avi"), PredictionOutputs(np.array([0.0]), CocoIds((1,)))
+    predict_video(detector, source, str(tmp_path / "out"), outputs, tiles=2)
+    results = json.loads((tmp_path / "out" / "detections.json").read_text())
+    # The detector finds the left half of each part: the whole frame, and the left tiles, whose boxes end at no inner
+    # edge at the left and the outer edge; all reach an inner edge at the top or bottom and are dropped.
+    assert [row["bbox"] for row in results if row["image_id"] == "clip.avi#4"] == [[0, 0, WIDTH / 2, HEIGHT]]
 
 
 def test_videos_that_cannot_be_read_are_refused_in_one_line(detector, tmp_path) -> None:
