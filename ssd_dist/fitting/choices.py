@@ -30,9 +30,10 @@ BATCH_SIZE = 16
 LARGEST_GROUP = 16
 # On GPUs, for datasets that are large enough for it.
 GPU_BATCH_SIZE = 32
-# Without a time limit; with one, the input is as large as the time allows for so many epochs. docs/recipe.md has the
-# effect on two datasets.
+# Without a time limit; with one, the input is as large as the time allows for so many epochs. Trainings of at least so
+# many have more weight decay. docs/recipe.md has the effect of both on two datasets.
 EPOCHS = 64
+WEIGHT_DECAY_OF_MANY_EPOCHS = 0.05
 FEWEST_STEPS, MOST_STEPS = 1200, 20_000
 # Preparing, evaluating, reporting and exporting took 60 to 100 s for 360 images on two cores, whatever the limit. The
 # start of training, its evaluations and checkpoints take a share of the rest.
@@ -223,6 +224,9 @@ def choose_training(
         settings.choose("optimizer.lr", 4e-3, "the weights start at random values")
     else:
         settings.choose("optimizer.lr", 2e-3, "the best of the rates in docs/recipe.md")
+    if epochs >= EPOCHS:
+        reason = f"in {full:.0f} epochs, weights adapt to single images; more decay than the default limits this"
+        settings.choose("optimizer.weight_decay", WEIGHT_DECAY_OF_MANY_EPOCHS, reason)
     warmup = min(max(steps // 20, 1), 500)
     settings.choose("schedule.warmup_steps", warmup, f"a twentieth of {steps} steps, at most 500")
     if "eval.every_epochs" not in settings.fixed:

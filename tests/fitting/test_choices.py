@@ -255,6 +255,14 @@ def test_small_datasets_get_milder_crops(images, expected):
     assert (fixed.get(keys[0]), fixed.get(keys[1])) == (expected[0], None)
 
 
+@pytest.mark.parametrize(("steps", "expected"), [(255, None), (256, 0.05), (5000, 0.05)])
+def test_trainings_of_64_epochs_have_more_weight_decay(steps, expected):
+    # 64 images in batches of 16.
+    assert choose(make_facts(images=64), train__steps=steps).get("optimizer.weight_decay") == expected
+    kept = choose(make_facts(images=64), train__steps=steps, optimizer__weight_decay=0.1)
+    assert "optimizer.weight_decay" not in kept
+
+
 def test_a_disk_without_space_for_shards_and_checkpoints_is_reported(tmp_path, monkeypatch):
     config = Config.model_validate({"data": {"views": 10}, "checkpoint": {"keep": 3, "keep_best": 1}})
     facts, cost = make_facts(images=20_000), TrainingCost(bytes_per_image=2**20, model_bytes=10**7)
