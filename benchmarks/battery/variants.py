@@ -31,17 +31,10 @@ ALTERNATIVES = (
     Variant("4 copies", ("data.views=4",)),
     Variant("localization weight 2", ("loss.localization_weight=2.0",)),
     Variant("learning rate 0.001", ("optimizer.lr=1e-3",)),
-    Variant("300 pixels", ("model.input_size=300",)),
+    Variant("weight decay 0.05", ("optimizer.weight_decay=0.05",)),
+    *(Variant(f"{pixels} pixels", (f"model.input_size={pixels}",)) for pixels in (224, 300, 400, 512)),
     Variant("batches of 8", ("train.global_batch_size=8",)),
-)
-# Sizes of the input and widths, for `--same_steps`; ImageNet weights are available only for width 1.
-FAMILY = (
-    *(Variant(f"{pixels} pixels", (f"model.input_size={pixels}",)) for pixels in (224, 400, 512)),
-    *(
-        Variant(f"width {width}, random weights", (f"model.width={width}", "backbone.weights=none"))
-        for width in (0.35, 1.0, 1.4)
-    ),
 )
 # `{detector}` is a detector of three other datasets of the battery.
 FROM_DETECTOR = Variant("from a detector", ("model.init_from={detector}",))
-VARIANTS = (BEFORE, AFTER, *ALTERNATIVES, *FAMILY, FROM_DETECTOR)
+VARIANTS = (BEFORE, AFTER, *ALTERNATIVES, FROM_DETECTOR)

@@ -178,9 +178,7 @@ def raise_input_size(
     for larger in reversed(INPUT_SIZES):
         epochs = training_seconds / seconds_per_image / (larger / size) ** 2 / dataset.train_images
         if size < larger <= dataset.image_side and epochs >= EPOCHS:
-            reason = (
-                f"the time allows about {epochs:.0f} epochs at this size; {size} pixels would be enough in less time"
-            )
+            reason = f"the time allows about {epochs:.0f} epochs at this size; from {EPOCHS} on, more pixels are better"
             settings.replace("model.input_size", larger, reason)
             return True
     return False
@@ -225,7 +223,7 @@ def choose_training(
     else:
         settings.choose("optimizer.lr", 2e-3, "the best of the rates in docs/recipe.md")
     if epochs >= EPOCHS:
-        reason = f"in {full:.0f} epochs, weights adapt to single images; more decay than the default limits this"
+        reason = f"{epochs:.0f} epochs; from {EPOCHS} on, more decay than the default is better"
         settings.choose("optimizer.weight_decay", WEIGHT_DECAY_OF_MANY_EPOCHS, reason)
     warmup = min(max(steps // 20, 1), 500)
     settings.choose("schedule.warmup_steps", warmup, f"a twentieth of {steps} steps, at most 500")

@@ -25,10 +25,7 @@ from ssd_dist.evaluation.visualization import draw_boxes
 from ssd_dist.inference.image_files import read_image
 from ssd_dist.inference.loaded_detector import LoadedDetector
 from ssd_dist.inference.preannotations import AnnotatedImage, check_stems, write_preannotations
-from ssd_dist.inference.tiles import count_images_per_batch, detect_images
-
-# Threads decode and draw in parallel: Pillow releases the interpreter lock.
-THREADS = 8
+from ssd_dist.inference.tiles import THREADS, count_images_per_batch, detect_images
 
 
 @dataclass(frozen=True)

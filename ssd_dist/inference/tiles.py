@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from numbers import Integral
 from typing import TypeAlias
 
 import numpy as np
@@ -32,7 +33,7 @@ OVERLAP = 0.25
 # A box closer to a tile's edge than this share of the tile's side is treated as cut, because predicted boxes are
 # inexact.
 MARGIN = 0.02
-# Pillow releases the interpreter lock.
+# Threads decode, resize and draw in parallel: Pillow releases the interpreter lock.
 THREADS = 8
 
 # An image and a part of it in pixels: top, left, bottom, right.
@@ -53,8 +54,7 @@ def detect_images(
     Raises:
       UsageError: if `tiles` is not a whole number from 1 to `MOST_TILES`.
     """
-    if tiles not in range(1, MOST_TILES + 1):
-        raise UsageError(f"tiles={tiles} is not valid; give a whole number from 1 to {MOST_TILES}")
+    _count_parts(tiles)
     placed = [place_tiles(image.height, image.width, tiles) for image in images]
     parts = [(image, part) for image, rows in zip(images, placed, strict=True) for part in rows]
     found: list[Detections] = []
@@ -70,8 +70,12 @@ def detect_images(
 
 
 def count_images_per_batch(batch_size: int, tiles: int) -> int:
-    """Returns how many images to read at once, so that they and their tiles fill a batch."""
-    return max(batch_size // (1 if tiles == 1 else 1 + tiles**2), 1)
+    """Returns how many images to read at once, so that they and their tiles fill a batch.
+
+    Raises:
+      UsageError: if `tiles` is not a whole number from 1 to `MOST_TILES`.
+    """
+    return max(batch_size // _count_parts(tiles), 1)
 
 
 def place_tiles(height: int, width: int, tiles: int) -> IntArray:
@@ -113,6 +117,13 @@ def merge_tiles(name: str, found: Sequence[Detections], tiles: FloatArray, nms: 
     boxes, labels, scores = (_pad_rows(values, length)[None] for values in (boxes, labels, scores[order]))
     batch = non_max_suppression(boxes, labels, scores, limit)
     return remove_padding(name, *(values[0].numpy() for values in batch))
+
+
+def _count_parts(tiles: int) -> int:
+    """Returns 1, or with N x N tiles 1 + N * N, and checks N."""
+    if not isinstance(tiles, Integral) or not 1 <= tiles <= MOST_TILES:
+        raise UsageError(f"tiles={tiles} is not valid; give a whole number from 1 to {MOST_TILES}")
+    return 1 if tiles == 1 else 1 + tiles**2
 
 
 def _place_along(length: int, tiles: int) -> list[tuple[int, int]]:

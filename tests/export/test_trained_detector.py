@@ -68,7 +68,7 @@ def test_the_threshold_omits_the_lower_scores(detector, images):
     assert 0 < len(above.scores) < len(every.scores)
 
 
-def test_objects_are_detected_in_tiles(detector, images):
+def test_objects_are_detected_in_tiles(detector):
     def detect(pixels):
         """Finds the brightest pixel of each image as one object."""
         boxes, size = [], pixels.shape[1]
@@ -88,8 +88,9 @@ def test_objects_are_detected_in_tiles(detector, images):
     # A pixel of a tile is smaller than one of the whole image, so the two boxes overlap by less than half.
     sides = [box[2] - box[0] for box in tiled.boxes]
     assert min(sides) < 0.6 * (whole.boxes[0, 2] - whole.boxes[0, 0])
-    with pytest.raises(UsageError, match="tiles=0 is not valid"):
-        opened.predict([pixels], tiles=0)
+    for tiles in (0, "3"):
+        with pytest.raises(UsageError, match=f"tiles={tiles} is not valid"):
+            opened.predict([pixels], tiles=tiles)
 
 
 def test_the_settings_of_nms_are_loaded(run, detector, tmp_path):

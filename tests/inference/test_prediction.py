@@ -1,6 +1,7 @@
 """Prediction on image files: finding the images, score thresholds, and the files that other programs read."""
 
 import csv
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -253,6 +254,24 @@ def test_annotations_for_labeling_tools_contain_the_detections_above_the_thresho
     source = save_image(tmp_path / "a.png", value=50)
     predict_images(detector, [source], str(tmp_path), make_outputs("0.5", draw_images=False, formats=("yolo",)))
     assert (tmp_path / "yolo/labels/train/a.txt").read_text() == "0 0.250000 0.500000 0.500000 1.000000\n"
+
+
+def test_images_are_detected_in_tiles(tmp_path, detector):
+    sizes = []
+
+    def detect(images):
+        sizes.append(len(images))
+        found = detector.detect(images)
+        # Away from the edges of each part.
+        return found._replace(boxes=0.25 + 0.5 * found.boxes)
+
+    files = [save_image(tmp_path / f"{name}.png", size=(400, 400)) for name in "abc"]
+    tiled = dataclasses.replace(detector, detect=detect)
+    outputs = make_outputs(draw_images=False)
+    processed, shown, _ = predict_images(tiled, files, str(tmp_path / "out"), outputs, tiles=3)
+    assert (processed, sum(sizes)) == (3, 3 * 10)
+    # A cat and a dog in each of ten parts; those of different parts overlap by less than half.
+    assert shown == 3 * 2 * 10
 
 
 def test_no_detections_give_an_empty_list(tmp_path, detector):

@@ -101,10 +101,12 @@ def test_images_of_different_sizes_keep_their_order_and_names(detector):
         assert [(result.source_id, len(result.labels)) for result in results] == [("a", 1), ("b", 1), ("c", 0)]
 
 
-@pytest.mark.parametrize("tiles", [0, -1, 2.5, "3", MOST_TILES + 1])
+@pytest.mark.parametrize("tiles", [0, -1, 2.0, 2.5, "3", MOST_TILES + 1])
 def test_an_invalid_number_of_tiles_is_refused(detector, tiles):
     with pytest.raises(UsageError, match=rf"tiles={tiles} is not valid; give a whole number from 1 to 20"):
         list(detect_images(detector, [draw_square(0, 0, 9)], ["a"], tiles))
+    with pytest.raises(UsageError, match=rf"tiles={tiles} is not valid"):
+        count_images_per_batch(16, tiles)
 
 
 def test_a_batch_contains_the_tiles_of_its_images(detector):

@@ -104,7 +104,7 @@ def test_a_webcam_is_read_until_ctrl_c(detector, tmp_path, monkeypatch) -> None:
     assert (tmp_path / "webcam1.mp4").stat().st_size > 0
 
 
-def test_ctrl_c_during_the_detection_keeps_the_frames_before_it(detector, tmp_path, monkeypatch) -> None:
+def test_ctrl_c_during_the_detection_keeps_the_frames_before_it(detector, tmp_path) -> None:
     calls = []
 
     def detect(images):
@@ -122,12 +122,17 @@ def test_ctrl_c_during_the_detection_keeps_the_frames_before_it(detector, tmp_pa
 
 
 def test_frames_are_detected_in_tiles(detector, tmp_path) -> None:
-    source, outputs = write_video(tmp_path / "clip.avi"), PredictionOutputs(np.array([0.0]), CocoIds((1,)))
-    predict_video(detector, source, str(tmp_path / "out"), outputs, tiles=2)
-    results = json.loads((tmp_path / "out" / "detections.json").read_text())
-    # The detector finds the left half of each part: the whole frame, and the left tiles, whose boxes end at no inner
-    # edge at the left and the outer edge; all reach an inner edge at the top or bottom and are dropped.
-    assert [row["bbox"] for row in results if row["image_id"] == "clip.avi#4"] == [[0, 0, WIDTH / 2, HEIGHT]]
+    calls = []
+
+    def detect(images):
+        calls.append(len(images))
+        # The middle of each part, which no edge cuts.
+        return detector.detect(images)._replace(boxes=tf.tile([[[0.25, 0.25, 0.75, 0.75]]], [len(images), 1, 1]))
+
+    tiled = dataclasses.replace(detector, detect=detect)
+    frames, shown, _ = predict_video(tiled, write_video(tmp_path / "clip.avi"), str(tmp_path / "out"), OUTPUTS, tiles=2)
+    # Each frame and its four tiles, whose middles overlap by less than half. Two frames reach the threshold.
+    assert (frames, sum(calls), shown) == (FRAMES, 5 * FRAMES, 5 * 2)
 
 
 def test_videos_that_cannot_be_read_are_refused_in_one_line(detector, tmp_path) -> None:
