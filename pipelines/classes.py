@@ -109,8 +109,8 @@ def _map_keys_to_names(categories: Iterable[Category]) -> dict[str, str]:
     for category in categories:
         if name_by_key.setdefault(category.key, category.name) != category.name:
             raise DataError(
-                f"category {category.key.rpartition('/')[2]} has two names, {name_by_key[category.key]!r} and "
-                f"{category.name!r}; give each class its own id"
+                f"--input: category {category.key.rpartition('/')[2]} has two names, {name_by_key[category.key]!r} and "
+                f"{category.name!r}; give each class its own id in all annotation files"
             )
     return name_by_key
 

@@ -159,7 +159,8 @@ def detect_format(inputs: Sequence[str], image_dir: str, input_format: str = AUT
     roots = tuple(root for root, _ in own.values())
     common = [name for name in FORMATS if all(name in found for _, found in own.values())]
     if not common:
-        raise DataError(f"--input: {' and '.join(inputs)} have different formats; prepare them separately")
+        formats = " and ".join(f"{path} is {'/'.join(found)}" for path, (_, found) in own.items())
+        raise DataError(f"--input: {formats}; all inputs must have one format: convert some of them")
     name, reason = _choose_format({name: [found[name] for _, found in own.values()] for name in common})
     merged, splits_by_root = _merge({root: found[name] for root, found in own.values()})
     notes = tuple(dict.fromkeys((*reason, *merged.notes, *(note[name] for note in outside if name in note))))

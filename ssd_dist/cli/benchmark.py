@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags  # type: ignore[import-untyped]
 
-from ssd_dist.core.commands import run_command
+from ssd_dist.core.commands import output_file, run_command
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.printable import print_line
@@ -23,17 +23,16 @@ def main(_: list[str]) -> None:
         raise UsageError("give either --model_dir=RUN, for the exports in RUN/export, or --export=DIR")
     if not data and values["split"].present:
         raise UsageError("--split has no effect without --data; add --data=OUT or omit it")
+    output = output_file("output")
     # NumPy and the readers of data take a moment to import, so they are imported after the flags are checked.
     from ssd_dist.export.export_benchmark import benchmark_exports, find_exports, print_benchmark
 
     exports = find_exports(folders or [str(Path(model_dir, "export"))])
     results = benchmark_exports(exports, values["runs"].value, values["threads"].value, data, values["split"].value)
+    if output:
+        output.write_text(json.dumps(results, indent=1) + "\n")
     print_benchmark(results)
-    if output := values["output"].value:
-        try:
-            Path(output).write_text(json.dumps(results, indent=1) + "\n")
-        except OSError as error:
-            raise UsageError(f"--output={output}: cannot write the file: {error}; give a writable path") from None
+    if output:
         print_line(f"{output}: the same figures as JSON")
 
 

@@ -4,14 +4,19 @@
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 from absl import flags  # type: ignore[import-untyped]
 
-from ssd_dist.core.commands import define_override_flag, overrides_from_flags, refuse_flags, required_flag, run_command
+from ssd_dist.core.commands import (
+    define_override_flag,
+    output_file,
+    overrides_from_flags,
+    refuse_flags,
+    required_flag,
+    run_command,
+)
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
-from ssd_dist.core.errors import UsageError
 from ssd_dist.core.printable import print_warning
 from ssd_dist.core.stage_line import show_stages
 
@@ -23,14 +28,12 @@ def main(_: list[str]) -> None:
     split = required_flag("split")
     if export:
         refuse_flags(["checkpoint"], beside="export")
-    output, gallery_path = _check_output("output"), _check_output("pictures")
+    output, gallery_path = output_file("output"), output_file("pictures")
     # Without a run there is no folder for the messages of libraries.
     with show_stages("start TensorFlow", "" if export else model_dir, "evaluate") as stages:
         # TensorFlow takes seconds to import, so it is imported after the flags are checked.
-        from ssd_dist.evaluation.analysis import analyse_detections
-        from ssd_dist.evaluation.baseline import evaluate_constant_box
+        from ssd_dist.evaluation.evaluation_summary import summarize_evaluation
         from ssd_dist.evaluation.gallery import draw_gallery
-        from ssd_dist.evaluation.metrics import evaluate_detections
         from ssd_dist.evaluation.metrics_table import describe_split, format_value, print_analysis, print_metrics
         from ssd_dist.inference.trained_model import evaluate_split
 
@@ -43,16 +46,16 @@ def main(_: list[str]) -> None:
             evaluated = evaluate_split(model_dir, checkpoint, split, overrides_from_flags(), stages)
         config, manifest, ground_truths, detections = evaluated
         stages.show("compute the metrics")
-        metrics = evaluate_detections(ground_truths, detections, manifest.classes).as_dict()
-        analysis = analyse_detections(ground_truths, detections, manifest.classes).as_dict()
-        baseline = evaluate_constant_box(ground_truths, manifest.classes)
+        summary = summarize_evaluation(ground_truths, detections, manifest.classes)
+        metrics = {name: value for name, value in summary.items() if name not in ("analysis", "constant_box")}
+        analysis = summary["analysis"]
     title = f"{export or model_dir}, split {describe_split(split)}, {len(ground_truths)} images"
-    print_metrics(metrics, title, baseline)
+    print_metrics(metrics, title, summary["constant_box"])
     print_analysis(analysis)
     if not export and flags.FLAGS["checkpoint"].value == "best" and not overrides_from_flags():
         _record_evaluation(model_dir, split, len(ground_truths), metrics)
     if output:
-        output.write_text(json.dumps(metrics | {"analysis": analysis, "constant_box": baseline}, indent=1) + "\n")
+        output.write_text(json.dumps(summary, indent=1) + "\n")
     if gallery_path:
         subtitle = f"COCO AP50 {format_value(metrics['coco/AP50'])}, AP {format_value(metrics['coco/AP'])}"
         thresholds = [analysis["operating_points"][name]["threshold"] for name in manifest.classes]
@@ -85,28 +88,6 @@ def _record_evaluation(model_dir: str, split: str, images: int, metrics: dict[st
         record_evaluation(model_dir, split, "best", images, metrics)
     except OSError as error:
         print_warning(f"{model_dir}/{MODEL_CARD_NAME} was not updated: {error}")
-
-
-def _check_output(flag: str) -> Path | None:
-    """Returns the path given by a flag; checks that it is writable before an evaluation that takes minutes.
-
-    Raises:
-      UsageError: if the file cannot be written.
-    """
-    if not (name := flags.FLAGS[flag].value):
-        return None
-    path = Path(name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        existed = path.exists()
-        path.touch()
-        if not existed:
-            path.unlink()
-        elif path.is_dir():
-            raise IsADirectoryError("it is a folder")
-    except OSError as error:
-        raise UsageError(f"--{flag}={name}: cannot write the file: {error}; give a file in a writable folder") from None
-    return path
 
 
 if __name__ == "__main__":

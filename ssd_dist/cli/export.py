@@ -9,7 +9,13 @@ from typing import Any
 
 from absl import flags  # type: ignore[import-untyped]
 
-from ssd_dist.core.commands import define_override_flag, overrides_from_flags, required_flag, run_command
+from ssd_dist.core.commands import (
+    define_override_flag,
+    local_path,
+    overrides_from_flags,
+    required_flag,
+    run_command,
+)
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.printable import print_line
 from ssd_dist.core.stage_line import show_stages
@@ -30,6 +36,7 @@ from ssd_dist.export.export_options import (
 def main(_: list[str]) -> None:
     """Exports the run given by the flags and prints how the export compares with the checkpoint."""
     model_dir, output, kind = required_flag("model_dir"), required_flag("output"), required_flag("format")
+    local_path("output")
     options = read_options(kind)
     with show_stages("start TensorFlow", model_dir, "export") as stages:
         # TensorFlow takes seconds to import, so it is imported after the flags are checked.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags  # type: ignore[import-untyped]
 
-from ssd_dist.core.commands import define_override_flag, overrides_from_flags, refuse_flags, run_command
+from ssd_dist.core.commands import define_override_flag, local_path, overrides_from_flags, refuse_flags, run_command
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.folder_names import CONFIG_NAME, REPORT_NAME
@@ -28,10 +28,8 @@ def main(_: list[str]) -> None:
         refuse_flags(["set", "checkpoint", "split"], beside="data")
     else:
         refuse_flags(["max_images", "fit_anchors"], beside="model_dir")
-    output = flags.FLAGS["output"].value or default_output(data, model_dirs)
-    for flag, name in (("output", output), ("fit_anchors", flags.FLAGS["fit_anchors"].value)):
-        if name and is_remote(name):
-            raise UsageError(f"--{flag}={name}: cannot write to remote storage; give a local path and copy the file")
+    output = local_path("output") or default_output(data, model_dirs)
+    local_path("fit_anchors")
     # TensorFlow takes seconds to import, so it is imported after the flags are checked.
     with show_stages("start TensorFlow") as stages:
         if data:

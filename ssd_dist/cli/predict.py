@@ -9,7 +9,14 @@ import dataclasses
 
 from absl import flags  # type: ignore[import-untyped]
 
-from ssd_dist.core.commands import define_override_flag, overrides_from_flags, refuse_flags, required_flag, run_command
+from ssd_dist.core.commands import (
+    define_override_flag,
+    local_path,
+    overrides_from_flags,
+    refuse_flags,
+    required_flag,
+    run_command,
+)
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.errors import DataError, UsageError
 from ssd_dist.core.file_kinds import ANNOTATION_FORMATS, MOST_TILES, is_video
@@ -20,6 +27,7 @@ from ssd_dist.core.stage_line import StageLine, show_stages
 def main(_: list[str]) -> None:
     """Detects objects in the images given by the flags and prints which files could not be read."""
     output, sources = required_flag("output"), flags.FLAGS["images"].value
+    local_path("output")
     if not sources:
         raise UsageError(f"--images is missing: {flags.FLAGS['images'].help}")
     given = [name for name in ("model_dir", "export", "saved_model") if flags.FLAGS[name].value]

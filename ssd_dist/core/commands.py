@@ -14,6 +14,7 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 from logging import LogRecord
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging  # type: ignore[import-untyped]
@@ -22,6 +23,7 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import load_config
 from ssd_dist.core.errors import UsageError, exit_with_message
 from ssd_dist.core.printable import escape
+from ssd_dist.core.storage import is_remote
 
 # In --help, the flags defined here belong to the command that defines them.
 flags.disclaim_key_flags()
@@ -70,6 +72,40 @@ def required_flag(name: str) -> str:
     if not value:
         raise UsageError(f"--{name} is missing: {_help_of(flags.FLAGS[name])}")
     return str(value)
+
+
+def local_path(flag: str) -> str:
+    """Returns the value of a flag that gives a file or folder to write to; empty if it is not set.
+
+    Raises:
+      UsageError: if it is on an object store.
+    """
+    path = flags.FLAGS[flag].value or ""
+    if is_remote(path):
+        raise UsageError(f"--{flag}={path}: cannot write to remote storage; give a local path and copy the result")
+    return str(path)
+
+
+def output_file(flag: str) -> Path | None:
+    """Returns the file that a flag gives; checks that it is writable before work that takes minutes.
+
+    Raises:
+      UsageError: if the file cannot be written.
+    """
+    if not (name := local_path(flag)):
+        return None
+    path = Path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
+        path.touch()
+        if not existed:
+            path.unlink()
+        elif path.is_dir():
+            raise IsADirectoryError("it is a folder")
+    except OSError as error:
+        raise UsageError(f"--{flag}={name}: cannot write the file: {error}; give a file in a writable folder") from None
+    return path
 
 
 def refuse_flags(names: Sequence[str], beside: str) -> None:

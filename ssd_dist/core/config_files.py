@@ -5,6 +5,7 @@ load_config("configs/x.yaml", ["train.epochs=3"])
 """
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,6 +84,16 @@ def load_stored_config(path: str | os.PathLike[str], overrides: Sequence[str] = 
 def dump_config(config: Config) -> str:
     """Returns the config as YAML; `load_stored_config` reads it back to an equal `Config`."""
     return str(yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False))
+
+
+def format_override(key: str, value: Any) -> str:
+    """Returns a key and its value, of a type that JSON has, or a path, as a value of `--set`.
+
+    >>> format_override("anchors.sizes", [1, 2]), format_override("data.dir", Path("/data"))
+    ('anchors.sizes=[1, 2]', 'data.dir="/data"')
+    """
+    # Not as escape sequences: those of emoji are surrogates, which YAML does not allow.
+    return f"{key}={json.dumps(value, default=os.fspath, ensure_ascii=False)}"
 
 
 def flatten_config(config: BaseModel, only_set: bool = False) -> dict[str, Any]:

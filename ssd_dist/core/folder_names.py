@@ -13,18 +13,22 @@ REPORT_NAME = "report.html"
 SUMMARY_NAME = "export.json"
 
 
-def check_folder_name(model_dir: str) -> None:
-    """Checks that TensorFlow can find checkpoints in a folder of this name.
+def check_folder_name(folder: str, flag: str = "model_dir") -> None:
+    """Checks that TensorFlow can find checkpoints in a run folder of this name.
+
+    Args:
+      folder: the run folder.
+      flag: the flag that gave it, for messages.
 
     Raises:
       UsageError: for a folder on an object store, or with a wildcard in its name.
     """
-    if is_remote(model_dir):
+    if is_remote(folder):
         raise UsageError(
-            f"--model_dir={model_dir} is on an object store, but a run needs a local folder: mount the store "
+            f"--{flag}={folder} is on an object store, but a run needs a local folder: mount the store "
             "(Cloud Storage FUSE: /gcs/BUCKET/...) and pass the mounted path"
         )
-    if wildcard := re.search(r"[*?\[\]\\]", model_dir):
+    if wildcard := re.search(r"[*?\[\]\\]", folder):
         raise UsageError(
-            f"--model_dir={model_dir}: TensorFlow interprets {wildcard.group()!r} as a wildcard; choose another name"
+            f"--{flag}={folder}: TensorFlow interprets {wildcard.group()!r} as a wildcard; choose another name"
         )

@@ -24,6 +24,8 @@ from ssd_dist.evaluation.voc_metrics import IOU_THRESHOLD, trace_curve
 NEAR_IOU = 0.1
 TRUE_POSITIVE, IGNORED = "true positive", "ignored"
 KINDS = ("localisation", "class", "both", "duplicate", "background", "missed")
+# Their names in tables and reports, where they differ from the keys of the metrics files.
+NAMES = {"localisation": "localization", "both": "class and localization"}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from ssd_dist.core.manifest import TRAIN_SPLIT
 from ssd_dist.core.printable import NAME_LENGTH, make_printable
+from ssd_dist.evaluation.error_types import NAMES
 
 _PER_CLASS = {"coco/AP": "COCO AP", "coco/AP50": "COCO AP50", "voc07/AP": "VOC07 AP", "voc/AP": "VOC AP"}
 _TOTALS = {
@@ -60,7 +61,7 @@ def print_analysis(analysis: dict[str, Any]) -> None:
     errors = Table("error type", "count at these thresholds", "VOC mAP gain if corrected", title="Error types (TIDE)")
     errors.title_justify, errors.title_style = "left", "bold"
     for kind, count in analysis["errors"]["counts"].items():
-        errors.add_row(kind, str(count), f"{analysis['errors']['ap_gain_if_mended'][kind]:+.3f}")
+        errors.add_row(NAMES.get(kind, kind), str(count), f"{analysis['errors']['ap_gain_if_mended'][kind]:+.3f}")
     for table in (points, errors):
         for column in table.columns[1:]:
             column.justify = "right"

@@ -32,6 +32,10 @@ def parse_thresholds(text: str, classes: Sequence[str]) -> np.ndarray:
       UsageError: if an item is not valid.
     """
     thresholds = np.full(len(classes), DEFAULT)
+    if text.endswith(".json") and Path(text).is_file():
+        # A path may contain commas.
+        thresholds[:] = _read_thresholds(text, classes)
+        return thresholds
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, colon, score = item.rpartition(":")
         if item.endswith(".json"):

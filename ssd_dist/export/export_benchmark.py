@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ssd_dist.core.config_files import format_override
 from ssd_dist.core.errors import CheckpointError
 from ssd_dist.core.folder_names import SUMMARY_NAME
 from ssd_dist.core.printable import make_printable
@@ -130,7 +131,7 @@ def _evaluate(folder: Path, data: str, split: str) -> dict[str, float | None]:
 
 
 def _data_overrides(data: str) -> list[str]:
-    return [f"data.dir={json.dumps(data)}"]
+    return [format_override("data.dir", data)]
 
 
 def _find_processor() -> str:
@@ -150,7 +151,7 @@ def print_benchmark(results: dict[str, Any]) -> None:
     for name in ("MB", "p50 ms", "p95 ms", "peak MiB", "AP"):
         table.add_column(name, justify="right")
     paths = [row["export"] for row in results["exports"]]
-    common = os.path.commonpath(paths) if len(paths) > 1 else os.path.dirname(paths[0])
+    common = os.path.commonpath(map(os.path.abspath, paths)) if len(paths) > 1 else os.path.dirname(paths[0])
     for row in results["exports"]:
         weights = {"none": "float32"}.get(row["quantize"], row["quantize"])
         values = (row[name] for name in ("p50_ms", "p95_ms"))

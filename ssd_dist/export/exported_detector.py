@@ -18,7 +18,7 @@ import tensorflow as tf
 from ssd_dist.cluster.failures import explain_out_of_memory
 from ssd_dist.core.config import AnchorConfig, Config, EvalConfig
 from ssd_dist.core.config_files import load_config
-from ssd_dist.core.errors import CheckpointError, DataError, first_line
+from ssd_dist.core.errors import CheckpointError, DataError, SsdDistError, first_line
 from ssd_dist.core.folder_names import SUMMARY_NAME
 from ssd_dist.core.manifest import Manifest
 from ssd_dist.core.stage_line import SILENT, StageLine
@@ -53,11 +53,14 @@ def open_exported_detector(path: str | Path) -> LoadedDetector:
         size = int(re.findall(r"\d+(?=, 3\])", summary["input"])[0])
         nms = EvalConfig(**{name: summary["output"][name] for name in ("score_threshold", "nms_iou", "max_detections")})
         decoder = _read_decoder(folder, summary["output"], nms)
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise _describe_damage(path, error) from None
+    try:
         run = open_export(kind, folder / FILES[kind])
-    except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path}: not an export, or damaged ({first_line(error)}); create one with ssd-export"
-        ) from None
+    except (SsdDistError, ImportError):
+        raise
+    except Exception as error:  # each runtime has its own error classes
+        raise _describe_damage(path, error) from None
 
     def detect(images: tf.Tensor) -> DetectionBatch:
         pixels = np.asarray(images)
@@ -67,6 +70,10 @@ def open_exported_detector(path: str | Path) -> LoadedDetector:
         return DetectionBatch(*(tf.concat(values, 0) for values in zip(*found, strict=True)))
 
     return LoadedDetector(size, BATCH_SIZE, classes, detect, nms)
+
+
+def _describe_damage(path: str | Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: not an export, or damaged ({first_line(error)}); create one with ssd-export")
 
 
 def _read_decoder(folder: Path, output: dict[str, Any], nms: EvalConfig) -> OutputDecoder | None:

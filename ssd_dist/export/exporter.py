@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ssd_dist.core.errors import CheckpointError, DataError, UsageError, first_l
 from ssd_dist.core.folder_names import SUMMARY_NAME
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
 from ssd_dist.core.stage_line import SILENT, StageLine
+from ssd_dist.core.storage import write_text
 from ssd_dist.data.decoding import decode_jpeg
 from ssd_dist.data.shard_files import load_manifest, read_split
 from ssd_dist.evaluation.detections import Detections, GroundTruth
@@ -74,7 +76,7 @@ def export_run(
     config = config.model_copy(update={"amp": AmpConfig()})
     data = load_manifest(config.data)
     check_data_fits_model(data, manifest, config.data.dir, config.model.input_size, model_dir)
-    split = pick_split(config.eval.split, data, config.data.dir)
+    split = pick_compared_split(config.eval.split, data, config.data.dir)
     compared = list(read_images(config.data, data, split, COMPARED_IMAGES))
     ground_truths, images = [annotated for annotated, _ in compared], [pixels for _, pixels in compared]
     is_calibrated = options.quantization.kind == "int8" and not config.quantization.aware
@@ -103,9 +105,12 @@ def export_run(
         "checkpoint": locate_checkpoint(model_dir, checkpoint),
         "model": {"width": config.model.width, "anchors": config.anchors.model_dump(mode="json")},
         **summarize_comparison(comparison, ground_truths, manifest.classes),
+        # Quantization changes every detection by design.
+        "accepted": options.quantization.kind != "none" or comparison.parity.holds,
     }
-    (folder / SUMMARY_NAME).write_text(json.dumps(summary, indent=1) + "\n")
-    if options.quantization.kind == "none" and not comparison.parity.holds:
+    with explain_export_errors(folder):
+        write_text(folder / SUMMARY_NAME, json.dumps(summary, indent=1) + "\n")
+    if not summary["accepted"]:
         raise CheckpointError(
             f"{path}: {describe_difference(comparison.parity)}; do not deploy it; "
             f"details are in {folder / SUMMARY_NAME}"
@@ -113,7 +118,7 @@ def export_run(
     return summary
 
 
-def pick_split(requested: str, manifest: Manifest, data_dir: str) -> str:
+def pick_compared_split(requested: str, manifest: Manifest, data_dir: str) -> str:
     """Returns the split to evaluate on.
 
     `auto` selects val, else test, else the first split that is not the training split, else the training split.
@@ -162,7 +167,7 @@ def write_export(served: ServedDetector, options: ExportOptions, samples: list[n
       UsageError: if the folder cannot be written.
     """
     path = folder / FILES[options.kind]
-    try:
+    with explain_export_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if options.kind == "saved_model":
             write_saved_model(served, path)
@@ -178,11 +183,18 @@ def write_export(served: ServedDetector, options: ExportOptions, samples: list[n
             (folder / LABELS_NAME).write_text(write_labels(served.classes), encoding="utf-8")
         if options.outputs == "detection_output":
             (folder / LABELS_NAME).write_text(write_labels([BACKGROUND, *served.classes]), encoding="utf-8")
+    return path
+
+
+@contextmanager
+def explain_export_errors(folder: Path) -> Iterator[None]:
+    """Raises a UsageError if the export cannot be written in this context."""
+    try:
+        yield
     except OSError as error:
         raise UsageError(
             f"--output={folder}: cannot write the export: {error}; use a writable folder with free space"
         ) from None
-    return path
 
 
 def build_tflite(served: ServedDetector, options: ExportOptions, samples: list[np.ndarray]) -> bytes:

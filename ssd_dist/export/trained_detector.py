@@ -1,6 +1,5 @@
 """The Python interface of a trained detector, loaded from a run or from an export: `ssd_dist.Detector`."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
+from ssd_dist.core.config_files import format_override
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.folder_names import CONFIG_NAME
-from ssd_dist.evaluation.analysis import analyse_detections
+from ssd_dist.core.images import ImageError
 from ssd_dist.evaluation.detections import Detections
-from ssd_dist.evaluation.metrics import evaluate_detections
+from ssd_dist.evaluation.evaluation_summary import summarize_evaluation
 from ssd_dist.evaluation.thresholds import DEFAULT, parse_thresholds
 from ssd_dist.export.export_folder import find_export_folder
 from ssd_dist.export.exported_detector import evaluate_export, open_exported_detector
@@ -79,14 +79,15 @@ class Detector:
 
     def predict(
         self,
-        images: Sequence[str | Path | npt.NDArray[np.uint8]],
+        images: Sequence[str | Path | Image.Image | npt.NDArray[np.uint8]],
         score_threshold: float | str | Path = DEFAULT,
         tiles: int = 1,
     ) -> list[ImageDetections]:
         """Detects objects in images.
 
         Args:
-          images: image files, local or on an object store, or RGB pixels, uint8 [H, W, 3], of any size.
+          images: image files, local or on an object store, images of PIL, or RGB pixels, uint8 [H, W, 3]; of any
+            size.
           score_threshold: objects with a lower score are omitted. A number, or any value of `--score_threshold` of
             `ssd-predict`: "RUN/metrics.json" has a threshold for each class, "0.4,dog:0.3" another one for dogs.
           tiles: N; above 1, objects are also detected in N x N overlapping tiles of each image, which finds smaller
@@ -98,7 +99,7 @@ class Detector:
         Raises:
           UsageError: if `images` is a single image, an array is not an RGB image, or the threshold or `tiles` is not
             valid.
-          ImageError, OSError: if a file cannot be read.
+          ImageError, OSError: if a file cannot be read; the message starts with its name.
         """
         if isinstance(images, (str, Path)):
             raise UsageError(f"predict: {images} is one image; give a list: [{str(images)!r}]")
@@ -119,22 +120,21 @@ class Detector:
           split: name of the split.
 
         Returns:
-          The content of the JSON file of `ssd-evaluate`: `coco/AP`, `coco/AP50` and the other metrics, `per_class`, and
-          `analysis` with the best score threshold of each class.
+          The content of the JSON file of `ssd-evaluate`: `coco/AP`, `coco/AP50` and the other metrics, `per_class`,
+          `analysis` with the best score threshold of each class, and `constant_box`.
 
         Raises:
           DataError: if the data is missing, has no such split, or has another image size than the detector.
           CheckpointError: if the data has other classes.
         """
-        data = [f"data.dir={json.dumps(str(dataset))}"]
+        data = [format_override("data.dir", str(dataset))]
         if self.checkpoint:
             # TensorFlow has started, so it can no longer split the CPU into the replicas of the training.
             overrides = [*data, "cluster.strategy=one_device"]
             _, manifest, ground_truths, detections = evaluate_split(self.folder, self.checkpoint, split, overrides)
         else:
             _, manifest, ground_truths, detections = evaluate_export(self.folder, "", split, data)
-        metrics = evaluate_detections(ground_truths, detections, manifest.classes).as_dict()
-        return metrics | {"analysis": analyse_detections(ground_truths, detections, manifest.classes).as_dict()}
+        return summarize_evaluation(ground_truths, detections, manifest.classes)
 
     def _select(self, found: Detections, thresholds: npt.NDArray[np.float64]) -> ImageDetections:
         shown = found.scores >= thresholds[found.labels - 1]
@@ -142,9 +142,16 @@ class Detector:
         return ImageDetections(names, found.scores[shown], found.boxes[shown])
 
 
-def _open_image(image: str | Path | npt.NDArray[np.uint8]) -> Image.Image:
+def _open_image(image: str | Path | Image.Image | npt.NDArray[np.uint8]) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image).convert("RGB")
+    if isinstance(image, (str, Path)):
+        try:
+            return read_image(str(image))
+        except ImageError as error:
+            raise ImageError(error.reason, f"{image}: {error}") from None
     if not isinstance(image, np.ndarray):
-        return read_image(str(image))
+        raise UsageError(f"predict: {image!r} is not an image; give a path, an image of PIL, or RGB pixels as uint8")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise UsageError(
             f"predict: an image is {image.dtype} {list(image.shape)}; give RGB pixels as uint8 [height, width, 3]"

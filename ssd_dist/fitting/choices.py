@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TrainingCost
+from ssd_dist.core.config import TrainConfig
+from ssd_dist.core.errors import UsageError
+from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TimeLimit, TrainingCost
 
 INPUT_SIZES = (224, 300, 400, 512)
 LARGEST_ON_CPU = 400
@@ -35,10 +37,13 @@ GPU_BATCH_SIZE = 32
 EPOCHS = 64
 WEIGHT_DECAY_OF_MANY_EPOCHS = 0.05
 FEWEST_STEPS, MOST_STEPS = 1200, 20_000
-# Preparing, evaluating, reporting and exporting took 60 to 100 s for 360 images on two cores, whatever the limit. The
-# start of training, its evaluations and checkpoints take a share of the rest.
-OTHER_SECONDS = 90.0
-TRAINING_SHARE = 0.7
+# Preparing, starting, reporting and exporting took three times as long as the survey and the choices before them, for
+# 575 images on one core of a slow machine.
+OTHER_WORK = 3.0
+# Evaluating an image, relative to training on it; it took 0.44 there.
+EVALUATION_COST = 0.5
+# The share of the remaining time that is not planned.
+RESERVE = 0.1
 # With a very short limit, training gets this share of the time, and the limit is exceeded.
 LEAST_SHARE = 0.2
 MOST_VIEWS = 16
@@ -100,6 +105,8 @@ def choose_network(
     choose_weights(settings, machine, source_width)
     if has_trained_weights(settings) and not machine.gpus:
         settings.choose("backbone.frozen_blocks", FROZEN_ON_CPU, "more steps in the same time on a CPU")
+    if machine.gpus:
+        settings.choose("amp.enabled", True, "a GPU computes faster with mixed precision")
     small = dataset.small_side
     objects = f"a tenth of the objects has sides below {small:.1%} of the image"
     settings.choose("model.input_size", *choose_input_size(small, dataset.image_side, machine.gpus))
@@ -190,7 +197,7 @@ def choose_training(
     machine: MachineFacts,
     cost: TrainingCost,
     replicas: int,
-    seconds_left: float | None = None,
+    limit: TimeLimit | None = None,
 ) -> None:
     """Chooses batch, length, augmented copies, learning rate and intervals.
 
@@ -200,16 +207,22 @@ def choose_training(
       machine: the machine.
       cost: the cost of the network.
       replicas: number of replicas.
-      seconds_left: the time until the end of `--minutes`; None without a limit.
+      limit: the limit of the whole command, if there is one.
+
+    Raises:
+      UsageError: if the batch that the user fixed has fewer images than there are replicas and parts.
     """
-    if machine.gpus:
-        settings.choose("amp.enabled", True, "a GPU computes faster with mixed precision")
     batch = settings.choose("train.global_batch_size", *choose_batch_size(dataset.train_images, machine.gpus, replicas))
     parts = choose_accumulation(settings, batch // replicas, machine, cost.bytes_per_image)
+    if batch < replicas * parts:
+        raise UsageError(
+            f"train.global_batch_size: {batch} images cannot be divided between {replicas} replicas in {parts} parts "
+            "(train.accumulate_steps)"
+        )
     group = find_largest_divisor(batch // replicas // parts, LARGEST_GROUP)
     together = "the images that a replica processes at once, so that replicas do not communicate for batch norm"
     settings.choose("model.batch_norm_group", group, "all images of a batch" if group == batch else together)
-    steps = choose_steps(settings, dataset.train_images, batch, cost.seconds_per_image, seconds_left)
+    steps = choose_steps(settings, dataset, batch, cost.seconds_per_image, limit)
     epochs = steps * batch / dataset.train_images
     views = min(MOST_VIEWS, max(1, int(epochs // 4)), max(1, MOST_COPIES // dataset.train_images))
     # As training counts them, without the images that fill no batch.
@@ -280,24 +293,30 @@ def choose_accumulation(settings: Settings, images: int, machine: MachineFacts, 
     return int(settings.fixed.get(key, parts))
 
 
-def plan_training_seconds(seconds_left: float) -> float:
-    """Returns how long training may take of the time that is left until the end of `--minutes`."""
-    return max(TRAINING_SHARE * (seconds_left - OTHER_SECONDS), LEAST_SHARE * seconds_left)
+def plan_training_seconds(limit: TimeLimit, dataset: DatasetFacts, seconds_per_image: float) -> float:
+    """Returns how many of the seconds that are left training may take, without its evaluations."""
+    val, test = (dataset.images.get(name, 0) for name in ("val", "test"))
+    evaluated = EVALUATIONS * val + (test or val)
+    planned = OTHER_WORK * limit.spent + EVALUATION_COST * evaluated * seconds_per_image
+    return max((1 - RESERVE) * (limit.left - planned), LEAST_SHARE * limit.left)
 
 
 def choose_steps(
-    settings: Settings, images: int, batch: int, seconds_per_image: float | None, seconds_left: float | None
+    settings: Settings, dataset: DatasetFacts, batch: int, seconds_per_image: float | None, limit: TimeLimit | None
 ) -> int:
     """Chooses the number of steps unless the user fixed the length of training; returns the number of steps."""
-    if "train.epochs" in settings.fixed and not settings.fixed.get("train.steps"):
-        return max(int(settings.fixed["train.epochs"] * (images // batch)), 1)
-    if seconds_left is not None and seconds_per_image:
+    images = dataset.train_images
+    if not settings.fixed.get("train.steps") and settings.fixed.keys() & {"train.steps", "train.epochs"}:
+        # Without steps, or with 0 steps, the number of epochs counts.
+        epochs = settings.fixed.get("train.epochs", TrainConfig().epochs)
+        return max(int(epochs * (images // batch)), 1)
+    if limit is not None and seconds_per_image:
         seconds_per_step = seconds_per_image * batch
-        seconds = plan_training_seconds(seconds_left)
+        seconds = plan_training_seconds(limit, dataset, seconds_per_image)
         steps = min(max(int(seconds / seconds_per_step), 1), MOST_STEPS)
         reason = (
-            f"{seconds_left / 60:.1f} minutes are left, and a step takes {seconds_per_step:.2f} s (measured); "
-            f"{1 - seconds / seconds_left:.0%} of the time is for shards, evaluation and exports"
+            f"{limit.left / 60:.1f} minutes are left, and a step takes {seconds_per_step:.2f} s (measured); "
+            f"{1 - seconds / limit.left:.0%} of the time is for shards, evaluation and exports"
         )
     else:
         steps = min(max(EPOCHS * images // batch, FEWEST_STEPS), MOST_STEPS)

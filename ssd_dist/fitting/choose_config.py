@@ -14,11 +14,11 @@ from typing import Any
 import tensorflow as tf
 
 from ssd_dist.core.config import Config
-from ssd_dist.core.config_files import flatten_config, load_config
+from ssd_dist.core.config_files import flatten_config, format_override, load_config
 from ssd_dist.core.errors import CheckpointError, DataError
 from ssd_dist.core.storage import write_text
 from ssd_dist.fitting.choices import Settings, choose_network, choose_training, plan_training_seconds, raise_input_size
-from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TrainingCost
+from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TimeLimit, TrainingCost
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
 from ssd_dist.model.backbone import build_backbone, check_weights_file
 from ssd_dist.model.cost import Cost, count_cost
@@ -31,7 +31,7 @@ BYTES_PER_PIXEL = 0.45
 # Copies of the weights in a checkpoint: weights, EMA and two slots of the optimizer.
 COPIES_PER_CHECKPOINT = 4
 # The loss, the optimizer and the input pipeline, relative to the forward and backward pass that is measured.
-STEP_OVERHEAD = 1.25
+STEP_OVERHEAD = 1.1
 TIMED_STEPS = 3
 
 
@@ -51,29 +51,37 @@ def choose_config(request: FitRequest, files: FitFiles) -> Config:
     source_width = read_source_weights(asked.model.init_from).width if asked.model.init_from else None
     choose_network(settings, dataset, machine, source_width)
     network = apply_choices(request, settings, files)
-    cost = measure_cost(network, dataset.classes, is_timed=request.minutes is not None)
-    left = count_seconds_left(request)
-    if left is not None and cost.seconds_per_image is not None:
-        training_seconds = plan_training_seconds(left)
-        if raise_input_size(settings, dataset, cost.seconds_per_image, training_seconds):
-            cost = measure_cost(apply_choices(request, settings, files), dataset.classes, is_timed=True)
+    devices = max(machine.gpus, 1)
+    cost = measure_cost(network, dataset.classes, devices, is_timed=request.minutes is not None)
+    limit = read_limit(request)
+    if (
+        limit is not None
+        and cost.seconds_per_image is not None
+        and raise_input_size(
+            settings, dataset, cost.seconds_per_image, plan_training_seconds(limit, dataset, cost.seconds_per_image)
+        )
+    ):
+        cost = measure_cost(apply_choices(request, settings, files), dataset.classes, devices, is_timed=True)
     replicas = machine.gpus or max(asked.cluster.logical_cpus, 1)
-    choose_training(settings, dataset, machine, cost, replicas, count_seconds_left(request))
+    choose_training(settings, dataset, machine, cost, replicas, read_limit(request))
     config = apply_choices(request, settings, files)
     check_disk(config, dataset, cost, files.folder)
     write_text(files.choices, json.dumps([dataclasses.asdict(choice) for choice in settings.choices], indent=1) + "\n")
     return config
 
 
-def count_seconds_left(request: FitRequest) -> float | None:
-    """Returns the seconds until the end of `--minutes`, at least 1; None without a limit."""
-    return None if request.minutes is None else max(request.started + 60 * request.minutes - time.time(), 1.0)
+def read_limit(request: FitRequest) -> TimeLimit | None:
+    """Returns the time limit, with at least a second left; None without one."""
+    if request.minutes is None:
+        return None
+    spent = time.time() - request.started
+    return TimeLimit(spent, max(60 * request.minutes - spent, 1.0))
 
 
 def apply_choices(request: FitRequest, settings: Settings, files: FitFiles) -> Config:
     """Returns the config with the choices made so far; everything that the user gave wins over them."""
-    chosen = [f"{choice.key}={json.dumps(choice.value)}" for choice in settings.choices]
-    data = f"data.dir={json.dumps(str(files.manifest.parent.absolute()))}"
+    chosen = [format_override(choice.key, choice.value) for choice in settings.choices]
+    data = format_override("data.dir", files.manifest.parent.absolute())
     return load_config(request.config, [*chosen, *request.overrides, data])
 
 
@@ -97,14 +105,17 @@ def read_memory() -> int:
     return min(memory, int(text)) if text.isdigit() else memory
 
 
-def measure_cost(config: Config, class_count: int, is_timed: bool) -> TrainingCost:
-    """Measures the memory of the network and, if `is_timed`, the time of a training step on one device."""
+def measure_cost(config: Config, class_count: int, devices: int, is_timed: bool) -> TrainingCost:
+    """Measures the memory of the network and, if `is_timed`, the time per image if `devices` share the batch."""
     AMPContext(config.amp).setup_policy()
     # The time does not depend on the weights.
     backbone = config.backbone.model_copy(update={"weights": "none"})
     model = build_detector(config.model, backbone, config.anchors, class_count, config.quantization)
     total = sum(count_cost(model).values(), Cost())
-    seconds = time_training(model, config.model.input_size, config.train.global_batch_size) if is_timed else None
+    seconds = None
+    if is_timed:
+        batch = max(config.train.global_batch_size // devices, 1)
+        seconds = time_training(model, config.model.input_size, batch) / devices
     return TrainingCost(4 * total.activations, 4 * total.parameters, seconds)
 
 
@@ -131,7 +142,7 @@ def check_disk(config: Config, dataset: DatasetFacts, cost: TrainingCost, folder
     Raises:
       DataError: if they do not.
     """
-    copies = dataset.train_images * config.data.views + dataset.all_images - dataset.train_images
+    copies = sum(dataset.images.values()) + dataset.train_images * (config.data.views - 1)
     shards = copies * BYTES_PER_PIXEL * config.model.input_size**2
     checkpoints = (config.checkpoint.keep + config.checkpoint.keep_best) * COPIES_PER_CHECKPOINT * cost.model_bytes
     needed, free = shards + checkpoints + 4 * cost.model_bytes, shutil.disk_usage(folder).free

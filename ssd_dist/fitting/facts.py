@@ -1,6 +1,7 @@
 """The facts from which `ssd-fit` makes its choices: the survey of the dataset, and the machine."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,15 +18,13 @@ class DatasetFacts:
 
     Attributes:
       classes: number of classes.
-      train_images: number of images of the training split.
-      all_images: number of images of all splits.
+      images: number of images of each split.
       sizes: int64 [M, 2], height and width in pixels of the sampled training images.
       box_sizes: float64 [N, 2], height and width of their objects, as fractions of the image.
     """
 
     classes: int
-    train_images: int
-    all_images: int
+    images: Mapping[str, int]
     sizes: npt.NDArray[np.int64]
     box_sizes: npt.NDArray[np.float64]
 
@@ -46,8 +45,7 @@ class DatasetFacts:
         train = splits[TRAIN_SPLIT]
         facts = cls(
             classes=len(survey["classes"]),
-            train_images=train["images"],
-            all_images=sum(split["images"] for split in splits.values()),
+            images={name: split["images"] for name, split in splits.items()},
             sizes=np.array(train["sizes"], np.int64).reshape(-1, 2),
             box_sizes=np.array(train["box_sizes"], np.float64).reshape(-1, 2),
         )
@@ -56,6 +54,11 @@ class DatasetFacts:
                 f"none of the {facts.train_images} training images has a usable object; ssd-prepare reports why"
             )
         return facts
+
+    @property
+    def train_images(self) -> int:
+        """The number of images of the training split."""
+        return self.images[TRAIN_SPLIT]
 
     @property
     def small_side(self) -> float:
@@ -90,9 +93,22 @@ class TrainingCost:
     Attributes:
       bytes_per_image: memory of the activations of one image.
       model_bytes: size of one copy of the weights.
-      seconds_per_image: measured time per image; None if there is no time limit.
+      seconds_per_image: measured time per image, if all devices share the batch; None if there is no time limit.
     """
 
     bytes_per_image: int
     model_bytes: int
     seconds_per_image: float | None = None
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """The limit of the whole command, `--minutes`.
+
+    Attributes:
+      spent: seconds since the start of the command.
+      left: seconds until the limit.
+    """
+
+    spent: float
+    left: float

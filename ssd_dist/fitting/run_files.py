@@ -67,7 +67,8 @@ class FitRequest:
       config: YAML file or name of a config of the package; None for the choices alone.
       overrides: `a.b=c` overrides.
       minutes: time limit of the whole command; None without a limit.
-      started: time of the first start, in seconds since 1970.
+      started: time of the start, in seconds since 1970.
+      fixed: the values that the config and the overrides set, by key; None in a request of an earlier version.
     """
 
     input: str
@@ -75,6 +76,7 @@ class FitRequest:
     overrides: tuple[str, ...] = ()
     minutes: float | None = None
     started: float = 0.0
+    fixed: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, path: Path) -> "FitRequest":
@@ -85,33 +87,38 @@ class FitRequest:
     def write_or_compare(self, files: FitFiles) -> None:
         """Writes the request of a new run; checks that a resumed run has the same one.
 
-        Before the choices are made, another request replaces the first, so that a corrected command can use the folder.
+        Before the choices are made, this request replaces an earlier one, so that a corrected command can use the
+        folder, and the time limit starts again.
 
         Raises:
-          UsageError: if the run in the folder was started with another request.
+          UsageError: if the run in the folder was started with another request, or not by `ssd-fit`.
         """
-        if not files.request.exists():
-            self._write(files.request)
-            return
-        before = FitRequest.read(files.request)
-        changed = [
-            name for name in ("input", "config", "overrides", "minutes") if vars(before)[name] != vars(self)[name]
-        ]
-        if not changed:
-            return
+        is_known = files.request.exists()
         if files.config.exists():
-            name = changed[0]
-            flag = {"overrides": "set"}.get(name, name)
-            raise UsageError(
-                f"--output={files.folder} was started with --{flag}: {_describe(vars(before)[name])}, now it is "
-                f"{_describe(vars(self)[name])}; use another --output, or the same flags to resume the run"
-            )
-        if "input" in changed:
+            if not is_known:
+                raise UsageError(
+                    f"--output={files.folder} is a run of ssd-train; use another --output, or resume it with ssd-train"
+                )
+            self._compare(FitRequest.read(files.request), files.folder)
+            return
+        if is_known and FitRequest.read(files.request).input != self.input:
             files.survey.unlink(missing_ok=True)
-        self._write(files.request)
+        write_text(files.request, json.dumps(asdict(self), indent=1) + "\n")
 
-    def _write(self, path: Path) -> None:
-        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+    def _compare(self, before: "FitRequest", folder: Path) -> None:
+        for name in ("input", "config", "overrides", "minutes"):
+            if vars(before)[name] != vars(self)[name]:
+                flag = {"overrides": "set"}.get(name, name)
+                raise UsageError(
+                    f"--output={folder} was started with --{flag}: {_describe(vars(before)[name])}, now it is "
+                    f"{_describe(vars(self)[name])}; use another --output, or the same flags to resume the run"
+                )
+        if before.fixed is not None and self.fixed is not None and before.fixed != self.fixed:
+            changed = [key for key in {**before.fixed, **self.fixed} if before.fixed.get(key) != self.fixed.get(key)]
+            raise UsageError(
+                f"--config={self.config}: {', '.join(changed)} changed since the run in {folder} was started; use "
+                "another --output, or undo the change to resume the run"
+            )
 
 
 def _describe(value: Any) -> str:

@@ -8,6 +8,7 @@ interrupted, and training resumes at its last checkpoint. This module imports ne
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -38,6 +39,16 @@ from ssd_dist.export.export_options import KINDS
 from ssd_dist.fitting.fit_lock import lock_fit_folder
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
 
+# Flags that errors of ssd-prepare recommend.
+PREPARE_FLAGS = {
+    "image_dir",
+    "input_format",
+    "source_split",
+    "split_by",
+    "classes",
+    "exclude_classes",
+    "include_classes",
+}
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -55,7 +66,7 @@ def run_stages(request: FitRequest, output: str, formats: Sequence[str]) -> FitF
       RestartError: if a stage was interrupted; the same call resumes it.
       SsdDistError: if a stage failed; the error is that of the stage.
     """
-    check_folder_name(output)
+    check_folder_name(output, "output")
     check_formats(formats)
     trained = load_config(request.config, request.overrides).quantization
     if trained.aware and set(formats) - {"tflite"}:
@@ -119,7 +130,8 @@ def export_formats(files: FitFiles, formats: Sequence[str], trained: Quantizatio
     """Exports the model to each format that is not exported yet; in int8 if it was trained for it."""
     quantize = ["--quantize=int8", f"--per_tensor={trained.per_tensor}"] if trained.aware else []
     for kind in formats:
-        if read_json(files.export(kind)) is None:
+        summary = read_json(files.export(kind))
+        if summary is None or not summary.get("accepted", True):
             run_stage(
                 f"export to {kind}", "ssd_dist.cli.export", f"--model_dir={files.folder}", f"--format={kind}",
                 f"--checkpoint={pick_checkpoint(files)}", f"--output={files.export(kind).parent}",
@@ -164,16 +176,31 @@ def run_stage(title: str, module: str, *arguments: str, is_quiet: bool = False) 
     print_line(f"--- {title}")
     with tempfile.TemporaryDirectory() as folder:
         error_file = Path(folder) / "error.json"
-        code, stopped = run_process([sys.executable, "-m", module, *arguments], error_file, is_quiet)
+        # -P: a package in the current folder must not replace one of ours, or one that we need.
+        code, stopped = run_process([sys.executable, "-P", "-m", module, *arguments], error_file, is_quiet)
         error = read_error_file(error_file, title)
         if stopped and error is None:
             raise RestartError(f"{title}: interrupted; run the same command again to resume")
         if code:
-            raise error or describe_crash(title, code)
+            raise add_way_out(error) if error else describe_crash(title, code)
+
+
+def add_way_out(error: SsdDistError) -> SsdDistError:
+    """Returns the error; if it names a flag that only `ssd-prepare` has, with what the user of `ssd-fit` can do."""
+    if not PREPARE_FLAGS & set(re.findall(r"(?<!\S)--([a-z_]+)", str(error))):
+        return error
+    return type(error)(f"{error} (ssd-fit has no such flag: change the dataset, or use ssd-prepare and ssd-train)")
 
 
 def describe_crash(title: str, code: int) -> SsdDistError:
-    """Returns the error for a stage that ended without an error of its own."""
+    """Returns the error for a stage that ended without an error of its own; `code` is below 0 after a signal."""
+    if code == -signal.SIGKILL:
+        return UsageError(
+            f"{title}: killed by SIGKILL, which the system sends if memory is exhausted; lower "
+            "train.global_batch_size or model.input_size, or end other programs"
+        )
+    if code < 0:
+        return SsdDistError(f"{title}: killed by {signal.Signals(-code).name}; read the output above")
     error = SsdDistError(f"{title}: failed with exit code {code}; read the output above")
     error.exit_code = code
     return error
@@ -183,6 +210,10 @@ def run_process(command: Sequence[str], error_file: Path, is_quiet: bool) -> tup
     """Runs a command, and passes signals on to it; returns its exit code and whether it was interrupted."""
     output = subprocess.DEVNULL if is_quiet else None
     environment = os.environ | {ERROR_FILE_VARIABLE: str(error_file)}
+    root = Path(__file__).parents[2]
+    if root.name not in ("site-packages", "dist-packages"):
+        # A checkout: its own packages, whatever is installed.
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     received: list[int] = []
     running: list[subprocess.Popen[bytes]] = []
 
@@ -201,7 +232,8 @@ def run_process(command: Sequence[str], error_file: Path, is_quiet: bool) -> tup
         for number in received:
             process.send_signal(number)
         code = process.wait()
-    return code, bool(received) or code in (RestartError.exit_code, INTERRUPTED) or code < 0
+    stopped = (RestartError.exit_code, INTERRUPTED, *(-number for number in STOP_SIGNALS))
+    return code, bool(received) or code in stopped
 
 
 @contextmanager

@@ -75,13 +75,15 @@ def write_preannotations(kind: str, folder: str, images: Sequence[AnnotatedImage
 
 
 def name_images(paths: Sequence[str]) -> list[str]:
-    """Returns the path of each image below the folder that contains all of them.
+    """Returns the path of each image below the folder that contains all of them; it is always relative.
 
     >>> name_images(["/photos/a/1.jpg", "/photos/b/1.jpg"]), name_images(["x/1.jpg"])
     (['a/1.jpg', 'b/1.jpg'], ['1.jpg'])
+    >>> name_images(["gs://bucket/1.jpg", "/photos/1.jpg"]), name_images(["/1.jpg", "/2.jpg"])
+    (['gs/bucket/1.jpg', 'photos/1.jpg'], ['1.jpg', '2.jpg'])
     """
-    full = [path if is_remote(path) else os.path.abspath(path) for path in paths]
-    folders = [posixpath.dirname(path).split("/") for path in full]
+    full = [path.replace("://", "/", 1) if is_remote(path) else os.path.abspath(path).lstrip("/") for path in paths]
+    folders = [path.split("/")[:-1] for path in full]
     common = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False)))
     return ["/".join(path.split("/")[common:]) for path in full]
 

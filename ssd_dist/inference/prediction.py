@@ -27,6 +27,9 @@ from ssd_dist.inference.loaded_detector import LoadedDetector
 from ssd_dist.inference.preannotations import AnnotatedImage, check_stems, write_preannotations
 from ssd_dist.inference.tiles import THREADS, count_images_per_batch, detect_images
 
+# The longest side of a JPEG that libjpeg writes, in pixels.
+MOST_JPEG_SIDE = 65_500
+
 
 @dataclass(frozen=True)
 class PredictionOutputs:
@@ -69,13 +72,13 @@ def predict_images(
       the files that could not be read.
 
     Raises:
-      UsageError: if `output` cannot be written, an image with boxes would overwrite one of `files`, or a format needs
-        one file per image and two images would have the same one.
+      UsageError: if `output` cannot be written, an image with boxes would replace a file beside one of `files`, or a
+        format needs one file per image and two images would have the same one.
     """
     names = name_output_images(files)
     check_stems(options.formats, files)
     if options.draw_images:
-        _check_sources_are_kept(files, [Path(output) / name for name in names.values()])
+        check_sources_are_kept(files, [Path(output) / name for name in names.values()])
     unreadable: list[tuple[str, str]] = []
     annotated: list[AnnotatedImage] = []
     processed = shown_count = 0
@@ -125,12 +128,17 @@ def name_output_images(files: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _check_sources_are_kept(files: Sequence[str], outputs: Sequence[Path]) -> None:
-    sources = {Path(file).resolve() for file in files if not is_remote(file)}
-    if overwritten := [str(path) for path in outputs if path.resolve() in sources]:
+def check_sources_are_kept(files: Sequence[str], outputs: Sequence[Path]) -> None:
+    """Checks that no file in the folder of a source would be replaced: it may be another image of the user.
+
+    Raises:
+      UsageError: if one would be.
+    """
+    folders = {Path(file).resolve().parent for file in files if not is_remote(file)}
+    if replaced := [str(path) for path in outputs if path.resolve().parent in folders and path.exists()]:
         raise UsageError(
-            f"--output: {overwritten[0]} is one of --images and would be overwritten ({len(overwritten)} of "
-            f"{len(files)} files); use another folder, or --nopictures"
+            f"--output: {replaced[0]} exists beside --images and would be overwritten ({len(replaced)} of "
+            f"{len(outputs)} files); use another folder, or --nopictures"
         )
 
 
@@ -158,4 +166,6 @@ def _read_batches(
 
 def _draw_image(image: Image.Image, found: Detections, shown: np.ndarray, classes: Sequence[str], path: Path) -> None:
     drawn = draw_boxes(image, found.boxes[shown], found.labels[shown], classes, found.scores[shown])
+    if max(drawn.size) > MOST_JPEG_SIDE:
+        drawn.thumbnail((MOST_JPEG_SIDE, MOST_JPEG_SIDE))
     drawn.save(path, "JPEG", quality=92)

@@ -4,9 +4,12 @@ frames (OpenCV) -> batches -> detections -> OUT/NAME.mp4 with boxes, detections.
 per frame: `NAME.avi#12` is the frame with index 12
 """
 
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,7 @@ from ssd_dist.evaluation.detections import select_detections
 from ssd_dist.evaluation.result_files import open_result_files
 from ssd_dist.evaluation.visualization import draw_boxes
 from ssd_dist.inference.loaded_detector import LoadedDetector
-from ssd_dist.inference.prediction import PredictionOutputs
+from ssd_dist.inference.prediction import PredictionOutputs, check_sources_are_kept
 from ssd_dist.inference.tiles import count_images_per_batch, detect_images
 
 # Frames per second of a video whose file, or a camera whose driver, states none.
@@ -52,13 +55,13 @@ def predict_video(
 
     Raises:
       DataError: if the video or the camera cannot be opened.
-      UsageError: if `output` cannot be written, or the video with boxes would overwrite the source.
+      UsageError: if `output` cannot be written, or the video with boxes would replace a file beside the source.
     """
     is_webcam = source.startswith(WEBCAM)
     name = source.replace(":", "") if is_webcam else Path(source).name
     path = Path(output) / f"{Path(name).stem}.mp4"
-    if path.resolve() == Path(source).resolve():
-        raise UsageError(f"--output: {path} is one of --images and would be overwritten; use another folder")
+    if options.draw_images and not is_webcam:
+        check_sources_are_kept([source], [path])
     frames = shown_count = 0
     try:
         Path(output).mkdir(parents=True, exist_ok=True)
@@ -66,17 +69,13 @@ def predict_video(
             _open_capture(source) as (capture, rate, total),
             _open_writer(path if options.draw_images else None, rate) as write,
             open_result_files(output, detector.classes, options.ids) as results,
+            _note_interrupts() as interrupts,
         ):
             stages.show("detect, frames", total)
             at_once = 1 if is_webcam else count_images_per_batch(detector.batch_size, tiles)
-            for batch in _read_batches(capture, at_once):
+            for batch in _read_batches(capture, at_once, interrupts):
                 names = [f"{name}#{frames + index}" for index in range(len(batch))]
-                try:
-                    detections = list(detect_images(detector, batch, names, tiles))
-                except KeyboardInterrupt:
-                    # Ctrl-C ends the video, as it does while a frame is read.
-                    break
-                for image, found in zip(batch, detections, strict=True):
+                for image, found in zip(batch, detect_images(detector, batch, names, tiles), strict=True):
                     shown = found.scores >= options.thresholds[found.labels - 1]
                     shown_count += int(shown.sum())
                     results.add(found, image.height, image.width, shown)
@@ -113,18 +112,35 @@ def _open_capture(source: str) -> Iterator[tuple[Any, float, int | None]]:
         capture.release()
 
 
-def _read_batches(capture: Any, size: int) -> Iterator[list[Image.Image]]:
-    """Yields the frames in RGB; Ctrl-C ends the video."""
-    batch: list[Image.Image] = []
+@contextmanager
+def _note_interrupts() -> Iterator[list[int]]:
+    """Yields a list to which Ctrl-C adds an item, so that the frame in work is finished; a second one raises."""
+    interrupts: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if interrupts:
+            signal.default_int_handler(number, frame)
+        interrupts.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+    before = signal.signal(signal.SIGINT, note)
     try:
-        while (frame := capture.read()[1]) is not None:
-            # OpenCV's order of colors is blue, green, red.
-            batch.append(Image.fromarray(np.ascontiguousarray(frame[..., ::-1])))
-            if len(batch) == size:
-                yield batch
-                batch = []
-    except KeyboardInterrupt:
-        pass
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _read_batches(capture: Any, size: int, interrupts: Sequence[int]) -> Iterator[list[Image.Image]]:
+    """Yields the frames in RGB until the end of the video, or until `interrupts` is not empty."""
+    batch: list[Image.Image] = []
+    while not interrupts and (frame := capture.read()[1]) is not None:
+        # OpenCV's order of colors is blue, green, red.
+        batch.append(Image.fromarray(np.ascontiguousarray(frame[..., ::-1])))
+        if len(batch) == size:
+            yield batch
+            batch = []
     if batch:
         yield batch
 

@@ -54,7 +54,7 @@ def fetch_imagenet_weights(width: float, input_size: int) -> Path:
         ) from None
     if found != expected:
         raise CheckpointError(
-            f"backbone.weights: {path} has another SHA-256 than at its first use; delete {path} if it is damaged, or "
+            f"backbone.weights: the SHA-256 of {path} is not that of its first use; delete {path} if it is damaged, or "
             f"{fix}"
         )
     return path

@@ -29,8 +29,9 @@ from ssd_dist.data.decoding import decode_jpeg
 from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.evaluation.analysis import Analysis, analyse_detections
+from ssd_dist.evaluation.baseline import evaluate_constant_box
 from ssd_dist.evaluation.detections import Detections, GroundTruth
-from ssd_dist.evaluation.error_types import IGNORED, TRUE_POSITIVE, classify_detections
+from ssd_dist.evaluation.error_types import IGNORED, NAMES, TRUE_POSITIVE, classify_detections
 from ssd_dist.evaluation.metrics import Metrics, evaluate_detections
 from ssd_dist.inference.trained_model import evaluate_split, load_trained_model
 from ssd_dist.model.detector import normalize_image
@@ -46,8 +47,6 @@ from ssd_dist.training.targets import count_targets
 GALLERY_IMAGES, MINING_IMAGES, BATCH_IMAGES = 4, 4, 16
 # Side of an image of the training batch, in pixels.
 BATCH_SIDE = 200
-# Names of error types in the report where they differ from the keys of the metrics files.
-ERROR_NAMES = {"localisation": "localization", "both": "class and localization"}
 # Suffixes of the labels of detections that are not true positives; none for background, the most frequent type.
 KIND_LABELS = {
     "localisation": "low IoU",
@@ -76,7 +75,8 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns metrics and analysis as the JSON values of `ssd-evaluate`."""
-        return self.metrics.as_dict() | {"analysis": self.analysis.as_dict()}
+        baseline = evaluate_constant_box(self.ground_truths, self.classes)
+        return self.metrics.as_dict() | {"analysis": self.analysis.as_dict(), "constant_box": baseline}
 
 
 def choose_checkpoint(model_dir: str, requested: str) -> str:
@@ -201,12 +201,12 @@ def draw_pair(evaluation: Evaluation, image: int, record: Record) -> ImagePair:
         name = f"{evaluation.classes[label - 1]} {score:.2f}"
         style = {TRUE_POSITIVE: "correct", IGNORED: "crowd"}.get(kind, "wrong")
         suffix = "" if style == "correct" else KIND_LABELS.get(kind, kind)
-        tooltip = f"{name}, {'true positive' if style == 'correct' else ERROR_NAMES.get(kind, kind)}"
+        tooltip = f"{name}, {'true positive' if style == 'correct' else NAMES.get(kind, kind)}"
         right.append(OverlayBox(detections.boxes[row], style, f"{name} {suffix}".strip(), tooltip))
     wrong = Counter(kind for box, kind in zip(right, kinds, strict=True) if box.style == "wrong")
     counted = int(matches.objects.counted[matches.objects.images == image].sum())
     caption = f"{len(detected)} of {counted} objects detected; false positives: "
-    caption += ", ".join(f"{count} {ERROR_NAMES.get(kind, kind)}" for kind, count in wrong.most_common()) or "none"
+    caption += ", ".join(f"{count} {NAMES.get(kind, kind)}" for kind, count in wrong.most_common()) or "none"
     return ImagePair(
         CaptionedImage(draw_overlay(pixels, left, f"ground truth of {record.filename}", shape), record.filename),
         CaptionedImage(draw_overlay(pixels, right, f"detections in {record.filename}", shape), caption),

@@ -17,14 +17,13 @@ from ssd_dist.core.config_files import dump_config, flatten_config
 from ssd_dist.core.errors import SsdDistError
 from ssd_dist.core.stage_line import SILENT, StageLine
 from ssd_dist.evaluation.analysis import RECALLS, Analysis, interpolate_precision
-from ssd_dist.evaluation.error_types import KINDS
+from ssd_dist.evaluation.error_types import KINDS, NAMES
 from ssd_dist.evaluation.metrics_table import describe_split
 from ssd_dist.evaluation.visualization import class_color
 from ssd_dist.report.charts import Axes, Line, Mark, draw_calibration_chart, draw_line_chart
 from ssd_dist.report.html_page import SHOWN_CLASSES, render_page, write_page
 from ssd_dist.report.run_charts import METRIC_NAMES, draw_comparison_charts, draw_metric_charts, draw_training_charts
 from ssd_dist.report.run_evaluation import (
-    ERROR_NAMES,
     Evaluation,
     choose_checkpoint,
     choose_split,
@@ -147,7 +146,7 @@ def render_comparison(runs: Sequence[RunFacts], evaluations: Sequence[Evaluation
         mean_curve=_draw_mean_curves(names, evaluations) if known else None,
         table=compare_metrics(runs, evaluations),
         errors=[
-            (ERROR_NAMES.get(kind, kind), [None if e is None else e.analysis.errors.gains[kind] for e in evaluations])
+            (NAMES.get(kind, kind), [None if e is None else e.analysis.errors.gains[kind] for e in evaluations])
             for kind in KINDS
         ]
         if known
@@ -295,7 +294,7 @@ def _build_error_rows(analysis: Analysis) -> list[tuple[str, str, int, float, fl
     largest = max(*errors.gains.values(), 1e-9)
     return [
         (
-            ERROR_NAMES.get(kind, kind),
+            NAMES.get(kind, kind),
             ERROR_DESCRIPTIONS[kind],
             errors.counts[kind],
             errors.gains[kind],

@@ -45,6 +45,19 @@ def test_flags_and_config_reach_main(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "[] 2 3\n", "")
 
 
+@pytest.mark.parametrize("module", ["cli.predict", "cli.evaluate", "cli.export", "cli.benchmark", "cli.inspect"])
+def test_results_are_not_written_to_an_object_store(module):
+    required = {
+        "cli.predict": ["--images=x"], "cli.evaluate": ["--model_dir=r", "--split=val"],
+        "cli.export": ["--model_dir=r", "--format=onnx"], "cli.benchmark": ["--model_dir=r"],
+        "cli.inspect": ["--model_dir=r"],
+    }[module]  # fmt: skip
+    command = [sys.executable, "-m", f"ssd_dist.{module}", "--output=gs://b/x", *required]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--output=gs://b/x: cannot write to remote storage; give a local path" in done.stderr
+
+
 def test_unknown_arguments_are_kept_on_request(tmp_path):
     done = run(tmp_path, "--name=you", "--runner=X", "--config=X.YAML", "--no_auth", keep_unknown=True)
     assert (done.returncode, done.stdout) == (0, "['--runner=X', '--no_auth'] 1 7\n")

@@ -126,6 +126,17 @@ def test_exports_are_found_at_any_depth_and_once(tmp_path):
         export_benchmark.benchmark_exports(expected, 1, 1, None, "val")
 
 
+def test_absolute_and_relative_paths_can_be_compared(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    row = {
+        "runtime": "onnxruntime", "quantize": "none", "outputs": "raw", "bytes": 1, "p50_ms": 1.0, "p95_ms": 1.0,
+        "peak_mib": 1.0,
+    }  # fmt: skip
+    exports = [{"export": str(tmp_path / "one"), **row}, {"export": "two", **row}]
+    export_benchmark.print_benchmark({"machine": {"processor": "x"}, "threads": 1, "runs": 1, "exports": exports})
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines() if "onnxruntime" in line] == ["one", "two"]
+
+
 def test_noise_is_the_same_for_every_export():
     first, second = (export_benchmark._draw_noise(16, 3) for _ in range(2))
     assert (first.shape, first.dtype) == ((3, 16, 16, 3), np.uint8)

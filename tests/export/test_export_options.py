@@ -8,7 +8,7 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.errors import CheckpointError, DataError, UsageError
 from ssd_dist.export.export_options import Credits, Quantization, check_quantization, choose_metadata, choose_outputs
 from ssd_dist.export.exported_detector import open_exported_detector
-from ssd_dist.export.exporter import pick_split
+from ssd_dist.export.exporter import pick_compared_split
 from ssd_dist.inference.trained_model import check_data_fits_model
 
 
@@ -31,12 +31,12 @@ def manifest(tmp_path_factory):
 )
 def test_an_export_is_evaluated_on_the_evaluation_split_of_the_run(manifest, requested, splits, evaluated):
     data = manifest.model_copy(update={"splits": dict.fromkeys(splits, manifest.splits["val"])})
-    assert pick_split(requested, data, "OUT") == evaluated
+    assert pick_compared_split(requested, data, "OUT") == evaluated
 
 
 def test_a_missing_split_is_reported(manifest):
     with pytest.raises(DataError, match="no split 'tset'"):
-        pick_split("tset", manifest, "OUT")
+        pick_compared_split("tset", manifest, "OUT")
 
 
 def test_data_of_another_size_or_classes_is_rejected(manifest):

@@ -4,6 +4,7 @@ import dataclasses
 import doctest
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from support.untrained_run import write_untrained_run
 
 import ssd_dist
 from ssd_dist.core.errors import CheckpointError, UsageError
+from ssd_dist.core.images import ImageError
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.export import trained_detector
 from ssd_dist.export.export_benchmark import find_exports
@@ -23,7 +25,7 @@ from ssd_dist.export.export_folder import find_export_folder
 from ssd_dist.export.export_options import ExportOptions
 from ssd_dist.export.exported_detector import open_exported_detector
 from ssd_dist.export.exporter import export_run
-from ssd_dist.export.parity import BOX_TOLERANCE, SCORE_TOLERANCE
+from ssd_dist.export.parity import BOX_TOLERANCE, SCORE_TOLERANCE, Parity
 from ssd_dist.inference.loaded_detector import open_run
 from ssd_dist.inference.trained_model import evaluate_split
 from ssd_dist.model.postprocessing import DetectionBatch
@@ -58,6 +60,27 @@ def test_a_file_gives_the_detections_of_its_pixels_and_an_image_alone_those_of_a
     np.testing.assert_allclose(alone.boxes, together[3].boxes, atol=1e-4)
     assert set(alone.names) <= set(detector.classes)
     assert detector.predict([]) == []
+
+
+def test_images_of_pil_are_detected_upright(detector, images, tmp_path):
+    image = Image.fromarray(images[0])
+    exif = Image.Exif()
+    # Orientation 6: rotated by 90 degrees.
+    exif[0x0112] = 6
+    image.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as turned:
+        found = detector.predict([image, turned.copy(), tmp_path / "turned.png"], score_threshold=0.05)
+    for other in found[1:]:
+        assert other.names == found[0].names
+        np.testing.assert_array_equal(other.boxes, found[0].boxes)
+
+
+def test_an_image_that_cannot_be_read_is_named(detector, images, tmp_path):
+    (tmp_path / "bad.jpg").write_text("no image")
+    with pytest.raises(ImageError, match=r"bad\.jpg: .*not an image"):
+        detector.predict([images[0], tmp_path / "bad.jpg"])
+    with pytest.raises(UsageError, match="None is not an image"):
+        detector.predict([None])
 
 
 def test_the_threshold_omits_the_lower_scores(detector, images):
@@ -102,12 +125,21 @@ def test_the_settings_of_nms_are_loaded(run, detector, tmp_path):
     assert (exported.nms.nms_iou, exported.nms.max_detections) == (0.3, 7)
 
 
+@pytest.mark.parametrize("holds", [True, False])
+def test_the_summary_states_whether_the_export_may_be_deployed(run, tmp_path, monkeypatch, holds):
+    monkeypatch.setattr(Parity, "holds", property(lambda _: holds))
+    with nullcontext() if holds else pytest.raises(CheckpointError, match="do not deploy it"):
+        export_run(str(run), "best", ExportOptions("tflite", "raw"), str(tmp_path), ())
+    assert json.loads((tmp_path / "export.json").read_text())["accepted"] == holds
+
+
 def test_the_metrics_are_those_of_ssd_evaluate(detector, run):
     _, manifest, ground_truths, detections = evaluate_split(str(run), "best", "val", ())
     expected = evaluate_detections(ground_truths, detections, manifest.classes).as_dict()
     metrics = detector.evaluate(run.parent / "data")
     assert {name: metrics[name] for name in expected} == expected
     assert set(metrics["analysis"]["operating_points"]) == set(manifest.classes)
+    assert set(metrics) == {*expected, "analysis", "constant_box"}
 
 
 def test_a_run_of_several_replicas_is_evaluated_on_one(detector, run, tmp_path):
@@ -131,6 +163,21 @@ def test_each_class_can_have_a_threshold(detector, images, tmp_path):
         (found,) = detector.predict(images[:1], score_threshold=threshold)
         assert found.scores.tolist() == expected
     assert 0 < len(expected) < len(every.scores)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [("tflite", "model.tflite"), ("onnx", "model.onnx"), ("openvino", "model.xml"), ("saved_model", "saved_model.pb")],
+)
+def test_a_damaged_export_is_reported(tmp_path, kind, file):
+    summary = {
+        "format": kind, "classes": ["cat"], "input": "images uint8 [1, 64, 64, 3]",
+        "output": {"score_threshold": 0.01, "nms_iou": 0.5, "max_detections": 10},
+    }  # fmt: skip
+    (tmp_path / "export.json").write_text(json.dumps(summary))
+    (tmp_path / file).write_bytes(b"\x08\x07damaged")
+    with pytest.raises(CheckpointError, match="not an export, or damaged"):
+        ssd_dist.Detector.load(tmp_path)
 
 
 @pytest.mark.parametrize("place", [".", "run/export", "run/export/tflite", "run/export/tflite/model.tflite"])

@@ -1,5 +1,6 @@
 """Tests the choices of ssd-fit as functions of facts: no dataset is read and no network is built."""
 
+import dataclasses
 import json
 import shutil
 import time
@@ -10,10 +11,11 @@ import pytest
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config, load_config
-from ssd_dist.core.errors import CheckpointError, DataError
-from ssd_dist.fitting.choices import Settings, choose_network, choose_training, raise_input_size
-from ssd_dist.fitting.choose_config import check_disk, choose_config
-from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TrainingCost
+from ssd_dist.core.errors import CheckpointError, DataError, UsageError
+from ssd_dist.fitting import choose_config as choose_config_module
+from ssd_dist.fitting.choices import Settings, choose_network, choose_training, plan_training_seconds, raise_input_size
+from ssd_dist.fitting.choose_config import check_disk, choose_config, measure_cost
+from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TimeLimit, TrainingCost
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
 
 CPU = MachineFacts(gpus=0, memory=8 * 2**30)
@@ -23,18 +25,17 @@ CHEAP = TrainingCost(bytes_per_image=2**20, model_bytes=2**24)
 def make_facts(side=0.3, images=1000, image_side=640):
     return DatasetFacts(
         classes=3,
-        train_images=images,
-        all_images=images + 100,
+        images={"train": images, "val": 100},
         sizes=np.full((50, 2), image_side),
         box_sizes=np.full((200, 2), side),
     )
 
 
-def choose(facts, machine=CPU, cost=CHEAP, seconds_left=None, replicas=1, source_width=None, **fixed):
+def choose(facts, machine=CPU, cost=CHEAP, limit=None, replicas=1, source_width=None, **fixed):
     """Returns the values of all choices by key."""
     settings = Settings({key.replace("__", "."): value for key, value in fixed.items()})
     choose_network(settings, facts, machine, source_width)
-    choose_training(settings, facts, machine, cost, replicas, seconds_left)
+    choose_training(settings, facts, machine, cost, replicas, limit)
     assert all(choice.reason for choice in settings.choices)
     assert len({choice.key for choice in settings.choices}) == len(settings.choices)
     return {choice.key: choice.value for choice in settings.choices}
@@ -118,10 +119,20 @@ def test_a_detector_to_start_from_replaces_the_pretrained_weights():
 
 def test_the_time_limit_decides_the_number_of_steps():
     cost = TrainingCost(2**20, 2**24, seconds_per_image=0.05)
-    # A step of 16 images takes 0.8 s; 70 % of 1000 - 90 s, or a fifth of 100 s, are for training.
-    assert choose(make_facts(), cost=cost, seconds_left=1000)["train.steps"] == 796
-    assert choose(make_facts(), cost=cost, seconds_left=100)["train.steps"] == 25
-    assert choose(make_facts(), cost=cost, seconds_left=1)["train.steps"] == 1
+    # A step of 16 images takes 0.8 s. Of 1000 s, three times 20 s are for the other work, and 15 s for six evaluations
+    # of 100 images at half the cost; 10 % of the rest is a reserve. Training gets at least a fifth of the time.
+    assert choose(make_facts(), cost=cost, limit=TimeLimit(20, 1000))["train.steps"] == int(0.9 * (1000 - 75) / 0.8)
+    assert choose(make_facts(), cost=cost, limit=TimeLimit(20, 90))["train.steps"] == int(0.2 * 90 / 0.8)
+    assert choose(make_facts(), cost=cost, limit=TimeLimit(20, 1))["train.steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("splits", "evaluated"), [({}, 0), ({"val": 40}, 240), ({"val": 40, "test": 10}, 210), ({"test": 10}, 10)]
+)
+def test_the_plan_leaves_time_for_the_evaluations(splits, evaluated):
+    facts = dataclasses.replace(make_facts(), images={"train": 100} | splits)
+    seconds = plan_training_seconds(TimeLimit(spent=0, left=1000), facts, seconds_per_image=0.2)
+    assert seconds == pytest.approx(0.9 * (1000 - evaluated * 0.1))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +156,8 @@ def test_the_input_is_as_large_as_the_time_allows_for_64_epochs(hours, image_sid
 def test_the_cost_of_a_raised_input_is_measured_again(tmp_path, monkeypatch):
     measured = []
 
-    def measure(config, class_count, is_timed):
+    def measure(config, class_count, devices, is_timed):
+        assert devices == 1
         measured.append(config.model.input_size)
         return TrainingCost(2**20, 2**24, 1e-3 * config.model.input_size if is_timed else None)
 
@@ -155,13 +167,13 @@ def test_the_cost_of_a_raised_input_is_measured_again(tmp_path, monkeypatch):
     files = FitFiles(tmp_path)
     files.survey.write_text(json.dumps({"classes": ["a"], "splits": {"train": train}}))
     overrides = ("backbone.weights=none",)
-    # 60 minutes: (3600 s - 90 s) * 0.7 = 2457 s; 64 epochs at 300 pixels take 64 * 100 * 0.224 s * 1.79 = 2571 s.
-    short = choose_config(FitRequest("/data", None, overrides, minutes=60, started=time.time()), files)
+    # 46 minutes: at most 0.9 * 2760 s = 2484 s; 64 epochs at 300 pixels take 64 * 100 * 0.224 s * 1.79 = 2571 s.
+    short = choose_config(FitRequest("/data", None, overrides, minutes=46, started=time.time()), files)
     assert (short.model.input_size, measured) == (224, [224])
     long = choose_config(FitRequest("/data", None, overrides, minutes=65, started=time.time()), files)
     assert (long.model.input_size, measured[1:]) == (300, [224, 300])
-    # (3900 s - 90 s) * 0.7 in steps of 16 images, 0.3 s each; 30 steps are for 3 minutes that choosing may take.
-    assert long.train.steps == pytest.approx(3810 * 0.7 / (16 * 0.3), abs=30)
+    # 0.9 * 3900 s in steps of 16 images, 0.3 s each; choosing may take 3 minutes, other work three times as long.
+    assert long.train.steps == pytest.approx(0.9 * 3900 / (16 * 0.3), abs=4 * 180 * 0.9 / (16 * 0.3))
     choose_config(FitRequest("/data", None, overrides), files)
     assert measured[3:] == [224]
 
@@ -174,6 +186,28 @@ def test_the_input_of_small_objects_is_raised_from_its_size():
     assert not raise_input_size(settings, facts, 0.1, 1.63 * 6400)
     assert raise_input_size(settings, facts, 0.1, 1.65 * 6400)
     assert settings.value("model.input_size") == 512
+
+
+def test_gpus_share_the_time_of_a_step(monkeypatch):
+    batches = []
+    monkeypatch.setattr(choose_config_module, "time_training", lambda _, size, batch: batches.append(batch) or 0.1)
+    config = load_config(None, ["train.global_batch_size=32", "model.input_size=64", "backbone.weights=none"])
+    assert measure_cost(config, 3, devices=4, is_timed=True).seconds_per_image == pytest.approx(0.025)
+    assert batches == [8]
+
+
+def test_zero_steps_are_the_epochs_of_the_config():
+    # 62 steps per epoch.
+    chosen = choose(make_facts(images=1000), train__steps=0, train__epochs=5)
+    assert (chosen["eval.every_steps"], chosen["checkpoint.every_steps"]) == (62, 31)
+    default = choose(make_facts(images=1000), train__steps=0)
+    assert default["eval.every_steps"] == 62 * Config().train.epochs / 5
+
+
+@pytest.mark.parametrize("fixed", [{"train__accumulate_steps": 32}, {"train__global_batch_size": 1}])
+def test_a_batch_that_cannot_be_divided_is_refused(fixed):
+    with pytest.raises(UsageError, match=r"images cannot be divided between 2 replicas"):
+        choose(make_facts(), replicas=2, **fixed)
 
 
 @pytest.mark.parametrize("key", ["model.input_size", "train.steps", "train.epochs"])

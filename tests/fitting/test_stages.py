@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -11,12 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import ssd_dist
-from ssd_dist.core.config import Config
-from ssd_dist.core.config_files import dump_config
 from ssd_dist.core.errors import CheckpointError, DataError, NumericsError, RestartError, SsdDistError, UsageError
-from ssd_dist.fitting import fit_dataset, stages
-from ssd_dist.fitting.results_table import print_results, print_table, print_training_results
+from ssd_dist.fitting import stages
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
 
 
@@ -75,6 +69,36 @@ def test_an_interrupted_prepare_keeps_its_finished_shards(run):
     run(fails_at="prepare")
     run()
     assert "--resume" in run.arguments["prepare"]
+
+
+def test_a_second_attempt_before_the_choices_has_the_whole_time_again(run, tmp_path):
+    run(FitRequest("/data", minutes=30, started=1000), fails_at="choose")
+    run(FitRequest("/data", minutes=30, started=9000), fails_at="prepare")
+    run(FitRequest("/data", minutes=30, started=20_000))
+    assert FitRequest.read(FitFiles(tmp_path / "run").request).started == 9000
+
+
+def test_the_folder_of_another_run_is_refused(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("{}")
+    with pytest.raises(UsageError, match="is a run of ssd-train; use another --output"):
+        run()
+
+
+def test_a_config_file_that_changed_is_refused(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("{}")
+    run(FitRequest("/data", "mine.yaml", fixed={"train.steps": 3, "train.seed": 1}))
+    with pytest.raises(UsageError, match=r"--config=mine.yaml: train.steps, optimizer.lr changed since the run"):
+        run(FitRequest("/data", "mine.yaml", fixed={"train.seed": 1, "optimizer.lr": 1.0}))
+    assert run(FitRequest("/data", "mine.yaml", fixed={"train.steps": 3, "train.seed": 1})) == []
+
+
+def test_an_export_that_differs_from_its_checkpoint_is_made_again(run, tmp_path):
+    run()
+    FitFiles(tmp_path / "run").export("tflite").write_text(json.dumps({"accepted": False}))
+    assert run() == ["export to tflite"]
+    assert run() == []
 
 
 @pytest.mark.parametrize(("evaluates", "checkpoint"), [(True, "best"), (False, "last")])
@@ -184,6 +208,51 @@ def test_the_error_of_a_stage_is_raised_with_its_type_and_message_and_not_printe
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("number", "kind", "word"),
+    [
+        (signal.SIGKILL, UsageError, "prepare: killed by SIGKILL, which the system sends if memory is exhausted"),
+        (signal.SIGSEGV, SsdDistError, "prepare: killed by SIGSEGV"),
+        (signal.SIGHUP, RestartError, "prepare: interrupted"),
+    ],
+)
+def test_only_a_signal_to_stop_is_an_interruption(tmp_path, monkeypatch, number, kind, word):
+    (tmp_path / "stage.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(SsdDistError, match=word) as error:
+        stages.run_stage("prepare", "stage")
+    assert type(error.value) is kind
+    assert error.value.exit_code == kind.exit_code
+
+
+def test_a_package_in_the_current_folder_does_not_replace_that_of_a_stage(tmp_path, monkeypatch):
+    for name in ("pipelines", "absl"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    stages.run_stage("prepare", "pipelines.prepare", "--help", is_quiet=True)
+
+
+@pytest.mark.parametrize(("flag", "added"), [("--image_dir", True), ("--set", False), ("/data/site--split_by", False)])
+def test_an_error_that_names_a_flag_of_the_stage_shows_a_way_out(tmp_path, monkeypatch, flag, added):
+    (tmp_path / "stage.py").write_text(
+        "import sys\n"
+        "from ssd_dist.core import errors\n"
+        "def main():\n"
+        f"    raise errors.DataError('no image; pass it as {flag}')\n"
+        "sys.exit(errors.exit_with_message(main))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(stages.__file__).parents[2]}")
+    with pytest.raises(DataError, match=f"no image; pass it as {flag}") as error:
+        stages.run_stage("prepare", "stage")
+    assert ("ssd-fit has no such flag" in str(error.value)) == added
+
+
+def test_the_error_about_the_run_folder_names_the_flag(tmp_path):
+    with pytest.raises(UsageError, match=r"--output=gs://B/run is on an object store"):
+        stages.run_stages(FitRequest("/data"), "gs://B/run", ())
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_arrives_once_in_the_stage_which_may_finish(tmp_path, number):
     (tmp_path / "stage.py").write_text(
@@ -222,113 +291,3 @@ def test_a_signal_between_two_stages_ends_the_command_with_the_restart_code(tmp_
     with pytest.raises(RestartError, match="stopped by SIGTERM; run the same command again"):
         stages.run_stages(FitRequest("/data"), str(tmp_path / "run"), ())
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_keyword_arguments_are_the_values_of_the_flags(tmp_path, monkeypatch):
-    requests = []
-
-    def run_stages(request, output, formats):
-        requests.append((request, tuple(formats)))
-        return FitFiles(Path(output))
-
-    monkeypatch.setattr(fit_dataset, "run_stages", run_stages)
-    monkeypatch.setattr(fit_dataset, "pick_split", lambda _: "val")
-    monkeypatch.setattr(fit_dataset, "print_results", lambda *_: None)
-    folder = ssd_dist.fit("data", tmp_path, minutes=3, export=["onnx"], train__steps=4, **{"anchors.sizes": [1, 2]})
-    ((request, formats),) = requests
-    assert (folder, formats, request.minutes) == (tmp_path, ("onnx",), 3)
-    assert request.input == os.path.abspath("data")
-    assert request.overrides == ("train.steps=4", "anchors.sizes=[1, 2]")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"minutes": "3"}, "minutes='3': must be a number of at least 1, or None"),
-        ({"minutes": 0.5}, "minutes=0.5: must be"),
-        ({"minutes": float("nan")}, "minutes=nan: must be"),
-        ({"minutes": True}, "minutes=True: must be"),
-        ({"export": "tflite"}, "export='tflite': is one format; give a list: ['tflite']"),
-        ({"export": ["tflight"]}, "--export=tflight: unknown format"),
-    ],
-)
-def test_wrong_arguments_are_refused_before_the_first_stage(tmp_path, arguments, message):
-    with pytest.raises(UsageError, match=re.escape(message)):
-        ssd_dist.fit("data", tmp_path / "run", **arguments)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("quantization", "expected"),
-    [
-        ({}, ["--format=onnx"]),
-        # Such a detector can only be exported in the arithmetic that it was trained for.
-        ({"aware": True}, ["--format=tflite", "--quantize=int8", "--outputs=postprocess_op"]),
-        (
-            {"aware": True, "per_tensor": True},
-            ["--format=tflite", "--quantize=int8", "--outputs=postprocess_op", "--per_tensor"],
-        ),
-    ],
-)
-def test_the_printed_commands_can_be_pasted_into_a_shell(tmp_path, capsys, quantization, expected):
-    files = FitFiles(tmp_path / "my run")
-    files.folder.mkdir()
-    config = Config.model_validate({"quantization": quantization, "model": {"init_from": "/a/run"}})
-    files.config.write_text(dump_config(config))
-    files.metrics.write_text(json.dumps({"coco/AP50": 0.5, "coco/AP": 0.3, "analysis": {"operating_points": {}}}))
-    summary = files.export("tflite")
-    summary.parent.mkdir(parents=True)
-    summary.write_text(json.dumps({"file": "model.tflite", "bytes": 10}))
-    print_results(files, ("tflite",), "val")
-    printed = capsys.readouterr().out.splitlines()
-    commands = [shlex.split(line) for line in printed if line.startswith("  ssd-predict")]
-    models = [f"--model_dir={files.folder}", f"--export={summary.parent}"]
-    assert [command[1:3] for command in commands] == [[model, f"--score_threshold={files.metrics}"] for model in models]
-    (export,) = (shlex.split(line) for line in printed if line.startswith("  ssd-export"))
-    assert export[1:-1] == [f"--model_dir={files.folder}", *expected]
-
-
-METRICS = {"coco/AP50": 0.51, "coco/AP": 0.32, "analysis": {"operating_points": {}}}
-
-
-def test_the_table_compares_small_sets_of_one_class_with_one_constant_box(tmp_path, capsys):
-    print_table(tmp_path, "val", METRICS | {"constant_box": {"coco/AP50": 0.41, "coco/AP": 0.22}}, [])
-    assert re.search(r"the same box on every image +│ AP50 0.410, AP 0.220 ", capsys.readouterr().out)
-    print_table(tmp_path, "val", METRICS | {"constant_box": None}, [])
-    assert "same box" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("evaluated", "checkpoint"), [(True, []), (False, ["--checkpoint=last"])])
-def test_training_ends_with_its_metrics_its_files_and_commands(tmp_path, capsys, evaluated, checkpoint):
-    files = FitFiles(tmp_path / "run")
-    (files.folder / "best").mkdir(parents=True)
-    files.config.write_text(dump_config(Config()))
-    if evaluated:
-        (files.folder / "best/best.json").write_text("{}")
-    print_training_results(str(files.folder), "val", METRICS if evaluated else None)
-    printed = capsys.readouterr().out
-    assert bool(re.search(r"metrics on val +│ COCO AP50 +│ 0.510 ", printed)) == evaluated
-    assert re.search(r"│ config.yaml +│ the config, with all choices ", printed)
-    assert "checkpoints " not in printed
-    predict, export = (shlex.split(line) for line in printed.splitlines() if line.startswith("  ssd-"))
-    assert predict[:2] == ["ssd-predict", f"--model_dir={files.folder}"]
-    assert export[:2] == ["ssd-export", f"--model_dir={files.folder}"]
-    assert [predict[2:-2], export[2:-2]] == [checkpoint, checkpoint]
-
-
-def test_the_table_cuts_no_name_off_in_a_narrow_terminal(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")
-    name = "export/a_long_name_of_an_export/model.tflite"
-    print_table(tmp_path, "val", None, [(name, "the export")])
-    printed = capsys.readouterr().out
-    cells = "".join(line.split("│")[2].strip() for line in printed.splitlines() if line.startswith("│"))
-    assert cells == name
-
-
-def test_a_partly_written_result_counts_as_missing(tmp_path):
-    path = tmp_path / "metrics.json"
-    assert stages.read_json(path) is None
-    path.write_text('{"coco/AP": 0.')
-    assert stages.read_json(path) is None
-    path.write_text(json.dumps({"coco/AP": 0.5}))
-    assert stages.read_json(path) == {"coco/AP": 0.5}

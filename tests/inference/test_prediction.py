@@ -196,18 +196,40 @@ def test_progress_counts_every_image_also_unreadable_ones(tmp_path, detector):
     assert shown == [("detect, images", 4), 2, 4]
 
 
+def test_a_threshold_file_may_have_a_comma_in_its_path(tmp_path):
+    path = tmp_path / "a,b" / "metrics.json"
+    path.parent.mkdir()
+    points = {"cat": {"threshold": 0.25}, "dog": {"threshold": 0.75}}
+    path.write_text(json.dumps({"analysis": {"operating_points": points}}))
+    assert parse_thresholds(str(path), CLASSES).tolist() == [0.25, 0.75]
+
+
 def test_source_images_are_never_overwritten(tmp_path, detector, monkeypatch):
     photo = save_image(tmp_path / "a.jpg")
     before = Path(photo).read_bytes()
     monkeypatch.chdir(tmp_path)
     for output in (str(tmp_path), "."):
-        with pytest.raises(UsageError, match=r"--output: .*a\.jpg is one of --images"):
+        with pytest.raises(UsageError, match=r"--output: .*a\.jpg exists beside --images and would be overwritten"):
             predict_images(detector, [photo], output, make_outputs())
     # The name is that of another source: the output for a.png would be a.jpg.
     with pytest.raises(UsageError, match="overwritten"):
         predict_images(detector, ["other/a.png", photo], ".", make_outputs())
+    # Nor is an image that is not given.
+    with pytest.raises(UsageError, match="overwritten"):
+        predict_images(detector, [save_image(tmp_path / "a.png")], ".", make_outputs())
     predict_images(detector, [photo], ".", make_outputs(draw_images=False))
     assert Path(photo).read_bytes() == before
+    predict_images(detector, [save_image(tmp_path / "b.png")], ".", make_outputs())
+    assert Path("b.jpg").exists()
+
+
+def test_an_image_that_is_too_wide_for_a_jpeg_is_drawn_smaller(tmp_path, detector):
+    # Longer than the 65,500 pixels that libjpeg writes.
+    name = save_image(tmp_path / "wide.png", size=(66_000, 20))
+    processed, _, _ = predict_images(detector, [name], str(tmp_path / "out"), make_outputs())
+    assert processed == 1
+    with Image.open(tmp_path / "out/wide.jpg") as drawn:
+        assert drawn.width == 65_500
 
 
 def test_file_names_that_are_not_utf8_are_written_unchanged(tmp_path, detector):

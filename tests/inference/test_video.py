@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import tensorflow as tf
 from ssd_dist.core.config import EvalConfig
 from ssd_dist.core.errors import DataError, UsageError
 from ssd_dist.evaluation.result_files import CocoIds
+from ssd_dist.inference import video
 from ssd_dist.inference.loaded_detector import LoadedDetector
 from ssd_dist.inference.prediction import PredictionOutputs
 from ssd_dist.inference.video import predict_video
@@ -91,8 +93,8 @@ def test_a_webcam_is_read_until_ctrl_c(detector, tmp_path, monkeypatch) -> None:
 
         def read(self):
             self.left -= 1
-            if self.left < 0:
-                raise KeyboardInterrupt
+            if self.left == 0:
+                signal.raise_signal(signal.SIGINT)
             return True, np.full((HEIGHT, WIDTH, 3), 200, np.uint8)
 
         def release(self):
@@ -104,21 +106,36 @@ def test_a_webcam_is_read_until_ctrl_c(detector, tmp_path, monkeypatch) -> None:
     assert (tmp_path / "webcam1.mp4").stat().st_size > 0
 
 
-def test_ctrl_c_during_the_detection_keeps_the_frames_before_it(detector, tmp_path) -> None:
+@pytest.mark.parametrize("place", ["detect_images", "draw_boxes"])
+def test_ctrl_c_finishes_the_frames_in_work_and_keeps_the_results(detector, tmp_path, monkeypatch, place) -> None:
     calls = []
 
-    def detect(images):
-        calls.append(len(images))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return detector.detect(images)
+    def interrupt(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return original(*arguments)
 
-    interrupted = dataclasses.replace(detector, detect=detect)
-    # Two frames at once; the third batch is the last one.
-    frames, _, _ = predict_video(interrupted, write_video(tmp_path / "clip.avi"), str(tmp_path / "out"), OUTPUTS)
-    assert (frames, calls) == (4, [2, 2, 1])
+    original = getattr(video, place)
+    monkeypatch.setattr(video, place, interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    # Two frames at once: the second call is for the second batch, or for the second frame.
+    frames, _, _ = predict_video(detector, write_video(tmp_path / "clip.avi"), str(tmp_path / "out"), OUTPUTS)
+    assert frames == {"detect_images": 4, "draw_boxes": 2}[place]
     results = json.loads((tmp_path / "out" / "detections.json").read_text())
-    assert [row["image_id"] for row in results][-3:] == [f"clip.avi#{number}" for number in range(1, 4)]
+    assert [row["image_id"] for row in results][-1] == f"clip.avi#{frames - 1}"
+    assert (tmp_path / "out" / "clip.mp4").stat().st_size > 0
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_ends_the_command(detector, tmp_path, monkeypatch) -> None:
+    def interrupt(*_):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(video, "detect_images", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        predict_video(detector, write_video(tmp_path / "clip.avi"), str(tmp_path / "out"), OUTPUTS)
 
 
 def test_frames_are_detected_in_tiles(detector, tmp_path) -> None:
@@ -147,6 +164,7 @@ def test_videos_that_cannot_be_read_are_refused_in_one_line(detector, tmp_path) 
             predict_video(detector, source, str(tmp_path / "out"), OUTPUTS)
     source = tmp_path / "clip.mp4"
     source.write_bytes(b"kept")
-    with pytest.raises(UsageError, match="would be overwritten"):
-        predict_video(detector, str(source), str(tmp_path), OUTPUTS)
+    for video_file in (source, Path(write_video(tmp_path / "clip.avi"))):
+        with pytest.raises(UsageError, match="would be overwritten"):
+            predict_video(detector, str(video_file), str(tmp_path), OUTPUTS)
     assert source.read_bytes() == b"kept"

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: valid by the schemas of Kubernetes, JobSet and Kubeflow Trainer, and consistent."""
+"""The job files: Kubernetes manifests valid by their schemas, consistent, and with a config that fits the replicas."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,9 @@ import pytest
 import yaml
 from kubeflow_trainer_api import models
 
+from ssd_dist.core.config_files import load_config
 from ssd_dist.core.errors import CheckpointError, DataError, RestartError, UsageError
+from ssd_dist.training.batch_division import divide_batch
 
 FOLDER = Path(__file__).parents[2] / "launch" / "train"
 MODELS = {
@@ -114,3 +116,25 @@ def test_the_train_job_uses_the_runtime_of_its_file() -> None:
     assert job["name"] == "node"
     assert job["template"]["metadata"]["labels"] == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
     assert [container["name"] for container in job["template"]["spec"]["template"]["spec"]["containers"]] == ["node"]
+
+
+def test_the_flags_of_each_job_file_fit_its_replicas() -> None:
+    (job,) = find_job_set("JobSet")["replicatedJobs"]
+    pods = job["template"]["spec"]
+    (container,) = pods["template"]["spec"]["containers"]
+    trainer = read_documents()["TrainJob"]["spec"]["trainer"]
+    pools = yaml.safe_load((FOLDER / "vertex.yaml").read_text())["workerPoolSpecs"]
+    jobs = [
+        (container["args"], pods["parallelism"], container["resources"]["limits"]["nvidia.com/gpu"]),
+        (trainer["args"], trainer["numNodes"], trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"]),
+        (
+            pools[0]["containerSpec"]["args"],
+            sum(pool["replicaCount"] for pool in pools),
+            pools[0]["machineSpec"]["acceleratorCount"],
+        ),
+    ]
+    for arguments, hosts, gpus in jobs:
+        values = [argument.removeprefix("--set=") for argument in arguments if argument.startswith("--set=")]
+        (config,) = (Path(argument).name for argument in arguments if argument.startswith("--config="))
+        # Raises an error if the batch or its batch-norm groups do not fit.
+        assert divide_batch(load_config(config.removesuffix(".yaml"), values), hosts * gpus).images_at_once == 8

@@ -155,7 +155,7 @@ def test_several_inputs_of_one_format_are_one_dataset(tmp_path, run):
 def test_inputs_of_different_formats_are_refused(tmp_path):
     write_per_image(tmp_path / "one", "labelme", "{}.json", "{}.jpg", {"a": [BOX]})
     write_per_folder(tmp_path / "two", "cvat", "annotations.xml", "images/{}.jpg", {"a": [BOX]})
-    with pytest.raises(DataError, match="have different formats; prepare them separately"):
+    with pytest.raises(DataError, match="one format: convert some of them"):
         detect(tmp_path / "one", tmp_path / "two")
 
 
