@@ -12,7 +12,7 @@ import ssd_dist
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config
 from ssd_dist.core.errors import UsageError
-from ssd_dist.fitting import fit_dataset
+from ssd_dist.fitting import fit_dataset, stages
 from ssd_dist.fitting.results_table import print_results, print_table, print_training_results
 from ssd_dist.fitting.run_files import FitFiles
 
