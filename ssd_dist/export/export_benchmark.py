@@ -22,7 +22,7 @@ from ssd_dist.core.config_files import format_override
 from ssd_dist.core.errors import CheckpointError
 from ssd_dist.core.folder_names import SUMMARY_NAME
 from ssd_dist.core.printable import make_printable
-from ssd_dist.export.export_folder import find_export_folder
+from ssd_dist.export.export_folder import find_export_folder, read_input_size
 from ssd_dist.export.runtimes import FILES, list_files
 
 METRICS = ("coco/AP", "coco/AP50")
@@ -88,7 +88,7 @@ def _describe_export(folder: Path) -> dict[str, Any]:
             "quantize": summary["quantize"],
             "outputs": summary["outputs"],
             "bytes": size,
-            "size": int(summary["input"].split("[")[1].split(",")[1]),
+            "size": read_input_size(summary),
         }
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise CheckpointError(f"{folder}: the export is damaged ({error}); export it again with ssd-export") from None

@@ -1,8 +1,10 @@
-"""Finds the folder of an export from a path that a user gives for it."""
+"""Finds the folder of an export from a path that a user gives for it, and reads the input size in its summary."""
 
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ssd_dist.core.errors import CheckpointError
 from ssd_dist.core.folder_names import SUMMARY_NAME
@@ -32,6 +34,18 @@ def find_export_folder(path: str | Path) -> Path | None:
         names = ", ".join(str(each) for each in found)
         raise CheckpointError(f"{path}: contains several exports; give one of {names}")
     return found[0] if found else None
+
+
+def read_input_size(summary: dict[str, Any]) -> int:
+    """Returns S, the side in pixels of the images that an export takes, from its summary.
+
+    >>> read_input_size({"input": "uint8 [1, 300, 300, 3], RGB"})
+    300
+
+    Raises:
+      KeyError, IndexError, TypeError: if the summary is damaged.
+    """
+    return int(re.findall(r"\d+(?=, 3\])", summary["input"])[0])
 
 
 def _check_file(file: Path) -> None:

@@ -7,7 +7,6 @@ A SavedModel runs whole batches; the files of the other formats run one image at
 
 import itertools
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from ssd_dist.core.manifest import Manifest
 from ssd_dist.core.stage_line import SILENT, StageLine
 from ssd_dist.data.shard_files import load_manifest
 from ssd_dist.evaluation.detections import Detections, GroundTruth
-from ssd_dist.export.export_folder import find_export_folder
+from ssd_dist.export.export_folder import find_export_folder, read_input_size
 from ssd_dist.export.exporter import ANCHORS_NAME, read_images
 from ssd_dist.export.parity import read_outputs
 from ssd_dist.export.runtimes import FILES, open_export
@@ -50,7 +49,7 @@ def open_exported_detector(path: str | Path) -> LoadedDetector:
         folder = find_export_folder(path) or Path(path)
         summary = json.loads((folder / SUMMARY_NAME).read_text())
         kind, classes = summary["format"], tuple(summary["classes"])
-        size = int(re.findall(r"\d+(?=, 3\])", summary["input"])[0])
+        size = read_input_size(summary)
         nms = EvalConfig(**{name: summary["output"][name] for name in ("score_threshold", "nms_iou", "max_detections")})
         decoder = _read_decoder(folder, summary["output"], nms)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:

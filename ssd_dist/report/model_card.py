@@ -6,6 +6,7 @@ such as the license of the data, are stated as "not stated"; a person who publis
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -205,8 +206,8 @@ def _count(number: int, one: str, many: str) -> str:
 def _escape(text: str) -> str:
     r"""Returns a name of unknown origin as text of a Markdown line.
 
-    >>> _escape("a|b `<i>`")
-    'a\\|b \\`&lt;i>\\`'
+    >>> _escape("a|b `<i>` [c](d)")
+    'a\\|b \\`&lt;i>\\` \\[c](d)'
     """
-    text = make_printable(text, NAME_LENGTH).replace("\\", "\\\\").replace("<", "&lt;")
-    return text.replace("|", "\\|").replace("`", "\\`")
+    text = make_printable(text, NAME_LENGTH).replace("<", "&lt;")
+    return re.sub(r"([\\|`*\[])", r"\\\1", text)
