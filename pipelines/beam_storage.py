@@ -344,10 +344,15 @@ def _match_local(pattern: str) -> list[str]:
     return [path for path in _walk(folder, levels) if matches(path)]
 
 
+def _raise_unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise DataError(f"{error.filename}: the folder cannot be read: {error.strerror}; allow it, or move it away")
+
+
 def _walk(folder: str, levels: int | None) -> Iterator[str]:
     """Yields the files below a local folder, at most `levels` levels deep; skips links to a parent folder."""
     above: dict[str, tuple[tuple[int, int], ...]] = {folder: ()}
-    for here, folders, names in os.walk(folder, followlinks=True):
+    for here, folders, names in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
         trail = above.pop(here)
         status = os.stat(here)
         place = (status.st_dev, status.st_ino)

@@ -89,6 +89,8 @@ def build_class_tables(
             raise DataError(f"--include_classes or --exclude_classes: unknown class {name!r}; {hint}")
     if not rules.fixed:
         names = [n for n in names if n not in rules.exclude and (not rules.include or n in rules.include)]
+    if not all(name.strip() for name in names):
+        raise DataError("a class has an empty name; give it one, or fix the names with --classes")
     if not names and found:
         raise DataError("no classes: --include_classes and --exclude_classes exclude all of them; keep at least one")
     if not names:

@@ -17,12 +17,15 @@ polygons of `segmentation`. `coco_layout.py` finds the files and the folders.
 """
 
 import math
+import posixpath
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from pipelines import beam_storage
 from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, SeparateBox, make_elements
+from pipelines.file_names import stem_of
 from pipelines.json_stream import JsonStreamError, stream_arrays
 from pipelines.readers.coco_layout import CocoFile, find_files
 from pipelines.readers.coco_parts import normalize_id
@@ -30,6 +33,7 @@ from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Location, Source, locate_image
 from pipelines.readers.unlisted import ImageFolder
 from ssd_dist.core.errors import DataError
+from ssd_dist.core.storage import is_remote
 
 
 def read_coco(source: Source) -> ReadAnnotations:
@@ -56,7 +60,7 @@ def read_entries(file: CocoFile, source: Source) -> Iterator[Image | SeparateBox
     has_images = False
     problem = None
     folder = ImageFolder(file.images) if file.is_only_owner or file.others else None
-    placeholder = _Placeholder()
+    placeholder = _Placeholder(_category_key(0, file))
     try:
         with beam_storage.open_input(file.path) as stream:
             for array, index, item in stream_arrays(stream, ("categories", "images", "annotations")):
@@ -114,7 +118,8 @@ def _mark_listed(file: CocoFile, folder: ImageFolder) -> bool:
 class _Placeholder:
     """Omits the category 0 that tools add without any box: Roboflow's supercategory, Model Maker's background."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: str) -> None:
+        self._key = key
         self._category: Category | None = None
         self._parents: set[object] = set()
         self._is_used = False
@@ -127,8 +132,8 @@ class _Placeholder:
         return category.order == 0
 
     def count(self, box: Box) -> None:
-        """Notices a box of the category."""
-        self._is_used |= self._category is not None and box.category == self._category.key
+        """Notices a box of the category, which may precede the category in the file."""
+        self._is_used |= box.category == self._key
 
     def release(self) -> Iterator[Category]:
         """Yields the category, unless it is a placeholder without boxes."""
@@ -147,7 +152,8 @@ def parse_category(item: Any, index: int, file: CocoFile) -> Category:
       DataError: if the id or the name is missing, because the labels would then be unknown.
     """
     try:
-        return Category(_category_key(item["id"], file), int(item["id"]), str(item["name"]))
+        name = str(item["name"]).strip()
+        return Category(_category_key(item["id"], file), int(item["id"]), name or f"class {item['id']}")
     except (TypeError, KeyError, ValueError, OverflowError):
         raise DataError(f"categories[{index}] needs an integer id and a name, got {item!r:.200}") from None
 
@@ -157,7 +163,7 @@ def parse_image(item: Any, index: int, row: int, file: CocoFile) -> Image:
     entry = item if isinstance(item, dict) else {}
     image_id, filename = normalize_id(entry.get("id")), entry.get("file_name")
     if isinstance(image_id, int | str) and isinstance(filename, str) and filename:
-        location = locate_image(file.images, filename, dataset=file.dataset)
+        location = _resolve_parents(filename, file) or locate_image(file.images, filename, dataset=file.dataset)
     else:
         detail = f"images[{index}] needs an id and a file_name: {item!r:.200}"
         location = Location(problem=Problem("broken_annotation", detail))
@@ -172,6 +178,23 @@ def parse_image(item: Any, index: int, row: int, file: CocoFile) -> Image:
         size=_parse_size(entry.get("height"), entry.get("width")),
         problem=location.problem,
     )
+
+
+def _resolve_parents(filename: str, file: CocoFile) -> Location | None:
+    """Returns the location of a name such as ../images/a.jpg: relative to the file, if it is inside of the dataset.
+
+    With `--image_dir`, it is below that folder.
+    """
+    name = filename.replace("\\", "/")
+    if not name.startswith("../"):
+        return None
+    if not file.dataset:
+        return locate_image(file.images, re.sub(r"^(\.\./)+", "", name), stem_of(name))
+    if is_remote(file.path):
+        return None
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(file.path), name))
+    is_inside = path.startswith(f"{posixpath.normpath(file.dataset)}/")
+    return Location(path, (posixpath.splitext(path)[0],)) if is_inside else None
 
 
 def parse_box(item: Any, index: int, file: CocoFile) -> SeparateBox:
@@ -189,7 +212,7 @@ def parse_box(item: Any, index: int, file: CocoFile) -> SeparateBox:
             _category_key(entry.get("category_id"), file),
             corners,
             where,
-            is_crowd=entry.get("iscrowd") in (1, True),
+            is_crowd=bool(_parse_number(entry.get("iscrowd")) or entry.get("iscrowd") is True),
             area=area if area is not None and 0 < area < math.inf else None,
             is_reduced=not given,
         )
@@ -208,7 +231,9 @@ def _parse_bbox(given: Any) -> tuple[float, float, float, float] | None:
 
 def _enclose_polygons(polygons: Any) -> tuple[float, float, float, float] | None:
     """Returns the box around polygons, each a list x, y, x, y, ...; None if there are none."""
-    flat = [_parse_number(value) for polygon in polygons for value in _to_list(polygon)] if polygons else []
+    if not isinstance(polygons, list):
+        return None
+    flat = [_parse_number(value) for polygon in polygons for value in _to_list(polygon)]
     numbers = [number for number in flat if number is not None]
     if len(numbers) < 6 or len(numbers) % 2 or len(numbers) < len(flat):
         return None

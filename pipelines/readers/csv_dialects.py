@@ -20,6 +20,7 @@ from pipelines.readers.csv_text import Row
 from pipelines.readers.folder import is_image
 from pipelines.readers.split_names import is_split
 from pipelines.readers.via_csv import COLUMNS as VIA_COLUMNS
+from pipelines.readers.yolo_labels import LARGEST_FRACTION
 
 # Separators in the order in which they are tried.
 DELIMITERS = (",", ";", "\t", "|")
@@ -131,9 +132,9 @@ def _examine(dialect: Dialect, sample: Sequence[list[str]]) -> Dialect:
     numbers = [number for box in boxes for number in box]
     # Boxes of which all numbers are 0 or 1 do not show their unit and are rejected later.
     has_fractions = any(0 < number < 1 for number in numbers)
-    if has_fractions and not dialect.normalized and min(numbers) >= 0 and max(numbers) <= 1:
+    if has_fractions and not dialect.normalized and max(map(abs, numbers)) <= LARGEST_FRACTION:
         dialect = replace(dialect, normalized=True)
-        notes.append("all boxes lie between 0 and 1, so the coordinates are read as fractions of the image")
+        notes.append("all coordinates are about 0 to 1, so they are read as fractions of the image")
     if "class" not in dialect.columns:
         notes.append(f"it has no class column; all boxes get the class {ONLY_CLASS}")
     return replace(dialect, notes=tuple(notes))

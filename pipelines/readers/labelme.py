@@ -56,16 +56,19 @@ def _parse_shape(value: Any) -> ParsedObject:
     kind = shape.get("shape_type") or "polygon"
     name = read_name(shape.get("label"), "label")
     points = read_points(read_list(shape.get("points"), "points"), "points")
+    # Written by X-AnyLabeling.
+    is_difficult = shape.get("difficult") is True
     if kind in POINT_SHAPES:
         raise reject_points(f"the shape {kind!r}")
     if kind == "rectangle":
-        return ParsedObject((name,), bound_points(points))
+        return ParsedObject((name,), bound_points(points), difficult=is_difficult)
     if kind == "circle":
         if len(points) != 2:
             raise ValueError(f"expected the center of the circle and a point on it, got {len(points)} points")
-        return ParsedObject((name,), bound_circle(points[0], math.dist(*points)), is_reduced=True)
+        corners = bound_circle(points[0], math.dist(*points))
+        return ParsedObject((name,), corners, is_reduced=True, difficult=is_difficult)
     if kind not in OUTLINES:
         raise ValueError(
             f"shape_type: {format_value(kind)} is not supported; expected rectangle, circle, {', '.join(OUTLINES)}"
         )
-    return ParsedObject((name,), bound_points(points), is_reduced=True)
+    return ParsedObject((name,), bound_points(points), is_reduced=True, difficult=is_difficult)

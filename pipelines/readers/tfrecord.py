@@ -147,6 +147,9 @@ def _parse_boxes(features: dict[str, Any], class_names: Mapping[int, str]) -> tu
     texts = [text.decode() for text in _get_bytes(features, "image/object/class/text")]
     # A missing flag is false for every box; an area of 0 means unknown.
     flags = {name: _get_numbers(features, f"image/object/{name}") or [0.0] * count for name in FLAGS}
+    # Open Images marks a box around several objects so.
+    if any(groups := _get_numbers(features, "image/object/group_of")) and not any(flags["is_crowd"]):
+        flags["is_crowd"] = groups
     columns = {
         "bbox": min(map(len, sides)),
         "class": len(texts if any(texts) else labels),
@@ -154,6 +157,8 @@ def _parse_boxes(features: dict[str, Any], class_names: Mapping[int, str]) -> tu
     }
     if any(length != count for length in (*columns.values(), max(map(len, sides)))):
         raise ValueError(f"image/object lists of different lengths: {columns} for {count} boxes")
+    if any(texts) and not all(texts):
+        raise ValueError("image/object/class/text is empty for some of the boxes")
     names = texts if any(texts) else [class_names.get(label, f"class {label}") for label in labels]
     boxes = [
         Box(

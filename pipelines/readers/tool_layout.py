@@ -15,11 +15,16 @@ from pipelines.readers.sources import parent_folder, require_input
 from pipelines.readers.split_names import find_split
 from pipelines.readers.splits import SYNONYMS, WHOLE, Found
 from pipelines.readers.unlisted import find_others
+from pipelines.readers.yolo_config import read_class_file
 from pipelines.text_encoding import decode_head
 
 # How much of a file is read to recognize its format, and how many files of a folder are compared with its images.
 HEAD_BYTES = 1 << 16
 EXAMPLES = 20
+# A longer beginning of JSON files, whose keys may have any order: one image can have hundreds of objects.
+LONG_HEAD_BYTES = 1 << 22
+# If at least so many of the first files of a folder, and this share of them, are in the format, all files are.
+FEWEST_ALIKE, SHARE_ALIKE = 5, 0.8
 # Split of the files outside of the folders of the splits.
 UNSORTED = "unsorted"
 
@@ -132,10 +137,7 @@ def _find_in_folder(folder: Folder, image_dir: str, tool_format: ToolFormat) -> 
             is_recognized = any(_is_recognized(folder.join(name), tool_format) for name in examples[:EXAMPLES])
             recognized = [names] if is_recognized else []
         else:
-            first = [name for name in names[:EXAMPLES] if _is_recognized(folder.join(name), tool_format)]
-            # A folder with many files in the format, such as VoTT's file per image, contains nothing else.
-            rest = names[EXAMPLES:] if len(first) == EXAMPLES else []
-            recognized = [[name] for name in (*first, *rest)]
+            recognized = [[name] for name in _select_recognized(folder, names, tool_format)]
         for own in recognized:
             # The name of a file that describes one image is the name of the image.
             split = find_split(f"{home}/" if tool_format.is_per_image else own[0])
@@ -168,6 +170,16 @@ def _find_in_folder(folder: Folder, image_dir: str, tool_format: ToolFormat) -> 
         # The folders of the images do not have the names of the splits.
         counts = {WHOLE: counts[WHOLE]}
     return Found(tool_format.title, splits, counts, notes=() if image_dir else _note_unread(folder, everything))
+
+
+def _select_recognized(folder: Folder, names: list[str], tool_format: ToolFormat) -> list[str]:
+    """Returns the files in the format; all files, if most of the first ones are: others are damaged, and reported."""
+    examples = names[:EXAMPLES]
+    first = [name for name in examples if _is_recognized(folder.join(name), tool_format)]
+    # Such as VoTT's file per image; such a folder contains nothing else.
+    if len(first) >= FEWEST_ALIKE and len(first) >= SHARE_ALIKE * len(examples):
+        return names
+    return first + [name for name in names[EXAMPLES:] if _is_recognized(folder.join(name), tool_format)]
 
 
 def _possible_stems(name: str) -> tuple[str, str]:
@@ -305,8 +317,7 @@ def _read_classes(folder: Folder, home: str, patterns: tuple[str, ...]) -> tuple
         places.append(posixpath.dirname(places[-1]))
     for place in places:
         for name in folder.find(*(posixpath.join(place, pattern) for pattern in patterns))[:1]:
-            lines = beam_storage.read_text(folder.join(name)).splitlines()
-            return tuple(filter(None, map(str.strip, lines)))
+            return read_class_file(folder.join(name))
     return ()
 
 
@@ -355,7 +366,9 @@ def _is_recognized(path: str, tool_format: ToolFormat) -> bool:
         head = _read_head(path)
     except beam_storage.UNREADABLE:
         return False
-    return bool(head) and tool_format.recognize(head)
+    if not head or tool_format.recognize(head):
+        return bool(head)
+    return head.startswith(("{", "[")) and tool_format.recognize(_read_head(path, LONG_HEAD_BYTES))
 
 
 def is_other_file(path: str, tool_format: ToolFormat) -> bool:
@@ -364,12 +377,14 @@ def is_other_file(path: str, tool_format: ToolFormat) -> bool:
         head = _read_head(path)
     except beam_storage.UNREADABLE:
         return False
-    return bool(head) and not tool_format.recognize(head)
+    if not head or tool_format.recognize(head):
+        return False
+    return not (head.startswith(("{", "[")) and tool_format.recognize(_read_head(path, LONG_HEAD_BYTES)))
 
 
-def _read_head(path: str) -> str:
+def _read_head(path: str, size: int = HEAD_BYTES) -> str:
     with beam_storage.open_input(path) as stream:
-        return decode_head(stream.read(HEAD_BYTES)).strip()
+        return decode_head(stream.read(size)).strip()
 
 
 def _images_below(folder: Folder, layout: ToolLayout) -> str:

@@ -145,14 +145,10 @@ def _locate_annotations(layout: VocLayout) -> Iterator[tuple[str, Location]]:
         yield from ((posixpath.basename(path), Location(path)) for path in beam_storage.match_files(layout.annotations))
         return
     # Annotations next to their images are in one folder per split; the devkit's Annotations may have subfolders.
-    found = (
-        beam_storage.list_files(layout.annotations)
-        if layout.is_flat
-        else beam_storage.match_below(layout.annotations, "**")
-    )
-    for path in found:
-        if path.lower().endswith(".xml"):
-            yield beam_storage.path_below(layout.annotations, path), Location(path)
+    listing = list_folder(layout.annotations)
+    for name in listing.names:
+        if name.lower().endswith(".xml") and not (layout.is_flat and "/" in name):
+            yield name, Location(listing.join(name))
 
 
 def read_annotation(entry: VocEntry | Listing) -> Iterator[Element]:

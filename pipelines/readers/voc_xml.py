@@ -14,7 +14,8 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
 from pipelines.annotations import Box, Image, Problem, pack_boxes
-from pipelines.readers.sources import locate_image
+from pipelines.file_names import base_name, fold_name, stem_of
+from pipelines.readers.sources import Location, locate_image
 from pipelines.text_encoding import decode_xml, explain_invalid
 from ssd_dist.core.storage import join
 
@@ -59,6 +60,11 @@ def parse_annotation(data: bytes, entry: VocEntry) -> Image:
     subfolder, stem = posixpath.split(entry.image_id)
     images = join(entry.images, subfolder) if subfolder else entry.images
     location = locate_image(images, filename, stem, dataset=entry.images)
+    if location.problem is None and fold_name(stem_of(base_name(filename))) != fold_name(stem):
+        # Files may have been renamed: the image with the name of the annotation precedes the one that it names.
+        own = join(images, stem)
+        suffix = posixpath.splitext(base_name(filename))[1]
+        location = Location(own + suffix, (own, *(other for other in location.stems if other != own)))
     return Image(
         image_id=entry.image_id,
         file=0,
@@ -76,6 +82,8 @@ def parse_annotation(data: bytes, entry: VocEntry) -> Image:
 
 def _parse_object(node: XmlElement, number: int) -> Box:
     where = f"object {number}"
+    if _find_text(node, "deleted") == "1":
+        return Box("", (0, 0, 0, 0), where, problem=Problem("marked_invalid", "the object was deleted in LabelMe"))
     name = _find_text(node, "name") or _find_text(node, "possibleresult/name")
     corners, is_reduced = _parse_corners(node), False
     if corners is None:
@@ -114,9 +122,12 @@ def _parse_points(node: XmlElement) -> list[tuple[float, float]]:
             halves = [(width * i, height * j) for i, j in ((1, 1), (1, -1), (-1, 1), (-1, -1))]
             return [(cx + w * cos - h * sin, cy + w * sin + h * cos) for w, h in halves]
         polygon = node.find("polygon")
-        if polygon is not None:
+        if polygon is not None and polygon.find("pt") is None:
             values = {child.tag: float(child.text or "") for child in polygon if re.fullmatch(r"[xy]\d+", child.tag)}
             return [(values[key], values[f"y{key[1:]}"]) for key in values if key[0] == "x" and f"y{key[1:]}" in values]
+        if points := node.findall("polygon/pt"):
+            # LabelMe of MIT.
+            return [(float(_find_text(point, "x")), float(_find_text(point, "y"))) for point in points]
         texts = [point.text or "" for point in node.iterfind("points/point")]
         return [(float(x), float(y)) for x, y in (text.split(",")[:2] for text in texts)]
     except ValueError:

@@ -176,6 +176,8 @@ def _parse_names(names: Any, path: str) -> tuple[str, ...]:
 
 
 def _require_distinct(names: list[str], path: str) -> tuple[str, ...]:
+    if not all(name.strip() for name in names):
+        raise DataError(f"{path}: names: a class has no name; give it one")
     duplicate = find_duplicate(names)
     if duplicate is not None:
         raise DataError(f"{path}: names: class {duplicate!r} is listed twice; remove one entry")

@@ -94,6 +94,11 @@ def _find_corners(numbers: list[float], keypoint_numbers: int) -> tuple[tuple[fl
         x, y, width, height = numbers[:4]
         return (y - height / 2, x - width / 2, y + height / 2, x + width / 2), False
     if columns >= MIN_POLYGON_COLUMNS and columns % 2:
+        if any(LARGEST_FRACTION < abs(number) < math.inf for number in numbers):
+            raise ValueError(
+                f"{columns} numbers, one of them above {LARGEST_FRACTION}, are neither a polygon nor a box; labels "
+                "with keypoints need kpt_shape in the YAML file, and a track has 6 numbers"
+            )
         # Validation rejects numbers that are not finite, which minimum and maximum might ignore.
         xs, ys = (numbers[0::2], numbers[1::2]) if all(map(math.isfinite, numbers)) else ([math.nan], [math.nan])
         return (min(ys), min(xs), max(ys), max(xs)), True

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from pipelines import beam_storage
 from pipelines.readers.folder import list_folder
+from pipelines.readers.image_index import ImageIndex
 from pipelines.readers.sources import first_folder, parent_folder, require_input
 from pipelines.readers.splits import WHOLE, Found, output_split
 from pipelines.readers.yolo_config import (
@@ -327,7 +328,9 @@ class _Search:
 
     def _count_images(self, layout: YoloLayout) -> int:
         if layout.list_files:
-            return sum(len(read_list(path)) for path in layout.list_files)
+            index = ImageIndex(list_folder(self.files.image_root))
+            listed = {name for path in layout.list_files for line in read_list(path) for name in index.find(line)[:1]}
+            return len(listed)
         excluded = [folder for folder in layout.excluded if folder.startswith(f"{layout.images}/")]
         if layout.needs_label:
             paths = self.files.images_below(layout.images)

@@ -296,3 +296,15 @@ def test_an_image_with_a_problem_is_not_read(monkeypatch):
     monkeypatch.setattr(beam_storage, "read_item", lambda path: pytest.fail("read"))
     problem = Problem("broken_annotation", "x")
     assert list(read_images([image("gs://b/x", problem=problem), image("/x", problem=problem)])) == [problem] * 2
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
+    """Root may list every folder, so the error of the operating system is simulated."""
+
+    def walk(folder, onerror, followlinks):
+        onerror(PermissionError(errno.EACCES, "Permission denied", f"{folder}/sub"))
+        return iter(())
+
+    monkeypatch.setattr(beam_storage.os, "walk", walk)
+    with pytest.raises(DataError, match=r"/sub: the folder cannot be read: Permission denied"):
+        beam_storage.match_below(str(tmp_path), "**")

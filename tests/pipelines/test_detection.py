@@ -4,7 +4,7 @@ import json
 
 import pytest
 from raw_sets import jpeg, make_coco, make_voc, make_yolo
-from tool_exports import BOX, write, write_per_folder, write_per_image
+from tool_exports import BOX, vott_asset, write, write_per_folder, write_per_image
 
 from pipelines.detection import FORMATS, SplitPlan, describe_plan, detect_format, plan_splits
 from pipelines.flags import INPUT_FORMATS
@@ -221,3 +221,24 @@ def test_unsupported_formats_are_named(tmp_path, name, content, expected, is_fil
     assert f"no annotations were recognized; {tmp_path / name} is " in str(error.value)
     assert expected in str(error.value)
     assert "COCO" in str(error.value)
+
+
+@pytest.mark.parametrize("damaged", [0, 5, 23])
+def test_a_damaged_file_among_many_hides_no_other_file(tmp_path, damaged):
+    for number in range(25):
+        write(tmp_path, f"{number:02}.jpg")
+        text = json.dumps(vott_asset(f"{number:02}.jpg", [BOX]))
+        write(tmp_path, f"{number:02}-asset.json", "" if number == damaged else text)
+    (layout,) = detect(tmp_path).found.splits[WHOLE]
+    assert len(layout.files) == 25
+
+
+@pytest.mark.parametrize("input_format", ["label_studio", "labelme"])
+def test_the_keys_of_a_format_may_be_far_from_the_beginning(tmp_path, input_format):
+    write(tmp_path, "a.jpg")
+    if input_format == "labelme":
+        content = {"imageData": "A" * 100_000, "imagePath": "a.jpg", "shapes": [], "version": "5"}
+    else:
+        content = [{"annotations": [{"result": [], "note": "x" * 100_000}], "data": {"image": "a.jpg"}, "id": 1}]
+    write(tmp_path, "a.json", json.dumps(content))
+    assert detect(tmp_path).input_format == input_format

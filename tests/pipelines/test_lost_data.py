@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from raw_sets import jpeg, make_voc, voc_xml
+from raw_sets import jpeg, make_voc, voc_xml, write_files
 
 BOX = ("car", 12, 8, 36, 24)
 
@@ -71,6 +71,16 @@ def test_images_outside_the_splits_are_counted_in_a_note(tmp_path, run):
     (tmp_path / "raw/extra/x.jpg").write_bytes(jpeg(70))
     out, _ = run()
     assert "note: 1 of 5 image files" in out
+    assert "are in none of these splits" in out
+
+
+def test_images_in_no_list_of_a_yolo_dataset_are_counted_in_a_note(tmp_path, run):
+    files = {f"{name}.txt": "0 0.5 0.5 0.2 0.2\n" for name in "abc"} | {f"{name}.jpg": None for name in "abc"}
+    # A missing file and a repeated line do not stand for the image that no list contains.
+    lists = {"train.txt": "a.jpg\nzz.jpg\na.jpg\n", "val.txt": "b.jpg\n"}
+    write_files(tmp_path / "raw", files | lists | {"data.yaml": "train: train.txt\nval: val.txt\nnames: [cat]\n"})
+    out, _ = run()
+    assert "note: 1 of 3 image files" in out
     assert "are in none of these splits" in out
 
 

@@ -93,7 +93,13 @@ def test_fractions_in_every_line_are_read_as_such_and_announced(tmp_path, text, 
     box, notes = read_one(tmp_path, text)
     assert box.corners == pytest.approx(corners)
     assert box.normalized
-    assert "train.csv: all boxes lie between 0 and 1, so the coordinates are read as fractions of the image" in notes
+    assert "train.csv: all coordinates are about 0 to 1, so they are read as fractions of the image" in notes
+
+
+def test_fractions_may_be_slightly_outside_of_the_image(tmp_path):
+    box, _ = read_one(tmp_path, HEADER + "a.jpg,64,48,bolt,-0.001,0.2,0.5,1.0000001\n")
+    assert box.normalized
+    assert box.corners == pytest.approx((0.2, -0.001, 1.0, 0.5), abs=1e-3)
 
 
 def test_a_file_with_pixels_in_some_lines_is_not_read_as_fractions(tmp_path, prepare):

@@ -25,6 +25,11 @@ def test_a_rectangle_may_start_at_any_corner():
     assert [box.where for box in image.boxes] == ["shapes[0]", "shapes[1]"]
 
 
+def test_the_flag_of_difficult_objects_is_read():
+    shapes = [shape(kind, [[1, 2], [5, 3]]) | {"difficult": True} for kind in ("rectangle", "circle", "line")]
+    assert [box.difficult for box in parse([*shapes, shape("line", [[1, 2], [5, 3]])]).boxes] == [True] * 3 + [False]
+
+
 @pytest.mark.parametrize(
     ("kind", "points", "corners"),
     [

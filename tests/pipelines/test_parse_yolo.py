@@ -49,8 +49,9 @@ def test_keypoints_are_ignored_if_the_yaml_file_defines_them(tmp_path):
     (image,) = images_of(tmp_path)
     assert [box.corners for box in image.boxes] == [pytest.approx(CORNERS)] * 2
     assert not any(box.is_reduced for box in image.boxes)
-    # Without kpt_shape, eleven numbers are a polygon, and eight are neither.
-    assert next(parse_label(pose)).is_reduced
+    # Without kpt_shape, a visibility of 2 shows that eleven numbers are no polygon; eight are neither.
+    assert next(parse_label(pose)).problem.reason == "broken_box"
+    assert next(parse_label(pose.replace(" 2 ", " 1 "))).is_reduced
     assert "kpt_shape" in next(parse_label("1 0.3 0.5 0.2 0.2 0.9 0.9 2")).problem.detail
 
 

@@ -19,6 +19,7 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 
 FILE = CocoFile(2, "/d/a.json", "/d/images")
+INSIDE = CocoFile(2, "/d/a.json", "/d/images", dataset="/d")
 SOURCE = Source(("x",), output_split="train")
 SMALL = Config.model_validate({"model": {"input_size": 64}})
 
@@ -43,6 +44,50 @@ def test_a_file_yields_categories_images_boxes_and_its_length(tmp_path):
     (box,) = [v for v in values if isinstance(v, SeparateBox)]
     assert (box.image_id, box.box.category, box.box.corners, box.box.area) == ("1", "0/90", (1, 2, 3, 4), 4.0)
     assert values[-1] == Listing(0, 2, str(tmp_path / "annotations/instances_train.json"))
+
+
+@pytest.mark.parametrize("order", [("categories", "images", "annotations"), ("images", "annotations", "categories")])
+@pytest.mark.parametrize("used", [True, False])
+def test_a_category_0_with_boxes_is_kept_wherever_it_is_in_the_file(tmp_path, order, used):
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 48, "width": 64}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 0 if used else 1, "bbox": [1, 2, 3, 4]}],
+        # As obss/sahi writes them: the supercategory is the name.
+        "categories": [{"id": number, "name": name, "supercategory": name} for number, name in ((0, "a"), (1, "b"))],
+    }
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({key: content[key] for key in order}))
+    found = {value.name for value in values_of(path) if isinstance(value, Category)}
+    assert found == ({"a", "b"} if used else {"b"})
+
+
+def test_a_class_without_a_name_is_named_by_its_id(tmp_path):
+    make_coco(tmp_path, {"a.jpg": [(3, 1, 2, 3, 4)]}, {3: " "})
+    found = values_of(tmp_path / "annotations/instances_train.json")
+    assert [value.name for value in found if isinstance(value, Category)] == ["class 3"]
+
+
+@pytest.mark.parametrize("segmentation", [7, "abc", {"counts": "x"}, [7], [[1, 2]]])
+def test_a_segmentation_that_is_no_polygon_gives_no_box(segmentation):
+    box = parse_box({"image_id": 7, "category_id": 3, "segmentation": segmentation}, 0, FILE).box
+    assert box.problem.reason == "broken_box"
+
+
+@pytest.mark.parametrize(("value", "expected"), [(1, True), ("1", True), (True, True), (0, False), (None, False)])
+def test_the_crowd_flag_may_be_a_text(value, expected):
+    entry = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 10, 20], "iscrowd": value}
+    assert parse_box(entry, 0, FILE).box.is_crowd == expected
+
+
+def test_a_name_may_be_relative_to_the_annotation_file():
+    file = CocoFile(0, "/d/annotations/train.json", "/d/images", dataset="/d")
+    image = parse_image({"id": 1, "file_name": "../images/a.jpg"}, 0, 0, file)
+    assert (image.path, image.problem) == ("/d/images/a.jpg", None)
+    given = CocoFile(0, "/d/annotations/train.json", "/other/images")
+    image = parse_image({"id": 1, "file_name": "../images/a.jpg"}, 0, 0, given)
+    assert (image.problem, "/other/images/a" in image.stems) == (None, True)
+    for outside in ("../../images/a.jpg", "../../d2/a.jpg"):
+        assert parse_image({"id": 1, "file_name": outside}, 0, 0, file).problem.reason == "path_traversal"
 
 
 def test_gzip_files_are_read(tmp_path):
@@ -83,7 +128,7 @@ def test_an_invalid_image_entry_gives_an_image_with_a_problem(item):
 
 
 def test_a_file_name_outside_the_folder_is_rejected():
-    assert parse_image({"id": 1, "file_name": "../x.jpg"}, 0, 0, FILE).problem.reason == "path_traversal"
+    assert parse_image({"id": 1, "file_name": "../x.jpg"}, 0, 0, INSIDE).problem.reason == "path_traversal"
     inside = parse_image({"id": 1, "file_name": "sub/./x.jpg"}, 0, 0, FILE)
     assert (inside.problem, inside.path) == (None, "/d/images/sub/x.jpg")
 

@@ -11,7 +11,7 @@ from raw_sets import jpeg, labeled_images, make_voc
 from pipelines.annotations import Category, Image, Listing
 from pipelines.image_reading import read_image
 from pipelines.readers.sources import Source
-from pipelines.readers.tfrecord import find_files, read_file
+from pipelines.readers.tfrecord import find_files, parse_record, read_file
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.example_proto import encode_example
@@ -80,6 +80,11 @@ def test_records_written_by_tensorflow_are_read(tmp_path):
     assert (image.image_id, image.filename) == ("five", "tf.tfrecord#0")
     assert (image.boxes[0].corners, image.boxes[0].is_crowd) == ((0.25, 0.5, 0.75, 1.0), True)
     assert category.name == "class 3"
+    # The same flag in the records of Open Images.
+    del feature["image/object/is_crowd"]
+    feature["image/object/group_of"].int64_list.value.append(1)
+    grouped, _ = parse_record(example.SerializeToString(), 0, 0, (0, 0), file)
+    assert grouped.boxes[0].is_crowd
     assert read_image(image) == jpeg(5)
 
 

@@ -36,10 +36,34 @@ def test_namespaces_are_ignored(name):
     assert parse(spaced) == parse(plain)
 
 
-def test_a_wrong_suffix_falls_back_to_the_stem_and_the_id():
+def test_the_image_with_the_name_of_the_annotation_precedes_the_one_that_it_names():
     image = parse(voc_xml("scan_17.bmp", []))
-    assert image.path == "/d/JPEGImages/scan_17.bmp"
-    assert image.stems == ("/d/JPEGImages/scan_17", "/d/JPEGImages/a")
+    assert image.path == "/d/JPEGImages/a.bmp"
+    assert image.stems == ("/d/JPEGImages/a", "/d/JPEGImages/scan_17")
+    image = parse(voc_xml("A.bmp", []))
+    assert (image.path, image.stems[0]) == ("/d/JPEGImages/A.bmp", "/d/JPEGImages/A")
+
+
+def test_polygons_of_labelme_of_mit_are_read_and_its_deleted_objects_are_rejected():
+    def write_object(deleted):
+        points = "".join(f"<pt><x>{x}</x><y>{y}</y></pt>" for x, y in ((10, 20), (30, 20), (30, 60)))
+        return f"<object><name>car</name><deleted>{deleted}</deleted><polygon>{points}</polygon></object>"
+
+    image = parse(f"<annotation><filename>a.jpg</filename>{write_object(0)}{write_object(1)}</annotation>")
+    first, second = image.boxes
+    assert (first.category, first.corners, first.is_reduced, first.problem) == ("car", (20, 10, 60, 30), True, None)
+    assert second.problem.reason == "marked_invalid"
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints/1-checkpoint.xml", "._1.xml"])
+def test_hidden_files_are_no_annotations(tmp_path, hidden):
+    make_voc(tmp_path, {"1": [("cat", 1, 2, 30, 40)]})
+    path = tmp_path / "Annotations" / hidden
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(voc_xml("1.jpg", [("dog", 1, 2, 30, 40)]))
+    source = Source((str(tmp_path),), output_split="train")
+    entries = [entry for entry in list_annotations(find_layouts(source), source) if isinstance(entry, VocEntry)]
+    assert [entry.image_id for entry in entries] == ["1"]
 
 
 BILLION_LAUGHS = (

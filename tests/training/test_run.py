@@ -312,6 +312,10 @@ def test_best_model_is_evaluated_and_predicts(data: Path, tmp_path: Path) -> Non
         assert image.size == (90, 60)
     assert "skipped" in output
     assert "b.jpg" in output
+    flags = [f"--model_dir={run}", f"--images={images / 'a.jpg'}", "--nopictures", "--tiles=2"]
+    run_command("predict", *flags, f"--output={tmp_path / 'tiled'}")
+    whole, tiled = (json.loads((tmp_path / name / "detections.json").read_text()) for name in ("out", "tiled"))
+    assert [row["score"] for row in whole] != [row["score"] for row in tiled]
 
 
 @pytest.mark.parametrize(
