@@ -47,7 +47,7 @@ is_user_at_host() { local LC_ALL=C; [[ $1 =~ ^([A-Za-z0-9_][A-Za-z0-9._-]*@)?$HO
 is_number() { [[ $1 =~ ^(0|[1-9][0-9]{0,8})$ ]]; }
 
 local_workers='' hosts='' names=() port=12345 max_restarts=3 grace_seconds=35
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 python=$root/.venv/bin/python
 [[ -x $python ]] || python=python3
@@ -301,6 +301,7 @@ watch_workers() {
       case $code in
         0) continue ;;
         2 | 3 | 4) user_error=$code ;;
+        126 | 127) user_error=2 && echo "a worker could not be started: install the package, or pass --python" >&2 ;;
         *) if ((code == RESTART || code >= 128)); then interrupted=$RESTART; else bug=$code; fi ;;
       esac
       request_stop
@@ -318,6 +319,8 @@ watch_workers() {
 if [[ -z $local_workers && -z $hosts ]]; then run_scheduled; fi
 
 ((${local_workers:-1} == 1)) || split_gpus
+# Whether ssh has failed, with its own exit code 255, in every attempt.
+unreachable=1
 for ((attempt = 0; ; attempt++)); do
   deadline=''
   if [[ -n $local_workers ]]; then start_local; else start_hosts; fi
@@ -326,7 +329,9 @@ for ((attempt = 0; ; attempt++)); do
   watch_workers
   case $code in 0 | 2 | 3 | 4) exit "$code" ;; esac
   [[ -z $stopping ]] || exit "$RESTART"
+  ((first == 255)) || unreachable=0
   if ((attempt >= max_restarts)); then
+    ((unreachable == 0)) || fail "--hosts: ssh failed in every attempt; check the names of the hosts and your keys"
     echo "a worker ended with code $first and $max_restarts restarts are used up" >&2
     exit "$code"
   fi

@@ -160,9 +160,10 @@ def _describe_data(
 ) -> Section:
     pairs = []
     for name, part in manifest.splits.items():
-        # Checks that the shards exist and have the lengths stated in the manifest.
+        # Checks that the shards exist and, where training requires it, have the lengths stated in the manifest.
+        any_size = name == TRAIN_SPLIT and config.data.on_corrupt == "skip"
         for view in part.views:
-            locate_shards(view.shards, config.data)
+            locate_shards(view.shards, config.data, any_size)
         rejected = sum(part.rejected_images.values())
         size = sum(shard.bytes for view in part.views for shard in view.shards)
         pairs.append((

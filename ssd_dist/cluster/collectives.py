@@ -48,8 +48,9 @@ def share_initial_weights(variables: Sequence[tf.Variable]) -> None:
     """Assigns the chief's values of a new model's variables on all workers; call in strategy scope.
 
     All workers use the same seeds, but workers with different processors may round their random numbers differently.
-    Variables that synchronize on read (moving statistics) are skipped: they start from constants, and reading each of
-    them would be a collective of its own. All other variables are sent in one collective.
+    Variables that synchronize on read (moving statistics) are skipped, because reading each of them would be a
+    collective of its own; `run_checks.check_same_statistics` compares them. All other variables are sent in one
+    collective.
     """
     strategy = tf.distribute.get_strategy()
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):

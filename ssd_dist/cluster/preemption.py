@@ -4,6 +4,7 @@
     first signal, during training          `requested` becomes true; the run saves and exits within the grace time
     another signal within two seconds      ignored: a supervisor and the launcher may both have sent the same request
     second signal, or grace time expired   exits at once; the last complete checkpoint stays
+    a signal during the final report       exits at once: the training is saved
     any signal after everything is saved   ignored: the process is about to exit
 
 Every exit has code 75, which means "start again to resume".
@@ -79,6 +80,10 @@ class StopRequest:
         """Makes later signals set `requested` instead of exiting; the process then has `grace_seconds` to save."""
         self._grace_seconds = grace_seconds
 
+    def disable_grace_time(self) -> None:
+        """Makes later signals exit at once; call when the training is saved and only the report is missing."""
+        self._grace_seconds = None
+
     def ignore_signals(self) -> None:
         """Ignores later signals and cancels a running grace time; call when everything is saved."""
         self._finished.set()
@@ -112,8 +117,9 @@ class StopRequest:
             )
 
     def _end_grace_time(self) -> None:
-        if not self._finished.is_set():
-            _exit(f"the state was not saved within {self._grace_seconds:g} s (preemption.grace_seconds)")
+        seconds = self._grace_seconds
+        if not self._finished.is_set() and seconds is not None:
+            _exit(f"the state was not saved within {seconds:g} s (preemption.grace_seconds)")
 
 
 def _print_to_stderr(message: str) -> None:

@@ -273,7 +273,8 @@ class EvalConfig(Section):
     """When to evaluate, the split (`auto`: val, else test), and the metric that selects the best checkpoint.
 
     With `use_ema` the averaged weights are evaluated and kept as the best checkpoint; false evaluates and keeps the
-    trained weights while EMA is on. Without EMA (`ema.enabled: false`) it has no effect.
+    trained weights while EMA is on. Without EMA (`ema.enabled: false`) it has no effect. NMS receives the 1,000 best
+    pairs of anchor and class of an image, so a larger `max_detections` has an effect only with tiles.
     """
 
     split: Annotated[str, Field(min_length=1)] = "auto"

@@ -42,6 +42,10 @@ class MetricsLog:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self.drop_rows_after(step, evaluated)
 
+    def check_folder(self) -> None:
+        """Raises an error if the run folder must not be written to, because it is no longer that of this run."""
+        self._before_write()
+
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Appends one row.
 

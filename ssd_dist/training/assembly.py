@@ -32,7 +32,13 @@ from ssd_dist.training.optimizer import PackedOptimizer
 from ssd_dist.training.parameter_groups import group_parameters
 from ssd_dist.training.periodic_evaluation import PeriodicEvaluation
 from ssd_dist.training.precision import AMPContext
-from ssd_dist.training.run_checks import check_data, check_same_start, check_steps_left, choose_evaluated_split
+from ssd_dist.training.run_checks import (
+    check_data,
+    check_same_start,
+    check_same_statistics,
+    check_steps_left,
+    choose_evaluated_split,
+)
 from ssd_dist.training.run_parts import DivergencePolicy, Run, RunOutput, TrainingData, WorkerGroup
 from ssd_dist.training.schedule import CosineWarmupSchedule
 from ssd_dist.training.source_weights import read_source_weights
@@ -92,6 +98,8 @@ def assemble_run(
     with strategy.scope():
         start = state.current_step
         check_same_start(start, workers.collectives, role, model_dir)
+        if role.count > 1:
+            check_same_statistics(state.model.variables, workers.collectives, role)
         check_steps_left(start, total_steps, model_dir)
         data = TrainingData(plan, lambda: distribute_training(config, strategy, plan, state))
         trainer = create_trainer(config, strategy, state, data.create_dataset(), total_steps)
@@ -149,6 +157,8 @@ def start_from_source(
         if config.quantization.per_tensor:
             changed = limit_channel_ranges(state.model)
             report.append(f"  for one scale per layer: {changed} channels of depthwise kernels reduced")
+        # The source may have changed between the reads of two workers.
+        share_initial_weights(state.model.variables)
         if state.ema is not None:
             state.ema.restart()
     return report

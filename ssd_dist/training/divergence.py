@@ -103,7 +103,7 @@ def recover(run: Run, step: int, reason: str) -> None:
       reason: which of the two was not finite.
 
     Raises:
-      NumericsError: if the run has used up `train.recover_from_blowup`.
+      NumericsError: if the run has used up `train.recover_from_blowup`, or has no checkpoint.
       RestartError: if the workers restored different checkpoints.
     """
     source_ids = read_source_ids(run.data.plan, step)
@@ -114,8 +114,11 @@ def recover(run: Run, step: int, reason: str) -> None:
     if recoveries >= run.divergence.max_recoveries:
         stop_diverged_run(run, Divergence(step, reason, source_ids, run.checkpoints.latest()), recoveries)
     checkpoint = restore_last_checkpoint(run, step, reason)
+    if checkpoint is None:
+        stop_diverged_run(run, Divergence(step, reason, source_ids, None), recoveries)
     start = run.state.current_step
     if run.output.log is not None:
+        run.output.log.check_folder()
         write_divergence(run.output.model_dir, Divergence(step, reason, source_ids, checkpoint, (start + 1, step)))
     # Read from the restored checkpoint, which may be older than the last recovery.
     recoveries = int(run.state.recoveries.numpy()) + 1
@@ -138,6 +141,7 @@ def stop_diverged_run(run: Run, divergence: Divergence, recoveries: int) -> NoRe
       NumericsError: always.
     """
     if run.output.log is not None:
+        run.output.log.check_folder()
         write_divergence(run.output.model_dir, divergence)
     run.workers.wait_for_all()
     raise divergence.error(recoveries)

@@ -98,6 +98,8 @@ def reduce_losses(
         "classified": counts.positives + counts.quota if per_image else totals.positives + totals.quota,
         "images": 1 if per_image else images,
     }[config.normalizer]
+    # float16 has no counts above 65,504: an infinite divisor would give a loss of 0.
+    losses = losses if losses.dtype == tf.float64 else tf.cast(losses, tf.float32)
     share = tf.reduce_sum(losses / tf.maximum(tf.cast(divisor, losses.dtype), 1.0))
     return share / images if config.reduction == "mean" else share
 

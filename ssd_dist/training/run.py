@@ -107,6 +107,7 @@ def _train(
             )
         stop.enable_grace_time(config.preemption.grace_seconds)
         run_loop(run)
+        stop.disable_grace_time()
         if write_report is not None and role.is_chief:
             check_folder()
             stages.show("write the report")

@@ -86,6 +86,35 @@ def check_same_start(step: int, collectives: WorkerCollectives, role: WorkerRole
     )
 
 
+def check_same_statistics(variables: Sequence[tf.Variable], collectives: WorkerCollectives, role: WorkerRole) -> None:
+    """Checks that all workers start with the same moving statistics; a collective, so all workers must call it.
+
+    They come from a checkpoint or from a file of weights that each worker reads itself. The weights are those of the
+    chief (`share_initial_weights`).
+
+    Args:
+      variables: the variables of the model; only those that synchronize on read are compared.
+      collectives: exchanges numbers between workers.
+      role: this worker's role.
+
+    Raises:
+      UsageError: if the statistics differ.
+    """
+    digest = hashlib.sha256()
+    for variable in variables:
+        if variable.synchronization == tf.VariableSynchronization.ON_READ:
+            # Reading the distributed variable would average it over all workers.
+            digest.update(variable.values[0].numpy().tobytes())
+    # 48 bits, which float64 represents exactly.
+    own = int.from_bytes(digest.digest()[:6], "big")
+    chief = int(collectives.broadcast_from_chief(own, role.is_chief))
+    if collectives.any(own != chief):
+        raise UsageError(
+            "the workers start from different batch-norm statistics: backbone.weights or model.init_from is another "
+            "file on one of them; use one file that all workers share"
+        )
+
+
 def check_steps_left(step: int, total_steps: int, model_dir: str) -> None:
     """Checks that a restored run is not beyond its last step.
 

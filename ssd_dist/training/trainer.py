@@ -125,7 +125,7 @@ class DetectorTrainer(orbit.StandardTrainer):
         self._waited.assign_add(tf.maximum(arrived - idle_since, 0.0))
         # No computation starts before the clock is read: on one core the clock could be read after the whole step.
         with tf.control_dependencies([arrived]):
-            batch = tf.nest.map_structure(tf.identity, batch, expand_composites=True)
+            batch = tf.nest.map_structure(copy_in_place, batch, expand_composites=True)
         skipped_before = self._loss_scale.skipped_steps.read_value()
         if self._division.is_in_parts:
             self._train_in_parts(batch)
@@ -320,6 +320,12 @@ class DetectorTrainer(orbit.StandardTrainer):
         return lambda losses, candidates: mine_global(
             losses, candidates, totals.quota, batch.positions, self._division.images
         )
+
+
+def copy_in_place(tensor: tf.Tensor) -> tf.Tensor:
+    """Returns a copy on the device of the tensor; without a device, a copy would be on the first GPU."""
+    with tf.device(tensor.device):
+        return tf.identity(tensor)
 
 
 def _compute_speed(images: float, elapsed: float, waited: float) -> dict[str, float]:

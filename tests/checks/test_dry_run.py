@@ -171,3 +171,7 @@ def test_a_damaged_shard_stops_the_dry_run_or_is_reported(tmp_path):
     done = dry_run(tmp_path, config, "--set=data.on_corrupt=skip", f"--set=data.cache_dir={tmp_path / 'cache'}")
     assert done.returncode == 0, done.stderr
     assert "1 records, replaced by valid ones" in " ".join(done.stdout.split())
+    # A shard that was cut off is repaired by training, too.
+    shard.write_bytes(content[:-5])
+    done = dry_run(tmp_path, config, "--set=data.on_corrupt=skip")
+    assert done.returncode == 0, done.stderr

@@ -154,6 +154,26 @@ def test_the_process_exits_when_the_grace_time_is_over():
     assert "preemption.grace_seconds" in errors
 
 
+def test_a_signal_during_the_report_exits_at_once_and_a_grace_time_that_runs_does_not_end():
+    process = start("""
+        stop.enable_grace_time(1.0)
+        print("ready", flush=True)
+        while not stop.requested:
+            time.sleep(0.01)
+        stop.disable_grace_time()
+        time.sleep(3)
+        print("reporting", flush=True)
+        for _ in range(200):
+            time.sleep(0.1)
+        """)
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "reporting\n"
+    process.send_signal(signal.SIGTERM)
+    code, _, errors = wait_for_exit(process)
+    assert code == 75
+    assert "stopped by SIGTERM without saving; the last checkpoint is unchanged" in errors
+
+
 def test_signals_are_ignored_after_everything_is_saved():
     process = start("""
         stop.enable_grace_time(3.0)

@@ -161,6 +161,43 @@ def test_a_lost_worker_restarts_all_workers(launch, tmp_path: Path, end: str) ->
     assert "restart 1 of 3" in output
 
 
+@pytest.mark.parametrize(("codes", "expected"), [("255", 2), ("75 255", 75)])
+def test_hosts_that_ssh_never_reaches_are_an_error_of_the_user(
+    launch, tmp_path: Path, codes: str, expected: int
+) -> None:
+    ssh = tmp_path / "bin/ssh"
+    ssh.parent.mkdir()
+    # The exit codes of the attempts, of which the last one is repeated.
+    ssh.write_text(f"""#!/usr/bin/env bash
+codes=({codes})
+echo >> {tmp_path}/attempts
+attempt=$(wc -l < {tmp_path}/attempts)
+exit "${{codes[attempt <= ${{#codes[@]}} ? attempt - 1 : -1]}}"
+""")
+    ssh.chmod(0o755)
+    variables = {"PATH": f"{ssh.parent}:{os.environ['PATH']}"}
+    process = launch("exit 1", "--hosts=a", "--max_restarts=1", "--", "--x", **variables)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == expected
+    assert ("ssh failed in every attempt; check the names of the hosts" in output) == (expected == 2)
+
+
+@pytest.mark.parametrize("code", [126, 127])
+def test_a_missing_interpreter_is_an_error_of_the_user(launch, tmp_path: Path, code: int) -> None:
+    process = launch(f"exit {code}", "--local=2", "--", "--x")
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 2
+    assert "a worker could not be started: install the package, or pass --python" in output
+
+
+def test_an_exported_cdpath_does_not_change_the_folder(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-x", "launch/train_multinode.sh", "--help"],
+        cwd=LAUNCHER.parents[1], capture_output=True, text=True, env=os.environ | {"CDPATH": "."},
+    )  # fmt: skip
+    assert f"+ root={LAUNCHER.parents[1]}\n" in done.stderr
+
+
 def test_the_number_of_restarts_is_limited(launch, tmp_path: Path) -> None:
     process = launch("exit 75", "--local=2", "--max_restarts=1", "--", "--x")
     process.communicate(timeout=30)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from support.fake_run import OneWorkerCollectives, RecordedProgress, create_run, create_state, create_workers
 
-from ssd_dist.core.errors import RestartError
+from ssd_dist.core.errors import CheckpointError, NumericsError, RestartError
 from ssd_dist.training import divergence, loop
 from ssd_dist.training.divergence import Divergence
 from ssd_dist.training.intervals import StepIntervals
@@ -37,7 +37,7 @@ def test_an_evaluation_up_to_the_checkpoint_is_kept(tmp_path, monkeypatch, saved
         checkpoints=SimpleNamespace(wait=lambda: None, restore_latest=restore, save=saves.append),
         output=RunOutput(
             str(tmp_path),
-            SimpleNamespace(drop_rows_after=lambda *steps: dropped.append(steps)),
+            SimpleNamespace(drop_rows_after=lambda *steps: dropped.append(steps), check_folder=lambda: None),
             progress,
         ),
     )
@@ -49,6 +49,35 @@ def test_an_evaluation_up_to_the_checkpoint_is_kept(tmp_path, monkeypatch, saved
         "step 23  the loss is NaN or infinite: restored the weights of step 10, skipped steps 11 to 23 "
         "(recovery 1 of train.recover_from_blowup: 1)"
     ]
+
+
+def test_without_a_checkpoint_the_run_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(divergence, "read_source_ids", lambda *_: ("a",))
+    saves = []
+    run = create_run(
+        create_state(23, 10),
+        checkpoints=SimpleNamespace(wait=lambda: None, restore_latest=lambda: None, save=saves.append),
+        output=RunOutput(str(tmp_path), SimpleNamespace(check_folder=lambda: None), RecordedProgress()),
+    )
+    with pytest.raises(NumericsError, match="last checkpoint: none"):
+        divergence.recover(run, 23, "the loss is NaN or infinite")
+    assert saves == []
+
+
+def test_nothing_is_written_into_the_folder_of_another_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(divergence, "read_source_ids", lambda *_: ("a",))
+
+    def check_folder():
+        raise CheckpointError("another run")
+
+    run = create_run(
+        create_state(23, 10),
+        checkpoints=SimpleNamespace(wait=lambda: None, restore_latest=lambda: None, latest=lambda: None),
+        output=RunOutput(str(tmp_path), SimpleNamespace(check_folder=check_folder), RecordedProgress()),
+    )
+    with pytest.raises(CheckpointError, match="another run"):
+        divergence.recover(run, 23, "the loss is NaN or infinite")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_stopped_between_a_divergence_and_its_interval_saves_nothing(monkeypatch):

@@ -328,3 +328,13 @@ def test_the_padding_of_a_row_has_no_effect_on_the_bits_of_its_loss():
     for padding in (1, 3, 10, 42, 106, 1000):
         for value, same in zip(compute(padding), expected, strict=True):
             np.testing.assert_array_equal(value, same, err_msg=f"{padding} padded entries")
+
+
+def test_counts_beyond_the_range_of_float16_do_not_remove_the_loss():
+    counts = TargetCounts(*(tf.constant([count], tf.int32) for count in (35_000, 105_000, 105_000)))
+    totals = TargetCounts(*(tf.reduce_sum(count) for count in counts))
+    losses = tf.constant([60_000.0], tf.float16)
+    share = reduce_losses(losses, counts, totals, 1, LossConfig(normalizer="positives"))
+    assert float(share) == pytest.approx(60_000 / 35_000, rel=1e-3)
+    classified = reduce_losses(losses, counts, totals, 1, LossConfig(normalizer="classified"))
+    assert float(classified) == pytest.approx(60_000 / 140_000, rel=1e-3)

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
@@ -16,7 +17,7 @@ from ssd_dist.core.config_files import flatten_config
 from ssd_dist.core.errors import DataError, RestartError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, Leakage
 from ssd_dist.training.assembly import load_checked_manifest
-from ssd_dist.training.run_checks import check_same_start, describe_worker, explain_bad_record
+from ssd_dist.training.run_checks import check_same_start, check_same_statistics, describe_worker, explain_bad_record
 
 
 @pytest.fixture
@@ -81,6 +82,31 @@ def start_at(steps: list[int]) -> list[str]:
 
     with ThreadPoolExecutor(len(steps)) as pool:
         return list(pool.map(start, range(len(steps))))
+
+
+def compare_statistics(values: list[float]) -> list[str]:
+    """Returns the error of each worker, whose moving statistics have one of `values`; empty without an error."""
+    together = ThreadCollectives(len(values))
+
+    def compare(index: int) -> str:
+        kinds = {tf.VariableSynchronization.ON_READ: values[index], tf.VariableSynchronization.AUTO: float(index)}
+        variables = [
+            SimpleNamespace(synchronization=kind, values=[tf.constant([value])]) for kind, value in kinds.items()
+        ]
+        try:
+            check_same_statistics(variables, together, WorkerRole(index, ("a:1",) * len(values)))
+        except UsageError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(len(values)) as pool:
+        return list(pool.map(compare, range(len(values))))
+
+
+def test_workers_start_with_the_same_moving_statistics():
+    assert compare_statistics([0.5, 0.5, 0.5]) == [""] * 3
+    for errors in (compare_statistics([0.5, 0.5, 0.25]), compare_statistics([0.25, 0.5, 0.5])):
+        assert all("the workers start from different batch-norm statistics" in error for error in errors)
 
 
 @pytest.mark.parametrize("step", [0, 7])
