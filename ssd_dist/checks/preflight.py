@@ -32,13 +32,13 @@ from ssd_dist.cluster.rendezvous_messages import WorkerDescription, read_secret
 from ssd_dist.cluster.strategy import WorkerRole, check_strategy, create_strategy, read_worker_role
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config
-from ssd_dist.core.errors import CheckpointError, SsdDistError, UsageError
+from ssd_dist.core.errors import SsdDistError, UsageError
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
 from ssd_dist.core.printable import make_printable
 from ssd_dist.data.pipeline import plan_training
 from ssd_dist.model.backbone import check_weights_file
 from ssd_dist.model.cost import count_cost
-from ssd_dist.runs.run_folder import has_saved_run, read_run_folder
+from ssd_dist.runs.run_folder import check_same_run, has_saved_run
 from ssd_dist.training.assembly import create_state, load_checked_manifest
 from ssd_dist.training.batch_division import BatchDivision, divide_batch
 from ssd_dist.training.run import make_reproducible
@@ -119,8 +119,12 @@ def run_preflight(config: Config, model_dir: str) -> int:
             probe.unlink()
     if all_passed and manifest is not None:
         cluster_findings = Findings(role.index)
-        with restart_on_lost_peer(role):
-            check_cluster(cluster_findings, config, role, manifest)
+        try:
+            with restart_on_lost_peer(role):
+                check_cluster(cluster_findings, config, role, manifest)
+        except SsdDistError as error:
+            # The table of the other checks is printed nevertheless.
+            cluster_findings.append(Finding(role.index, "model", str(error), error.exit_code))
         found.extend(cluster_findings)
         table.extend(cluster_findings)
     if not role.is_chief:
@@ -159,13 +163,11 @@ def check_worker(
         return f"{files} per augmented copy, all found; {files // role.count} for each of {role.count} workers"
 
     def classes() -> str:
-        names = manifests[0].classes
-        if has_saved_run(model_dir) and (before := read_run_folder(model_dir)[1].classes) != names:
-            raise CheckpointError(
-                f"the run in {model_dir} was trained on classes {', '.join(before)}; the data has {', '.join(names)}; "
-                "use another --model_dir, or the data that the run was trained on"
-            )
-        return f"{len(names)}, without background"
+        return f"{len(manifests[0].classes)}, without background"
+
+    def run() -> str:
+        check_same_run(model_dir, config, manifests[0])
+        return "the folder has a run that this config resumes" if has_saved_run(model_dir) else "a new run"
 
     def weights() -> str:
         check_source_exists(config.model.init_from)
@@ -189,6 +191,7 @@ def check_worker(
     if manifests:
         found.run_check("shards", shards)
         found.run_check("classes", classes)
+        found.run_check("run", run)
     found.run_check("weights", weights)
     found.run_check("folder", folder)
     return manifests[0] if manifests else None

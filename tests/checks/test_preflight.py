@@ -9,10 +9,12 @@ from multihost.processes import read_logs, start_workers, wait_for_exit
 from support.small_network import small_command
 from support.synthetic import write_dataset
 
+from ssd_dist.checks import preflight
 from ssd_dist.checks.preflight import Findings, check_memory, check_worker, compare_reports
 from ssd_dist.cluster.rendezvous_messages import WorkerDescription
 from ssd_dist.cluster.strategy import WorkerRole
 from ssd_dist.core.config_files import load_config
+from ssd_dist.core.errors import CheckpointError, UsageError
 
 SMALL = ["model.input_size=64", "model.width=0.1", "backbone.weights=none", "train.global_batch_size=8"]
 
@@ -39,7 +41,7 @@ def check_one_worker(
 
 def test_a_valid_setup_passes_all_checks(folder: Path) -> None:
     found = check_one_worker(folder, workers=2)
-    assert list(found) == ["cluster", "data", "shards", "classes", "weights", "folder"]
+    assert list(found) == ["cluster", "data", "shards", "classes", "run", "weights", "folder"]
     assert {code for code, _ in found.values()} == {0}
     assert "32 images" in found["data"][1]
     assert "2 for each of 2 workers" in found["shards"][1]
@@ -63,6 +65,27 @@ def test_a_problem_is_reported_with_its_fix(folder, overrides, workers, check, c
     assert all(word in found[check][1] for word in words), found[check]
     # The checks after a failure still run.
     assert found["folder"][0] == 0
+
+
+def test_a_run_that_the_config_cannot_resume_is_reported(folder, monkeypatch) -> None:
+    def refuse(model_dir, config, manifest):
+        raise UsageError("has a run with optimizer.lr: 0.1")
+
+    monkeypatch.setattr(preflight, "check_same_run", refuse)
+    assert check_one_worker(folder)["run"] == (2, "has a run with optimizer.lr: 0.1")
+
+
+def test_an_error_while_the_model_is_built_is_part_of_the_table(folder, tmp_path, monkeypatch, capsys) -> None:
+    def fail(*_):
+        raise CheckpointError("the ImageNet weights cannot be loaded")
+
+    monkeypatch.setattr(preflight, "check_cluster", fail)
+    monkeypatch.setattr(preflight, "gather_findings", lambda found, table, *_: table.extend(found) or True)
+    config = load_config(folder / "small.yaml", [*SMALL, f"data.dir={folder / 'data'}"])
+    assert preflight.run_preflight(config, str(tmp_path / "run")) == 4
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "the ImageNet weights cannot be loaded" in printed
+    assert "32 images" in printed
 
 
 def test_a_folder_that_cannot_be_written_is_reported(folder: Path) -> None:
@@ -121,9 +144,9 @@ def test_two_valid_workers_pass_all_checks(folder: Path, tmp_path: Path) -> None
     output = read_logs(tmp_path / "logs")
     assert codes == [0, 0], output
     assert "2 workers are ready to train" in output
-    # Six checks of each worker, three of the second compared with the chief, batch, memory of both, all-reduce.
-    assert output.count(" pass ") == 2 * 6 + 3 + 1 + 2 + 1
-    for check in ("cluster", "data", "shards", "classes", "weights", "folder", "equal settings", "clock",
+    # Seven checks of each worker, three of the second compared with the chief, batch, memory of both, all-reduce.
+    assert output.count(" pass ") == 2 * 7 + 3 + 1 + 2 + 1
+    for check in ("cluster", "data", "shards", "classes", "a new run", "weights", "folder", "equal settings", "clock",
                   "shared folder", "memory", "all-reduce", "GB/s per link", "8 images on 4 replicas"):  # fmt: skip
         assert check in output
     # The check leaves no files in the run folder.
