@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ssd_dist.core.config_files import dump_config, flatten_config, load_stored_
 from ssd_dist.core.errors import CheckpointError, UsageError
 from ssd_dist.core.folder_names import CONFIG_NAME, check_folder_name
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest
+from ssd_dist.core.printable import print_line
 from ssd_dist.core.storage import is_remote, write_text
 from ssd_dist.data.corrupt_records import CorruptRecord
 from ssd_dist.runs.checkpoints import complete_checkpoints, read_best
@@ -25,6 +27,9 @@ _MAY_CHANGE = (
     "train.steps_per_loop", "train.stall_seconds", "train.recover_from_blowup", "train.early_stopping",
     "eval.every_epochs", "eval.every_steps", "eval.batch_size", "checkpoint.", "preemption.", "cluster.", "tracking.",
 )  # fmt: skip
+
+# The best model by the metric on evaluation data that was replaced.
+OTHER_BEST_NAME = "best_on_earlier_data"
 
 
 def open_run_folder(model_dir: str, config: Config, manifest: Manifest, allow_new_data: bool = False) -> RunLock:
@@ -50,6 +55,8 @@ def open_run_folder(model_dir: str, config: Config, manifest: Manifest, allow_ne
         lock = lock_run_folder(model_dir)
         lock.check()
         check_same_run(model_dir, config, manifest, allow_new_data)
+        if allow_new_data and has_saved_run(model_dir):
+            _set_aside_best(folder, config, manifest)
     except OSError as error:
         raise UsageError(f"--model_dir={model_dir} cannot be written: {error}; use a writable folder") from None
     # The config is written last: a folder with a config is a run.
@@ -135,6 +142,20 @@ def _find_other_split(before: Manifest, now: Manifest, config: Config) -> str | 
         if name is not None and _list_checksums(before, name, config) != _list_checksums(now, name, config):
             return name
     return None
+
+
+def _set_aside_best(folder: Path, config: Config, manifest: Manifest) -> None:
+    """Renames the best model if its metric was measured on other records: no later value could be compared with it."""
+    before = read_run_folder(str(folder))[1]
+    name = before.eval_split(config.eval.split, config.data.dir)
+    if name is None or not (folder / "best").exists():
+        return
+    if name not in manifest.splits or _list_checksums(before, name, config) != _list_checksums(manifest, name, config):
+        shutil.rmtree(folder / OTHER_BEST_NAME, ignore_errors=True)
+        (folder / "best").rename(folder / OTHER_BEST_NAME)
+        print_line(
+            f"split {name} has other records than before: the best model so far is in {folder / OTHER_BEST_NAME}"
+        )
 
 
 def _list_checksums(manifest: Manifest, split: str, config: Config) -> list[str]:

@@ -1,5 +1,6 @@
 """Tests which settings and data a resumed run may change, and that files are written atomically."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,16 @@ def test_a_run_is_resumed_on_other_data_only_if_that_is_allowed(manifest, tmp_pa
     open_run_folder(run, config, other)
     with pytest.raises(UsageError, match=f"split {split}"):
         open_run_folder(run, config, manifest)
+
+
+@pytest.mark.parametrize(("split", "name"), [("train", "best"), ("val", "best_on_earlier_data")])
+def test_the_best_model_by_the_metric_on_other_records_is_set_aside(manifest, tmp_path, split, name):
+    run = Path(start_run(tmp_path, changed(tmp_path), manifest))
+    (run / "best").mkdir(exist_ok=True)
+    (run / "best/best.json").write_text(json.dumps({"step": 3, "value": 0.8, "metric": "coco/AP"}))
+    open_run_folder(str(run), changed(tmp_path), with_other_records(manifest, split), allow_new_data=True)
+    assert [path.name for path in run.glob("best*")] == [name]
+    assert (run / name / "best.json").exists()
 
 
 def test_data_that_the_run_does_not_read_may_change(manifest, tmp_path):
