@@ -179,6 +179,9 @@ def read_span(path: str, offset: int, length: int) -> bytes:
 
 def size(path: str) -> int:
     """Returns the size of a file in bytes; -1 if it does not exist."""
+    if not is_remote(path):
+        # Matching would interpret brackets in the path.
+        return os.path.getsize(path) if os.path.isfile(path) else -1
     found = FileSystems.match([path])[0].metadata_list if FileSystems.exists(path) else []
     return int(found[0].size_in_bytes) if found else -1
 

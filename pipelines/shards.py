@@ -87,6 +87,8 @@ class WriteShard(beam.DoFn):
         path = report_path(job.folder, plan.shard, plan.shards)
         key = shard_key(members, plan, job)
         if not (job.resume and is_finished(path, key, members, job.output)):
+            # The report of an earlier job must not describe files that this one is replacing when it is interrupted.
+            beam_storage.delete_files([path])
             report = write_shard(members, plan, job, self._preparers[job.preparation], self._meter)
             beam_storage.write_bytes(path, report.model_copy(update={"key": key}).model_dump_json().encode())
         yield 0, (job.split, path)

@@ -150,6 +150,9 @@ def test_files_and_folders_are_distinguished(tmp_path):
     assert beam_storage.list_files(str(tmp_path / "sub")) == []
     assert beam_storage.size(str(tmp_path / "sub/deep/x.txt")) == 1
     assert beam_storage.size(str(tmp_path / "no")) == -1
+    (tmp_path / "o[1]").mkdir()
+    (tmp_path / "o[1]/x").write_text("12")
+    assert beam_storage.size(str(tmp_path / "o[1]/x")) == 2
 
 
 def test_links_are_listed_like_their_targets(tmp_path):

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from raw_sets import ROOT, digests, labeled_images, make_voc
 
-from pipelines import manifest_writer
+from pipelines import manifest_writer, shards
 from pipelines.runners import explain_failure
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError, RestartError
@@ -221,6 +221,31 @@ def test_resume_rewrites_shards_whose_annotations_changed(prepare, tmp_path):
     resumed = {name: digest for name, digest in digests(tmp_path / "out").items() if name.endswith(".tfrecord")}
     assert resumed == {name: digests(tmp_path / "fresh")[name] for name in resumed}
     assert fresh.splits["train"].boxes > 0
+
+
+def test_resume_rewrites_a_shard_that_was_replaced_without_a_report(prepare, tmp_path, monkeypatch):
+    """The labels are changed, a resumed job dies between a shard and its report, and the labels are changed back."""
+    # Shards of the same sizes: only the classes are exchanged.
+    labels, exchanged = (
+        {name: [(order[index % 2], 1, 1, 40, 60)] for index, name in enumerate(IMAGES)} for order in ("ab", "ba")
+    )
+    source = make_voc(tmp_path / "voc", labels)
+    prepare("voc", source, tmp_path / "out", config=SMALL)
+    reference = digests(tmp_path / "out")
+    make_voc(tmp_path / "voc", exchanged)
+    write_shard = shards.write_shard
+
+    def die_after(*arguments):
+        write_shard(*arguments)
+        raise RuntimeError("died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write_shard", die_after)
+        with pytest.raises(RuntimeError, match="died"):
+            prepare("voc", source, tmp_path / "out", config=SMALL, resume=True)
+    make_voc(tmp_path / "voc", labels)
+    prepare("voc", source, tmp_path / "out", config=SMALL, resume=True)
+    assert digests(tmp_path / "out") == reference
 
 
 def start_prepare(source, output, *flags):
