@@ -8,7 +8,7 @@ classes.txt, obj.names, ...       one name per line; the numbers of the CSV file
 import fnmatch
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
 
@@ -23,8 +23,17 @@ CLASS_DESCRIPTIONS = ("class-descriptions", "classes.csv")
 NAME_FILES = ("*.pbtxt", "classes.txt", "class_names.txt", "labelmap.txt", "label_map.txt", "labels.txt", "*.names")
 
 
-def read_class_names(file: CsvFile, folder: Folder | None, homes: Iterable[str], suffixes: tuple[str, ...]) -> CsvFile:
-    """Returns the file with the names of its classes, if a file in one of the folders `homes` lists them."""
+def read_class_names(
+    file: CsvFile,
+    folder: Folder | None,
+    homes: Iterable[str],
+    suffixes: tuple[str, ...],
+    list_numbers: Callable[[], Iterable[int]] = tuple,
+) -> CsvFile:
+    """Returns the file with the names of its classes, if a file in one of the folders `homes` lists them.
+
+    `list_numbers` returns the class numbers of the other files of the dataset: a split may not contain all classes.
+    """
     places = list(dict.fromkeys(homes))
     beside = [path for home in places for path in beam_storage.list_files(home)]
     if file.dialect.is_open_images:
@@ -33,11 +42,11 @@ def read_class_names(file: CsvFile, folder: Folder | None, homes: Iterable[str],
     paths = [
         path for pattern in NAME_FILES for path in beside if fnmatch.fnmatch(posixpath.basename(path).lower(), pattern)
     ]
-    numbers = _read_numbers(file) if paths else {}
+    numbers = read_numbers_of_classes(file) if paths else {}
     if not numbers:
         return file
     path = paths[0]
-    names = _read_numbered(path, [*numbers.values()])
+    names = _read_numbered(path, {*numbers.values(), *list_numbers()})
     if names:
         note = f"classes are numbers; their names are read from {path}"
         named = {text: names[number] for text, number in numbers.items()}
@@ -59,7 +68,7 @@ def _read_descriptions(paths: Iterable[str], suffixes: tuple[str, ...]) -> dict[
     return {}
 
 
-def _read_numbers(file: CsvFile) -> dict[str, int]:
+def read_numbers_of_classes(file: CsvFile) -> dict[str, int]:
     """Returns the classes of a file as numbers, by their text; empty if one of them is no number."""
     dialect = file.dialect
     place = dialect.columns.get("class")
@@ -80,13 +89,14 @@ def _read_numbers(file: CsvFile) -> dict[str, int]:
     return numbers
 
 
-def _read_numbered(path: str, numbers: list[int]) -> dict[int, str]:
-    """Returns the names of all the numbers; empty if it is unknown which name belongs to which number."""
+def _read_numbered(path: str, occurring: set[int]) -> dict[int, str]:
+    """Returns the names of all numbers that occur in the dataset; empty if it is unknown which name each one has."""
     text = beam_storage.read_text(path)
     if path.lower().endswith(".pbtxt"):
         names = parse_label_map(text)
     else:
         lines = list(map(str.strip, text.strip().splitlines()))
-        first = 0 if 0 in numbers else 1 if max(numbers) == len(lines) else None
+        first = 0 if 0 in occurring else 1 if max(occurring) == len(lines) else None
         names = {} if first is None else dict(enumerate(lines, start=first))
-    return names if all(names.get(number) for number in numbers) else {}
+    # The same answer for all files: a class must not have a name in one split and a number in another.
+    return names if all(names.get(number) for number in occurring) else {}

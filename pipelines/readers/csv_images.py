@@ -2,7 +2,7 @@
 
 import posixpath
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from pipelines import beam_storage
@@ -21,13 +21,16 @@ ANNOTATION_FOLDERS = ("annotations", "annotation", "labels", "csv", "csv_folder"
 IMAGE_FOLDERS = ("images", "imgs", "img", "image", "data", "JPEGImages")
 
 
-def find_images(file: CsvFile, folder: Folder | None, image_dir: str) -> CsvFile:
+def find_images(
+    file: CsvFile, folder: Folder | None, image_dir: str, list_numbers: Callable[[], Iterable[int]] = tuple
+) -> CsvFile:
     """Returns the file with the folder of its images, the first one that contains an image of the file.
 
     Args:
       file: the file.
       folder: the listing of the input; None if the input is a file.
       image_dir: value of `--image_dir`.
+      list_numbers: returns the class numbers in all files of the dataset.
 
     Raises:
       DataError: if no folder contains images.
@@ -36,7 +39,7 @@ def find_images(file: CsvFile, folder: Folder | None, image_dir: str) -> CsvFile
     is_nested = posixpath.basename(home).lower() in ANNOTATION_FOLDERS or (folder is not None and home != folder.path)
     dataset = parent_folder(home) if is_nested and posixpath.basename(home) else home
     examples = read_examples(file)
-    file = read_class_names(file, folder, (home, dataset), SUFFIXES)
+    file = read_class_names(file, folder, (home, dataset), SUFFIXES, list_numbers)
     file = replace(file, dataset="" if image_dir else home)
     if image_dir:
         images = first_folder([image_dir], "images", "check --image_dir")

@@ -8,9 +8,11 @@ import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import islice
 
 from pipelines import beam_storage
+from pipelines.readers.csv_class_names import read_numbers_of_classes
 from pipelines.readers.csv_dialects import UNASSIGNED
 from pipelines.readers.csv_files import CsvFile, explain_file, read_dialect
 from pipelines.readers.csv_images import SUFFIXES, find_images, is_below
@@ -58,8 +60,19 @@ def find_layout(path: str, image_dir: str) -> Found[CsvFile] | None:
     # TFRecord files contain the images of the CSV files that they were made from.
     if not files_by_split or not (image_dir or folder.count_images("")):
         return None
+
+    @cache
+    def list_numbers() -> frozenset[int]:
+        return frozenset(
+            number
+            for files in files_by_split.values()
+            for file in files
+            for number in read_numbers_of_classes(file).values()
+        )
+
     located = {
-        split: [find_images(file, folder, image_dir) for file in files] for split, files in files_by_split.items()
+        split: [find_images(file, folder, image_dir, list_numbers) for file in files]
+        for split, files in files_by_split.items()
     }
     return _describe(located, folder, notes)
 

@@ -7,6 +7,7 @@ from csv_sets import BOX, HEADER, SMALL, read
 from raw_sets import write_files
 
 from pipelines.readers.csv import find_splits, read_csv
+from pipelines.readers.csv_layout import find_layout
 from pipelines.readers.sources import Source
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.spreadsheet_text import protect_name
@@ -264,3 +265,15 @@ def test_our_detections_are_read_with_the_names_of_their_classes(tmp_path):
     write_files(tmp_path, {"detections.csv": HEADER + "a.jpg,64,48,'=1,10,12,50,36\n"})
     _, boxes = read(tmp_path)
     assert [box.box.category for box in boxes] == ["'=1"]
+
+
+@pytest.mark.parametrize(("train", "val", "names"), [("012", "1", ["bolt", "nut", "gear"]), ("05", "1", None)])
+def test_all_files_of_a_dataset_show_which_number_the_first_name_has(tmp_path, train, val, names):
+    files = {f"{split}/a.jpg": None for split in ("train", "val")} | {"classes.txt": "bolt\nnut\ngear\n"}
+    for split, numbers in (("train", train), ("val", val)):
+        files[f"{split}.csv"] = HEADER + "".join(f"a.jpg,64,48,{number},10,12,50,36\n" for number in numbers)
+    write_files(tmp_path, files)
+    splits = find_layout(str(tmp_path), "").splits
+    for split, numbers in (("train", train), ("val", val)):
+        (file,) = splits[split]
+        assert file.class_names == ({number: names[int(number)] for number in numbers} if names else {})
