@@ -19,6 +19,10 @@ from ssd_dist.runs.gfile_storage import explain_write_errors
 from ssd_dist.runs.run_lock import RunLock, lock_run_folder
 
 SKIPPED_NAME = "skipped_records.jsonl"
+DIVERGENCES_NAME = "blowups.jsonl"
+# The ids of the run in trackers.
+WANDB_RUN_NAME = "wandb_run_id"
+MLFLOW_RUN_NAME = "mlflow_run_id"
 
 # Keys, and prefixes of keys, that may change when a run is resumed: they affect neither what is learned from a batch
 # nor which model is the best.
@@ -61,6 +65,8 @@ def open_run_folder(model_dir: str, config: Config, manifest: Manifest, allow_ne
         raise UsageError(f"--model_dir={model_dir} cannot be written: {error}; use a writable folder") from None
     # The config is written last: a folder with a config is a run.
     stored = dump_config(_make_paths_absolute(config))
+    if not has_saved_run(model_dir):
+        _remove_unsaved_run(folder, stored)
     for name, text in ((MANIFEST_NAME, manifest.to_json()), (CONFIG_NAME, stored)):
         path = folder / name
         with explain_write_errors(str(path)):
@@ -142,6 +148,16 @@ def _find_other_split(before: Manifest, now: Manifest, config: Config) -> str | 
         if name is not None and _list_checksums(before, name, config) != _list_checksums(now, name, config):
             return name
     return None
+
+
+def _remove_unsaved_run(folder: Path, stored: str) -> None:
+    """Removes the files of a run with another config that never saved a checkpoint, such as its ids in trackers."""
+    config = folder / CONFIG_NAME
+    if not config.exists() or config.read_text() == stored:
+        return
+    for name in (WANDB_RUN_NAME, MLFLOW_RUN_NAME, DIVERGENCES_NAME):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 
 
 def _set_aside_best(folder: Path, config: Config, manifest: Manifest) -> None:

@@ -32,10 +32,9 @@ from ssd_dist.evaluation.gallery import draw_gallery
 from ssd_dist.evaluation.voc_metrics import ClassCurve
 from ssd_dist.runs.checkpoints import complete_checkpoints
 from ssd_dist.runs.gfile_storage import explain_write_errors
+from ssd_dist.runs.run_folder import MLFLOW_RUN_NAME, WANDB_RUN_NAME
 
 PR_THRESHOLDS = 101
-WANDB_RUN_NAME = "wandb_run_id"
-MLFLOW_RUN_NAME = "mlflow_run_id"
 
 
 class Tracker(Protocol):

@@ -23,10 +23,10 @@ from ssd_dist.data.decoding import IMAGE_FEATURES
 from ssd_dist.data.order import EpochPlan, read_in_order
 from ssd_dist.runs.console_progress import TrainingProgress
 from ssd_dist.runs.gfile_storage import explain_write_errors, retry
+from ssd_dist.runs.run_folder import DIVERGENCES_NAME
 from ssd_dist.training.loss_scale import LossScale
 from ssd_dist.training.run_parts import Run
 
-DIVERGENCES_NAME = "blowups.jsonl"
 # How many images the error message lists.
 _LISTED_IMAGES = 4
 

@@ -118,6 +118,22 @@ def test_the_best_model_by_the_metric_on_other_records_is_set_aside(manifest, tm
     assert (run / name / "best.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("saved", "changes", "kept"), [(False, True, False), (False, False, True), (True, False, True)]
+)
+def test_the_files_of_a_run_that_never_saved_do_not_belong_to_the_next_one(manifest, tmp_path, saved, changes, kept):
+    run = tmp_path / "run"
+    open_run_folder(str(run), changed(tmp_path), manifest)
+    if saved:
+        start_run(tmp_path, changed(tmp_path), manifest)
+    for name in ("mlflow_run_id", "wandb_run_id", "blowups.jsonl"):
+        (run / name).write_text("x")
+    (run / "tensorboard").mkdir()
+    open_run_folder(str(run), changed(tmp_path, *["optimizer.lr=0.01"] * changes), manifest)
+    names = {"mlflow_run_id", "wandb_run_id", "blowups.jsonl", "tensorboard"}
+    assert {path.name for path in run.iterdir()} & names == (names if kept else set())
+
+
 def test_data_that_the_run_does_not_read_may_change(manifest, tmp_path):
     config = changed(tmp_path)
     run = start_run(tmp_path, config, manifest)
