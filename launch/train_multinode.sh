@@ -20,12 +20,15 @@
 # Exit code: 0 if all workers ended with 0. If a worker ends with 2, 3 or 4 (an error that the user must fix), all
 # workers are stopped and the exit code is that of the worker. After any other code all workers are started again; when
 # no restarts are left, the exit code is 75 if workers were interrupted (75) or killed (128 and more), else that of the
-# failed worker. After a signal it is 75, unless all workers ended with 0, or one with 2, 3 or 4.
+# failed worker. After a signal it is 75, unless all workers ended with 0, or one with 2, 3 or 4. It is 2 if the Python
+# interpreter cannot be started (126, 127), or if ssh cannot connect (255) in any attempt.
 set -u -o pipefail
 
 readonly RESTART=75
 # Time for the exit codes and the last output of remote workers to arrive.
 readonly ARRIVAL_SECONDS=5
+# An ssh that fails later has lost its connection.
+readonly CONNECT_SECONDS=20
 # Signals within this time count as one: a supervisor may signal this script and the workers, and this script passes its
 # own signal on to them.
 readonly SAME_SIGNAL_SECONDS=2
@@ -319,17 +322,17 @@ watch_workers() {
 if [[ -z $local_workers && -z $hosts ]]; then run_scheduled; fi
 
 ((${local_workers:-1} == 1)) || split_gpus
-# Whether ssh has failed, with its own exit code 255, in every attempt.
+# Whether ssh has failed, with its own exit code 255, soon after the start of every attempt.
 unreachable=1
 for ((attempt = 0; ; attempt++)); do
-  deadline=''
+  deadline='' started=$SECONDS
   if [[ -n $local_workers ]]; then start_local; else start_hosts; fi
   # A signal during the start has not reached all workers.
   if [[ -n $stopping ]]; then deadline='' && request_stop; fi
   watch_workers
   case $code in 0 | 2 | 3 | 4) exit "$code" ;; esac
   [[ -z $stopping ]] || exit "$RESTART"
-  ((first == 255)) || unreachable=0
+  ((first == 255 && SECONDS - started < CONNECT_SECONDS)) || unreachable=0
   if ((attempt >= max_restarts)); then
     ((unreachable == 0)) || fail "--hosts: ssh failed in every attempt; check the names of the hosts and your keys"
     echo "a worker ended with code $first and $max_restarts restarts are used up" >&2

@@ -41,6 +41,9 @@ UNWRITABLE = (
     *(errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG),
 )
 
+# Folders of file systems that only their owner may read.
+SYSTEM_FOLDERS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
+
 
 def check_scheme(path: str) -> None:
     """Checks that a path is local or below a bucket of Google Cloud Storage.
@@ -348,7 +351,9 @@ def _match_local(pattern: str) -> list[str]:
 
 
 def _raise_unreadable(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
+    """Raises an error for a folder that may contain data; those of the system and hidden ones contain none."""
+    name = posixpath.basename(str(error.filename).rstrip("/"))
+    if not (isinstance(error, FileNotFoundError) or name.startswith(".") or name in SYSTEM_FOLDERS):
         raise DataError(f"{error.filename}: the folder cannot be read: {error.strerror}; allow it, or move it away")
 
 

@@ -3,6 +3,7 @@
 folder -> annotation files, recognized by their beginning -> image folder with the most equal names -> splits
 """
 
+import json
 import posixpath
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ HEAD_BYTES = 1 << 16
 EXAMPLES = 20
 # A longer beginning of JSON files, whose keys may have any order: one image can have hundreds of objects.
 LONG_HEAD_BYTES = 1 << 22
-# If at least so many of the first files of a folder, and this share of them, are in the format, all files are.
+# If at least so many of the first files of a folder, and this share of them, are in the format, damaged files are, too.
 FEWEST_ALIKE, SHARE_ALIKE = 5, 0.8
 # Split of the files outside of the folders of the splits.
 UNSORTED = "unsorted"
@@ -173,13 +174,18 @@ def _find_in_folder(folder: Folder, image_dir: str, tool_format: ToolFormat) -> 
 
 
 def _select_recognized(folder: Folder, names: list[str], tool_format: ToolFormat) -> list[str]:
-    """Returns the files in the format; all files, if most of the first ones are: others are damaged, and reported."""
+    """Returns the files in the format. If none of the first files is, the others are not read.
+
+    If most of them are, as with VoTT's file per image, damaged files are included, so that they are reported.
+    """
     examples = names[:EXAMPLES]
     first = [name for name in examples if _is_recognized(folder.join(name), tool_format)]
-    # Such as VoTT's file per image; such a folder contains nothing else.
+    if not first:
+        return []
+    own = {*first, *(name for name in names[EXAMPLES:] if _is_recognized(folder.join(name), tool_format))}
     if len(first) >= FEWEST_ALIKE and len(first) >= SHARE_ALIKE * len(examples):
-        return names
-    return first + [name for name in names[EXAMPLES:] if _is_recognized(folder.join(name), tool_format)]
+        own |= {name for name in names if name not in own and _is_damaged(folder.join(name))}
+    return [name for name in names if name in own]
 
 
 def _possible_stems(name: str) -> tuple[str, str]:
@@ -369,6 +375,17 @@ def _is_recognized(path: str, tool_format: ToolFormat) -> bool:
     if not head or tool_format.recognize(head):
         return bool(head)
     return head.startswith(("{", "[")) and tool_format.recognize(_read_head(path, LONG_HEAD_BYTES))
+
+
+def _is_damaged(path: str) -> bool:
+    """Returns whether a file is empty, or is not the JSON that its suffix promises."""
+    try:
+        data = beam_storage.read_item(path)
+        if data.strip() and path.lower().endswith(".json"):
+            json.loads(data)
+        return not data.strip()
+    except (*beam_storage.LASTING, ValueError):
+        return True
 
 
 def is_other_file(path: str, tool_format: ToolFormat) -> bool:

@@ -56,11 +56,22 @@ def list_annotations(layouts: list[VocLayout], source: Source) -> Iterator[VocEn
 
 def _list_entries(layout: VocLayout) -> list[VocEntry]:
     entries = []
+    own = _find_own_images(layout.images) if layout.images else {}
     for name, location in _locate_annotations(layout):
         image_id = posixpath.splitext(name)[0] if name.lower().endswith(".xml") else name
         images = layout.images or posixpath.dirname(location.path)
-        entries.append(VocEntry(image_id, 0, location.path or layout.list_file, images, location.problem))
+        image = own.get(fold_name(image_id), "")
+        entries.append(VocEntry(image_id, 0, location.path or layout.list_file, images, location.problem, image))
     return entries
+
+
+def _find_own_images(folder: str) -> dict[str, str]:
+    """Returns the paths of the image files in a folder by their names without suffix, if one file has the name."""
+    listing = list_folder(folder)
+    by_stem: dict[str, list[str]] = {}
+    for name in filter(is_image, listing.names):
+        by_stem.setdefault(fold_name(posixpath.splitext(name)[0]), []).append(listing.join(name))
+    return {stem: paths[0] for stem, paths in by_stem.items() if len(paths) == 1}
 
 
 def _compare_with_images(layout: VocLayout, own: list[VocEntry]) -> list[VocEntry]:

@@ -32,6 +32,7 @@ class VocEntry:
       annotation: path of the XML file.
       images: folder of the images.
       problem: set if the id is not usable.
+      image: path of the only image file with the name of the annotation; empty if there is none.
     """
 
     image_id: str
@@ -39,6 +40,7 @@ class VocEntry:
     annotation: str
     images: str
     problem: Problem | None = None
+    image: str = ""
 
 
 def parse_annotation(data: bytes, entry: VocEntry) -> Image:
@@ -60,11 +62,9 @@ def parse_annotation(data: bytes, entry: VocEntry) -> Image:
     subfolder, stem = posixpath.split(entry.image_id)
     images = join(entry.images, subfolder) if subfolder else entry.images
     location = locate_image(images, filename, stem, dataset=entry.images)
-    if location.problem is None and fold_name(stem_of(base_name(filename))) != fold_name(stem):
+    if entry.image and location.problem is None and fold_name(stem_of(base_name(filename))) != fold_name(stem):
         # Files may have been renamed: the image with the name of the annotation precedes the one that it names.
-        own = join(images, stem)
-        suffix = posixpath.splitext(base_name(filename))[1]
-        location = Location(own + suffix, (own, *(other for other in location.stems if other != own)))
+        location = Location(entry.image)
     return Image(
         image_id=entry.image_id,
         file=0,

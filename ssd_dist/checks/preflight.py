@@ -32,7 +32,7 @@ from ssd_dist.cluster.rendezvous_messages import WorkerDescription, read_secret
 from ssd_dist.cluster.strategy import WorkerRole, check_strategy, create_strategy, read_worker_role
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config
-from ssd_dist.core.errors import SsdDistError, UsageError
+from ssd_dist.core.errors import RestartError, SsdDistError, UsageError
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
 from ssd_dist.core.printable import make_printable
 from ssd_dist.data.pipeline import plan_training
@@ -96,8 +96,13 @@ class Findings(list[Finding]):
         return next((finding.exit_code for finding in self if finding.exit_code), 0)
 
 
-def run_preflight(config: Config, model_dir: str) -> int:
+def run_preflight(config: Config, model_dir: str, allow_new_data: bool = False) -> int:
     """Checks this worker and, together with the other workers, the cluster; prints the table on the chief.
+
+    Args:
+      config: the config of the run.
+      model_dir: the run folder.
+      allow_new_data: whether a run may be resumed on other data than it was trained on so far.
 
     Returns:
       The exit code. The chief's is the result of all workers; another worker returns 0 if its own checks passed.
@@ -110,7 +115,7 @@ def run_preflight(config: Config, model_dir: str) -> int:
     table: list[Finding] = []
     token = secrets.token_hex(8)
     probe = Path(model_dir) / f".preflight-{role.index}"
-    manifest = check_worker(found, config, role, model_dir, probe, token)
+    manifest = check_worker(found, config, role, model_dir, probe, token, allow_new_data)
     facts = {} if manifest is None else describe_worker(role, flatten_config(config), manifest, ()).facts
     try:
         all_passed = gather_findings(found, table, role, facts, probe, token)
@@ -123,8 +128,11 @@ def run_preflight(config: Config, model_dir: str) -> int:
             with restart_on_lost_peer(role):
                 check_cluster(cluster_findings, config, role, manifest)
         except SsdDistError as error:
+            if not role.is_chief:
+                raise
             # The table of the other checks is printed nevertheless.
-            cluster_findings.append(Finding(role.index, "model", str(error), error.exit_code))
+            check = "workers" if isinstance(error, RestartError) else "model"
+            cluster_findings.append(Finding(role.index, check, str(error), error.exit_code))
         found.extend(cluster_findings)
         table.extend(cluster_findings)
     if not role.is_chief:
@@ -134,7 +142,13 @@ def run_preflight(config: Config, model_dir: str) -> int:
 
 
 def check_worker(
-    found: Findings, config: Config, role: WorkerRole, model_dir: str, probe: Path, token: str
+    found: Findings,
+    config: Config,
+    role: WorkerRole,
+    model_dir: str,
+    probe: Path,
+    token: str,
+    allow_new_data: bool = False,
 ) -> Manifest | None:
     """Runs the checks that need no other worker.
 
@@ -145,6 +159,7 @@ def check_worker(
       model_dir: the run folder.
       probe: a file in the run folder that this worker writes.
       token: the content of the file, by which the chief recognizes it.
+      allow_new_data: whether a run may be resumed on other data.
 
     Returns:
       The manifest of the data; None if the data failed its check.
@@ -166,7 +181,7 @@ def check_worker(
         return f"{len(manifests[0].classes)}, without background"
 
     def run() -> str:
-        check_same_run(model_dir, config, manifests[0])
+        check_same_run(model_dir, config, manifests[0], allow_new_data)
         return "the folder has a run that this config resumes" if has_saved_run(model_dir) else "a new run"
 
     def weights() -> str:

@@ -30,7 +30,7 @@ def main(_: list[str]) -> int:
     if flags.FLAGS["preflight"].value:
         from ssd_dist.checks.preflight import run_preflight
 
-        return run_preflight(config, model_dir)
+        return run_preflight(config, model_dir, flags.FLAGS["allow_new_data"].value)
     stop = StopRequest()
     # On the chief, the split and the metrics of the report.
     results: list[tuple[str, dict[str, Any] | None]] = []

@@ -100,7 +100,9 @@ class StopRequest:
             number = data[0]
             if self._finished.is_set() or number not in self._signals:
                 continue
-            if self._grace_seconds is None:
+            # `disable_grace_time` may change it meanwhile.
+            grace_seconds = self._grace_seconds
+            if grace_seconds is None:
                 _exit_on_signal(number)
             if self._requested.is_set():
                 if time.monotonic() - first > _SAME_SIGNAL_SECONDS:
@@ -108,12 +110,12 @@ class StopRequest:
                 continue
             first = time.monotonic()
             self._requested.set()
-            timer = threading.Timer(self._grace_seconds, self._end_grace_time)
+            timer = threading.Timer(grace_seconds, self._end_grace_time)
             timer.daemon = True
             timer.start()
             name = signal.Signals(number).name
             _print_to_stderr(
-                f"{name}: saving and stopping within {self._grace_seconds:g} s; send the signal again to stop at once"
+                f"{name}: saving and stopping within {grace_seconds:g} s; send the signal again to stop at once"
             )
 
     def _end_grace_time(self) -> None:

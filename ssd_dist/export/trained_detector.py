@@ -101,8 +101,9 @@ class Detector:
             valid.
           ImageError, OSError: if a file cannot be read; the message starts with its name.
         """
-        if isinstance(images, (str, Path)):
-            raise UsageError(f"predict: {images} is one image; give a list: [{str(images)!r}]")
+        if isinstance(images, (str, Path, Image.Image)):
+            name, item = ("this", "image") if isinstance(images, Image.Image) else (images, repr(str(images)))
+            raise UsageError(f"predict: {name} is one image; give a list: [{item}]")
         thresholds = parse_thresholds(str(score_threshold), self.classes)
         results: list[ImageDetections] = []
         at_once = count_images_per_batch(self.loaded.batch_size, tiles)
@@ -150,6 +151,8 @@ def _open_image(image: str | Path | Image.Image | npt.NDArray[np.uint8]) -> Imag
             return read_image(str(image))
         except ImageError as error:
             raise ImageError(error.reason, f"{image}: {error}") from None
+        except OSError as error:
+            raise type(error)(f"{image}: {error.strerror or error}") from None
     if not isinstance(image, np.ndarray):
         raise UsageError(f"predict: {image!r} is not an image; give a path, an image of PIL, or RGB pixels as uint8")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:

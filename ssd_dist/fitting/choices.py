@@ -37,10 +37,12 @@ GPU_BATCH_SIZE = 32
 EPOCHS = 64
 WEIGHT_DECAY_OF_MANY_EPOCHS = 0.05
 FEWEST_STEPS, MOST_STEPS = 1200, 20_000
-# Preparing, starting, reporting and exporting took three times as long as the survey and the choices before them, for
-# 575 images on one core of a slow machine.
-OTHER_WORK = 3.0
-# Evaluating an image, relative to training on it; it took 0.44 there.
+# Starting, reporting and exporting, relative to the time of the stage that makes the choices, which also imports
+# TensorFlow and builds the network: 3.4 on one core of a slow machine.
+OTHER_WORK = 3.5
+# Preparing and evaluating an image, relative to training on it. They took 0.03 and 0.44 there. Augmented copies are few
+# compared with the steps that use them.
+PREPARATION_COST = 0.05
 EVALUATION_COST = 0.5
 # The share of the remaining time that is not planned.
 RESERVE = 0.1
@@ -210,14 +212,14 @@ def choose_training(
       limit: the limit of the whole command, if there is one.
 
     Raises:
-      UsageError: if the batch that the user fixed has fewer images than there are replicas and parts.
+      UsageError: if the batch has fewer images than there are replicas and parts.
     """
     batch = settings.choose("train.global_batch_size", *choose_batch_size(dataset.train_images, machine.gpus, replicas))
     parts = choose_accumulation(settings, batch // replicas, machine, cost.bytes_per_image)
     if batch < replicas * parts:
         raise UsageError(
-            f"train.global_batch_size: {batch} images cannot be divided between {replicas} replicas in {parts} parts "
-            "(train.accumulate_steps)"
+            f"train.global_batch_size: {batch} is too small for {replicas} x {parts} parts (replicas x "
+            f"train.accumulate_steps); use at least {replicas * parts}, or lower train.accumulate_steps"
         )
     group = find_largest_divisor(batch // replicas // parts, LARGEST_GROUP)
     together = "the images that a replica processes at once, so that replicas do not communicate for batch norm"
@@ -296,8 +298,10 @@ def choose_accumulation(settings: Settings, images: int, machine: MachineFacts, 
 def plan_training_seconds(limit: TimeLimit, dataset: DatasetFacts, seconds_per_image: float) -> float:
     """Returns how many of the seconds that are left training may take, without its evaluations."""
     val, test = (dataset.images.get(name, 0) for name in ("val", "test"))
-    evaluated = EVALUATIONS * val + (test or val)
-    planned = OTHER_WORK * limit.spent + EVALUATION_COST * evaluated * seconds_per_image
+    evaluated = EVALUATIONS * (val or test) + (test or val)
+    prepared = sum(dataset.images.values())
+    images = EVALUATION_COST * evaluated + PREPARATION_COST * prepared
+    planned = OTHER_WORK * limit.spent + images * seconds_per_image
     return max((1 - RESERVE) * (limit.left - planned), LEAST_SHARE * limit.left)
 
 

@@ -3,6 +3,7 @@
 It runs in a process of its own, because it imports TensorFlow. The config is written last and never changed.
 """
 
+import time
 from pathlib import Path
 
 from absl import flags  # type: ignore[import-untyped]
@@ -17,6 +18,7 @@ from ssd_dist.fitting.run_files import FitFiles, FitRequest
 
 def main(_: list[str]) -> None:
     """Makes the choices of the run given by the flags and writes its config."""
+    started = time.time()
     files = FitFiles(Path(required_flag("output")))
     request = FitRequest.read(files.request)
     with show_stages("start TensorFlow", str(files.folder), "choose") as stages:
@@ -24,7 +26,7 @@ def main(_: list[str]) -> None:
         from ssd_dist.fitting.choose_config import choose_config
 
         stages.show("inspect the machine and measure the network")
-        config = choose_config(request, files)
+        config = choose_config(request, files, started)
     write_text(files.config, dump_config(config))
 
 

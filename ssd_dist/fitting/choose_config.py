@@ -17,7 +17,14 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config, format_override, load_config
 from ssd_dist.core.errors import CheckpointError, DataError
 from ssd_dist.core.storage import write_text
-from ssd_dist.fitting.choices import Settings, choose_network, choose_training, plan_training_seconds, raise_input_size
+from ssd_dist.fitting.choices import (
+    Settings,
+    choose_batch_size,
+    choose_network,
+    choose_training,
+    plan_training_seconds,
+    raise_input_size,
+)
 from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TimeLimit, TrainingCost
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
 from ssd_dist.model.backbone import build_backbone, check_weights_file
@@ -35,14 +42,20 @@ STEP_OVERHEAD = 1.1
 TIMED_STEPS = 3
 
 
-def choose_config(request: FitRequest, files: FitFiles) -> Config:
+def choose_config(request: FitRequest, files: FitFiles, started: float | None = None) -> Config:
     """Makes the choices, writes them with their reasons, and returns the config of the run.
+
+    Args:
+      request: what the user asked for.
+      files: the files of the run.
+      started: when this stage began, in seconds since 1970; by default now.
 
     Raises:
       CheckpointError: if `model.init_from` cannot be read, or the file of `backbone.weights` does not exist.
       DataError: if the dataset cannot be trained on, or the disk is too small.
       UsageError: if the config or an override of the user is not valid.
     """
+    started = time.time() if started is None else started
     asked = load_config(request.config, request.overrides)
     check_weights_file(asked.backbone)
     dataset = DatasetFacts.read(files.survey)
@@ -51,9 +64,12 @@ def choose_config(request: FitRequest, files: FitFiles) -> Config:
     source_width = read_source_weights(asked.model.init_from).width if asked.model.init_from else None
     choose_network(settings, dataset, machine, source_width)
     network = apply_choices(request, settings, files)
+    replicas = machine.gpus or max(asked.cluster.logical_cpus, 1)
     devices = max(machine.gpus, 1)
-    cost = measure_cost(network, dataset.classes, devices, is_timed=request.minutes is not None)
-    limit = read_limit(request)
+    batch, _ = choose_batch_size(dataset.train_images, machine.gpus, replicas)
+    images = max(settings.fixed.get("train.global_batch_size", batch) // devices, 1)
+    cost = measure_cost(network, dataset.classes, images, devices, is_timed=request.minutes is not None)
+    limit = read_limit(request, started)
     if (
         limit is not None
         and cost.seconds_per_image is not None
@@ -61,21 +77,21 @@ def choose_config(request: FitRequest, files: FitFiles) -> Config:
             settings, dataset, cost.seconds_per_image, plan_training_seconds(limit, dataset, cost.seconds_per_image)
         )
     ):
-        cost = measure_cost(apply_choices(request, settings, files), dataset.classes, devices, is_timed=True)
-    replicas = machine.gpus or max(asked.cluster.logical_cpus, 1)
-    choose_training(settings, dataset, machine, cost, replicas, read_limit(request))
+        network = apply_choices(request, settings, files)
+        cost = measure_cost(network, dataset.classes, images, devices, is_timed=True)
+    choose_training(settings, dataset, machine, cost, replicas, read_limit(request, started))
     config = apply_choices(request, settings, files)
     check_disk(config, dataset, cost, files.folder)
     write_text(files.choices, json.dumps([dataclasses.asdict(choice) for choice in settings.choices], indent=1) + "\n")
     return config
 
 
-def read_limit(request: FitRequest) -> TimeLimit | None:
-    """Returns the time limit, with at least a second left; None without one."""
+def read_limit(request: FitRequest, started: float) -> TimeLimit | None:
+    """Returns the time limit, with at least a second left; None without one. `started`: when this stage began."""
     if request.minutes is None:
         return None
-    spent = time.time() - request.started
-    return TimeLimit(spent, max(60 * request.minutes - spent, 1.0))
+    now = time.time()
+    return TimeLimit(now - started, max(60 * request.minutes - (now - request.started), 1.0))
 
 
 def apply_choices(request: FitRequest, settings: Settings, files: FitFiles) -> Config:
@@ -105,17 +121,22 @@ def read_memory() -> int:
     return min(memory, int(text)) if text.isdigit() else memory
 
 
-def measure_cost(config: Config, class_count: int, devices: int, is_timed: bool) -> TrainingCost:
-    """Measures the memory of the network and, if `is_timed`, the time per image if `devices` share the batch."""
+def measure_cost(config: Config, class_count: int, images: int, devices: int, is_timed: bool) -> TrainingCost:
+    """Measures the memory of the network and, if `is_timed`, the time per image.
+
+    Args:
+      config: the config with the choices of the network.
+      class_count: number of classes.
+      images: images of a batch on one device.
+      devices: devices that share a batch.
+      is_timed: whether to measure the time, on one device.
+    """
     AMPContext(config.amp).setup_policy()
     # The time does not depend on the weights.
     backbone = config.backbone.model_copy(update={"weights": "none"})
     model = build_detector(config.model, backbone, config.anchors, class_count, config.quantization)
     total = sum(count_cost(model).values(), Cost())
-    seconds = None
-    if is_timed:
-        batch = max(config.train.global_batch_size // devices, 1)
-        seconds = time_training(model, config.model.input_size, batch) / devices
+    seconds = time_training(model, config.model.input_size, images) / devices if is_timed else None
     return TrainingCost(4 * total.activations, 4 * total.parameters, seconds)
 
 

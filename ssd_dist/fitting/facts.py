@@ -106,7 +106,7 @@ class TimeLimit:
     """The limit of the whole command, `--minutes`.
 
     Attributes:
-      spent: seconds since the start of the command.
+      spent: seconds since the start of the stage that makes the choices.
       left: seconds until the limit.
     """
 

@@ -41,14 +41,9 @@ from ssd_dist.fitting.run_files import FitFiles, FitRequest
 
 # Flags that errors of ssd-prepare recommend.
 PREPARE_FLAGS = {
-    "image_dir",
-    "input_format",
-    "source_split",
-    "split_by",
-    "classes",
-    "exclude_classes",
-    "include_classes",
-}
+    "image_dir", "input_format", "split", "source_split", "split_by", "classes", "exclude_classes", "shards",
+    "max_rejected_fraction",
+}  # fmt: skip
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -187,7 +182,7 @@ def run_stage(title: str, module: str, *arguments: str, is_quiet: bool = False) 
 
 def add_way_out(error: SsdDistError) -> SsdDistError:
     """Returns the error; if it names a flag that only `ssd-prepare` has, with what the user of `ssd-fit` can do."""
-    if not PREPARE_FLAGS & set(re.findall(r"(?<!\S)--([a-z_]+)", str(error))):
+    if not PREPARE_FLAGS & set(re.findall(r"(?<![\w/-])--([a-z_]+)", str(error))):
         return error
     return type(error)(f"{error} (ssd-fit has no such flag: change the dataset, or use ssd-prepare and ssd-train)")
 
@@ -195,10 +190,10 @@ def add_way_out(error: SsdDistError) -> SsdDistError:
 def describe_crash(title: str, code: int) -> SsdDistError:
     """Returns the error for a stage that ended without an error of its own; `code` is below 0 after a signal."""
     if code == -signal.SIGKILL:
-        return UsageError(
-            f"{title}: killed by SIGKILL, which the system sends if memory is exhausted; lower "
-            "train.global_batch_size or model.input_size, or end other programs"
-        )
+        fix = "end other programs"
+        if title == "train":
+            fix += ", or lower train.global_batch_size or model.input_size in another --output"
+        return UsageError(f"{title}: killed by SIGKILL, which the system sends if memory is exhausted; {fix}")
     if code < 0:
         return SsdDistError(f"{title}: killed by {signal.Signals(-code).name}; read the output above")
     error = SsdDistError(f"{title}: failed with exit code {code}; read the output above")

@@ -66,7 +66,8 @@ def open_run_folder(model_dir: str, config: Config, manifest: Manifest, allow_ne
     # The config is written last: a folder with a config is a run.
     stored = dump_config(_make_paths_absolute(config))
     if not has_saved_run(model_dir):
-        _remove_unsaved_run(folder, stored)
+        with explain_write_errors(model_dir):
+            _remove_unsaved_run(folder, stored)
     for name, text in ((MANIFEST_NAME, manifest.to_json()), (CONFIG_NAME, stored)):
         path = folder / name
         with explain_write_errors(str(path)):
@@ -166,7 +167,8 @@ def _set_aside_best(folder: Path, config: Config, manifest: Manifest) -> None:
     name = before.eval_split(config.eval.split, config.data.dir)
     if name is None or not (folder / "best").exists():
         return
-    if name not in manifest.splits or _list_checksums(before, name, config) != _list_checksums(manifest, name, config):
+    is_same = name == manifest.eval_split(config.eval.split, config.data.dir)
+    if not is_same or _list_checksums(before, name, config) != _list_checksums(manifest, name, config):
         shutil.rmtree(folder / OTHER_BEST_NAME, ignore_errors=True)
         (folder / "best").rename(folder / OTHER_BEST_NAME)
         print_line(

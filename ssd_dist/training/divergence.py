@@ -55,10 +55,12 @@ class Divergence:
         if len(self.source_ids) > _LISTED_IMAGES:
             images += f" and {len(self.source_ids) - _LISTED_IMAGES} more"
         before = f", after {recoveries} recoveries" if recoveries else ""
+        fix = "check these images, or lower optimizer.lr"
+        if self.checkpoint is not None:
+            fix += f", or set train.recover_from_blowup: {recoveries + 1} to resume from the checkpoint without them"
         return NumericsError(
             f"step {self.step}: {self.reason}{before}; images: {images} (all are listed in {DIVERGENCES_NAME}); last "
-            f"checkpoint: {self.checkpoint or 'none'}; check these images, lower optimizer.lr, or set "
-            f"train.recover_from_blowup: {recoveries + 1} to resume from the checkpoint without them"
+            f"checkpoint: {self.checkpoint or 'none'}; {fix}"
         )
 
 

@@ -100,7 +100,9 @@ def stops_early(run: Run, step: int) -> bool:
     if not run.early_stopping or run.evaluation is None or step != run.state.evaluated_step:
         return False
     best_step = run.evaluation.best_step
-    count = run.output.log.count_evaluations_after(best_step) if run.output.log is not None else 0
+    # Without a best model, it was set aside because the evaluation data was replaced: earlier evaluations do not count.
+    has_best = best_step > 0
+    count = run.output.log.count_evaluations_after(best_step) if run.output.log is not None and has_best else 0
     if run.workers.broadcast_from_chief(count) < run.early_stopping:
         return False
     run.output.progress.print_line(

@@ -68,7 +68,8 @@ def test_a_problem_is_reported_with_its_fix(folder, overrides, workers, check, c
 
 
 def test_a_run_that_the_config_cannot_resume_is_reported(folder, monkeypatch) -> None:
-    def refuse(model_dir, config, manifest):
+    def refuse(model_dir, config, manifest, allow_new_data):
+        assert not allow_new_data
         raise UsageError("has a run with optimizer.lr: 0.1")
 
     monkeypatch.setattr(preflight, "check_same_run", refuse)

@@ -79,6 +79,10 @@ def test_an_image_that_cannot_be_read_is_named(detector, images, tmp_path):
     (tmp_path / "bad.jpg").write_text("no image")
     with pytest.raises(ImageError, match=r"bad\.jpg: .*not an image"):
         detector.predict([images[0], tmp_path / "bad.jpg"])
+    with pytest.raises(OSError, match=r"gone\.jpg: No such file"):
+        detector.predict([tmp_path / "gone.jpg"])
+    with pytest.raises(UsageError, match=r"this is one image; give a list: \[image\]"):
+        detector.predict(Image.fromarray(images[0]))
     with pytest.raises(UsageError, match="None is not an image"):
         detector.predict([None])
 

@@ -119,20 +119,23 @@ def test_a_detector_to_start_from_replaces_the_pretrained_weights():
 
 def test_the_time_limit_decides_the_number_of_steps():
     cost = TrainingCost(2**20, 2**24, seconds_per_image=0.05)
-    # A step of 16 images takes 0.8 s. Of 1000 s, three times 20 s are for the other work, and 15 s for six evaluations
-    # of 100 images at half the cost; 10 % of the rest is a reserve. Training gets at least a fifth of the time.
-    assert choose(make_facts(), cost=cost, limit=TimeLimit(20, 1000))["train.steps"] == int(0.9 * (1000 - 75) / 0.8)
+    # A step of 16 images takes 0.8 s. Of 1000 s, 3.5 times 20 s are for the other work, 15 s for six evaluations of 100
+    # images at half the cost, and 2.75 s for preparing 1,100 images at a twentieth of the cost; 10 % of the rest is a
+    # reserve. Training gets at least a fifth of the time.
+    steps = choose(make_facts(), cost=cost, limit=TimeLimit(20, 1000))["train.steps"]
+    assert steps == int(0.9 * (1000 - 70 - 15 - 2.75) / 0.8)
     assert choose(make_facts(), cost=cost, limit=TimeLimit(20, 90))["train.steps"] == int(0.2 * 90 / 0.8)
     assert choose(make_facts(), cost=cost, limit=TimeLimit(20, 1))["train.steps"] == 1
 
 
 @pytest.mark.parametrize(
-    ("splits", "evaluated"), [({}, 0), ({"val": 40}, 240), ({"val": 40, "test": 10}, 210), ({"test": 10}, 10)]
+    ("splits", "evaluated"), [({}, 0), ({"val": 40}, 240), ({"val": 40, "test": 10}, 210), ({"test": 10}, 60)]
 )
 def test_the_plan_leaves_time_for_the_evaluations(splits, evaluated):
     facts = dataclasses.replace(make_facts(), images={"train": 100} | splits)
     seconds = plan_training_seconds(TimeLimit(spent=0, left=1000), facts, seconds_per_image=0.2)
-    assert seconds == pytest.approx(0.9 * (1000 - evaluated * 0.1))
+    prepared = 100 + sum(splits.values())
+    assert seconds == pytest.approx(0.9 * (1000 - evaluated * 0.1 - prepared * 0.01))
 
 
 @pytest.mark.parametrize(
@@ -156,8 +159,8 @@ def test_the_input_is_as_large_as_the_time_allows_for_64_epochs(hours, image_sid
 def test_the_cost_of_a_raised_input_is_measured_again(tmp_path, monkeypatch):
     measured = []
 
-    def measure(config, class_count, devices, is_timed):
-        assert devices == 1
+    def measure(config, class_count, images, devices, is_timed):
+        assert (images, devices) == (16, 1)
         measured.append(config.model.input_size)
         return TrainingCost(2**20, 2**24, 1e-3 * config.model.input_size if is_timed else None)
 
@@ -191,9 +194,30 @@ def test_the_input_of_small_objects_is_raised_from_its_size():
 def test_gpus_share_the_time_of_a_step(monkeypatch):
     batches = []
     monkeypatch.setattr(choose_config_module, "time_training", lambda _, size, batch: batches.append(batch) or 0.1)
-    config = load_config(None, ["train.global_batch_size=32", "model.input_size=64", "backbone.weights=none"])
-    assert measure_cost(config, 3, devices=4, is_timed=True).seconds_per_image == pytest.approx(0.025)
+    config = load_config(None, ["model.input_size=64", "backbone.weights=none"])
+    assert measure_cost(config, 3, images=8, devices=4, is_timed=True).seconds_per_image == pytest.approx(0.025)
     assert batches == [8]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "fixed", "images"), [(4, (), 16), (4, ("train.global_batch_size=32",), 8), (0, (), 16)]
+)
+def test_a_step_is_timed_with_the_images_that_training_gives_a_device(tmp_path, monkeypatch, gpus, fixed, images):
+    measured = []
+
+    def measure(config, class_count, images, devices, is_timed):
+        measured.append((images, devices))
+        return TrainingCost(2**20, 2**24, 1.0)
+
+    monkeypatch.setattr(choose_config_module, "measure_cost", measure)
+    monkeypatch.setattr(choose_config_module, "inspect_machine", lambda _: MachineFacts(gpus, 2**34))
+    train = {"images": 500, "boxes": 1, "sizes": [[640, 640]], "box_sizes": [[0.3, 0.3]]}
+    (tmp_path / "fit").mkdir()
+    files = FitFiles(tmp_path)
+    files.survey.write_text(json.dumps({"classes": ["a"], "splits": {"train": train}}))
+    request = FitRequest("/data", None, ("backbone.weights=none", *fixed), minutes=30, started=time.time())
+    choose_config(request, files)
+    assert measured == [(images, max(gpus, 1))]
 
 
 def test_zero_steps_are_the_epochs_of_the_config():
@@ -206,7 +230,7 @@ def test_zero_steps_are_the_epochs_of_the_config():
 
 @pytest.mark.parametrize("fixed", [{"train__accumulate_steps": 32}, {"train__global_batch_size": 1}])
 def test_a_batch_that_cannot_be_divided_is_refused(fixed):
-    with pytest.raises(UsageError, match=r"images cannot be divided between 2 replicas"):
+    with pytest.raises(UsageError, match=r"is too small for 2 x \d+ parts .*; use at least \d+"):
         choose(make_facts(), replicas=2, **fixed)
 
 

@@ -161,7 +161,7 @@ def test_a_lost_worker_restarts_all_workers(launch, tmp_path: Path, end: str) ->
     assert "restart 1 of 3" in output
 
 
-@pytest.mark.parametrize(("codes", "expected"), [("255", 2), ("75 255", 75)])
+@pytest.mark.parametrize(("codes", "expected"), [("255", 2), ("75 255", 75), ("lost 255", 75)])
 def test_hosts_that_ssh_never_reaches_are_an_error_of_the_user(
     launch, tmp_path: Path, codes: str, expected: int
 ) -> None:
@@ -172,7 +172,10 @@ def test_hosts_that_ssh_never_reaches_are_an_error_of_the_user(
 codes=({codes})
 echo >> {tmp_path}/attempts
 attempt=$(wc -l < {tmp_path}/attempts)
-exit "${{codes[attempt <= ${{#codes[@]}} ? attempt - 1 : -1]}}"
+code=${{codes[attempt <= ${{#codes[@]}} ? attempt - 1 : -1]}}
+# A connection that is lost later.
+if [[ $code == lost ]]; then sleep 21; code=255; fi
+exit "$code"
 """)
     ssh.chmod(0o755)
     variables = {"PATH": f"{ssh.parent}:{os.environ['PATH']}"}

@@ -311,3 +311,12 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(beam_storage.os, "walk", walk)
     with pytest.raises(DataError, match=r"/sub: the folder cannot be read: Permission denied"):
         beam_storage.match_below(str(tmp_path), "**")
+    for name in ("lost+found", ".Trash-1000"):
+        monkeypatch.setattr(
+            beam_storage.os,
+            "walk",
+            lambda folder, onerror, followlinks, name=name: iter(
+                onerror(PermissionError(errno.EACCES, "Permission denied", f"{folder}/{name}")) or ()
+            ),
+        )
+        assert beam_storage.match_below(str(tmp_path), "**") == []

@@ -6,6 +6,7 @@ import pytest
 from raw_sets import jpeg, make_coco, make_voc, make_yolo
 from tool_exports import BOX, vott_asset, write, write_per_folder, write_per_image
 
+from pipelines import beam_storage
 from pipelines.detection import FORMATS, SplitPlan, describe_plan, detect_format, plan_splits
 from pipelines.flags import INPUT_FORMATS
 from pipelines.manifest_writer import read_manifest
@@ -229,8 +230,21 @@ def test_a_damaged_file_among_many_hides_no_other_file(tmp_path, damaged):
         write(tmp_path, f"{number:02}.jpg")
         text = json.dumps(vott_asset(f"{number:02}.jpg", [BOX]))
         write(tmp_path, f"{number:02}-asset.json", "" if number == damaged else text)
+    write(tmp_path, "settings.json", "{}")
     (layout,) = detect(tmp_path).found.splits[WHOLE]
-    assert len(layout.files) == 25
+    assert [path.rpartition("/")[2] for path in layout.files] == [f"{number:02}-asset.json" for number in range(25)]
+
+
+def test_few_files_are_read_to_recognize_the_format(tmp_path, monkeypatch):
+    for number in range(200):
+        write_per_image(tmp_path, "labelme", "{}.json", "{}.jpg", {f"{number:03}": [BOX]})
+    opened = []
+    open_input = beam_storage.open_input
+    monkeypatch.setattr(beam_storage, "open_input", lambda path: opened.append(path) or open_input(path))
+    assert detect(tmp_path).input_format == "labelme"
+    # Twenty files for each of the formats of JSON files, twice for those that are not in the format.
+    assert len({*opened}) < 80
+    assert len(opened) < 500
 
 
 @pytest.mark.parametrize("input_format", ["label_studio", "labelme"])

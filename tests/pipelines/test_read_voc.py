@@ -1,5 +1,7 @@
 """VOC reader: layouts, valid annotations, and annotations that are wrong, broken or malicious."""
 
+from dataclasses import replace
+
 import pytest
 from raw_sets import jpeg, make_voc, voc_xml
 
@@ -37,11 +39,28 @@ def test_namespaces_are_ignored(name):
 
 
 def test_the_image_with_the_name_of_the_annotation_precedes_the_one_that_it_names():
+    own = replace(ENTRY, image="/d/JPEGImages/a.png")
+    assert parse_annotation(voc_xml("scan_17.bmp", []).encode(), own).path == "/d/JPEGImages/a.png"
+    # The same name with another suffix is no other image.
+    assert parse_annotation(voc_xml("A.bmp", []).encode(), own).path == "/d/JPEGImages/A.bmp"
     image = parse(voc_xml("scan_17.bmp", []))
-    assert image.path == "/d/JPEGImages/a.bmp"
-    assert image.stems == ("/d/JPEGImages/a", "/d/JPEGImages/scan_17")
-    image = parse(voc_xml("A.bmp", []))
-    assert (image.path, image.stems[0]) == ("/d/JPEGImages/A.bmp", "/d/JPEGImages/A")
+    assert (image.path, image.stems) == ("/d/JPEGImages/scan_17.bmp", ("/d/JPEGImages/scan_17", "/d/JPEGImages/a"))
+
+
+def test_renamed_images_are_found_by_the_name_of_the_annotation(tmp_path):
+    make_voc(tmp_path, {"1": [("cat", 1, 2, 30, 40)], "2": [], "3": []})
+    # 1 and 2 name the same file; 3 names one of two files with another suffix, and its own image is missing.
+    for name, given in (("1", "2.jpg"), ("2", "2.jpg"), ("3", "scan.png")):
+        (tmp_path / f"Annotations/{name}.xml").write_text(voc_xml(given, []))
+    (tmp_path / "JPEGImages/3.jpg").rename(tmp_path / "JPEGImages/scan.jpg")
+    (tmp_path / "JPEGImages/scan.png").write_bytes(jpeg(9))
+    source = Source((str(tmp_path),), output_split="train")
+    entries = [entry for entry in list_annotations(find_layouts(source), source) if isinstance(entry, VocEntry)]
+    images = [element for entry in entries if not entry.problem for _, element in read_annotation(entry)]
+    found = {image.image_id: image.path for image in images if isinstance(image, Image)}
+    assert found == {
+        name: f"{tmp_path}/JPEGImages/{file}" for name, file in (("1", "1.jpg"), ("2", "2.jpg"), ("3", "scan.png"))
+    }
 
 
 def test_polygons_of_labelme_of_mit_are_read_and_its_deleted_objects_are_rejected():

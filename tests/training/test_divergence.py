@@ -119,8 +119,7 @@ def test_the_error_lists_images_checkpoint_and_fix():
     text = str(Divergence(7, "the loss is NaN or infinite", images, None).error(recoveries=0))
     assert text == (
         "step 7: the loss is NaN or infinite; images: image0, image1, image2, image3 and 2 more (all are listed in "
-        "blowups.jsonl); last checkpoint: none; check these images, lower optimizer.lr, or set "
-        "train.recover_from_blowup: 1 to resume from the checkpoint without them"
+        "blowups.jsonl); last checkpoint: none; check these images, or lower optimizer.lr"
     )
     text = str(Divergence(7, "the gradient is not finite", ("a",), "RUN/ckpt-5").error(recoveries=2))
     assert "after 2 recoveries; images: a (all" in text
