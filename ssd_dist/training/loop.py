@@ -9,11 +9,13 @@ import contextlib
 import io
 import math
 import time
+from pathlib import Path
 
 import orbit
 
 from ssd_dist.core.errors import DataError, RestartError
 from ssd_dist.evaluation.evaluator import Interrupted
+from ssd_dist.runs.run_folder import OTHER_BEST_NAME
 from ssd_dist.training.divergence import OverflowMonitor, find_divergence, recover
 from ssd_dist.training.run_parts import Run
 
@@ -100,9 +102,9 @@ def stops_early(run: Run, step: int) -> bool:
     if not run.early_stopping or run.evaluation is None or step != run.state.evaluated_step:
         return False
     best_step = run.evaluation.best_step
-    # Without a best model, it was set aside because the evaluation data was replaced: earlier evaluations do not count.
-    has_best = best_step > 0
-    count = run.output.log.count_evaluations_after(best_step) if run.output.log is not None and has_best else 0
+    # Evaluations on data that was replaced do not count.
+    is_set_aside = best_step == 0 and (Path(run.output.model_dir) / OTHER_BEST_NAME).exists()
+    count = 0 if run.output.log is None or is_set_aside else run.output.log.count_evaluations_after(best_step)
     if run.workers.broadcast_from_chief(count) < run.early_stopping:
         return False
     run.output.progress.print_line(

@@ -150,6 +150,13 @@ def test_a_run_that_stopped_early_does_not_train_again_unless_the_config_allows_
     assert train(monkeypatch, tmp_path, 3) == 32
 
 
+def test_evaluations_on_replaced_data_do_not_count(monkeypatch, tmp_path):
+    assert train(monkeypatch, tmp_path, 2) == 16
+    (tmp_path / "best").rename(tmp_path / "best_on_earlier_data")
+    assert train(monkeypatch, tmp_path, 2) > 16
+    assert read_end(tmp_path)[1]["step"] > 16
+
+
 def test_all_workers_follow_the_decision_of_the_chief():
     barrier = threading.Barrier(2, timeout=60)
     sent = {}

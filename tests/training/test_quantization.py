@@ -202,11 +202,11 @@ def test_training_for_one_scale_per_layer_starts_with_limited_channels(monkeypat
     monkeypatch.setattr(assembly, "transfer_weights", lambda *_: ["initial weights"])
     monkeypatch.setattr(assembly, "limit_channel_ranges", lambda model: changed.append(model) or 3)
     settings = {"model": {"init_from": "RUN"}, "quantization": {"aware": True, "per_tensor": per_tensor}}
-    state = SimpleNamespace(model="model", ema=None)
+    state = SimpleNamespace(model=SimpleNamespace(variables=()), ema=None)
     report = assembly.start_from_source(
         Config.model_validate(settings), CLASSES, tf.distribute.OneDeviceStrategy("CPU:0"), state
     )
-    assert changed == ["model"] * per_tensor
+    assert changed == [state.model] * per_tensor
     assert report[1:] == ["  for one scale per layer: 3 channels of depthwise kernels reduced"] * per_tensor
 
 
