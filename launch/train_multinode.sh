@@ -21,7 +21,7 @@
 # workers are stopped and the exit code is that of the worker. After any other code all workers are started again; when
 # no restarts are left, the exit code is 75 if workers were interrupted (75) or killed (128 and more), else that of the
 # failed worker. After a signal it is 75, unless all workers ended with 0, or one with 2, 3 or 4. It is 2 if the Python
-# interpreter cannot be started (126, 127), or if ssh cannot connect (255) in any attempt.
+# interpreter cannot be started (126, 127), or if ssh fails (255) soon after the start of every attempt.
 set -u -o pipefail
 
 readonly RESTART=75
@@ -304,7 +304,7 @@ watch_workers() {
       case $code in
         0) continue ;;
         2 | 3 | 4) user_error=$code ;;
-        126 | 127) user_error=2 && echo "a worker could not be started: install the package, or pass --python" >&2 ;;
+        126 | 127) user_error=2 && echo "error: a worker could not be started: install the package, or pass --python" >&2 ;;
         *) if ((code == RESTART || code >= 128)); then interrupted=$RESTART; else bug=$code; fi ;;
       esac
       request_stop

@@ -17,23 +17,19 @@ polygons of `segmentation`. `coco_layout.py` finds the files and the folders.
 """
 
 import math
-import posixpath
-import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from pipelines import beam_storage
 from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, SeparateBox, make_elements
-from pipelines.file_names import stem_of
 from pipelines.json_stream import JsonStreamError, stream_arrays
 from pipelines.readers.coco_layout import CocoFile, find_files
-from pipelines.readers.coco_parts import normalize_id
+from pipelines.readers.coco_parts import locate_listed_image, normalize_id
 from pipelines.readers.read_annotations import ReadAnnotations
-from pipelines.readers.sources import Location, Source, locate_image
+from pipelines.readers.sources import Location, Source
 from pipelines.readers.unlisted import ImageFolder
 from ssd_dist.core.errors import DataError
-from ssd_dist.core.storage import is_remote
 
 
 def read_coco(source: Source) -> ReadAnnotations:
@@ -163,7 +159,7 @@ def parse_image(item: Any, index: int, row: int, file: CocoFile) -> Image:
     entry = item if isinstance(item, dict) else {}
     image_id, filename = normalize_id(entry.get("id")), entry.get("file_name")
     if isinstance(image_id, int | str) and isinstance(filename, str) and filename:
-        location = _resolve_parents(filename, file) or locate_image(file.images, filename, dataset=file.dataset)
+        location = locate_listed_image(file, filename)
     else:
         detail = f"images[{index}] needs an id and a file_name: {item!r:.200}"
         location = Location(problem=Problem("broken_annotation", detail))
@@ -178,23 +174,6 @@ def parse_image(item: Any, index: int, row: int, file: CocoFile) -> Image:
         size=_parse_size(entry.get("height"), entry.get("width")),
         problem=location.problem,
     )
-
-
-def _resolve_parents(filename: str, file: CocoFile) -> Location | None:
-    """Returns the location of a name such as ../images/a.jpg: relative to the file, if it is inside of the dataset.
-
-    With `--image_dir`, it is below that folder.
-    """
-    name = filename.replace("\\", "/")
-    if not name.startswith("../"):
-        return None
-    if not file.dataset:
-        return locate_image(file.images, re.sub(r"^(\.\./)+", "", name), stem_of(name))
-    if is_remote(file.path):
-        return None
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(file.path), name))
-    is_inside = path.startswith(f"{posixpath.normpath(file.dataset)}/")
-    return Location(path, (posixpath.splitext(path)[0],)) if is_inside else None
 
 
 def parse_box(item: Any, index: int, file: CocoFile) -> SeparateBox:

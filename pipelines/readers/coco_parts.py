@@ -1,13 +1,16 @@
-"""Compares COCO files by their images: parts of one dataset have different images, other files repeat them."""
+"""Locates the images of COCO files, and compares files by them: parts of a dataset have different images."""
 
 import posixpath
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from pipelines import beam_storage
+from pipelines.file_names import stem_of
 from pipelines.json_stream import JsonStreamError, stream_arrays
-from pipelines.readers.sources import locate_image
+from pipelines.readers.sources import Location, locate_image
+from ssd_dist.core.storage import is_remote
 
 
 class _Located(Protocol):
@@ -72,12 +75,28 @@ def read_listed(file: _Located) -> dict[str, str]:
         with beam_storage.open_input(file.path) as stream:
             for _, _, item in stream_arrays(stream, ("images",)):
                 if isinstance(item, dict) and isinstance(item.get("file_name"), str):
-                    location = locate_image(file.images, item["file_name"], dataset=file.dataset)
+                    location = locate_listed_image(file, item["file_name"])
                     listed[location.path] = str(normalize_id(item.get("id")))
     except (JsonStreamError, *beam_storage.UNREADABLE):
         # Reported when the file is read.
         pass
     return listed
+
+
+def locate_listed_image(file: _Located, filename: str) -> Location:
+    """Returns the location of an image by the name in an annotation file.
+
+    A name such as ../images/a.jpg is relative to the file, if it is inside of the dataset. With `--image_dir`, it is
+    below that folder.
+    """
+    name = filename.replace("\\", "/")
+    if name.startswith("../") and not file.dataset:
+        return locate_image(file.images, re.sub(r"^(\.\./)+", "", name), stem_of(name))
+    if name.startswith("../") and not is_remote(file.path):
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(file.path), name))
+        if path.startswith(f"{posixpath.normpath(file.dataset)}/"):
+            return Location(path, (posixpath.splitext(path)[0],))
+    return locate_image(file.images, filename, dataset=file.dataset)
 
 
 def find_equal_ids(files: Iterable[_Located]) -> list[bool]:

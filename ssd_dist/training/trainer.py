@@ -323,7 +323,7 @@ class DetectorTrainer(orbit.StandardTrainer):
 
 
 def copy_in_place(tensor: tf.Tensor) -> tf.Tensor:
-    """Returns a copy on the device of the tensor; without a device, a copy would be on the first GPU."""
+    """Returns a copy on the device of the tensor; TensorFlow may place a copy without a device on the first GPU."""
     with tf.device(tensor.device):
         return tf.identity(tensor)
 

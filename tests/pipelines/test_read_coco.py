@@ -14,6 +14,7 @@ from pipelines.annotations import Category, Image, Listing, SeparateBox
 from pipelines.image_reading import read_image
 from pipelines.readers.coco import parse_box, parse_image, read_entries
 from pipelines.readers.coco_layout import CocoFile, find_dataset, find_files, find_images
+from pipelines.readers.coco_parts import read_listed
 from pipelines.readers.sources import Source
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
@@ -88,6 +89,17 @@ def test_a_name_may_be_relative_to_the_annotation_file():
     assert (image.problem, "/other/images/a" in image.stems) == (None, True)
     for outside in ("../../images/a.jpg", "../../d2/a.jpg"):
         assert parse_image({"id": 1, "file_name": outside}, 0, 0, file).problem.reason == "path_traversal"
+
+
+def test_files_of_one_split_are_compared_by_names_relative_to_themselves(tmp_path):
+    """Two files that were located at one path would be taken for the same images, and one of them would be skipped."""
+    listed = []
+    for name in "ab":
+        path = tmp_path / "annotations" / f"train_{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"images": [{"id": 1, "file_name": f"../images/{name}.jpg"}]}))
+        listed.append(read_listed(CocoFile(0, str(path), str(tmp_path / "images"), dataset=str(tmp_path))))
+    assert listed == [{f"{tmp_path}/images/{name}.jpg": "1"} for name in "ab"]
 
 
 def test_gzip_files_are_read(tmp_path):
