@@ -17,9 +17,10 @@ from pipelines.readers.folder import cached_listings, is_image, list_folder
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source, require_input
 from pipelines.readers.splits import WHOLE, Found, group_by_output
+from pipelines.readers.tool_files import ToolFormat, explain_unsupported
 from pipelines.readers.tool_format import count_annotated, read_tool_format
 from pipelines.readers.tool_formats import TOOL_FORMATS, UNSUPPORTED
-from pipelines.readers.tool_layout import ToolFormat, explain_unsupported, find_splits
+from pipelines.readers.tool_layout import find_splits
 from ssd_dist.core.errors import DataError
 
 # Shares of a source without splits. A source with a training split but no validation split gives the second share of

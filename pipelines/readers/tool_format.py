@@ -21,7 +21,8 @@ from pipelines.readers.parsed_image import ParsedImage
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source, locate_image
 from pipelines.readers.splits import Found, choose_in_inputs
-from pipelines.readers.tool_layout import Parser, ToolFormat, ToolLayout, find_splits, is_other_file, read_names
+from pipelines.readers.tool_files import Parser, ToolFormat, is_other_file, read_names
+from pipelines.readers.tool_layout import ToolLayout, find_splits
 from pipelines.readers.unlisted import ImageFolder, share_folder
 from ssd_dist.core.errors import DataError
 

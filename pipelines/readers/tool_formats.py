@@ -12,7 +12,7 @@ from pipelines.readers.label_studio import parse_label_studio
 from pipelines.readers.label_studio_paths import remove_upload_prefix, to_upload_name
 from pipelines.readers.labelme import parse_labelme
 from pipelines.readers.supervisely import parse_supervisely
-from pipelines.readers.tool_layout import ToolFormat
+from pipelines.readers.tool_files import ToolFormat
 from pipelines.readers.via import parse_via
 from pipelines.readers.via3 import parse_via3
 from pipelines.readers.visdrone import parse_visdrone

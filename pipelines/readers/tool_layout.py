@@ -3,9 +3,8 @@
 folder -> annotation files, recognized by their beginning -> image folder with the most equal names -> splits
 """
 
-import json
 import posixpath
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from pipelines import beam_storage
@@ -15,50 +14,12 @@ from pipelines.readers.parsed_image import ParsedImage
 from pipelines.readers.sources import parent_folder, require_input
 from pipelines.readers.split_names import find_split
 from pipelines.readers.splits import SYNONYMS, WHOLE, Found
+from pipelines.readers.tool_files import EXAMPLES, ToolFormat, is_recognized, read_names, select_recognized
 from pipelines.readers.unlisted import find_others
 from pipelines.readers.yolo_config import read_class_file
-from pipelines.text_encoding import decode_head
 
-# How much of a file is read to recognize its format, and how many files of a folder are compared with its images.
-HEAD_BYTES = 1 << 16
-EXAMPLES = 20
-# A longer beginning of JSON files, whose keys may have any order: one image can have hundreds of objects.
-LONG_HEAD_BYTES = 1 << 22
-# If at least so many of the first files of a folder, and this share of them, are in the format, damaged files are, too.
-FEWEST_ALIKE, SHARE_ALIKE = 5, 0.8
 # Split of the files outside of the folders of the splits.
 UNSORTED = "unsorted"
-
-# A function of the bytes of a file. The parsers of formats with `class_files` also take the argument `names`.
-Parser = Callable[..., Iterable[ParsedImage]]
-
-
-@dataclass(frozen=True)
-class ToolFormat:
-    """One format.
-
-    Attributes:
-      title: the tool and its export, for messages.
-      suffix: suffix of the annotation files, in lower case.
-      recognize: returns whether a file with this beginning is in the format.
-      parse: parses a whole file; raises ValueError with a reason if the file is not in the format.
-      is_per_image: whether a file describes one image, the one with its stem.
-      class_files: patterns of the names of files that list the class names, one per line.
-      other_name: returns the name that an image file may have instead of the name in the annotation.
-      to_stored_name: returns the name under which the tool stores a file; names of files are compared in this form if
-        no file has the name in the annotation.
-      list_images: yields the images of a whole file without their objects, for formats that give images a split.
-    """
-
-    title: str
-    suffix: str
-    recognize: Callable[[str], bool]
-    parse: Parser
-    is_per_image: bool = False
-    class_files: tuple[str, ...] = ()
-    other_name: Callable[[str], str] = str
-    to_stored_name: Callable[[str], str] = str
-    list_images: Parser | None = None
 
 
 @dataclass(frozen=True)
@@ -107,13 +68,13 @@ class ToolLayout:
 def find_splits(path: str, image_dir: str, tool_format: ToolFormat) -> Found[ToolLayout] | None:
     """Returns the splits in a folder, an annotation file or a pattern; None if no file is in the format."""
     if beam_storage.is_pattern(path):
-        paths = [name for name in beam_storage.match_files(path) if _is_recognized(name, tool_format)]
+        paths = [name for name in beam_storage.match_files(path) if is_recognized(name, tool_format)]
         folder = list_folder(beam_storage.literal_folder(path))
     else:
         require_input(path)
         is_file = beam_storage.is_file(path)
         folder = list_folder(parent_folder(path) if is_file else path)
-        paths = [path] if is_file and _is_recognized(path, tool_format) else []
+        paths = [path] if is_file and is_recognized(path, tool_format) else []
         if not is_file:
             return _find_in_folder(folder, image_dir, tool_format)
     if not paths:
@@ -135,10 +96,10 @@ def _find_in_folder(folder: Folder, image_dir: str, tool_format: ToolFormat) -> 
         if tool_format.is_per_image:
             # Other files, such as a README, are examined only if no annotation has the name of an image.
             examples = sorted(names, key=lambda name: stems.isdisjoint(_possible_stems(name)))
-            is_recognized = any(_is_recognized(folder.join(name), tool_format) for name in examples[:EXAMPLES])
-            recognized = [names] if is_recognized else []
+            is_in_format = any(is_recognized(folder.join(name), tool_format) for name in examples[:EXAMPLES])
+            recognized = [names] if is_in_format else []
         else:
-            recognized = [[name] for name in _select_recognized(folder, names, tool_format)]
+            recognized = [[name] for name in select_recognized(folder, names, tool_format)]
         for own in recognized:
             # The name of a file that describes one image is the name of the image.
             split = find_split(f"{home}/" if tool_format.is_per_image else own[0])
@@ -171,21 +132,6 @@ def _find_in_folder(folder: Folder, image_dir: str, tool_format: ToolFormat) -> 
         # The folders of the images do not have the names of the splits.
         counts = {WHOLE: counts[WHOLE]}
     return Found(tool_format.title, splits, counts, notes=() if image_dir else _note_unread(folder, everything))
-
-
-def _select_recognized(folder: Folder, names: list[str], tool_format: ToolFormat) -> list[str]:
-    """Returns the files in the format. If none of the first files is, the others are not read.
-
-    If most of them are, as with VoTT's file per image, damaged files are included, so that they are reported.
-    """
-    examples = names[:EXAMPLES]
-    first = [name for name in examples if _is_recognized(folder.join(name), tool_format)]
-    if not first:
-        return []
-    own = {*first, *(name for name in names[EXAMPLES:] if _is_recognized(folder.join(name), tool_format))}
-    if len(first) >= FEWEST_ALIKE and len(first) >= SHARE_ALIKE * len(examples):
-        own |= {name for name in names if name not in own and _is_damaged(folder.join(name))}
-    return [name for name in names if name in own]
 
 
 def _possible_stems(name: str) -> tuple[str, str]:
@@ -327,14 +273,6 @@ def _read_classes(folder: Folder, home: str, patterns: tuple[str, ...]) -> tuple
     return ()
 
 
-def read_names(path: str, parse: Parser) -> list[str]:
-    """Returns the names of the first images in a file."""
-    try:
-        return [image.filename for image, _ in zip(parse(beam_storage.read_item(path)), range(EXAMPLES), strict=False)]
-    except (*beam_storage.LASTING, ValueError):
-        return []
-
-
 def _list_first(path: str, tool_format: ToolFormat) -> list[ParsedImage]:
     """Returns the first images of each split in a file; their objects may be missing."""
     if tool_format.list_images is None:
@@ -348,60 +286,6 @@ def _list_first(path: str, tool_format: ToolFormat) -> list[ParsedImage]:
     except (*beam_storage.LASTING, ValueError):
         return []
     return [image for own in first.values() for image in own]
-
-
-def explain_unsupported(path: str, kinds: Iterable[tuple[str, Callable[[str], bool], str]]) -> str:
-    """Returns what a file is, if it is in one of the unsupported formats; otherwise an empty string.
-
-    Args:
-      path: the file.
-      kinds: suffix, test of the beginning of a file, and explanation of each unsupported format.
-    """
-    try:
-        head = _read_head(path)
-    except beam_storage.UNREADABLE:
-        return ""
-    return next((text for suffix, test, text in kinds if path.lower().endswith(suffix) and test(head)), "")
-
-
-def _is_recognized(path: str, tool_format: ToolFormat) -> bool:
-    """Returns whether the beginning of a file is in the format."""
-    if not path.lower().endswith(tool_format.suffix):
-        return False
-    try:
-        head = _read_head(path)
-    except beam_storage.UNREADABLE:
-        return False
-    if not head or tool_format.recognize(head):
-        return bool(head)
-    return head.startswith(("{", "[")) and tool_format.recognize(_read_head(path, LONG_HEAD_BYTES))
-
-
-def _is_damaged(path: str) -> bool:
-    """Returns whether a file is empty, or is not the JSON that its suffix promises."""
-    try:
-        data = beam_storage.read_item(path)
-        if data.strip() and path.lower().endswith(".json"):
-            json.loads(data)
-        return not data.strip()
-    except (*beam_storage.LASTING, ValueError):
-        return True
-
-
-def is_other_file(path: str, tool_format: ToolFormat) -> bool:
-    """Returns whether a file has content that is not in the format."""
-    try:
-        head = _read_head(path)
-    except beam_storage.UNREADABLE:
-        return False
-    if not head or tool_format.recognize(head):
-        return False
-    return not (head.startswith(("{", "[")) and tool_format.recognize(_read_head(path, LONG_HEAD_BYTES)))
-
-
-def _read_head(path: str, size: int = HEAD_BYTES) -> str:
-    with beam_storage.open_input(path) as stream:
-        return decode_head(stream.read(size)).strip()
 
 
 def _images_below(folder: Folder, layout: ToolLayout) -> str:

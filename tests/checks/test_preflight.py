@@ -10,7 +10,8 @@ from support.small_network import small_command
 from support.synthetic import write_dataset
 
 from ssd_dist.checks import preflight
-from ssd_dist.checks.preflight import Findings, check_memory, check_worker, compare_reports
+from ssd_dist.checks.findings import Findings, compare_reports
+from ssd_dist.checks.preflight import check_memory, check_worker
 from ssd_dist.cluster.rendezvous_messages import WorkerDescription
 from ssd_dist.cluster.strategy import WorkerRole
 from ssd_dist.core.config_files import load_config

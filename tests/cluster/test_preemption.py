@@ -30,6 +30,7 @@ def wait_for_exit(process):
 
 # C code without the interpreter lock, like TensorFlow. A signal ends a sleep early, so there are several.
 BUSY = "print('ready', flush=True)\nfor _ in range(20):\n    ctypes.CDLL(None).sleep(2)\n"
+WAIT_FOR_THE_REQUEST = "print('ready', flush=True)\nwhile not stop.requested:\n    time.sleep(0.01)"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -155,17 +156,15 @@ def test_the_process_exits_when_the_grace_time_is_over():
 
 
 def test_a_signal_during_the_report_exits_at_once_and_a_grace_time_that_runs_does_not_end():
-    process = start("""
-        stop.enable_grace_time(1.0)
-        print("ready", flush=True)
-        while not stop.requested:
-            time.sleep(0.01)
-        stop.disable_grace_time()
-        time.sleep(3)
-        print("reporting", flush=True)
-        for _ in range(200):
-            time.sleep(0.1)
-        """)
+    process = start(f"""
+stop.enable_grace_time(1.0)
+{WAIT_FOR_THE_REQUEST}
+stop.disable_grace_time()
+time.sleep(3)
+print("reporting", flush=True)
+for _ in range(200):
+    time.sleep(0.1)
+""")
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "reporting\n"
     process.send_signal(signal.SIGTERM)
@@ -175,16 +174,14 @@ def test_a_signal_during_the_report_exits_at_once_and_a_grace_time_that_runs_doe
 
 
 def test_signals_are_ignored_after_everything_is_saved():
-    process = start("""
-        stop.enable_grace_time(3.0)
-        print("ready", flush=True)
-        while not stop.requested:
-            time.sleep(0.01)
-        stop.ignore_signals()
-        print("done", flush=True)
-        for _ in range(50):
-            time.sleep(0.1)
-        """)
+    process = start(f"""
+stop.enable_grace_time(3.0)
+{WAIT_FOR_THE_REQUEST}
+stop.ignore_signals()
+print("done", flush=True)
+for _ in range(50):
+    time.sleep(0.1)
+""")
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "done\n"
     # Later than the two seconds in which signals count as one. The grace time ends before the process does.
