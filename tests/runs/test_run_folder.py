@@ -118,6 +118,18 @@ def test_the_best_model_by_the_metric_on_other_records_is_set_aside(manifest, tm
     assert (run / name / "best.json").exists()
 
 
+def test_the_best_model_by_the_metric_on_another_split_is_set_aside(tmp_path):
+    """`eval.split: auto` selects test, and val as soon as there is one."""
+    config = Config.model_validate(SMALL)
+    before = write_dataset(tmp_path / "before", config, {"train": 1, "test": 1}, shards=1)
+    added = write_dataset(tmp_path / "added", config, {"train": 1, "val": 1}, shards=1)
+    after = before.model_copy(update={"splits": {**before.splits, "val": added.splits["val"]}})
+    run = Path(start_run(tmp_path, changed(tmp_path), before))
+    (run / "best").mkdir()
+    open_run_folder(str(run), changed(tmp_path), after, allow_new_data=True)
+    assert [path.name for path in run.glob("best*")] == ["best_on_earlier_data"]
+
+
 @pytest.mark.parametrize(
     ("saved", "changes", "kept"), [(False, True, False), (False, False, True), (True, False, True)]
 )
