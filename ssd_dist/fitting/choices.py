@@ -193,6 +193,11 @@ def raise_input_size(
     return False
 
 
+def choose_batch(settings: Settings, dataset: DatasetFacts, machine: MachineFacts, replicas: int) -> None:
+    """Chooses the global batch size; the time of a step is measured with it."""
+    settings.choose("train.global_batch_size", *choose_batch_size(dataset.train_images, machine.gpus, replicas))
+
+
 def choose_training(
     settings: Settings,
     dataset: DatasetFacts,
@@ -201,10 +206,10 @@ def choose_training(
     replicas: int,
     limit: TimeLimit | None = None,
 ) -> None:
-    """Chooses batch, length, augmented copies, learning rate and intervals.
+    """Chooses length, augmented copies, learning rate and intervals, and how a batch is divided.
 
     Args:
-      settings: the values that the user fixed and the choices of the network; receives the choices.
+      settings: the values that the user fixed, and the choices of network and batch; receives the choices.
       dataset: the survey of the dataset.
       machine: the machine.
       cost: the cost of the network.
@@ -214,7 +219,7 @@ def choose_training(
     Raises:
       UsageError: if the batch has fewer images than there are replicas and parts.
     """
-    batch = settings.choose("train.global_batch_size", *choose_batch_size(dataset.train_images, machine.gpus, replicas))
+    batch = settings.value("train.global_batch_size")
     parts = choose_accumulation(settings, batch // replicas, machine, cost.bytes_per_image)
     if batch < replicas * parts:
         raise UsageError(

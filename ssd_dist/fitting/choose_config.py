@@ -19,7 +19,7 @@ from ssd_dist.core.errors import CheckpointError, DataError
 from ssd_dist.core.storage import write_text
 from ssd_dist.fitting.choices import (
     Settings,
-    choose_batch_size,
+    choose_batch,
     choose_network,
     choose_training,
     plan_training_seconds,
@@ -62,13 +62,12 @@ def choose_config(request: FitRequest, files: FitFiles, started: float | None = 
     settings = Settings(flatten_config(asked, only_set=True))
     machine = inspect_machine(asked)
     source_width = read_source_weights(asked.model.init_from).width if asked.model.init_from else None
-    choose_network(settings, dataset, machine, source_width)
-    network = apply_choices(request, settings, files)
     replicas = machine.gpus or max(asked.cluster.logical_cpus, 1)
+    choose_network(settings, dataset, machine, source_width)
+    choose_batch(settings, dataset, machine, replicas)
+    network = apply_choices(request, settings, files)
     devices = max(machine.gpus, 1)
-    batch, _ = choose_batch_size(dataset.train_images, machine.gpus, replicas)
-    images = max(settings.fixed.get("train.global_batch_size", batch) // devices, 1)
-    cost = measure_cost(network, dataset.classes, images, devices, is_timed=request.minutes is not None)
+    cost = measure_cost(network, dataset.classes, devices, is_timed=request.minutes is not None)
     limit = read_limit(request, started)
     if (
         limit is not None
@@ -78,7 +77,7 @@ def choose_config(request: FitRequest, files: FitFiles, started: float | None = 
         )
     ):
         network = apply_choices(request, settings, files)
-        cost = measure_cost(network, dataset.classes, images, devices, is_timed=True)
+        cost = measure_cost(network, dataset.classes, devices, is_timed=True)
     choose_training(settings, dataset, machine, cost, replicas, read_limit(request, started))
     config = apply_choices(request, settings, files)
     check_disk(config, dataset, cost, files.folder)
@@ -121,13 +120,12 @@ def read_memory() -> int:
     return min(memory, int(text)) if text.isdigit() else memory
 
 
-def measure_cost(config: Config, class_count: int, images: int, devices: int, is_timed: bool) -> TrainingCost:
+def measure_cost(config: Config, class_count: int, devices: int, is_timed: bool) -> TrainingCost:
     """Measures the memory of the network and, if `is_timed`, the time per image.
 
     Args:
-      config: the config with the choices of the network.
+      config: the config with the choices of network and batch.
       class_count: number of classes.
-      images: images of a batch on one device.
       devices: devices that share a batch.
       is_timed: whether to measure the time, on one device.
     """
@@ -136,6 +134,7 @@ def measure_cost(config: Config, class_count: int, images: int, devices: int, is
     backbone = config.backbone.model_copy(update={"weights": "none"})
     model = build_detector(config.model, backbone, config.anchors, class_count, config.quantization)
     total = sum(count_cost(model).values(), Cost())
+    images = max(config.train.global_batch_size // devices, 1)
     seconds = time_training(model, config.model.input_size, images) / devices if is_timed else None
     return TrainingCost(4 * total.activations, 4 * total.parameters, seconds)
 

@@ -21,7 +21,7 @@ from benchmarks.run_queue import read_results
 from ssd_dist.core.config import DataConfig
 from ssd_dist.core.config_files import flatten_config, load_config
 from ssd_dist.data.shard_files import load_manifest, read_split
-from ssd_dist.fitting.choices import CROPS_OF_FEW_IMAGES, Settings, choose_network, choose_training
+from ssd_dist.fitting.choices import CROPS_OF_FEW_IMAGES, Settings, choose_batch, choose_network, choose_training
 from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TrainingCost
 
 SMALL = ["model.input_size=64", "backbone.weights=none"]
@@ -33,6 +33,7 @@ def choose(run):
     """Returns the choices of ssd-fit for a run, by key."""
     settings = Settings(flatten_config(load_config(run.config, run.overrides), only_set=True))
     choose_network(settings, TINY_OBJECTS, CPU)
+    choose_batch(settings, TINY_OBJECTS, CPU, replicas=1)
     choose_training(settings, TINY_OBJECTS, CPU, TrainingCost(2**20, 2**24), replicas=1)
     return {choice.key: choice.value for choice in settings.choices}
 

@@ -13,7 +13,14 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import flatten_config, load_config
 from ssd_dist.core.errors import CheckpointError, DataError, UsageError
 from ssd_dist.fitting import choose_config as choose_config_module
-from ssd_dist.fitting.choices import Settings, choose_network, choose_training, plan_training_seconds, raise_input_size
+from ssd_dist.fitting.choices import (
+    Settings,
+    choose_batch,
+    choose_network,
+    choose_training,
+    plan_training_seconds,
+    raise_input_size,
+)
 from ssd_dist.fitting.choose_config import check_disk, choose_config, measure_cost
 from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TimeLimit, TrainingCost
 from ssd_dist.fitting.run_files import FitFiles, FitRequest
@@ -35,6 +42,7 @@ def choose(facts, machine=CPU, cost=CHEAP, limit=None, replicas=1, source_width=
     """Returns the values of all choices by key."""
     settings = Settings({key.replace("__", "."): value for key, value in fixed.items()})
     choose_network(settings, facts, machine, source_width)
+    choose_batch(settings, facts, machine, replicas)
     choose_training(settings, facts, machine, cost, replicas, limit)
     assert all(choice.reason for choice in settings.choices)
     assert len({choice.key for choice in settings.choices}) == len(settings.choices)
@@ -159,8 +167,8 @@ def test_the_input_is_as_large_as_the_time_allows_for_64_epochs(hours, image_sid
 def test_the_cost_of_a_raised_input_is_measured_again(tmp_path, monkeypatch):
     measured = []
 
-    def measure(config, class_count, images, devices, is_timed):
-        assert (images, devices) == (16, 1)
+    def measure(config, class_count, devices, is_timed):
+        assert (config.train.global_batch_size, devices) == (16, 1)
         measured.append(config.model.input_size)
         return TrainingCost(2**20, 2**24, 1e-3 * config.model.input_size if is_timed else None)
 
@@ -194,8 +202,8 @@ def test_the_input_of_small_objects_is_raised_from_its_size():
 def test_gpus_share_the_time_of_a_step(monkeypatch):
     batches = []
     monkeypatch.setattr(choose_config_module, "time_training", lambda _, size, batch: batches.append(batch) or 0.1)
-    config = load_config(None, ["model.input_size=64", "backbone.weights=none"])
-    assert measure_cost(config, 3, images=8, devices=4, is_timed=True).seconds_per_image == pytest.approx(0.025)
+    config = load_config(None, ["train.global_batch_size=32", "model.input_size=64", "backbone.weights=none"])
+    assert measure_cost(config, 3, devices=4, is_timed=True).seconds_per_image == pytest.approx(0.025)
     assert batches == [8]
 
 
@@ -205,8 +213,8 @@ def test_gpus_share_the_time_of_a_step(monkeypatch):
 def test_a_step_is_timed_with_the_images_that_training_gives_a_device(tmp_path, monkeypatch, gpus, fixed, images):
     measured = []
 
-    def measure(config, class_count, images, devices, is_timed):
-        measured.append((images, devices))
+    def measure(config, class_count, devices, is_timed):
+        measured.append((config.train.global_batch_size // devices, devices))
         return TrainingCost(2**20, 2**24, 1.0)
 
     monkeypatch.setattr(choose_config_module, "measure_cost", measure)
