@@ -95,7 +95,8 @@ def training_batches(
         online = OnlineTargets(data.augmentation, anchors, matching, input_size, plan.seed)
         dataset = _batch_online(online, input_size, records, batch_size)
         dataset = dataset.map(finish, num_parallel_calls=calls, deterministic=True)
-    return dataset.prefetch(4)
+    # Otherwise the workers would sum, before each batch, how many of them have one.
+    return dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)).prefetch(4)
 
 
 def _reorder_each(records: tf.data.Dataset, order: Sequence[int]) -> tf.data.Dataset:

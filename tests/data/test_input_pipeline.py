@@ -39,12 +39,15 @@ def data(tmp_path_factory):
     return config_of(folder), manifest
 
 
-def read_batches(config: Config, manifest, steps: int, batch_size: int = BATCH, start: int = 0) -> list[TrainBatch]:
+def create_batches(config: Config, manifest, batch_size: int = BATCH, start: int = 0) -> tf.data.Dataset:
     plan = plan_training(config.data, config.train, manifest.splits["train"])
-    batches = training_batches(
+    return training_batches(
         config.data, config.anchors, config.matching, config.model.input_size, plan, batch_size, start
     )
-    return list(islice(batches.as_numpy_iterator(), steps))
+
+
+def read_batches(config: Config, manifest, steps: int, batch_size: int = BATCH, start: int = 0) -> list[TrainBatch]:
+    return list(islice(create_batches(config, manifest, batch_size, start).as_numpy_iterator(), steps))
 
 
 def decode(record) -> np.ndarray:
@@ -141,6 +144,15 @@ def test_a_resumed_pipeline_is_bit_identical(data, targets):
     for batch, again in zip(full[2:], resumed, strict=True):
         for part, other in zip(tf.nest.flatten(batch), tf.nest.flatten(again), strict=True):
             np.testing.assert_array_equal(part, other)
+
+
+def test_workers_do_not_have_to_ask_whether_another_batch_follows(data):
+    # A distributed iterator sums, before each batch of unknown cardinality, how many workers have one.
+    config, manifest = data
+    online = config.model_copy(update={"data": config.data.model_copy(update={"targets": "online"})})
+    evaluation = eval_batches(config.data, config.model.input_size, manifest.splits["val"], 4, 12)
+    for batches in (create_batches(config, manifest), create_batches(online, manifest), evaluation):
+        assert batches.cardinality() == tf.data.INFINITE_CARDINALITY
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(4, 1), (11, 1), (16, 1), (2, 3)])
