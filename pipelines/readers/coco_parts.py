@@ -9,8 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from pipelines import beam_storage
 from pipelines.file_names import stem_of
 from pipelines.json_stream import JsonStreamError, stream_arrays
-from pipelines.readers.sources import Location, locate_image
-from ssd_dist.core.storage import is_remote
+from pipelines.readers.sources import Location, locate_from_annotation, locate_image
 
 
 class _Located(Protocol):
@@ -92,11 +91,8 @@ def locate_listed_image(file: _Located, filename: str) -> Location:
     name = filename.replace("\\", "/")
     if name.startswith("../") and not file.dataset:
         return locate_image(file.images, re.sub(r"^(\.\./)+", "", name), stem_of(name))
-    if name.startswith("../") and not is_remote(file.path):
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(file.path), name))
-        if path.startswith(f"{posixpath.normpath(file.dataset)}/"):
-            return Location(path, (posixpath.splitext(path)[0],))
-    return locate_image(file.images, filename, dataset=file.dataset)
+    beside = locate_from_annotation(file.path, filename, file.dataset) if file.dataset else None
+    return beside or locate_image(file.images, filename, dataset=file.dataset)
 
 
 def find_equal_ids(files: Iterable[_Located]) -> list[bool]:

@@ -9,7 +9,7 @@ from pipelines import beam_storage
 from pipelines.annotations import Problem
 from pipelines.split_folder import contains_only_output
 from ssd_dist.core.errors import DataError, UsageError
-from ssd_dist.core.storage import join
+from ssd_dist.core.storage import is_remote, join
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,25 @@ def locate_image(folder: str, filename: str, stem: str = "", dataset: str = "") 
     if dataset and dataset != folder:
         candidates.append(join(dataset, posixpath.splitext(clean)[0]))
     return Location(join(folder, clean), tuple(candidates))
+
+
+def locate_from_annotation(annotation: str, filename: str, folder: str) -> Location | None:
+    """Returns the location of an image by a name such as ../images/a.jpg, relative to the annotation file.
+
+    Args:
+      annotation: path of the annotation file.
+      filename: the name in it.
+      folder: a folder that contains all images.
+
+    Returns:
+      None if the name has another form or leads out of `folder`, or if the annotation is remote.
+    """
+    name = filename.replace("\\", "/")
+    if not name.startswith("../") or is_remote(annotation):
+        return None
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(annotation), name))
+    is_inside = posixpath.abspath(path).startswith(f"{posixpath.abspath(folder)}/")
+    return Location(path, (posixpath.splitext(path)[0],)) if is_inside else None
 
 
 def is_absolute(filename: str) -> bool:

@@ -15,7 +15,7 @@ from defusedxml.ElementTree import ParseError, fromstring
 
 from pipelines.annotations import Box, Image, Problem, pack_boxes
 from pipelines.file_names import base_name, fold_name, stem_of
-from pipelines.readers.sources import Location, locate_image
+from pipelines.readers.sources import Location, locate_from_annotation, locate_image
 from pipelines.text_encoding import decode_xml, explain_invalid
 from ssd_dist.core.storage import join
 
@@ -61,7 +61,8 @@ def parse_annotation(data: bytes, entry: VocEntry) -> Image:
     # The image of an annotation in a subfolder is in the subfolder of the same name, or directly in the image folder.
     subfolder, stem = posixpath.split(entry.image_id)
     images = join(entry.images, subfolder) if subfolder else entry.images
-    location = locate_image(images, filename, stem, dataset=entry.images)
+    beside = locate_from_annotation(entry.annotation, filename, entry.images)
+    location = beside or locate_image(images, filename, stem, dataset=entry.images)
     if entry.image and location.problem is None and fold_name(stem_of(base_name(filename))) != fold_name(stem):
         # Files may have been renamed: the image with the name of the annotation precedes the one that it names.
         location = Location(entry.image)

@@ -29,6 +29,14 @@ def test_an_annotation_is_parsed_without_changes():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["../JPEGImages/a.jpg", "..\\JPEGImages\\a.jpg", "../../d/JPEGImages/a.jpg"])
+def test_a_name_relative_to_the_annotation_is_found_in_the_image_folder(name):
+    image = parse(voc_xml(name, []))
+    assert (image.problem, image.path) == (None, "/d/JPEGImages/a.jpg")
+    beside = parse(voc_xml(name.replace("JPEGImages", "JPEGImages2"), []))
+    assert beside.problem.reason == "path_traversal"
+
+
 @pytest.mark.parametrize("name", ["", ":v"])
 def test_namespaces_are_ignored(name):
     plain = voc_xml("a.jpg", [("cat", 1, 2, 30, 40)])
