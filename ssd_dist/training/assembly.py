@@ -34,6 +34,7 @@ from ssd_dist.training.periodic_evaluation import PeriodicEvaluation
 from ssd_dist.training.precision import AMPContext
 from ssd_dist.training.run_checks import (
     check_data,
+    check_same_folder,
     check_same_start,
     check_same_statistics,
     check_steps_left,
@@ -88,16 +89,19 @@ def assemble_run(
     watchdog = Watchdog(config.train.stall_seconds, str(Path(model_dir) / STALL_NAME.format(role.index)))
     workers = WorkerGroup(WorkerCollectives(strategy, role.count), role.is_chief, stop, watchdog)
     with strategy.scope():
+        if role.count > 1:
+            check_same_folder(workers.collectives, role, model_dir)
         state = create_state(config, len(manifest.classes), total_steps)
         checkpoints = CheckpointStore(state.checkpoint(), model_dir, config.checkpoint, role.is_chief, before_write)
         restored = checkpoints.restore_latest()
+        start = state.current_step
+        # Before the weights of `model.init_from` are shared, which only workers without a checkpoint would do.
+        check_same_start(start, workers.collectives, role, model_dir)
     if restored is None and config.model.init_from:
         report = start_from_source(config, manifest.classes, strategy, state)
         for line in report if role.is_chief else []:
             print_line(line)
     with strategy.scope():
-        start = state.current_step
-        check_same_start(start, workers.collectives, role, model_dir)
         if role.count > 1:
             check_same_statistics(state.model.variables, workers.collectives, role)
         check_steps_left(start, total_steps, model_dir)

@@ -2,7 +2,9 @@
 
 import contextlib
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -15,6 +17,10 @@ from ssd_dist.core.errors import DataError, RestartError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest
 from ssd_dist.core.storage import join
 from ssd_dist.data.corrupt_records import CorruptRecord, verify_shards
+from ssd_dist.runs.environment import ENVIRONMENT_NAME
+
+# Longer than the clients of NFS keep the listing of a folder (60 s by default).
+_VISIBLE_SECONDS = 65.0
 
 
 def choose_evaluated_split(manifest: Manifest, config: Config) -> str | None:
@@ -57,6 +63,32 @@ def check_data(manifest: Manifest, data: DataConfig, evaluated: str | None, inpu
             f"{path}: {leak.images} images are in both {leak.splits[0]} and {leak.splits[1]} "
             f"(e.g. {', '.join(leak.examples[:2])}), so metrics would be too high; remove them from one of the two "
             "splits, or set data.allow_leakage: true"
+        )
+
+
+def check_same_folder(collectives: WorkerCollectives, role: WorkerRole, model_dir: str) -> None:
+    """Checks that all workers see the chief's run folder; a collective, so all workers must call it.
+
+    Otherwise the other workers would find no checkpoint after hours, when the job starts again.
+
+    Args:
+      collectives: exchanges numbers between workers.
+      role: this worker's role.
+      model_dir: the run folder, in which the chief has written the environment of the run.
+
+    Raises:
+      UsageError: if a worker does not see the file of the chief.
+    """
+    path = Path(model_dir) / ENVIRONMENT_NAME
+    chief = int(collectives.broadcast_from_chief(_digest_file(path) if role.is_chief else 0, role.is_chief))
+    deadline = time.monotonic() + _VISIBLE_SECONDS
+    while not (is_seen := _digest_file(path) == chief) and time.monotonic() < deadline:
+        time.sleep(1)
+    if collectives.any(not is_seen):
+        worker = "another worker" if is_seen else f"this worker ({role.index})"
+        raise UsageError(
+            f"--model_dir={model_dir}: {worker} does not see the {ENVIRONMENT_NAME} that the chief wrote there; use "
+            "one folder that all workers share"
         )
 
 
@@ -105,8 +137,7 @@ def check_same_statistics(variables: Sequence[tf.Variable], collectives: WorkerC
         if variable.synchronization == tf.VariableSynchronization.ON_READ:
             # Reading the distributed variable would average it over all workers.
             digest.update(variable.values[0].numpy().tobytes())
-    # 48 bits, which float64 represents exactly.
-    own = int.from_bytes(digest.digest()[:6], "big")
+    own = _to_number(digest.digest())
     chief = int(collectives.broadcast_from_chief(own, role.is_chief))
     if collectives.any(own != chief):
         raise UsageError(
@@ -183,3 +214,16 @@ def explain_bad_record(
         raise DataError(
             f"shard {join(data.dir, found)}; prepare the data again, or set data.on_corrupt: skip to skip the record"
         ) from None
+
+
+def _digest_file(path: Path) -> int:
+    """Returns a number that the content of a file determines; 0 if the file cannot be read."""
+    try:
+        return _to_number(hashlib.sha256(path.read_bytes()).digest())
+    except OSError:
+        return 0
+
+
+def _to_number(digest: bytes) -> int:
+    """Returns the first 48 bits of a digest, which float64 represents exactly."""
+    return int.from_bytes(digest[:6], "big")

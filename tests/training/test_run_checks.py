@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,8 +17,16 @@ from ssd_dist.core.config import Config, DataConfig
 from ssd_dist.core.config_files import flatten_config
 from ssd_dist.core.errors import DataError, RestartError, UsageError
 from ssd_dist.core.manifest import MANIFEST_NAME, Leakage
+from ssd_dist.runs.environment import write_environment
+from ssd_dist.training import run_checks
 from ssd_dist.training.assembly import load_checked_manifest
-from ssd_dist.training.run_checks import check_same_start, check_same_statistics, describe_worker, explain_bad_record
+from ssd_dist.training.run_checks import (
+    check_same_folder,
+    check_same_start,
+    check_same_statistics,
+    describe_worker,
+    explain_bad_record,
+)
 
 
 @pytest.fixture
@@ -82,6 +91,45 @@ def start_at(steps: list[int]) -> list[str]:
 
     with ThreadPoolExecutor(len(steps)) as pool:
         return list(pool.map(start, range(len(steps))))
+
+
+def look_for_chief(folders: list[Path]) -> list[str]:
+    """Returns the error of each worker, which sees one of `folders`; an empty text without an error."""
+    together = ThreadCollectives(len(folders))
+
+    def look(index: int) -> str:
+        try:
+            check_same_folder(together, WorkerRole(index, ("a:1",) * len(folders)), str(folders[index]))
+        except UsageError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(len(folders)) as pool:
+        return list(pool.map(look, range(len(folders))))
+
+
+def test_a_worker_that_does_not_see_the_folder_of_the_chief_stops_all_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_checks, "_VISIBLE_SECONDS", 0.0)
+    shared, other = tmp_path / "shared", tmp_path / "other"
+    shared.mkdir()
+    write_environment(str(shared), {"host": "a"})
+    assert look_for_chief([shared] * 3) == [""] * 3
+    # No folder, then one of another run.
+    for _ in range(2):
+        errors = look_for_chief([shared, shared, other])
+        assert "another worker does not see" in errors[1]
+        assert f"--model_dir={other}: this worker (2) does not see" in errors[2]
+        assert all(error.endswith("use one folder that all workers share") for error in errors)
+        other.mkdir(exist_ok=True)
+        write_environment(str(other), {"host": "b"})
+
+
+def test_a_worker_waits_until_its_network_file_system_shows_the_folder(tmp_path, monkeypatch):
+    shared, late = tmp_path / "shared", tmp_path / "late"
+    shared.mkdir()
+    write_environment(str(shared), {"host": "a"})
+    monkeypatch.setattr(run_checks.time, "sleep", lambda _: late.exists() or late.symlink_to(shared))
+    assert look_for_chief([shared, late]) == [""] * 2
 
 
 def compare_statistics(values: list[float]) -> list[str]:
