@@ -15,7 +15,7 @@ from pipelines.beam_metrics import Meter
 from pipelines.classes import ClassTable
 from pipelines.crops import crop_objects, render_crop, sample_crop
 from pipelines.transcode import encode_jpeg
-from pipelines.validate import CheckedBoxes, check_boxes, check_size
+from pipelines.validate import CheckedBoxes, check_boxes, check_rotation, check_size
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import AnchorConfig, AugmentationConfig, Config, MatchingConfig
 from ssd_dist.core.images import ImageError, decode_image, stored_size
@@ -163,8 +163,12 @@ class ImagePreparer:
         except ImageError as error:
             return Problem(error.reason, str(error))
         width, height = decoded.size
-        # The stored size is read only if needed, because finding a rotation takes time.
-        problem = check_size(image, height, width) and check_size(image, *stored_size(data))
+        problem = check_size(image, height, width)
+        if problem is not None:
+            # The stored size is read only if needed, because finding a rotation takes time. Some tools write it, but
+            # their boxes refer to the upright image.
+            stored = stored_size(data)
+            problem = check_size(image, *stored) or check_rotation(image, (height, width), stored)
         if problem is not None:
             return problem
         checked = check_boxes(image, height, width, classes)

@@ -68,6 +68,31 @@ def check_size(image: Image, height: int, width: int) -> Problem | None:
     return Problem("size_mismatch", f"the annotation gives {claimed} pixels (height x width), the image has {found}")
 
 
+def check_rotation(image: Image, upright: tuple[int, int], stored: tuple[int, int]) -> Problem | None:
+    """Returns a problem if a box fits the image only before its EXIF rotation; the boxes refer to the upright image.
+
+    Args:
+      image: an image whose annotation gives the size before the rotation.
+      upright: (height, width) after the rotation.
+      stored: (height, width) before the rotation.
+    """
+    for box in image.boxes:
+        if box.problem is None and not box.normalized and _fits(box, stored) and not _fits(box, upright):
+            sizes = ["{} x {}".format(*size) for size in (upright, stored)]
+            return Problem(
+                "rotated_image",
+                f"{_format_box(box)} does not fit the upright image of {sizes[0]} pixels (height x width), only the "
+                f"{sizes[1]} before the EXIF rotation; annotate the upright image, or remove the EXIF orientation",
+            )
+    return None
+
+
+def _fits(box: Box, size: tuple[int, int]) -> bool:
+    """Returns whether a box ends within an image of (height, width); corners may be rounded up to the next pixel."""
+    _, _, bottom, right = box.corners
+    return bottom <= size[0] + 1 and right <= size[1] + 1
+
+
 def check_boxes(image: Image, height: int, width: int, classes: ClassTable) -> CheckedBoxes:
     """Checks, clips and normalizes the boxes of an image of `height` x `width` pixels as displayed."""
     kept: list[_ValidBox] = []

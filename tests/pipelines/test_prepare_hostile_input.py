@@ -58,6 +58,15 @@ CASES = {
     "alpha": (encode(decoded_jpeg(6).convert("RGBA"), "PNG"), GOOD, [], [], 1),
     "rotated": (rotated(), GOOD, [], [], 1),
     "rotated_claim": (rotated(), voc_xml("rotated_claim.jpg", GOOD, (64, 48)), [], [], 1),
+    # The box fits the 64 x 48 pixels as stored, not the upright image of 48 x 64 (height x width).
+    "rotated_box": (
+        rotated(), voc_xml("rotated_box.jpg", [*GOOD, ("cat", 30, 5, 62, 20)], (64, 48)),
+        ["rotated_image"], ["image_rejected"] * 2, 0,
+    ),
+    # The last box fits neither.
+    "rotated_other": (
+        rotated(), voc_xml("rotated_other.jpg", [*GOOD, ("cat", 70, 5, 80, 20)], (64, 48)), [], ["outside"], 1,
+    ),
     "wrong_extension": (encode(decoded_jpeg(7), "WEBP"), GOOD, [], [], 1),
     "unreadable": (b"these are no pixels", GOOD, ["unreadable"], ["image_rejected"], 0),
     "no_bytes": (b"", [], ["unreadable"], [], 0),
