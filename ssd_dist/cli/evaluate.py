@@ -85,7 +85,7 @@ def _record_evaluation(model_dir: str, split: str, images: int, metrics: dict[st
     from ssd_dist.report.model_card import MODEL_CARD_NAME, record_evaluation
 
     try:
-        record_evaluation(model_dir, split, "best", images, metrics)
+        record_evaluation(model_dir, split, images, metrics)
     except OSError as error:
         print_warning(f"{model_dir}/{MODEL_CARD_NAME} was not updated: {error}")
 

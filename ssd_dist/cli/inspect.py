@@ -9,7 +9,14 @@ from pathlib import Path
 
 from absl import flags  # type: ignore[import-untyped]
 
-from ssd_dist.core.commands import define_override_flag, local_path, overrides_from_flags, refuse_flags, run_command
+from ssd_dist.core.commands import (
+    check_writable,
+    define_override_flag,
+    local_path,
+    overrides_from_flags,
+    refuse_flags,
+    run_command,
+)
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.folder_names import CONFIG_NAME, REPORT_NAME
@@ -29,6 +36,9 @@ def main(_: list[str]) -> None:
     else:
         refuse_flags(["max_images", "fit_anchors"], beside="model_dir")
     output = local_path("output") or default_output(data, model_dirs)
+    if Path(output).parent.is_dir():
+        # Before work that takes minutes. The folder of the default is a run, which may not exist.
+        check_writable("output", Path(output))
     local_path("fit_anchors")
     # TensorFlow takes seconds to import, so it is imported after the flags are checked.
     with show_stages("start TensorFlow") as stages:

@@ -35,11 +35,31 @@ def iou_matrix(boxes: FloatArray, others: FloatArray) -> Float64Array:
       >>> iou_matrix(left, np.concatenate([left, whole])).tolist()
       [[1.0, 0.5]]
     """
+    intersection = _intersect(boxes, others)
+    union = areas(boxes.astype(np.float64))[:, None] + areas(others.astype(np.float64)) - intersection
+    return _divide(intersection, union)
+
+
+def cover_matrix(boxes: FloatArray, others: FloatArray) -> Float64Array:
+    """Returns the share [N, M] of the area of boxes [N, 4] that others [M, 4] cover; 0 for boxes without area.
+
+    Examples:
+      >>> left, whole = np.float32([[0, 0, 1, 0.5]]), np.float32([[0, 0, 1, 1]])
+      >>> cover_matrix(np.concatenate([left, whole]), left).tolist()
+      [[1.0], [0.5]]
+    """
+    return _divide(_intersect(boxes, others), areas(boxes.astype(np.float64))[:, None])
+
+
+def _intersect(boxes: FloatArray, others: FloatArray) -> Float64Array:
+    """Returns the areas [N, M] of the intersections."""
     a, b = boxes.astype(np.float64)[:, None], others.astype(np.float64)[None]
     sides = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0.0)
-    intersection = sides[..., 0] * sides[..., 1]
-    union = areas(a) + areas(b) - intersection
-    return np.asarray(np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0))
+    return np.asarray(sides[..., 0] * sides[..., 1])
+
+
+def _divide(values: Float64Array, divisors: npt.NDArray[np.floating]) -> Float64Array:
+    return np.asarray(np.divide(values, divisors, out=np.zeros_like(values), where=divisors > 0))
 
 
 def encode_boxes(boxes: FloatArray, anchors: FloatArray, center_variance: float, size_variance: float) -> FloatArray:

@@ -97,6 +97,19 @@ def output_file(flag: str) -> Path | None:
     path = Path(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(flag, path, error) from None
+    check_writable(flag, path)
+    return path
+
+
+def check_writable(flag: str, path: Path) -> None:
+    """Checks that a file in an existing folder can be written.
+
+    Raises:
+      UsageError: if it cannot; the message names `flag`.
+    """
+    try:
         existed = path.exists()
         path.touch()
         if not existed:
@@ -104,8 +117,11 @@ def output_file(flag: str) -> Path | None:
         elif path.is_dir():
             raise IsADirectoryError("it is a folder")
     except OSError as error:
-        raise UsageError(f"--{flag}={name}: cannot write the file: {error}; give a file in a writable folder") from None
-    return path
+        raise _not_writable(flag, path, error) from None
+
+
+def _not_writable(flag: str, path: Path, error: OSError) -> UsageError:
+    return UsageError(f"--{flag}={path}: cannot write the file: {error}; give a file in a writable folder")
 
 
 def refuse_flags(names: Sequence[str], beside: str) -> None:

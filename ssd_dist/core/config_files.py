@@ -119,12 +119,14 @@ def _list_packaged_configs() -> dict[str, Path]:
 def _read_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Returns the files from the outermost base to `path`, each with its content without `extends`."""
     chain: list[tuple[Path, dict[str, Any]]] = []
-    seen: set[Path] = set()
+    seen: set[str] = set()
     current: Path | None = path
     while current is not None:
-        if current.resolve() in seen:
+        # Unlike Path.resolve, it accepts links that form a loop; opening the file reports them.
+        real = os.path.realpath(current)
+        if real in seen:
             raise UsageError(f"{path}: extends forms a cycle through {current}; remove one `extends:`")
-        seen.add(current.resolve())
+        seen.add(real)
         content = _read_yaml(current)
         base = content.pop("extends", None)
         if base is not None and not (base and isinstance(base, str) and not _CONTROL_CHARACTER.search(base)):

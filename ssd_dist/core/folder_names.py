@@ -21,7 +21,7 @@ def check_folder_name(folder: str, flag: str = "model_dir") -> None:
       flag: the flag that gave it, for messages.
 
     Raises:
-      UsageError: for a folder on an object store, or with a wildcard in its name.
+      UsageError: for a folder on an object store, or with a wildcard, a line break or invalid UTF-8 in its name.
     """
     if is_remote(folder):
         raise UsageError(
@@ -31,4 +31,9 @@ def check_folder_name(folder: str, flag: str = "model_dir") -> None:
     if wildcard := re.search(r"[*?\[\]\\]", folder):
         raise UsageError(
             f"--{flag}={folder}: TensorFlow interprets {wildcard.group()!r} as a wildcard; choose another name"
+        )
+    if re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", folder):
+        raise UsageError(
+            f"--{flag}={folder!a}: the name has a line break, another control character or invalid UTF-8; "
+            "choose another name"
         )

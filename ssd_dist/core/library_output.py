@@ -37,16 +37,16 @@ def keep_library_output(folder: str, name: str) -> Iterator[None]:
         yield
         return
     path = Path(folder) / LOGS_NAME / f"{name}.log"
-    missing = [parent for parent in (path.parent, *path.parents[1:]) if not parent.exists()]
     try:
+        missing = [parent for parent in (path.parent, *path.parents[1:]) if not parent.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         log = path.open("a", buffering=1, errors="backslashreplace")
+        start = path.stat().st_size
+        log.write(f"--- {name}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        header = path.stat().st_size
     except OSError:
         yield
         return
-    start = path.stat().st_size
-    log.write(f"--- {name}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-    header = path.stat().st_size
     try:
         with log, _redirect_stderr(log):
             yield

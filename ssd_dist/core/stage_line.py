@@ -51,7 +51,7 @@ class StageLine:
             console=_Terminal(file=cast("IO[str]", LenientFile(file)), highlight=False, soft_wrap=True),
             transient=True,
             # If only stderr is a terminal, what the command prints to stdout must stay there.
-            redirect_stdout=file.fileno() == sys.stdout.fileno(),
+            redirect_stdout=sys.stdout is not None and file.fileno() == sys.stdout.fileno(),
         )
         self._task = self._progress.add_task(make_printable(title), total=None, status="")
 

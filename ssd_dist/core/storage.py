@@ -97,24 +97,30 @@ def lock_shared(path: str) -> Iterator[bool]:
 def temporary_path(path: str) -> str:
     """Returns a unique temporary path in the folder of `path`; no other process or host uses it."""
     folder, name = posixpath.split(path)
-    return posixpath.join(folder, f".{name}{TEMPORARY}{uuid.uuid4().hex}")
+    # A name may have 255 bytes, and a character up to four.
+    return posixpath.join(folder, f".{name[:50]}{TEMPORARY}{uuid.uuid4().hex}")
 
 
 @contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Writes a local file atomically, also with respect to a power failure.
 
-    Creates the folder. If the block raises an error, the previous file stays and the temporary file is deleted.
+    Creates the folder. If the block raises an error, the previous file stays and the temporary file is deleted. A link
+    stays a link, and what is not a file, such as /dev/stdout, is not replaced.
 
     Yields:
       A temporary path in the same folder. It is flushed to disk and renamed to `path` at the end of the block.
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(temporary_path(os.fspath(path)))
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and not target.is_file():
+        yield target
+        return
+    temporary = Path(temporary_path(os.fspath(target)))
     try:
         yield temporary
         flush_to_disk(temporary)
-        temporary.replace(path)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -51,20 +51,30 @@ class CorruptRecord:
 
 
 def verify_plan(
-    plan: EpochPlan, split: Split, image_size: int, config: DataConfig
+    plan: EpochPlan, split: Split, image_size: int, config: DataConfig, evaluated: Split | None = None
 ) -> tuple[EpochPlan, tuple[CorruptRecord, ...]]:
-    """Verifies all shards of a plan.
+    """Verifies all shards that a run reads.
+
+    Args:
+      plan: what the run trains on.
+      split: the training split.
+      image_size: side of the images in pixels.
+      config: where the data is, and what to do with corrupt records.
+      evaluated: the evaluation split, if the run evaluates; its shards must be complete.
 
     Returns:
-      The plan with files that can be read to their end and are checked at every opening, and the corrupt records that
-      were replaced in them.
+      The plan with files that can be read to their end; its guard checks them, and those of the evaluation split. And
+      the corrupt records that were replaced in the training split.
 
     Raises:
       DataError: for a shard that differs from the manifest, and for a corrupt record with `data.on_corrupt: fail`.
     """
     copies = [verify_shards(view.shards, image_size, config) for view in split.views[: len(plan.files)]]
     files = tuple(tuple(file.path for file, _ in shards) for shards in copies)
-    guard = ShardGuard(file for shards in copies for file, _ in shards)
+    # Skipping corrupt images would change the metrics.
+    strict = config.model_copy(update={"on_corrupt": "fail"})
+    checked = verify_shards(evaluated.views[0].shards, image_size, strict) if evaluated else []
+    guard = ShardGuard(file for shards in (*copies, checked) for file, _ in shards)
     corrupt = tuple(record for shards in copies for _, found in shards for record in found)
     return replace(plan, files=files, guard=guard), corrupt
 
@@ -238,9 +248,11 @@ class _VerifiedFiles:
 
     def _load(self) -> dict[str, list[object]]:
         try:
-            return dict(json.loads(self._path.read_text()))
+            found = json.loads(self._path.read_text())
         except (OSError, ValueError, RecursionError):
             return {}
+        entries = found.items() if isinstance(found, dict) else ()
+        return {path: entry for path, entry in entries if isinstance(entry, list)}
 
 
 def _may_exist(path: str) -> bool:

@@ -19,6 +19,7 @@ from ssd_dist.data.decoding import IMAGE_FEATURES, TARGET_FEATURES, decode_jpeg,
 from ssd_dist.data.online_targets import OnlineTargets
 from ssd_dist.data.order import EpochPlan, read_in_order
 from ssd_dist.data.shard_files import locate_shards
+from ssd_dist.data.shard_guard import ShardGuard
 
 
 def plan_training(data: DataConfig, train: TrainConfig, split: Split, worker: int = 0, workers: int = 1) -> EpochPlan:
@@ -136,6 +137,7 @@ def eval_batches(
     images_per_worker: int,
     worker: int = 0,
     workers: int = 1,
+    guard: ShardGuard | None = None,
 ) -> tf.data.Dataset:
     """Returns an endless dataset; each pass has every record of this worker's shards (w, w + W, ...) once, padded.
 
@@ -147,19 +149,22 @@ def eval_batches(
       images_per_worker: images of a pass, with padding: a multiple of `batch_size`, equal on all workers.
       worker: index of this worker.
       workers: number of workers.
+      guard: checks each shard when it is opened and at its end; None to read without checks.
     """
     shards = split.views[0].shards
     files = locate_shards(shards, config)
-    first_index = tf.constant(_cumulate([shard.examples for shard in shards]), tf.int64)
+    examples = [shard.examples for shard in shards]
+    counts, first_index = tf.constant(examples, tf.int64), tf.constant(_cumulate(examples), tf.int64)
 
-    def read_shard(file: tf.Tensor, first: tf.Tensor) -> tf.data.Dataset:
-        return tf.data.TFRecordDataset(file).enumerate(first)
+    def read_shard(file: tf.Tensor, count: tf.Tensor, first: tf.Tensor) -> tf.data.Dataset:
+        records = guard.read(file, count) if guard else tf.data.TFRecordDataset(file)
+        return records.enumerate(first)
 
     def load(index: tf.Tensor, record: tf.Tensor) -> EvalBatch:
         features = tf.io.parse_single_example(record, {"image/encoded": IMAGE_FEATURES["image/encoded"]})
         return EvalBatch(decode_jpeg(features["image/encoded"], input_size), index)
 
-    own = tf.data.Dataset.from_tensor_slices((files, first_index)).shard(workers, worker)
+    own = tf.data.Dataset.from_tensor_slices((files, counts, first_index)).shard(workers, worker)
     dataset = own.flat_map(read_shard).map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     blank = EvalBatch(tf.zeros([input_size, input_size, 3], tf.uint8), tf.constant(PADDING, tf.int64))
     dataset = dataset.concatenate(tf.data.Dataset.from_tensors(blank).repeat()).take(images_per_worker)

@@ -145,7 +145,7 @@ def _match_image(image: int, first_object: int, annotated: GroundTruth, found: D
         rows=order,
         labels=labels,
         scores=found.scores[order],
-        outcomes=classify_outcomes(boxes, labels, objects.boxes, objects.labels, ignored),
+        outcomes=classify_outcomes(boxes, labels, objects),
         same_object=same_object,
         same_iou=same_iou,
         other_object=other_object,

@@ -16,6 +16,7 @@ from ssd_dist.core.manifest import Split
 from ssd_dist.data.batch import EvalBatch
 from ssd_dist.data.pipeline import count_eval_steps, eval_batches
 from ssd_dist.data.shard_files import read_split
+from ssd_dist.data.shard_guard import ShardGuard
 from ssd_dist.evaluation.detections import Detections, GroundTruth, remove_padding
 from ssd_dist.model.detector import normalize_image
 from ssd_dist.model.postprocessing import DetectionBatch, create_anchor_tensor, detect
@@ -46,6 +47,7 @@ class DetectorEvaluator(orbit.StandardEvaluator):
       input_size: side of the model's input in pixels.
       interrupted: called once per batch on every worker; if it returns true, the evaluation raises `Interrupted`.
       after_batch: called after each batch on every worker, to show progress.
+      guard: checks the shards of the split at each opening; None to read without checks.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class DetectorEvaluator(orbit.StandardEvaluator):
         input_size: int,
         interrupted: Callable[[], bool] = lambda: False,
         after_batch: Callable[[], None] = lambda: None,
+        guard: ShardGuard | None = None,
     ) -> None:
         workers = count_workers(strategy)
         replicas = strategy.num_replicas_in_sync
@@ -86,6 +89,7 @@ class DetectorEvaluator(orbit.StandardEvaluator):
                 self.steps * worker_batch,
                 context.input_pipeline_id,
                 context.num_input_pipelines,
+                guard,
             )
 
         # TensorFlow never frees the functions of a distributed iterator, so all evaluations share one. Any `steps`

@@ -27,8 +27,8 @@ _COCO_NAMES = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
     "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large",
 )  # fmt: skip
-# An area in pixels beyond COCO's size class "all", which ends at 1e5^2.
-BEYOND_ALL_SIZES = 1e11
+# The end of COCO's size class "all" in pixels, 1e5^2, and an area beyond it.
+LARGEST_SIZE, BEYOND_ALL_SIZES = 1e10, 1e11
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,9 @@ def _coco_annotations(ground_truth: Sequence[GroundTruth]) -> list[dict[str, Any
         boxes = convert_to_coco_boxes(objects.boxes, annotated.height, annotated.width)
         # COCO has no difficult objects. An object outside all size classes counts neither as missed nor as found; if it
         # were marked as a crowd, all detections inside it would be ignored.
-        areas = np.where(objects.difficult & ~objects.is_crowd, BEYOND_ALL_SIZES, objects.area).tolist()
+        # A wrong area in an annotation must not have this effect.
+        areas = np.minimum(objects.area.astype(np.float64), LARGEST_SIZE)
+        areas = np.where(objects.difficult & ~objects.is_crowd, BEYOND_ALL_SIZES, areas).tolist()
         for box, label, area, crowd in zip(
             boxes, objects.labels.tolist(), areas, objects.is_crowd.tolist(), strict=True
         ):

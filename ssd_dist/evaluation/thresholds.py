@@ -7,7 +7,7 @@ metrics.json,RBC:0.3      the thresholds of the best F1 from a file of ssd-evalu
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ def parse_thresholds(text: str, classes: Sequence[str]) -> np.ndarray:
         # A path may contain commas.
         thresholds[:] = _read_thresholds(text, classes)
         return thresholds
-    for item in filter(None, (part.strip() for part in text.split(","))):
+    for item in _split_items(text, classes):
         name, colon, score = item.rpartition(":")
         if item.endswith(".json"):
             thresholds[:] = _read_thresholds(item, classes)
@@ -48,6 +48,17 @@ def parse_thresholds(text: str, classes: Sequence[str]) -> np.ndarray:
             near = difflib.get_close_matches(name, classes, n=1, cutoff=0.0)
             raise UsageError(f"--score_threshold={item}: unknown class {name!r}; did you mean {near[0]!r}?")
     return thresholds
+
+
+def _split_items(text: str, classes: Sequence[str]) -> Iterator[str]:
+    """Yields the comma-separated items; the name of a class may contain commas."""
+    names = sorted((name for name in classes if "," in name), key=len, reverse=True)
+    rest = text.strip(", ")
+    while rest:
+        name = next((name for name in names if rest.startswith(f"{name}:")), "")
+        item, _, rest = rest[len(name) :].partition(",")
+        yield f"{name}{item}".strip()
+        rest = rest.strip(", ")
 
 
 def _parse_score(text: str, item: str) -> float:

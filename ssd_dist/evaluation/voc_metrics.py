@@ -5,7 +5,8 @@
 
 Each detection, by descending score, is compared with the object of its class with the highest IoU. It is a true
 positive if the IoU is at least 0.5 and no earlier detection matched the object, and a false positive otherwise.
-Detections on `difficult` objects are ignored.
+Detections on `difficult` objects are ignored. VOC has no crowds; as in COCO, a detection without an object of its own
+is ignored if a crowd of its class covers at least half of its area.
 
 Boxes are continuous, as in COCO. The VOC devkit adds 1 pixel to widths and heights, also to those of the intersection,
 which raises the IoU of small boxes: two boxes of 10 x 10 pixels, 3 pixels apart, have 0.54 here and 0.57 there.
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssd_dist.core.boxes import iou_matrix
+from ssd_dist.core.boxes import cover_matrix, iou_matrix
+from ssd_dist.core.records import Objects
 from ssd_dist.evaluation.detections import Detections, GroundTruth
 
 IOU_THRESHOLD = 0.5
@@ -63,13 +65,11 @@ def compute_class_curves(
     scores, labels, outcomes = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)], [np.zeros(0, np.int8)]
     for annotated, found in zip(ground_truth, detections, strict=True):
         objects = annotated.objects
-        # Crowds are regions with an unknown number of objects; they are ignored like difficult objects.
-        difficult = objects.difficult | objects.is_crowd
-        np.add.at(counts, objects.labels[~difficult] - 1, 1)
+        np.add.at(counts, objects.labels[~(objects.difficult | objects.is_crowd)] - 1, 1)
         order = np.argsort(-found.scores, kind="stable")
         scores.append(found.scores[order])
         labels.append(found.labels[order])
-        outcomes.append(classify_outcomes(found.boxes[order], labels[-1], objects.boxes, objects.labels, difficult))
+        outcomes.append(classify_outcomes(found.boxes[order], labels[-1], objects))
     all_labels, all_scores, all_outcomes = (np.concatenate(parts) for parts in (labels, scores, outcomes))
     by_class = np.argsort(all_labels, kind="stable")
     ends = np.searchsorted(all_labels[by_class], np.arange(1, class_count + 1)).tolist()
@@ -79,32 +79,32 @@ def compute_class_curves(
     ]
 
 
-def classify_outcomes(
-    boxes: np.ndarray, labels: np.ndarray, objects: np.ndarray, object_labels: np.ndarray, difficult: np.ndarray
-) -> np.ndarray:
+def classify_outcomes(boxes: np.ndarray, labels: np.ndarray, objects: Objects) -> np.ndarray:
     """Classifies the detections of all classes on one image.
 
     Args:
       boxes: float32 [D, 4], by descending score.
       labels: int64 [D].
-      objects: float32 [N, 4].
-      object_labels: int64 [N].
-      difficult: bool [N], objects to ignore.
+      objects: the annotated objects of the image.
 
     Returns:
       int8 [D]: 1 for a true positive, -1 for a false positive, 0 for an ignored detection.
     """
     outcomes = np.full(len(boxes), -1, np.int8)
-    if not len(objects) or not len(boxes):
+    if not len(objects.boxes) or not len(boxes):
         return outcomes
-    iou = np.where(labels[:, None] == object_labels[None], iou_matrix(boxes, objects), 0.0)
+    same, crowds = labels[:, None] == objects.labels[None], objects.is_crowd
+    iou = np.where(same & ~crowds, iou_matrix(boxes, objects.boxes), 0.0)
     best = iou.argmax(axis=1)
     reached = iou.max(axis=1) >= IOU_THRESHOLD
-    outcomes[reached & difficult[best]] = 0
-    counted = np.flatnonzero(reached & ~difficult[best])
+    outcomes[reached & objects.difficult[best]] = 0
+    counted = np.flatnonzero(reached & ~objects.difficult[best])
     # The first detection on an object, which has the highest score, matches it; the others are duplicates.
     _, first = np.unique(best[counted], return_index=True)
     outcomes[counted[first]] = 1
+    if crowds.any():
+        covered = same[:, crowds] & (cover_matrix(boxes, objects.boxes[crowds]) >= IOU_THRESHOLD)
+        outcomes[covered.any(axis=1) & (outcomes < 0)] = 0
     return outcomes
 
 

@@ -15,7 +15,9 @@ from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Split
 from ssd_dist.core.printable import NAME_LENGTH, make_printable
 from ssd_dist.core.storage import write_text
+from ssd_dist.evaluation.metrics_table import describe_split
 from ssd_dist.report.run_facts import RunFacts, read_run
+from ssd_dist.runs.checkpoints import read_best
 
 MODEL_CARD_NAME = "model_card.md"
 EVALUATIONS_NAME = "evaluations.json"
@@ -36,13 +38,14 @@ def write_model_card(model_dir: str) -> None:
     write_text(Path(model_dir) / MODEL_CARD_NAME, "\n".join(lines).rstrip() + "\n")
 
 
-def record_evaluation(model_dir: str, split: str, checkpoint: str, images: int, metrics: dict[str, Any]) -> None:
-    """Adds the result of `ssd-evaluate` to RUN/evaluations.json, and writes the model card again if the run has one.
+def record_evaluation(model_dir: str, split: str, images: int, metrics: dict[str, Any]) -> None:
+    """Adds a result of the best model to RUN/evaluations.json, and writes the model card again if the run has one.
+
+    Results of an earlier best model are removed.
 
     Args:
       model_dir: folder of the run.
       split: the split that was evaluated.
-      checkpoint: name of the checkpoint, e.g. "best".
       images: number of images of the split.
       metrics: the metrics.
 
@@ -50,19 +53,24 @@ def record_evaluation(model_dir: str, split: str, checkpoint: str, images: int, 
       CheckpointError: if the folder is not a run.
       OSError: if a file cannot be written.
     """
-    earlier = [row for row in _read_evaluations(model_dir) if (row["split"], row["checkpoint"]) != (split, checkpoint)]
-    row = {"split": split, "checkpoint": checkpoint, "images": images} | {name: metrics[name] for name in METRICS}
-    rows = sorted([*earlier, row], key=lambda row: (row["split"], row["checkpoint"]))
+    step = _best_step(read_best(model_dir))
+    earlier = [row for row in _read_evaluations(model_dir, step) if row["split"] != split]
+    row = {"split": split, "step": step, "images": images} | {name: metrics[name] for name in METRICS}
+    rows = sorted([*earlier, row], key=lambda row: row["split"])
     write_text(Path(model_dir) / EVALUATIONS_NAME, json.dumps(rows, indent=1) + "\n")
     if (Path(model_dir) / MODEL_CARD_NAME).exists():
         write_model_card(model_dir)
 
 
-def _read_evaluations(model_dir: str) -> list[dict[str, Any]]:
-    """Returns the recorded evaluations; an unreadable file counts as empty."""
+def _best_step(best: dict[str, Any] | None) -> int | None:
+    return None if best is None else best["step"]
+
+
+def _read_evaluations(model_dir: str, step: int | None) -> list[dict[str, Any]]:
+    """Returns the recorded evaluations of the best model, which is that of `step`; an unreadable file has none."""
     try:
         rows = json.loads((Path(model_dir) / EVALUATIONS_NAME).read_text())
-        return [row for row in rows if {"split", "checkpoint", "images", *METRICS} <= row.keys()]
+        return [row for row in rows if {"split", "images", *METRICS} <= row.keys() and row.get("step") == step]
     except (OSError, ValueError, TypeError, AttributeError):
         return []
 
@@ -134,16 +142,16 @@ def _describe_metrics(run: RunFacts) -> Iterator[str]:
     yield "## Metrics"
     yield ""
     rows: list[Sequence[Any]] = []
-    step = run.best["step"] if run.best else None
+    step = _best_step(run.best)
     best = next((row for row in run.evaluations.rows if row["step"] == step), None)
     split = _find_eval_split(run)
     if best is not None:
         images = run.manifest.splits[split].images if split in run.manifest.splits else NOT_STATED
         rows.append((_escape(split), f"best, step {step:,}", images, *(_number(best.get(name)) for name in METRICS)))
-    others = [row for row in _read_evaluations(run.model_dir) if not rows or row["split"] != split]
+    others = [row for row in _read_evaluations(run.model_dir, step) if not rows or row["split"] != split]
     for row in others:
         metrics = (_number(row[name]) for name in METRICS)
-        rows.append((_escape(row["split"]), _escape(row["checkpoint"]), row["images"], *metrics))
+        rows.append((_escape(describe_split(row["split"])), f"best, step {step:,}", row["images"], *metrics))
     if not rows:
         yield "The run has not been evaluated."
         yield ""

@@ -15,7 +15,7 @@ from ssd_dist.core.errors import CheckpointError
 from ssd_dist.core.manifest import TRAIN_SPLIT, Manifest
 from ssd_dist.runs.checkpoints import read_best
 from ssd_dist.runs.environment import read_environment
-from ssd_dist.runs.run_folder import read_run_folder
+from ssd_dist.runs.run_folder import OTHER_BEST_NAME, read_run_folder
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -118,6 +118,9 @@ def read_run(model_dir: str, overrides: list[str]) -> RunFacts:
 
 
 def _stopped_early(facts: RunFacts) -> bool:
+    if facts.best is None and (Path(facts.model_dir) / OTHER_BEST_NAME).exists():
+        # As in training, evaluations on data that was replaced do not count.
+        return False
     patience, best_step = facts.config.train.early_stopping, 0 if facts.best is None else facts.best["step"]
     stale = sum(step > best_step for step in facts.evaluations.steps)
     return 0 < patience <= stale and facts.last_step < facts.total_steps

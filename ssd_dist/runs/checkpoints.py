@@ -274,10 +274,10 @@ def _verify_checksums(path: str) -> str | None:
 
 def complete_checkpoints(directory: str) -> list[str]:
     """Returns the paths of the checkpoints that were finished, oldest first."""
-    return sorted(
-        (f[: -len(CHECKSUM_SUFFIX)] for f in tf.io.gfile.glob(os.path.join(directory, "ckpt-*" + CHECKSUM_SUFFIX))),
-        key=_step_of,
-    )
+    files = tf.io.gfile.glob(os.path.join(directory, "ckpt-*" + CHECKSUM_SUFFIX))
+    paths = [file.removesuffix(CHECKSUM_SUFFIX) for file in files]
+    # A copy that a person or a program has made has another name.
+    return sorted((path for path in paths if re.fullmatch(r"ckpt-\d+", os.path.basename(path))), key=_step_of)
 
 
 def all_checkpoints(directory: str) -> list[str]:

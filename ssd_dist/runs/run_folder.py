@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config, flatten_config, load_stored_config
-from ssd_dist.core.errors import CheckpointError, UsageError
+from ssd_dist.core.errors import CheckpointError, DataError, UsageError
 from ssd_dist.core.folder_names import CONFIG_NAME, check_folder_name
 from ssd_dist.core.manifest import MANIFEST_NAME, TRAIN_SPLIT, Manifest
 from ssd_dist.core.printable import print_line
-from ssd_dist.core.storage import is_remote, write_text
+from ssd_dist.core.storage import is_remote, join, write_text
 from ssd_dist.data.corrupt_records import CorruptRecord
 from ssd_dist.runs.checkpoints import complete_checkpoints, read_best
 from ssd_dist.runs.gfile_storage import explain_write_errors
@@ -71,7 +71,7 @@ def open_run_folder(model_dir: str, config: Config, manifest: Manifest, allow_ne
     for name, text in ((MANIFEST_NAME, manifest.to_json()), (CONFIG_NAME, stored)):
         path = folder / name
         with explain_write_errors(str(path)):
-            if not path.exists() or path.read_text() != text:
+            if not path.exists() or path.read_bytes() != text.encode():
                 write_text(str(path), text)
     return lock
 
@@ -84,18 +84,26 @@ def read_run_folder(model_dir: str, overrides: Sequence[str] = ()) -> tuple[Conf
       overrides: config keys to change, as `a.b=c`.
 
     Raises:
-      CheckpointError: if there is no run in the folder.
-      UsageError: if the name of the folder or an override is not valid.
+      CheckpointError: if there is no run in the folder, or its manifest cannot be read.
+      UsageError: if the name of the folder or an override is not valid, or the folder cannot be read.
     """
     check_folder_name(model_dir)
     folder = Path(model_dir)
-    for name in (CONFIG_NAME, MANIFEST_NAME):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} is not a run: it has no {name}; use the --model_dir of a training run")
-    manifest_path = folder / MANIFEST_NAME
-    return load_stored_config(folder / CONFIG_NAME, overrides), Manifest.from_json(
-        manifest_path.read_bytes(), str(manifest_path)
-    )
+    try:
+        for name in (CONFIG_NAME, MANIFEST_NAME):
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{folder} is not a run: it has no {name}; use the --model_dir of a training run")
+        data = (folder / MANIFEST_NAME).read_bytes()
+    except OSError as error:
+        raise UsageError(f"--model_dir={folder} cannot be read: {error}; check its name and permissions") from None
+    config = load_stored_config(folder / CONFIG_NAME, overrides)
+    try:
+        return config, Manifest.from_json(data, str(folder / MANIFEST_NAME))
+    except DataError as error:
+        # Preparing again would not write this copy.
+        problem = str(error).partition(";")[0]
+        fix = f"replace it by {join(config.data.dir, MANIFEST_NAME)}, from which it was copied"
+        raise CheckpointError(f"{problem}; {fix}") from None
 
 
 def has_saved_run(model_dir: str) -> bool:
@@ -154,7 +162,7 @@ def _find_other_split(before: Manifest, now: Manifest, config: Config) -> str | 
 def _remove_unsaved_run(folder: Path, stored: str) -> None:
     """Removes the files of a run with another config that never saved a checkpoint, such as its ids in trackers."""
     config = folder / CONFIG_NAME
-    if not config.exists() or config.read_text() == stored:
+    if not config.exists() or config.read_bytes() == stored.encode():
         return
     for name in (WANDB_RUN_NAME, MLFLOW_RUN_NAME, DIVERGENCES_NAME):
         (folder / name).unlink(missing_ok=True)
@@ -169,11 +177,12 @@ def _set_aside_best(folder: Path, config: Config, manifest: Manifest) -> None:
         return
     is_same = name == manifest.eval_split(config.eval.split, config.data.dir)
     if not is_same or _list_checksums(before, name, config) != _list_checksums(manifest, name, config):
-        shutil.rmtree(folder / OTHER_BEST_NAME, ignore_errors=True)
-        (folder / "best").rename(folder / OTHER_BEST_NAME)
-        print_line(
-            f"split {name} has other records than before: the best model so far is in {folder / OTHER_BEST_NAME}"
-        )
+        aside, number = folder / OTHER_BEST_NAME, 1
+        while aside.exists():
+            number += 1
+            aside = folder / f"{OTHER_BEST_NAME}_{number}"
+        (folder / "best").rename(aside)
+        print_line(f"split {name} has other records than before: the best model so far is in {aside}")
 
 
 def _list_checksums(manifest: Manifest, split: str, config: Config) -> list[str]:

@@ -18,6 +18,7 @@ from ssd_dist.core.storage import join
 from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import training_batches
 from ssd_dist.data.shard_files import load_manifest
+from ssd_dist.data.shard_guard import ShardGuard
 from ssd_dist.evaluation.evaluator import DetectorEvaluator, read_ground_truth
 from ssd_dist.model.channel_ranges import limit_channel_ranges
 from ssd_dist.model.detector import build_detector
@@ -113,7 +114,7 @@ def assemble_run(
         state=state,
         trainer=trainer,
         evaluation=create_periodic_evaluation(
-            config, strategy, state, manifest, model_dir, workers, trackers, before_write, progress
+            config, strategy, state, manifest, model_dir, workers, trackers, before_write, progress, plan.guard
         ),
         data=data,
         checkpoints=checkpoints,
@@ -221,8 +222,11 @@ def create_periodic_evaluation(
     trackers: Sequence[Tracker],
     before_write: Callable[[], None],
     progress: TrainingProgress,
+    guard: ShardGuard | None,
 ) -> PeriodicEvaluation | None:
     """Creates the evaluation of a run; None if it has no evaluation split or `eval.every_*` are 0.
+
+    `guard` checks the shards of the evaluation split.
 
     Raises:
       DataError: if the data has no split with the name of `eval.split`.
@@ -244,6 +248,7 @@ def create_periodic_evaluation(
         input_size=config.model.input_size,
         interrupted=create_interrupt_check(workers),
         after_batch=progress.advance,
+        guard=guard,
     )
     return PeriodicEvaluation(
         evaluator=evaluator,

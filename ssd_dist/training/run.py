@@ -28,7 +28,7 @@ from ssd_dist.runs.run_folder import SKIPPED_NAME, open_run_folder, write_skippe
 from ssd_dist.training.assembly import assemble_run, load_checked_manifest
 from ssd_dist.training.loop import run_loop
 from ssd_dist.training.precision import AMPContext
-from ssd_dist.training.run_checks import describe_worker, explain_bad_record
+from ssd_dist.training.run_checks import choose_evaluated_split, describe_worker, explain_bad_record
 from ssd_dist.training.source_weights import check_source_exists
 from ssd_dist.training.state import TrainState
 
@@ -84,7 +84,9 @@ def _train(
         check_source_exists(config.model.init_from)
     lock = open_run_folder(model_dir, config, manifest, allow_new_data) if role.is_chief else None
     check_folder = lock.check if lock else (lambda: None)
-    plan, replaced = verify_plan(plan, split, config.model.input_size, config.data)
+    name = choose_evaluated_split(manifest, config)
+    evaluated = None if name is None else manifest.splits[name]
+    plan, replaced = verify_plan(plan, split, config.model.input_size, config.data, evaluated)
     if role.is_chief:
         write_skipped_records(model_dir, replaced)
     find_bad_record = partial(explain_failure, plan, split, config.model.input_size, config.data)

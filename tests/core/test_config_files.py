@@ -84,6 +84,12 @@ def test_the_stored_config_of_an_earlier_version_is_converted(write, given_, gro
     assert "train.sync_batch_norm" in get_load_error(path)
 
 
+def test_links_that_form_a_loop_are_reported(tmp_path):
+    (tmp_path / "x.yaml").symlink_to("y.yaml")
+    (tmp_path / "y.yaml").symlink_to("x.yaml")
+    assert "x.yaml cannot be read" in get_load_error(tmp_path / "x.yaml")
+
+
 @pytest.mark.parametrize("files", [{"x.yaml": "x.yaml"}, {"x.yaml": "sub/y.yaml", "sub/y.yaml": "../x.yaml"}])
 def test_circular_extends_are_reported(write, files):
     for name, base in files.items():

@@ -104,5 +104,16 @@ def test_a_crash_is_visible_on_the_terminal(tmp_path: Path) -> None:
 
 def test_a_log_that_cannot_be_written_leaves_the_output_on_the_terminal(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    _, printed = run_in_terminal(start(str(tmp_path / "file/run"), "libraries"))
-    assert "C++ code" in printed
+    # A full disk, and a name that is too long.
+    (tmp_path / "full/logs").mkdir(parents=True)
+    (tmp_path / "full/logs/train.log").symlink_to("/dev/full")
+    for run in ("file/run", "full", "x" * 300):
+        code, printed = run_in_terminal(start(str(tmp_path / run), "libraries"))
+        assert (code, "C++ code" in printed) == (3, True), printed
+
+
+def test_stdout_may_be_closed(tmp_path: Path) -> None:
+    code, printed = run_in_terminal(["sh", "-c", 'exec "$@" >&-', "sh", *start(str(tmp_path))])
+    assert code == 3
+    assert "error: a mistake" in printed
+    assert "Traceback" not in printed

@@ -55,6 +55,25 @@ def test_a_file_is_replaced_at_the_end_of_the_block(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["x.txt"]
 
 
+def test_a_link_stays_a_link_and_a_device_stays_a_device(tmp_path):
+    file, link, pipe = (tmp_path / name for name in ("file", "link", "pipe"))
+    file.write_text("old")
+    link.symlink_to(file)
+    storage.write_text(link, "new")
+    assert (link.is_symlink(), file.read_text()) == (True, "new")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    storage.write_text(pipe, "text")
+    assert (pipe.is_fifo(), os.read(reader, 10)) == (True, b"text")
+    os.close(reader)
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\N{CJK UNIFIED IDEOGRAPH-4E00}" * 85])
+def test_a_name_may_have_255_bytes(tmp_path, name):
+    storage.write_text(tmp_path / name, "new")
+    assert (tmp_path / name).read_text() == "new"
+
+
 @pytest.mark.parametrize("step", ["write", "flush"])
 def test_an_error_keeps_the_previous_file_and_removes_the_temporary_file(tmp_path, monkeypatch, step):
     path = tmp_path / "x.txt"

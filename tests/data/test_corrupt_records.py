@@ -1,6 +1,7 @@
 """Tests that damaged shards are reported before step one, or that only their corrupt records are replaced."""
 
 import hashlib
+import json
 import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +115,15 @@ def test_valid_shards_are_read_unchanged_and_noted(data, notes_file):
     assert plan == plan_training(config.data, config.train, manifest.splits["train"])
     assert not replaced
     assert str(path) in notes_file.read_text()
+
+
+@pytest.mark.parametrize("text", ["null", "5", "[1]", '{"a": 1}', "{", ""])
+def test_a_damaged_list_of_verified_files_counts_as_empty(data, notes_file, text):
+    config, manifest, path = data
+    notes_file.parent.mkdir(parents=True)
+    notes_file.write_text(text)
+    verify(config, manifest)
+    assert str(path) in json.loads(notes_file.read_text())
 
 
 @pytest.mark.parametrize("end", ["damage", "kill"])

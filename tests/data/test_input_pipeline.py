@@ -15,6 +15,7 @@ from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
 from ssd_dist.core.matching import Matcher
 from ssd_dist.data.batch import TrainBatch
+from ssd_dist.data.corrupt_records import verify_plan
 from ssd_dist.data.pipeline import count_eval_steps, eval_batches, plan_training, training_batches
 from ssd_dist.data.shard_files import read_split
 
@@ -181,6 +182,22 @@ def test_evaluation_reads_every_record_once(data, batch_size, workers):
                     assert not image.any()
     assert sorted(index for index in seen if index >= 0) == list(range(11))
     assert len(seen) == steps * batch_size * workers
+
+
+def test_an_evaluation_shard_that_changes_during_a_run_is_reported(tmp_path):
+    config = config_of(tmp_path)
+    manifest = write_dataset(tmp_path, config, {"train": 18, "val": 11}, shards=3)
+    train, val = manifest.splits["train"], manifest.splits["val"]
+    plan = plan_training(config.data, config.train, train)
+    plan, _ = verify_plan(plan, train, SIZE, config.data, val)
+    batches = eval_batches(config.data, SIZE, val, 4, 12, guard=plan.guard).as_numpy_iterator()
+    assert len(list(islice(batches, 3))) == 3
+    first, second = (tmp_path / shard.file for shard in val.views[0].shards[:2])
+    # As many records, but of other images.
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(tf.errors.OpError, match=f"shard {first} changed during training"):
+        list(islice(batches, 9))
+    assert str(first) in plan.find_change()
 
 
 def test_more_augmented_copies_than_prepared_are_rejected(data):

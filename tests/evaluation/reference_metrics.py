@@ -106,14 +106,14 @@ def assert_equals_pycocotools(ground_truth, detections, classes: int) -> Metrics
 def voc_reference(ground_truth, detections, label: int) -> tuple[float, float] | None:
     images = []
     for image, detected in zip(ground_truth, detections, strict=True):
-        own_objects, own_detections = image.objects.labels == label, detected.labels == label
-        # Crowds are ignored like difficult objects.
-        flags = (image.objects.difficult | image.objects.is_crowd)[own_objects]
+        own, own_detections = image.objects.labels == label, detected.labels == label
+        objects, crowds = own & ~image.objects.is_crowd, own & image.objects.is_crowd
         images.append(
             VocImage(
-                image.objects.boxes[own_objects], flags, detected.boxes[own_detections], detected.scores[own_detections]
+                image.objects.boxes[objects], image.objects.difficult[objects], detected.boxes[own_detections],
+                detected.scores[own_detections], image.objects.boxes[crowds],
             )
-        )
+        )  # fmt: skip
     return voc_ap_reference(images)
 
 

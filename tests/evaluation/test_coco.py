@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from reference_metrics import assert_equals_pycocotools
 from scenes import SCENES, Scene, draw_scene, make_detections, make_ground_truth
 
+from ssd_dist.evaluation.metrics import evaluate_detections
+
 
 @settings(deadline=None, max_examples=60)
 @given(SCENES)
@@ -43,6 +45,14 @@ def test_coco_at_the_boundaries_of_the_size_classes():
         [make_ground_truth("a", boxes, [1] * 6, area=[1023, 1024, 1025, 9215, 9216, 9217])], detections, 1
     )
     assert_equals_pycocotools([make_ground_truth("a", boxes, [1] * 6, area=[20000] * 6)], detections, 1)
+
+
+def test_an_object_with_an_impossible_area_counts():
+    box = [[10, 10, 50, 50]]
+    metrics = evaluate_detections(
+        [make_ground_truth("a", box, [1], area=[1e12])], [make_detections("a", box, [1], [0.9])], ["class 1"]
+    )
+    assert (metrics.scalars["coco/AP"], metrics.scalars["coco/AP_large"]) == (1, 1)
 
 
 def test_coco_ignores_difficult_objects():

@@ -56,6 +56,19 @@ def test_voc_ignores_difficult_objects():
     assert voc_ap(with_difficult, false_positive) == voc_ap(plain, false_positive) == 0.5
 
 
+def test_voc_ignores_detections_inside_a_crowd_like_coco():
+    # The second detection covers a hundredth of the crowd; the third is in it by less than half.
+    scene = [make_ground_truth("a", [BOX, [200, 200, 500, 500]], [1, 1], crowd=[False, True])]
+    inside = [make_detections("a", [BOX, [200, 200, 230, 230]], [1, 1], [0.5, 0.9])]
+    assert voc_ap(scene, inside) == 1
+    assert assert_equals_pycocotools(scene, inside, 1).scalars["coco/AP"] == pytest.approx(1)
+    beside = [make_detections("a", [BOX, [150, 200, 249, 300]], [1, 1], [0.5, 0.9])]
+    assert voc_ap(scene, beside) == 0.5
+    # A crowd of another class ignores nothing.
+    other = [make_ground_truth("a", [BOX, [200, 200, 500, 500]], [1, 2], crowd=[False, True])]
+    assert assert_equals_devkit(other, inside, 2).per_class["class 1"]["voc/AP"] == 0.5
+
+
 def test_voc_matches_an_object_once():
     detections = [make_detections("a", [BOX, NEAR, OTHER], [1, 1, 1], [0.9, 0.8, 0.7])]
     # True positive, duplicate, true positive.

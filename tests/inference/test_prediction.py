@@ -131,6 +131,8 @@ def test_thresholds_apply_to_all_classes_to_one_or_come_from_an_evaluation(tmp_p
     ):
         assert parse_thresholds(text, CLASSES).tolist() == expected, text
     assert parse_thresholds("a:b:0.3", ("a:b",)).tolist() == [0.3], "a class may have a colon in its name"
+    names = ("a,b", "b", "a,b,b")
+    assert parse_thresholds("0.5,a,b:0.3, a,b,b:0.1,b:0.2,", names).tolist() == [0.3, 0.2, 0.1], "or commas"
 
 
 @pytest.mark.parametrize(

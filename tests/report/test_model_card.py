@@ -9,6 +9,7 @@ from support.synthetic import write_dataset
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.config_files import dump_config
+from ssd_dist.evaluation.metrics_table import describe_split
 from ssd_dist.report.model_card import record_evaluation, write_model_card
 
 SETTINGS = {"model": {"input_size": 64, "width": 0.35}}
@@ -56,14 +57,28 @@ def test_the_model_card_states_data_input_weights_and_metrics(run) -> None:
 
 
 def test_an_evaluation_on_another_split_is_added(run) -> None:
-    record_evaluation(str(run), "test", "best", 2, METRICS)
+    record_evaluation(str(run), "test", 2, METRICS)
     assert not (run / "model_card.md").exists(), "only a finished run has a model card"
     write_model_card(str(run))
-    record_evaluation(str(run), "test", "best", 2, METRICS | {"coco/AP": 0.125})
+    record_evaluation(str(run), "test", 2, METRICS | {"coco/AP": 0.125})
     # That of the evaluation split is in the model card already.
-    record_evaluation(str(run), "val", "best", 4, METRICS)
+    record_evaluation(str(run), "val", 4, METRICS)
+    record_evaluation(str(run), "train", 8, METRICS)
     rows = [line for line in (run / "model_card.md").read_text().splitlines() if "| 0.500 | 0.750 |" in line]
-    assert rows == ["| val | best, step 6 | 4 | 0.250 | 0.500 | 0.750 |", "| test | best | 2 | 0.125 | 0.500 | 0.750 |"]
+    assert rows == [
+        "| val | best, step 6 | 4 | 0.250 | 0.500 | 0.750 |",
+        "| test | best, step 6 | 2 | 0.125 | 0.500 | 0.750 |",
+        f"| {describe_split('train')} | best, step 6 | 8 | 0.250 | 0.500 | 0.750 |",
+    ]
+
+
+def test_the_results_of_an_earlier_best_model_are_not_shown(run) -> None:
+    record_evaluation(str(run), "test", 2, METRICS)
+    assert "| test | best, step 6 |" in read_model_card(run)
+    (run / "best" / "best.json").write_text(json.dumps({"step": 9, "metric": "coco/AP", "value": 0.5}))
+    assert "| test | best" not in read_model_card(run)
+    record_evaluation(str(run), "train", 8, METRICS)
+    assert [row["split"] for row in json.loads((run / "evaluations.json").read_text())] == ["train"]
 
 
 def test_a_run_without_evaluation_has_a_model_card(run) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 
 import numpy as np
@@ -14,7 +15,14 @@ from ssd_dist.core import storage
 from ssd_dist.core.config import CheckpointConfig
 from ssd_dist.core.errors import CheckpointError, RestartError
 from ssd_dist.runs import checkpoint_writer, checkpoints
-from ssd_dist.runs.checkpoints import BestModel, CheckpointStore, find_damage, latest_checkpoint, read_best
+from ssd_dist.runs.checkpoints import (
+    BestModel,
+    CheckpointStore,
+    complete_checkpoints,
+    find_damage,
+    latest_checkpoint,
+    read_best,
+)
 
 CONFIG = CheckpointConfig(keep=2)
 
@@ -126,6 +134,16 @@ def test_a_run_killed_while_it_writes_its_first_checkpoint_starts_again(store, v
     assert "a new run" in warning
     save_steps(again, fresh, 2)
     assert reopen(tmp_path)[1].restore_latest().endswith("ckpt-2")
+
+
+def test_copies_of_a_checkpoint_under_other_names_are_ignored(store, value, tmp_path):
+    save_steps(store, value, 1)
+    for name in ("ckpt-1-copy", "ckpt-1 (copy)", "ckpt-x"):
+        for file in (tmp_path / "checkpoints").glob("ckpt-1.*"):
+            shutil.copy(file, file.with_name(f"{name}{file.suffix}"))
+    _, again = reopen(tmp_path)
+    assert again.restore_latest().endswith("/ckpt-1")
+    assert len(complete_checkpoints(str(tmp_path / "checkpoints"))) == 1
 
 
 def test_a_partly_written_checkpoint_is_ignored(store, value, tmp_path):

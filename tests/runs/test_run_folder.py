@@ -118,6 +118,34 @@ def test_the_best_model_by_the_metric_on_other_records_is_set_aside(manifest, tm
     assert (run / name / "best.json").exists()
 
 
+def test_every_best_model_that_is_set_aside_is_kept(manifest, tmp_path):
+    run = Path(start_run(tmp_path, changed(tmp_path), manifest))
+    for data, step in ((with_other_records(manifest, "val"), 3), (manifest, 5)):
+        (run / "best").mkdir()
+        (run / "best/best.json").write_text(json.dumps({"step": step, "value": 0.8, "metric": "coco/AP"}))
+        open_run_folder(str(run), changed(tmp_path), data, allow_new_data=True)
+    kept = {path.name: json.loads((path / "best.json").read_text())["step"] for path in run.glob("best*")}
+    assert kept == {"best_on_earlier_data": 3, "best_on_earlier_data_2": 5}
+
+
+@pytest.mark.parametrize("damaged", [b"{", b"\xff"])
+def test_a_damaged_manifest_of_a_run_is_replaced_by_that_of_the_data(manifest, tmp_path, damaged):
+    config = changed(tmp_path, "data.dir=/shards")
+    run = Path(start_run(tmp_path, config, manifest))
+    (run / "dataset.json").write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=r"run/dataset.json .*; replace it by /shards/dataset.json"):
+        open_run_folder(str(run), config, manifest)
+    # Without a checkpoint, nothing depends on it.
+    (run / "checkpoints/ckpt-1.seal").unlink()
+    open_run_folder(str(run), config, manifest)
+    assert read_run_folder(str(run))[1] == manifest
+
+
+def test_a_folder_that_cannot_be_read_is_reported(tmp_path):
+    with pytest.raises(UsageError, match=r"--model_dir=.* cannot be read: .*File name too long"):
+        read_run_folder(str(tmp_path / ("x" * 300)))
+
+
 def test_the_best_model_by_the_metric_on_another_split_is_set_aside(tmp_path):
     """`eval.split: auto` selects test, and val as soon as there is one."""
     config = Config.model_validate(SMALL)
@@ -232,7 +260,11 @@ def test_invalid_folder_names_are_rejected():
     for name in ("runs/a[1]", "run*", "run?"):
         with pytest.raises(UsageError, match="wildcard"):
             check_folder_name(name)
+    for name in ("a\nb", "a\x1b", "a\udcff"):
+        with pytest.raises(UsageError, match="line break, another control character or invalid UTF-8"):
+            check_folder_name(name)
     check_folder_name("/gcs/B/run (1) {a}")
+    check_folder_name("\N{CJK UNIFIED IDEOGRAPH-4E00}\N{IDEOGRAPHIC SPACE}\N{FAMILY}")
 
 
 def test_a_run_beyond_its_last_step_is_rejected():

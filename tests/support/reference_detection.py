@@ -67,12 +67,22 @@ def detect_reference(
 
 @dataclass(frozen=True)
 class VocImage:
-    """One image of one class: objects [N, 4] with their difficult flags, and detections [D, 4] with scores [D]."""
+    """One image of one class: objects [N, 4] with their difficult flags, detections [D, 4] with scores [D], crowds."""
 
     objects: np.ndarray
     difficult: Sequence[bool]
     boxes: np.ndarray
     scores: Sequence[float]
+    crowds: Sequence[np.ndarray] = ()
+
+
+def cover_reference(box: np.ndarray, crowd: np.ndarray) -> float:
+    """Returns the share of a box that a crowd covers, as COCO's evaluation defines the overlap with a crowd."""
+    ymin, xmin, ymax, xmax = map(float, box)
+    height = min(ymax, float(crowd[2])) - max(ymin, float(crowd[0]))
+    width = min(xmax, float(crowd[3])) - max(xmin, float(crowd[1]))
+    area = (ymax - ymin) * (xmax - xmin)
+    return max(height, 0.0) * max(width, 0.0) / area if area > 0 else 0.0
 
 
 def voc_ap_reference(images: Sequence[VocImage], iou_threshold: float = 0.5) -> tuple[float, float] | None:
@@ -80,8 +90,8 @@ def voc_ap_reference(images: Sequence[VocImage], iou_threshold: float = 0.5) -> 
 
     The loop of the devkit: detections of all images are processed by descending score. Each is compared with the object
     of its image with the highest IoU: below the threshold it is a false positive, on a difficult object it is ignored,
-    the first detection on an object is a true positive, further ones are false positives. Ties in the score keep the
-    order of images and of detections.
+    the first detection on an object is a true positive, further ones are false positives, unless they are in a crowd.
+    Ties in the score keep the order of images and of detections.
     """
     queue = [(-float(score), i, d) for i, image in enumerate(images) for d, score in enumerate(image.scores)]
     objects = sum(not flag for image in images for flag in image.difficult)
@@ -101,6 +111,8 @@ def voc_ap_reference(images: Sequence[VocImage], iou_threshold: float = 0.5) -> 
         if best_iou >= iou_threshold and (i, best) not in matched:
             matched.add((i, best))
             true_positives += 1
+        elif any(cover_reference(images[i].boxes[d], crowd) >= iou_threshold for crowd in images[i].crowds):
+            continue
         else:
             false_positives += 1
         recalls.append(true_positives / objects)
