@@ -5,7 +5,7 @@ is computed, so the measured time is that of the collectives. The model of a rin
 
     seconds = 2 (R - 1) latency + 2 (R - 1) / R * S / bandwidth
 
-is fitted to the times of both vector sizes; docs/clusters.md applies it to GPUs. The reference is the minimum traffic
+is fitted to the times of both vector sizes; docs/scaling.md applies it to GPUs. The reference is the minimum traffic
 of a ring of two workers through plain sockets: each side sends its whole vector once.
 """
 

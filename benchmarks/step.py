@@ -115,7 +115,14 @@ def write_through(path: Path, data: bytes) -> None:
 
 def measure_alone(work: Callable[[], object]) -> float:
     """Measures the median seconds of a part of the step on its own."""
-    return take_turns(tf.function(work, autograph=False), lambda: None, 20)[0]
+    compiled = tf.function(work, autograph=False)
+
+    def run() -> None:
+        compiled()
+        # A call returns as soon as its kernels are queued.
+        tf.test.experimental.sync_devices()
+
+    return take_turns(run, lambda: None, 20)[0]
 
 
 def measure_loss(config: Config, batch: TrainBatch, outputs: dict[str, tf.Tensor]) -> float:

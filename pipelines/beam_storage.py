@@ -298,12 +298,18 @@ def _retry(path: str, read: Callable[[BinaryIO], bytes]) -> bytes:
     except Exception as error:
         if _has_no_such_file(error):
             raise FileNotFoundError(f"{path:.500} does not exist") from None
+        if _is_refused(error):
+            raise PermissionError(f"{path:.500}: {type(error).__name__}; check the permissions") from None
         raise
 
 
 def _is_transient(error: Exception) -> bool:
     """Returns whether another attempt to read may succeed."""
-    return not isinstance(error, (*LASTING, ValueError)) and not _has_no_such_file(error)
+    return not isinstance(error, (*LASTING, ValueError)) and not _has_no_such_file(error) and not _is_refused(error)
+
+
+def _is_refused(error: Exception) -> bool:
+    return getattr(error, "code", None) in REFUSALS
 
 
 def _has_no_such_file(error: Exception) -> bool:
@@ -345,9 +351,10 @@ def _match_local(pattern: str) -> list[str]:
         return [pattern] if os.path.exists(pattern) else []
     folder = posixpath.dirname(literal[0])
     levels = None if "**" in pattern else path_below(folder, pattern).count("/")
+    found = _walk(folder, levels) if folder else (path.removeprefix("./") for path in _walk(".", levels))
     # Beam excludes backslashes, which names in an archive of another system may contain.
     matches = re.compile(FileSystem.translate_pattern(pattern).replace(r"[^/\\]", "[^/]")).match
-    return [path for path in _walk(folder, levels) if matches(path)]
+    return [path for path in found if matches(path)]
 
 
 def _raise_unreadable(error: OSError) -> None:

@@ -28,12 +28,12 @@ from ssd_dist.core.manifest import Manifest
 def submit_job(job: PrepareJob, options: PipelineOptions) -> list[str]:
     """Submits the job as a dry run or as a template and returns the names of its steps."""
     set_workers(options, job.workers)
-    pipeline = beam.Pipeline(runner=make_runner(options), options=options)
-    # A template may run several times, each time as another job.
-    build_pipeline(pipeline, replace(job, job_id=""))
-    # Only Dataflow supports a dry run; other runners would execute the job.
-    if runner_name(options) == "dataflowrunner":
-        with translate_failures(options):
+    with translate_failures(options):
+        pipeline = beam.Pipeline(runner=make_runner(options), options=options)
+        # A template may run several times, each time as another job.
+        build_pipeline(pipeline, replace(job, job_id=""))
+        # Only Dataflow supports a dry run; other runners would execute the job.
+        if runner_name(options) == "dataflowrunner":
             pipeline.run()
     return step_names(pipeline)
 

@@ -108,16 +108,16 @@ def write_manifest(reports: Sequence[tuple[str, str]], job: ManifestJob) -> str:
         paths_by_split.setdefault(split, []).append(path)
     classes = read_report(reports[0][1]).classes
     for name in job.optional & paths_by_split.keys():
-        if not any(read_report(path).images_read for path in paths_by_split[name]):
-            delete_stale_files(join(job.output, name), [])
-            del paths_by_split[name]
+        if not any(read_report(path).images for path in paths_by_split[name]):
+            omit_split(name, paths_by_split.pop(name), job)
     prepared = [write_split(name, paths, job) for name, paths in paths_by_split.items()]
     for name in paths_by_split:
         check_job_id(job.output, name, job.job_id)
     path = join(job.output, MANIFEST_NAME)
     with beam_storage.locked(job.output):
         manifest = read_manifest(job.output)
-        if manifest is not None and {*manifest.splits} - {*paths_by_split} and manifest.classes != classes:
+        kept_splits = set() if manifest is None else {*manifest.splits} - {*paths_by_split} - job.optional
+        if manifest is not None and kept_splits and manifest.classes != classes:
             # The same label would stand for different classes in different splits.
             raise DataError(f"{path}: another run wrote it meanwhile with other classes; run this one again")
         beam_storage.write_bytes(path, add_splits(manifest, prepared, classes, job).to_json().encode())
@@ -125,6 +125,22 @@ def write_manifest(reports: Sequence[tuple[str, str]], job: ManifestJob) -> str:
         kept = [*paths_by_split[written.name], *(shard.file for view in written.entry.views for shard in view.shards)]
         delete_stale_files(join(job.output, written.name), kept)
     return path
+
+
+def omit_split(name: str, paths: list[str], job: ManifestJob) -> None:
+    """Writes the rejections of a split without a usable image, and deletes its other files of an earlier job."""
+    folder = join(job.output, name)
+    write_rejections(folder, list(map(read_report, paths)))
+    delete_stale_files(folder, [])
+    beam_storage.delete_files([join(folder, file) for file in (HASHES_NAME, COPIES_NAME)])
+
+
+def write_rejections(folder: str, reports: Sequence[ShardReport]) -> list[Rejected]:
+    """Writes the rejections of a split, a line for each image or box, and returns them in the order of the source."""
+    rejected = sorted((line for report in reports for line in report.rejected), key=lambda line: line.index)
+    lines = [json.dumps(line.model_dump(exclude={"index"}), ensure_ascii=False) for line in rejected]
+    beam_storage.write_bytes(join(folder, REJECTED_NAME), "".join(f"{line}\n" for line in lines).encode())
+    return rejected
 
 
 def write_split(name: str, paths: list[str], job: ManifestJob) -> PreparedSplit:
@@ -135,9 +151,7 @@ def write_split(name: str, paths: list[str], job: ManifestJob) -> PreparedSplit:
     """
     reports = list(map(read_report, paths))
     folder = join(job.output, name)
-    rejected = sorted((line for report in reports for line in report.rejected), key=lambda line: line.index)
-    lines = [json.dumps(line.model_dump(exclude={"index"}), ensure_ascii=False) for line in rejected]
-    beam_storage.write_bytes(join(folder, REJECTED_NAME), "".join(f"{line}\n" for line in lines).encode())
+    rejected = write_rejections(folder, reports)
     names = map_hashes_to_names(reports)
     crops = CropSettings.from_config(job.config.data.augmentation) if len(reports[0].views) > 1 else None
     split = merge_reports(reports, f"{name}/{HASHES_NAME}", rejected, crops)
@@ -247,7 +261,8 @@ def check_split(name: str, split: Split, rejected: Sequence[Rejected], job: Mani
         ("images", of_images, split.images_read - split.images, split.images_read),
         ("boxes", of_boxes, split.boxes_read - split.boxes, split.boxes_read),
     ):
-        if number > job.max_rejected_fraction * read:
+        # 29 of 100 is 0.29, but 0.29 * 100 is less than 29.
+        if number > job.max_rejected_fraction * read + 1e-9 * read:
             raise DataError(
                 f"split {name!r}: {number} of {read} {what} were rejected, more than "
                 f"--max_rejected_fraction={job.max_rejected_fraction:g} allows; {describe_rejections(lines)}; {where}"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import posixpath
 import re
 import uuid
@@ -22,11 +23,15 @@ from pipelines.split_folder import PARTS_FOLDER
 from ssd_dist.core.commands import config_from_flags, required_flag
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError, UsageError
-from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, target_spec
+from ssd_dist.core.manifest import MANIFEST_NAME, Manifest, is_split_name, target_spec
 from ssd_dist.core.printable import print_line
 from ssd_dist.core.storage import is_remote, join
 
 NO_DIVISION = "none"
+# Without the wildcards of patterns.
+SPLIT_NAME = re.compile(r"\w[^*?\[:]*")
+# The settings that the shards of a split were made with.
+SETTINGS_NAME = "job.json"
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,10 @@ def job_from_flags() -> PrepareJob:
     if not values.input:
         raise UsageError(f"--input is missing: {values['input'].help}")
     output = required_flag("output").rstrip("/") or "/"
-    for path in (*values.input, values.image_dir, values.classes, output):
+    for path in (*values.input, values.image_dir, values.classes, values.survey, output):
         beam_storage.check_scheme(path)
+    if os.path.isdir(values.survey):
+        raise UsageError(f"--survey={values.survey} is a folder; give the name of a JSON file")
     require_folder(output)
     places = [posixpath.normpath(path) for path in values.input]
     for index, place in enumerate(places):
@@ -95,10 +102,19 @@ def job_from_flags() -> PrepareJob:
     inputs = tuple(path if beam_storage.is_pattern(path) else path.rstrip("/") or "/" for path in values.input)
     image_dir = values.image_dir.rstrip("/") or values.image_dir
     detected = detect_format(inputs, image_dir, values.input_format)
+    roots = [root if is_remote(root) else os.path.realpath(root) for root in detected.roots]
+    for index, root in enumerate(roots):
+        if root in roots[:index]:
+            raise UsageError(
+                f"--input={inputs[roots.index(root)]} and --input={inputs[index]} are the same dataset; pass it once"
+            )
     plans = _plan_from_flags(detected)
     for plan in plans:
-        if not re.fullmatch(r"\w[\w .-]*", plan.name) or plan.name == MANIFEST_NAME:
-            raise UsageError(f"--split={plan.name}: expected a plain name, for example train")
+        if not (SPLIT_NAME.fullmatch(plan.name) and is_split_name(plan.name)) or plan.name == MANIFEST_NAME:
+            raise UsageError(
+                f"--split={plan.name}: expected a plain name, for example train; to rename a split of the source, give "
+                f"--split=NAME --source_split={plan.name}"
+            )
     manifest = read_manifest(output)
     if manifest is not None:
         check_compatible(manifest, config, output)
@@ -185,13 +201,21 @@ def record_job(job: PrepareJob) -> None:
     Raises:
       DataError: if a folder contains shards that were made with other settings.
     """
+    # A job that is refused must not change any split.
     for source in job.sources:
-        _record_split(job, source)
+        _check_settings(job, source)
+    for source in job.sources:
+        folder = join(job.output, source.output_split)
+        if not job.resume:
+            beam_storage.delete_files(beam_storage.match_below(folder, PARTS_FOLDER, "*-of-*.json"))
+        settings = json.dumps(describe_job(job, source), indent=1)
+        beam_storage.write_bytes(join(folder, PARTS_FOLDER, SETTINGS_NAME), settings.encode())
 
 
-def _record_split(job: PrepareJob, source: Source) -> None:
+def _check_settings(job: PrepareJob, source: Source) -> None:
+    """Compares the settings of the job with those of the finished shards of a split."""
     folder = join(job.output, source.output_split)
-    path = join(folder, PARTS_FOLDER, "job.json")
+    path = join(folder, PARTS_FOLDER, SETTINGS_NAME)
     wanted = describe_job(job, source)
     # The settings of a run that failed before its first shard, for example because of a typing error, are ignored.
     if beam_storage.exists(path) and beam_storage.match_below(folder, PARTS_FOLDER, "*-of-*.json"):
@@ -207,9 +231,6 @@ def _record_split(job: PrepareJob, source: Source) -> None:
                 f"{folder}: the shards were prepared with other settings ({', '.join(differing)}; {name} was "
                 f"{previous.get(name)}, is {wanted.get(name)}); choose another --output, or remove that folder"
             )
-    if not job.resume:
-        beam_storage.delete_files(beam_storage.match_below(folder, PARTS_FOLDER, "*-of-*.json"))
-    beam_storage.write_bytes(path, json.dumps(wanted, indent=1).encode())
 
 
 def describe_job(job: PrepareJob, source: Source) -> dict[str, Any]:

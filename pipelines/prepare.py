@@ -14,10 +14,12 @@ from typing import NoReturn
 from absl import flags  # type: ignore[import-untyped]
 
 from pipelines.flags import define_flags
+from pipelines.split_folder import REJECTED_NAME
 from ssd_dist.core.commands import run_command
-from ssd_dist.core.errors import RestartError
+from ssd_dist.core.errors import RestartError, UsageError
 from ssd_dist.core.printable import print_line
 from ssd_dist.core.stage_line import show_stages
+from ssd_dist.core.storage import join
 
 
 def run_main() -> NoReturn:
@@ -61,8 +63,11 @@ def main(arguments: list[str]) -> None:
         stages.show("inspect the dataset")
         job = job_from_flags()
         inputs = [path for source in job.sources for path in (*source.inputs, source.image_dir)]
-        require_remote(options, [*inputs, job.output])
-        if survey := flags.FLAGS["survey"].value:
+        survey = flags.FLAGS["survey"].value
+        require_remote(options, [*inputs, job.output, survey])
+        if survey:
+            if only_submits(options):
+                raise UsageError("--survey cannot be combined with a dry run or a template; omit one of them")
             stages.show("read annotations")
             run_survey(job, options, survey)
             return
@@ -86,11 +91,14 @@ def main(arguments: list[str]) -> None:
         if split in manifest.splits:
             print_summary(manifest, split, job.output)
         else:
-            print_line(f"split {split}: omitted, because its share of the source contains no image")
+            print_line(
+                f"split {split}: omitted, because its share of the source contains no usable image; "
+                f"{join(job.output, split, REJECTED_NAME)} lists what was rejected"
+            )
     for split in manifest.splits.keys() - {*job.splits} if job.writes_all_splits else ():
         print_line(f"note: split {split} in {job.output} is of an earlier job; this source does not contain it")
     if job.writes_all_splits:
-        print_missing_splits(manifest, job.output)
+        print_missing_splits(manifest, job.output, job.optional)
     print_unused_classes(manifest)
 
 

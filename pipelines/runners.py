@@ -117,9 +117,17 @@ def dask_cluster(options: PipelineOptions, workers: int) -> Iterator[None]:
                 n_workers=max(1, workers), threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
             )
             dask.address = stack.enter_context(cluster).scheduler_address
-        # Beam leaves its client open, which would report errors once the scheduler is gone.
-        stack.callback(lambda: distributed.default_client().close())
+        stack.callback(_close_dask_client)
         yield
+
+
+def _close_dask_client() -> None:
+    """Closes the client that Beam leaves open; it would report errors once the scheduler is gone."""
+    from dask import distributed
+
+    # There is none if the scheduler did not answer.
+    with contextlib.suppress(ValueError):
+        distributed.default_client().close()
 
 
 @contextlib.contextmanager
@@ -222,6 +230,8 @@ def explain_failure(error: BaseException, is_local: bool = True) -> SsdDistError
     if isinstance(error, DataError) and "[while running" not in text:
         # Raised in this process, so the runner has not wrapped it.
         return error
+    if problem := _explain_options(str(error)):
+        return UsageError(problem)
     message = text.rpartition("DataError: ")[2] if "DataError: " in text else ""
     # A message may have several lines. Without the note about the step, its end is unknown.
     message, marker, _ = message.partition(" [while running")
@@ -233,6 +243,23 @@ def explain_failure(error: BaseException, is_local: bool = True) -> SsdDistError
             "a worker died (killed, or out of memory); run the same command with --resume, which keeps finished shards"
         )
     return None
+
+
+def _explain_options(text: str) -> str:
+    """Returns what is wrong with the options of a runner, from the message of its exception; empty for another one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if "Pipeline has validations errors" in text:
+        return f"the runner lacks options: {' '.join(lines[1:])} Add them to the command"
+    if "You must specify a --job_endpoint" in text:
+        return "the runner needs the address of its job server; add --job_endpoint=HOST:PORT"
+    if "Unable to fetch remote job server jar" in text:
+        return (
+            f"Beam cannot download the job server of this runner: {lines[0]:.200}; give the file as "
+            "--flink_job_server_jar or --spark_job_server_jar"
+        )
+    if "Timed out trying to connect to" in text:
+        return f"no Dask scheduler answers: {lines[0]}; check --dask_client_address"
+    return ""
 
 
 def is_local(options: PipelineOptions) -> bool:

@@ -62,7 +62,10 @@ def _lock(split: str) -> int:
     # Writing the file this way reports a full or read-only disk as for every other file.
     if not beam_storage.exists(path):
         beam_storage.write_bytes(path, b"")
-    handle = os.open(path, os.O_RDONLY)
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; check its permissions, or delete it") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -51,8 +51,14 @@ def print_unused_classes(manifest: Manifest) -> None:
         )
 
 
-def print_missing_splits(manifest: Manifest, output: str) -> None:
-    """Prints a warning if the output lacks the split that training reads, or the one that it evaluates on."""
+def print_missing_splits(manifest: Manifest, output: str, omitted: Collection[str] = ()) -> None:
+    """Prints a warning if the output lacks the split that training reads, or the one that it evaluates on.
+
+    Args:
+      manifest: the manifest of the output.
+      output: its folder.
+      omitted: splits whose lack was reported with its reason.
+    """
     names = manifest.splits
     if TRAIN_SPLIT not in names:
         print_line(
@@ -61,10 +67,9 @@ def print_missing_splits(manifest: Manifest, output: str) -> None:
         )
     elif "val" not in names:
         effect = "on the split test" if "test" in names else "nothing, so it cannot choose the best checkpoint"
-        print_line(
-            f"warning: {output} has no split val; training evaluates {effect}; add it with --split=val "
-            "--source_split=NAME, or divide the source with --split_by=train:0.8,val:0.2"
-        )
+        fix = "add it with --split=val --source_split=NAME, or divide the source with --split_by=train:0.8,val:0.2"
+        advice = "" if "val" in omitted else f"; {fix}"
+        print_line(f"warning: {output} has no split val; training evaluates {effect}{advice}")
 
 
 def find_warnings(manifest: Manifest, name: str, output: str) -> Iterator[str]:

@@ -44,8 +44,13 @@ def _check_relative_path(path: str) -> str:
     return path
 
 
+def is_split_name(name: str) -> bool:
+    """Returns whether a split may have this name: a plain folder name."""
+    return bool(name) and name not in (".", "..") and not {"/", "\\"} & {*name} and escape(name) == name
+
+
 def _check_name(name: str) -> str:
-    if not name or name in (".", "..") or "/" in name or "\\" in name or escape(name) != name:
+    if not is_split_name(name):
         raise ValueError(f"{_show(name)} is not the name of a split: it must be a plain folder name, such as train")
     return name
 

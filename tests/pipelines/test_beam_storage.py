@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipelines import beam_storage
 from pipelines.annotations import Image, Problem
-from pipelines.image_reading import READ_AHEAD, read_images
+from pipelines.image_reading import READ_AHEAD, read_image, read_images
 from ssd_dist.core import storage
 from ssd_dist.core.errors import DataError, UsageError
 from ssd_dist.core.storage import TEMPORARY
@@ -77,6 +77,20 @@ def test_permanent_errors_are_not_retried(tmp_path, monkeypatch):
     fail_reads(monkeypatch, *[OSError("down")] * (len(storage.RETRY_PAUSES) + 1))
     with pytest.raises(OSError, match="down"):
         beam_storage.read_bytes(str(tmp_path / "x"))
+
+
+def test_a_refused_read_is_permanent(tmp_path, monkeypatch):
+    class Forbidden(Exception):  # noqa: N818  (as Google's client names it)
+        """The error of a cloud client for an object that the account may list, but not read."""
+
+        code = 403
+
+    remaining = fail_reads(monkeypatch, Forbidden(), OSError("never reached"))
+    with pytest.raises(DataError, match=r"gs://b/x: Forbidden; check the permissions"):
+        beam_storage.read_text("gs://b/x")
+    assert len(remaining) == 1
+    fail_reads(monkeypatch, Forbidden())
+    assert read_image(Image("x", 0, 0, "", "x.jpg", "gs://b/x.jpg")).reason == "unreadable"
 
 
 @pytest.mark.parametrize(
@@ -182,9 +196,12 @@ def test_files_are_matched_as_beam_matches_them(tmp_path, monkeypatch):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     for pattern in ("*", "**", "a/*", "a/**", "*/*.jpg", "*/*", "train*", "a/x.jpg", "no", "no/*", "a/*/", "a?1?/*"):
-        for path in (pattern, f"./{pattern}", str(tmp_path / pattern)):
+        for path in (f"./{pattern}", str(tmp_path / pattern)):
             expected = beam_storage.FileSystems.match([path])[0].metadata_list
             assert beam_storage.match_files(path) == sorted(found.path for found in expected), path
+        # Beam finds nothing for a pattern without a folder.
+        expected = [path.removeprefix("./") for path in beam_storage.match_files(f"./{pattern}")]
+        assert beam_storage.match_files(pattern) == sorted(expected), pattern
 
 
 def test_wildcards_in_the_name_of_a_folder_are_literal(tmp_path):

@@ -87,7 +87,7 @@ def test_the_empty_share_of_a_tiny_source_is_omitted(tmp_path, command):
     assert (code, err) == (0, "")
     splits = json.loads((tmp_path / "out/dataset.json").read_text())["splits"]
     assert {name: split["images"] for name, split in splits.items()} == {"train": 1}
-    assert "split val: omitted, because its share of the source contains no image" in out
+    assert "split val: omitted, because its share of the source contains no usable image" in out
     assert not list((tmp_path / "out/val").glob("*.tfrecord"))
 
 

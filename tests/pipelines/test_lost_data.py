@@ -6,6 +6,9 @@ import os
 import pytest
 from raw_sets import jpeg, make_voc, voc_xml, write_files
 
+from pipelines.readers.sources import assign_split
+
+SHARES = (("train", 0.8), ("val", 0.2))
 BOX = ("car", 12, 8, 36, 24)
 
 
@@ -115,3 +118,44 @@ def test_a_note_on_other_files_does_not_hide_the_images_outside_the_splits(tmp_p
     out, _ = run("--split_by=none")
     assert "note: not read: mine.csv" in out
     assert "note: 1 of 3 image files" in out
+
+
+def find_names(split: str, count: int, prefix: str = "i", image_id: str = "{}") -> list[str]:
+    """Returns names of images in one split of the automatic division."""
+    names = (f"{prefix}{number}" for number in range(100))
+    return [name for name in names if assign_split(image_id.format(name), SHARES) == split][:count]
+
+
+def test_a_validation_share_without_a_usable_image_is_omitted_with_its_rejections(tmp_path, run):
+    labeled, others = find_names("train", 3), find_names("val", 2, "u", f"{tmp_path}/raw/{{}}.jpg")
+    write_flat_voc(tmp_path / "raw", labeled, images=[f"{name}.jpg" for name in others])
+    out, manifest = run()
+    assert {name: split["images"] for name, split in manifest["splits"].items()} == {"train": 3}
+    assert f"split val: omitted, because its share of the source contains no usable image; {tmp_path}" in out
+    lines = [json.loads(line) for line in (tmp_path / "out/val/rejected.jsonl").read_text().splitlines()]
+    assert {(line["image"], line["reason"]) for line in lines} == {
+        (f"{tmp_path}/raw/{name}.jpg", "not_annotated") for name in others
+    }
+    assert "add it with" not in out
+
+
+def test_a_dataset_may_lose_its_validation_share_and_a_class(tmp_path, run):
+    train, val = find_names("train", 3), find_names("val", 1)
+    write_flat_voc(tmp_path / "raw", [*train, *val])
+    (tmp_path / f"raw/{val[0]}.xml").write_text(voc_xml(f"{val[0]}.jpg", [("tram", *BOX[1:])]))
+    assert {*run()[1]["splits"]} == {"train", "val"}
+    for suffix in (".jpg", ".xml"):
+        (tmp_path / f"raw/{val[0]}{suffix}").unlink()
+    _, manifest = run()
+    assert (manifest["classes"], {*manifest["splits"]}) == (["car"], {"train"})
+    assert not list((tmp_path / "out/val").glob("*.tfrecord"))
+    assert not (tmp_path / "out/val/image_hashes.npy").exists()
+
+
+def test_a_limit_of_rejections_is_not_rounded(tmp_path, run):
+    names = [f"i{number:03}" for number in range(100)]
+    write_flat_voc(tmp_path / "raw", names)
+    for name in names[:29]:
+        (tmp_path / f"raw/{name}.jpg").write_bytes(b"damaged")
+    _, manifest = run("--split_by=none", "--max_rejected_fraction=0.29")
+    assert manifest["splits"]["train"]["rejected_images"] == {"unreadable": 29}

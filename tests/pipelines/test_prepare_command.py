@@ -86,6 +86,12 @@ def test_class_names_are_printed_literally(workspace, run, monkeypatch, terminal
         (["--split_by=train:0.5,train:0.5"], [], 2, ["twice"]),
         (["--split=dataset.json"], ["--split"], 2, ["plain name"]),
         (["--split=-x"], ["--split"], 2, ["plain name"]),
+        (["--split=x*"], ["--split"], 2, ["plain name", "--source_split=x*"]),
+        (["--survey=s3://b/x.json"], [], 2, ["s3://b/x.json", "gs://"]),
+        (["--survey=voc"], [], 2, ["--survey=voc", "folder"]),
+        (["--survey=x.json", "--dry_run=True"], [], 2, ["--survey", "dry run"]),
+        (["--runner=PortableRunner"], [], 2, ["--job_endpoint"]),
+        (["--runner=DataflowRunner", "--dry_run=True"], [], 2, ["project", "region", "temp_location"]),
         (["--max_rejected_fraction=nan"], [], 2, ["max_rejected_fraction", "nan"]),
         (["--output=gs:/bucket"], ["--output"], 2, ["gs:/bucket", "gs://"]),
         (["--output=gs://bucket/"], ["--output"], 2, ["gs://bucket/folder"]),
@@ -259,6 +265,22 @@ def test_a_signal_before_the_job_exits_with_the_restart_code(run, monkeypatch):
 def test_an_input_given_twice_is_refused(run):
     code, _, err = run("--input=./voc/")
     assert (code, "--input=./voc/ is given twice" in err) == (2, True), err
+
+
+def test_inputs_that_are_the_same_dataset_are_refused(workspace, run):
+    (workspace / "link").symlink_to("voc")
+    code, _, err = run("--input=link")
+    assert (code, "--input=voc and --input=link are the same dataset" in err) == (2, True), err
+
+
+def test_a_refused_job_changes_no_split(workspace, run):
+    assert run("--split_by=train:0.5,val:0.5", without=["--split"])[0] == 0
+    # The settings of the first split fit, those of the second do not.
+    (workspace / "out/val/.parts/job.json").write_text('{"shards": 7}')
+    before = digests(workspace / "out")
+    code, _, err = run("--split_by=train:0.5,val:0.5", without=["--split"])
+    assert (code, "out/val: the shards were prepared with other settings" in err) == (3, True), err
+    assert digests(workspace / "out") == before
 
 
 @pytest.mark.parametrize("text", [b"{", b"[1]", b"\xff"])
