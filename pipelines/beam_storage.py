@@ -45,6 +45,10 @@ UNWRITABLE = (
 SYSTEM_FOLDERS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 
 
+class RefusedError(DataError):
+    """The store refused to read a file: the job fails, because data would be omitted that can be read later."""
+
+
 def check_scheme(path: str) -> None:
     """Checks that a path is local or below a bucket of Google Cloud Storage.
 
@@ -299,7 +303,7 @@ def _retry(path: str, read: Callable[[BinaryIO], bytes]) -> bytes:
         if _has_no_such_file(error):
             raise FileNotFoundError(f"{path:.500} does not exist") from None
         if _is_refused(error):
-            raise PermissionError(f"{path:.500}: {type(error).__name__}; check the permissions") from None
+            raise RefusedError(f"{path:.500}: {type(error).__name__}; check the permissions of the account") from None
         raise
 
 

@@ -98,7 +98,7 @@ class SplitPlan:
       source_split: its name in the source; empty for a source without splits.
       shares: the shares by which the split of the source is divided; empty to read all of it.
       reads_all_names: whether `source_split` is a name in the output, see `Source`.
-      is_optional: whether the split is omitted if it contains no image.
+      is_optional: whether the split is omitted if it contains no usable image.
     """
 
     name: str

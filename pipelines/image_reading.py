@@ -57,6 +57,8 @@ def read_image(image: Image) -> bytes | Problem:
         return encoded if isinstance(encoded, bytes) else Problem("unreadable", detail)
     except (FileNotFoundError, NotADirectoryError):
         return _read_by_stem(image)
+    except beam_storage.RefusedError:
+        raise
     except (IsADirectoryError, PermissionError) as error:
         return Problem("unreadable", str(error))
     except (DataError, KeyError, IndexError, TypeError, ValueError) as error:

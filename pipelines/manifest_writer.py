@@ -107,11 +107,15 @@ def write_manifest(reports: Sequence[tuple[str, str]], job: ManifestJob) -> str:
     for split, path in reports:
         paths_by_split.setdefault(split, []).append(path)
     classes = read_report(reports[0][1]).classes
-    for name in job.optional & paths_by_split.keys():
-        if not any(read_report(path).images for path in paths_by_split[name]):
-            omit_split(name, paths_by_split.pop(name), job)
+    omitted = [
+        name
+        for name in sorted(job.optional & paths_by_split.keys())
+        if not any(read_report(path).images for path in paths_by_split[name])
+    ]
+    for name in omitted:
+        reject_split(name, paths_by_split.pop(name), job)
     prepared = [write_split(name, paths, job) for name, paths in paths_by_split.items()]
-    for name in paths_by_split:
+    for name in (*paths_by_split, *omitted):
         check_job_id(job.output, name, job.job_id)
     path = join(job.output, MANIFEST_NAME)
     with beam_storage.locked(job.output):
@@ -124,15 +128,21 @@ def write_manifest(reports: Sequence[tuple[str, str]], job: ManifestJob) -> str:
     for written in prepared:
         kept = [*paths_by_split[written.name], *(shard.file for view in written.entry.views for shard in view.shards)]
         delete_stale_files(join(job.output, written.name), kept)
+    for name in omitted:
+        delete_stale_files(join(job.output, name), [])
+        beam_storage.delete_files([join(job.output, name, file) for file in (HASHES_NAME, COPIES_NAME)])
     return path
 
 
-def omit_split(name: str, paths: list[str], job: ManifestJob) -> None:
-    """Writes the rejections of a split without a usable image, and deletes its other files of an earlier job."""
-    folder = join(job.output, name)
-    write_rejections(folder, list(map(read_report, paths)))
-    delete_stale_files(folder, [])
-    beam_storage.delete_files([join(folder, file) for file in (HASHES_NAME, COPIES_NAME)])
+def reject_split(name: str, paths: list[str], job: ManifestJob) -> None:
+    """Writes the rejections of a split without a usable image.
+
+    Raises:
+      DataError: if too much was rejected.
+    """
+    reports = list(map(read_report, paths))
+    rejected = write_rejections(join(job.output, name), reports)
+    check_fractions(name, merge_reports(reports, "", rejected, None), rejected, job)
 
 
 def write_rejections(folder: str, reports: Sequence[ShardReport]) -> list[Rejected]:
@@ -250,19 +260,35 @@ def check_split(name: str, split: Split, rejected: Sequence[Rejected], job: Mani
             f"split {name!r}: the source lists no images; check --input and --source_split, or write a small source as "
             "one split with --split_by=none"
         )
-    of_images, of_boxes = ([line for line in rejected if bool(line.where) == is_box] for is_box in (False, True))
+    of_images, of_boxes = divide_rejections(rejected)
     if not split.images:
         cause = describe_rejections(of_images)
         raise DataError(f"split {name!r}: all {split.images_read} images were rejected; {cause}; {where}")
     if split.boxes_read and not split.boxes:
         cause = describe_rejections(of_boxes)
         raise DataError(f"split {name!r}: all {split.boxes_read} boxes were rejected; {cause}; {where}")
+    check_fractions(name, split, rejected, job)
+
+
+def divide_rejections(rejected: Sequence[Rejected]) -> tuple[list[Rejected], list[Rejected]]:
+    """Returns the rejections of whole images and those of boxes."""
+    return [line for line in rejected if not line.where], [line for line in rejected if line.where]
+
+
+def check_fractions(name: str, split: Split, rejected: Sequence[Rejected], job: ManifestJob) -> None:
+    """Checks that the rejected fractions of images and boxes are within the limit.
+
+    Raises:
+      DataError: with the counts, the most frequent reason, an example and the path of the file with all reasons.
+    """
+    where = f"all reasons are in {join(job.output, name, REJECTED_NAME)}"
+    of_images, of_boxes = divide_rejections(rejected)
     for what, lines, number, read in (
         ("images", of_images, split.images_read - split.images, split.images_read),
         ("boxes", of_boxes, split.boxes_read - split.boxes, split.boxes_read),
     ):
         # 29 of 100 is 0.29, but 0.29 * 100 is less than 29.
-        if number > job.max_rejected_fraction * read + 1e-9 * read:
+        if number > (job.max_rejected_fraction + 1e-9) * read:
             raise DataError(
                 f"split {name!r}: {number} of {read} {what} were rejected, more than "
                 f"--max_rejected_fraction={job.max_rejected_fraction:g} allows; {describe_rejections(lines)}; {where}"

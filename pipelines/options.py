@@ -49,7 +49,7 @@ class PrepareJob:
       class_file: class names in the file of `--classes`; empty without that flag.
       resume: whether finished shards of an earlier run are kept.
       workers: number of worker processes; 0 uses the default of the runner.
-      optional: names of splits that are omitted if they contain no image.
+      optional: names of splits that are omitted if they contain no usable image.
       writes_all_splits: whether the job writes every split of the source.
       job_id: identifies this run among runs that write the same splits; empty for a job that is only submitted.
     """
@@ -98,8 +98,7 @@ def job_from_flags() -> PrepareJob:
     if math.isnan(values.max_rejected_fraction):
         raise UsageError("--max_rejected_fraction=nan: expected a number from 0 to 1")
     config = config_from_flags(is_required=False)
-    # Shells append a slash when they complete the name of a folder.
-    inputs = tuple(path if beam_storage.is_pattern(path) else path.rstrip("/") or "/" for path in values.input)
+    inputs = tuple(map(_normalize_input, values.input))
     image_dir = values.image_dir.rstrip("/") or values.image_dir
     detected = detect_format(inputs, image_dir, values.input_format)
     roots = [root if is_remote(root) else os.path.realpath(root) for root in detected.roots]
@@ -111,10 +110,9 @@ def job_from_flags() -> PrepareJob:
     plans = _plan_from_flags(detected)
     for plan in plans:
         if not (SPLIT_NAME.fullmatch(plan.name) and is_split_name(plan.name)) or plan.name == MANIFEST_NAME:
-            raise UsageError(
-                f"--split={plan.name}: expected a plain name, for example train; to rename a split of the source, give "
-                f"--split=NAME --source_split={plan.name}"
-            )
+            is_given = values.split or values.split_by not in ("", NO_DIVISION)
+            fix = "" if is_given else f"; rename it with --split=NAME --source_split={plan.name}"
+            raise UsageError(f"--split={plan.name}: expected a plain name, for example train{fix}")
     manifest = read_manifest(output)
     if manifest is not None:
         check_compatible(manifest, config, output)
@@ -133,6 +131,14 @@ def job_from_flags() -> PrepareJob:
         optional=frozenset(plan.name for plan in plans if plan.is_optional),
         writes_all_splits=not values.split,
     )
+
+
+def _normalize_input(path: str) -> str:
+    """Returns an input in the form in which its files are listed."""
+    if beam_storage.is_pattern(path):
+        return path if "/" in path else f"./{path}"
+    # Shells append a slash when they complete the name of a folder.
+    return path.rstrip("/") or "/"
 
 
 def require_folder(output: str) -> None:

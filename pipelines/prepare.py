@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> None:
     with show_stages("start Apache Beam") as stages:
         from apache_beam.io.filesystems import FileSystems
 
+        from pipelines.beam_storage import size
         from pipelines.job import run_job, submit_job
         from pipelines.options import job_from_flags
         from pipelines.runners import STDERR, is_dry_run, only_submits, parse_beam_options, quiet_logs, require_remote
@@ -91,10 +92,9 @@ def main(arguments: list[str]) -> None:
         if split in manifest.splits:
             print_summary(manifest, split, job.output)
         else:
-            print_line(
-                f"split {split}: omitted, because its share of the source contains no usable image; "
-                f"{join(job.output, split, REJECTED_NAME)} lists what was rejected"
-            )
+            rejected = join(job.output, split, REJECTED_NAME)
+            where = f"; {rejected} lists what was rejected" if size(rejected) > 0 else ""
+            print_line(f"split {split}: omitted, because its share of the source contains no usable image{where}")
     for split in manifest.splits.keys() - {*job.splits} if job.writes_all_splits else ():
         print_line(f"note: split {split} in {job.output} is of an earlier job; this source does not contain it")
     if job.writes_all_splits:

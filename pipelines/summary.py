@@ -57,7 +57,7 @@ def print_missing_splits(manifest: Manifest, output: str, omitted: Collection[st
     Args:
       manifest: the manifest of the output.
       output: its folder.
-      omitted: splits whose lack was reported with its reason.
+      omitted: splits that may be missing because they have no usable image, which is reported elsewhere.
     """
     names = manifest.splits
     if TRAIN_SPLIT not in names:

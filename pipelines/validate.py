@@ -69,22 +69,25 @@ def check_size(image: Image, height: int, width: int) -> Problem | None:
 
 
 def check_rotation(image: Image, upright: tuple[int, int], stored: tuple[int, int]) -> Problem | None:
-    """Returns a problem if a box fits the image only before its EXIF rotation; the boxes refer to the upright image.
+    """Returns a problem if boxes fit the image only before its EXIF rotation; they should refer to the upright image.
+
+    A box that fits only the upright image shows that they do; then another one extends beyond the border.
 
     Args:
       image: an image whose annotation gives the size before the rotation.
       upright: (height, width) after the rotation.
       stored: (height, width) before the rotation.
     """
-    for box in image.boxes:
-        if box.problem is None and not box.normalized and _fits(box, stored) and not _fits(box, upright):
-            sizes = ["{} x {}".format(*size) for size in (upright, stored)]
-            return Problem(
-                "rotated_image",
-                f"{_format_box(box)} does not fit the upright image of {sizes[0]} pixels (height x width), only the "
-                f"{sizes[1]} before the EXIF rotation; annotate the upright image, or remove the EXIF orientation",
-            )
-    return None
+    boxes = [box for box in image.boxes if box.problem is None and not box.normalized]
+    only_stored = [box for box in boxes if _fits(box, stored) and not _fits(box, upright)]
+    if not only_stored or any(_fits(box, upright) and not _fits(box, stored) for box in boxes):
+        return None
+    sizes = ["{} x {}".format(*size) for size in (upright, stored)]
+    return Problem(
+        "rotated_image",
+        f"{_format_box(only_stored[0])} does not fit the upright image of {sizes[0]} pixels (height x width), only the "
+        f"{sizes[1]} before the EXIF rotation; annotate the upright image, or remove the EXIF orientation",
+    )
 
 
 def _fits(box: Box, size: tuple[int, int]) -> bool:

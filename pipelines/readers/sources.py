@@ -137,9 +137,12 @@ def locate_from_annotation(annotation: str, filename: str, folder: str) -> Locat
     name = filename.replace("\\", "/")
     if not name.startswith("../") or is_remote(annotation):
         return None
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(annotation), name))
-    is_inside = posixpath.abspath(path).startswith(f"{posixpath.abspath(folder)}/")
-    return Location(path, (posixpath.splitext(path)[0],)) if is_inside else None
+    inside = posixpath.relpath(posixpath.join(posixpath.dirname(annotation), name), folder)
+    if f"{inside}/".startswith("../"):
+        return None
+    # As the files of the folder are listed: equal paths are compared as text.
+    path = join(folder, inside)
+    return Location(path, (posixpath.splitext(path)[0],))
 
 
 def is_absolute(filename: str) -> bool:

@@ -36,6 +36,7 @@ def main(_: list[str]) -> None:
         from ssd_dist.evaluation.gallery import draw_gallery
         from ssd_dist.evaluation.metrics_table import describe_split, format_value, print_analysis, print_metrics
         from ssd_dist.inference.trained_model import evaluate_split
+        from ssd_dist.runs.checkpoints import read_best
 
         if export:
             from ssd_dist.export.exported_detector import evaluate_export
@@ -43,6 +44,7 @@ def main(_: list[str]) -> None:
             evaluated = evaluate_export(export, model_dir, split, overrides_from_flags(), stages)
         else:
             checkpoint = flags.FLAGS["checkpoint"].value
+            best = read_best(model_dir) if checkpoint == "best" else None
             evaluated = evaluate_split(model_dir, checkpoint, split, overrides_from_flags(), stages)
         config, manifest, ground_truths, detections = evaluated
         stages.show("compute the metrics")
@@ -52,8 +54,8 @@ def main(_: list[str]) -> None:
     title = f"{export or model_dir}, split {describe_split(split)}, {len(ground_truths)} images"
     print_metrics(metrics, title, summary["constant_box"])
     print_analysis(analysis)
-    if not export and flags.FLAGS["checkpoint"].value == "best" and not overrides_from_flags():
-        _record_evaluation(model_dir, split, len(ground_truths), metrics)
+    if not export and best is not None and not overrides_from_flags():
+        _record_evaluation(model_dir, split, best["step"], len(ground_truths), metrics)
     if output:
         output.write_text(json.dumps(summary, indent=1) + "\n")
     if gallery_path:
@@ -80,12 +82,12 @@ def run_main() -> None:
     run_command(main)
 
 
-def _record_evaluation(model_dir: str, split: str, images: int, metrics: dict[str, Any]) -> None:
+def _record_evaluation(model_dir: str, split: str, step: int, images: int, metrics: dict[str, Any]) -> None:
     """Adds the metrics to the model card of the run; a folder that cannot be written is reported, but is no error."""
     from ssd_dist.report.model_card import MODEL_CARD_NAME, record_evaluation
 
     try:
-        record_evaluation(model_dir, split, images, metrics)
+        record_evaluation(model_dir, split, step, images, metrics)
     except OSError as error:
         print_warning(f"{model_dir}/{MODEL_CARD_NAME} was not updated: {error}")
 

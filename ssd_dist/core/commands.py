@@ -11,6 +11,7 @@ Flags are defined when the command starts, not when its module is imported, beca
 import difflib
 import gc
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from logging import LogRecord
@@ -113,7 +114,8 @@ def check_writable(flag: str, path: Path) -> None:
         existed = path.exists()
         path.touch()
         if not existed:
-            path.unlink()
+            # `path` may be a link to it.
+            os.unlink(os.path.realpath(path))
         elif path.is_dir():
             raise IsADirectoryError("it is a folder")
     except OSError as error:

@@ -106,16 +106,17 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Writes a local file atomically, also with respect to a power failure.
 
     Creates the folder. If the block raises an error, the previous file stays and the temporary file is deleted. A link
-    stays a link, and what is not a file, such as /dev/stdout, is not replaced.
+    stays a link. A pipe or a device, such as /dev/stdout, is not replaced.
 
     Yields:
-      A temporary path in the same folder. It is flushed to disk and renamed to `path` at the end of the block.
+      The pipe or device; otherwise a temporary path in the same folder, which is flushed to disk and renamed to `path`
+      at the end of the block.
     """
+    if os.path.exists(path) and (os.fspath(path).startswith(("/dev/", "/proc/")) or not os.path.isfile(path)):
+        yield Path(path)
+        return
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists() and not target.is_file():
-        yield target
-        return
     temporary = Path(temporary_path(os.fspath(target)))
     try:
         yield temporary

@@ -71,26 +71,34 @@ def verify_plan(
     """
     copies = [verify_shards(view.shards, image_size, config) for view in split.views[: len(plan.files)]]
     files = tuple(tuple(file.path for file, _ in shards) for shards in copies)
-    # Skipping corrupt images would change the metrics.
-    strict = config.model_copy(update={"on_corrupt": "fail"})
-    checked = verify_shards(evaluated.views[0].shards, image_size, strict) if evaluated else []
+    checked = verify_shards(evaluated.views[0].shards, image_size, config, evaluates=True) if evaluated else []
     guard = ShardGuard(file for shards in (*copies, checked) for file, _ in shards)
     corrupt = tuple(record for shards in copies for _, found in shards for record in found)
     return replace(plan, files=files, guard=guard), corrupt
 
 
 def verify_shards(
-    shards: Sequence[Shard], image_size: int, config: DataConfig
+    shards: Sequence[Shard], image_size: int, config: DataConfig, evaluates: bool = False
 ) -> list[tuple[ShardFile, list[CorruptRecord]]]:
     """Returns for each shard a file that can be read to its end, and the corrupt records replaced in it.
 
+    Args:
+      shards: the shards.
+      image_size: side of the images in pixels.
+      config: where the data is, and what to do with corrupt records.
+      evaluates: whether the shards are evaluated; then no record is replaced, which would change the metrics.
+
     Raises:
-      DataError: for a shard that differs from the manifest, and for a corrupt record with `data.on_corrupt: fail`.
+      DataError: for a shard that differs from the manifest, and for a corrupt record that is not replaced.
     """
     verified = _VerifiedFiles(cache_folder(config))
+    skip = config.on_corrupt == "skip" and not evaluates
+    fix = "prepare the data again"
+    if not evaluates:
+        fix += ", or set data.on_corrupt: skip to replace corrupt records"
     try:
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            return list(pool.map(lambda shard: _verify_shard(shard, image_size, config, verified), shards))
+            return list(pool.map(lambda shard: _verify_shard(shard, image_size, config, verified, skip, fix), shards))
     finally:
         verified.save()
 
@@ -112,9 +120,9 @@ def explain_failure(plan: EpochPlan, split: Split, image_size: int, config: Data
 
 
 def _verify_shard(
-    shard: Shard, image_size: int, config: DataConfig, verified: "_VerifiedFiles"
+    shard: Shard, image_size: int, config: DataConfig, verified: "_VerifiedFiles", skip: bool, fix: str
 ) -> tuple[ShardFile, list[CorruptRecord]]:
-    skip = config.on_corrupt == "skip"
+    """Returns the file of a shard and the corrupt records replaced in it; `skip` replaces them, `fix` is for errors."""
     path = locate_shard(shard, config, any_size=skip)
     # The identity is read before the content, so that a later change is always noticed.
     file = ShardFile(path, shard.examples, shard.sha256, read_identity(path))
@@ -130,10 +138,7 @@ def _verify_shard(
     corrupt = [] if unchanged and not every_record else find_corrupt_records(path, shard, image_size)
     if corrupt and not skip:
         more = f" (and {len(corrupt) - 1} more)" if len(corrupt) > 1 else ""
-        raise DataError(
-            f"shard {path}, record {corrupt[0].record}: {corrupt[0].reason}{more}; prepare the data again, or set "
-            "data.on_corrupt: skip to replace corrupt records"
-        )
+        raise DataError(f"shard {path}, record {corrupt[0].record}: {corrupt[0].reason}{more}; {fix}")
     if corrupt:
         return _write_repaired_shard(path, shard, corrupt, cache_folder(config)), corrupt
     if not unchanged:

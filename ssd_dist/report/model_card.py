@@ -17,7 +17,6 @@ from ssd_dist.core.printable import NAME_LENGTH, make_printable
 from ssd_dist.core.storage import write_text
 from ssd_dist.evaluation.metrics_table import describe_split
 from ssd_dist.report.run_facts import RunFacts, read_run
-from ssd_dist.runs.checkpoints import read_best
 
 MODEL_CARD_NAME = "model_card.md"
 EVALUATIONS_NAME = "evaluations.json"
@@ -38,7 +37,7 @@ def write_model_card(model_dir: str) -> None:
     write_text(Path(model_dir) / MODEL_CARD_NAME, "\n".join(lines).rstrip() + "\n")
 
 
-def record_evaluation(model_dir: str, split: str, images: int, metrics: dict[str, Any]) -> None:
+def record_evaluation(model_dir: str, split: str, step: int | None, images: int, metrics: dict[str, Any]) -> None:
     """Adds a result of the best model to RUN/evaluations.json, and writes the model card again if the run has one.
 
     Results of an earlier best model are removed.
@@ -46,6 +45,7 @@ def record_evaluation(model_dir: str, split: str, images: int, metrics: dict[str
     Args:
       model_dir: folder of the run.
       split: the split that was evaluated.
+      step: the step of the best model that was evaluated; a run that is still training may have a better one now.
       images: number of images of the split.
       metrics: the metrics.
 
@@ -53,17 +53,12 @@ def record_evaluation(model_dir: str, split: str, images: int, metrics: dict[str
       CheckpointError: if the folder is not a run.
       OSError: if a file cannot be written.
     """
-    step = _best_step(read_best(model_dir))
     earlier = [row for row in _read_evaluations(model_dir, step) if row["split"] != split]
     row = {"split": split, "step": step, "images": images} | {name: metrics[name] for name in METRICS}
     rows = sorted([*earlier, row], key=lambda row: row["split"])
     write_text(Path(model_dir) / EVALUATIONS_NAME, json.dumps(rows, indent=1) + "\n")
     if (Path(model_dir) / MODEL_CARD_NAME).exists():
         write_model_card(model_dir)
-
-
-def _best_step(best: dict[str, Any] | None) -> int | None:
-    return None if best is None else best["step"]
 
 
 def _read_evaluations(model_dir: str, step: int | None) -> list[dict[str, Any]]:
@@ -142,7 +137,7 @@ def _describe_metrics(run: RunFacts) -> Iterator[str]:
     yield "## Metrics"
     yield ""
     rows: list[Sequence[Any]] = []
-    step = _best_step(run.best)
+    step = run.best["step"] if run.best else None
     best = next((row for row in run.evaluations.rows if row["step"] == step), None)
     split = _find_eval_split(run)
     if best is not None:

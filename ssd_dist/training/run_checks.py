@@ -53,9 +53,7 @@ def check_data(manifest: Manifest, data: DataConfig, evaluated: str | None, inpu
     """
     path = join(data.dir, MANIFEST_NAME)
     if evaluated is not None:
-        # Skipping corrupt images would change the metric, so the evaluation split must be complete.
-        strict = data.model_copy(update={"on_corrupt": "fail"})
-        verify_shards(manifest.splits[evaluated].views[0].shards, input_size, strict)
+        verify_shards(manifest.splits[evaluated].views[0].shards, input_size, data, evaluates=True)
     leaks = [leak for leak in manifest.leakage if TRAIN_SPLIT in leak.splits]
     if leaks and not data.allow_leakage:
         leak = leaks[0]

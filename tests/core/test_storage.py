@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from ssd_dist.core import storage
+from ssd_dist.core.commands import check_writable
 from ssd_dist.core.environment_variables import set_tensorflow_defaults
 
 
@@ -66,6 +67,13 @@ def test_a_link_stays_a_link_and_a_device_stays_a_device(tmp_path):
     storage.write_text(pipe, "text")
     assert (pipe.is_fifo(), os.read(reader, 10)) == (True, b"text")
     os.close(reader)
+    # What the shell has opened for a command stays open, also if it is a file.
+    with (tmp_path / "log").open("w+") as log:
+        storage.write_text(f"/proc/self/fd/{log.fileno()}", "text")
+        assert (log.read(), os.fstat(log.fileno()).st_nlink) == ("text", 1)
+    (tmp_path / "dangling").symlink_to("none")
+    storage.write_text(tmp_path / "dangling", "new")
+    assert (tmp_path / "none").read_text() == "new"
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "\N{CJK UNIFIED IDEOGRAPH-4E00}" * 85])
@@ -107,3 +115,10 @@ def test_importing_the_package_changes_no_environment_variable():
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TF_")}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split()[0] == "True"
+
+
+def test_checking_a_link_to_a_missing_file_keeps_the_link(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to("none")
+    check_writable("output", link)
+    assert (link.is_symlink(), (tmp_path / "none").exists()) == (True, False)

@@ -17,7 +17,7 @@ from ssd_dist.core.errors import DataError
 from ssd_dist.core.manifest import Manifest, Shard, Split
 from ssd_dist.core.tfrecord_io import frame_record, read_records
 from ssd_dist.data import corrupt_records
-from ssd_dist.data.corrupt_records import explain_failure, verify_plan
+from ssd_dist.data.corrupt_records import explain_failure, verify_plan, verify_shards
 from ssd_dist.data.order import read_in_order
 from ssd_dist.data.pipeline import plan_training
 from ssd_dist.data.shard_files import open_shard, read_split
@@ -189,6 +189,15 @@ def test_corrupt_records_at_the_start_are_replaced_by_the_next_valid_one(data):
     plan, replaced = verify(config, manifest, on_corrupt="skip")
     assert [one.record for one in replaced] == [0, 1]
     assert records_of(Path(plan.files[0][1])) == [valid[2], valid[2], *valid[2:]]
+
+
+@pytest.mark.parametrize("on_corrupt", ["fail", "skip"])
+def test_no_record_of_an_evaluation_shard_is_replaced(data, on_corrupt):
+    config, manifest, path = data
+    flip_data(path)
+    options = config.data.model_copy(update={"on_corrupt": on_corrupt})
+    with pytest.raises(DataError, match=r"record \d+: .*; prepare the data again$"):
+        verify_shards(manifest.splits["train"].views[0].shards, config.model.input_size, options, evaluates=True)
 
 
 def test_a_shard_without_a_valid_record_is_rejected(data):

@@ -6,6 +6,7 @@ import os
 import pytest
 from raw_sets import jpeg, make_voc, voc_xml, write_files
 
+from pipelines import manifest_writer
 from pipelines.readers.sources import assign_split
 
 SHARES = (("train", 0.8), ("val", 0.2))
@@ -126,7 +127,7 @@ def find_names(split: str, count: int, prefix: str = "i", image_id: str = "{}") 
     return [name for name in names if assign_split(image_id.format(name), SHARES) == split][:count]
 
 
-def test_a_validation_share_without_a_usable_image_is_omitted_with_its_rejections(tmp_path, run):
+def test_a_validation_share_without_a_usable_image_is_omitted_with_its_rejections(tmp_path, run, command):
     labeled, others = find_names("train", 3), find_names("val", 2, "u", f"{tmp_path}/raw/{{}}.jpg")
     write_flat_voc(tmp_path / "raw", labeled, images=[f"{name}.jpg" for name in others])
     out, manifest = run()
@@ -137,6 +138,42 @@ def test_a_validation_share_without_a_usable_image_is_omitted_with_its_rejection
         (f"{tmp_path}/raw/{name}.jpg", "not_annotated") for name in others
     }
     assert "add it with" not in out
+    # The limit applies to what was omitted, too.
+    flags = [f"--input={tmp_path / 'raw'}", f"--output={tmp_path / 'strict'}", "--set=model.input_size=64"]
+    code, _, err = command(*flags, "--max_rejected_fraction=0.5")
+    assert (code, "split 'val': 2 of 2 images were rejected, more than" in err) == (3, True), err
+
+
+def test_an_omitted_split_is_cleared_after_the_manifest_is_written(tmp_path, run, monkeypatch):
+    """Runners repeat a step that failed: the reports that it reads must still exist."""
+    write_flat_voc(tmp_path / "raw", find_names("train", 3))
+    write, reports = manifest_writer.beam_storage.write_bytes, []
+
+    def note_reports(path, data):
+        if path.endswith("dataset.json"):
+            reports.extend((tmp_path / "out/val/.parts").glob("*-of-*.json"))
+        write(path, data)
+
+    monkeypatch.setattr(manifest_writer.beam_storage, "write_bytes", note_reports)
+    assert {*run()[1]["splits"]} == {"train"}
+    assert reports
+    assert not any(path.exists() for path in reports)
+
+
+@pytest.mark.parametrize("pattern", ["*.json", "./*.json"])
+def test_a_pattern_in_the_current_folder_finds_all_images(tmp_path, command, monkeypatch, pattern):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a1", "b1", "c1"):
+        category = {"id": 1, "name": "car"}
+        box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20]}
+        image = {"id": 1, "file_name": f"{name}.jpg", "width": 64, "height": 48}
+        content = {"images": [image], "annotations": [box], "categories": [category]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg(ord(name[0])))
+    code, _, err = command(f"--input={pattern}", "--output=out", "--set=model.input_size=64", "--split_by=none")
+    assert (code, err) == (0, "")
+    split = json.loads((tmp_path / "out/dataset.json").read_text())["splits"]["train"]
+    assert (split["images"], split["rejected_images"], split["boxes"]) == (3, {}, 3)
 
 
 def test_a_dataset_may_lose_its_validation_share_and_a_class(tmp_path, run):

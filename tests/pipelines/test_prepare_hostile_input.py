@@ -63,6 +63,11 @@ CASES = {
         rotated(), voc_xml("rotated_box.jpg", [*GOOD, ("cat", 30, 5, 62, 20)], (64, 48)),
         ["rotated_image"], ["image_rejected"] * 2, 0,
     ),
+    # The second box shows that they refer to the upright image.
+    "rotated_border": (
+        rotated(),
+        voc_xml("rotated_border.jpg", [("cat", 20, 5, 51, 40), ("cat", 5, 40, 30, 63)], (64, 48)), [], [], 2,
+    ),
     # The last box fits neither.
     "rotated_other": (
         rotated(), voc_xml("rotated_other.jpg", [*GOOD, ("cat", 70, 5, 80, 20)], (64, 48)), [], ["outside"], 1,
@@ -140,7 +145,7 @@ def test_counts_add_up(hostile):
     assert split.boxes_read == split.boxes + sum(split.rejected_boxes.values())
     assert Counter(line["reason"] for line in lines if not line["where"]) == split.rejected_images
     assert Counter(line["reason"] for line in lines if line["where"]) == split.rejected_boxes
-    assert split.clipped_boxes == 1
+    assert split.clipped_boxes == 2
     assert all(line["source"] and line["detail"] for line in lines)
 
 

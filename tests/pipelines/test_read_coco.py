@@ -4,7 +4,6 @@ import errno
 import gzip
 import json
 import math
-import posixpath
 from pathlib import Path
 
 import pytest
@@ -82,11 +81,12 @@ def test_the_crowd_flag_may_be_a_text(value, expected):
 
 
 # `--input` may be the current folder, or one above it.
-@pytest.mark.parametrize("dataset", ["/d", ".", "..", "d"])
+@pytest.mark.parametrize("dataset", ["/d", ".", "..", "d", "./d"])
 def test_a_name_may_be_relative_to_the_annotation_file(dataset):
     file = CocoFile(0, f"{dataset}/annotations/train.json", f"{dataset}/images", dataset=dataset)
     image = parse_image({"id": 1, "file_name": "../images/a.jpg"}, 0, 0, file)
-    assert (posixpath.normpath(image.path), image.problem) == (posixpath.normpath(f"{dataset}/images/a.jpg"), None)
+    # As text, because paths are compared with those in the listing of the folder.
+    assert (image.path, image.problem) == (f"{dataset}/images/a.jpg", None)
     given = CocoFile(0, "/d/annotations/train.json", "/other/images")
     image = parse_image({"id": 1, "file_name": "../images/a.jpg"}, 0, 0, given)
     assert (image.problem, "/other/images/a" in image.stems) == (None, True)

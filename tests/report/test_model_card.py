@@ -57,13 +57,13 @@ def test_the_model_card_states_data_input_weights_and_metrics(run) -> None:
 
 
 def test_an_evaluation_on_another_split_is_added(run) -> None:
-    record_evaluation(str(run), "test", 2, METRICS)
+    record_evaluation(str(run), "test", 6, 2, METRICS)
     assert not (run / "model_card.md").exists(), "only a finished run has a model card"
     write_model_card(str(run))
-    record_evaluation(str(run), "test", 2, METRICS | {"coco/AP": 0.125})
+    record_evaluation(str(run), "test", 6, 2, METRICS | {"coco/AP": 0.125})
     # That of the evaluation split is in the model card already.
-    record_evaluation(str(run), "val", 4, METRICS)
-    record_evaluation(str(run), "train", 8, METRICS)
+    record_evaluation(str(run), "val", 6, 4, METRICS)
+    record_evaluation(str(run), "train", 6, 8, METRICS)
     rows = [line for line in (run / "model_card.md").read_text().splitlines() if "| 0.500 | 0.750 |" in line]
     assert rows == [
         "| val | best, step 6 | 4 | 0.250 | 0.500 | 0.750 |",
@@ -73,11 +73,11 @@ def test_an_evaluation_on_another_split_is_added(run) -> None:
 
 
 def test_the_results_of_an_earlier_best_model_are_not_shown(run) -> None:
-    record_evaluation(str(run), "test", 2, METRICS)
+    record_evaluation(str(run), "test", 6, 2, METRICS)
     assert "| test | best, step 6 |" in read_model_card(run)
     (run / "best" / "best.json").write_text(json.dumps({"step": 9, "metric": "coco/AP", "value": 0.5}))
     assert "| test | best" not in read_model_card(run)
-    record_evaluation(str(run), "train", 8, METRICS)
+    record_evaluation(str(run), "train", 9, 8, METRICS)
     assert [row["split"] for row in json.loads((run / "evaluations.json").read_text())] == ["train"]
 
 
