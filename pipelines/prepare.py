@@ -14,7 +14,6 @@ from typing import NoReturn
 from absl import flags  # type: ignore[import-untyped]
 
 from pipelines.flags import define_flags
-from pipelines.split_folder import REJECTED_NAME
 from ssd_dist.core.commands import run_command
 from ssd_dist.core.errors import RestartError, UsageError
 from ssd_dist.core.printable import print_line
@@ -54,6 +53,7 @@ def main(arguments: list[str]) -> None:
         from pipelines.options import job_from_flags
         from pipelines.runners import STDERR, is_dry_run, only_submits, parse_beam_options, quiet_logs, require_remote
         from pipelines.shard_progress import create_console, show_progress
+        from pipelines.split_folder import REJECTED_NAME
         from pipelines.summary import print_missing_splits, print_summary, print_unused_classes
         from pipelines.survey import run_survey
 
