@@ -63,6 +63,14 @@ def test_a_run_that_stopped_early_is_not_called_interrupted(run, patience, best,
     assert any("The run has reached step 8 of 12" in note for note in facts.notes) != early
 
 
+def test_evaluations_on_data_that_was_replaced_do_not_end_a_run(run):
+    rows = [{"kind": "eval", "step": step, "coco/AP": 0.1, "per_class": {}} for step in (4, 8)]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert any("ended early" in note for note in read_run(str(run), ["train.early_stopping=2"]).notes)
+    (run / "best_on_earlier_data").mkdir()
+    assert not any("ended early" in note for note in read_run(str(run), ["train.early_stopping=2"]).notes)
+
+
 def test_missing_numbers_are_nan():
     column = Rows([{"step": 1, "a": None}, {"step": 2}, {"step": 3, "a": 2}]).column("a")
     assert column.tolist() == pytest.approx([float("nan"), float("nan"), 2.0], nan_ok=True)
