@@ -105,7 +105,10 @@ def open_input(path: str) -> BinaryIO:
       PermissionError: for a device or a pipe, because reading it might never end.
     """
     _refuse_device(path)
-    file: BinaryIO = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    try:
+        file: BinaryIO = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    except Exception as error:
+        raise _explain_refusal(path, error) from None
     suffix = posixpath.splitext(path)[1]
     return cast(BinaryIO, CompressedInput(file, suffix)) if suffix in (".gz", ".bz2") else file
 
@@ -302,9 +305,7 @@ def _retry(path: str, read: Callable[[BinaryIO], bytes]) -> bytes:
     except Exception as error:
         if _has_no_such_file(error):
             raise FileNotFoundError(f"{path:.500} does not exist") from None
-        if _is_refused(error):
-            raise RefusedError(f"{path:.500}: {type(error).__name__}; check the permissions of the account") from None
-        raise
+        raise _explain_refusal(path, error) from None
 
 
 def _is_transient(error: Exception) -> bool:
@@ -313,7 +314,14 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _is_refused(error: Exception) -> bool:
-    return getattr(error, "code", None) in REFUSALS
+    return getattr(error, "code", None) in REFUSALS and not _has_no_such_file(error)
+
+
+def _explain_refusal(path: str, error: Exception) -> Exception:
+    """Returns the error with the fix if the store refused access, otherwise the error itself."""
+    if not _is_refused(error):
+        return error
+    return RefusedError(f"{path:.500}: {type(error).__name__}; check the permissions of the account")
 
 
 def _has_no_such_file(error: Exception) -> bool:

@@ -120,8 +120,8 @@ def write_manifest(reports: Sequence[tuple[str, str]], job: ManifestJob) -> str:
     path = join(job.output, MANIFEST_NAME)
     with beam_storage.locked(job.output):
         manifest = read_manifest(job.output)
-        kept_splits = set() if manifest is None else {*manifest.splits} - {*paths_by_split} - job.optional
-        if manifest is not None and kept_splits and manifest.classes != classes:
+        others = set() if manifest is None else {*manifest.splits} - {*paths_by_split} - job.optional
+        if manifest is not None and others and manifest.classes != classes:
             # The same label would stand for different classes in different splits.
             raise DataError(f"{path}: another run wrote it meanwhile with other classes; run this one again")
         beam_storage.write_bytes(path, add_splits(manifest, prepared, classes, job).to_json().encode())

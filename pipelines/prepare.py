@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
     with show_stages("start Apache Beam") as stages:
         from apache_beam.io.filesystems import FileSystems
 
-        from pipelines.beam_storage import size
+        from pipelines import beam_storage
         from pipelines.job import run_job, submit_job
         from pipelines.options import job_from_flags
         from pipelines.runners import STDERR, is_dry_run, only_submits, parse_beam_options, quiet_logs, require_remote
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> None:
             print_summary(manifest, split, job.output)
         else:
             rejected = join(job.output, split, REJECTED_NAME)
-            where = f"; {rejected} lists what was rejected" if size(rejected) > 0 else ""
+            where = f"; {rejected} lists what was rejected" if beam_storage.size(rejected) > 0 else ""
             print_line(f"split {split}: omitted, because its share of the source contains no usable image{where}")
     for split in manifest.splits.keys() - {*job.splits} if job.writes_all_splits else ():
         print_line(f"note: split {split} in {job.output} is of an earlier job; this source does not contain it")

@@ -37,7 +37,7 @@ def write_model_card(model_dir: str) -> None:
     write_text(Path(model_dir) / MODEL_CARD_NAME, "\n".join(lines).rstrip() + "\n")
 
 
-def record_evaluation(model_dir: str, split: str, step: int | None, images: int, metrics: dict[str, Any]) -> None:
+def record_evaluation(model_dir: str, split: str, step: int, images: int, metrics: dict[str, Any]) -> None:
     """Adds a result of the best model to RUN/evaluations.json, and writes the model card again if the run has one.
 
     Results of an earlier best model are removed.
@@ -65,7 +65,7 @@ def _read_evaluations(model_dir: str, step: int | None) -> list[dict[str, Any]]:
     """Returns the recorded evaluations of the best model, which is that of `step`; an unreadable file has none."""
     try:
         rows = json.loads((Path(model_dir) / EVALUATIONS_NAME).read_text())
-        return [row for row in rows if {"split", "images", *METRICS} <= row.keys() and row.get("step") == step]
+        return [row for row in rows if {"split", "step", "images", *METRICS} <= row.keys() and row["step"] == step]
     except (OSError, ValueError, TypeError, AttributeError):
         return []
 

@@ -89,6 +89,9 @@ def test_a_refused_read_is_permanent(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"^gs://b/x: Forbidden; check the permissions of the account$"):
         beam_storage.read_text("gs://b/x")
     assert len(remaining) == 1
+    monkeypatch.setattr(beam_storage.FileSystems, "open", lambda *_, **__: (_ for _ in ()).throw(Forbidden()))
+    with pytest.raises(DataError, match=r"gs://b/x.json: Forbidden"):
+        beam_storage.open_input("gs://b/x.json")
     # Not a rejected image: the credentials may have expired in the middle of the job.
     fail_reads(monkeypatch, Forbidden())
     with pytest.raises(DataError, match=r"gs://b/x.jpg: Forbidden"):

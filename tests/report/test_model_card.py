@@ -81,6 +81,15 @@ def test_the_results_of_an_earlier_best_model_are_not_shown(run) -> None:
     assert [row["split"] for row in json.loads((run / "evaluations.json").read_text())] == ["train"]
 
 
+def test_results_without_a_step_are_not_shown(run) -> None:
+    """Earlier versions did not record which best model was evaluated."""
+    row = {"split": "test", "checkpoint": "best", "images": 2} | METRICS
+    (run / "evaluations.json").write_text(json.dumps([row]))
+    assert "| test | best" not in read_model_card(run)
+    (run / "best" / "best.json").unlink()
+    assert "| test | best" not in read_model_card(run)
+
+
 def test_a_run_without_evaluation_has_a_model_card(run) -> None:
     (run / "metrics.jsonl").unlink()
     (run / "best" / "best.json").unlink()
