@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import BinaryIO, cast
 
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileSystem
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.io.localfilesystem import LocalFileSystem
 
 from pipelines.compressed_input import CompressedInput
+from pipelines.local_matching import match_local
 from pipelines.text_encoding import decode_text
 from ssd_dist.core import storage
 from ssd_dist.core.errors import DataError, UsageError
@@ -40,9 +41,6 @@ UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG),
 )
-
-# Folders of file systems that only their owner may read.
-SYSTEM_FOLDERS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 
 
 class RefusedError(DataError):
@@ -95,7 +93,7 @@ def match_below(folder: str, *patterns: str) -> list[str]:
 
 def match_files(pattern: str) -> list[str]:
     """Returns the paths that match a glob pattern, sorted; includes local linked folders and broken links."""
-    return sorted(_match(pattern) if is_remote(pattern) else _match_local(pattern))
+    return sorted(_match(pattern) if is_remote(pattern) else match_local(pattern))
 
 
 def open_input(path: str) -> BinaryIO:
@@ -352,44 +350,6 @@ def _match(pattern: str, limit: int | None = None) -> list[str]:
     with _explain_store_errors(pattern):
         matched = FileSystems.match([pattern], None if limit is None else [limit])[0].metadata_list
     return [file.path for file in matched]
-
-
-def _match_local(pattern: str) -> list[str]:
-    """Matches as Beam does, but follows links, which Beam skips silently."""
-    pattern = f"{pattern}*" if pattern.endswith("/") else pattern
-    literal = re.match(r"[^*?\[]*", pattern)
-    assert literal is not None
-    if literal[0] == pattern:
-        return [pattern] if os.path.exists(pattern) else []
-    folder = posixpath.dirname(literal[0])
-    levels = None if "**" in pattern else path_below(folder, pattern).count("/")
-    found = _walk(folder, levels) if folder else (path.removeprefix("./") for path in _walk(".", levels))
-    # Beam excludes backslashes, which names in an archive of another system may contain.
-    matches = re.compile(FileSystem.translate_pattern(pattern).replace(r"[^/\\]", "[^/]")).match
-    return [path for path in found if matches(path)]
-
-
-def _raise_unreadable(error: OSError) -> None:
-    """Raises an error for a folder that may contain data; those of the system and hidden ones contain none."""
-    name = posixpath.basename(str(error.filename).rstrip("/"))
-    if not (isinstance(error, FileNotFoundError) or name.startswith(".") or name in SYSTEM_FOLDERS):
-        raise DataError(f"{error.filename}: the folder cannot be read: {error.strerror}; allow it, or move it away")
-
-
-def _walk(folder: str, levels: int | None) -> Iterator[str]:
-    """Yields the files below a local folder, at most `levels` levels deep; skips links to a parent folder."""
-    above: dict[str, tuple[tuple[int, int], ...]] = {folder: ()}
-    for here, folders, names in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
-        trail = above.pop(here)
-        status = os.stat(here)
-        place = (status.st_dev, status.st_ino)
-        if place in trail:
-            folders.clear()
-            continue
-        yield from (posixpath.join(here, name) for name in names)
-        if len(trail) == levels:
-            folders.clear()
-        above.update((posixpath.join(here, name), (*trail, place)) for name in folders)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines import beam_storage
+from pipelines.rejection_limits import check_fractions, check_split
 from pipelines.shard_reports import (
     Rejected,
     ShardReport,
@@ -142,7 +143,8 @@ def reject_split(name: str, paths: list[str], job: ManifestJob) -> None:
     """
     reports = list(map(read_report, paths))
     rejected = write_rejections(join(job.output, name), reports)
-    check_fractions(name, merge_reports(reports, "", rejected, None), rejected, job)
+    split = merge_reports(reports, "", rejected, None)
+    check_fractions(name, split, rejected, job.output, job.max_rejected_fraction)
 
 
 def write_rejections(folder: str, reports: Sequence[ShardReport]) -> list[Rejected]:
@@ -165,7 +167,7 @@ def write_split(name: str, paths: list[str], job: ManifestJob) -> PreparedSplit:
     names = map_hashes_to_names(reports)
     crops = CropSettings.from_config(job.config.data.augmentation) if len(reports[0].views) > 1 else None
     split = merge_reports(reports, f"{name}/{HASHES_NAME}", rejected, crops)
-    check_split(name, split, rejected, job)
+    check_split(name, split, rejected, job.output, job.max_rejected_fraction)
     _write_copies(join(folder, COPIES_NAME), reports)
     beam_storage.write_bytes(join(folder, HASHES_NAME), array_to_bytes(np.array(sorted(names), np.uint64)))
     return PreparedSplit(name, split, names)
@@ -246,76 +248,6 @@ def _merge_files(files: tuple[ViewReport, ...], classes: tuple[str, ...]) -> Vie
             histogram=dict(sorted(positives.items())),
         ),
     )
-
-
-def check_split(name: str, split: Split, rejected: Sequence[Rejected], job: ManifestJob) -> None:
-    """Checks that the split contains images and boxes and that the rejected fraction is within its limit.
-
-    Raises:
-      DataError: with the counts, the most frequent reason, an example and the path of the file with all reasons.
-    """
-    where = f"all reasons are in {join(job.output, name, REJECTED_NAME)}"
-    if not split.images_read:
-        raise DataError(
-            f"split {name!r}: the source lists no images; check --input and --source_split, or write a small source as "
-            "one split with --split_by=none"
-        )
-    of_images, of_boxes = divide_rejections(rejected)
-    if not split.images:
-        cause = describe_rejections(of_images)
-        raise DataError(f"split {name!r}: all {split.images_read} images were rejected; {cause}; {where}")
-    if split.boxes_read and not split.boxes:
-        cause = describe_rejections(of_boxes)
-        raise DataError(f"split {name!r}: all {split.boxes_read} boxes were rejected; {cause}; {where}")
-    check_fractions(name, split, rejected, job)
-
-
-def divide_rejections(rejected: Sequence[Rejected]) -> tuple[list[Rejected], list[Rejected]]:
-    """Returns the rejections of whole images and those of boxes."""
-    return [line for line in rejected if not line.where], [line for line in rejected if line.where]
-
-
-def check_fractions(name: str, split: Split, rejected: Sequence[Rejected], job: ManifestJob) -> None:
-    """Checks that the rejected fractions of images and boxes are within the limit.
-
-    Raises:
-      DataError: with the counts, the most frequent reason, an example and the path of the file with all reasons.
-    """
-    where = f"all reasons are in {join(job.output, name, REJECTED_NAME)}"
-    of_images, of_boxes = divide_rejections(rejected)
-    for what, lines, number, read in (
-        ("images", of_images, split.images_read - split.images, split.images_read),
-        ("boxes", of_boxes, split.boxes_read - split.boxes, split.boxes_read),
-    ):
-        # 29 of 100 is 0.29, but 0.29 * 100 is less than 29.
-        if number > (job.max_rejected_fraction + 1e-9) * read:
-            raise DataError(
-                f"split {name!r}: {number} of {read} {what} were rejected, more than "
-                f"--max_rejected_fraction={job.max_rejected_fraction:g} allows; {describe_rejections(lines)}; {where}"
-            )
-
-
-# What usually fixes the rejections of a reason.
-FIXES = {
-    "missing_image": "set --image_dir to the folder of the images",
-    "path_traversal": "set --image_dir to the folder of the images",
-    "not_annotated": "check that every image has an annotation file",
-    "not_listed": "check the lists of the splits",
-    "unknown_class": "list all classes with --classes",
-    "excluded_class": "check --include_classes and --exclude_classes",
-    "size_mismatch": "check that the images were not resized after they were annotated",
-    "broken_annotation": "check --input_format",
-}
-
-
-def describe_rejections(rejected: Sequence[Rejected]) -> str:
-    """Returns the most frequent reason with its count, an example and the likely fix, on one line."""
-    if not rejected:
-        return "no reason was recorded"
-    reason, count = Counter(line.reason for line in rejected).most_common(1)[0]
-    example = next(line for line in rejected if line.reason == reason)
-    fix = f"; {FIXES[reason]}" if reason in FIXES else ""
-    return f"most frequent reason: {reason} ({count}), for example {example.image}: {example.detail}{fix}"
 
 
 def read_manifest(output: str) -> Manifest | None:
