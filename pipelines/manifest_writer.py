@@ -241,6 +241,7 @@ def _merge_files(files: tuple[ViewReport, ...], classes: tuple[str, ...]) -> Vie
         examples=sum(file.examples for file in files),
         shards=tuple(file.shard for file in files if file.shard is not None),
         objects_per_class={name: objects.get(name, 0) for name in classes},
+        images_per_class=_count_images(files, classes),
         positives_per_object=PositivesPerObject(
             mean=sum(number * objects_ for number, objects_ in positives.items()) / max(1, count),
             minimum=min(positives, default=0),
@@ -248,6 +249,14 @@ def _merge_files(files: tuple[ViewReport, ...], classes: tuple[str, ...]) -> Vie
             histogram=dict(sorted(positives.items())),
         ),
     )
+
+
+def _count_images(files: tuple[ViewReport, ...], classes: tuple[str, ...]) -> dict[str, int] | None:
+    """Returns the number of images of each class; None if a shard was written by a version that did not count them."""
+    if any(file.images is None and file.examples for file in files):
+        return None
+    images = sum((Counter(file.images) for file in files), Counter())
+    return {name: images.get(name, 0) for name in classes}
 
 
 def read_manifest(output: str) -> Manifest | None:

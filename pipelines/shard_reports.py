@@ -50,19 +50,24 @@ class ViewReport(BaseModel):
       shard: name, size and checksum of the file.
       examples: number of records.
       objects: number of objects per class name.
+      images: number of images per class name; None in reports of earlier versions.
       positives: number of objects per number of positive anchors.
     """
 
     shard: Shard | None = None
     examples: int = 0
     objects: dict[str, int] = {}
+    images: dict[str, int] | None = None
     positives: dict[int, int] = {}
 
     def add(self, record: Record) -> None:
         """Counts one record."""
         self.examples += 1
+        self.images = self.images or {}
         for name in record.objects.names:
             self.objects[name] = self.objects.get(name, 0) + 1
+        for name in {*record.objects.names}:
+            self.images[name] = self.images.get(name, 0) + 1
         for positives in count_positives(record):
             self.positives[positives] = self.positives.get(positives, 0) + 1
 

@@ -7,6 +7,7 @@ read.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from pipelines.shard_plan import GroupIntoShards, Member, ShardPlan
 from pipelines.shards import split_group
 from pipelines.validate import check_boxes
 from ssd_dist.core.images import ImageError, decode_image
+from ssd_dist.core.records import Objects
 
 # Images of a split whose boxes are measured, spread evenly over the split.
 SAMPLED_IMAGES = 2000
@@ -34,7 +36,8 @@ def run_survey(job: PrepareJob, options: PipelineOptions, path: str) -> None:
 
     The file contains `classes`, and for each split under `splits`: `images` and `boxes` (counts of the annotations,
     without images whose problem is already known, such as image files without annotation), `sizes` ([height, width] of
-    each sampled image), `box_sizes` ([height, width] of each valid box of these images, as fractions of the image).
+    each sampled image), `box_sizes` ([height, width] of each valid box of these images, as fractions of the image),
+    `images_per_class` (how many of these images have a valid object of each class).
 
     Raises:
       DataError: if the source cannot be read or contains no classes.
@@ -65,10 +68,13 @@ def measure_shard(group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, tu
         "boxes": sum(len(member.image.boxes) for member in members),
         "sizes": [],
         "box_sizes": [],
+        "images_per_class": Counter(),
     }
-    for size, box_sizes in measure_images(listed[:: choose_stride(len(listed), plan.shards)], plan):
+    for size, objects in measure_images(listed[:: choose_stride(len(listed), plan.shards)], plan):
+        boxes = objects.boxes[~objects.is_crowd]
         facts["sizes"].append(size)
-        facts["box_sizes"].extend(box_sizes)
+        facts["box_sizes"].extend((boxes[:, 2:] - boxes[:, :2]).astype(float).round(5).tolist())
+        facts["images_per_class"].update({*objects.names})
     yield 0, (plan.split, plan.shard, facts)
 
 
@@ -81,8 +87,8 @@ def choose_stride(images: int, shards: int) -> int:
     return max(1, -(-images * shards // SAMPLED_IMAGES))
 
 
-def measure_images(members: list[Member], plan: ShardPlan) -> Iterator[tuple[tuple[int, int], list[list[float]]]]:
-    """Yields the size (height, width) of each readable image and the sizes of its valid boxes."""
+def measure_images(members: list[Member], plan: ShardPlan) -> Iterator[tuple[tuple[int, int], Objects]]:
+    """Yields the size (height, width) of each readable image and its valid objects."""
     images = [member.image for member in members]
     for image, data in zip(images, read_images(images), strict=True):
         if isinstance(data, Problem):
@@ -91,9 +97,7 @@ def measure_images(members: list[Member], plan: ShardPlan) -> Iterator[tuple[tup
             width, height = decode_image(data).size
         except ImageError:
             continue
-        objects = check_boxes(image, height, width, plan.classes).objects
-        boxes = objects.boxes[~objects.is_crowd]
-        yield (height, width), (boxes[:, 2:] - boxes[:, :2]).astype(float).round(5).tolist()
+        yield (height, width), check_boxes(image, height, width, plan.classes).objects
 
 
 def write_survey(

@@ -54,11 +54,16 @@ class AugmentationConfig(Section):
 
 
 class DataConfig(Section):
-    """Location of the prepared dataset, and how it is written and read."""
+    """Location of the prepared dataset, and how it is written and read.
+
+    With `repeat_threshold` above 0, images of classes that are in a smaller share of the images appear more often in an
+    epoch, and others less often (Gupta et al. 2019, section 4.1).
+    """
 
     dir: str = ""
     targets: Literal["precomputed", "online"] = "precomputed"
     views: PositiveInt = 1
+    repeat_threshold: Fraction = 0.0
     jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 95
     cache_dir: str = ""
     on_corrupt: Literal["fail", "skip"] = "fail"

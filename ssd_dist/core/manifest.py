@@ -79,11 +79,15 @@ class Shard(_Part):
 
 
 class View(_Part):
-    """One augmented copy of all images of a split; copy 0 holds the whole images, the others crops and expansions."""
+    """One augmented copy of all images of a split; copy 0 holds the whole images, the others crops and expansions.
+
+    `images_per_class` counts the images with an object of each class; null in manifests of earlier versions.
+    """
 
     examples: Count
     shards: Annotated[tuple[Shard, ...], Field(min_length=1)]
     objects_per_class: dict[str, Count]
+    images_per_class: dict[str, Count] | None = None
     positives_per_object: "PositivesPerObject"
 
     @model_validator(mode="after")
@@ -144,6 +148,20 @@ class Split(_Part):
             if read != kept + sum(rejected.values()):
                 raise ValueError(f"{what}_read is {read}, but {kept} were kept and {sum(rejected.values())} rejected")
         return self
+
+    def count_images_per_class(self, path: str) -> dict[str, int]:
+        """Returns the number of images with an object of each class, in the order of the labels.
+
+        Raises:
+          DataError: if the manifest is of an earlier version, which did not count them.
+        """
+        counts = self.views[0].images_per_class
+        if counts is None:
+            raise DataError(
+                f"{path}: prepared by an earlier version, which did not count the images of each class; "
+                "prepare again into another --output, or set data.repeat_threshold: 0"
+            )
+        return counts
 
     def check_crop_settings(self, augmentation: AugmentationConfig, path: str) -> None:
         """Checks that the augmented copies were made with the crop settings of the config.
@@ -206,9 +224,13 @@ class Manifest(_Part):
         return matching
 
     @model_validator(mode="after")
-    def _check_files(self) -> "Manifest":
+    def _check_views(self) -> "Manifest":
         splits = self.splits.values()
-        shards = (shard.file for split in splits for view in split.views for shard in view.shards)
+        views = [view for split in splits for view in split.views]
+        counts = [view.images_per_class for view in views if view.images_per_class is not None]
+        if any(tuple(count) != self.classes for count in counts):
+            raise ValueError("images_per_class must have all classes in the order of their labels")
+        shards = (shard.file for view in views for shard in view.shards)
         _check_unique((*shards, *(split.image_hashes for split in splits if split.image_hashes)), "file")
         return self
 

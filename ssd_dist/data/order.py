@@ -3,6 +3,8 @@
     epoch e: permute the shards -> shuffle inside each -> take as many of each as the smallest has -> interleave
              position p comes from shard order[p mod S]
 
+With repeat factors, the records of a shard are resampled before they are shuffled.
+
 Worker w of W reads shards order[w], order[w + W], ..., which hold exactly the positions congruent to w mod W. The
 global batch of a step therefore contains the same records for any number of workers and replicas, and a run can resume
 at any step.
@@ -14,10 +16,13 @@ from dataclasses import dataclass, field
 import tensorflow as tf
 
 from ssd_dist.core.errors import DataError, UsageError
+from ssd_dist.data.repeat_factors import resample
 from ssd_dist.data.shard_guard import ShardGuard
 
 # Records held in memory for shuffling, over all shards: about 400 MB of 300x300 JPEGs.
 SHUFFLE_RECORDS = 16384
+# The draws of an image that appears again in an epoch are those of a later epoch, which no run reaches.
+_EPOCHS_BETWEEN_REPETITIONS = 2**32
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class EpochPlan:
       worker: index of this worker.
       workers: number of workers.
       largest_shard: records of the largest shard; 0 if all have `shard_records`.
+      repeat_factors: weights of images by their labels, from `compute_repeat_factors`; empty if all are equal.
       guard: checks each shard when it is opened and at its end; None before the shards are verified.
     """
 
@@ -42,6 +48,7 @@ class EpochPlan:
     worker: int = 0
     workers: int = 1
     largest_shard: int = 0
+    repeat_factors: tuple[int, ...] = ()
     guard: ShardGuard | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +85,8 @@ class EpochPlan:
 def read_in_order(plan: EpochPlan, start_step: int = 0) -> tf.data.Dataset:
     """Returns this worker's infinite dataset of (serialized record, epoch, position in the global batch).
 
-    It starts at `start_step`; earlier records are skipped without parsing.
+    It starts at `start_step`; earlier records are skipped without parsing. The epoch is the key of the random draws; an
+    image that appears again in an epoch gets another one.
     """
     first_epoch, first_step = divmod(start_step, plan.steps_per_epoch)
     own_batch = plan.global_batch_size // plan.workers
@@ -90,6 +98,8 @@ def read_in_order(plan: EpochPlan, start_step: int = 0) -> tf.data.Dataset:
     def read_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         skipped = tf.where(epoch == first_epoch, tf.constant(first_step * own_batch, tf.int64), 0)
         records = _interleave_shards(plan, epoch).take(own_records).skip(skipped)
+        if plan.repeat_factors:
+            return tf.data.Dataset.zip((records, positions)).map(lambda appearance, position: (*appearance, position))
         # Zip, not map: map would call a function per record.
         return tf.data.Dataset.zip((records, tf.data.Dataset.from_tensors(epoch).repeat(), positions))
 
@@ -98,6 +108,7 @@ def read_in_order(plan: EpochPlan, start_step: int = 0) -> tf.data.Dataset:
 
 
 def _interleave_shards(plan: EpochPlan, epoch: tf.Tensor) -> tf.data.Dataset:
+    """Returns the records of this worker in an epoch; with repeat factors, pairs of a record and its epoch."""
     view = epoch % len(plan.files)
     files = tf.constant(plan.files)[view]
     open_shard = _choose_reader(plan, view)
@@ -109,8 +120,14 @@ def _interleave_shards(plan: EpochPlan, epoch: tf.Tensor) -> tf.data.Dataset:
         # Not Dataset.shuffle: it also depends on TensorFlow's global seed. These draws depend on seed, epoch and shard.
         seed = tf.random.fold_in(tf.stack([plan.seed, epoch]), shard + 1)
 
-        def shuffle_block(index: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
-            return tf.gather(records, _permute(tf.size(records), tf.random.fold_in(seed, index)))
+        def shuffle_block(index: tf.Tensor, records: tf.Tensor) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
+            block_seed = tf.random.fold_in(seed, index)
+            order = _permute(tf.size(records), block_seed)
+            if not plan.repeat_factors:
+                return tf.gather(records, order)
+            chosen = resample(records, plan.repeat_factors, tf.random.fold_in(block_seed, tf.constant(1, tf.int64)))
+            epochs = epoch + _EPOCHS_BETWEEN_REPETITIONS * chosen.repetitions
+            return tf.gather(records, tf.gather(chosen.indices, order)), tf.gather(epochs, order)
 
         records = open_shard(file, shard)
         if largest > block:

@@ -18,6 +18,7 @@ from ssd_dist.data.batch import PADDING, EvalBatch, SparseTargets, TrainBatch
 from ssd_dist.data.decoding import IMAGE_FEATURES, TARGET_FEATURES, decode_jpeg, pad_targets
 from ssd_dist.data.online_targets import OnlineTargets
 from ssd_dist.data.order import EpochPlan, read_in_order
+from ssd_dist.data.repeat_factors import compute_repeat_factors
 from ssd_dist.data.shard_files import locate_shards
 from ssd_dist.data.shard_guard import ShardGuard
 
@@ -26,7 +27,7 @@ def plan_training(data: DataConfig, train: TrainConfig, split: Split, worker: in
     """Plans which shards this worker reads and how many steps an epoch has.
 
     Raises:
-      DataError: if augmented copies or shards are missing.
+      DataError: if augmented copies, shards or the counts for `data.repeat_threshold` are missing.
       UsageError: if the shards or the global batch are not divisible by the number of workers.
     """
     # Online targets are computed from the whole image, which is copy 0.
@@ -39,6 +40,7 @@ def plan_training(data: DataConfig, train: TrainConfig, split: Split, worker: in
         )
     if required > 1:
         split.check_crop_settings(data.augmentation, data.dir)
+    images_per_class = split.count_images_per_class(data.dir) if data.repeat_threshold else {}
     return EpochPlan(
         files=tuple(tuple(locate_shards(view.shards, data, data.on_corrupt == "skip")) for view in views),
         shard_records=min(shard.examples for view in views for shard in view.shards),
@@ -47,6 +49,7 @@ def plan_training(data: DataConfig, train: TrainConfig, split: Split, worker: in
         seed=train.seed,
         worker=worker,
         workers=workers,
+        repeat_factors=compute_repeat_factors(images_per_class, split.images, data.repeat_threshold),
     )
 
 

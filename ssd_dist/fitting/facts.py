@@ -21,12 +21,14 @@ class DatasetFacts:
       images: number of images of each split.
       sizes: int64 [M, 2], height and width in pixels of the sampled training images.
       box_sizes: float64 [N, 2], height and width of their objects, as fractions of the image.
+      images_per_class: how many of these images have an object of each class.
     """
 
     classes: int
     images: Mapping[str, int]
     sizes: npt.NDArray[np.int64]
     box_sizes: npt.NDArray[np.float64]
+    images_per_class: Mapping[str, int]
 
     @classmethod
     def read(cls, path: Path) -> "DatasetFacts":
@@ -48,6 +50,7 @@ class DatasetFacts:
             images={name: split["images"] for name, split in splits.items()},
             sizes=np.array(train["sizes"], np.int64).reshape(-1, 2),
             box_sizes=np.array(train["box_sizes"], np.float64).reshape(-1, 2),
+            images_per_class=train.get("images_per_class", {}),
         )
         if not len(facts.box_sizes):
             raise DataError(
@@ -64,6 +67,10 @@ class DatasetFacts:
     def small_side(self) -> float:
         """The side (root of the area) below which a tenth of the objects are, as a fraction of the image side."""
         return float(np.quantile(np.sqrt(self.box_sizes.prod(axis=1)), 0.1))
+
+    def count_rare_classes(self, share: float) -> int:
+        """Returns the number of classes that are in a smaller share of the sampled images, but in at least one."""
+        return sum(count < share * len(self.sizes) for count in self.images_per_class.values())
 
     @property
     def image_side(self) -> int:

@@ -25,7 +25,7 @@ from ssd_dist.fitting.choices import CROPS_OF_FEW_IMAGES, Settings, choose_batch
 from ssd_dist.fitting.facts import DatasetFacts, MachineFacts, TrainingCost
 
 SMALL = ["model.input_size=64", "backbone.weights=none"]
-TINY_OBJECTS = DatasetFacts(3, {"train": 1000, "val": 100}, np.full((50, 2), 640), np.full((200, 2), 0.02))
+TINY_OBJECTS = DatasetFacts(3, {"train": 1000, "val": 100}, np.full((50, 2), 640), np.full((200, 2), 0.02), {"a": 50})
 CPU = MachineFacts(gpus=0, memory=2**34)
 
 

@@ -38,6 +38,7 @@ def make_split(name: str) -> Split:
         examples=3,
         shards=(Shard(file=f"{name}/view00-00000-of-00001.tfrecord", examples=3, bytes=999, sha256="ab" * 32),),
         objects_per_class={"cat": 2, "köter": 1},
+        images_per_class={"cat": 1, "köter": 1},
         positives_per_object=PositivesPerObject(mean=4.5, minimum=1, maximum=9, histogram={1: 1, 9: 2}),
     )
     return Split(
@@ -71,6 +72,7 @@ def test_round_trip():
         (lambda tree: tree.update(extra=1), ["extra"]),
         (lambda tree: tree["splits"]["train"].update(images=-1), ["splits.train.images"]),
         (lambda tree: tree["splits"]["train"]["views"][0]["shards"][0].pop("sha256"), ["shards.0.sha256"]),
+        (lambda tree: tree["splits"]["val"]["views"][0]["images_per_class"].pop("cat"), ["images_per_class"]),
     ],
 )
 def test_an_invalid_manifest_raises_a_data_error_with_the_key(change, words):

@@ -29,12 +29,13 @@ CPU = MachineFacts(gpus=0, memory=8 * 2**30)
 CHEAP = TrainingCost(bytes_per_image=2**20, model_bytes=2**24)
 
 
-def make_facts(side=0.3, images=1000, image_side=640):
+def make_facts(side=0.3, images=1000, image_side=640, images_per_class=(50, 50, 50)):
     return DatasetFacts(
         classes=3,
         images={"train": images, "val": 100},
         sizes=np.full((50, 2), image_side),
         box_sizes=np.full((200, 2), side),
+        images_per_class=dict(zip("abc", images_per_class, strict=True)),
     )
 
 
@@ -280,6 +281,13 @@ def test_the_images_of_a_part_on_a_replica_are_whole_batch_norm_groups(replicas,
     # The 8 images of each replica are split into two parts.
     costly = TrainingCost(bytes_per_image=2**30, model_bytes=2**24)
     assert choose(make_facts(), cost=costly, replicas=2)["model.batch_norm_group"] == 4
+
+
+def test_images_of_rare_classes_are_repeated_in_small_datasets():
+    # 10 of the 50 sampled images are 20 %.
+    assert choose(make_facts(images_per_class=(50, 30, 10)))["data.repeat_threshold"] == 0.3
+    assert "data.repeat_threshold" not in choose(make_facts(images_per_class=(50, 30, 15)))
+    assert "data.repeat_threshold" not in choose(make_facts(images=100_000, images_per_class=(50, 30, 10)))
 
 
 def test_few_images_have_a_small_batch():

@@ -85,6 +85,9 @@ def test_the_counts_of_each_copy_add_up(prepared, records_of):
         )
         assert sum(histogram.values()) == sum(len(record.objects.labels) for record in records.values())
         assert sum(view.objects_per_class.values()) == sum(histogram.values())
+        assert view.images_per_class == {
+            name: sum(name in record.objects.names for record in records.values()) for name in manifest.classes
+        }
         # Every object of every copy has at least one positive anchor.
         assert view.positives_per_object.minimum >= 1
         differing += sum(records[name].encoded != plain[name].encoded for name in plain)

@@ -19,7 +19,9 @@ def test_the_survey_counts_each_split_and_measures_boxes_as_shares_of_the_image(
             images.append({"id": number, "file_name": f"{number}.png", "height": 80, "width": 160})
             box = {"image_id": number, "category_id": 1, "bbox": [10, 20, 16, 40], "iscrowd": 0}
             annotations += [box | {"id": 2 * number}, box | {"id": 2 * number + 1, "bbox": [200, 0, 5, 5]}]
-        categories = [{"id": 1, "name": "cup"}]
+        # One image has a second class, twice.
+        annotations += [box | {"id": 100 + copy, "image_id": 0, "category_id": 2} for copy in range(2)]
+        categories = [{"id": 1, "name": "cup"}, {"id": 2, "name": "lid"}]
         path = tmp_path / f"data/annotations/instances_{split}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
@@ -31,13 +33,14 @@ def test_the_survey_counts_each_split_and_measures_boxes_as_shares_of_the_image(
     assert (code, err) == (0, "")
     assert not (tmp_path / "shards").exists()
     survey = json.loads((tmp_path / "survey.json").read_text())
-    assert survey["classes"] == ["cup"]
+    assert survey["classes"] == ["cup", "lid"]
     assert {name: (split["images"], split["boxes"]) for name, split in survey["splits"].items()} == {
-        "train": (3, 6), "val": (1, 2),
+        "train": (3, 8), "val": (1, 4),
     }  # fmt: skip
     # The damaged image and the boxes outside of their images are not measured.
     assert survey["splits"]["train"]["sizes"] == [[80, 160]] * 2
-    assert survey["splits"]["train"]["box_sizes"] == [[0.5, 0.1]] * 2
+    assert survey["splits"]["train"]["box_sizes"] == [[0.5, 0.1]] * 4
+    assert survey["splits"]["train"]["images_per_class"] == {"cup": 2, "lid": 1}
 
 
 def test_a_large_dataset_is_sampled():
