@@ -29,6 +29,7 @@ ALTERNATIVES = (
     Variant("SSD's crops", ("data.augmentation.largest_expansion=4.0", "data.augmentation.smallest_crop=0.3")),
     Variant("1 copy", ("data.views=1",)),
     Variant("4 copies", ("data.views=4",)),
+    Variant("no repeated images", ("data.repeat_threshold=0.0",)),
     Variant("localization weight 2", ("loss.localization_weight=2.0",)),
     Variant("learning rate 0.001", ("optimizer.lr=1e-3",)),
     Variant("weight decay 0.05", ("optimizer.weight_decay=0.05",)),

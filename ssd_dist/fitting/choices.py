@@ -54,7 +54,7 @@ MOST_COPIES = 40_000
 # and 0.3, show objects at sizes that the other images of such a dataset do not have.
 FEW_IMAGES = 5000
 CROPS_OF_FEW_IMAGES = {"data.augmentation.largest_expansion": 1.5, "data.augmentation.smallest_crop": 0.6}
-# Below this share of the images a class is rare; docs/recipe.md has the effect of repeating its images.
+# A class in a smaller share of the images is rare; docs/recipe.md has the effect of repeating the images that show it.
 RARE_SHARE = 0.3
 EVALUATIONS = 5
 # Share of the memory that activations may use.
