@@ -253,10 +253,10 @@ def _merge_files(files: tuple[ViewReport, ...], classes: tuple[str, ...]) -> Vie
 
 def _count_images(files: tuple[ViewReport, ...], classes: tuple[str, ...]) -> dict[str, int] | None:
     """Returns the number of images of each class; None if a shard was written by a version that did not count them."""
-    if any(file.images is None and file.examples for file in files):
+    if any(file.images_per_class is None and file.examples for file in files):
         return None
-    images = sum((Counter(file.images) for file in files), Counter())
-    return {name: images.get(name, 0) for name in classes}
+    images = sum((Counter(file.images_per_class) for file in files), Counter())
+    return {name: images[name] for name in classes}
 
 
 def read_manifest(output: str) -> Manifest | None:

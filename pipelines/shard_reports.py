@@ -50,24 +50,25 @@ class ViewReport(BaseModel):
       shard: name, size and checksum of the file.
       examples: number of records.
       objects: number of objects per class name.
-      images: number of images per class name; None in reports of earlier versions.
+      images_per_class: number of images with an object of each class, without crowds; None in reports of earlier
+        versions.
       positives: number of objects per number of positive anchors.
     """
 
     shard: Shard | None = None
     examples: int = 0
     objects: dict[str, int] = {}
-    images: dict[str, int] | None = None
+    images_per_class: dict[str, int] | None = None
     positives: dict[int, int] = {}
 
     def add(self, record: Record) -> None:
         """Counts one record."""
         self.examples += 1
-        self.images = self.images or {}
+        self.images_per_class = self.images_per_class or {}
         for name in record.objects.names:
             self.objects[name] = self.objects.get(name, 0) + 1
-        for name in {*record.objects.names}:
-            self.images[name] = self.images.get(name, 0) + 1
+        for name in record.objects.list_classes():
+            self.images_per_class[name] = self.images_per_class.get(name, 0) + 1
         for positives in count_positives(record):
             self.positives[positives] = self.positives.get(positives, 0) + 1
 

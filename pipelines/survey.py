@@ -74,7 +74,7 @@ def measure_shard(group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, tu
         boxes = objects.boxes[~objects.is_crowd]
         facts["sizes"].append(size)
         facts["box_sizes"].extend((boxes[:, 2:] - boxes[:, :2]).astype(float).round(5).tolist())
-        facts["images_per_class"].update({*objects.names})
+        facts["images_per_class"].update(objects.list_classes())
     yield 0, (plan.split, plan.shard, facts)
 
 

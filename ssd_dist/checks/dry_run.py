@@ -29,6 +29,7 @@ from ssd_dist.core.printable import join_names, make_printable
 from ssd_dist.data.corrupt_records import CorruptRecord, verify_plan
 from ssd_dist.data.order import EpochPlan
 from ssd_dist.data.pipeline import plan_training, training_batches
+from ssd_dist.data.repeat_factors import UNIT
 from ssd_dist.data.shard_files import locate_shards
 from ssd_dist.model.cost import Cost, count_cost
 from ssd_dist.runs.checkpoints import latest_checkpoint
@@ -175,6 +176,8 @@ def _describe_data(
     if never := [name for name in manifest.classes if not counts.get(name)]:
         names = f"{join_names(never[:8])}{' ...' if len(never) > 8 else ''}"
         pairs.append(("no objects", f"of {names} in split train; these classes cannot be learned"))
+    if config.data.repeat_threshold:
+        pairs.append(("repeated", _describe_repeat_factors(manifest.classes, plan.repeat_factors)))
     if replaced:
         pairs.append(("corrupt", f"{len(replaced)} records, replaced by valid ones; the first: {replaced[0]}"))
     batch_size = min(config.train.global_batch_size, 64)
@@ -193,6 +196,15 @@ def _describe_data(
         batches_read += 1
     speed = batches_read * batch_size / max(time.perf_counter() - started, 1e-9)
     return [*pairs, ("input pipeline", f"{speed:,.0f} images per second on this machine, without training")]
+
+
+def _describe_repeat_factors(classes: Sequence[str], factors: Sequence[int]) -> str:
+    """Describes the classes whose images appear more often, the most repeated first."""
+    repeated = sorted(zip(factors[1:], classes, strict=False), key=lambda each: -each[0])
+    names = [f"{name} ({factor / UNIT:.1f} times)" for factor, name in repeated if factor > UNIT]
+    if not names:
+        return "no images, because each class is in a larger share of them than data.repeat_threshold"
+    return f"images of {join_names(names[:8])}{' ...' if len(names) > 8 else ''}, relative to images of other classes"
 
 
 def _describe_steps(

@@ -56,8 +56,8 @@ class AugmentationConfig(Section):
 class DataConfig(Section):
     """Location of the prepared dataset, and how it is written and read.
 
-    With `repeat_threshold` above 0, images of classes that are in a smaller share of the images appear more often in an
-    epoch, and others less often (Gupta et al. 2019, section 4.1).
+    With `repeat_threshold` above 0, images of classes that occur in a smaller share of the training images than this
+    appear more often in an epoch, and other images less often (Gupta et al. 2019, section 4.1).
     """
 
     dir: str = ""

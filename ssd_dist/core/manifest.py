@@ -81,7 +81,8 @@ class Shard(_Part):
 class View(_Part):
     """One augmented copy of all images of a split; copy 0 holds the whole images, the others crops and expansions.
 
-    `images_per_class` counts the images with an object of each class; null in manifests of earlier versions.
+    `images_per_class` counts the images with an object of each class, without crowds; null in manifests of earlier
+    versions.
     """
 
     examples: Count
@@ -91,10 +92,12 @@ class View(_Part):
     positives_per_object: "PositivesPerObject"
 
     @model_validator(mode="after")
-    def _check_sum(self) -> "View":
+    def _check_counts(self) -> "View":
         total = sum(shard.examples for shard in self.shards)
         if total != self.examples:
             raise ValueError(f"examples is {self.examples}, but the shards have {total}")
+        if max((self.images_per_class or {}).values(), default=0) > total:
+            raise ValueError(f"images_per_class counts more images than the {total} examples")
         return self
 
 
@@ -158,8 +161,8 @@ class Split(_Part):
         counts = self.views[0].images_per_class
         if counts is None:
             raise DataError(
-                f"{path}: prepared by an earlier version, which did not count the images of each class; "
-                "prepare again into another --output, or set data.repeat_threshold: 0"
+                f"data.repeat_threshold needs the number of images of each class, which {path} does not have, because "
+                "an earlier version prepared it; prepare again into another --output, or set data.repeat_threshold: 0"
             )
         return counts
 

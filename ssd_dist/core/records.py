@@ -39,6 +39,10 @@ class Objects:
     is_crowd: BoolArray
     area: FloatArray
 
+    def list_classes(self) -> list[str]:
+        """Returns the names of the classes, each once, without crowds."""
+        return list(dict.fromkeys(name for name, crowd in zip(self.names, self.is_crowd, strict=True) if not crowd))
+
 
 @dataclass(frozen=True)
 class Record:

@@ -21,7 +21,7 @@ from ssd_dist.data.shard_guard import ShardGuard
 
 # Records held in memory for shuffling, over all shards: about 400 MB of 300x300 JPEGs.
 SHUFFLE_RECORDS = 16384
-# The draws of an image that appears again in an epoch are those of a later epoch, which no run reaches.
+# A record that appears again in an epoch has the draws of a later epoch, which no run reaches.
 _EPOCHS_BETWEEN_REPETITIONS = 2**32
 
 
@@ -85,8 +85,8 @@ class EpochPlan:
 def read_in_order(plan: EpochPlan, start_step: int = 0) -> tf.data.Dataset:
     """Returns this worker's infinite dataset of (serialized record, epoch, position in the global batch).
 
-    It starts at `start_step`; earlier records are skipped without parsing. The epoch is the key of the random draws; an
-    image that appears again in an epoch gets another one.
+    It starts at `start_step`; earlier records are skipped without decoding. Random draws depend on the epoch. A record
+    that appears again in an epoch has another number there, so that its draws differ.
     """
     first_epoch, first_step = divmod(start_step, plan.steps_per_epoch)
     own_batch = plan.global_batch_size // plan.workers
@@ -108,7 +108,7 @@ def read_in_order(plan: EpochPlan, start_step: int = 0) -> tf.data.Dataset:
 
 
 def _interleave_shards(plan: EpochPlan, epoch: tf.Tensor) -> tf.data.Dataset:
-    """Returns the records of this worker in an epoch; with repeat factors, pairs of a record and its epoch."""
+    """Returns the records of this worker in an epoch; with repeat factors, pairs (record, epoch of its draws)."""
     view = epoch % len(plan.files)
     files = tf.constant(plan.files)[view]
     open_shard = _choose_reader(plan, view)

@@ -40,7 +40,7 @@ def plan_training(data: DataConfig, train: TrainConfig, split: Split, worker: in
         )
     if required > 1:
         split.check_crop_settings(data.augmentation, data.dir)
-    images_per_class = split.count_images_per_class(data.dir) if data.repeat_threshold else {}
+    counts = split.count_images_per_class(data.dir) if data.repeat_threshold else {}
     return EpochPlan(
         files=tuple(tuple(locate_shards(view.shards, data, data.on_corrupt == "skip")) for view in views),
         shard_records=min(shard.examples for view in views for shard in view.shards),
@@ -49,7 +49,7 @@ def plan_training(data: DataConfig, train: TrainConfig, split: Split, worker: in
         seed=train.seed,
         worker=worker,
         workers=workers,
-        repeat_factors=compute_repeat_factors(images_per_class, split.images, data.repeat_threshold),
+        repeat_factors=compute_repeat_factors(counts, split.views[0].examples, data.repeat_threshold),
     )
 
 

@@ -54,7 +54,7 @@ MOST_COPIES = 40_000
 # and 0.3, show objects at sizes that the other images of such a dataset do not have.
 FEW_IMAGES = 5000
 CROPS_OF_FEW_IMAGES = {"data.augmentation.largest_expansion": 1.5, "data.augmentation.smallest_crop": 0.6}
-# A class in a smaller share of the images is rare; docs/recipe.md has the effect of repeating the images that show it.
+# Classes in a smaller share of the images are rare; docs/recipe.md has the effect of repeating their images.
 RARE_SHARE = 0.3
 EVALUATIONS = 5
 # Share of the memory that activations may use.
@@ -241,8 +241,8 @@ def choose_training(
         for key, bound in CROPS_OF_FEW_IMAGES.items():
             settings.choose(key, bound, f"milder crops than SSD's suit {dataset.train_images} images better")
         if rare := dataset.count_rare_classes(RARE_SHARE):
-            reason = f"{rare} of {dataset.classes} classes are in less than {RARE_SHARE:.0%} of the images"
-            settings.choose("data.repeat_threshold", RARE_SHARE, f"{reason}, so their images appear more often")
+            reason = f"repeats images of rare classes: {rare} of {dataset.classes} occur in less than {RARE_SHARE:.0%}"
+            settings.choose("data.repeat_threshold", RARE_SHARE, f"{reason} of the images")
     if not has_trained_weights(settings):
         settings.choose("optimizer.lr", 4e-3, "the weights start at random values")
     else:

@@ -69,8 +69,14 @@ class DatasetFacts:
         return float(np.quantile(np.sqrt(self.box_sizes.prod(axis=1)), 0.1))
 
     def count_rare_classes(self, share: float) -> int:
-        """Returns the number of classes that are in a smaller share of the sampled images, but in at least one."""
-        return sum(count < share * len(self.sizes) for count in self.images_per_class.values())
+        """Returns the number of classes in less than `share` of the sampled images, and much rarer than the others.
+
+        They are in less than half as many images as the most frequent class. A class of one image does not count: it is
+        probably an error, and cannot be learned.
+        """
+        counts = self.images_per_class.values()
+        limit = min(share * len(self.sizes), max(counts, default=0) / 2)
+        return sum(1 < count < limit for count in counts)
 
     @property
     def image_side(self) -> int:

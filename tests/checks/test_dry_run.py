@@ -97,15 +97,17 @@ def dry_run(folder: Path, config: Config, *flags: str) -> subprocess.CompletedPr
 def test_a_dry_run_describes_the_run_and_writes_nothing(tmp_path):
     settings = {"train": {"global_batch_size": 8}, "cluster": {"logical_cpus": 2}}
     config = Config.model_validate(SMALL | settings | {"data": {"dir": str(tmp_path / "data")}})
-    write_dataset(tmp_path / "data", config, {"train": 24, "val": 6}, shards=2)
-    done = dry_run(tmp_path, config, f"--model_dir={tmp_path / 'run'}")
+    counts = write_dataset(tmp_path / "data", config, {"train": 24, "val": 6}, shards=2).splits["train"].views[0]
+    done = dry_run(tmp_path, config, f"--model_dir={tmp_path / 'run'}", "--set=data.repeat_threshold=1.0")
     assert done.returncode == 0, done.stderr
     output = " ".join(done.stdout.split())
     for words in (
         "MobileNetV2 0.1, ssdlite head, 64 x 64", "8²·4 + 4²·6 + 2²·6 + 1²·6 + 1²·4 + 1²·4", "GFLOP per image",
         "activations of 4 images", "batch norm in groups of 4", "24 images", "0 images rejected",
         "images per second on this machine", "120, 3 per epoch", "on val every 5 epochs", "a new run",
-        "2, 4 images each",
+        "2, 4 images each", *(
+            f"{name} ({(24 / images) ** 0.5:.1f} times)" for name, images in counts.images_per_class.items()
+        ),
     ):  # fmt: skip
         assert words in output, (words, output)
     assert not (tmp_path / "run").exists()

@@ -157,3 +157,17 @@ def test_invalid_records_raise_a_data_error(data):
 def test_broken_bytes_give_a_record_or_a_data_error(position, replacement):
     with contextlib.suppress(DataError):
         Record.from_bytes(VALID[:position] + replacement + VALID[position + len(replacement) :])
+
+
+def test_classes_are_listed_once_in_their_order_without_crowds():
+    names = ("dog", "cat", "owl", "cat", "ape", "owl")
+    objects = Objects(
+        boxes=np.zeros((6, 4), np.float32),
+        labels=np.array([1, 2, 3, 2, 4, 3]),
+        names=names,
+        difficult=np.array([True, False, False, False, False, False]),
+        is_crowd=np.array([False, False, True, False, True, False]),
+        area=np.zeros(6, np.float32),
+    )
+    # Not the order of a set, which differs between processes.
+    assert objects.list_classes() == ["dog", "cat", "owl"]

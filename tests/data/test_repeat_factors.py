@@ -15,8 +15,9 @@ from ssd_dist.core.errors import DataError
 from ssd_dist.core.example_proto import encode_example
 from ssd_dist.core.tfrecord_io import frame_record
 from ssd_dist.data.order import EpochPlan, read_in_order
-from ssd_dist.data.pipeline import plan_training
+from ssd_dist.data.pipeline import plan_training, training_batches
 from ssd_dist.data.repeat_factors import UNIT, compute_repeat_factors, resample
+from ssd_dist.data.shard_files import read_split
 
 # Labels of the images of two shards, 1-based: label 3 is rare, and some images have no object.
 SHARDS = (
@@ -31,6 +32,7 @@ def make_records(shard, number=0):
         {
             "image/source_id": [f"{number}-{index}".encode()],
             "image/object/class/label": np.array(labels, np.int64),
+            "image/object/is_crowd": np.zeros(len(labels), np.int64),
         }
         for index, labels in enumerate(shard)
     ]
@@ -66,7 +68,8 @@ def test_a_factor_is_the_root_of_threshold_by_share():
     # Gupta et al. 2019, section 4.1: max(1, sqrt(t / f)).
     counts = {"common": 80, "at the threshold": 40, "rare": 10, "rarest": 1, "absent": 0}
     factors = compute_repeat_factors(counts, 100, 0.4)
-    assert np.array(factors) / UNIT == pytest.approx([1, 1, 1, 2, 40**0.5, 1], abs=1 / UNIT)
+    # The root of 40 is above the largest factor.
+    assert np.array(factors) / UNIT == pytest.approx([1, 1, 1, 2, 4, 1], abs=1 / UNIT)
 
 
 def test_without_rare_classes_or_threshold_there_are_no_factors():
@@ -179,15 +182,55 @@ def test_large_shards_are_resampled_in_blocks(tmp_path, monkeypatch):
     assert len(names) == 50
 
 
-def test_a_manifest_without_counts_is_refused(tmp_path):
-    config = Config.model_validate({"model": {"input_size": 32}, "data": {"dir": str(tmp_path)}})
-    split = write_dataset(tmp_path, config, {"train": 16}).splits["train"]
-    assert plan_training(config.data, config.train, split).repeat_factors == ()
-    rare = config.data.model_copy(update={"repeat_threshold": 0.9})
-    with pytest.raises(DataError, match=r"earlier version.*prepare again.*repeat_threshold"):
-        plan_training(rare, config.train, split)
-    counts = {"red": 16, "green": 8, "blue": 2}
-    views = tuple(view.model_copy(update={"images_per_class": counts}) for view in split.views)
-    plan = plan_training(rare, config.train, split.model_copy(update={"views": views}))
-    expected = [1, 1, (0.9 / 0.5) ** 0.5, (0.9 / 0.125) ** 0.5]
-    assert np.array(plan.repeat_factors) / UNIT == pytest.approx(expected, abs=1 / UNIT)
+def test_crowds_do_not_count():
+    records = [
+        encode_example({"image/object/class/label": np.array(labels), "image/object/is_crowd": np.array(crowds)})
+        for labels, crowds in (([1, 3], [0, 1]), ([3, 3], [1, 0]), ([1], [0]), ([1], [0]))
+    ]
+    draws = [resample(tf.constant(records), FACTORS, tf.constant([0, draw])).indices.numpy() for draw in range(64)]
+    # Weights of 1, 4, 1 and 1: 4/7 of the appearances show the image whose label 3 is no crowd.
+    counts = np.bincount(np.concatenate(draws)) / 64
+    # Four standard errors, as above.
+    assert counts == pytest.approx(4 * np.array([1, 4, 1, 1]) / 7, abs=4 * 0.5 / 64**0.5)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A config and the training split of 24 images; every image has one object, and two are blue."""
+    folder = tmp_path_factory.mktemp("data") / "out"
+    values = {
+        "data": {"dir": str(folder), "repeat_threshold": 0.9},
+        "model": {"input_size": 32},
+        "train": {"global_batch_size": 6, "seed": 1},
+    }
+    config = Config.model_validate(values)
+    return config, write_dataset(folder, config, {"train": 24}, objects=1).splits["train"]
+
+
+def test_the_factors_of_a_run_follow_from_its_manifest(data):
+    config, split = data
+    labels = [record.objects.labels[0] for record in read_split(config.data, split)]
+    expected = [min(max((0.9 * 24 / labels.count(label)) ** 0.5, 1), 4) for label in (1, 2, 3)]
+    plan = plan_training(config.data, config.train, split)
+    assert np.array(plan.repeat_factors) / UNIT == pytest.approx([1, *expected], abs=1 / UNIT)
+
+
+def test_a_manifest_without_counts_is_refused(data):
+    config, split = data
+    views = tuple(view.model_copy(update={"images_per_class": None}) for view in split.views)
+    earlier = split.model_copy(update={"views": views})
+    with pytest.raises(DataError, match=r"repeat_threshold.*earlier version.*prepare again"):
+        plan_training(config.data, config.train, earlier)
+    off = config.data.model_copy(update={"repeat_threshold": 0.0})
+    assert plan_training(off, config.train, earlier).repeat_factors == ()
+
+
+@pytest.mark.parametrize("targets", ["precomputed", "online"])
+def test_each_appearance_is_augmented_differently(data, targets):
+    config, split = data
+    config = config.model_copy(update={"data": config.data.model_copy(update={"targets": targets})})
+    plan = plan_training(config.data, config.train, split)
+    plan = replace(plan, repeat_factors=(UNIT, UNIT, UNIT, 8 * UNIT))
+    batches = training_batches(config.data, config.anchors, config.matching, 32, plan, 6, 0)
+    maps = np.concatenate([batch.color_maps for batch in batches.take(plan.steps_per_epoch).as_numpy_iterator()])
+    assert len(np.unique(maps.reshape(len(maps), -1), axis=0)) == len(maps) == 24

@@ -283,11 +283,20 @@ def test_the_images_of_a_part_on_a_replica_are_whole_batch_norm_groups(replicas,
     assert choose(make_facts(), cost=costly, replicas=2)["model.batch_norm_group"] == 4
 
 
-def test_images_of_rare_classes_are_repeated_in_small_datasets():
-    # 10 of the 50 sampled images are 20 %.
-    assert choose(make_facts(images_per_class=(50, 30, 10)))["data.repeat_threshold"] == 0.3
-    assert "data.repeat_threshold" not in choose(make_facts(images_per_class=(50, 30, 15)))
-    assert "data.repeat_threshold" not in choose(make_facts(images=100_000, images_per_class=(50, 30, 10)))
+@pytest.mark.parametrize(
+    ("images_per_class", "images", "is_chosen"),
+    [
+        # 10 of the 50 sampled images are 20 %.
+        ((50, 30, 10), 1000, True),
+        ((50, 30, 15), 1000, False),  # not below 30 %
+        ((14, 12, 10), 1000, False),  # all classes are about equally frequent
+        ((50, 30, 1), 1000, False),  # a single image cannot teach a class
+        ((50, 30, 10), 100_000, False),
+    ],
+)
+def test_images_of_rare_classes_are_repeated_in_small_datasets(images_per_class, images, is_chosen):
+    chosen = choose(make_facts(images=images, images_per_class=images_per_class))
+    assert chosen.get("data.repeat_threshold") == (0.3 if is_chosen else None)
 
 
 def test_few_images_have_a_small_batch():
@@ -306,6 +315,13 @@ def test_a_dataset_without_training_data_is_refused(tmp_path, splits, word):
     path.write_text(json.dumps({"classes": ["a"], "splits": splits}))
     with pytest.raises(DataError, match=word):
         DatasetFacts.read(path)
+
+
+def test_a_survey_of_an_earlier_version_has_no_rare_classes(tmp_path):
+    path = tmp_path / "survey.json"
+    train = {"images": 3, "sizes": [[4, 4]] * 3, "box_sizes": [[0.5, 0.5]]}
+    path.write_text(json.dumps({"classes": ["a"], "splits": {"train": train}}))
+    assert DatasetFacts.read(path).count_rare_classes(0.3) == 0
 
 
 @pytest.mark.parametrize("machine", [CPU, MachineFacts(gpus=2, memory=2**20, missing_weights="no network")])

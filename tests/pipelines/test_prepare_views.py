@@ -1,5 +1,7 @@
 """Tests augmented copies from prepare to the trainer: which splits have them, their counts, and checks on resume."""
 
+import json
+
 import pytest
 from raw_sets import digests, labeled_images, make_voc
 
@@ -142,3 +144,17 @@ def test_the_number_of_copies_does_not_affect_evaluation_splits(prepared, prepar
     assert prepare("voc", source, output, "val", config=more, resume=True) == manifest
     with pytest.raises(DataError, match=r"data\.views was 3, is 5"):
         prepare("voc", source, output, "train", config=more)
+
+
+def test_images_per_class_are_unknown_if_a_shard_was_written_by_an_earlier_version(prepared, prepare, tmp_path):
+    source, _, _ = prepared
+    prepare("voc", source, tmp_path, "train", config=PLAIN)
+    first = next((tmp_path / "train/.parts").glob("00000-of-*.json"))
+    report = json.loads(first.read_text())
+    assert report["views"][0].pop("images_per_class")
+    first.write_text(json.dumps(report))
+    manifest = prepare("voc", source, tmp_path, "train", config=PLAIN, resume=True)
+    assert manifest.splits["train"].views[0].images_per_class is None
+    # A new preparation counts them again.
+    manifest = prepare("voc", source, tmp_path, "train", config=PLAIN)
+    assert sum(manifest.splits["train"].views[0].images_per_class.values()) > 0

@@ -89,7 +89,11 @@ def write_dataset(
             )
         counts = {name: sum(r.objects.names.count(name) for r in records) for name in CLASSES}
         statistics = PositivesPerObject(mean=0.0, minimum=0, maximum=0, histogram={})
-        view = View(examples=size, shards=tuple(written), objects_per_class=counts, positives_per_object=statistics)
+        images = {name: sum(name in r.objects.names for r in records) for name in CLASSES}
+        view = View(
+            examples=size, shards=tuple(written), objects_per_class=counts, images_per_class=images,
+            positives_per_object=statistics,
+        )  # fmt: skip
         total = sum(counts.values())
         splits[split] = Split(
             images_read=size, images=size, boxes_read=total, boxes=total, rejected_images={}, rejected_boxes={},
