@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ssd_dist.core.tfrecord_io import read_records
 from ssd_dist.data.corrupt_records import verify_plan
 from ssd_dist.data.order import read_in_order
 from ssd_dist.data.pipeline import plan_training, training_batches
+from ssd_dist.data.repeat_factors import UNIT
 from ssd_dist.data.shard_files import load_manifest
 
 # With 256 images, opening the shards for an epoch took a fifth of the time.
@@ -57,6 +59,9 @@ def measure_input(config: Config) -> list[Row]:
     spent, spent_bare = take_turns(drain(ours), drain(bare), 3, time.process_time)
     in_order = read_in_order(plan).batch(BATCH, drop_remainder=True)
     reading, _ = take_turns(drain(in_order), drain(bare), 3, time.process_time)
+    repeated_plan = replace(plan, repeat_factors=(UNIT,) * (len(manifest.classes) + 1))
+    repeated = training_batches(config.data, *read[:3], repeated_plan, BATCH, 0)
+    spent_repeated, spent_once = take_turns(drain(repeated), drain(ours), 3, time.process_time)
     precomputed, matched = take_turns(drain(ours), drain(online), 3)
     guarded, unguarded = take_turns(drain(checked), drain(ours), 6)
     count *= PASSES
@@ -64,6 +69,7 @@ def measure_input(config: Config) -> list[Row]:
         Row("input pipeline", "img/s", count / fast, count / limit, "bare decode loop, same number of threads"),
         Row("input pipeline", "ms CPU", 1e3 * spent / count, 1e3 * spent_bare / count, "bare decode loop, per image"),
         Row("reading in order", "ms CPU", 1e3 * reading / count, 1e3 * spent / count, "the input pipeline, per image"),
+        Row("repeated images", "ms CPU", 1e3 * spent_repeated / count, 1e3 * spent_once / count, "without, per image"),
         Row("precomputed targets", "img/s", count / precomputed, count / matched, "data.targets: online"),
         Row("checks of the shards", "img/s", count / guarded, count / unguarded, "the same pipeline without them"),
     ]

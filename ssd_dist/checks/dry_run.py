@@ -203,7 +203,7 @@ def _describe_repeat_factors(classes: Sequence[str], factors: Sequence[int]) -> 
     repeated = sorted(zip(factors[1:], classes, strict=False), key=lambda each: -each[0])
     names = [f"{name} ({factor / UNIT:.1f} times)" for factor, name in repeated if factor > UNIT]
     if not names:
-        return "no images, because each class is in a larger share of them than data.repeat_threshold"
+        return "no images, because no class that occurs is rarer than data.repeat_threshold"
     return f"images of {join_names(names[:8])}{' ...' if len(names) > 8 else ''}, relative to images of other classes"
 
 
