@@ -27,6 +27,7 @@ ALTERNATIVES = (
     Variant("IoU 0.5 and 0.4", ("matching.positive_iou=0.5", "matching.negative_iou=0.4")),
     Variant("IoU 0.4 and 0.3", ("matching.positive_iou=0.4", "matching.negative_iou=0.3")),
     Variant("SSD's crops", ("data.augmentation.largest_expansion=4.0", "data.augmentation.smallest_crop=0.3")),
+    Variant("milder crops", ("data.augmentation.largest_expansion=1.2", "data.augmentation.smallest_crop=0.75")),
     Variant("1 copy", ("data.views=1",)),
     Variant("4 copies", ("data.views=4",)),
     Variant("no repeated images", ("data.repeat_threshold=0.0",)),
