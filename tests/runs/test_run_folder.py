@@ -83,7 +83,11 @@ def test_a_run_whose_checkpoints_were_deleted_is_bound_by_its_best_model(manifes
 
 
 def with_classes(manifest, *classes):
-    return manifest.model_copy(update={"classes": classes})
+    splits = {}
+    for name, split in manifest.splits.items():
+        views = tuple(view.model_copy(update={"images_per_class": dict.fromkeys(classes, 1)}) for view in split.views)
+        splits[name] = split.model_copy(update={"views": views})
+    return manifest.model_copy(update={"classes": classes, "splits": splits})
 
 
 def with_other_records(manifest, split):
