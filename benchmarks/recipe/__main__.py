@@ -1,4 +1,4 @@
-"""Trains every variant with every seed on every dataset (`make recipe`), and prints the tables of docs/recipe.md.
+"""Trains every variant with every seed on every dataset (`make recipe`), and prints the tables of RESULTS.md.
 
     prepare the datasets -> a queue of runs, each pinned to one core -> results.jsonl -> tables
 
