@@ -44,6 +44,7 @@ class ClassRow:
       color: color of the class as `#rrggbb`.
       counts: number of objects in each split.
       shares: `counts` divided by the counts of the largest class, for the bars.
+      images: share of the images of the first split that show it; None if an earlier version prepared the split.
       side: median of sqrt(width x height) in shares of the image; None without objects.
       unfit: share of objects that no anchor fits; None without objects.
       few: share of objects with fewer than two positive anchors; None without objects.
@@ -53,6 +54,7 @@ class ClassRow:
     color: str
     counts: list[int]
     shares: list[float]
+    images: float | None
     side: float | None
     unfit: float | None
     few: float | None
@@ -170,10 +172,12 @@ def _build_class_rows(manifest: Manifest, facts: Sequence[SplitFacts], maker: Ta
         [[f.split.views[0].objects_per_class.get(name, 0) for f in facts] for name in manifest.classes], float
     ).reshape(len(manifest.classes), len(facts))
     largest = np.maximum(counts.max(axis=0, initial=0), 1)
+    whole = facts[0].split.views[0] if facts else None
     rows = []
     for index in np.argsort(-counts[:, 0] if len(facts) else np.zeros(len(manifest.classes)), kind="stable"):
         objects = facts[0].objects if facts else None
         own = objects.select(objects.labels == index + 1) if objects is not None else None
+        images = whole.images_per_class if whole else None
         some = own if own is not None and len(own.labels) else None
         rows.append(
             ClassRow(
@@ -181,6 +185,7 @@ def _build_class_rows(manifest: Manifest, facts: Sequence[SplitFacts], maker: Ta
                 color="#{:02x}{:02x}{:02x}".format(*class_color(int(index) + 1)),
                 counts=counts[index].astype(int).tolist(),
                 shares=(counts[index] / largest).tolist(),
+                images=images[manifest.classes[index]] / max(whole.examples, 1) if whole and images else None,
                 side=float(np.median(np.sqrt(some.sides.prod(axis=1)))) if some else None,
                 unfit=1 - _measure_fitting_share(some.best_iou, maker) if some else None,
                 few=float((some.positives < 2).mean()) if some else None,
@@ -209,7 +214,7 @@ def _draw_size_charts(facts: SplitFacts) -> list[tuple[str, Markup, str]]:
                 per_image,
                 Axes("objects", "images", width=SMALL_CHART),
             ),
-            f"{empty:,} images without objects; at most {facts.objects_per_image.max(initial=0)} objects per image"
+            f"{empty:,} {'image' if empty == 1 else 'images'} without objects; at most {facts.objects_per_image.max(initial=0)} objects per image"
             + (f"; each column covers {step} values." if step > 1 else "."),
         ),
         (

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -100,6 +101,11 @@ def test_the_report_of_a_dataset(data: Path, tmp_path: Path) -> None:
         "Boxes of train. 9 of 9 boxes are <s>suspicious</s>.",
     ):
         assert word in text, word
+    view = json.loads((data / "dataset.json").read_text())["splits"]["train"]["views"][0]
+    shares = [f"{count / 24:.1%}" for count in view["images_per_class"].values()]
+    # In the class table, after the objects of both splits and before the median size.
+    rows = re.findall(r"<tr><td><span class=\"swatch\".*?</tr>", html, re.DOTALL)
+    assert sorted(re.findall(r"meter-text\">([^<]*)<", row)[2] for row in rows) == sorted(shares)
 
 
 def start_run(data: Path, folder: Path) -> Path:
