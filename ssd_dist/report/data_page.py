@@ -214,7 +214,8 @@ def _draw_size_charts(facts: SplitFacts) -> list[tuple[str, Markup, str]]:
                 per_image,
                 Axes("objects", "images", width=SMALL_CHART),
             ),
-            f"{empty:,} {'image' if empty == 1 else 'images'} without objects; at most {facts.objects_per_image.max(initial=0)} objects per image"
+            f"{empty:,} {'image' if empty == 1 else 'images'} without objects; at most "
+            f"{facts.objects_per_image.max(initial=0)} objects per image"
             + (f"; each column covers {step} values." if step > 1 else "."),
         ),
         (
