@@ -12,6 +12,7 @@ import tf_keras
 from benchmarks.machine import name_processor
 from benchmarks.rows import take_turns
 from ssd_dist.core.config import AnchorConfig, BackboneConfig, ModelConfig
+from ssd_dist.fitting.choose_config import build_gradient_computation
 from ssd_dist.model.cost import Cost, count_cost
 from ssd_dist.model.detector import build_detector
 
@@ -52,23 +53,13 @@ def build(width: float, size: int) -> tf_keras.Model:
 
 def make_functions(model: tf_keras.Model, size: int) -> tuple[Callable[[], object], Callable[[], object]]:
     """Returns functions that detect objects in one image, and compute the gradient of a batch."""
-    image, images = tf.zeros([1, size, size, 3]), tf.random.uniform([BATCH, size, size, 3], -1.0, 1.0)
+    image = tf.zeros([1, size, size, 3])
 
     @tf.function
     def detect() -> list[tf.Tensor]:
         return tf.nest.flatten(model(image, training=False))
 
-    @tf.function
-    def compute_gradients() -> list[tf.Tensor]:
-        with tf.GradientTape() as tape:
-            loss = tf.add_n([tf.reduce_mean(tf.square(output)) for output in tf.nest.flatten(model(images, True))])
-        # Sums, which are not large to copy.
-        return [tf.reduce_sum(gradient) for gradient in tape.gradient(loss, model.trainable_variables)]
-
-    def run(function: Callable[[], list[tf.Tensor]]) -> Callable[[], object]:
-        return lambda: [output.numpy() for output in function()]
-
-    return run(detect), run(compute_gradients)
+    return lambda: [output.numpy() for output in detect()], build_gradient_computation(model, size, BATCH)
 
 
 if __name__ == "__main__":

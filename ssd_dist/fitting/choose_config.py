@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,16 @@ def measure_cost(config: Config, class_count: int, devices: int, is_timed: bool)
 
 def time_training(model: Any, size: int, batch: int) -> float:
     """Returns the seconds per image of forward and backward passes on a batch, with an allowance for the other work."""
+    compute = build_gradient_computation(model, size, batch)
+    compute()
+    started = time.perf_counter()
+    for _ in range(TIMED_STEPS):
+        compute()
+    return STEP_OVERHEAD * (time.perf_counter() - started) / TIMED_STEPS / batch
+
+
+def build_gradient_computation(model: Any, size: int, batch: int) -> Callable[[], object]:
+    """Returns a function that runs a forward and backward pass on a batch, and waits for its end."""
     images = tf.random.uniform([batch, size, size, 3], -1.0, 1.0)
 
     @tf.function
@@ -149,11 +160,7 @@ def time_training(model: Any, size: int, batch: int) -> float:
             loss = tf.add_n([tf.reduce_mean(tf.square(output)) for output in tf.nest.flatten(model(images, True))])
         return [tf.reduce_sum(gradient) for gradient in tape.gradient(loss, model.trainable_variables)]
 
-    compute_gradients()
-    started = time.perf_counter()
-    for _ in range(TIMED_STEPS):
-        tf.nest.map_structure(lambda tensor: tensor.numpy(), compute_gradients())
-    return STEP_OVERHEAD * (time.perf_counter() - started) / TIMED_STEPS / batch
+    return lambda: [gradient.numpy() for gradient in compute_gradients()]
 
 
 def check_disk(config: Config, dataset: DatasetFacts, cost: TrainingCost, folder: Path) -> None:
