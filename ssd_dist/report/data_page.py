@@ -172,12 +172,11 @@ def _build_class_rows(manifest: Manifest, facts: Sequence[SplitFacts], maker: Ta
         [[f.split.views[0].objects_per_class.get(name, 0) for f in facts] for name in manifest.classes], float
     ).reshape(len(manifest.classes), len(facts))
     largest = np.maximum(counts.max(axis=0, initial=0), 1)
-    whole = facts[0].split.views[0] if facts else None
+    images, examples = (facts[0].split.views[0].images_per_class, facts[0].split.images) if facts else (None, 0)
     rows = []
     for index in np.argsort(-counts[:, 0] if len(facts) else np.zeros(len(manifest.classes)), kind="stable"):
         objects = facts[0].objects if facts else None
         own = objects.select(objects.labels == index + 1) if objects is not None else None
-        images = whole.images_per_class if whole else None
         some = own if own is not None and len(own.labels) else None
         rows.append(
             ClassRow(
@@ -185,7 +184,7 @@ def _build_class_rows(manifest: Manifest, facts: Sequence[SplitFacts], maker: Ta
                 color="#{:02x}{:02x}{:02x}".format(*class_color(int(index) + 1)),
                 counts=counts[index].astype(int).tolist(),
                 shares=(counts[index] / largest).tolist(),
-                images=images[manifest.classes[index]] / max(whole.examples, 1) if whole and images else None,
+                images=images[manifest.classes[index]] / max(examples, 1) if images else None,
                 side=float(np.median(np.sqrt(some.sides.prod(axis=1)))) if some else None,
                 unfit=1 - _measure_fitting_share(some.best_iou, maker) if some else None,
                 few=float((some.positives < 2).mean()) if some else None,

@@ -196,7 +196,7 @@ def test_crowds_do_not_count():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A config and the training split of 24 images; every image has one object, and two are blue."""
+    """A config and its training split of 24 images with one object each."""
     folder = tmp_path_factory.mktemp("data") / "out"
     values = {
         "data": {"dir": str(folder), "repeat_threshold": 0.9},
@@ -232,5 +232,6 @@ def test_each_appearance_is_augmented_differently(data, targets):
     plan = plan_training(config.data, config.train, split)
     plan = replace(plan, repeat_factors=(UNIT, UNIT, UNIT, 8 * UNIT))
     batches = training_batches(config.data, config.anchors, config.matching, 32, plan, 6, 0)
+    assert len({name for name, _, _ in read(plan, plan.steps_per_epoch)}) < 24
     maps = np.concatenate([batch.color_maps for batch in batches.take(plan.steps_per_epoch).as_numpy_iterator()])
     assert len(np.unique(maps.reshape(len(maps), -1), axis=0)) == len(maps) == 24
