@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120, help="no further row is measured after this time")
     parser.add_argument("--tiny", action="store_true", help="one step of a batch of 2 images in float32")
     arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True

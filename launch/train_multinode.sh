@@ -9,7 +9,7 @@
 # Relative paths refer to the current folder; with --hosts, to the folder of this project, which must have the same path
 # on all hosts.
 #
-#   --port=N           port of the workers with --hosts (default 12345)
+#   --port=N           port of the workers, except with --local (default 12345)
 #   --max_restarts=N   number of restarts after a lost worker (default 3); the run resumes from its last checkpoint
 #   --grace_seconds=N  seconds that workers get to save after a signal (default 35; more than preemption.grace_seconds)
 #   --python=PATH      Python interpreter (default .venv/bin/python of this project, else python3)

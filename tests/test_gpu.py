@@ -27,11 +27,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_block(block: str, data: Path, folder: Path, *flags: str) -> list[dict]:
-    command = [sys.executable, "-m", "benchmarks.gpu", block, f"--data={data}", f"--output={folder}",
+    command = [sys.executable, "-m", "benchmarks.gpu", block, f"--data={data}", f"--output={folder / 'new'}",
                f"--config={data.parent / 'small.yaml'}", "--seconds=1200", *flags]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / f"{block}.json").read_text())["rows"]
+    return json.loads((folder / "new" / f"{block}.json").read_text())["rows"]
 
 
 def check_rows(block: str, rows: list[dict]) -> None:

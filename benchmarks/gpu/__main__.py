@@ -43,9 +43,10 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder of prepared shards")
     parser.add_argument("--config", default="base")
     parser.add_argument("--output", default=os.environ.get("OUT", "."), type=Path)
-    parser.add_argument("--seconds", type=float, default=120, help="no row begins later; accuracy ignores it")
+    parser.add_argument("--seconds", type=float, default=120, help="speed, input and layouts begin no row later")
     parser.add_argument("--tiny", action="store_true", help="few steps of a small network")
     arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
     setup = Setup(arguments.data, arguments.config, arguments.tiny, time.monotonic() + arguments.seconds)
     gpus = tf.config.list_physical_devices("GPU")
     name = tf.config.experimental.get_device_details(gpus[0]).get("device_name") if gpus else "CPU"

@@ -367,6 +367,21 @@ def test_an_invalid_scheduler_environment_is_reported(environment: str, word: st
     assert done.stderr.splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.parametrize(("variables", "port"), [({}, "12345"), ({"SSD_DIST_PORT": "2345"}, "2345")])
+def test_the_slurm_job_passes_its_port_to_the_launcher(variables: dict[str, str], port: str, tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    (tmp_path / "srun").chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(LAUNCHER.parent / "train" / "train.slurm"), "--model_dir=RUN"],
+        capture_output=True, text=True, timeout=30, check=True,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "1", **variables},
+    )  # fmt: skip
+    arguments = done.stdout.splitlines()
+    launcher, end = arguments.index("launch/train_multinode.sh"), arguments.index("--")
+    assert arguments[launcher + 1 : end] == [f"--port={port}"]
+    assert arguments[-1] == "--model_dir=RUN"
+
+
 def test_help_lists_the_flags() -> None:
     done = subprocess.run([str(LAUNCHER), "--help"], capture_output=True, text=True, timeout=30, check=True)
     assert all(flag in done.stdout for flag in ("--local=", "--hosts=", "--port=", "--max_restarts=", "--python="))

@@ -11,6 +11,7 @@ from support.synthetic import write_dataset
 
 from ssd_dist.core.anchors import feature_sizes
 from ssd_dist.core.config_files import load_config
+from ssd_dist.training.batch_division import divide_batch
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
@@ -32,6 +33,13 @@ def test_a_config_is_valid(name: str) -> None:
     config = load_config(CONFIGS / name)
     assert len(feature_sizes(config.model.input_size)) == len(config.anchors.aspect_ratios)
     assert list(config.anchors.sizes) == sorted(config.anchors.sizes)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8])
+def test_a_recipe_fits_up_to_8_gpus(name: str, gpus: int) -> None:
+    division = divide_batch(load_config(CONFIGS / name), gpus)
+    assert not division.is_synchronized
 
 
 @pytest.mark.parametrize("name", FAMILIES)
