@@ -18,7 +18,7 @@ from pipelines.transcode import encode_jpeg
 from pipelines.validate import CheckedBoxes, check_boxes, check_rotation, check_size
 from ssd_dist.core.anchors import generate_anchors
 from ssd_dist.core.config import AnchorConfig, AugmentationConfig, Config, MatchingConfig
-from ssd_dist.core.images import ImageError, decode_image, stored_size
+from ssd_dist.core.images import ImageError, decode_image, has_drawn_boxes, stored_size
 from ssd_dist.core.manifest import TRAIN_SPLIT
 from ssd_dist.core.matching import Matcher, Targets
 from ssd_dist.core.records import Objects, Record
@@ -157,6 +157,10 @@ class ImagePreparer:
         ]
 
     def _render(self, image: Image, data: bytes, digest: str, classes: ClassTable) -> _Rendered | Problem:
+        if has_drawn_boxes(data):
+            return Problem(
+                "drawn_boxes", "ssd-predict drew boxes into it; give the folder of the images as --image_dir"
+            )
         try:
             with self._meter.time("decode_microseconds"):
                 decoded = _decode(image, data)

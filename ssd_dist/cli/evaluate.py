@@ -56,8 +56,6 @@ def main(_: list[str]) -> None:
     print_analysis(analysis)
     if not export and best is not None and not overrides_from_flags():
         _record_evaluation(model_dir, split, best["step"], len(ground_truths), metrics)
-    if output:
-        output.write_text(json.dumps(summary, indent=1) + "\n")
     if gallery_path:
         subtitle = f"COCO AP50 {format_value(metrics['coco/AP50'])}, AP {format_value(metrics['coco/AP'])}"
         thresholds = [analysis["operating_points"][name]["threshold"] for name in manifest.classes]
@@ -65,6 +63,9 @@ def main(_: list[str]) -> None:
             config.data, manifest.splits[split], detections, manifest.classes, title, subtitle, thresholds
         )
         gallery.save(gallery_path, "PNG")
+    # Last, because a complete file shows `ssd-fit` that the evaluation is finished.
+    if output:
+        output.write_text(json.dumps(summary, indent=1) + "\n")
 
 
 def run_main() -> None:

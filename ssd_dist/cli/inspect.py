@@ -5,6 +5,7 @@ curves, metrics, errors, and images with predictions. Several --model_dir are co
 one HTML file without scripts, which works offline.
 """
 
+import os
 from pathlib import Path
 
 from absl import flags  # type: ignore[import-untyped]
@@ -36,7 +37,7 @@ def main(_: list[str]) -> None:
     else:
         refuse_flags(["max_images", "fit_anchors"], beside="model_dir")
     output = local_path("output") or default_output(data, model_dirs)
-    if Path(output).parent.is_dir():
+    if os.path.isdir(Path(output).parent):
         # Before work that takes minutes. The folder of the default is a run, which may not exist.
         check_writable("output", Path(output))
     local_path("fit_anchors")
@@ -64,7 +65,7 @@ def check_is_no_run(data: str) -> None:
     Raises:
       UsageError: if it is.
     """
-    if not is_remote(data) and (Path(data) / CONFIG_NAME).is_file():
+    if not is_remote(data) and os.path.isfile(Path(data) / CONFIG_NAME):
         raise UsageError(
             f"--data={data}: the folder holds a training run, not prepared data; use --model_dir={data} for a report "
             f"on the run, or give the folder in data.dir of its {CONFIG_NAME}"

@@ -4,6 +4,7 @@ Every package raises these errors with a message of one line that states what is
 `exit_with_message`, which runs the `main` of each command, converts them to exit codes.
 """
 
+import errno
 import json
 import os
 import re
@@ -17,6 +18,8 @@ from ssd_dist.core.printable import print_line
 
 # By the convention of shells: 128 plus the number of SIGINT.
 INTERRUPTED = 130
+# Errors of the system about a path that the user gave: no permission, or a name that is too long.
+PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 # 128 plus the number of SIGPIPE.
 CLOSED_PIPE = 141
 # The path of the file to which a stage of `ssd-fit` writes its error, which `ssd-fit` then reports.
@@ -62,8 +65,9 @@ class RestartError(SsdDistError):
 def exit_with_message(main: Callable[[], int | None]) -> int:
     """Runs `main` and returns its exit code.
 
-    For an `SsdDistError`, a missing package of an extra, or Ctrl-C, prints one line to stderr and returns the exit code
-    of the error. If the environment variable SSD_DIST_ERROR_FILE names a file, the error is written to it instead.
+    For an `SsdDistError`, a missing package of an extra, a path that the system refuses, or Ctrl-C, prints one line to
+    stderr and returns the exit code of the error. If the environment variable SSD_DIST_ERROR_FILE names a file, the
+    error is written to it instead.
     """
     # The processes that the command itself starts must not write to this file.
     error_file = os.environ.pop(ERROR_FILE_VARIABLE, "")
@@ -84,6 +88,12 @@ def exit_with_message(main: Callable[[], int | None]) -> int:
         # The reader of the output, such as `head`, ended. Python would print an error when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
+    except OSError as error:
+        if error.errno not in PATH_ERRORS or error.filename is None:
+            raise
+        message = f"{error.filename}: {error.strerror}; use another path, or change its permissions"
+        _report_error(UsageError(message), error_file)
+        return UsageError.exit_code
 
 
 def read_error_file(path: Path, title: str) -> SsdDistError | None:

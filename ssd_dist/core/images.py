@@ -19,6 +19,8 @@ from ssd_dist.core.errors import DataError
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # 201 MB decoded. Without a limit, a file of a few kilobytes could fill the memory of a worker.
 MAX_PIXELS = 1 << 26
+# The JPEG comment of images into which we drew boxes; a detector trained on them would find the drawn boxes.
+DRAWN_BOXES = b"boxes drawn by ssd_dist"
 
 
 class ImageError(DataError):
@@ -53,7 +55,7 @@ def decode_image(data: bytes, upright: bool = True) -> Image.Image:
                 image.load()
                 if upright:
                     ImageOps.exif_transpose(image, in_place=True)
-                return _convert_to_rgb(image)
+                return convert_to_rgb(image)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -87,6 +89,11 @@ def _explain_unidentified(data: bytes) -> ImageError:
     return ImageError("unreadable", f"{len(data)} bytes are not an image in a supported format: {supported}")
 
 
+def has_drawn_boxes(data: bytes) -> bool:
+    """Returns whether `ssd-predict` drew boxes into the image of this file."""
+    return DRAWN_BOXES in data[:1024]
+
+
 def stored_size(data: bytes) -> tuple[int, int]:
     """Returns (height, width) of an image as stored, before the EXIF rotation; `decode_image` must accept the file."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -105,7 +112,12 @@ def _check_size(width: int, height: int) -> None:
         raise ImageError("no_pixels", f"{width} x {height} pixels")
 
 
-def _convert_to_rgb(image: Image.Image) -> Image.Image:
+def convert_to_rgb(image: Image.Image) -> Image.Image:
+    """Converts an image to RGB with 8 bits per channel; drops transparency.
+
+    Raises:
+      ImageError: if its samples are floating-point numbers.
+    """
     if image.mode == "F":
         raise ImageError("unsupported_mode", "floating-point samples; save the image with 8 or 16 bits per channel")
     if image.mode.startswith("I"):

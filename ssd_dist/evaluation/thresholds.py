@@ -7,6 +7,7 @@ metrics.json,RBC:0.3      the thresholds of the best F1 from a file of ssd-evalu
 
 import difflib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def parse_thresholds(text: str, classes: Sequence[str]) -> np.ndarray:
       UsageError: if an item is not valid.
     """
     thresholds = np.full(len(classes), DEFAULT)
-    if text.endswith(".json") and Path(text).is_file():
+    if text.endswith(".json") and os.path.isfile(text):
         # A path may contain commas.
         thresholds[:] = _read_thresholds(text, classes)
         return thresholds

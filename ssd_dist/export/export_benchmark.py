@@ -36,7 +36,7 @@ def find_exports(folders: Sequence[str]) -> list[Path]:
     """
     found: set[Path] = set()
     for folder in folders:
-        own = find_export_folder(folder) if Path(folder).is_file() else None
+        own = find_export_folder(folder) if os.path.isfile(folder) else None
         exports = {own} if own else {path.parent for path in Path(folder).rglob(SUMMARY_NAME)}
         if not exports:
             raise CheckpointError(f"{folder}: contains no export; create one with ssd-export")
@@ -64,15 +64,16 @@ def benchmark_exports(
       DataError: if the data is missing, has no such split, or its image size differs from an export's.
     """
     threads = threads or os.cpu_count() or 1
-    rows = []
-    for folder in exports:
-        row = _describe_export(folder)
+    rows = [_describe_export(folder) for folder in exports]
+    if data:
+        for folder, row in zip(exports, rows, strict=True):
+            _check_size(folder, row["size"], data)
+    for folder, row in zip(exports, rows, strict=True):
         size = row.pop("size")
         images = _read_images(data, split, runs) if data else _draw_noise(size, runs)
         row |= _measure(folder, images, threads)
         if data:
             row |= _evaluate(folder, data, split)
-        rows.append(row)
     machine = {"system": platform.platform(), "processor": _find_processor(), "processors": os.cpu_count()}
     return {"machine": machine, "threads": threads, "runs": runs, "exports": rows}
 
@@ -92,6 +93,15 @@ def _describe_export(folder: Path) -> dict[str, Any]:
         }
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise CheckpointError(f"{folder}: the export is damaged ({error}); export it again with ssd-export") from None
+
+
+def _check_size(folder: Path, size: int, data: str) -> None:
+    from ssd_dist.core.config_files import load_config
+    from ssd_dist.data.shard_files import load_manifest
+    from ssd_dist.export.exported_detector import check_image_size
+
+    config = load_config(None, _data_overrides(data)).data
+    check_image_size(str(folder), size, load_manifest(config), config.dir)
 
 
 def _read_images(data: str, split: str, count: int) -> np.ndarray:

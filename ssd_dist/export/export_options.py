@@ -1,6 +1,6 @@
 """The options of an export, and the combinations of them that are supported."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from ssd_dist.core.config import QuantizationConfig
 from ssd_dist.core.errors import UsageError
@@ -23,6 +23,8 @@ OUTPUTS_OF_KIND = {
     "onnx": ("detections", "raw"),
     "openvino": ("detection_output", "raw"),
 }
+# The flags of `Credits`, in the order of its fields.
+CREDIT_FLAGS = ("author", "model_version", "license")
 PIXEL_TYPES = ("uint8", "int8", "float32")
 # Training images from which int8 calibrates the ranges of its activations.
 CALIBRATION_IMAGES = 128
@@ -165,10 +167,16 @@ def choose_metadata(outputs: str, requested: bool | None, credit: Credits) -> Cr
     """Decides whether the file gets TFLite metadata: by default only with `postprocess_op`.
 
     Raises:
-      UsageError: if the outputs have no standard metadata.
+      UsageError: if the outputs have no standard metadata, or there are credits but no metadata.
     """
     if requested and outputs != "postprocess_op":
         raise UsageError(
             f"--metadata: clients expect the outputs of postprocess_op, not {outputs}; add --outputs=postprocess_op"
         )
-    return credit if outputs == "postprocess_op" and requested is not False else None
+    if outputs == "postprocess_op" and requested is not False:
+        return credit
+    if credit != Credits():
+        given = next(flag for flag, value in zip(CREDIT_FLAGS, astuple(credit), strict=True) if value)
+        fix = "omit --nometadata" if outputs == "postprocess_op" else "add --outputs=postprocess_op"
+        raise UsageError(f"--{given}: only TFLite metadata contains it; {fix}, or omit the flag")
+    return None

@@ -84,6 +84,19 @@ def _read_decoder(folder: Path, output: dict[str, Any], nms: EvalConfig) -> Outp
 
 
 @explain_out_of_memory()
+def check_image_size(folder: str, size: int, manifest: Manifest, data_dir: str) -> None:
+    """Checks that data has the input size of an export.
+
+    Raises:
+      DataError: if it has another one.
+    """
+    if manifest.image_size != size:
+        raise DataError(
+            f"{data_dir} was prepared with image_size {manifest.image_size}, but {folder} takes {size}; prepare the "
+            "data for this size into another --output"
+        )
+
+
 def evaluate_export(
     folder: str, model_dir: str, split: str, overrides: Sequence[str], stages: StageLine = SILENT
 ) -> tuple[Config, Manifest, list[GroundTruth], list[Detections]]:
@@ -114,11 +127,7 @@ def evaluate_export(
             f"{folder} detects {', '.join(detector.classes)}; {config.data.dir} has {', '.join(manifest.classes)}; use "
             "data with the classes of the export: --set data.dir=OUT"
         )
-    if manifest.image_size != detector.size:
-        raise DataError(
-            f"{config.data.dir} was prepared with image_size {manifest.image_size}, but {folder} takes "
-            f"{detector.size}; prepare the data for this size into another --output"
-        )
+    check_image_size(folder, detector.size, manifest, config.data.dir)
     ground_truths: list[GroundTruth] = []
     detections: list[Detections] = []
     images = read_images(config.data, manifest, split)

@@ -169,6 +169,8 @@ def write_export(served: ServedDetector, options: ExportOptions, samples: list[n
     path = folder / FILES[options.kind]
     with explain_export_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        # The summary of an earlier export in this folder does not describe the new one.
+        (folder / SUMMARY_NAME).unlink(missing_ok=True)
         if options.kind == "saved_model":
             write_saved_model(served, path)
         elif options.kind == "tflite":

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from ssd_dist.core.config_files import format_override
 from ssd_dist.core.errors import UsageError
 from ssd_dist.core.folder_names import CONFIG_NAME
-from ssd_dist.core.images import ImageError
+from ssd_dist.core.images import ImageError, convert_to_rgb
 from ssd_dist.evaluation.detections import Detections
 from ssd_dist.evaluation.evaluation_summary import summarize_evaluation
 from ssd_dist.evaluation.thresholds import DEFAULT, parse_thresholds
@@ -99,7 +99,8 @@ class Detector:
         Raises:
           UsageError: if `images` is a single image, an array is not an RGB image, or the threshold or `tiles` is not
             valid.
-          ImageError, OSError: if a file cannot be read; the message starts with its name.
+          ImageError: if a file is not an image, or an image has floating-point samples.
+          OSError: if a file cannot be read; like that of an ImageError, the message starts with its name.
         """
         if isinstance(images, (str, Path, Image.Image)):
             name, item = ("this", "image") if isinstance(images, Image.Image) else (images, repr(str(images)))
@@ -145,7 +146,7 @@ class Detector:
 
 def _open_image(image: str | Path | Image.Image | npt.NDArray[np.uint8]) -> Image.Image:
     if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return convert_to_rgb(ImageOps.exif_transpose(image))
     if isinstance(image, (str, Path)):
         try:
             return read_image(str(image))

@@ -95,7 +95,7 @@ def read_limit(request: FitRequest, started: float) -> TimeLimit | None:
 
 
 def apply_choices(request: FitRequest, settings: Settings, files: FitFiles) -> Config:
-    """Returns the config with the choices made so far; everything that the user gave wins over them."""
+    """Returns the config with the choices made so far; what the user gave wins over them, except `data.dir`."""
     chosen = [format_override(choice.key, choice.value) for choice in settings.choices]
     data = format_override("data.dir", files.manifest.parent.absolute())
     return load_config(request.config, [*chosen, *request.overrides, data])

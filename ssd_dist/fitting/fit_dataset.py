@@ -106,6 +106,8 @@ def fit_dataset(
       SsdDistError: for errors that the user can fix; see `run_stages`.
     """
     check_minutes(minutes)
+    if any(override.partition("=")[0].strip() == "data.dir" for override in overrides):
+        raise UsageError(f"--set data.dir: the shards are written to {output}/data; omit the setting")
     fixed = flatten_config(load_config(config, overrides), only_set=True)
     if minutes is not None and (lengths := LENGTHS & fixed.keys()):
         print_warning(f"--minutes={minutes:g} does not limit the training, because {min(lengths)} is set")

@@ -35,7 +35,7 @@ def print_results(files: FitFiles, formats: tuple[str, ...], split: str) -> None
         path = files.export(kind).parent / summary["file"]
         exports.append((str(path.relative_to(files.folder)), f"{summary['bytes'] / 1e6:.1f} MB"))
     print_table(files.folder, split, read_json(files.metrics), [*exports, *list_files(files.folder)])
-    run, thresholds = quote(f"--model_dir={files.folder}"), quote(f"--score_threshold={files.metrics}")
+    run, thresholds = describe_run(files.folder), quote(f"--score_threshold={files.metrics}")
     print_line("Detect objects in images:")
     print_line(f"  ssd-predict {run} {thresholds} --images=FOLDER --output=DIR")
     if formats:
@@ -49,12 +49,17 @@ def print_results(files: FitFiles, formats: tuple[str, ...], split: str) -> None
 def print_training_results(model_dir: str, split: str, metrics: dict[str, Any] | None) -> None:
     """Prints what a run of `ssd-train` reached and wrote; `metrics` is None if the model was not evaluated."""
     print_table(Path(model_dir), split, metrics, list_files(Path(model_dir)))
-    run = quote(f"--model_dir={model_dir}")
-    checkpoint = "" if (Path(model_dir) / "best/best.json").exists() else " --checkpoint=last"
+    run = describe_run(Path(model_dir))
     print_line("Detect objects in images:")
-    print_line(f"  ssd-predict {run}{checkpoint} --images=FOLDER --output=DIR")
+    print_line(f"  ssd-predict {run} --images=FOLDER --output=DIR")
     print_line("Export:")
-    print_line(f"  ssd-export {run}{checkpoint} {describe_export(Path(model_dir), 'tflite')} --output=DIR")
+    print_line(f"  ssd-export {run} {describe_export(Path(model_dir), 'tflite')} --output=DIR")
+
+
+def describe_run(folder: Path) -> str:
+    """Returns the flags that select the weights of a run: the best ones, or the last if training did not evaluate."""
+    run = quote(f"--model_dir={folder}")
+    return run if (folder / "best/best.json").exists() else f"{run} --checkpoint=last"
 
 
 def describe_export(folder: Path, kind: str) -> str:

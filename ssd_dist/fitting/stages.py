@@ -98,7 +98,14 @@ def prepare_data(request: FitRequest, files: FitFiles) -> None:
     if not files.config.exists():
         if read_json(files.survey) is None:
             run_stage("survey", "pipelines.prepare", source, shards, f"--survey={files.survey}", is_quiet=True)
-        run_stage("choose", "ssd_dist.fitting.choose", f"--output={files.folder}", is_quiet=True)
+        try:
+            run_stage("choose", "ssd_dist.fitting.choose", f"--output={files.folder}", is_quiet=True)
+        except RestartError:
+            raise
+        except SsdDistError:
+            # The user may correct the dataset before the next start.
+            files.survey.unlink(missing_ok=True)
+            raise
     for choice in read_json(files.choices) or []:
         print_line(f"  {choice['key']} = {choice['value']}: {choice['reason']}")
     if read_json(files.manifest) is None:

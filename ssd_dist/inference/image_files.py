@@ -4,6 +4,7 @@ fsspec reads object stores (gcsfs for gs://, others if their package is installe
 """
 
 import glob
+import os
 import posixpath
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from ssd_dist.core.errors import UsageError
 from ssd_dist.core.images import decode_image
 from ssd_dist.core.storage import is_remote
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jfif")
 
 
 def find_images(sources: Sequence[str]) -> list[str]:
@@ -60,11 +61,14 @@ def read_image(name: str) -> Image.Image:
 
 
 def _find_local(source: str) -> list[str]:
-    if Path(source).is_file():
+    if os.path.isfile(source):
         return [source]
-    if Path(source).is_dir():
-        return [str(path) for path in Path(source).iterdir() if path.suffix.lower() in SUFFIXES]
-    return [name for name in glob.glob(source, recursive=True) if Path(name).is_file()]
+    if os.path.isdir(source):
+        try:
+            return [str(path) for path in Path(source).iterdir() if path.suffix.lower() in SUFFIXES]
+        except OSError as error:
+            raise UsageError(f"--images={source}: cannot list the images: {error.strerror}; check the path") from None
+    return list(filter(os.path.isfile, glob.glob(source, recursive=True)))
 
 
 def _find_remote(source: str) -> list[str]:

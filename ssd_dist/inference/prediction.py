@@ -16,7 +16,7 @@ from PIL import Image
 
 from ssd_dist.cluster.failures import explain_out_of_memory
 from ssd_dist.core.errors import UsageError
-from ssd_dist.core.images import ImageError
+from ssd_dist.core.images import DRAWN_BOXES, ImageError
 from ssd_dist.core.stage_line import SILENT, StageLine
 from ssd_dist.core.storage import is_remote
 from ssd_dist.evaluation.detections import Detections, select_detections
@@ -168,4 +168,4 @@ def _draw_image(image: Image.Image, found: Detections, shown: np.ndarray, classe
     drawn = draw_boxes(image, found.boxes[shown], found.labels[shown], classes, found.scores[shown])
     if max(drawn.size) > MOST_JPEG_SIDE:
         drawn.thumbnail((MOST_JPEG_SIDE, MOST_JPEG_SIDE))
-    drawn.save(path, "JPEG", quality=92)
+    drawn.save(path, "JPEG", quality=92, comment=DRAWN_BOXES)

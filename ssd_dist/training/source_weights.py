@@ -8,6 +8,7 @@ folder or checkpoint       a checkpoint of tf-models-official with a MobileNetV2
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def check_source_exists(source: str) -> None:
     Raises:
       CheckpointError: if it does not.
     """
-    if source and not Path(source).exists() and not Path(f"{source}.index").exists():
+    if source and not os.path.exists(source) and not os.path.exists(f"{source}.index"):
         raise CheckpointError(
             f"model.init_from: {source} does not exist; give the folder of a run or of a SavedModel export, a "
             "checkpoint, or a Keras weight file (.h5)"

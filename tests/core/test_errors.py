@@ -1,6 +1,8 @@
 """Tests that errors become exit codes, even if the message cannot be printed."""
 
+import errno
 import io
+import os
 import subprocess
 import sys
 
@@ -32,6 +34,17 @@ def test_an_error_prints_one_line_and_returns_its_exit_code(monkeypatch, capsys,
     assert printed.count("\n") == 1
     monkeypatch.setattr(sys, "stderr", ClosedTerminal())
     assert errors.exit_with_message(fail) == code
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENAMETOOLONG])
+def test_a_path_that_the_system_refuses_is_an_error_of_the_user(capsys, number):
+    def fail(number):
+        raise OSError(number, os.strerror(number), "/locked")
+
+    assert errors.exit_with_message(lambda: fail(number)) == 2
+    assert capsys.readouterr().err.startswith(f"error: /locked: {os.strerror(number)}; ")
+    with pytest.raises(IsADirectoryError):
+        errors.exit_with_message(lambda: fail(errno.EISDIR))
 
 
 def test_an_error_that_cannot_be_written_to_its_file_is_printed(monkeypatch, capsys, tmp_path):

@@ -11,7 +11,7 @@ from support.synthetic import CLASSES, write_dataset
 from test_quantized import DECODER, build_served, draw_images
 
 from ssd_dist.core.config import Config
-from ssd_dist.core.errors import CheckpointError
+from ssd_dist.core.errors import CheckpointError, DataError
 from ssd_dist.evaluation.metrics import evaluate_detections
 from ssd_dist.export import export_benchmark
 from ssd_dist.export.export_options import ExportOptions
@@ -96,6 +96,12 @@ def test_an_export_that_cannot_be_run_is_reported(folder, tmp_path):
     (line,) = done.stderr.splitlines()
     assert done.returncode == 4
     assert f"{tmp_path}: cannot be run: " in line
+
+
+def test_data_of_another_size_is_rejected_before_anything_is_measured(folder, tmp_path):
+    write_dataset(tmp_path, Config.model_validate(SETTINGS | {"model": {"input_size": 96}}), {"val": 1}, shards=1)
+    with pytest.raises(DataError, match=r"prepared with image_size 96, but .*tflite takes 64"):
+        export_benchmark.benchmark_exports([folder / "tflite"], 1, 1, str(tmp_path), "val")
 
 
 @pytest.mark.parametrize(

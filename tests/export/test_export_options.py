@@ -92,7 +92,11 @@ def test_unsupported_quantizations_are_rejected(kind, outputs, quantization, mes
 def test_metadata_are_the_default_of_the_op_only():
     credit = Credits("author")
     assert choose_metadata("postprocess_op", None, credit) == choose_metadata("postprocess_op", True, credit) == credit
-    assert choose_metadata("postprocess_op", False, credit) is choose_metadata("raw", None, credit) is None
+    assert choose_metadata("postprocess_op", False, Credits()) is choose_metadata("raw", None, Credits()) is None
+    with pytest.raises(UsageError, match=r"--author: only TFLite metadata contains it; add --outputs=postprocess_op"):
+        choose_metadata("raw", None, credit)
+    with pytest.raises(UsageError, match=r"--license: only TFLite metadata contains it; omit --nometadata"):
+        choose_metadata("postprocess_op", False, Credits(license="MIT"))
     with pytest.raises(UsageError, match=r"--metadata: .*add --outputs=postprocess_op"):
         choose_metadata("detections", True, credit)
 

@@ -140,7 +140,9 @@ def test_quantized_weights_take_less_space_and_give_similar_outputs(exports):
 
 @pytest.mark.slow
 def test_the_label_file_starts_with_the_background(tmp_path):
+    (tmp_path / "export.json").write_text("of an earlier export")
     write_export(build_served(), ExportOptions("openvino", "detection_output"), [], tmp_path)
+    assert not (tmp_path / "export.json").exists()
     assert (tmp_path / "labelmap.txt").read_text().splitlines() == ["background", *CLASSES]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["labelmap.txt", "model.bin", "model.xml"]
     model = openvino.Core().read_model(tmp_path / "model.xml")

@@ -75,6 +75,21 @@ def test_images_of_pil_are_detected_upright(detector, images, tmp_path):
         np.testing.assert_array_equal(other.boxes, found[0].boxes)
 
 
+def test_a_16_bit_image_of_pil_is_detected_like_its_file(detector, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65536, (40, 60), dtype=np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "gray.png")
+    with Image.open(tmp_path / "gray.png") as image:
+        assert image.mode.startswith("I")
+        (opened,), (file,) = (
+            detector.predict([item], score_threshold=0.05) for item in (image.copy(), tmp_path / "gray.png")
+        )
+    assert len(file.names) > 0
+    assert opened.names == file.names
+    np.testing.assert_array_equal(opened.scores, file.scores)
+    with pytest.raises(ImageError, match="floating-point samples"):
+        detector.predict([Image.new("F", (8, 8))])
+
+
 def test_an_image_that_cannot_be_read_is_named(detector, images, tmp_path):
     (tmp_path / "bad.jpg").write_text("no image")
     with pytest.raises(ImageError, match=r"bad\.jpg: .*not an image"):

@@ -54,6 +54,7 @@ def test_keyword_arguments_are_the_values_of_the_flags(tmp_path, monkeypatch, ca
         ({"export": None}, "export=None: must be a list of formats, e.g. ['tflite']; [] for none"),
         ({"train__steps": {1}}, "train__steps: "),
         ({"export": "tflite"}, "export='tflite': must be a list of formats, e.g. ['tflite']"),
+        ({"data__dir": "/big/disk"}, "--set data.dir: the shards are written to "),
         ({"export": ["tflight"]}, "--export=tflight: unknown format"),
     ],
 )
@@ -77,7 +78,8 @@ def test_wrong_arguments_are_refused_before_the_first_stage(tmp_path, arguments,
 )
 def test_the_printed_commands_can_be_pasted_into_a_shell(tmp_path, capsys, quantization, expected):
     files = FitFiles(tmp_path / "my run")
-    files.folder.mkdir()
+    (files.folder / "best").mkdir(parents=True)
+    (files.folder / "best/best.json").write_text("{}")
     config = Config.model_validate({"quantization": quantization, "model": {"init_from": "/a/run"}})
     files.config.write_text(dump_config(config))
     files.metrics.write_text(json.dumps({"coco/AP50": 0.5, "coco/AP": 0.3, "analysis": {"operating_points": {}}}))
@@ -91,6 +93,12 @@ def test_the_printed_commands_can_be_pasted_into_a_shell(tmp_path, capsys, quant
     assert [command[1:3] for command in commands] == [[model, f"--score_threshold={files.metrics}"] for model in models]
     (export,) = (shlex.split(line) for line in printed if line.startswith("  ssd-export"))
     assert export[1:-1] == [f"--model_dir={files.folder}", *expected]
+    (files.folder / "best/best.json").unlink()
+    print_results(files, ("tflite",), "val")
+    printed = capsys.readouterr().out
+    # The two commands that use the run.
+    assert printed.count(f"--model_dir={files.folder}' --checkpoint=last ") == 2
+    assert printed.count("--checkpoint") == 2
 
 
 METRICS = {"coco/AP50": 0.51, "coco/AP": 0.32, "analysis": {"operating_points": {}}}

@@ -24,7 +24,7 @@ def run(monkeypatch, tmp_path):
         "export to tflite": files.export("tflite"),
     }  # fmt: skip
 
-    def run_all(request=FitRequest("/data"), fails_at=None):  # noqa: B008
+    def run_all(request=FitRequest("/data"), fails_at=None, error=RestartError):  # noqa: B008
         ran = []
 
         def run_stage(title, *arguments, **_):
@@ -34,7 +34,7 @@ def run(monkeypatch, tmp_path):
                 # A folder with the config and the manifest is a run that ssd-train resumes.
                 assert (files.folder / "dataset.json").read_bytes() == files.manifest.read_bytes()
             if title == fails_at:
-                raise RestartError("interrupted")
+                raise error("stopped")
             if title in results:
                 results[title].parent.mkdir(parents=True, exist_ok=True)
                 results[title].write_text("{}")
@@ -44,7 +44,7 @@ def run(monkeypatch, tmp_path):
         run_all.arguments = {}
         try:
             stages.run_stages(request, str(files.folder), ("tflite",))
-        except RestartError:
+        except error:
             assert fails_at
         return ran
 
@@ -118,6 +118,11 @@ def test_a_corrected_command_can_use_the_folder_of_one_that_failed_before_the_ch
     assert run(FitRequest("/data"), fails_at="choose") == ["survey", "choose"]
     assert run(FitRequest("/data", overrides=("train.seed=1",))) == ALL[1:]
     assert FitRequest.read(FitFiles(tmp_path / "run").request).input == "/data"
+
+
+def test_a_dataset_that_was_corrected_after_an_error_is_surveyed_again(run):
+    assert run(fails_at="choose", error=DataError) == ["survey", "choose"]
+    assert run() == ALL
 
 
 def test_another_request_is_refused_in_the_folder_of_a_run(run):

@@ -14,8 +14,10 @@ import tensorflow as tf
 from PIL import Image
 from support.object_store import emulated_store
 
+from pipelines.annotations import IMAGE_SUFFIXES
 from ssd_dist.core.config import EvalConfig
 from ssd_dist.core.errors import UsageError
+from ssd_dist.core.images import has_drawn_boxes
 from ssd_dist.evaluation.detections import Detections
 from ssd_dist.evaluation.result_files import CocoIds, open_result_files, read_coco_ids
 from ssd_dist.evaluation.thresholds import parse_thresholds
@@ -57,6 +59,13 @@ def read_table(folder):
 
 
 # --- Finding images --------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_has_the_images_that_prepare_reads(tmp_path):
+    for suffix in IMAGE_SUFFIXES:
+        (tmp_path / f"a{suffix}").touch()
+    assert len(IMAGE_SUFFIXES) > 5
+    assert find_images([str(tmp_path)]) == sorted(str(tmp_path / f"a{suffix}") for suffix in IMAGE_SUFFIXES)
 
 
 def test_files_folders_and_patterns_are_found(tmp_path):
@@ -186,6 +195,8 @@ def test_the_json_file_has_all_detections_and_the_csv_file_those_above_the_thres
     assert sorted(path.name for path in out.iterdir()) == ["b.jpg", "d.jpg", "detections.csv", "detections.json"]
     with Image.open(out / "d.jpg") as image:
         assert image.size == (100, 50)
+    assert has_drawn_boxes((out / "d.jpg").read_bytes())
+    assert not has_drawn_boxes(Path(dark).read_bytes())
 
 
 def test_progress_counts_every_image_also_unreadable_ones(tmp_path, detector):

@@ -7,10 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from raw_sets import ROOT, FailingFile, digests, make_coco, make_voc
 
 from pipelines import options
 from pipelines.summary import nearest_prime
+from ssd_dist.core.images import DRAWN_BOXES
+from ssd_dist.core.spreadsheet_text import DETECTION_COLUMNS
 
 IMAGES = {f"i{number}": [("cat", 5, 5, 30, 40), ("dog", 1, 2, 3, 9)] for number in range(6)}
 
@@ -363,3 +366,20 @@ def test_the_command_prints_the_same_in_a_separate_process(workspace):
     assert "images in shards: 6" in done.stdout
     done = start(*required, "--exclude_classes=cat", "--max_rejected_fraction=0.4")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (3, "", 1)
+
+
+def test_images_with_drawn_boxes_are_no_training_images(workspace, command, monkeypatch):
+    """`ssd-predict` writes them beside detections.csv, under the names of the images."""
+    (workspace / "photos").mkdir()
+    (workspace / "out").mkdir()
+    Image.new("RGB", (60, 50), "gray").save(workspace / "photos/a.jpg")
+    Image.new("RGB", (60, 50), "gray").save(workspace / "out/a.jpg", comment=DRAWN_BOXES)
+    (workspace / "out/detections.csv").write_text(
+        ",".join(DETECTION_COLUMNS) + "\nphotos/a.jpg,60,50,cat,5,5,30,40,0.9\n"
+    )
+    flags = ["--input=out/detections.csv", "--split=train", "--config=x.yaml", "--max_rejected_fraction=1"]
+    code, _, err = command(*flags, "--output=drawn")
+    assert (code, err.count("drawn_boxes")) == (3, 1)
+    code, out, _ = command(*flags, "--output=original", "--image_dir=photos")
+    assert code == 0
+    assert "images in shards: 1" in out
