@@ -83,7 +83,6 @@ def _read_decoder(folder: Path, output: dict[str, Any], nms: EvalConfig) -> Outp
     return OutputDecoder(np.load(folder / ANCHORS_NAME), AnchorConfig(**variances), nms)
 
 
-@explain_out_of_memory()
 def check_image_size(folder: str, size: int, manifest: Manifest, data_dir: str) -> None:
     """Checks that data has the input size of an export.
 
@@ -97,6 +96,7 @@ def check_image_size(folder: str, size: int, manifest: Manifest, data_dir: str) 
         )
 
 
+@explain_out_of_memory()
 def evaluate_export(
     folder: str, model_dir: str, split: str, overrides: Sequence[str], stages: StageLine = SILENT
 ) -> tuple[Config, Manifest, list[GroundTruth], list[Detections]]:

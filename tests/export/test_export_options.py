@@ -1,11 +1,13 @@
 """Options of an export: defaults, unsupported combinations, the split of its evaluation, and data that do not fit."""
 
 import pytest
+import tensorflow as tf
 from support.random_detector import SETTINGS
 from support.synthetic import CLASSES, write_dataset
 
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import CheckpointError, DataError, UsageError
+from ssd_dist.export import exported_detector
 from ssd_dist.export.export_options import Credits, Quantization, check_quantization, choose_metadata, choose_outputs
 from ssd_dist.export.exported_detector import open_exported_detector
 from ssd_dist.export.exporter import pick_compared_split
@@ -99,6 +101,15 @@ def test_metadata_are_the_default_of_the_op_only():
         choose_metadata("postprocess_op", False, Credits(license="MIT"))
     with pytest.raises(UsageError, match=r"--metadata: .*add --outputs=postprocess_op"):
         choose_metadata("detections", True, credit)
+
+
+def test_exhausted_memory_is_reported_as_such(monkeypatch):
+    def fail(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating a tensor")
+
+    monkeypatch.setattr(exported_detector, "load_config", fail)
+    with pytest.raises(UsageError, match="out of memory"):
+        exported_detector.evaluate_export("EXPORT", "", "val", [])
 
 
 def test_a_folder_without_an_export_is_rejected(tmp_path):

@@ -368,7 +368,7 @@ def test_the_command_prints_the_same_in_a_separate_process(workspace):
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (3, "", 1)
 
 
-def test_images_with_drawn_boxes_are_no_training_images(workspace, command, monkeypatch):
+def test_images_with_drawn_boxes_are_no_training_images(workspace, command):
     """`ssd-predict` writes them beside detections.csv, under the names of the images."""
     (workspace / "photos").mkdir()
     (workspace / "out").mkdir()
