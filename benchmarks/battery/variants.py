@@ -37,6 +37,12 @@ ALTERNATIVES = (
     *(Variant(f"{pixels} pixels", (f"model.input_size={pixels}",)) for pixels in (224, 300, 400, 512)),
     Variant("batches of 8", ("train.global_batch_size=8",)),
 )
+# Only width 1.0 has ImageNet weights in `$SSD_DIST_SHARED`, so all widths are compared from random weights.
+RANDOM_WEIGHTS = ("backbone.weights=none", "backbone.frozen_blocks=0", "model.input_size=300")
+WIDTHS = tuple(
+    Variant(f"width {width}, random weights", (*RANDOM_WEIGHTS, f"model.width={width}"))
+    for width in (0.35, 0.5, 0.75, 1.0, 1.4)
+)
 # `{detector}` is a detector of three other datasets of the battery.
 FROM_DETECTOR = Variant("from a detector", ("model.init_from={detector}",))
-VARIANTS = (BEFORE, AFTER, *ALTERNATIVES, FROM_DETECTOR)
+VARIANTS = (BEFORE, AFTER, *ALTERNATIVES, *WIDTHS, FROM_DETECTOR)
