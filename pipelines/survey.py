@@ -24,7 +24,7 @@ from pipelines.runners import make_runner, set_workers, translate_failures
 from pipelines.shard_plan import GroupIntoShards, Member, ShardPlan
 from pipelines.shards import split_group
 from pipelines.validate import check_boxes
-from ssd_dist.core.images import ImageError, decode_image
+from ssd_dist.core.images import ImageError, decode_image, has_drawn_boxes
 from ssd_dist.core.records import Objects
 
 # Images of a split whose boxes are measured, spread evenly over the split.
@@ -88,10 +88,10 @@ def choose_stride(images: int, shards: int) -> int:
 
 
 def measure_images(members: list[Member], plan: ShardPlan) -> Iterator[tuple[tuple[int, int], Objects]]:
-    """Yields the size (height, width) of each readable image and its valid objects."""
+    """Yields the size (height, width) of each image that can be prepared, and its valid objects."""
     images = [member.image for member in members]
     for image, data in zip(images, read_images(images), strict=True):
-        if isinstance(data, Problem):
+        if isinstance(data, Problem) or has_drawn_boxes(data):
             continue
         try:
             width, height = decode_image(data).size

@@ -125,6 +125,8 @@ def check_quantization(kind: str, outputs: str, quantization: Quantization) -> Q
         raise UsageError("--per_tensor: only int8 has scales; add --quantize=int8 or omit the flag")
     if quantization.per_tensor and kind != "tflite":
         raise UsageError(f"--per_tensor: not supported by --format={kind}; use --format=tflite or omit the flag")
+    if quantization.calibration_images != CALIBRATION_IMAGES and not int8:
+        raise UsageError("--calibration_images: only int8 is calibrated; add --quantize=int8 or omit the flag")
     if quantization.input_type != "uint8" and kind != "tflite":
         raise UsageError(f"--input_type={quantization.input_type}: not supported by --format={kind}; omit the flag")
     if quantization.input_type == "int8" and not int8:
@@ -154,6 +156,10 @@ def check_trained_quantization(trained: QuantizationConfig, options: ExportOptio
         raise UsageError(
             f"--format={options.kind} --quantize={options.quantization.kind}: the run was trained with "
             f"quantization.aware, for int8 TFLite files; use --format=tflite --quantize=int8, or export {source}"
+        )
+    if options.quantization.calibration_images != CALIBRATION_IMAGES:
+        raise UsageError(
+            "--calibration_images: the run was trained with quantization.aware, so its ranges are known; omit the flag"
         )
     if options.quantization.per_tensor != trained.per_tensor:
         change = "add --per_tensor" if trained.per_tensor else "omit --per_tensor"

@@ -1,4 +1,4 @@
-"""The command `ssd-export`: its files, its output, and its exit code if the export differs from the checkpoint."""
+"""The files, output and exit codes of `ssd-export`, and the order in which `ssd-evaluate` writes its files."""
 
 import json
 import os
@@ -14,7 +14,9 @@ from support.synthetic import write_dataset
 from support.untrained_run import write_untrained_run
 
 from ssd_dist.core.config import Config
-from ssd_dist.core.errors import DataError
+from ssd_dist.core.errors import DataError, UsageError
+from ssd_dist.export import exporter
+from ssd_dist.export.export_options import KINDS, ExportOptions
 from ssd_dist.export.exporter import read_images
 from ssd_dist.model import detector
 
@@ -30,6 +32,16 @@ def open_shifted(kind, path):
     return lambda images: {name: value + 0.01 * (name == "boxes") for name, value in run(images).items()}
 exporter.open_export = open_shifted
 from ssd_dist.cli.export import run_main
+run_main()
+"""
+
+# The evaluation, stopped while it draws the images.
+STOPPED = """
+from ssd_dist.evaluation import gallery
+def stop(*_):
+    raise KeyboardInterrupt
+gallery.draw_gallery = stop
+from ssd_dist.cli.evaluate import run_main
 run_main()
 """
 
@@ -85,3 +97,28 @@ def test_an_export_that_differs_from_the_checkpoint_exits_with_4_and_a_summary(r
     assert f"lacks {missing} of the checkpoint's" in line
     assert "do not deploy it" in line
     assert "export.json" in line
+
+
+def test_a_stopped_evaluation_leaves_no_metrics(run, tmp_path):
+    # Complete metrics show `ssd-fit` that the evaluation is finished, so it would never draw the images.
+    flags = [f"--model_dir={run}", "--split=val", f"--output={tmp_path}/m.json", f"--pictures={tmp_path}/p.png"]
+    done = subprocess.run(
+        small_program(STOPPED, *flags), capture_output=True, text=True,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )  # fmt: skip
+    assert done.returncode not in (0, 1, 2), done.stderr
+    assert "expected calibration error" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_failed_export_leaves_no_summary_of_an_earlier_one(tmp_path, monkeypatch, kind):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    for name in ("write_saved_model", "build_tflite", "write_onnx", "write_openvino"):
+        monkeypatch.setattr(exporter, name, fail)
+    (tmp_path / "export.json").write_text("{}")
+    with pytest.raises(UsageError, match=f"--output={tmp_path}: cannot write the export: .*No space left"):
+        exporter.write_export(None, ExportOptions(kind, "raw"), [], tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -83,6 +83,7 @@ def test_default_outputs_and_unsupported_combinations():
         ("openvino", "raw", Quantization("int8", output_type="int8"), "--output_type=int8: .*use --format=tflite"),
         ("tflite", "raw", Quantization(input_type="int8"), "--input_type=int8: needs a quantized network"),
         ("tflite", "raw", Quantization(output_type="int8"), "--output_type=int8: needs the raw outputs"),
+        ("tflite", "raw", Quantization("fp16", calibration_images=64), "--calibration_images: .*add --quantize=int8"),
         ("tflite", "postprocess_op", Quantization("int8", output_type="int8"), "--output_type=int8: needs the raw"),
     ],
 )

@@ -6,11 +6,12 @@ import numpy as np
 from PIL import Image
 
 from pipelines.survey import SAMPLED_IMAGES, choose_stride
+from ssd_dist.core.images import DRAWN_BOXES
 
 
 def test_the_survey_counts_each_split_and_measures_boxes_as_shares_of_the_image(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for split, count in (("train", 3), ("val", 1)):
+    for split, count in (("train", 4), ("val", 1)):
         (tmp_path / f"data/images/{split}").mkdir(parents=True)
         images, annotations = [], []
         for number in range(count):
@@ -28,6 +29,7 @@ def test_the_survey_counts_each_split_and_measures_boxes_as_shares_of_the_image(
     # No annotation describes this image, so it is not counted.
     (tmp_path / "data/images/train/unlisted.png").write_bytes(b"damaged")
     (tmp_path / "data/images/train/2.png").write_bytes(b"damaged")
+    Image.new("RGB", (160, 80)).save(tmp_path / "data/images/train/3.png", "JPEG", comment=DRAWN_BOXES)
 
     code, _, err = command("--input=data", "--output=shards", "--survey=survey.json")
     assert (code, err) == (0, "")
@@ -35,9 +37,9 @@ def test_the_survey_counts_each_split_and_measures_boxes_as_shares_of_the_image(
     survey = json.loads((tmp_path / "survey.json").read_text())
     assert survey["classes"] == ["cup", "lid"]
     assert {name: (split["images"], split["boxes"]) for name, split in survey["splits"].items()} == {
-        "train": (3, 8), "val": (1, 4),
+        "train": (4, 10), "val": (1, 4),
     }  # fmt: skip
-    # The damaged image and the boxes outside of their images are not measured.
+    # The damaged image, the one with drawn boxes, and the boxes outside of their images are not measured.
     assert survey["splits"]["train"]["sizes"] == [[80, 160]] * 2
     assert survey["splits"]["train"]["box_sizes"] == [[0.5, 0.1]] * 4
     assert survey["splits"]["train"]["images_per_class"] == {"cup": 2, "lid": 1}

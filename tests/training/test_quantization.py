@@ -186,6 +186,7 @@ def test_groups_on_several_replicas_are_rejected():
         ("onnx", Quantization(), "use --format=tflite --quantize=int8, or export RUN"),
         ("tflite", Quantization("fp16"), "use --format=tflite --quantize=int8, or export RUN"),
         ("tflite", Quantization("int8", per_tensor=True), "omit --per_tensor"),
+        ("tflite", Quantization("int8", calibration_images=64), "--calibration_images: .* its ranges are known"),
     ],
 )
 def test_exports_that_the_run_was_not_trained_for_are_rejected(kind, quantization, message):
