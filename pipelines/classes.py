@@ -69,7 +69,8 @@ def build_class_tables(
 ) -> dict[int, ClassTable]:
     """Builds the class table of each split; the names and labels are the same in all of them.
 
-    If `rules` fixes the class names, excluding a class does not renumber the others.
+    If `rules` fixes the class names, excluding a class does not renumber the others. Without any class the tables are
+    empty, and `missing_classes.py` explains why.
 
     Args:
       categories: all classes that occur in the annotations.
@@ -77,7 +78,7 @@ def build_class_tables(
       rules: the class names that the flags set, include and exclude.
 
     Raises:
-      DataError: if no class remains, a rule contains an unknown class, or one category has two names.
+      DataError: if the rules exclude all classes, a rule contains an unknown class, or one category has two names.
     """
     known = {category._replace(name=to_valid_text(category.name)) for category in categories}
     found = sorted(known, key=lambda category: (category.order, category.name, category.key, category.split))
@@ -93,8 +94,6 @@ def build_class_tables(
         raise DataError("a class has an empty name; give it one, or fix the names with --classes")
     if not names and found:
         raise DataError("no classes: --include_classes and --exclude_classes exclude all of them; keep at least one")
-    if not names:
-        raise DataError("no classes: the annotations contain none; check --input, --input_format and --source_split")
     return {
         split: ClassTable(
             tuple(names),

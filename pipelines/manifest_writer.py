@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines import beam_storage
+from pipelines.missing_classes import explain_missing_classes
 from pipelines.rejection_limits import check_fractions, check_split
 from pipelines.shard_reports import (
     Rejected,
@@ -102,12 +103,15 @@ def write_manifest(reports: Sequence[tuple[str, str]], job: ManifestJob) -> str:
       job: output folder, config and limit.
 
     Raises:
-      DataError: if no usable image was found, too much was rejected, or another run changed the classes meanwhile.
+      DataError: if there are no classes, no usable image was found, too much was rejected, or another run changed the
+        classes meanwhile.
     """
     paths_by_split: dict[str, list[str]] = {}
     for split, path in reports:
         paths_by_split.setdefault(split, []).append(path)
     classes = read_report(reports[0][1]).classes
+    if not classes:
+        raise DataError(reject_all_splits(paths_by_split, job.output))
     omitted = [
         name
         for name in sorted(job.optional & paths_by_split.keys())
@@ -133,6 +137,17 @@ def write_manifest(reports: Sequence[tuple[str, str]], job: ManifestJob) -> str:
         delete_stale_files(join(job.output, name), [])
         beam_storage.delete_files([join(job.output, name, file) for file in (HASHES_NAME, COPIES_NAME)])
     return path
+
+
+def reject_all_splits(paths_by_split: Mapping[str, Sequence[str]], output: str) -> str:
+    """Writes the rejections of all splits of a dataset without classes; returns the reason."""
+    rejected = [
+        line
+        for name, paths in paths_by_split.items()
+        for line in write_rejections(join(output, name), list(map(read_report, paths)))
+    ]
+    files = " and ".join(join(output, name, REJECTED_NAME) for name in paths_by_split)
+    return f"{explain_missing_classes(rejected)}; all reasons are in {files}"
 
 
 def reject_split(name: str, paths: list[str], job: ManifestJob) -> None:

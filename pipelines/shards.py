@@ -22,6 +22,7 @@ from pipelines.beam_metrics import Meter
 from pipelines.classes import ClassTable
 from pipelines.image_preparation import BATCH, ImagePreparer, Preparation, PreparedImage, count_positives
 from pipelines.image_reading import read_images
+from pipelines.missing_classes import reject_members
 from pipelines.shard_plan import Member, ShardPlan
 from pipelines.shard_reports import ImageReport, Rejected, ShardReport, ViewReport, report_path
 from pipelines.split_lock import check_job_id
@@ -148,8 +149,11 @@ def digest_source(data: bytes | Problem) -> str:
 def write_shard(
     members: list[Member], plan: ShardPlan, job: ShardJob, preparer: ImagePreparer, meter: Meter
 ) -> ShardReport:
-    """Writes the files of the shard and returns its report, without the key."""
+    """Writes the files of the shard and returns its report, without the key; writes none if there are no classes."""
     report = ShardReport(classes=plan.classes.names)
+    if not plan.classes.names:
+        report.rejected.extend(reject_members(members))
+        return report
     names = [f"view{view:02d}-{plan.shard:05d}-of-{plan.shards:05d}.tfrecord" for view in range(job.preparation.views)]
     with ExitStack() as stack:
         writers = [

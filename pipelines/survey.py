@@ -9,6 +9,7 @@ read.
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import apache_beam as beam
@@ -18,17 +19,22 @@ from pipelines import beam_storage
 from pipelines.annotations import Problem
 from pipelines.detection import FORMATS
 from pipelines.image_reading import read_images
+from pipelines.missing_classes import explain_missing_classes, reject_members
 from pipelines.options import PrepareJob
 from pipelines.readers.read_annotations import read_splits
 from pipelines.runners import make_runner, set_workers, translate_failures
 from pipelines.shard_plan import GroupIntoShards, Member, ShardPlan
+from pipelines.shard_reports import Rejected
 from pipelines.shards import split_group
 from pipelines.validate import check_boxes
+from ssd_dist.core.errors import DataError
 from ssd_dist.core.images import ImageError, decode_image, has_drawn_boxes
 from ssd_dist.core.records import Objects
 
 # Images of a split whose boxes are measured, spread evenly over the split.
 SAMPLED_IMAGES = 2000
+# Rejections of a shard that the reason for missing classes is taken from.
+REPORTED_REJECTIONS = 1000
 
 
 def run_survey(job: PrepareJob, options: PipelineOptions, path: str) -> None:
@@ -60,6 +66,10 @@ def measure_shard(group: tuple[int, Iterable[object]]) -> Iterator[tuple[int, tu
     """Yields (0, (split, shard, facts)) of the images of one shard; nothing for a group that is not a shard."""
     members, plan = split_group(group[1])
     if plan is None:
+        return
+    if not plan.classes.names:
+        rejected = [line.model_dump() for line in islice(reject_members(members), REPORTED_REJECTIONS)]
+        yield 0, (plan.split, plan.shard, {"rejected": rejected})
         return
     listed = [member for member in members if not member.orphan and member.image.problem is None]
     facts: dict[str, Any] = {
@@ -103,9 +113,17 @@ def measure_images(members: list[Member], plan: ShardPlan) -> Iterator[tuple[tup
 def write_survey(
     group: tuple[int, Iterable[tuple[int, int, dict[str, Any]]]], splits: tuple[str, ...], path: str
 ) -> None:
-    """Adds up the facts of all shards, in the order of the shards, and writes them as JSON."""
+    """Adds up the facts of all shards, in the order of the shards, and writes them as JSON.
+
+    Raises:
+      DataError: if the dataset has no classes.
+    """
+    shards = sorted(group[1], key=lambda item: item[:2])
+    rejected = [Rejected.model_validate(line) for *_, facts in shards for line in facts.get("rejected", ())]
+    if any("rejected" in facts for *_, facts in shards):
+        raise DataError(explain_missing_classes(rejected))
     survey: dict[str, Any] = {"classes": [], "splits": {}}
-    for split, _, facts in sorted(group[1], key=lambda item: item[:2]):
+    for split, _, facts in shards:
         survey["classes"] = facts.pop("classes")
         total = survey["splits"].setdefault(splits[split], {key: type(value)() for key, value in facts.items()})
         for key, value in facts.items():

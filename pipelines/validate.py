@@ -106,7 +106,7 @@ def check_boxes(image: Image, height: int, width: int, classes: ClassTable) -> C
         if problem is None and not isinstance(found, Problem):
             kept.append(_clip(box, *found, height, width, image.original or (height, width)))
         elif problem is not None:
-            rejected.append(_reject_box(image, box, problem))
+            rejected.append(reject_box(image, box, problem))
     boxes = np.array([found.inside for found in kept], np.float32).reshape(-1, 4)
     # Records store float32; a box must still have an area after rounding.
     has_area = np.asarray((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
@@ -114,7 +114,7 @@ def check_boxes(image: Image, height: int, width: int, classes: ClassTable) -> C
         for index in np.flatnonzero(~has_area):
             box = kept[index].box
             rejected.append(
-                _reject_box(image, box, Problem("zero_area", f"{_format_box(box)} has no area within the image"))
+                reject_box(image, box, Problem("zero_area", f"{_format_box(box)} has no area within the image"))
             )
         boxes = boxes[has_area]
         kept = [found for found, keeps in zip(kept, has_area, strict=True) if keeps]
@@ -128,10 +128,15 @@ def reject_image(image: Image, problem: Problem, is_image: bool = True) -> tuple
     rejected = problem._replace(reason="image_rejected") if is_image else problem
     boxes = (
         # Without an image, a box keeps its own problem: for example a line of a CSV file that cannot be read.
-        _reject_box(image, box, rejected if is_image else box.problem or rejected)
+        reject_box(image, box, rejected if is_image else box.problem or rejected)
         for box in image.boxes
     )
     return (*(own if is_image else ()), *boxes)
+
+
+def reject_box(image: Image, box: Box, problem: Problem) -> Rejection:
+    """Returns the rejection of one box of an image."""
+    return Rejection(image.source, image.filename or image.image_id, problem.reason, problem.detail, box.where)
 
 
 def _find_problem(box: Box, height: int, width: int) -> Problem | None:
@@ -165,10 +170,6 @@ def _clip(box: Box, label: int, name: str, height: int, width: int, whole: tuple
     area = box.area if box.area is not None and 0 < box.area < LARGEST_AREA else 0.0
     area = area or (bottom - top) * whole[0] * (right - left) * whole[1]
     return _ValidBox(box, label, name, (top, left, bottom, right), area, clipped)
-
-
-def _reject_box(image: Image, box: Box, problem: Problem) -> Rejection:
-    return Rejection(image.source, image.filename or image.image_id, problem.reason, problem.detail, box.where)
 
 
 def _make_objects(kept: list[_ValidBox], boxes: FloatArray) -> Objects:

@@ -25,7 +25,7 @@ from pipelines import beam_storage
 from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, SeparateBox, make_elements
 from pipelines.json_stream import JsonStreamError, stream_arrays
 from pipelines.readers.coco_layout import CocoFile, find_files
-from pipelines.readers.coco_parts import locate_listed_image, normalize_id
+from pipelines.readers.coco_parts import ImageLocator, normalize_id
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Location, Source
 from pipelines.readers.unlisted import ImageFolder
@@ -57,6 +57,7 @@ def read_entries(file: CocoFile, source: Source) -> Iterator[Image | SeparateBox
     problem = None
     folder = ImageFolder(file.images) if file.is_only_owner or file.others else None
     placeholder = _Placeholder(_category_key(0, file))
+    locate = ImageLocator(file)
     try:
         with beam_storage.open_input(file.path) as stream:
             for array, index, item in stream_arrays(stream, ("categories", "images", "annotations")):
@@ -66,7 +67,7 @@ def read_entries(file: CocoFile, source: Source) -> Iterator[Image | SeparateBox
                         yield category
                 elif array == "images":
                     has_images = True
-                    image = parse_image(item, index, rows, file)
+                    image = parse_image(item, index, rows, file, locate)
                     if folder is not None:
                         folder.mark_listed(image)
                     if source.includes(image.image_id):
@@ -101,10 +102,11 @@ def _mark_listed(file: CocoFile, folder: ImageFolder) -> bool:
     Raises:
       DataError: if storage fails before the end of the file.
     """
+    locate = ImageLocator(file)
     try:
         with beam_storage.open_input(file.path) as stream:
             for _, index, item in stream_arrays(stream, ("images",)):
-                folder.mark_listed(parse_image(item, index, 0, file))
+                folder.mark_listed(parse_image(item, index, 0, file, locate))
     except (JsonStreamError, DataError, OSError) as error:
         beam_storage.require_damage(error, file.path)
         return False
@@ -154,12 +156,12 @@ def parse_category(item: Any, index: int, file: CocoFile) -> Category:
         raise DataError(f"categories[{index}] needs an integer id and a name, got {item!r:.200}") from None
 
 
-def parse_image(item: Any, index: int, row: int, file: CocoFile) -> Image:
+def parse_image(item: Any, index: int, row: int, file: CocoFile, locate: ImageLocator) -> Image:
     """Parses one entry of `images`; missing fields and wrong types become the problem of the image."""
     entry = item if isinstance(item, dict) else {}
     image_id, filename = normalize_id(entry.get("id")), entry.get("file_name")
     if isinstance(image_id, int | str) and isinstance(filename, str) and filename:
-        location = locate_listed_image(file, filename)
+        location = locate(filename)
     else:
         detail = f"images[{index}] needs an id and a file_name: {item!r:.200}"
         location = Location(problem=Problem("broken_annotation", detail))

@@ -10,8 +10,9 @@ from functools import partial
 
 from pipelines import beam_storage
 from pipelines.json_stream import JsonStreamError, stream_arrays
-from pipelines.readers.coco_parts import choose_parts, find_equal_ids, read_listed
+from pipelines.readers.coco_parts import ImageLocator, choose_parts, find_equal_ids, read_listed
 from pipelines.readers.folder import Folder, list_folder
+from pipelines.readers.image_index import ImageIndex
 from pipelines.readers.sources import Source, first_folder, locate_image, parent_folder, require_input
 from pipelines.readers.splits import SYNONYMS, WHOLE, Found, choose_in_inputs, choose_split, output_split
 from pipelines.readers.unlisted import find_others, overlaps, share_folder
@@ -23,7 +24,7 @@ SUFFIXES = (".json", ".json.gz")
 # Names that do not give the split.
 PLAIN_NAMES = ("", "annotations", "annotation", "labels", "result", "coco", "instances", "default", "data", "images")
 # Annotation files in these folders belong to the folder above.
-ANNOTATION_FOLDERS = ("annotations", "annotation")
+ANNOTATION_FOLDERS = ("annotations", "annotation", "labels")
 # COCO's files of other tasks, which repeat the images of `instances_*.json`.
 OTHER_TASKS = re.compile(r"(person_keypoints|captions|stuff|panoptic|image_info)_")
 # How much of a file is read to recognize it and to find its images.
@@ -46,6 +47,8 @@ class CocoFile:
         listed in this file.
       others: the other files with images in the folder or below it, in the first of these files; every image must be
         listed in this file or one of them. Empty in the other files.
+      is_indexed: whether `images` is searched by file name, because the names in the file have other folders.
+      split: name of the split; of several images that fit, those in a folder of the split are preferred.
       prefix: text before the ids, if an earlier file of the split gives the same ids to other images.
     """
 
@@ -55,6 +58,8 @@ class CocoFile:
     dataset: str = ""
     is_only_owner: bool = False
     others: "tuple[CocoFile, ...]" = ()
+    is_indexed: bool = False
+    split: str = ""
     prefix: str = ""
 
 
@@ -96,10 +101,10 @@ def find_splits(path: str, image_dir: str) -> Found[CocoFile] | None:
     """
     if beam_storage.is_pattern(path):
         matched = [name for name in beam_storage.match_files(path) if is_coco(name)]
-        return _describe({WHOLE: [_find_file(name, WHOLE, image_dir) for name in matched]}, path) if matched else None
+        return _describe({WHOLE: [find_images(name, WHOLE, image_dir) for name in matched]}, path) if matched else None
     require_input(path)
     if beam_storage.is_file(path):
-        return _describe({WHOLE: [_find_file(path, WHOLE, image_dir)]}, path) if is_coco(path) else None
+        return _describe({WHOLE: [find_images(path, WHOLE, image_dir)]}, path) if is_coco(path) else None
     return _find_in_folder(list_folder(path), image_dir)
 
 
@@ -108,7 +113,8 @@ def _find_in_folder(folder: Folder, image_dir: str) -> Found[CocoFile] | None:
     if not named:
         return None
     parts = {
-        split: choose_parts([_find_file(path, split, image_dir) for path in paths]) for split, paths in named.items()
+        split: choose_parts([find_images(path, split, image_dir, folder.path) for path in paths])
+        for split, paths in named.items()
     }
     notes = [note for own in parts.values() for note in own.describe()]
     splits = {split: own.files for split, own in parts.items()}
@@ -279,38 +285,47 @@ def _explain_missing(path: str) -> str:
     )
 
 
-def _find_file(path: str, split: str, image_dir: str) -> CocoFile:
-    dataset = find_dataset(path)
-    images = find_images(path, dataset, split, image_dir)
-    return CocoFile(0, path, images, "" if image_dir else dataset)
-
-
-def find_images(path: str, dataset: str, split: str, image_dir: str) -> str:
-    """Returns the folder of the images of an annotation file: the first one that contains an image of the file.
+def find_images(path: str, split: str, image_dir: str, root: str = "") -> CocoFile:
+    """Returns an annotation file with the folder of its images, the first one that contains an image of the file.
 
     Args:
       path: the annotation file.
-      dataset: folder of the dataset.
       split: name of the split; empty if there is none.
       image_dir: value of `--image_dir`.
+      root: the input, if it is a folder.
 
     Raises:
       DataError: if no folder contains images.
     """
-    if image_dir:
-        return first_folder([image_dir], "images", "check --image_dir")
+    dataset = find_dataset(path)
+    file = CocoFile(0, path, "", "" if image_dir else dataset)
+    candidates = [image_dir] if image_dir else _list_image_folders(path, dataset, split)
+    examples = read_file_names(path)
+    for folder in candidates:
+        if any(beam_storage.is_file(locate_image(folder, example).path) for example in examples):
+            return replace(file, images=folder)
+    fix = "check --image_dir" if image_dir else "pass their folder as --image_dir"
+    direct = replace(file, images=first_folder(candidates, "images", fix))
+    # Names such as ../images/a.jpg.
+    locate = ImageLocator(direct)
+    if any(beam_storage.is_file(locate(example).path) for example in examples):
+        return direct
+    file = replace(file, images=image_dir or root or dataset, is_indexed=True, split=split)
+    locate = ImageLocator(file)
+    paths = [locate(example).path for example in examples]
+    found = [beam_storage.path_below(file.images, path) for path in paths if beam_storage.is_file(path)]
+    return replace(file, images=ImageIndex(list_folder(file.images), split).narrow(found)) if found else direct
+
+
+def _list_image_folders(path: str, dataset: str, split: str) -> list[str]:
+    """Returns the folders that usually contain the images of an annotation file, the most specific first."""
     home = parent_folder(path)
     name = split or split_in_name(path)
     names = dict.fromkeys(
         (name, f"images/{name}", f"{name}/images", f"{name}/data", "images/default", "images", "data")
     )
     folders = [join(base, below) if below else base for base in (dataset, home) for below in names]
-    folders = list(dict.fromkeys([*folders, home, dataset]))
-    examples = read_file_names(path)
-    for folder in folders:
-        if any(beam_storage.is_file(locate_image(folder, example).path) for example in examples):
-            return folder
-    return first_folder(folders, "images", "pass their folder as --image_dir")
+    return list(dict.fromkeys([*folders, home, dataset]))
 
 
 def read_file_names(path: str) -> list[str]:
@@ -333,4 +348,4 @@ def read_file_names(path: str) -> list[str]:
 def find_dataset(path: str) -> str:
     """Returns the folder of the dataset of an annotation file."""
     folder = parent_folder(path)
-    return parent_folder(folder) if posixpath.basename(folder) in ANNOTATION_FOLDERS else folder
+    return parent_folder(folder) if posixpath.basename(folder).lower() in ANNOTATION_FOLDERS else folder

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from pipelines import beam_storage
-from pipelines.file_names import stem_of
+from pipelines.annotations import Problem
+from pipelines.file_names import base_name, stem_of
 from pipelines.json_stream import JsonStreamError, stream_arrays
+from pipelines.readers.folder import list_folder
+from pipelines.readers.image_index import ImageIndex
+from pipelines.readers.label_studio_paths import remove_upload_prefix, to_upload_name
 from pipelines.readers.sources import Location, locate_from_annotation, locate_image
+from ssd_dist.core.storage import join
 
 
 class _Located(Protocol):
@@ -19,6 +24,10 @@ class _Located(Protocol):
     def images(self) -> str: ...
     @property
     def dataset(self) -> str: ...
+    @property
+    def is_indexed(self) -> bool: ...
+    @property
+    def split(self) -> str: ...
 
 
 FileT = TypeVar("FileT", bound=_Located)
@@ -70,11 +79,12 @@ def choose_parts(files: Sequence[FileT]) -> Parts[FileT]:
 def read_listed(file: _Located) -> dict[str, str]:
     """Returns the ids of the images in a file by their paths; of a damaged file, those before the damage."""
     listed: dict[str, str] = {}
+    locate = ImageLocator(file)
     try:
         with beam_storage.open_input(file.path) as stream:
             for _, _, item in stream_arrays(stream, ("images",)):
                 if isinstance(item, dict) and isinstance(item.get("file_name"), str):
-                    location = locate_listed_image(file, item["file_name"])
+                    location = locate(item["file_name"])
                     listed[location.path] = str(normalize_id(item.get("id")))
     except (JsonStreamError, *beam_storage.UNREADABLE):
         # Reported when the file is read.
@@ -82,8 +92,37 @@ def read_listed(file: _Located) -> dict[str, str]:
     return listed
 
 
-def locate_listed_image(file: _Located, filename: str) -> Location:
-    """Returns the location of an image by the name in an annotation file.
+class ImageLocator:
+    """Locates the images of an annotation file.
+
+    Args:
+      file: the file.
+    """
+
+    def __init__(self, file: _Located) -> None:
+        self._file = file
+        listing = list_folder(file.images) if file.is_indexed else None
+        self._by_name = ImageIndex(listing, file.split) if listing else None
+        self._by_upload_name = ImageIndex(listing, file.split, key=to_upload_name) if listing else None
+
+    def __call__(self, filename: str) -> Location:
+        """Returns the location of the image with this name, in the folder that the name gives or in any other one.
+
+        Label Studio adds a prefix to the names of uploaded files, which the original files do not have.
+        """
+        if self._by_name is None or self._by_upload_name is None:
+            return _locate_directly(self._file, filename)
+        folder, base = self._file.images, base_name(filename)
+        found = self._by_name.find(filename) or self._by_upload_name.find(remove_upload_prefix(base))
+        if len(found) > 1:
+            detail = f"{found[0]} and {found[1]} in {folder} both fit {filename!r}; give images different names"
+            stems = tuple(posixpath.splitext(join(folder, path))[0] for path in found)
+            return Location(stems=stems, problem=Problem("ambiguous_image", detail))
+        return Location(join(folder, found[0])) if found else locate_image(folder, base)
+
+
+def _locate_directly(file: _Located, filename: str) -> Location:
+    """Returns the location of an image in the folder that its name gives.
 
     A name such as ../images/a.jpg is relative to the file, if it is inside of the dataset. With `--image_dir`, it is
     below that folder.

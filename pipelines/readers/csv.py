@@ -228,7 +228,8 @@ class _Locator:
         found = self._index.find(name) if self._index else []
         if len(found) > 1:
             detail = f"{found[0]} and {found[1]} in {file.images} both fit {filename!r}; give images different names"
-            return Location(problem=Problem("ambiguous_image", detail))
+            stems = tuple(posixpath.splitext(join(file.images, path))[0] for path in found)
+            return Location(stems=stems, problem=Problem("ambiguous_image", detail))
         if found:
             return Location(join(file.images, found[0]))
         return locate_image(file.images, name, "" if is_image(name) else name, dataset=file.dataset)

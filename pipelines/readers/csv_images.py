@@ -12,7 +12,6 @@ from pipelines.readers.csv_files import CsvFile, read_examples
 from pipelines.readers.folder import Folder, is_image, list_folder
 from pipelines.readers.image_index import ImageIndex
 from pipelines.readers.sources import first_folder, parent_folder
-from pipelines.readers.split_names import names_split
 from ssd_dist.core.storage import join
 
 SUFFIXES = tuple(f"{suffix}{end}" for suffix in (".csv", ".tsv") for end in ("", ".gz"))
@@ -51,22 +50,9 @@ def find_images(
             return replace(file, images=images)
     root = folder or list_folder(dataset)
     index = ImageIndex(root, file.file_split)
-    if any(index.find(name) for name in examples):
-        return replace(file, images=_narrow(root, index, examples, file.file_split), is_indexed=True)
+    if found := [path for name in examples for path in index.find(name)[:1]]:
+        return replace(file, images=index.narrow(found), is_indexed=True)
     return replace(file, images=first_folder(candidates, "images", "pass their folder as --image_dir"))
-
-
-def _narrow(root: Folder, index: ImageIndex, examples: Sequence[str], split: str) -> str:
-    """Returns the folder of the split that contains the examples, or else the whole folder.
-
-    The folder of the examples alone would be too narrow: files with one folder per class are often sorted by class.
-    """
-    found = [name for example in examples for name in index.find(example)[:1]]
-    for depth in range(1, max(name.count("/") for name in found) + 1):
-        tops = {"/".join(name.split("/")[:depth]) for name in found}
-        if len(tops) == 1 and names_split(next(iter(tops)), split):
-            return root.join(tops.pop())
-    return root.path
 
 
 def _list_image_folders(split: str, home: str, dataset: str) -> list[str]:

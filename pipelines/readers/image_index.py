@@ -1,7 +1,8 @@
 """Finds image files by names that were written on another machine or without their folder."""
 
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from urllib.parse import unquote
 
 from pipelines.readers.folder import Folder, is_image
 from pipelines.readers.split_names import names_split
@@ -17,6 +18,7 @@ class ImageIndex:
     """
 
     def __init__(self, folder: Folder, split: str = "", key: Callable[[str], str] = str) -> None:
+        self._folder = folder
         self._split = split
         self._key = key
         self._names: dict[str, list[str]] = {}
@@ -26,8 +28,23 @@ class ImageIndex:
     def find(self, name: str) -> list[str]:
         """Returns the relative paths of the files that share the longest end with a name or path.
 
-        A name without the suffix of an image fits files with any suffix, and so does a name that no file has.
+        A name without the suffix of an image fits files with any suffix, and so does a name that no file has. Names
+        from the address of a web page may be percent-encoded.
         """
+        return self._find(name) or self._find(unquote(name))
+
+    def narrow(self, paths: Sequence[str]) -> str:
+        """Returns the folder of the split that contains some of the files, or else the whole folder.
+
+        The folder of these files alone would be too narrow: names are often sorted by folder.
+        """
+        for depth in range(1, max(path.count("/") for path in paths) + 1):
+            tops = {"/".join(path.split("/")[:depth]) for path in paths}
+            if len(tops) == 1 and names_split(next(iter(tops)), self._split):
+                return self._folder.join(tops.pop())
+        return self._folder.path
+
+    def _find(self, name: str) -> list[str]:
         *parents, base = name.replace("\\", "/").split("/")
         found = self._names.get(self._key(_stem(base)), [])
         found = [path for path in found if self._key(posixpath.basename(path)) == self._key(base)] or found

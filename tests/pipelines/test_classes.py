@@ -77,7 +77,6 @@ def test_excluded_classes_do_not_change_the_labels_of_fixed_names():
 @pytest.mark.parametrize(
     ("categories", "rules", "words"),
     [
-        ([], ClassRules(), "no classes: the annotations contain none"),
         (NAMED, ClassRules(exclude=("cat", "dog", "Bird")), "no classes: --include_classes"),
         (NAMED, ClassRules(exclude=("dogs",)), "did you mean 'dog'"),
         (NAMED, ClassRules(include=("zebra",)), "the dataset has"),

@@ -13,8 +13,8 @@ from pipelines import beam_storage
 from pipelines.annotations import Category, Image, Listing, SeparateBox
 from pipelines.image_reading import read_image
 from pipelines.readers.coco import parse_box, parse_image, read_entries
-from pipelines.readers.coco_layout import CocoFile, find_dataset, find_files, find_images
-from pipelines.readers.coco_parts import read_listed
+from pipelines.readers.coco_layout import CocoFile, find_files, find_images
+from pipelines.readers.coco_parts import ImageLocator, read_listed
 from pipelines.readers.sources import Source
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError
@@ -84,14 +84,17 @@ def test_the_crowd_flag_may_be_a_text(value, expected):
 @pytest.mark.parametrize("dataset", ["/d", ".", "..", "d", "./d"])
 def test_a_name_may_be_relative_to_the_annotation_file(dataset):
     file = CocoFile(0, f"{dataset}/annotations/train.json", f"{dataset}/images", dataset=dataset)
-    image = parse_image({"id": 1, "file_name": "../images/a.jpg"}, 0, 0, file)
+    image = parse_image({"id": 1, "file_name": "../images/a.jpg"}, 0, 0, file, ImageLocator(file))
     # As text, because paths are compared with those in the listing of the folder.
     assert (image.path, image.problem) == (f"{dataset}/images/a.jpg", None)
     given = CocoFile(0, "/d/annotations/train.json", "/other/images")
-    image = parse_image({"id": 1, "file_name": "../images/a.jpg"}, 0, 0, given)
+    image = parse_image({"id": 1, "file_name": "../images/a.jpg"}, 0, 0, given, ImageLocator(given))
     assert (image.problem, "/other/images/a" in image.stems) == (None, True)
     for outside in ("../../images/a.jpg", "../../d2/a.jpg"):
-        assert parse_image({"id": 1, "file_name": outside}, 0, 0, file).problem.reason == "path_traversal"
+        assert (
+            parse_image({"id": 1, "file_name": outside}, 0, 0, file, ImageLocator(file)).problem.reason
+            == "path_traversal"
+        )
 
 
 def test_files_of_one_split_are_compared_by_names_relative_to_themselves(tmp_path):
@@ -139,12 +142,15 @@ def test_nan_and_huge_numbers_are_left_to_validation():
 
 @pytest.mark.parametrize("item", [None, 3, [], {}, {"id": 3}, {"file_name": "a.jpg"}, {"id": 1, "file_name": ""}])
 def test_an_invalid_image_entry_gives_an_image_with_a_problem(item):
-    assert parse_image(item, 4, 2, FILE).problem.reason == "broken_annotation"
+    assert parse_image(item, 4, 2, FILE, ImageLocator(FILE)).problem.reason == "broken_annotation"
 
 
 def test_a_file_name_outside_the_folder_is_rejected():
-    assert parse_image({"id": 1, "file_name": "../x.jpg"}, 0, 0, INSIDE).problem.reason == "path_traversal"
-    inside = parse_image({"id": 1, "file_name": "sub/./x.jpg"}, 0, 0, FILE)
+    assert (
+        parse_image({"id": 1, "file_name": "../x.jpg"}, 0, 0, INSIDE, ImageLocator(INSIDE)).problem.reason
+        == "path_traversal"
+    )
+    inside = parse_image({"id": 1, "file_name": "sub/./x.jpg"}, 0, 0, FILE, ImageLocator(FILE))
     assert (inside.problem, inside.path) == (None, "/d/images/sub/x.jpg")
 
 
@@ -194,7 +200,7 @@ def test_annotation_files_are_found_from_folder_file_and_pattern(tmp_path):
         with pytest.raises(DataError, match=wrong.name.replace("*", r"\*")):
             find_all(wrong)
     with pytest.raises(DataError, match="--image_dir"):
-        find_images(path, find_dataset(path), "train", str(tmp_path / "nowhere"))
+        find_images(path, "train", str(tmp_path / "nowhere"))
 
 
 def test_output_inside_the_dataset_is_not_used_as_image_folder(tmp_path, prepare):
@@ -231,8 +237,11 @@ def test_whole_float_ids_equal_integer_ids(tmp_path, prepare):
     path.write_text(json.dumps(content))
     split = prepare("coco", source, tmp_path / "out", config=SMALL).splits["train"]
     assert (split.boxes_read, split.boxes) == (2, 2)
-    assert parse_image({"id": 3.0, "file_name": "a.jpg"}, 0, 0, FILE).image_id == "3"
-    assert parse_image({"id": 3.5, "file_name": "a.jpg"}, 0, 0, FILE).problem.reason == "broken_annotation"
+    assert parse_image({"id": 3.0, "file_name": "a.jpg"}, 0, 0, FILE, ImageLocator(FILE)).image_id == "3"
+    assert (
+        parse_image({"id": 3.5, "file_name": "a.jpg"}, 0, 0, FILE, ImageLocator(FILE)).problem.reason
+        == "broken_annotation"
+    )
 
 
 def test_a_split_whose_boxes_are_all_rejected_fails(tmp_path, prepare):
@@ -250,4 +259,4 @@ def test_images_are_found_with_a_relative_path_from_the_dataset_folder(tmp_path,
     for folder in ("annotations", "images"):
         (tmp_path / folder).mkdir()
     (tmp_path / "images/a.jpg").write_bytes(jpeg())
-    assert find_images(name, find_dataset(name), "train", "") == "./images"
+    assert find_images(name, "train", "").images == "./images"
