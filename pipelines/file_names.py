@@ -2,6 +2,7 @@
 
 import posixpath
 import unicodedata
+from urllib.parse import unquote
 
 
 def fold_name(path: str) -> str:
@@ -10,6 +11,11 @@ def fold_name(path: str) -> str:
     Some systems store accented letters as two characters (NFD) or ignore case, and archives carry such names to others.
     """
     return unicodedata.normalize("NFC", path).casefold()
+
+
+def fold_address(path: str) -> str:
+    """Returns the form of a name that may be a part of the address of a web page: percent-encoded letters decoded."""
+    return fold_name(unquote(path))
 
 
 def base_name(path: str) -> str:

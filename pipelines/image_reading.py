@@ -9,6 +9,7 @@ import unicodedata
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from urllib.parse import unquote
 
 from pipelines import beam_storage
 from pipelines.annotations import IMAGE_SUFFIXES, Image, Problem
@@ -66,7 +67,10 @@ def read_image(image: Image) -> bytes | Problem:
 
 
 def _read_by_stem(image: Image) -> bytes | Problem:
-    """Reads a file whose suffix, Unicode form or letter case differs from the name in the annotation."""
+    """Reads a file whose suffix, Unicode form or letter case differs from the name in the annotation.
+
+    The name may be percent-encoded, as in the address of a web page.
+    """
     names = [image.path, *(stem + suffix for stem in image.stems for suffix in IMAGE_SUFFIXES)]
     folders = dict.fromkeys(posixpath.dirname(name) for name in (image.path, *image.stems) if name)
     paths = dict.fromkeys(form for name in names if name for form in _unicode_forms(name))
@@ -92,4 +96,6 @@ def _list_folder(folder: str) -> tuple[str, ...]:
 def _unicode_forms(path: str) -> list[str]:
     """Returns the path with the file name unchanged, in NFC and in NFD, because systems store different forms."""
     folder, name = posixpath.split(path)
-    return [path, *(posixpath.join(folder, unicodedata.normalize(form, name)) for form in ("NFC", "NFD"))]
+    names = dict.fromkeys((name, unquote(name)))
+    forms = [unicodedata.normalize(form, name) for name in names for form in ("NFC", "NFD")]
+    return [path, *(posixpath.join(folder, form) for form in forms)]

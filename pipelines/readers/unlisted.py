@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from pipelines.annotations import Image, Problem
-from pipelines.file_names import fold_name
+from pipelines.file_names import fold_address, fold_name
 from pipelines.readers.folder import is_image, list_folder
 from pipelines.readers.sources import Source
 
@@ -85,7 +85,8 @@ class ImageFolder:
     def mark_listed(self, image: Image) -> None:
         """Marks the file of an image as listed; if there is no such file, all files with its stems."""
         if self._unlisted.pop(image.path, None) is None:
-            self._stems.update(map(fold_name, (posixpath.splitext(image.path)[0], *image.stems)))
+            stems = (posixpath.splitext(image.path)[0], *image.stems)
+            self._stems.update(form(stem) for stem in stems for form in (fold_name, fold_address))
 
     def make_images(self, source: Source, file: int, first_row: int, annotations: Sequence[str]) -> Iterator[Image]:
         """Yields the files that are not listed, sorted, as rejected images.

@@ -21,7 +21,7 @@ from functools import partial
 
 from pipelines import beam_storage
 from pipelines.annotations import IMAGE_SUFFIXES, Category, Element, Listing, Problem, make_element
-from pipelines.file_names import base_name, fold_name, stem_of
+from pipelines.file_names import base_name, fold_address, fold_name, stem_of
 from pipelines.readers.folder import is_image, list_folder
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Location, Source, locate_image
@@ -85,8 +85,8 @@ def _compare_with_images(layout: VocLayout, own: list[VocEntry]) -> list[VocEntr
     listing = list_folder(layout.images)
     names = [name for name in listing.names if is_image(name) and not (layout.is_flat and "/" in name)]
     present = {fold_name(posixpath.splitext(name)[0]) for name in names}
-    stems = {fold_name(entry.image_id) for entry in entries}
-    stems |= {fold_name(posixpath.basename(entry.image_id)) for entry in entries}
+    ids = [form for entry in entries for form in (entry.image_id, posixpath.basename(entry.image_id))]
+    stems = {form(image_id) for image_id in ids for form in (fold_name, fold_address)}
     left = [name for name in names if fold_name(posixpath.splitext(name)[0]) not in stems]
     second = _find_second_files(names, {fold_name(entry.image_id): entry for entry in entries if not entry.problem})
     unmatched = [entry for entry in entries if fold_name(entry.image_id) not in present and not entry.problem]
@@ -95,7 +95,8 @@ def _compare_with_images(layout: VocLayout, own: list[VocEntry]) -> list[VocEntr
         examined = [] if layout.list_file else unmatched
         are_annotations = pool.map(is_annotation, [entry.annotation for entry in examined])
         others = [entry for entry, kind in zip(examined, are_annotations, strict=True) if kind is False]
-        found = {fold_name(posixpath.splitext(name)[0]) for name in pool.map(_read_filename, unmatched if left else [])}
+        named = [posixpath.splitext(name)[0] for name in pool.map(_read_filename, unmatched if left else [])]
+    found = {form(stem) for stem in named for form in (fold_name, fold_address)}
     # Such as the file of a project; a damaged annotation has an image with its stem.
     other_files = {entry.annotation for entry in others}
     left = [name for name in left if not {fold_name(posixpath.splitext(name)[0]), fold_name(stem_of(name))} & found]

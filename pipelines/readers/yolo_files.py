@@ -5,7 +5,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 
-from pipelines.file_names import fold_name
+from pipelines.file_names import fold_address, fold_name
 from pipelines.readers.folder import Folder, is_image, list_folder
 from pipelines.readers.yolo_config import CLASS_FILES, is_split_name
 
@@ -120,8 +120,9 @@ class YoloFiles:
                 if posixpath.basename(name) not in CLASS_FILES:
                     _count(self.text_counts, folder, name)
                 stem = strip_suffix(path)
-                self._text_by_stem.setdefault(fold_name(stem), path)
-                self._text_by_stem.setdefault(fold_name(strip_upload_prefix(stem)), path)
+                for name_form in (stem, strip_upload_prefix(stem)):
+                    self._text_by_stem.setdefault(fold_name(name_form), path)
+                    self._text_by_stem.setdefault(fold_address(name_form), path)
 
     def image_folders(self) -> list[str]:
         """Returns the folders that directly contain images, sorted."""

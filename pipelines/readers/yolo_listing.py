@@ -1,7 +1,7 @@
 """Lists the images of a YOLO dataset with their label files.
 
 Images and labels are matched by their paths without suffix: exactly, or else independent of Unicode form and case, or
-else without the prefix that Label Studio adds to file names.
+else without the prefix that Label Studio adds to file names, or without the percent-encoding of its addresses.
 """
 
 import posixpath
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from pipelines import beam_storage
 from pipelines.annotations import IMAGE_SUFFIXES, Problem
-from pipelines.file_names import fold_name
+from pipelines.file_names import fold_address, fold_name
 from pipelines.readers.folder import is_image, list_folder
 from pipelines.readers.sources import locate_image, parent_folder
 from pipelines.readers.yolo_config import CLASS_FILES, NOT_LABELS
@@ -138,7 +138,10 @@ def _pair(images: list[str], labels: list[str], beside: Iterable[str], layout: Y
         stems[image] = [strip_suffix(path) for path in (f"{start}{below}", *list_label_paths(image))]
     pairs: dict[str, str] = {}
     texts = list(dict.fromkeys([*beside, *labels]))
-    for form, form_of_text in ((str, str), (fold_name, fold_name), (fold_name, _strip_prefix)):
+    for form, form_of_text in (
+        *((str, str), (fold_name, fold_name), (fold_name, _strip_prefix)),
+        *((fold_name, fold_address), (fold_name, _strip_prefix_of_address)),
+    ):
         used = set(pairs.values())
         text_by_form = {form_of_text(strip_suffix(path)): path for path in texts if path not in used}
         for image in images:
@@ -151,6 +154,10 @@ def _pair(images: list[str], labels: list[str], beside: Iterable[str], layout: Y
 
 def _strip_prefix(stem: str) -> str:
     return fold_name(strip_upload_prefix(stem))
+
+
+def _strip_prefix_of_address(stem: str) -> str:
+    return fold_address(strip_upload_prefix(stem))
 
 
 def _relative_stem(folder: str, path: str) -> str:

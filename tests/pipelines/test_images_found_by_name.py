@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from raw_sets import jpeg
+from raw_sets import jpeg, voc_xml
 
 UPLOAD = "../../../label-studio/data/media/upload/1/0a1b2c3d-"
 # Name in the annotations and place of the file, for images a to d.
@@ -65,3 +65,25 @@ def test_names_that_fit_several_files_are_rejected(tmp_path, prepare_folder):
     split = manifest.splits["train"]
     assert (split.images, split.boxes) == (1, 1)
     assert split.rejected_images == {"ambiguous_image": 1, "missing_image": 1, "not_annotated": 1}
+
+
+# Django, on which Label Studio is built, encodes the names of uploaded files in their addresses.
+ENCODED = {
+    "YOLO": ("labels/0a1b2c3d-{}%C3%B6%20.txt", "images/0a1b2c3d-{}ö .jpg", "0 .5 .5 .25 .25\n"),
+    "YOLO, original images": ("labels/0a1b2c3d-{}%C3%B6%20.txt", "images/{}ö .jpg", "0 .5 .5 .25 .25\n"),
+    "VOC": ("Annotations/{}%C3%B6%20.xml", "images/{}ö .jpg", voc_xml("{}%C3%B6%20.jpg", [("cat", 8, 6, 40, 30)])),
+}
+
+
+@pytest.mark.parametrize("kind", ENCODED)
+def test_encoded_names_of_annotations_fit_their_images(tmp_path, prepare_folder, kind):
+    annotation, image, text = ENCODED[kind]
+    write_images(tmp_path / "raw", [image.format(letter) for letter in "abcd"])
+    for letter in "abcd":
+        path = tmp_path / "raw" / annotation.format(letter)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text.replace("{}", letter))
+    (tmp_path / "raw/classes.txt").write_text("cat\n")
+    manifest, _ = prepare_folder("--split_by=none")
+    split = manifest.splits["train"]
+    assert (split.images, split.boxes, split.rejected_images, split.rejected_boxes) == (4, 4, {}, {})
