@@ -71,7 +71,11 @@ def test_names_that_fit_several_files_are_rejected(tmp_path, prepare_folder):
 ENCODED = {
     "YOLO": ("labels/0a1b2c3d-{}%C3%B6%20.txt", "images/0a1b2c3d-{}ö .jpg", "0 .5 .5 .25 .25\n"),
     "YOLO, original images": ("labels/0a1b2c3d-{}%C3%B6%20.txt", "images/{}ö .jpg", "0 .5 .5 .25 .25\n"),
-    "VOC": ("Annotations/{}%C3%B6%20.xml", "images/{}ö .jpg", voc_xml("{}%C3%B6%20.jpg", [("cat", 8, 6, 40, 30)])),
+    "VOC": (
+        "Annotations/{}%C3%B6%20.xml",
+        "images/{}ö .jpg",
+        voc_xml("{}%C3%B6%20.jpg", [("cat", 8, 6, 40, 30)], None),
+    ),
 }
 
 
