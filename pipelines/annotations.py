@@ -16,6 +16,8 @@ SUMMARY_KEY = -1
 FILES_PER_SPLIT = 1 << 20
 # Number of boxes that a reader collects and groups by image, because the cost of a shuffle is per element.
 BOX_BUFFER_SIZE = 4096
+# The class of all objects of annotations without classes.
+ONLY_CLASS = "object"
 # Suffixes of image files, in the order in which they are tried.
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif", ".ppm",

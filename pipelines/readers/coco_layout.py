@@ -10,9 +10,10 @@ from functools import partial
 
 from pipelines import beam_storage
 from pipelines.json_stream import JsonStreamError, stream_arrays
-from pipelines.readers.coco_parts import ImageLocator, choose_parts, find_equal_ids, read_listed
+from pipelines.readers.coco_parts import ImageLocator, find_equal_ids, read_listed
 from pipelines.readers.folder import Folder, list_folder
 from pipelines.readers.image_index import ImageIndex
+from pipelines.readers.parts import choose_parts
 from pipelines.readers.sources import Source, first_folder, locate_image, parent_folder, require_input
 from pipelines.readers.splits import SYNONYMS, WHOLE, Found, choose_in_inputs, choose_split, output_split
 from pipelines.readers.unlisted import find_others, overlaps, share_folder
@@ -113,7 +114,7 @@ def _find_in_folder(folder: Folder, image_dir: str) -> Found[CocoFile] | None:
     if not named:
         return None
     parts = {
-        split: choose_parts([find_images(path, split, image_dir, folder.path) for path in paths])
+        split: choose_parts([find_images(path, split, image_dir, folder.path) for path in paths], read_listed)
         for split, paths in named.items()
     }
     notes = [note for own in parts.values() for note in own.describe()]
@@ -123,7 +124,7 @@ def _find_in_folder(folder: Folder, image_dir: str) -> Found[CocoFile] | None:
     if not known:
         # Files with other names, such as one per day, are the whole dataset.
         unions = [split for split in splits if split != WHOLE and len(splits) > 1]
-        whole = choose_parts([file for own in splits.values() for file in own])
+        whole = choose_parts([file for own in splits.values() for file in own], read_listed)
         notes += whole.describe() if len(splits) > 1 else []
         splits = {WHOLE: whole.files, **{split: splits[split] for split in unions}}
     elif len(known) < len(splits):

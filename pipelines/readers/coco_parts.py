@@ -1,10 +1,9 @@
-"""Locates the images of COCO files, and compares files by them: parts of a dataset have different images."""
+"""Locates the images of COCO files, and compares the files by their images."""
 
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 from pipelines import beam_storage
 from pipelines.annotations import Problem
@@ -28,52 +27,6 @@ class _Located(Protocol):
     def is_indexed(self) -> bool: ...
     @property
     def split(self) -> str: ...
-
-
-FileT = TypeVar("FileT", bound=_Located)
-
-
-@dataclass(frozen=True)
-class Parts(Generic[FileT]):
-    """Some COCO files, of which no two describe the same image.
-
-    Attributes:
-      files: the files.
-      repeated: the other files, and how many of all their images are in none of `files`: (file, missing, all).
-    """
-
-    files: tuple[FileT, ...]
-    repeated: tuple[tuple[FileT, int, int], ...] = ()
-
-    def describe(self) -> list[str]:
-        """Returns facts to announce."""
-        names = ", ".join(posixpath.basename(file.path) for file in self.files)
-        notes = [f"read together, because no image is in two of them: {names:.200}"] if len(self.files) > 1 else []
-        return notes + [
-            f"{file.path} is not read, because it lists images of {names:.200} again; {missing} of its {count} images "
-            "are in no file that is read; pass a file as --input to read it instead"
-            for file, missing, count in self.repeated
-        ]
-
-
-def choose_parts(files: Sequence[FileT]) -> Parts[FileT]:
-    """Returns the files to read: the one with most images, then each file with different images."""
-    if len(files) == 1:
-        return Parts(tuple(files))
-    listed = {file.path: read_listed(file) for file in files}
-    known: set[str] = set()
-    chosen, repeated = [], []
-    for file in sorted(files, key=lambda file: -len(listed[file.path])):
-        paths = listed[file.path].keys()
-        if known.isdisjoint(paths):
-            chosen.append(file)
-            known |= paths
-        else:
-            repeated.append(file)
-    return Parts(
-        tuple(file for file in files if file in chosen),
-        tuple((file, len(listed[file.path].keys() - known), len(listed[file.path])) for file in repeated),
-    )
 
 
 def read_listed(file: _Located) -> dict[str, str]:

@@ -5,14 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from pipelines.annotations import Box, Problem
+from pipelines.annotations import ONLY_CLASS, Box, Problem
 from ssd_dist.core.spreadsheet_text import restore_name
 
 # What programs write into a field without a value.
 EMPTY = ("", "nan", "null", "none", "na", "n/a")
 # Classes that datasets give to an image without objects.
 NO_OBJECT = (*EMPTY, "background", "no finding", "no object", "no_object", "empty", "negative")
-ONLY_CLASS = "object"
 SIDES_OF_BOX = 4
 # ymin, xmin, ymax, xmax.
 Corners: TypeAlias = tuple[float, float, float, float]

@@ -14,7 +14,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pipelines.readers.csv_boxes import FORMS, ONLY_CLASS, Corners, Dialect, parse_size, read_numbers
+from pipelines.annotations import ONLY_CLASS
+from pipelines.readers.csv_boxes import FORMS, Corners, Dialect, parse_size, read_numbers
 from pipelines.readers.csv_columns import make_automl, match_automl_header, match_header
 from pipelines.readers.csv_text import Row
 from pipelines.readers.folder import is_image

@@ -4,6 +4,7 @@ Splits come from a column of the file, see csv_columns.py, or else from the name
 belongs to the split that it contains as a word, such as train_labels.csv or oidv6-train-annotations-bbox.csv.
 """
 
+import contextlib
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from pipelines.readers.csv_files import CsvFile, explain_file, read_dialect
 from pipelines.readers.csv_images import SUFFIXES, find_images, is_below
 from pipelines.readers.csv_text import read_rows
 from pipelines.readers.folder import Folder, list_folder
+from pipelines.readers.parts import choose_parts
 from pipelines.readers.sources import parent_folder
 from pipelines.readers.split_names import find_split, is_split, split_words
 from pipelines.readers.splits import WHOLE, Found, output_split
@@ -56,7 +58,7 @@ def find_layout(path: str, image_dir: str) -> Found[CsvFile] | None:
         file = CsvFile(path, dialect, file_split=split_in_name(posixpath.basename(path)))
         return _describe({WHOLE: [find_images(file, None, image_dir)]}, None)
     folder = list_folder(path)
-    files_by_split, notes = _group_by_split(folder)
+    files_by_split, notes, unions = _group_by_split(folder)
     # TFRecord files contain the images of the CSV files that they were made from.
     if not files_by_split or not (image_dir or folder.count_images("")):
         return None
@@ -74,7 +76,7 @@ def find_layout(path: str, image_dir: str) -> Found[CsvFile] | None:
         split: [find_images(file, folder, image_dir, list_numbers) for file in files]
         for split, files in files_by_split.items()
     }
-    return _describe(located, folder, notes)
+    return _describe(located, folder, notes, unions)
 
 
 def list_candidates(folder: Folder) -> list[str]:
@@ -87,41 +89,55 @@ def list_candidates(folder: Folder) -> list[str]:
     return [name for name in names if by_folder[posixpath.dirname(name)] <= MAX_FILES]
 
 
-def _group_by_split(folder: Folder) -> tuple[dict[str, list[CsvFile]], list[str]]:
-    """Returns the CSV files of a folder by split, and which files are not read.
+def _group_by_split(folder: Folder) -> tuple[dict[str, list[CsvFile]], list[str], list[str]]:
+    """Returns the CSV files of a folder by split, facts to announce, and the names that are no splits.
 
-    The file of a split that is nearest to the folder is used.
+    `WHOLE` are files that name no split. Of files that describe the same images, such as copies, one is used.
     """
-    files: dict[str, list[CsvFile]] = {}
-    skipped = []
+    names: list[str] = []
+    named: dict[str, list[CsvFile]] = {}
     for name in list_candidates(folder):
         dialect = read_dialect(folder.join(name))
-        if dialect is None:
-            continue
-        split = split_in_name(name)
-        if split in files:
-            skipped.append(name)
-        else:
-            files[split] = [CsvFile(folder.join(name), dialect, file_split=split)]
-    if len(files) > 1 and any(map(is_split, files)):
-        others = [split for split in files if not is_split(split)]
-        if others == [WHOLE] and _is_training_split(files):
-            files = {"train": files.pop(WHOLE), **files}
-            others = []
-        skipped += [beam_storage.path_below(folder.path, files.pop(split)[0].path) for split in others]
-    elif len(files) > 1 and len({re.sub(r"\d+", "0", split) for split in files}) == 1:
-        # Files that differ in a number only are parts of one dataset, such as one file per class.
-        files = {WHOLE: [file for own in files.values() for file in own]}
-    elif len(files) > 1 and WHOLE in files:
-        (plain,) = files.pop(WHOLE)
-        skipped.append(beam_storage.path_below(folder.path, plain.path))
-    elif len(files) == 1:
-        (split,) = files
+        if dialect is not None:
+            split = split_in_name(name)
+            named.setdefault(split, []).append(CsvFile(folder.join(name), dialect, file_split=split))
+    if len(named) > 1 and not any(map(is_split, named)):
+        everything = [file for own in named.values() for file in own]
+        if len({re.sub(r"\d+", "0", split) for split in named}) == 1:
+            # Files that differ in a number only are parts of one dataset, even if they describe the same images, such
+            # as one file per class.
+            return {WHOLE: everything}, [], []
+        # Files with other names, such as one per day, are the whole dataset; --source_split selects one of them.
+        names = [split for split in named if split != WHOLE]
+        named = {WHOLE: everything, **{split: named[split] for split in names}}
+    parts = {split: choose_parts(own, _list_image_names) for split, own in named.items()}
+    notes = [note for split, own in parts.items() if split not in names for note in own.describe()]
+    files = {split: [*own.files] for split, own in parts.items()}
+    others = [split for split in files if not is_split(split)]
+    if names:
+        return files, notes, names
+    if len(files) == len(others) == 1:
         # A single file with another name, such as my_project.csv, contains the whole dataset.
-        if not is_split(split):
-            files = {WHOLE: files[split]}
-    notes = [f"not read: {', '.join(skipped):.200}; pass a file as --input to read it"] if skipped else []
-    return files, notes
+        files = {WHOLE: files[others[0]]}
+    elif others == [WHOLE] and _is_training_split(files):
+        files = {"train": files.pop(WHOLE), **files}
+    else:
+        skipped = [beam_storage.path_below(folder.path, file.path) for split in others for file in files.pop(split)]
+        notes += [f"not read: {', '.join(skipped):.200}; pass a file as --input to read it"] if skipped else []
+    return files, notes, []
+
+
+def _list_image_names(file: CsvFile) -> set[str]:
+    """Returns the names of the images in a file; of a damaged file, those before the damage."""
+    dialect = file.dialect
+    place = 0 if dialect.is_via else dialect.columns["image"]
+    names = set()
+    # Damage is reported when the file is read.
+    with contextlib.suppress(*beam_storage.UNREADABLE), beam_storage.open_input(file.path) as stream:
+        for row in islice(read_rows(stream, dialect.delimiter, dialect.count), dialect.header_lines, None):
+            if len(row.fields) > place:
+                names.add(row.fields[place])
+    return names
 
 
 def _is_training_split(files: Mapping[str, Sequence[CsvFile]]) -> bool:
@@ -144,16 +160,22 @@ def split_in_name(name: str) -> str:
 
 
 def _describe(
-    files_by_split: Mapping[str, Sequence[CsvFile]], folder: Folder | None, notes: Sequence[str] = ()
+    files_by_split: Mapping[str, Sequence[CsvFile]],
+    folder: Folder | None,
+    notes: Sequence[str] = (),
+    unions: Sequence[str] = (),
 ) -> Found[CsvFile]:
     """Returns the splits of the files, those in a column included."""
-    everything = _mark_owners([file for files in files_by_split.values() for file in files], folder)
+    by_path = {file.path: file for files in files_by_split.values() for file in files}
+    everything = _mark_owners([*by_path.values()], folder)
     by_path = {file.path: file for file in everything}
     splits: dict[str, tuple[CsvFile, ...]] = {}
     counts: dict[str, int] = {}
     for split, files in files_by_split.items():
         for file in (by_path[file.path] for file in files):
             column = _count_by_value(file)
+            if column and split in unions:
+                continue
             for number, (value, images) in enumerate(column.items()):
                 part = replace(file, value=value, is_first=number == 0)
                 splits[value] = (*splits.get(value, ()), part)
@@ -171,7 +193,7 @@ def _describe(
         for file in everything
         if file.dialect.is_open_images and not file.class_names
     ]
-    return Found(" and ".join(tools), splits, counts, notes=(*announced, *notes))
+    return Found(" and ".join(tools), splits, counts, frozenset(unions), (*announced, *notes))
 
 
 def _name_tool(file: CsvFile) -> str:

@@ -21,7 +21,7 @@ from pipelines.readers.json_values import load_json, read_list, read_name, read_
 from pipelines.readers.parsed_image import ParsedImage
 from pipelines.readers.parsed_objects import Corners, ObjectError, ParsedObject, parse_objects
 from pipelines.readers.shapes import bound_circle, bound_ellipse, bound_points, reject_points
-from pipelines.readers.via_regions import describe_missing_class, find_class_attribute, read_classes
+from pipelines.readers.via_regions import find_class_attribute, read_region_classes
 
 RECTANGLE = 2
 
@@ -96,9 +96,7 @@ def _parse_region(attribute: str, value: Any) -> ParsedObject:
     region = read_object(value, "metadata")
     if region.get("z"):
         raise ObjectError("video_region", "the region belongs to a video; export its frames as images")
-    names = read_classes(read_object(region.get("region_attributes"), "av").get(attribute))
-    if not names:
-        raise ValueError(describe_missing_class(attribute))
+    names = read_region_classes(attribute, read_object(region.get("region_attributes"), "av"))
     kind, *numbers = (read_number(number, "xy") for number in read_list(region.get("xy"), "xy"))
     corners = _bound_shape(int(kind), numbers)
     return ParsedObject(names, corners, is_reduced=kind != RECTANGLE)

@@ -1,8 +1,8 @@
 """Reads the regions of VIA (VGG Image Annotator): their class and their box.
 
 VIA has region attributes but no classes. One attribute of the file gives the class: the only attribute; otherwise the
-first of `CLASS_ATTRIBUTES` that occurs; otherwise the first attribute with a value in every region. A checkbox with
-several selected values gives one box per value.
+first of `CLASS_ATTRIBUTES` that occurs; otherwise the first attribute with a value in every region. Without any
+attribute, all objects have the class `object`. A checkbox with several selected values gives one box per value.
 
 Coordinates are in pixels; the angle `theta` of an ellipse is in radians. Circles, ellipses, polygons and polylines
 become their bounds. Points have no area and are rejected.
@@ -11,6 +11,7 @@ become their bounds. Points have no area and are rejected.
 from collections.abc import Iterable
 from typing import Any
 
+from pipelines.annotations import ONLY_CLASS
 from pipelines.readers.json_values import format_value, read_list, read_name, read_number, read_numbers, read_object
 from pipelines.readers.parsed_objects import Corners, ParsedObject
 from pipelines.readers.shapes import bound_circle, bound_ellipse, bound_points, reject_points
@@ -46,22 +47,24 @@ def read_classes(value: Any) -> tuple[str, ...]:
         return ()
 
 
+def read_region_classes(attribute: str, attributes: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the classes of a region; `object` if no region of the file has an attribute.
+
+    Raises:
+      ValueError: if the attribute that gives the class has no value.
+    """
+    names = read_classes(attributes.get(attribute)) if attribute else (ONLY_CLASS,)
+    if not names:
+        raise ValueError(f"the attribute {attribute!r:.100}, which gives the class, has no value; set it in VIA")
+    return names
+
+
 def parse_region(attribute: str, value: Any) -> ParsedObject:
     """Parses a region of VIA 1 or 2, whose class is given by the attribute."""
     region = read_object(value, "region")
-    attributes = read_object(region.get("region_attributes"), "region_attributes")
-    names = read_classes(attributes.get(attribute))
-    if not names:
-        raise ValueError(describe_missing_class(attribute))
+    names = read_region_classes(attribute, read_object(region.get("region_attributes"), "region_attributes"))
     corners, reduced = bound_shape(read_object(region.get("shape_attributes"), "shape_attributes"))
     return ParsedObject(names, corners, reduced)
-
-
-def describe_missing_class(attribute: str) -> str:
-    """Returns the message for a region without a class."""
-    if attribute:
-        return f"the attribute {attribute!r:.100}, which gives the class, has no value; set it in VIA"
-    return "no region has an attribute that gives the class; add the attribute 'class' in VIA"
 
 
 def bound_shape(shape: dict[str, Any]) -> tuple[Corners, bool]:

@@ -137,6 +137,34 @@ def test_files_whose_names_contain_no_split_are_announced(tmp_path):
     assert found.notes == ("not read: backup.csv; pass a file as --input to read it",)
 
 
+@pytest.mark.parametrize(
+    ("files", "read_files", "note"),
+    [
+        ({"annotations.csv": "abc", "annotations_extra.csv": "de"}, "abcde", "read together"),
+        ({"day.csv": "abc", "night.csv": "de"}, "abcde", "read together"),
+        # A copy, and an older file with fewer images.
+        ({"labels.csv": "abc", "labels - Copy.csv": "abc"}, "abc", "labels - Copy.csv is not read"),
+        ({"labels.csv": "abc", "labels_old.csv": "ab"}, "abc", "0 of its 2 images are in no file that is read"),
+        ({"old.csv": "abd", "new.csv": "abce"}, "abce", "1 of its 3 images are in no file that is read"),
+    ],
+)
+def test_files_of_different_images_are_read_together(tmp_path, files, read_files, note):
+    texts = {
+        name: HEADER + "".join(f"{stem}.jpg,64,48,bolt,10,12,50,36\n" for stem in stems)
+        for name, stems in files.items()
+    }
+    write_files(tmp_path, texts | {f"images/{stem}.jpg": None for stem in "abcde"})
+    found = find_splits(str(tmp_path), "")
+    assert any(note in line for line in found.notes)
+    images, boxes = read(tmp_path)
+    assert sorted(image.filename for image in images if image.problem is None) == [f"{stem}.jpg" for stem in read_files]
+    assert len(boxes) == len(read_files)
+    # A single file can still be selected by its name.
+    for name in [name for name in files if name.startswith(("day", "night"))]:
+        images, _ = read(tmp_path, source_split=name.removesuffix(".csv"))
+        assert [image.filename for image in images if image.problem is None] == [f"{stem}.jpg" for stem in files[name]]
+
+
 def test_images_that_no_line_lists_are_reported(tmp_path, prepare):
     files = layout("kaggle", ("train",)) | {"train_images/unlisted.jpg": None, "test_images/other.jpg": None}
     write_files(tmp_path, files)

@@ -100,6 +100,20 @@ def test_one_attribute_gives_the_class(attributes, expected):
     assert [box.category for box in image.boxes] == expected
 
 
+def test_without_attributes_all_objects_have_one_class():
+    entry = image_entry("a.jpg", [region() | {"region_attributes": {}}, region() | {"region_attributes": {}}])
+    (image,) = parse_via(json.dumps({"a": entry}).encode())
+    assert [box.category for box in image.boxes] == ["object", "object"]
+    (image,) = parse_via_csv(to_csv([["a.jpg", 3000, "{}", 1, 0, json.dumps(RECT), "{}"]], COLUMNS))
+    assert describe(image) == [("object", (12, 10, 60, 50))]
+    # If another region has an attribute, one without it was forgotten.
+    forgotten = image_entry("a.jpg", [region(), region() | {"region_attributes": {}}])
+    (image,) = parse_via(json.dumps({"a": forgotten}).encode())
+    assert [box.problem and box.problem.detail.partition(",")[0] for box in image.boxes] == [
+        None, "the attribute 'type'",
+    ]  # fmt: skip
+
+
 def test_a_broken_image_keeps_its_boxes():
     entries = {"a": image_entry("a.jpg", []), "b": {"regions": [region()]}, "c": 3, "d": {"filename": "d.jpg"}}
     images = list(parse_via(json.dumps(entries).encode()))
