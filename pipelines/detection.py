@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines import beam_storage
 from pipelines.flags import AUTO
-from pipelines.readers import coco, coco_layout, csv, tfrecord, tfrecord_layout, voc, voc_layout, yolo
+from pipelines.readers import coco, coco_layout, csv, tfrecord, tfrecord_layout, voc, voc_layout, yolo, yolo_search
 from pipelines.readers.folder import cached_listings, is_image, list_folder
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Source, require_input
@@ -21,12 +21,11 @@ from pipelines.readers.tool_files import ToolFormat, explain_unsupported
 from pipelines.readers.tool_format import count_annotated, read_tool_format
 from pipelines.readers.tool_formats import TOOL_FORMATS, UNSUPPORTED
 from pipelines.readers.tool_layout import find_splits
+from pipelines.split_plans import SplitPlan, plan_splits
 from ssd_dist.core.errors import DataError
 
-# Shares of a source without splits. A source with a training split but no validation split gives the second share of
-# its training split to validation.
-DEFAULT_SHARES = (("train", 0.8), ("val", 0.2))
 EXAMPLES = 8
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 CONVERT = (
     "convert the annotations to COCO with datumaro or FiftyOne "
     "(docs/your_own_data.md#1-check-that-your-labels-are-recognized)"
@@ -87,25 +86,6 @@ FORMATS: Mapping[str, Format] = {
         "*.tfrecord or *.record files",
     ),
 }
-
-
-@dataclass(frozen=True)
-class SplitPlan:
-    """One split to write.
-
-    Attributes:
-      name: its name in the output.
-      source_split: its name in the source; empty for a source without splits.
-      shares: the shares by which the split of the source is divided; empty to read all of it.
-      reads_all_names: whether `source_split` is a name in the output, see `Source`.
-      is_optional: whether the split is omitted if it contains no usable image.
-    """
-
-    name: str
-    source_split: str
-    shares: tuple[tuple[str, float], ...] = ()
-    is_optional: bool = False
-    reads_all_names: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,12 +184,38 @@ def _recognize(path: str, image_dir: str, input_format: str) -> tuple[str, dict[
     root = path
     while True:
         names = list(FORMATS) if input_format == AUTO else [input_format]
-        found = {name: result for name in names if (result := FORMATS[name].find(root, image_dir)) is not None}
+        found = _find_in_formats(root, image_dir, names)
         inner = "" if found or beam_storage.is_pattern(root) or beam_storage.is_file(root) else _only_folder(root)
         if not inner:
             return root if found else path, found
         # Archives and repositories often have a folder around the dataset.
         root = inner
+
+
+def _find_in_formats(root: str, image_dir: str, names: Sequence[str]) -> dict[str, Found[Any]]:
+    """Returns what each format found in a folder, a file or a pattern.
+
+    Raises:
+      DataError: if a dataset in one of the formats is not usable, and no other one describes most of the images.
+    """
+    found: dict[str, Found[Any]] = {}
+    errors: dict[str, DataError] = {}
+    for name in names:
+        try:
+            result = FORMATS[name].find(root, image_dir)
+        except DataError as failure:
+            errors[name] = failure
+        else:
+            found |= {name: result} if result is not None else {}
+    for name, error in errors.items():
+        is_folder = not (beam_storage.is_pattern(root) or beam_storage.is_file(root))
+        images = list_folder(image_dir or root).count_images("") if is_folder else 0
+        others = {other: one for other, one in found.items() if is_folder and 2 * FORMATS[other].count(one) >= images}
+        if not others:
+            raise error
+        note = f"not read as {name}: {error}"
+        found = {other: replace(one, notes=(*one.notes, note)) for other, one in others.items()}
+    return found
 
 
 def _only_folder(path: str) -> str:
@@ -270,35 +276,6 @@ def plan_inputs(detected: Detected, is_divided: bool) -> list[SplitPlan]:
     return [replace(plan, reads_all_names=True) for plan in plans] if detected.splits_by_root else plans
 
 
-def plan_splits(found: Found[Any], is_divided: bool = True) -> list[SplitPlan]:
-    """Returns the splits to write if the flags name none.
-
-    Every split of the source is written, `valid`, `validation` and `val2017` as `val`, see `group_by_output`. A split
-    that consists of other splits is omitted. A source without a validation split gives a share of its training split to
-    validation, and a source without splits is divided, both by a hash of the image id, unless `is_divided` is false.
-    """
-    if not found.names:
-        if not is_divided:
-            return [SplitPlan("train", WHOLE)]
-        return _divide(WHOLE)
-    plans = [
-        SplitPlan(output, names[0] if len(names) == 1 else output, reads_all_names=len(names) > 1)
-        for output, names in group_by_output(found.names).items()
-    ]
-    train = next((plan for plan in plans if plan.name == "train"), None)
-    if not is_divided or train is None or any(plan.name == "val" for plan in plans):
-        return plans
-    divided = _divide(train.source_split, train.reads_all_names)
-    return [*divided, *(plan for plan in plans if plan is not train)]
-
-
-def _divide(source_split: str, reads_all_names: bool = False) -> list[SplitPlan]:
-    """Returns the plans that divide a split by the default shares; a share of a very small source may be empty."""
-    return [
-        SplitPlan(name, source_split, DEFAULT_SHARES, name != "train", reads_all_names) for name, _ in DEFAULT_SHARES
-    ]
-
-
 def describe_plan(detected: Detected, plans: Sequence[SplitPlan]) -> list[str]:
     """Returns what was recognized and what will be written, as lines to print."""
     found = detected.found
@@ -342,6 +319,9 @@ def describe_plan(detected: Detected, plans: Sequence[SplitPlan]) -> list[str]:
 
 def _describe_unknown(path: str, image_dir: str, input_format: str) -> str:
     """Returns the message for an input in an unknown format: what it contains and what was searched for."""
+    archive = _find_archive(path)
+    if archive:
+        return f"--input={path}: {archive} is an archive; unpack it, and pass the folder"
     reason = csv.explain_unknown(path) if input_format in (AUTO, "csv") else ""
     if reason:
         return f"--input={path}: no annotations were recognized; {reason}"
@@ -362,10 +342,21 @@ def _describe_unknown(path: str, image_dir: str, input_format: str) -> str:
     kinds = Counter(posixpath.splitext(name)[1].lower() or "without suffix" for name in names)
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8)) or "no files"
     examples = f" (for example {', '.join(names[:EXAMPLES]):.150})" if names else ""
+    if input_format == AUTO and kinds[".txt"] and (fault := yolo_search.find_fault(path, image_dir)):
+        examples += f"; as YOLO labels: {fault}"
     return (
         f"--input={path}: {searched}; the folder contains {listed}{examples}; pass the folder of the annotations, or "
         f"{CONVERT}"
     )
+
+
+def _find_archive(path: str) -> str:
+    """Returns the archive that an input is, or that a folder without images contains; empty if there is none."""
+    if beam_storage.is_pattern(path) or beam_storage.is_file(path):
+        return path if path.lower().endswith(ARCHIVES) else ""
+    folder = list_folder(path)
+    archives = [folder.join(name) for name in folder.names if name.lower().endswith(ARCHIVES)]
+    return archives[0] if archives and not folder.count_images("") else ""
 
 
 def _explain_unsupported(path: str) -> str:

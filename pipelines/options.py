@@ -14,12 +14,13 @@ from absl import flags  # type: ignore[import-untyped]
 
 from pipelines import beam_storage
 from pipelines.classes import ClassRules, parse_class_file
-from pipelines.detection import Detected, SplitPlan, describe_plan, detect_format, plan_inputs
+from pipelines.detection import Detected, describe_plan, detect_format, plan_inputs
 from pipelines.flags import AUTO
 from pipelines.image_preparation import Preparation
 from pipelines.manifest_writer import read_manifest
 from pipelines.readers.sources import Source, parse_split_by
 from pipelines.split_folder import PARTS_FOLDER
+from pipelines.split_plans import SplitPlan
 from ssd_dist.core.commands import config_from_flags, required_flag
 from ssd_dist.core.config import Config
 from ssd_dist.core.errors import DataError, UsageError

@@ -44,7 +44,12 @@ def print_unused_classes(manifest: Manifest) -> None:
     """Prints a warning if the splits prepared so far contain no object of some classes."""
     splits = manifest.splits.values()
     unused = [name for name in manifest.classes if not any(_count_objects(split, name) for split in splits)]
-    if unused:
+    if unused[:1] == [*manifest.classes[:1]] and any("unknown_class" in split.rejected_boxes for split in splits):
+        print_line(
+            f"warning: no split contains an object of {unused[0]:.100}, and boxes of unknown classes were rejected; if "
+            "these are YOLO labels whose class numbers begin with 1, subtract 1: the first class has the number 0"
+        )
+    elif unused:
         print_line(
             f"warning: no split contains an object of {', '.join(unused):.500}; the model has an output for each "
             "class, so omit classes that will not occur with --exclude_classes"

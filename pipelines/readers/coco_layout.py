@@ -192,8 +192,8 @@ def is_coco(path: str) -> bool:
     # A damaged file with the name of a COCO file is reported when it is read.
     if re.match(r"instances_|_annotations\.coco\.", posixpath.basename(path)):
         return True
-    if re.search(r'"items"\s*:\s*\[', head) and not re.search(r'"images"\s*:\s*\[', head):
-        # The items of a Datumaro dataset contain their annotations.
+    if re.search(r'"items"\s*:\s*\[|"item"\s*:\s*\{', head) and not re.search(r'"images"\s*:\s*\[', head):
+        # The items of a Datumaro dataset contain their annotations; a file of Darwin (V7) describes one item.
         return False
     return head.startswith("{") and bool(re.search(r'"(images|annotations)"\s*:\s*\[', head))
 

@@ -27,8 +27,8 @@ from pipelines import beam_storage
 from pipelines.annotations import Box, Category, Element, Image, Listing, Problem, SeparateBox, image_key, make_elements
 from pipelines.readers.csv_boxes import parse_box, parse_size
 from pipelines.readers.csv_dialects import UNASSIGNED
-from pipelines.readers.csv_files import CsvFile, contains_image_names, explain_file
-from pipelines.readers.csv_layout import find_layout, list_candidates
+from pipelines.readers.csv_files import CsvFile, contains_image_names, explain_file, read_dialect
+from pipelines.readers.csv_layout import find_layout, list_candidates, list_csv_files
 from pipelines.readers.csv_text import read_rows
 from pipelines.readers.folder import is_image, list_folder
 from pipelines.readers.image_index import ImageIndex
@@ -126,8 +126,14 @@ def explain_unknown(path: str) -> str:
     if beam_storage.is_pattern(path) or beam_storage.is_file(path):
         return ""
     folder = list_folder(path)
-    candidates = map(folder.join, list_candidates(folder))
-    return next((explain_file(name) for name in candidates if contains_image_names(name)), "")
+    candidates = list_candidates(folder)
+    named_results = [name for name in list_csv_files(folder) if name not in candidates]
+    for name in map(folder.join, (*candidates, *named_results)):
+        if name in map(folder.join, named_results) and read_dialect(name) is not None:
+            return f"{name} has the name of a file of results; pass it as --input to read it"
+        if contains_image_names(name):
+            return explain_file(name)
+    return ""
 
 
 def read_group(group: CsvGroup, source: Source) -> Iterator[Element]:

@@ -100,6 +100,8 @@ def explain_file(path: str) -> str:
     if row is None or not row.fields:
         return f"{path}: the file is empty or cannot be read ({row.problem if row else 'no lines'}); expected {header}"
     text = ", ".join(row.fields)
+    if {"annotator", "annotation_id"} <= set(row.fields):
+        return f"{path}: a CSV export of Label Studio, which is not supported; export JSON, YOLO or COCO"
     if any(is_image(name) for name in row.fields) or all(re.fullmatch(r"[-\d.]*", name) for name in row.fields):
         return (
             f"{path}: headerless CSV: the first line ({text:.200}) is no header; add one that names the columns, for "

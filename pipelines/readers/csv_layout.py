@@ -79,10 +79,14 @@ def find_layout(path: str, image_dir: str) -> Found[CsvFile] | None:
     return _describe(located, folder, notes, unions)
 
 
+def list_csv_files(folder: Folder) -> list[str]:
+    """Returns the names of the CSV files in a folder, the nearest first."""
+    return folder.find(*(f"{depth}*{suffix}" for depth in ("", "*/", "*/*/") for suffix in SUFFIXES))
+
+
 def list_candidates(folder: Folder) -> list[str]:
     """Returns the names of the CSV files in a folder that may contain annotations, the nearest first."""
-    patterns = [f"{depth}*{suffix}" for depth in ("", "*/", "*/*/") for suffix in SUFFIXES]
-    names = [name for name in folder.find(*patterns) if not NO_ANNOTATIONS.search(posixpath.basename(name))]
+    names = [name for name in list_csv_files(folder) if not NO_ANNOTATIONS.search(posixpath.basename(name))]
     by_folder: dict[str, int] = {}
     for name in names:
         by_folder[posixpath.dirname(name)] = by_folder.get(posixpath.dirname(name), 0) + 1

@@ -31,7 +31,10 @@ class Folder:
     names: tuple[str, ...]
 
     def find(self, *patterns: str) -> list[str]:
-        """Returns the names that match a pattern, in the order of the patterns; `*` does not match a slash."""
+        """Returns the names that match a pattern in any case, in the order of the patterns.
+
+        `*` does not match a slash.
+        """
         matches = [_to_regex(pattern).fullmatch for pattern in patterns]
         found = (name for match in matches for name in self.names if match(name))
         return list(dict.fromkeys(found))
@@ -110,4 +113,4 @@ def _parents(name: str) -> list[str]:
 def _to_regex(pattern: str) -> re.Pattern[str]:
     parts = re.split(r"(\*\*/|\*|\?)", pattern)
     wild = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    return re.compile("".join(wild.get(part, re.escape(part)) for part in parts))
+    return re.compile("".join(wild.get(part, re.escape(part)) for part in parts), re.IGNORECASE)

@@ -28,7 +28,7 @@ from ssd_dist.core.storage import join
 from ssd_dist.core.tfrecord_io import scan_records
 
 # The end of the names of TFRecord files; `-00000-of-00010` may follow.
-NAME = re.compile(r"\.(tfrecords?|records?|tfrec)(\.gz)?$")
+NAME = re.compile(r"\.(tfrecords?|records?|tfrec)(\.gz)?$", re.IGNORECASE)
 SHARD = re.compile(r"[-_.]\d+-of-\d+(?=\.|$)")
 # How much of a file is read to recognize it.
 HEADER_BYTES = 12

@@ -64,6 +64,7 @@ UNSUPPORTED: tuple[tuple[str, Callable[[str], bool], str], ...] = (
         lambda head: has_keys("items")(head) and has_keys("dm_format_version|categories|annotations")(head),
         "a Datumaro dataset, which is not supported; export COCO, or convert it to COCO with datumaro",
     ),
+    (".json", has_keys("item", "slots", "annotations"), "a file of Darwin (V7), which is not supported; export COCO"),
 )
 
 # By the value of --input_format, in the order in which they are tried.

@@ -117,7 +117,7 @@ class YoloFiles:
             path = folder.join(name)
             if name.lower().endswith(".txt") and path not in self.texts:
                 self.texts.add(path)
-                if posixpath.basename(name) not in CLASS_FILES:
+                if posixpath.basename(name).lower() not in CLASS_FILES:
                     _count(self.text_counts, folder, name)
                 stem = strip_suffix(path)
                 for name_form in (stem, strip_upload_prefix(stem)):

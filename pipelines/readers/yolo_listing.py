@@ -112,7 +112,7 @@ def _is_text(path: str) -> bool:
 def _is_other_text(path: str, layout: YoloLayout) -> bool:
     """Returns whether a text file without an image has the name of a file that is not a label."""
     name = posixpath.basename(path)
-    return name in CLASS_FILES or (layout.images == layout.labels and NOT_LABELS.fullmatch(name) is not None)
+    return name.lower() in CLASS_FILES or (layout.images == layout.labels and NOT_LABELS.fullmatch(name) is not None)
 
 
 def _check_suffix(path: str) -> Problem | None:

@@ -51,5 +51,5 @@ def _find_unused(images: Sequence[str], layouts: Sequence[YoloLayout], used: Col
         for listing in listings
         for path in map(listing.join, listing.names)
         if path.lower().endswith(".txt") and posixpath.dirname(path) in folders and path not in known
-        if posixpath.basename(path) not in CLASS_FILES and not NOT_LABELS.fullmatch(posixpath.basename(path))
+        if posixpath.basename(path).lower() not in CLASS_FILES and not NOT_LABELS.fullmatch(posixpath.basename(path))
     ]

@@ -59,16 +59,21 @@ def explain_missing(path: str, image_dir: str) -> str:
         return "a pattern is not supported for YOLO; pass the folder or its data.yaml"
     if beam_storage.is_file(path) and _read_config(path) is None:
         return "not the YAML file of a YOLO dataset, which has `names:`, nor a .data file; pass the folder or data.yaml"
-    fault = "no text files"
-    started = _start_search(path, image_dir)
-    if started is not None:
-        search, configs = started
-        search.find(configs)
-        fault = search.fault
+    fault = find_fault(path, image_dir) or "no text files"
     return (
         f"no YOLO dataset: {fault}; pass the folder that contains images, label files and a data.yaml with `names:`, "
         "and --image_dir if the images are elsewhere"
     )
+
+
+def find_fault(path: str, image_dir: str) -> str:
+    """Returns why the text files of a folder are not the labels of its images; empty if there are none."""
+    started = _start_search(path, image_dir)
+    if started is None:
+        return ""
+    search, configs = started
+    search.find(configs)
+    return search.fault
 
 
 def _start_search(path: str, image_dir: str) -> "tuple[_Search, list[YoloConfig]] | None":

@@ -7,11 +7,12 @@ from raw_sets import jpeg, make_coco, make_voc, make_yolo
 from tool_exports import BOX, vott_asset, write, write_per_folder, write_per_image
 
 from pipelines import beam_storage
-from pipelines.detection import FORMATS, SplitPlan, describe_plan, detect_format, plan_splits
+from pipelines.detection import FORMATS, describe_plan, detect_format
 from pipelines.flags import INPUT_FORMATS
 from pipelines.manifest_writer import read_manifest
 from pipelines.readers.sources import assign_split
 from pipelines.readers.splits import WHOLE, Found
+from pipelines.split_plans import SplitPlan, plan_splits
 from ssd_dist.core.errors import DataError
 
 VOC_BOX = ("car", 12, 8, 36, 24)

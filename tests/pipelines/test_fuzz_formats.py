@@ -19,11 +19,12 @@ from test_parse_mutations import VALUES, mutate_bytes
 from tool_exports import BOX, PER_FOLDER, PER_IMAGE, write, write_per_folder, write_per_image
 
 from pipelines.classes import ClassRules
-from pipelines.detection import FORMATS, plan_splits
+from pipelines.detection import FORMATS
 from pipelines.readers.folder import cached_listings, is_image
 from pipelines.readers.read_annotations import read_splits
 from pipelines.readers.sources import Source
 from pipelines.shard_plan import Member, ShardPlan, assemble_group, number_images
+from pipelines.split_plans import plan_splits
 from pipelines.validate import check_boxes
 from ssd_dist.core.errors import DataError, UsageError
 from ssd_dist.core.example_proto import encode_example

@@ -4,9 +4,9 @@ import pytest
 from raw_sets import jpeg, write_files
 from yolo_sets import DATA, IMAGE, LINE, NAMES, classes_of, images_of, pairs, values_of
 
-from pipelines.detection import plan_splits
 from pipelines.readers.yolo import find_splits
 from pipelines.readers.yolo_places import list_tails
+from pipelines.split_plans import plan_splits
 from ssd_dist.core.errors import DataError
 
 
