@@ -22,6 +22,7 @@ from ssd_dist.cluster.tensorflow_patches import (
 )
 from ssd_dist.core.config import ClusterConfig
 from ssd_dist.core.errors import UsageError
+from ssd_dist.core.printable import print_warning
 
 # How long workers wait for each other at the start. Hosts may have to download container images first.
 START_SECONDS = 600
@@ -98,8 +99,7 @@ def check_strategy(config: ClusterConfig, role: WorkerRole) -> None:
     """Checks that every setting of `cluster` can take effect in this environment; does not contact other workers.
 
     Raises:
-      UsageError: if `cluster.strategy` and the number of workers do not fit together, or if `cluster.logical_cpus`
-        would have no effect.
+      UsageError: if `cluster.strategy` and the number of workers or `cluster.logical_cpus` do not fit together.
     """
     if config.strategy == "multi_worker" and role.count == 1:
         raise UsageError(
@@ -115,12 +115,6 @@ def check_strategy(config: ClusterConfig, role: WorkerRole) -> None:
         raise UsageError(
             f"cluster.logical_cpus: {config.logical_cpus} has no effect with cluster.strategy: one_device, which uses "
             "one replica; set cluster.logical_cpus: 0, or cluster.strategy: auto"
-        )
-    gpus = tf.config.list_physical_devices("GPU")
-    if config.logical_cpus > 1 and gpus:
-        raise UsageError(
-            f"cluster.logical_cpus: {config.logical_cpus} has no effect on a host with GPUs, and this host has "
-            f"{len(gpus)}; set cluster.logical_cpus: 0 to train on GPUs, or CUDA_VISIBLE_DEVICES=-1 to train on the CPU"
         )
 
 
@@ -162,6 +156,11 @@ def _create_strategy(config: ClusterConfig, role: WorkerRole, divide_threads: bo
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus and config.logical_cpus > 1:
         _split_cpu(config.logical_cpus, divide_threads)
+    elif config.logical_cpus > 1:
+        print_warning(
+            f"cluster.logical_cpus: {config.logical_cpus} is ignored, because this host has {len(gpus)} GPUs; set "
+            "CUDA_VISIBLE_DEVICES=-1 to train on its CPU"
+        )
     if role.count > 1:
         communication = tf.distribute.experimental.CommunicationImplementation
         implementation = communication.NCCL if gpus else communication.RING

@@ -263,7 +263,7 @@ def _explain_unknown_key(location: Sequence[str], given: Any) -> str:
     if key == "extends":
         return f"extends (given: {_show(given)}) is only valid at the top of a file; write it there"
     known = [k for leaf in flatten_config(Config()) for k in (leaf, *_parents(leaf))]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+    near = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.0)[0]
     # An equal name in another section is a better suggestion than a similar spelling.
     near = next((k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]), near)
     section = key.rpartition(".")[0]

@@ -18,8 +18,8 @@ from ssd_dist.core.printable import print_line
 
 # By the convention of shells: 128 plus the number of SIGINT.
 INTERRUPTED = 130
-# Errors of the system about a path that the user gave: no permission, or a name that is too long.
-PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+# Errors of the system about a path that the user gave: no permission, a name that is too long, no space.
+PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 # 128 plus the number of SIGPIPE.
 CLOSED_PIPE = 141
 # The path of the file to which a stage of `ssd-fit` writes its error, which `ssd-fit` then reports.
@@ -89,9 +89,12 @@ def exit_with_message(main: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
     except OSError as error:
-        if error.errno not in PATH_ERRORS or error.filename is None:
+        if error.errno not in PATH_ERRORS:
             raise
-        message = f"{error.filename}: {error.strerror}; use another path, or change its permissions"
+        # A full disk is noticed when a file is written, which gives no name.
+        name = error.filename or "the output cannot be written"
+        fix = "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "change its permissions"
+        message = f"{name}: {error.strerror}; use another path, or {fix}"
         _report_error(UsageError(message), error_file)
         return UsageError.exit_code
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_dist.core.errors import UsageError
+from ssd_dist.core.errors import CheckpointError, UsageError, first_line
 from ssd_dist.core.folder_names import CONFIG_NAME, SUMMARY_NAME
 from ssd_dist.core.manifest import MANIFEST_NAME
 from ssd_dist.core.storage import write_text
@@ -80,9 +80,18 @@ class FitRequest:
 
     @classmethod
     def read(cls, path: Path) -> "FitRequest":
-        """Reads the request of a run."""
-        values = json.loads(path.read_text())
-        return cls(**{**values, "overrides": tuple(values["overrides"])})
+        """Reads the request of a run.
+
+        Raises:
+          CheckpointError: if the file is damaged.
+        """
+        try:
+            values = json.loads(path.read_text())
+            return cls(**{**values, "overrides": tuple(values["overrides"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(
+                f"{path} is damaged ({first_line(error)}); restore it, or use another --output"
+            ) from None
 
     def write_or_compare(self, files: FitFiles) -> None:
         """Writes the request of a new run; checks that a resumed run has the same one.

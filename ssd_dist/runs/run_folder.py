@@ -142,8 +142,18 @@ def check_same_run(model_dir: str, config: Config, manifest: Manifest, allow_new
             f"--model_dir={folder} has a run on classes {', '.join(before_manifest.classes)}; the data has "
             f"{', '.join(manifest.classes)}; use another --model_dir"
         )
+    if allow_new_data:
+        return
+    evaluated, selected = (one.eval_split(config.eval.split, config.data.dir) for one in (before_manifest, manifest))
+    if evaluated not in (None, selected):
+        # The metric of the best model would be compared with that on other images.
+        raise UsageError(
+            f"--model_dir={folder} has a run that is evaluated on split {evaluated}; {config.data.dir} now has split "
+            f"{selected}, which eval.split: auto selects instead; use another --model_dir, or --allow_new_data to "
+            f"evaluate on {selected} from now on"
+        )
     other = _find_other_split(before_manifest, manifest, config)
-    if other is not None and not allow_new_data:
+    if other is not None:
         raise UsageError(
             f"--model_dir={folder} has a run on other data: split {other} of {config.data.dir} has other records than "
             "the run was started with; use the data of the run, another --model_dir, or --allow_new_data to continue "

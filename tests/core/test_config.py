@@ -168,6 +168,7 @@ def test_an_invalid_value_is_reported_with_key_value_and_valid_values(write, tex
         # unknown key, value, valid keys of the section, most similar key
         ("train: {epoch: 3}", ["train.epoch ", "3", "epochs, steps, global_batch_size", "did you mean train.epochs?"]),
         ("trian: {epochs: 3}", ["trian", "data, anchors, matching", "did you mean train?"]),
+        ("TRAIN: {epochs: 3}", ["TRAIN", "did you mean train?"]),
         ("train: {lr: 1}", ["train.lr", "did you mean optimizer.lr?"]),  # an existing name in another section
         ("lr: 1", ["x.yaml", "lr", "did you mean optimizer.lr?"]),
         ("data: {augmentation: {flips: true}}", ["data.augmentation.flips", "did you mean data.augmentation.flip?"]),

@@ -36,7 +36,7 @@ def test_an_error_prints_one_line_and_returns_its_exit_code(monkeypatch, capsys,
     assert errors.exit_with_message(fail) == code
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.ENAMETOOLONG])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENAMETOOLONG, errno.ENOSPC, errno.EROFS])
 def test_a_path_that_the_system_refuses_is_an_error_of_the_user(capsys, number):
     def fail(number):
         raise OSError(number, os.strerror(number), "/locked")
@@ -45,6 +45,15 @@ def test_a_path_that_the_system_refuses_is_an_error_of_the_user(capsys, number):
     assert capsys.readouterr().err.startswith(f"error: /locked: {os.strerror(number)}; ")
     with pytest.raises(IsADirectoryError):
         errors.exit_with_message(lambda: fail(errno.EISDIR))
+
+
+def test_a_full_disk_is_reported_without_a_name(capsys):
+    def fail():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert errors.exit_with_message(fail) == 2
+    message = "error: the output cannot be written: No space left on device; use another path, or free space"
+    assert capsys.readouterr().err.startswith(message)
 
 
 def test_an_error_that_cannot_be_written_to_its_file_is_printed(monkeypatch, capsys, tmp_path):

@@ -139,6 +139,14 @@ def test_another_request_is_refused_in_the_folder_of_a_run(run):
             run(other)
 
 
+@pytest.mark.parametrize("content", ['{"inp', "[]", '{"input": "x"}', '{"input": "/data", "overrides": [], "new": 1}'])
+def test_a_damaged_request_is_reported(run, tmp_path, content):
+    run()
+    FitFiles(tmp_path / "run").request.write_text(content)
+    with pytest.raises(CheckpointError, match=r"request\.json is damaged .*; restore it, or use another --output"):
+        run()
+
+
 @pytest.mark.parametrize(
     ("formats", "overrides", "word"),
     [(["onxx"], (), "--export=onxx"), ([], ("train.stepz=3",), "did you mean train.steps")],

@@ -158,8 +158,21 @@ def test_the_best_model_by_the_metric_on_another_split_is_set_aside(tmp_path):
     after = before.model_copy(update={"splits": {**before.splits, "val": added.splits["val"]}})
     run = Path(start_run(tmp_path, changed(tmp_path), before))
     (run / "best").mkdir()
+    with pytest.raises(UsageError, match=r"evaluated on split test; .* now has split val, which eval.split: auto"):
+        open_run_folder(str(run), changed(tmp_path), after)
+    assert (run / "best").exists()
     open_run_folder(str(run), changed(tmp_path), after, allow_new_data=True)
     assert [path.name for path in run.glob("best*")] == ["best_on_earlier_data"]
+    # From now on the run is evaluated on val.
+    open_run_folder(str(run), changed(tmp_path), after)
+
+
+def test_a_run_without_evaluation_may_get_a_split_for_it(tmp_path):
+    config = Config.model_validate(SMALL)
+    before = write_dataset(tmp_path / "before", config, {"train": 1}, shards=1)
+    added = write_dataset(tmp_path / "added", config, {"train": 1, "val": 1}, shards=1)
+    run = start_run(tmp_path, changed(tmp_path), before)
+    open_run_folder(run, changed(tmp_path), before.model_copy(update={"splits": {**before.splits, **added.splits}}))
 
 
 @pytest.mark.parametrize(
