@@ -33,8 +33,9 @@ from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
 from apache_beam.runners.runner import PipelineRunner, create_runner
 
+from pipelines import beam_storage
 from ssd_dist.core.commands import unknown_flag
-from ssd_dist.core.errors import DataError, RestartError, SsdDistError, UsageError
+from ssd_dist.core.errors import DataError, RestartError, SsdDistError, UsageError, first_line
 from ssd_dist.core.storage import is_remote
 
 LOCAL_RUNNERS = ("directrunner", "fnapirunner")
@@ -241,6 +242,11 @@ def explain_failure(error: BaseException, is_local: bool = True) -> SsdDistError
     if any(message in f"{type(error).__name__}: {text}" for message in LOST_WORKER_MESSAGES):
         return RestartError(
             "a worker died (killed, or out of memory); run the same command with --resume, which keeps finished shards"
+        )
+    if {kind.__name__ for kind in type(error).__mro__} & beam_storage.NO_ANSWER:
+        return DataError(
+            f"the store or the service of the runner does not answer ({type(error).__name__}: {first_line(error)}); "
+            "check the network, --temp_location and --staging_location"
         )
     return None
 

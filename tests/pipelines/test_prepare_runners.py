@@ -67,6 +67,16 @@ def test_without_the_step_the_message_ends_with_its_line():
     assert explain_failure(RuntimeError("another error")) is None
 
 
+def test_a_store_that_does_not_answer_is_reported():
+    # As google-api-core raises it while Beam stages the files of a Dataflow job.
+    error = type("RetryError", (Exception,), {})("Timeout of 120.0s exceeded, last exception: no route")
+    found = explain_failure(error)
+    assert isinstance(found, DataError)
+    assert str(found).startswith(
+        "the store or the service of the runner does not answer (RetryError: Timeout of 120.0s"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 3])
 def test_worker_processes_write_the_same_bytes(source, prepare, reference, tmp_path, workers):
