@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
         from pipelines.runners import STDERR, is_dry_run, only_submits, parse_beam_options, quiet_logs, require_remote
         from pipelines.shard_progress import create_console, show_progress
         from pipelines.split_folder import REJECTED_NAME
-        from pipelines.summary import print_missing_splits, print_summary, print_unused_classes
+        from pipelines.summary import print_class_warnings, print_missing_splits, print_summary
         from pipelines.survey import run_survey
 
         options = parse_beam_options(arguments, list(flags.FLAGS))
@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> None:
         print_line(f"note: split {split} in {job.output} is of an earlier job; this source does not contain it")
     if job.writes_all_splits:
         print_missing_splits(manifest, job.output, job.optional)
-    print_unused_classes(manifest)
+    print_class_warnings(manifest)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,17 @@ def print_summary(manifest: Manifest, name: str, output: str) -> None:
         print_line(f"warning: {warning}")
 
 
-def print_unused_classes(manifest: Manifest) -> None:
-    """Prints a warning if the splits prepared so far contain no object of some classes."""
+def print_class_warnings(manifest: Manifest) -> None:
+    """Prints a warning if no split contains an object of some classes, or if classes differ in case only."""
+    same: dict[str, list[str]] = {}
+    for name in manifest.classes:
+        same.setdefault(name.casefold(), []).append(name)
+    similar = [names for names in same.values() if len(names) > 1]
+    if similar:
+        print_line(
+            f"warning: the classes {' and '.join(similar[0]):.200} differ in case only; if they are one class, give "
+            "it one name in the annotations"
+        )
     splits = manifest.splits.values()
     unused = [name for name in manifest.classes if not any(_count_objects(split, name) for split in splits)]
     if unused[:1] == [*manifest.classes[:1]] and any("unknown_class" in split.rejected_boxes for split in splits):
@@ -88,6 +97,11 @@ def find_warnings(manifest: Manifest, name: str, output: str) -> Iterator[str]:
                 "data.allow_leakage is set"
             )
     yield from split.warnings
+    if rotated := split.rejected_images.get("rotated_image"):
+        yield (
+            f"{rotated} images were annotated before their EXIF rotation; other rotated images, whose boxes fit both "
+            "ways, are in the shards, and their boxes are probably wrong; annotate the upright images"
+        )
     # One hash for each different file.
     copies = split.images - len(load_hashes(join(output, split.image_hashes)))
     if copies:

@@ -16,7 +16,7 @@ from ssd_dist.core.records import Objects
 
 # Normalized coordinates with six digits may exceed the border by this much; such a box does not count as clipped.
 ROUNDING = 1e-5
-# Normalized coordinates above this value are probably pixels.
+# Normalized coordinates above this value, or as far below 0, are probably pixels.
 LARGEST_FRACTION = 2.0
 LARGEST_AREA = float(np.finfo(np.float32).max)
 
@@ -153,10 +153,11 @@ def _find_problem(box: Box, height: int, width: int) -> Problem | None:
             "fractions",
             f"{_format_box(box)} lies within one pixel; its coordinates are probably fractions of the image",
         )
+    if box.normalized and (max(box.corners) > LARGEST_FRACTION or min(box.corners) < 1 - LARGEST_FRACTION):
+        return Problem("outside", f"{_format_box(box)} ends far outside the image; its coordinates are probably pixels")
     bottom, right = (1, 1) if box.normalized else (height, width)
     if ymin >= bottom or xmin >= right or ymax <= 0 or xmax <= 0:
-        hint = "; its coordinates are probably pixels" if box.normalized and max(box.corners) > LARGEST_FRACTION else ""
-        return Problem("outside", f"{_format_box(box)} lies outside the image of {height} x {width} pixels{hint}")
+        return Problem("outside", f"{_format_box(box)} lies outside the image of {height} x {width} pixels")
     return None
 
 

@@ -134,7 +134,7 @@ def _print_error(message: str) -> None:
         print_line(message, sys.stderr)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Returns the first informative line of an error, at most 300 characters; skips TensorFlow's source locations."""
     locations = ("Graph execution error:", "Detected at", "File ")
     text = re.sub(r"\{\{function_node .*?\}\}|\[Op:\w+\]", "", str(error))

@@ -1,11 +1,15 @@
 """Folders that are almost what prepare expects: what is read all the same, and what the message explains otherwise."""
 
+import io
 import json
 import zipfile
 
 import pytest
+from PIL import Image
 from raw_sets import jpeg, write_files
 
+# The EXIF tag of the orientation.
+ORIENTATION = 274
 HEADER = "filename,class,xmin,ymin,xmax,ymax\n"
 BOXES = HEADER + "".join(f"{name}.jpg,cat,10,12,50,36\n" for name in "abcd")
 LABEL = "0 .5 .5 .25 .25\n"
@@ -97,3 +101,41 @@ def test_class_numbers_that_begin_with_1_are_explained(tmp_path, prepare_folder)
     manifest, out = prepare_folder("--split_by=none", "--max_rejected_fraction=0.5")
     assert manifest.splits["train"].rejected_boxes == {"unknown_class": 4}
     assert "no split contains an object of cat, and boxes of unknown classes were rejected; if these are YOLO" in out
+
+
+def test_pixels_in_yolo_labels_are_rejected(tmp_path, command):
+    # Around the center (10, 12), such a box reaches over the whole image.
+    labels = {f"labels/{name}.txt": "0 10 12 40 48\n" for name in "abcd"}
+    write(tmp_path, {"data.yaml": "train: images\nnames: [cat]\n", **labels})
+    code, _, err = command(f"--input={tmp_path / 'raw'}", f"--output={tmp_path / 'out'}", "--split_by=none")
+    assert code == 3
+    assert "all 4 boxes were rejected; most frequent reason: outside (4)" in err
+    assert "its coordinates are probably pixels" in err
+
+
+def test_classes_that_differ_in_case_only_are_reported(tmp_path, prepare_folder):
+    rows = "a.jpg,cat,10,12,50,36\nb.jpg,Cat,10,12,50,36\nc.jpg,dog,10,12,50,36\nd.jpg,dog,10,12,50,36\n"
+    write(tmp_path, {"labels.csv": HEADER + rows})
+    manifest, out = prepare_folder("--split_by=none")
+    assert manifest.classes == ("Cat", "cat", "dog")
+    assert "warning: the classes Cat and cat differ in case only" in out
+
+
+def test_images_that_were_annotated_before_their_rotation_cast_doubt_on_the_others(tmp_path, prepare_folder):
+    def rotated():
+        exif = Image.Exif()
+        exif[ORIENTATION] = 6
+        file = io.BytesIO()
+        Image.new("RGB", (96, 72)).save(file, "JPEG", exif=exif)
+        return file.getvalue()
+
+    write_files(tmp_path / "raw", {f"images/{name}.jpg": rotated() for name in "ab"})
+    # The stored image is 96 x 72 pixels. The first box fits only it; the second one fits the upright image, too.
+    boxes = [[60, 10, 30, 30], [10, 10, 30, 40]]
+    images = [{"id": n, "file_name": f"{name}.jpg", "width": 96, "height": 72} for n, name in enumerate("ab")]
+    annotations = [{"id": n, "image_id": n, "category_id": 1, "bbox": boxes[n]} for n in range(2)]
+    content = {"categories": [{"id": 1, "name": "cat"}], "images": images, "annotations": annotations}
+    (tmp_path / "raw/a.json").write_text(json.dumps(content))
+    manifest, out = prepare_folder("--split_by=none", "--max_rejected_fraction=0.5")
+    assert manifest.splits["train"].rejected_images == {"rotated_image": 1}
+    assert "1 images were annotated before their EXIF rotation; other rotated images" in out
