@@ -32,9 +32,15 @@ def write_images(folder, names):
         (folder / name).write_bytes(jpeg(number, width=64 + number))
 
 
-@pytest.mark.parametrize("flags", [[], ["--image_dir={}/images"]], ids=["input", "image_dir"])
-@pytest.mark.parametrize("annotations", ["result.json", "annotations/a.json", "Annotations/a.json", "labels/a.json"])
-@pytest.mark.parametrize("places", PLACES)
+@pytest.mark.parametrize(
+    ("places", "annotations", "flags"),
+    [
+        *((places, "result.json", []) for places in PLACES),
+        *((places, "annotations/a.json", ["--image_dir={}/images"]) for places in PLACES),
+        ("folders of another machine", "Annotations/a.json", []),
+        ("folders of another machine", "labels/a.json", []),
+    ],
+)
 def test_every_image_gets_its_boxes(tmp_path, prepare_folder, records_of, places, annotations, flags):
     name, place = PLACES[places]
     write_coco(tmp_path / "raw" / annotations, [name.format(letter) for letter in "abcd"])
