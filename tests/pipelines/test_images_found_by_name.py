@@ -13,6 +13,7 @@ PLACES = {
     "folders of another machine": ("dataset/raw/{}.jpg", "images/{}.jpg"),
     "names without folders": ("{}.jpg", "images/day_{0}/{0}.jpg"),
     "percent-encoded": ("photo%20{}%C3%9F.jpg", "images/photo {}ß.jpg"),
+    "percent-encoded, in other folders": ("raw/photo%20{}%C3%9F.jpg", "images/day/photo {}ß.jpg"),
 }
 
 
