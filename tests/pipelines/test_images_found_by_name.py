@@ -55,6 +55,15 @@ def test_every_image_gets_its_boxes(tmp_path, prepare_folder, records_of, places
     assert (tmp_path / "out/train/rejected.jsonl").read_text() == ""
 
 
+def test_a_file_may_be_passed_from_a_folder_of_labels(tmp_path, command):
+    write_coco(tmp_path / "raw/labels/a.json", ["a.jpg", "b.jpg"])
+    write_images(tmp_path / "raw/images", ["a.jpg", "b.jpg"])
+    file, out = tmp_path / "raw/labels/a.json", tmp_path / "out"
+    code, _, err = command(f"--input={file}", f"--output={out}", "--split_by=none", "--set=model.input_size=64")
+    assert (code, err) == (0, "")
+    assert json.loads((out / "dataset.json").read_text())["splits"]["train"]["images"] == 2
+
+
 def test_splits_are_searched_in_their_own_folders(tmp_path, prepare_folder):
     for split in ("train", "val"):
         write_coco(tmp_path / f"raw/{split}.json", ["x/a.jpg", "x/b.jpg"])
@@ -78,6 +87,11 @@ def test_names_that_fit_several_files_are_rejected(tmp_path, prepare_folder):
 ENCODED = {
     "YOLO": ("labels/0a1b2c3d-{}%C3%B6%20.txt", "images/0a1b2c3d-{}ö .jpg", "0 .5 .5 .25 .25\n"),
     "YOLO, original images": ("labels/0a1b2c3d-{}%C3%B6%20.txt", "images/{}ö .jpg", "0 .5 .5 .25 .25\n"),
+    "VOC, names in the files": (
+        "Annotations/{}_objects.xml",
+        "images/{}ö .jpg",
+        voc_xml("{}%C3%B6%20.jpg", [("cat", 8, 6, 40, 30)], None),
+    ),
     "VOC": (
         "Annotations/{}%C3%B6%20.xml",
         "images/{}ö .jpg",

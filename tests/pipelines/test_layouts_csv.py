@@ -282,6 +282,19 @@ def test_a_column_may_contain_the_split(tmp_path, column):
     assert len(boxes) == 1
 
 
+def test_files_of_different_images_may_have_a_column_of_splits(tmp_path):
+    for name, images in (("day", "ab"), ("night", "cd")):
+        lines = [
+            f"{image}.jpg,bolt,10,12,50,36,{split}\n" for image, split in zip(images, ("train", "val"), strict=True)
+        ]
+        text = f"filename,class,xmin,ymin,xmax,ymax,split\n{''.join(lines)}"
+        write_files(tmp_path, {f"{name}.csv": text, **{f"images/{image}.jpg": None for image in images}})
+    for split, names in (("train", ["a.jpg", "c.jpg"]), ("val", ["b.jpg", "d.jpg"])):
+        images, boxes = read(tmp_path, split)
+        assert [image.filename for image in images if image.problem is None] == names
+        assert len(boxes) == 2
+
+
 def test_a_column_with_other_values_is_no_split(tmp_path):
     text = "filename,class,xmin,ymin,xmax,ymax,set\na.jpg,bolt,10,12,50,36,winter\n"
     write_files(tmp_path, {"boxes.csv": text, "images/a.jpg": None})

@@ -61,6 +61,7 @@ def read(path, split="train", **rest):
         ("train.record", "valid.record", "test.record"),
         ("train.tfrecord", "val.tfrecord", "test.tfrecord"),
         ("train.tfrecords", "validation.tfrecords", "test.tfrecords"),
+        ("TRAIN.TFRECORD", "VAL.TFRECORD", "TEST.TFRECORD"),
         ("train01.tfrec", "val01.tfrec", "test01.tfrec"),
         ("train-00000-of-00001", "val-00000-of-00001", "test-00000-of-00001"),
         ("coco_train.record-00000-of-00001", "coco_val.record-00000-of-00001", "coco_test.record-00000-of-00001"),

@@ -68,6 +68,9 @@ def test_every_box_is_an_object_or_a_rejection(boxes):
         (box(-20, 0, 0, 10), "outside"),
         (box(0, 200, 10, 210), "outside"),
         (box(0.1, -0.5, 0.2, 0, normalized=True), "outside"),
+        # Pixels: x, y, width and height of 10, 12, 40 and 48, and a box whose center is the upper left pixel.
+        (box(-12, -10, 36, 30, normalized=True), "outside"),
+        (box(-1.5, -1.5, 1.5, 1.5, normalized=True), "outside"),
         (box(0, 0, 10, 10, "cow"), "unknown_class"),
         (box(0, 0, 10, 10, "dog"), "excluded_class"),
         (box(50, 50, 50 + 1e-7, 60), "zero_area"),  # vanishes in float32
