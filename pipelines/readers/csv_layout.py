@@ -109,8 +109,10 @@ def _group_by_split(folder: Folder) -> tuple[dict[str, list[CsvFile]], list[str]
         everything = [file for own in named.values() for file in own]
         if len({re.sub(r"\d+", "0", split) for split in named}) == 1:
             # Files that differ in a number only are parts of one dataset, even if they describe the same images, such
-            # as one file per class.
-            return {WHOLE: everything}, [], []
+            # as one file per class. Files of one name may be copies.
+            numbered = [choose_parts(own, _list_image_names) for own in named.values()]
+            notes = [note for own in numbered for note in own.describe()]
+            return {WHOLE: [file for own in numbered for file in own.files]}, notes, []
         # Files with other names, such as one per day, are the whole dataset; --source_split selects one of them.
         names = [split for split in named if split != WHOLE]
         named = {WHOLE: everything, **{split: named[split] for split in names}}

@@ -129,6 +129,16 @@ def test_files_that_differ_in_a_number_are_read_together(tmp_path):
     assert [(box.box.category, box.box.corners) for box in boxes] == [(f"{number}", BOX) for number in range(3)]
 
 
+def test_copies_of_files_that_differ_in_a_number_are_not_read(tmp_path):
+    line = "a.jpg,64,48,bolt,10,12,50,36\n"
+    write_files(tmp_path, {"part1.csv": HEADER + line, "part2.csv": HEADER + line, "backup/part1.csv": HEADER + line})
+    write_files(tmp_path, {"images/a.jpg": None})
+    (note,) = find_splits(str(tmp_path), "").notes
+    assert "backup/part1.csv is not read" in note
+    images, boxes = read(tmp_path)
+    assert ([image.filename for image in images], len(boxes)) == (["a.jpg"], 2)
+
+
 def test_files_whose_names_contain_no_split_are_announced(tmp_path):
     text = HEADER + "a.jpg,64,48,x,1,2,3,4\n"
     write_files(tmp_path, {"a.jpg": None, "train.csv": text, "test.csv": text, "backup.csv": text})
