@@ -207,15 +207,17 @@ def _find_in_formats(root: str, image_dir: str, names: Sequence[str]) -> dict[st
             errors[name] = failure
         else:
             found |= {name: result} if result is not None else {}
-    for name, error in errors.items():
-        is_folder = not (beam_storage.is_pattern(root) or beam_storage.is_file(root))
-        images = list_folder(image_dir or root).count_images("") if is_folder else 0
-        others = {other: one for other, one in found.items() if is_folder and 2 * FORMATS[other].count(one) >= images}
-        if not others:
-            raise error
-        note = f"not read as {name}: {error}"
-        found = {other: replace(one, notes=(*one.notes, note)) for other, one in others.items()}
-    return found
+    if not errors:
+        return found
+    first = next(iter(errors.values()))
+    if beam_storage.is_pattern(root) or beam_storage.is_file(root):
+        raise first
+    images = list_folder(image_dir or root).count_images("")
+    others = {name: one for name, one in found.items() if 2 * FORMATS[name].count(one) >= images}
+    if not others:
+        raise first
+    notes = [f"not read as {name}: {error}" for name, error in errors.items()]
+    return {name: replace(one, notes=(*one.notes, *notes)) for name, one in others.items()}
 
 
 def _only_folder(path: str) -> str:

@@ -78,6 +78,6 @@ def describe_rejections(rejected: Sequence[Rejected]) -> str:
         return "no reason was recorded"
     reason, count = Counter(line.reason for line in rejected).most_common(1)[0]
     example = next(line for line in rejected if line.reason == reason)
-    # Many details contain an advice of their own.
+    # Many details contain their own advice.
     fix = f"; {FIXES[reason]}" if reason in FIXES and "; " not in example.detail else ""
     return f"most frequent reason: {reason} ({count}), for example {example.image}: {example.detail}{fix}"

@@ -12,7 +12,7 @@ from pipelines import beam_storage
 from pipelines.json_stream import JsonStreamError, stream_arrays
 from pipelines.readers.coco_parts import ImageLocator, find_equal_ids, read_listed
 from pipelines.readers.folder import Folder, list_folder
-from pipelines.readers.image_index import ImageIndex
+from pipelines.readers.image_index import narrow_folder
 from pipelines.readers.parts import choose_parts
 from pipelines.readers.sources import Source, first_folder, locate_image, parent_folder, require_input
 from pipelines.readers.splits import SYNONYMS, WHOLE, Found, choose_in_inputs, choose_split, output_split
@@ -315,7 +315,7 @@ def find_images(path: str, split: str, image_dir: str, root: str = "") -> CocoFi
     locate = ImageLocator(file)
     paths = [locate(example).path for example in examples]
     found = [beam_storage.path_below(file.images, path) for path in paths if beam_storage.is_file(path)]
-    return replace(file, images=ImageIndex(list_folder(file.images), split).narrow(found)) if found else direct
+    return replace(file, images=narrow_folder(list_folder(file.images), split, found)) if found else direct
 
 
 def _list_image_folders(path: str, dataset: str, split: str) -> list[str]:

@@ -1,19 +1,16 @@
 """Locates the images of COCO files, and compares the files by their images."""
 
-import posixpath
 import re
 from collections.abc import Iterable
 from typing import Any, Protocol
 
 from pipelines import beam_storage
-from pipelines.annotations import Problem
 from pipelines.file_names import base_name, stem_of
 from pipelines.json_stream import JsonStreamError, stream_arrays
 from pipelines.readers.folder import list_folder
-from pipelines.readers.image_index import ImageIndex
+from pipelines.readers.image_index import ImageIndex, locate_found
 from pipelines.readers.label_studio_paths import remove_upload_prefix, to_upload_name
 from pipelines.readers.sources import Location, locate_from_annotation, locate_image
-from ssd_dist.core.storage import join
 
 
 class _Located(Protocol):
@@ -67,11 +64,7 @@ class ImageLocator:
             return _locate_directly(self._file, filename)
         folder, base = self._file.images, base_name(filename)
         found = self._by_name.find(filename) or self._by_upload_name.find(remove_upload_prefix(base))
-        if len(found) > 1:
-            detail = f"{found[0]} and {found[1]} in {folder} both fit {filename!r}; give images different names"
-            stems = tuple(posixpath.splitext(join(folder, path))[0] for path in found)
-            return Location(stems=stems, problem=Problem("ambiguous_image", detail))
-        return Location(join(folder, found[0])) if found else locate_image(folder, base)
+        return locate_found(found, filename, folder) or locate_image(folder, base)
 
 
 def _locate_directly(file: _Located, filename: str) -> Location:

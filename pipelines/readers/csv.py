@@ -31,14 +31,13 @@ from pipelines.readers.csv_files import CsvFile, contains_image_names, explain_f
 from pipelines.readers.csv_layout import find_layout, list_candidates, list_csv_files
 from pipelines.readers.csv_text import read_rows
 from pipelines.readers.folder import is_image, list_folder
-from pipelines.readers.image_index import ImageIndex
+from pipelines.readers.image_index import ImageIndex, locate_found
 from pipelines.readers.read_annotations import ReadAnnotations
 from pipelines.readers.sources import Location, Source, locate_image, require_input
 from pipelines.readers.splits import Found, choose_in_inputs
 from pipelines.readers.unlisted import ImageFolder, share_folder
 from pipelines.readers.via_csv import parse_via_csv
 from ssd_dist.core.errors import DataError
-from ssd_dist.core.storage import join
 
 
 @dataclass(frozen=True)
@@ -232,13 +231,8 @@ class _Locator:
         file = self._file
         name = filename.replace("\\", "/")
         found = self._index.find(name) if self._index else []
-        if len(found) > 1:
-            detail = f"{found[0]} and {found[1]} in {file.images} both fit {filename!r}; give images different names"
-            stems = tuple(posixpath.splitext(join(file.images, path))[0] for path in found)
-            return Location(stems=stems, problem=Problem("ambiguous_image", detail))
-        if found:
-            return Location(join(file.images, found[0]))
-        return locate_image(file.images, name, "" if is_image(name) else name, dataset=file.dataset)
+        direct = locate_found(found, filename, file.images)
+        return direct or locate_image(file.images, name, "" if is_image(name) else name, dataset=file.dataset)
 
 
 def _make_image(line: _Line, location: Location, group: CsvGroup, row: int, file: CsvFile) -> Image:

@@ -10,7 +10,7 @@ from pipelines.annotations import IMAGE_SUFFIXES
 from pipelines.readers.csv_class_names import read_class_names
 from pipelines.readers.csv_files import CsvFile, read_examples
 from pipelines.readers.folder import Folder, is_image, list_folder
-from pipelines.readers.image_index import ImageIndex
+from pipelines.readers.image_index import ImageIndex, narrow_folder
 from pipelines.readers.sources import first_folder, parent_folder
 from ssd_dist.core.storage import join
 
@@ -51,7 +51,7 @@ def find_images(
     root = folder or list_folder(dataset)
     index = ImageIndex(root, file.file_split)
     if found := [path for name in examples for path in index.find(name)[:1]]:
-        return replace(file, images=index.narrow(found), is_indexed=True)
+        return replace(file, images=narrow_folder(root, file.file_split, found), is_indexed=True)
     return replace(file, images=first_folder(candidates, "images", "pass their folder as --image_dir"))
 
 

@@ -55,7 +55,7 @@ def test_the_cause_is_reported(tmp_path, command, write, cause, boxes):
     code, _, err = command(f"--input={folder}", f"--output={tmp_path / 'out'}", "--split_by=none")
     assert code == 3
     assert message in err
-    # A cause with an advice of its own gets no general one.
+    # A cause that contains advice gets no general one.
     assert ("check --input_format" in err) == (write is write_malformed_voc)
     assert f"all reasons are in {tmp_path / 'out/train/rejected.jsonl'}" in err
     assert not (tmp_path / "out/dataset.json").exists()
